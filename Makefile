@@ -1,0 +1,39 @@
+# Everything happens in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= dev,box2d
+BIN := $(abspath $(VENV))/bin
+
+.PHONY: install demo test check bench docs clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: install
+	$(BIN)/rldistill run examples/pong.yaml --resume
+	@echo "The report: $(CURDIR)/runs/pong/report.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: install
+	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+
+docs: install
+	$(BIN)/pdoc rldistill --output-directory docs/api
+	@echo "Open docs/api/index.html"
+
+clean:
+	rm -rf .venv* build dist docs/api .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

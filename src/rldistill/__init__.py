@@ -1,0 +1,128 @@
+"""Turn a reinforcement-learning teacher into a smaller, faster student, and prove what was lost."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rldistill.collect import CollectConfig, collect
+    from rldistill.distill import DistillConfig, Term, distill
+    from rldistill.envs.vector import EnvConfig
+    from rldistill.errors import (
+        ConfigError,
+        CorruptArtifactError,
+        MissingExtraError,
+        NothingLearnedError,
+        RLDistillError,
+        SpecMismatchError,
+        UntrustedFileError,
+    )
+    from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
+    from rldistill.losses import QMSE, ActionNLL, BellmanTarget, ForwardKL, QHuber, ReverseKL
+    from rldistill.report import write_report
+    from rldistill.students import Cnn, Linear, Mlp
+    from rldistill.teachers.load import load_policy
+    from rldistill.teachers.train import TrainConfig, train_teacher
+    from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
+
+__version__ = "0.1.0"
+
+# Imported when they are first asked for: PyTorch alone takes longer than `rldistill --help` may.
+_EXPORTS = {
+    "train_teacher": "rldistill.teachers.train",
+    "load_policy": "rldistill.teachers.load",
+    "collect": "rldistill.collect",
+    "distill": "rldistill.distill",
+    "evaluate": "rldistill.evaluate.returns",
+    "write_report": "rldistill.report",
+    "EnvConfig": "rldistill.envs.vector",
+    "TrainConfig": "rldistill.teachers.train",
+    "CollectConfig": "rldistill.collect",
+    "DistillConfig": "rldistill.distill",
+    "Term": "rldistill.distill",
+    "EvaluateConfig": "rldistill.evaluate.returns",
+    "Entrant": "rldistill.evaluate.returns",
+    "Linear": "rldistill.students",
+    "Mlp": "rldistill.students",
+    "Cnn": "rldistill.students",
+    "ForwardKL": "rldistill.losses",
+    "ReverseKL": "rldistill.losses",
+    "ActionNLL": "rldistill.losses",
+    "QMSE": "rldistill.losses",
+    "QHuber": "rldistill.losses",
+    "BellmanTarget": "rldistill.losses",
+    "ActionHead": "rldistill.types",
+    "PolicySpec": "rldistill.types",
+    "PolicyOutput": "rldistill.types",
+    "Policy": "rldistill.types",
+    "Batch": "rldistill.types",
+    "RLDistillError": "rldistill.errors",
+    "ConfigError": "rldistill.errors",
+    "SpecMismatchError": "rldistill.errors",
+    "UntrustedFileError": "rldistill.errors",
+    "CorruptArtifactError": "rldistill.errors",
+    "NothingLearnedError": "rldistill.errors",
+    "MissingExtraError": "rldistill.errors",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
+    "train_teacher",
+    "load_policy",
+    "collect",
+    "distill",
+    "evaluate",
+    "write_report",
+    "EnvConfig",
+    "TrainConfig",
+    "CollectConfig",
+    "DistillConfig",
+    "Term",
+    "EvaluateConfig",
+    "Entrant",
+    "Linear",
+    "Mlp",
+    "Cnn",
+    "ForwardKL",
+    "ReverseKL",
+    "ActionNLL",
+    "QMSE",
+    "QHuber",
+    "BellmanTarget",
+    "ActionHead",
+    "PolicySpec",
+    "PolicyOutput",
+    "Policy",
+    "Batch",
+    "RLDistillError",
+    "ConfigError",
+    "SpecMismatchError",
+    "UntrustedFileError",
+    "CorruptArtifactError",
+    "NothingLearnedError",
+    "MissingExtraError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the submodule `rldistill.collect` would put it where the function of the same name belongs.
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

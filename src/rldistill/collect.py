@@ -1,0 +1,373 @@
+"""Collect: who acts (teacher, student, mixture) and who labels (the teacher, always).
+
+The work is cut into streams (fixed groups of environments) and blocks (the next few hundred steps of one stream).
+A block depends on its stream's earlier blocks alone, so that the bytes are the same for any number of workers and
+after any kill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.artifacts import open_stage
+from rldistill.data.blocks import ACTORS, Block, BlockKey, read_block, write_block
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
+from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
+from rldistill.errors import ConfigError
+from rldistill.rollouts import Transition, inference_threads, predict, rollout, to_env_action
+from rldistill.types import Policy, PolicyOutput
+
+TEACHER, STUDENT, RANDOM = range(len(ACTORS))
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How much to collect and who acts.
+
+    Attributes:
+        steps: environment steps, rounded up to whole steps of all environments.
+        streams: groups of environments; part of what the data is, unlike `workers`.
+        slots: environments in a stream.
+        block: steps of a stream that are committed at once.
+        workers: processes; changes the speed, never the data.
+        epsilon: probability of a uniformly random action.
+        beta: probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
+        mixture: whether that is drawn once an episode or at each step.
+        sample: whether a stochastic policy's actions are sampled instead of its mode taken.
+        features: whether the teacher's last hidden layer is stored too.
+        gamma: discount of the returns-to-go.
+    """
+
+    steps: int = 20_000
+    streams: int = 2
+    slots: int = 8
+    block: int = 256
+    workers: int = 1
+    epsilon: float = 0.0
+    beta: float = 1.0
+    mixture: Literal["episode", "step"] = "episode"
+    sample: bool = False
+    features: bool = False
+    gamma: float = 0.99
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "streams", "slots", "block", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"collect.{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("epsilon", "beta", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"collect.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
+
+    @property
+    def block_lengths(self) -> list[int]:
+        """Steps of each block of a stream."""
+        steps = math.ceil(self.steps / (self.streams * self.slots))
+        full, rest = divmod(steps, self.block)
+        return [self.block] * full + [rest] * (rest > 0)
+
+
+def collect(
+    env: EnvConfig,
+    teacher: Policy,
+    config: CollectConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    student: Policy | None = None,
+    round: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Dataset:
+    """Play, label and store.
+
+    Args:
+        env: the environment.
+        teacher: labels every observation, and acts with probability `config.beta`.
+        config: how much, and who acts.
+        folder: where the dataset is or will be; rounds after the first are appended.
+        seed: the run's seed.
+        student: acts where the teacher does not; needed for `beta` < 1.
+        round: the round of collection; each has seeds of its own.
+        resume: go on with a collection that was interrupted.
+        overwrite: throw away what is in `folder`.
+        progress: called with the steps done and the steps in all.
+
+    Raises:
+        SpecMismatchError: the teacher or the student does not fit the environment.
+        ConfigError: the folder holds another collection.
+    """
+    if config.beta < 1 and student is None:
+        raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
+    spec = spec_from_env(env)
+    teacher.spec.require_same_input(spec, "the teacher", env.id)
+    if student is not None:
+        student.spec.require_same_input(spec, "the student", env.id)
+    if round == 0:
+        open_stage(folder, folder / "manifest.json", resume, overwrite)
+    request = {"seed": seed, **{k: v for k, v in dataclasses.asdict(config).items() if k != "workers"}}
+    manifest = Manifest.open(folder, env, teacher.spec, round, request)
+    if not manifest.has_round(round):
+        threads = max(1, (os.cpu_count() or 1) // config.workers)
+        jobs = [
+            _Stream(env, teacher, student, config, seed, round, stream, folder, threads)
+            for stream in range(config.streams)
+        ]
+        manifest.add_round(round, _run_all(jobs, config, progress))
+    return Dataset.read([folder], gamma=config.gamma)
+
+
+Entry = dict[str, Any]
+
+
+def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int, int], None]) -> list[Entry]:
+    total = sum(config.block_lengths) * config.slots * config.streams
+    entries: list[Entry] = []
+
+    def note(new: list[Entry]) -> None:
+        entries.extend(new)
+        progress(sum(entry["steps"] for entry in entries), total)
+
+    if config.workers == 1:
+        for job in jobs:
+            for entry in job.run():
+                note([entry])
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(config.workers, mp_context=spawn) as pool:
+            pending = {pool.submit(_run_to_end, job) for job in jobs}
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    note(future.result())
+    return sorted(entries, key=lambda entry: str(entry["file"]))
+
+
+def _run_to_end(job: _Stream) -> list[Entry]:
+    return list(job.run())
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """All that a worker needs to play one stream of one round."""
+
+    env: EnvConfig
+    teacher: Policy
+    student: Policy | None
+    config: CollectConfig
+    seed: int
+    round: int
+    stream: int
+    folder: Path
+    num_threads: int
+
+    def run(self) -> Iterator[Entry]:
+        """Play and commit the blocks that are missing; yields an entry of the manifest for every block."""
+        with inference_threads(1):
+            played: list[Block] = []
+            env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
+            obs: NDArray[Any] | None = None
+            for number, length in enumerate(self.config.block_lengths):
+                key = BlockKey(self.round, self.stream, number)
+                path = self.folder / key.file
+                if obs is None and path.exists():
+                    played.append(read_block(path, ["slot", "lead", "episode", "step", "action", "ended"]))
+                    yield self._entry(key, length, path, played[-1].exact)
+                    continue
+                exact = True
+                if obs is None:
+                    obs, age, exact = self._take_up(env, played)
+                block, obs, age = self._play(env, obs, age, number, length)
+                block = dataclasses.replace(block, exact=exact)
+                write_block(path, block)
+                yield self._entry(key, length, path, exact)
+            env.close()
+
+    def _entry(self, key: BlockKey, length: int, path: Path, exact: bool) -> Entry:
+        from rldistill.artifacts import sha256_file
+
+        return {
+            "file": key.file,
+            **dataclasses.asdict(key),
+            "steps": length * self.config.slots,
+            "exact": exact,
+            "sha256": sha256_file(path),
+        }
+
+    def _episode_seed(self, slot: int, episode: int) -> int:
+        return episode_seed(self.seed, "collect", self.round, self.stream, slot, episode)
+
+    def _take_up(self, env: SeededVectorEnv, played: list[Block]) -> tuple[NDArray[Any], NDArray[np.int64], bool]:
+        """Where the stream stands after `played`: open episodes are replayed from their seeds and actions."""
+        if not played:
+            return env.reset(), np.zeros(self.config.slots, np.int64), True
+        episodes, actions = [], []
+        for slot in range(self.config.slots):
+            rows = [(b.columns, (b.columns["slot"] == slot) & ~b.columns["lead"]) for b in played]
+            episode = np.concatenate([columns["episode"][mask] for columns, mask in rows])
+            action = np.concatenate([columns["action"][mask] for columns, mask in rows])
+            ended = played[-1].columns["ended"][rows[-1][1]][-1]
+            episodes.append(int(episode[-1]) + int(ended))
+            actions.append(action[episode == episodes[-1]])
+        obs = env.replay(episodes, actions)
+        if _hash(obs) == played[-1].end_hash:
+            return obs, np.array([len(taken) for taken in actions]), True
+        warnings.warn(
+            f"stream {self.stream}: {self.env.id} did not play the open episodes again as they were; they are dropped",
+            stacklevel=2,
+        )
+        env.episode += 1
+        return env.reset(), np.zeros(self.config.slots, np.int64), False
+
+    def _play(
+        self, env: SeededVectorEnv, obs: NDArray[Any], age: NDArray[np.int64], number: int, length: int
+    ) -> tuple[Block, NDArray[Any], NDArray[np.int64]]:
+        rng = block_generator(self.seed, "collect", self.round, self.stream, number)
+        torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        record = _Record(self.teacher, obs, self.config.features)
+        act = partial(self._act, env, record, rng, torch_rng)
+        for transition in islice(rollout(env, obs, act), length):
+            ended = transition.step.terminated | transition.step.truncated
+            record.add(transition, age, env.episode - ended)
+            age = np.where(ended, 0, age + 1)
+            obs = transition.step.obs
+        return record.block(obs, self.config.slots), obs, age
+
+    def _act(
+        self,
+        env: SeededVectorEnv,
+        record: _Record,
+        rng: np.random.Generator,
+        torch_rng: torch.Generator,
+        obs: NDArray[Any],
+    ) -> NDArray[Any]:
+        """Everyone's actions; the draws are made whether they are used or not, so that none depends on another."""
+        label = record.label(obs)
+        taught = self._choose(label, torch_rng)
+        actor = np.full(len(obs), TEACHER, np.int8)
+        action = taught
+        if self.student is not None:
+            learnt = self._choose(predict(self.student, obs), torch_rng)
+            actor[~self._teacher_acts(env, rng)] = STUDENT
+            action = np.where((actor == TEACHER).reshape(-1, *[1] * (taught.ndim - 1)), taught, learnt)
+        explore = rng.random(len(obs)) < self.config.epsilon
+        if self.config.epsilon:
+            space = env.single_action_space
+            space.seed(int(rng.integers(2**31)))
+            random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype)
+            action = np.where(explore.reshape(-1, *[1] * (action.ndim - 1)), random, action)
+        actor[explore] = RANDOM
+        record.actors.append(actor)
+        return action
+
+    def _choose(self, output: PolicyOutput, generator: torch.Generator) -> NDArray[Any]:
+        return to_env_action(output.sample(generator) if self.config.sample else output.mode())
+
+    def _teacher_acts(self, env: SeededVectorEnv, rng: np.random.Generator) -> NDArray[np.bool_]:
+        per_step = rng.random(env.num_envs)
+        if self.config.mixture == "step":
+            return per_step < self.config.beta
+        seeds = [self._episode_seed(slot, int(episode)) for slot, episode in enumerate(env.episode)]
+        return np.array([np.random.default_rng([seed, 1]).random() for seed in seeds]) < self.config.beta
+
+
+class _Record:
+    """What happens within one block, with the teacher's labels for every observation and every successor."""
+
+    def __init__(self, teacher: Policy, obs: NDArray[Any], features: bool) -> None:
+        self.actors: list[NDArray[np.int8]] = []
+        self._teacher = teacher
+        self._first_obs = obs.copy()
+        self._features = features
+        self._labels: list[PolicyOutput] = []
+        self._rows: list[dict[str, NDArray[Any]]] = []
+        self._final: dict[int, tuple[NDArray[np.int64], PolicyOutput]] = {}
+
+    def label(self, obs: NDArray[Any]) -> PolicyOutput:
+        self._labels.append(predict(self._teacher, obs))
+        return self._labels[-1]
+
+    def add(self, transition: Transition, age: NDArray[np.int64], episode: NDArray[np.int64]) -> None:
+        step = transition.step
+        stacked = self._teacher.spec.frames is not None
+        if len(step.ended):
+            # In a full batch, because the numbers of a forward pass depend on the size of its batch.
+            successors = step.obs.copy()
+            successors[step.ended] = step.last_obs
+            self._final[len(self._rows)] = step.ended, predict(self._teacher, successors)
+        self._rows.append(
+            {
+                "episode": episode.astype(np.int32),
+                "step": age.astype(np.int32),
+                "action": transition.action,
+                "reward": step.reward.astype(np.float32),
+                "terminated": step.terminated.copy(),
+                "truncated": step.truncated & ~step.terminated,
+                "ended": step.terminated | step.truncated,
+                "actor": self.actors[-1],
+                "obs": transition.obs[:, -1].copy() if stacked else transition.obs.copy(),
+            }
+        )
+
+    def block(self, obs: NDArray[Any], slots: int) -> Block:
+        """The block, whose last step led to `obs`."""
+        self.label(obs)
+        columns = {name: np.stack([row[name] for row in self._rows], 1) for name in self._rows[0]}
+        for name, label in self._label_columns().items():
+            columns[name] = label
+        columns["slot"] = np.repeat(np.arange(slots, dtype=np.int16)[:, None], len(self._rows), 1)
+        columns["lead"] = np.zeros_like(columns["ended"])
+        if self._teacher.spec.frames is not None:
+            lead = self._first_obs[:, :-1]
+            columns = {
+                name: np.concatenate([_lead_rows(name, column, lead), column], 1) for name, column in columns.items()
+            }
+        return Block({name: column.reshape(-1, *column.shape[2:]) for name, column in columns.items()}, _hash(obs))
+
+    def _label_columns(self) -> dict[str, NDArray[Any]]:
+        columns: dict[str, NDArray[Any]] = {}
+        wanted = {"params": "teacher", "value": "value"} | ({"features": "features"} if self._features else {})
+        for attribute, name in wanted.items():
+            if getattr(self._labels[0], attribute) is None:
+                continue
+            labels = np.stack([getattr(label, attribute).numpy() for label in self._labels], 1)
+            columns[name], successors = labels[:, :-1], labels[:, 1:].copy()
+            if attribute == "features":
+                continue
+            for row, (ended, output) in self._final.items():
+                successors[ended, row] = getattr(output, attribute).numpy()[ended]
+            columns[f"next_{name}"] = successors
+        return columns
+
+
+def _lead_rows(name: str, column: NDArray[Any], frames: NDArray[np.uint8]) -> NDArray[Any]:
+    if name == "obs":
+        return frames
+    rows = np.zeros((column.shape[0], frames.shape[1], *column.shape[2:]), column.dtype)
+    if name == "slot":
+        rows[:] = column[:, :1]
+    elif name == "lead":
+        rows[:] = True
+    return rows
+
+
+def _hash(obs: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).hexdigest()

@@ -1,0 +1,308 @@
+"""The run file: YAML, checked by pydantic, built into the plain dataclasses that the stages take.
+
+The command line (`distill.epochs=3`) counts over the environment (`RLDISTILL__DISTILL__EPOCHS=3`), that over the file,
+and the file over the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from rldistill import schedules
+from rldistill.collect import CollectConfig
+from rldistill.distill import DistillConfig, Term
+from rldistill.envs.atari import is_atari, rom_name
+from rldistill.envs.vector import EnvConfig
+from rldistill.errors import ConfigError, did_you_mean
+from rldistill.evaluate.returns import EvaluateConfig
+from rldistill.losses import LOSSES
+from rldistill.recipes.run import Recipe, Run
+from rldistill.schema import Schema, Strictly, Tagged, bad_key
+from rldistill.students import STUDENTS, AnyStudent
+from rldistill.teachers.train import ALGORITHMS, TrainConfig
+
+PREFIX = "RLDISTILL__"
+RESERVED = ("teacher", "random")
+EXPECTED = {
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "more than {gt:g}",
+    "less_than_equal": "at most {le:g}",
+    "too_short": "at least {min_length}",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "model_attributes_type": "keys and values",
+    "tuple_type": "a list",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "path_type": "a path",
+    "string_pattern_mismatch": "letters, digits, - and _",
+}
+
+
+def _known_env(env: EnvConfig) -> EnvConfig:
+    import ale_py
+    import gymnasium
+
+    if is_atari(env.id):
+        try:
+            rom_name(env.id)
+        except ConfigError as error:
+            raise bad_key("id", str(error).removeprefix("env.id: ")) from error
+    elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
+        gymnasium.register_envs(ale_py)
+        if env.id not in gymnasium.registry:
+            hint = did_you_mean(env.id, gymnasium.registry)
+            raise bad_key("id", f"Gymnasium has no environment {env.id!r}.{hint}")
+    return env
+
+
+def _known_algorithm(config: TrainConfig) -> TrainConfig:
+    if config.algorithm not in ALGORITHMS:
+        hint = did_you_mean(config.algorithm, ALGORITHMS)
+        raise bad_key("algorithm", f"there is no {config.algorithm!r}.{hint} Known: {', '.join(ALGORITHMS)}")
+    return config
+
+
+def _usable_names(students: dict[str, AnyStudent]) -> dict[str, AnyStudent]:
+    for name in students:
+        if name in RESERVED or not re.fullmatch(r"\w[\w.-]*", name):
+            raise bad_key(name, f"expected letters, digits, - and _, and none of {', '.join(RESERVED)}")
+    return students
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise PydanticCustomError("repeated", "the same seed is there twice, expected different ones")
+    return seeds
+
+
+SCHEMA = Schema(
+    unions=(
+        Tagged("type", {c.__name__.lower(): c for c in Schema.members(schedules.Schedule)}),
+        Tagged("type", STUDENTS),
+        Tagged("name", LOSSES),
+    ),
+    numbers=(schedules.Constant,),
+    flat={Term: "loss"},
+    checks={EnvConfig: _known_env, TrainConfig: _known_algorithm},
+)
+
+
+class _Trained(Strictly):
+    train: Annotated[TrainConfig, SCHEMA]
+
+
+Teacher = Annotated[
+    Annotated[str, Strict(), Tag("saved")] | Annotated[_Trained, Tag("trained")],
+    Discriminator(lambda value: "saved" if isinstance(value, str) else "trained"),
+]
+
+
+class RunConfig(Strictly):
+    """A run file. Its sections are the dataclasses of the stages, whose documentation says what they hold."""
+
+    name: Annotated[str, Strict(), Field(pattern=r"^\w[\w.-]*$")]
+    env: Annotated[EnvConfig, SCHEMA]
+    teacher: Teacher
+    out: Path
+    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+    collect: Annotated[CollectConfig, SCHEMA] = CollectConfig()
+    recipe: Annotated[Recipe, SCHEMA] = Recipe()
+    distill: Annotated[DistillConfig, SCHEMA] = DistillConfig()
+    students: Annotated[dict[str, Annotated[AnyStudent, SCHEMA]], AfterValidator(_usable_names)] = Field(
+        default_factory=dict
+    )
+    seeds: Annotated[
+        tuple[Annotated[int, Strict(), Field(ge=0)], ...], Field(min_length=1), AfterValidator(_distinct)
+    ] = (0,)
+    evaluate: Annotated[EvaluateConfig, SCHEMA] = EvaluateConfig()
+
+    _document: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(cls, file: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> RunConfig:
+        """Read a run file and what counts over it.
+
+        Args:
+            file: YAML, read with a safe loader.
+            overrides: `dotted.path=value`, the value in YAML; an integer in the path is an index of a list.
+            environment: variables such as `RLDISTILL__DISTILL__EPOCHS`.
+
+        Raises:
+            ConfigError: what is wrong, where, what was expected and the nearest right name.
+        """
+        document = _read(file)
+        sources = {"": str(file)}
+        for variable, text in environment.items():
+            if variable.startswith(PREFIX):
+                path = variable.removeprefix(PREFIX).lower().replace("__", ".")
+                _assign(document, path, text, f"environment variable {variable}", sources)
+        for override in overrides:
+            path, equals, text = override.partition("=")
+            if not equals or not all(path.split(".")):
+                raise ConfigError(f"command line: found {override!r}, expected key=value, as in distill.epochs=3")
+            _assign(document, path, text, "command line", sources)
+        document.setdefault("name", file.stem)
+        document.setdefault("out", f"runs/{document['name']}")
+        try:
+            config = cls.model_validate(document)
+        except ValidationError as error:
+            raise ConfigError(_message(error.errors(), document, sources)) from None
+        config._document = document
+        return config
+
+    def plan(self) -> Run:
+        """The run as the plain dataclasses that the stages take."""
+        return Run(
+            name=self.name,
+            folder=self.out,
+            seed=self.seed,
+            env=self.env,
+            teacher=self.teacher if isinstance(self.teacher, str) else self.teacher.train,
+            collect=self.collect,
+            recipe=self.recipe,
+            distill=self.distill,
+            students=self.students,
+            seeds=self.seeds,
+            evaluate=self.evaluate,
+            document=self._document,
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        keys = [key.value for key, _ in node.value]
+        repeated = next((key for key in keys if keys.count(key) > 1), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise ConfigError(f"{where}:{line} not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = [str(path) for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise ConfigError(f"{file}: there is no such file.{did_you_mean(str(file), beside)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not text; expected a run file in YAML") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    document = _parse(text, str(file))
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file}: found {_short(document)}, expected keys such as env, teacher and students")
+    return document
+
+
+def _assign(document: dict[str, Any], path: str, text: str, source: str, sources: dict[str, str]) -> None:
+    *parents, last = path.split(".")
+    node: Any = document
+    for depth, part in enumerate(parents):
+        node = _entry(node, part, ".".join(parents[:depth]), path, source)
+    if isinstance(node, list):
+        _entry(node, last, ".".join(parents), path, source)
+        node[int(last)] = _parse(text, f"{source}: {path}")
+    elif isinstance(node, dict):
+        node[last] = _parse(text, f"{source}: {path}")
+    else:
+        raise ConfigError(f"{source}: {path}: {'.'.join(parents)} is {_short(node)}, which has nothing inside")
+    sources[path] = source
+
+
+def _entry(node: Any, part: str, above: str, path: str, source: str) -> Any:
+    if isinstance(node, dict):
+        if node.get(part) is None:
+            node[part] = {}
+        return node[part]
+    if isinstance(node, list):
+        if part.isdecimal() and int(part) < len(node):
+            return node[int(part)]
+        raise ConfigError(f"{source}: {path}: {above} is a list of {len(node)}; expected an index below that")
+    raise ConfigError(f"{source}: {path}: {above} is {_short(node)}, which has nothing inside")
+
+
+def _message(errors: Sequence[ErrorDetails], document: Any, sources: Mapping[str, str]) -> str:
+    error = errors[0]
+    context = error.get("ctx", {})
+    path = _path(error["loc"], document)
+    if error["type"] == "missing":
+        path.append(str(error["loc"][-1]))
+    elif "key" in context:
+        path.append(context["key"])
+    elif error["type"].startswith("union_tag"):
+        path.append(context["discriminator"].removesuffix("()"))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if error["type"] == "refused":
+        return f"{_source(path, sources)}: {error['msg']}{more}"
+    return f"{_source(path, sources)}: {'.'.join(path)}: {_what(error, context)}{more}"
+
+
+def _what(error: ErrorDetails, context: Mapping[str, Any]) -> str:
+    found = f"found {_short(error['input'])}, expected"
+    match error["type"]:
+        case "missing":
+            return "is missing"
+        case "bad_key" | "repeated":
+            return error["msg"]
+        case "union_tag_not_found":
+            return "is missing"
+        case "union_tag_invalid":
+            known = [name.strip("' ") for name in context["expected_tags"].split(",")]
+            return f"there is no {context['tag']!r}.{did_you_mean(context['tag'], known)} Known: {', '.join(known)}"
+        case kind if kind in EXPECTED:
+            return f"{found} {EXPECTED[kind].format(**context)}"
+        case _:
+            return f"{found} {re.sub('^Input should (be )?', '', error['msg'])}"
+
+
+def _path(location: Iterable[int | str], document: Any) -> list[str]:
+    """The location in the file; pydantic's also names the choices it made on the way."""
+    path = []
+    for part in location:
+        inside = part in document if isinstance(document, dict) else isinstance(part, int)
+        if inside:
+            document = document[part]
+            path.append(str(part))
+    return path
+
+
+def _source(path: Sequence[str], sources: Mapping[str, str]) -> str:
+    """Who said the value at `path`: the override nearest to it, or the file."""
+    for depth in range(len(path), 0, -1):
+        if (near := ".".join(path[:depth])) in sources:
+            return sources[near]
+    return sources[""]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

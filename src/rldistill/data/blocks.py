@@ -1,0 +1,103 @@
+"""Blocks: the few hundred steps of one stream that are written, hashed and resumed as a whole.
+
+A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. Where frames are
+stored, the rows of each slot begin with the few frames before the block (`lead`), so that each block stands alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rldistill.artifacts import sha256_file, write_atomic
+from rldistill.errors import CorruptArtifactError
+
+ACTORS = ("teacher", "student", "random")
+
+
+@dataclass(frozen=True, order=True)
+class BlockKey:
+    """Which block: round of collection, stream, number within the stream."""
+
+    round: int
+    stream: int
+    block: int
+
+    @property
+    def file(self) -> str:
+        return f"blocks/round-{self.round:03d}-stream-{self.stream:03d}-block-{self.block:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of a block, each `[rows, ...]`, and the hash of the observations that stand at its end.
+
+    `exact` is false where the episodes that were open before it could not be taken up again after a loss.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    end_hash: str
+    exact: bool = True
+
+
+def write_block(path: Path, block: Block) -> str:
+    """Write a block atomically; returns the SHA-256 of the file."""
+    arrays = {name: _to_arrow(column) for name, column in block.columns.items()}
+    shapes = {name: list(column.shape[1:]) for name, column in block.columns.items()}
+    metadata = {"schema": "1", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
+    table = pa.table(arrays).replace_schema_metadata(metadata)
+
+    def write(temporary: Path) -> None:
+        pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=False, write_page_checksum=True, write_statistics=False
+        )
+
+    write_atomic(path, write)
+    return sha256_file(path)
+
+
+def read_block(path: Path, columns: list[str] | None = None) -> Block:
+    """Read a block, or some of its columns; raises CorruptArtifactError if a page fails its checksum."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata or {}
+            shapes = json.loads(metadata[b"shapes"])
+            table = file.read(columns)
+            end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
+    except FileNotFoundError:
+        raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume") from None
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise CorruptArtifactError(f"{path}: not a whole block ({error}); delete it and --resume") from None
+    return Block({name: _from_arrow(table[name], shapes[name]) for name in table.column_names}, end_hash, exact)
+
+
+def _to_arrow(column: NDArray[Any]) -> pa.Array:
+    if column.ndim == 1:
+        return pa.array(column)
+    flat = np.ascontiguousarray(column).reshape(-1)
+    width = int(np.prod(column.shape[1:]))
+    if column.dtype == np.uint8:
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(column), [None, pa.py_buffer(flat)])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+
+
+def _from_arrow(column: pa.ChunkedArray, shape: list[int]) -> NDArray[Any]:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    if not shape:
+        values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
+        return values
+    if pa.types.is_fixed_size_binary(array.type):
+        raw = np.frombuffer(array.buffers()[1], np.uint8)
+        width = array.type.byte_width
+        return raw[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), *shape)
+    flat: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(array), *shape)

@@ -1,0 +1,189 @@
+"""Read a dataset into memory and draw batches from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+from torch import Tensor
+
+from rldistill.data.blocks import read_block
+from rldistill.data.frames import stack_frames
+from rldistill.data.manifest import Manifest
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.types import Batch, PolicyOutput, PolicySpec
+
+HELDOUT_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Transitions in memory, in the order of their blocks.
+
+    Attributes:
+        spec: what the observations are and what the labels mean.
+        columns: `[N, ...]` arrays: action, reward, terminated, truncated, step, actor, episode, teacher, next_teacher,
+            return_to_go and, where there are, value, next_value and features.
+        obs: `[M, ...]` observations, or single frames where `spec.frames` is given (M > N: lead-in frames).
+        row: `[N]`, where in `obs` each transition's newest frame or observation stands.
+        heldout: `[N]`, whether the transition's episode is held out. Equal episodes are on the same side.
+        num_steps: environment steps it took.
+    """
+
+    spec: PolicySpec
+    columns: dict[str, NDArray[Any]]
+    obs: NDArray[Any]
+    row: NDArray[np.int64]
+    heldout: NDArray[np.bool_]
+    num_steps: int
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], gamma: float = 0.99, verify: bool = True) -> Dataset:
+        """Read all blocks of one or several datasets of the same spec.
+
+        Raises:
+            CorruptArtifactError: a block is missing, truncated or altered.
+            SpecMismatchError: the datasets hold different observations or labels.
+        """
+        manifests = [Manifest.read(folder) for folder in folders]
+        spec = manifests[0].spec
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if manifest.spec != spec:
+                raise SpecMismatchError(f"{folder} and {folders[0]} hold different observations or labels")
+            if not manifest.blocks:
+                raise CorruptArtifactError(f"{folder}: the collection is not complete; go on with --resume")
+            if verify:
+                manifest.check()
+        lead = (spec.frames.stack - 1) if spec.frames else 0
+        slots = [manifest.document["rounds"][str(b["round"])]["slots"] for manifest in manifests for b in manifest.blocks]
+        blocks = [(number, folder, b) for number, (folder, m) in enumerate(zip(folders, manifests, strict=True)) for b in m.blocks]
+        num_rows = sum(block["steps"] + lead * n for (_, _, block), n in zip(blocks, slots, strict=True))
+        shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
+        obs = np.empty((num_rows, *shape), spec.obs_dtype)
+        parts: list[dict[str, NDArray[Any]]] = []
+        rows: list[NDArray[np.int64]] = []
+        at = 0
+        for number, folder, entry in blocks:
+            columns = read_block(folder / entry["file"]).columns
+            part_obs = columns.pop("obs")
+            obs[at : at + len(part_obs)] = part_obs
+            kept = ~columns.pop("lead")
+            rows.append(at + np.flatnonzero(kept))
+            at += len(part_obs)
+            part = {name: column[kept] for name, column in columns.items()}
+            part["source"] = np.tile([number, entry["round"], entry["stream"]], (len(part["slot"]), 1))
+            parts.append(part)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        identity = np.column_stack([joined.pop("source"), joined.pop("slot"), joined["episode"]])
+        _, joined["episode"] = np.unique(identity, axis=0, return_inverse=True)
+        order, bounds = _episodes(joined["episode"], joined["step"])
+        joined["return_to_go"] = _returns_to_go(joined, order, bounds, gamma)
+        heldout = _heldout(joined, order, bounds)
+        joined.pop("ended")
+        return cls(spec, joined, obs, np.concatenate(rows), heldout, sum(m.num_steps for m in manifests))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def num_episodes(self) -> int:
+        return int(self.columns["episode"].max()) + 1
+
+    def observations(self, rows: NDArray[np.int64]) -> Tensor:
+        """The observations of some transitions, `[B, *spec.obs_shape]`."""
+        if self.spec.frames is None:
+            return torch.from_numpy(self.obs[self.row[rows]])
+        stacks = stack_frames(
+            self.obs, self.row[rows], self.columns["step"][rows], self.spec.frames.stack, self.spec.frames.padding
+        )
+        return torch.from_numpy(stacks)
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
+        column = {name: torch.from_numpy(values[rows]) for name, values in self.columns.items()}
+        head = self.spec.head
+        return Batch(
+            obs=self.observations(rows),
+            action=column["action"],
+            reward=column["reward"],
+            return_to_go=column["return_to_go"],
+            terminated=column["terminated"],
+            truncated=column["truncated"],
+            teacher=PolicyOutput(head, column["teacher"], column.get("value"), column.get("features")),
+            next_teacher=PolicyOutput(head, column["next_teacher"], column.get("next_value")),
+            next_obs=None,
+            weight=torch.ones(len(rows)),
+            episode=column["episode"],
+            step=column["step"],
+            actor=column["actor"],
+            task=torch.zeros(len(rows), dtype=torch.int64),
+        )
+
+    def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """`rows` in their order, `size` at a time; the last may be smaller."""
+        # Small observations are gathered for many batches at once: the gathering would cost more than the network.
+        chunk = size if self.spec.frames else size * 16
+        for start in range(0, len(rows), chunk):
+            part = self.batch(rows[start : start + chunk])
+            for at in range(0, len(part.action), size):
+                yield part if chunk == size else _slice(part, slice(at, at + size))
+
+    def action_gap(self) -> float:
+        """The mean difference between the best and the second-best value in the teacher's labels."""
+        top = np.partition(self.columns["teacher"], -2, axis=1)[:, -2:]
+        return float((top[:, 1] - top[:, 0]).mean())
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    def cut(value: Any) -> Any:
+        if isinstance(value, PolicyOutput):
+            parts = {name: cut(getattr(value, name)) for name in ("params", "value", "features", "mask")}
+            return PolicyOutput(value.head, **parts)
+        return None if value is None else value[part]
+
+    return Batch(**{field.name: cut(getattr(batch, field.name)) for field in fields(Batch)})
+
+
+def _episodes(episode: NDArray[np.int64], step: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """An order in which each episode is contiguous and in time, and where in it each episode begins."""
+    order = np.lexsort((step, episode))
+    return order, np.append(np.searchsorted(episode[order], np.arange(episode.max() + 1)), len(order))
+
+
+def _returns_to_go(
+    columns: dict[str, NDArray[Any]], order: NDArray[np.int64], bounds: NDArray[np.int64], gamma: float
+) -> NDArray[np.float32]:
+    """sum_k gamma^k r_{t+k}, bootstrapped with the teacher's value where an episode was cut."""
+    out = np.empty(len(order), np.float32)
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        rows = order[start:end]
+        rewards = columns["reward"][rows].astype(np.float64)
+        last = rows[-1]
+        if not columns["terminated"][last] and "next_value" in columns:
+            rewards[-1] += gamma * columns["next_value"][last]
+        out[rows] = lfilter([1.0], [1.0, -gamma], rewards[::-1])[::-1]
+    return out
+
+
+def _heldout(
+    columns: dict[str, NDArray[Any]], order: NDArray[np.int64], bounds: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Hold an episode out by the hash of what happened in it, so that equal ones are never on both sides."""
+    keys = []
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        rows = order[start:end]
+        content = columns["action"][rows].tobytes() + columns["reward"][rows].tobytes()
+        keys.append(int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64)
+    key = np.array(keys)
+    if len(set(keys)) < 2:
+        raise ConfigError("the dataset holds fewer than two distinct episodes: collect more steps or add epsilon noise")
+    held = key < HELDOUT_FRACTION
+    held |= key == key.min()
+    return held[columns["episode"]]

@@ -1,0 +1,40 @@
+"""Frame stacks put together from frames that are stored once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Padding = Literal["zero", "repeat"]
+
+
+def stack_frames(
+    frames: NDArray[np.uint8],
+    index: NDArray[np.int64],
+    age: NDArray[np.int64],
+    depth: int,
+    padding: Padding,
+    stride: int = 1,
+) -> NDArray[np.uint8]:
+    """Gather the last `depth` frames before and at each index, oldest first.
+
+    Args:
+        frames: `[N, *frame]`, one row a step; row `i - k * stride` (modulo N) is the frame k steps before row `i`.
+        index: `[B]`, the row of the newest frame of each stack.
+        age: `[B]`, steps since the episode began (0 at its first observation). Frames from before that are padding.
+        depth: frames in a stack.
+        padding: what stands before the first frame: `zero` (ale-py) or `repeat` of the first frame (Gymnasium).
+        stride: rows from one step of an episode to its next.
+
+    Returns:
+        `[B, depth, *frame]` of the dtype of `frames`.
+    """
+    out = np.empty((len(index), depth, *frames.shape[1:]), frames.dtype)
+    for back in range(depth):
+        reach = np.minimum(back, age)
+        np.take(frames, (index - reach * stride) % len(frames), axis=0, out=out[:, depth - 1 - back])
+        if padding == "zero":
+            out[back > age, depth - 1 - back] = 0
+    return out

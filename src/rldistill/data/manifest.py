@@ -1,0 +1,103 @@
+"""The manifest of a dataset: what was asked, round by round, and which blocks answer it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rldistill.artifacts import read_json, sha256_file, write_json
+from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.types import PolicySpec
+
+SCHEMA = 1
+
+
+@dataclass
+class Manifest:
+    """`manifest.json` of a dataset's folder."""
+
+    folder: Path
+    document: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, env: Any, spec: PolicySpec, round: int, request: dict[str, Any]) -> Manifest:
+        """The manifest of a collection about to run `round`; one that is there must ask for the same things."""
+        path = folder / "manifest.json"
+        asked = {"schema": SCHEMA, "env": dataclasses.asdict(env), "spec": dataclasses.asdict(spec)}
+        document = _as_json(asked | {"rounds": {}, "blocks": [], "exact": True})
+        if path.exists():
+            document = cls.read(folder).document
+            for key, value in _as_json(asked).items():
+                if document[key] != value:
+                    raise ConfigError(f"{path}: {key} is {document[key]}, but {value} is asked for now; --overwrite?")
+        known = document["rounds"].setdefault(str(round), _as_json(request))
+        for key, value in _as_json(request).items():
+            if known.get(key) != value:
+                raise ConfigError(
+                    f"{path}: round {round} was begun with {key} = {known.get(key)}, now it is {value}. "
+                    "Go on with the old value, or start again with --overwrite."
+                )
+        write_json(path, document)
+        return cls(folder, document)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read and check; raises CorruptArtifactError for what is not a manifest of ours."""
+        path = folder / "manifest.json"
+        document = read_json(path)
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            found = document.get("schema") if isinstance(document, dict) else type(document).__name__
+            raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}")
+        for key, kind in {"env": dict, "spec": dict, "rounds": dict, "blocks": list}.items():
+            if not isinstance(document.get(key), kind):
+                raise CorruptArtifactError(f"{path}: {key} is missing or not a {kind.__name__}")
+        return cls(folder, document)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the observations are and what the labels mean."""
+        try:
+            return PolicySpec.from_json(self.document["spec"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifactError(f"{self.folder / 'manifest.json'}: spec: {error}") from None
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        blocks: list[dict[str, Any]] = self.document["blocks"]
+        return blocks
+
+    @property
+    def num_steps(self) -> int:
+        """Environment steps in all blocks."""
+        return sum(block["steps"] for block in self.blocks)
+
+    def has_round(self, round: int) -> bool:
+        return any(block["round"] == round for block in self.blocks)
+
+    def add_round(self, round: int, entries: list[dict[str, Any]]) -> None:
+        """Take up the blocks of a round that is complete."""
+        self.document["blocks"] = [block for block in self.blocks if block["round"] != round] + entries
+        self.document["exact"] = all(block["exact"] for block in self.blocks)
+        write_json(self.folder / "manifest.json", self.document)
+
+    def check(self) -> None:
+        """Compare every block with its hash; raises CorruptArtifactError for the first that differs."""
+        for block in self.blocks:
+            path = self.folder / block["file"]
+            if not path.exists():
+                raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume")
+            if sha256_file(path) != block["sha256"]:
+                raise CorruptArtifactError(f"{path}: its bytes are not those that were written; delete it and --resume")
+
+
+def _as_json(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` as it will be read back: tuples are lists in JSON."""
+
+    def convert(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: convert(inner) for key, inner in item.items()}
+        return [convert(inner) for inner in item] if isinstance(item, list | tuple) else item
+
+    return {key: convert(item) for key, item in value.items()}

@@ -1,0 +1,345 @@
+"""Distil: dataset x loss terms -> student."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rldistill.artifacts import open_stage, provenance, write_atomic
+from rldistill.data.dataset import Dataset
+from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.losses import AnyLoss, ForwardKL, ReverseKL
+from rldistill.schedules import Constant, Cosine, Schedule
+from rldistill.students import AnyStudent
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy
+from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
+
+HELDOUT_ROWS = 5_000
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss and its weight over the course of training."""
+
+    loss: AnyLoss
+    weight: Schedule = Constant(1.0)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a student is fitted by gradient.
+
+    Attributes:
+        losses: the terms that are summed.
+        epochs: passes over the data.
+        batch_size: transitions in a batch.
+        learning_rate: AdamW's, at the start.
+        schedule: whether the rate falls to zero in half a cosine or stays.
+        weight_decay: AdamW's.
+        clip: the largest gradient norm.
+        patience: stop after so many epochs without a better held-out loss; 0 never stops early.
+        threads: of PyTorch; gradients differ between numbers of threads.
+        device: `auto` takes a GPU if there is one.
+    """
+
+    losses: tuple[Term, ...] = (Term(ForwardKL()),)
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 1e-4
+    clip: float = 10.0
+    patience: int = 5
+    threads: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.losses:
+            raise ConfigError("distill.losses: at least one loss is needed")
+        for name in ("epochs", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"distill.{name}: expected a positive number, found {getattr(self, name)}")
+
+
+def distill(
+    dataset: Dataset,
+    student: AnyStudent,
+    config: DistillConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    initial: NetworkPolicy | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NetworkPolicy:
+    """Fit a student to the teacher's labels; the weights with the lowest held-out loss are kept.
+
+    The loss of a batch is sum_i w_i(progress) * mean_b loss_i(b), the mean weighted with `Batch.weight`.
+
+    Args:
+        dataset: what the teacher said.
+        student: which network.
+        config: losses and optimiser.
+        folder: becomes `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
+        seed: the training seed: initial weights and the order of the data.
+        initial: weights to start from, instead of new ones (DAgger's warm start).
+        resume: go on from the last checkpoint.
+        overwrite: throw away what is in `folder`.
+        progress: called with the epochs done and the epochs in all.
+
+    Raises:
+        SpecMismatchError: a loss does not fit the teacher's labels.
+        NothingLearnedError: the held-out loss is no better than the best constant prediction's.
+    """
+    if open_stage(folder, folder / "policy.json", resume, overwrite):
+        return load_native(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        fit = _Fit(dataset, student, config, folder, seed, initial)
+        fit.run(progress)
+        fit.require_learning()
+        save_policy(fit.best_policy(), folder, provenance(seed))
+        return load_native(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Fit:
+    """The state of one fit: network, optimiser, best weights so far, epochs done."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        student: AnyStudent,
+        config: DistillConfig,
+        folder: Path,
+        seed: int,
+        initial: NetworkPolicy | None,
+    ) -> None:
+        self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
+        self.terms = with_temperatures(config.losses, dataset)
+        self.device = _device(config.device)
+        torch.manual_seed(seed)
+        self.policy = student.build(student_spec(dataset.spec, self.terms))
+        if dataset.spec.obs_dtype != "uint8":
+            seen = dataset.obs.astype(np.float64)
+            mean, std = seen.mean(0), seen.std(0)
+            std = np.where(std < 1e-6, 1.0, std)
+            self.policy.standardise(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+        if initial is not None:
+            self.policy.load_state_dict(initial.state_dict())
+        self.policy.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.train_rows = np.flatnonzero(~dataset.heldout)
+        self.heldout_rows = _spread(np.flatnonzero(dataset.heldout), HELDOUT_ROWS)
+        self.best_loss, self.best, self.stale, self.epoch = np.inf, _copy(self.policy), 0, 0
+        self.checkpoint = folder / "checkpoints" / "last.safetensors"
+        if self.checkpoint.exists():
+            self._restore()
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        started = time.monotonic()
+        while self.epoch < self.config.epochs and not self._stale():
+            train_loss = self._train_epoch()
+            self.epoch += 1
+            heldout_loss, agreement = self._heldout()
+            self.stale = 0 if heldout_loss < self.best_loss else self.stale + 1
+            if self.stale == 0:
+                self.best_loss, self.best = heldout_loss, _copy(self.policy)
+            self._log(train_loss, heldout_loss, agreement, time.monotonic() - started)
+            self._save()
+            progress(self.epoch, self.config.epochs)
+
+    def best_policy(self) -> NetworkPolicy:
+        self.policy.load_state_dict(self.best)
+        return self.policy.cpu().eval()
+
+    def require_learning(self) -> None:
+        constant = best_constant_loss(self.terms, self.dataset.batch(self.heldout_rows), self.policy.spec.head)
+        if not self.best_loss < constant:
+            raise NothingLearnedError(
+                f"{self.folder}: the student learned nothing: its held-out loss is {self.best_loss:.4g}, and the best "
+                f"constant prediction has {constant:.4g}. Collect more steps, or look at the losses and the rate."
+            )
+
+    def _stale(self) -> bool:
+        return 0 < self.config.patience <= self.stale
+
+    def _train_epoch(self) -> float:
+        self.policy.train()
+        rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.train_rows)
+        total_steps = self.config.epochs * -(-len(rows) // self.config.batch_size)
+        step = self.epoch * -(-len(rows) // self.config.batch_size)
+        sum_loss = torch.zeros((), device=self.device)
+        count = 0
+        rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
+        for batch in self._batches(rows):
+            if rate is not None:
+                self.optimizer.param_groups[0]["lr"] = rate(step / total_steps)
+            loss = self._loss(batch, step / total_steps)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip)
+            self.optimizer.step()
+            sum_loss += loss.detach()
+            step, count = step + 1, count + 1
+        return float(sum_loss) / count
+
+    def _batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
+        for batch in self.dataset.batches(rows, self.config.batch_size):
+            yield batch if self.device.type == "cpu" else _to(batch, self.device)
+
+    def _loss(self, batch: Batch, progress: float) -> Tensor:
+        output, _ = self.policy(batch.obs)
+        return total_loss(self.terms, output, batch, progress)
+
+    def _heldout(self) -> tuple[float, float | None]:
+        """Held-out loss with the final weights of the terms, so that epochs can be compared, and agreement."""
+        self.policy.eval()
+        loss, agreed = 0.0, 0.0
+        with torch.no_grad():
+            for batch in self._batches(self.heldout_rows):
+                output, _ = self.policy(batch.obs)
+                loss += float(total_loss(self.terms, output, batch, 1.0)) * len(batch.action)
+                if output.head.discrete:
+                    agreed += float((output.mode() == batch.teacher.mode()).float().mean()) * len(batch.action)
+        count = len(self.heldout_rows)
+        return loss / count, agreed / count if self.policy.spec.head.discrete else None
+
+    def _log(self, train_loss: float, heldout_loss: float, agreement: float | None, seconds: float) -> None:
+        row = {
+            "epoch": self.epoch,
+            "step": self.epoch * len(self.train_rows),
+            "train_loss": train_loss,
+            "heldout_loss": heldout_loss,
+            "agreement": agreement,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(seconds, 3),
+        }
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _save(self) -> None:
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors["progress"] = torch.tensor([self.epoch, self.best_loss, self.stale], dtype=torch.float64)
+        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        write_atomic(self.checkpoint, lambda temporary: save_file(whole, temporary))
+
+    def _restore(self) -> None:
+        try:
+            tensors = load_file(self.checkpoint)
+            epoch, self.best_loss, stale = tensors.pop("progress").tolist()
+            self.policy.load_state_dict(_under("policy.", tensors))
+            self.best = _under("best.", tensors)
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in _under("optimizer.", tensors).items():
+                index, key = name.split(".", 1)
+                state.setdefault(int(index), {})[key] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
+        self.epoch, self.stale = int(epoch), int(stale)
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines(keepends=True)[: self.epoch] if metrics.exists() else []
+        write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)) and None)
+
+
+def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
+    """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
+    scale = batch.weight / batch.weight.sum()
+    parts = [term.weight(progress) * (term.loss(output, batch) * scale).sum() for term in terms]
+    return torch.stack(parts).sum()
+
+
+def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, ...]:
+    """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
+    distribution prefers its best action by about e^2 : 1; for logits 1."""
+
+    def fill(loss: AnyLoss) -> AnyLoss:
+        if isinstance(loss, ForwardKL | ReverseKL) and loss.temperature is None:
+            q_values = dataset.spec.head.kind == "q_values"
+            return dataclasses.replace(loss, temperature=max(dataset.action_gap() / 2, 1e-6) if q_values else 1.0)
+        return loss
+
+    return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)
+
+
+def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
+    """The teacher's spec with the head that the losses train: Q values if any needs them, else logits."""
+    head = teacher.head
+    if head.kind == "q_values" and not any(term.loss.student_head == "q_values" for term in terms):
+        head = dataclasses.replace(head, kind="categorical")
+    return dataclasses.replace(teacher, head=head)
+
+
+def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
+    """The lowest loss that one output for all observations can have."""
+    constant = batch.teacher.params.mean(0)[: head.num_params].clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        output = PolicyOutput(head, constant.expand(len(batch.action), -1))
+        return total_loss(terms, output, batch, 1.0)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value)
+
+    optimizer.step(closure)
+    return float(loss())
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("distill.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    def move(value: object) -> object:
+        if isinstance(value, PolicyOutput):
+            names = ("params", "value", "features", "mask")
+            return PolicyOutput(value.head, **{name: move(getattr(value, name)) for name in names})  # type: ignore[arg-type]
+        return value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return Batch(**{field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
+
+
+def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of `rows`, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+
+
+def _copy(policy: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy({name: value.detach().cpu() for name, value in policy.state_dict().items()})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

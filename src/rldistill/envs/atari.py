@@ -1,0 +1,57 @@
+"""Atari 2600 through ale-py's own vector environment."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+
+from rldistill.errors import ConfigError, did_you_mean
+
+DEFAULTS: dict[str, Any] = {
+    "img_height": 84,
+    "img_width": 84,
+    "stack_num": 4,
+    "frameskip": 4,
+    "maxpool": True,
+    "grayscale": True,
+    "noop_max": 30,
+    "use_fire_reset": True,
+    "repeat_action_probability": 0.25,
+    "full_action_space": False,
+    "episodic_life": False,
+    "reward_clipping": False,
+    "max_num_frames_per_episode": 108_000,
+}
+
+
+def is_atari(env_id: str) -> bool:
+    """Whether `env_id` is played by ale-py's vector environment, which is so for every `ALE/Game-v5`."""
+    return env_id.startswith("ALE/")
+
+
+def rom_name(env_id: str) -> str:
+    """`ALE/MsPacman-v5` -> `ms_pacman`."""
+    from ale_py import roms
+
+    match = re.fullmatch(r"ALE/(\w+)-v5", env_id)
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", match[1]).lower() if match else ""
+    known = roms.get_all_rom_ids()
+    if name not in known:
+        games = [f"ALE/{''.join(word.capitalize() for word in rom.split('_'))}-v5" for rom in known]
+        raise ConfigError(f"env.id: there is no Atari game {env_id!r}.{did_you_mean(env_id, games)}")
+    return name
+
+
+def make_atari(env_id: str, num_envs: int, num_threads: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
+    """`num_envs` emulators stepped by `num_threads` threads of ale-py's own."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    unknown = sorted(set(kwargs) - set(DEFAULTS))
+    if unknown:
+        raise ConfigError(
+            f"env.kwargs.{unknown[0]}: {env_id} has no such setting.{did_you_mean(unknown[0], DEFAULTS)} "
+            f"It takes {', '.join(DEFAULTS)}."
+        )
+    return AtariVectorEnv(rom_name(env_id), num_envs, num_threads=num_threads, **{**DEFAULTS, **kwargs})

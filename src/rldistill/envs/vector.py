@@ -1,0 +1,228 @@
+"""Vector environments in which every episode has a seed of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from rldistill.envs.atari import DEFAULTS, is_atari, make_atari
+from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
+from rldistill.types import ActionHead, FramePipeline, PolicySpec
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Which environment: any Gymnasium id, its keyword arguments and wrappers."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of all environments gave; `obs` already begins the next episode where one ended."""
+
+    obs: NDArray[Any]
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    ended: NDArray[np.int64]
+    last_obs: NDArray[Any]
+
+    def final_obs(self, slot: int) -> NDArray[Any]:
+        """The last observation of the episode that ended in `slot`."""
+        return self.last_obs[int(np.flatnonzero(self.ended == slot)[0])]
+
+
+class SeededVectorEnv:
+    """A Gymnasium vector whose ended slots are reset, with their next episode's seed, before the next step."""
+
+    def __init__(
+        self,
+        vector: VectorEnv[Any, Any, Any],
+        seed_of: Callable[[int, int], int],
+        rebuild: Callable[[], gymnasium.Env[Any, Any]] | None = None,
+    ) -> None:
+        self.vector = vector
+        self._rebuild = rebuild
+        self.num_envs = vector.num_envs
+        self.single_observation_space = vector.single_observation_space
+        self.single_action_space = vector.single_action_space
+        self.episode = np.zeros(self.num_envs, np.int64)
+        self._seed_of = seed_of
+        self._actions: NDArray[Any] | None = None
+
+    def reset(self) -> NDArray[Any]:
+        return self._reset(np.ones(self.num_envs, bool))
+
+    def send(self, actions: NDArray[Any]) -> None:
+        """Begin a step. ale-py's emulators run in their own threads from here on."""
+        if hasattr(self.vector, "send"):
+            self.vector.send(actions)
+        else:
+            self._actions = actions
+
+    def recv(self) -> Step:
+        """Finish the step begun by `send`."""
+        obs, reward, terminated, truncated, _ = (
+            self.vector.recv() if self._actions is None else self.vector.step(self._actions)
+        )
+        done = terminated | truncated
+        ended = np.flatnonzero(done)
+        last_obs = obs[ended].copy()
+        if len(ended):
+            self.episode[ended] += 1
+            obs = self._reset(done)
+        return Step(obs, np.asarray(reward, np.float64), terminated, truncated, ended, last_obs)
+
+    def step(self, actions: NDArray[Any]) -> Step:
+        self.send(actions)
+        return self.recv()
+
+    def _reset(self, mask: NDArray[np.bool_]) -> NDArray[Any]:
+        seeds = [self._seed_of(slot, int(self.episode[slot])) for slot in range(self.num_envs)]
+        if isinstance(self.vector, SyncVectorEnv):
+            if self._rebuild is not None:
+                self._renew(self.vector, mask, self._rebuild)
+            obs, _ = self.vector.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        else:
+            obs, _ = self.vector.reset(seed=np.array(seeds)[mask], options={"reset_mask": mask})
+        return obs.copy()
+
+    @staticmethod
+    def _renew(
+        vector: SyncVectorEnv, mask: NDArray[np.bool_], rebuild: Callable[[], gymnasium.Env[Any, Any]]
+    ) -> None:
+        envs = list(vector.envs)
+        for slot in np.flatnonzero(mask):
+            envs[slot].close()
+            envs[slot] = rebuild()
+        vector.envs = tuple(envs)
+
+    def replay(self, episodes: Sequence[int], actions: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Bring each slot to where it stands after `actions[slot]` of its episode `episodes[slot]`.
+
+        All slots step together, so each one's reset is put off until just as many steps are left as it has actions.
+        """
+        self.episode[:] = episodes
+        lengths = np.array([len(taken) for taken in actions])
+        longest = int(lengths.max())
+        obs = self.reset()
+        for step in range(longest):
+            late = lengths == longest - step
+            if step and late.any():
+                obs = self._reset(late)
+            idle = np.zeros_like(np.asarray(self.vector.action_space.sample()))
+            for slot in np.flatnonzero(lengths >= longest - step):
+                idle[slot] = actions[slot][step - longest + lengths[slot]]
+            obs, _, terminated, truncated, _ = self.vector.step(idle)
+            idle_ended = (terminated | truncated) & (lengths < longest - step)
+            if idle_ended.any():
+                obs = self._reset(idle_ended)
+        if longest and (lengths == 0).any():
+            obs = self._reset(lengths == 0)
+        return obs.copy()
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+def make_vector_env(
+    config: EnvConfig, num_envs: int, seed_of: Callable[[int, int], int], num_threads: int = 1
+) -> SeededVectorEnv:
+    """`num_envs` environments whose slot s plays its n-th episode with seed `seed_of(s, n)`."""
+    if is_atari(config.id):
+        return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
+    build = partial(make_env, config)
+    vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    return SeededVectorEnv(vector, seed_of, build if keeps_state_across_reset(config) else None)
+
+
+def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """One environment, or a ConfigError with the nearest id if there is none of that name."""
+    try:
+        return gymnasium.make(config.id, **{**config.kwargs, **kwargs})
+    except gymnasium.error.DependencyNotInstalled as error:
+        extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
+        raise MissingExtraError(config.id, extra) from error
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
+    except TypeError as error:
+        raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
+
+
+def spec_from_env(config: EnvConfig) -> PolicySpec:
+    """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`."""
+    if is_atari(config.id):
+        settings = {**DEFAULTS, **config.kwargs}
+        frames = FramePipeline(
+            settings["img_height"],
+            settings["img_width"],
+            settings["stack_num"],
+            settings["frameskip"],
+            settings["maxpool"],
+            settings["grayscale"],
+        )
+        vector = make_atari(config.id, 1, 1, config.kwargs)
+        obs_space, action_space = vector.single_observation_space, vector.single_action_space
+        vector.close()
+    else:
+        env = make_env(config)
+        frames, obs_space, action_space = None, env.observation_space, env.action_space
+        env.close()
+    if not isinstance(obs_space, spaces.Box):
+        raise ConfigError(f"env.id: {config.id} has observations of type {type(obs_space).__name__}; Box is supported")
+    return PolicySpec(obs_space.shape, str(obs_space.dtype), _neutral_head(config.id, action_space), frames)
+
+
+def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
+    if isinstance(space, spaces.Discrete):
+        return ActionHead("categorical", (int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete):
+        return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec))
+    if isinstance(space, spaces.Box):
+        return ActionHead("deterministic", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
+    raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")
+
+
+def keeps_state_across_reset(config: EnvConfig) -> bool:
+    """Whether an episode differs from the same one in a fresh environment (BipedalWalker's does)."""
+    return _keeps_state(json.dumps(config.kwargs, sort_keys=True, default=repr), config)
+
+
+# BipedalWalker shows it in about one of three pairs of episodes, so several are tried.
+_CHECK_STEPS, _CHECK_EPISODES = 150, 6
+
+
+@lru_cache
+def _keeps_state(kwargs: str, config: EnvConfig) -> bool:
+    used = make_env(config)
+    used.action_space.seed(0)
+    actions = [used.action_space.sample() for _ in range(_CHECK_STEPS)]
+    differs = False
+    for seed in range(_CHECK_EPISODES):
+        fresh = make_env(config)
+        pairs = zip(_play(used, seed, actions), _play(fresh, seed, actions), strict=False)
+        differs |= any(not np.array_equal(a, b) for a, b in pairs)
+        fresh.close()
+    used.close()
+    return differs
+
+
+def _play(env: gymnasium.Env[Any, Any], seed: int, actions: Sequence[Any]) -> list[Any]:
+    seen = [env.reset(seed=seed)[0]]
+    for action in actions:
+        obs, _, terminated, truncated, _ = env.step(action)
+        seen.append(obs)
+        if terminated or truncated:
+            break
+    return seen

@@ -1,0 +1,44 @@
+"""Every error that a user can cause, in one tree."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RLDistillError(Exception):
+    """Base of all errors that say what was wrong, where, and what to do."""
+
+
+class ConfigError(RLDistillError):
+    """A run file, an override or an argument that cannot be used."""
+
+
+class SpecMismatchError(RLDistillError):
+    """Two things that must fit each other (teacher, environment, dataset, student) do not."""
+
+
+class UntrustedFileError(RLDistillError):
+    """A file that could run code, or that is not what it claims to be."""
+
+
+class CorruptArtifactError(RLDistillError):
+    """A file of ours that is truncated, altered or incomplete."""
+
+
+class NothingLearnedError(RLDistillError):
+    """A student that predicts no better than a constant would."""
+
+
+class MissingExtraError(RLDistillError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an optional dependency. Install it: pip install 'rldistill[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -1,0 +1,71 @@
+"""What a policy costs: parameters, bytes, multiply-adds, latency."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rldistill.rollouts import inference_threads
+from rldistill.types import Policy
+
+WARM_UP, TIMED = 20, 200
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, their bytes, multiply-adds for one observation, and latency in microseconds on one thread."""
+
+    parameters: int
+    bytes: int
+    macs: int
+    latency_us: dict[str, float] | None
+
+
+def measure_cost(policy: Policy | None) -> Cost:
+    """Measure a policy; None (the random one) costs nothing, and what is not a network has no parameters."""
+    if policy is None:
+        return Cost(0, 0, 0, None)
+    spec = policy.spec
+    obs = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
+    parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
+    with torch.no_grad(), inference_threads(1):
+        macs = _macs(policy, obs) if isinstance(policy, nn.Module) else 0
+        return Cost(
+            sum(parameter.numel() for parameter in parameters),
+            sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+            macs,
+            _latency(policy, obs),
+        )
+
+
+def _macs(policy: Any, obs: Tensor) -> int:
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        elif isinstance(module, nn.Conv2d):
+            kernel = module.kernel_size[0] * module.kernel_size[1]
+            total += output.numel() * kernel * module.in_channels // module.groups
+
+    hooks = [module.register_forward_hook(count) for module in policy.modules()]
+    policy(obs)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def _latency(policy: Policy, obs: Tensor) -> dict[str, float]:
+    times = []
+    for _ in range(WARM_UP + TIMED):
+        started = time.perf_counter()
+        policy(obs)
+        times.append((time.perf_counter() - started) * 1e6)
+    p50, p99 = np.percentile(times[WARM_UP:], [50, 99])
+    return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}

@@ -1,0 +1,174 @@
+"""Play full episodes with fixed seeds, and film some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.artifacts import write_atomic
+from rldistill.envs.atari import is_atari, make_atari
+from rldistill.envs.seeding import episode_seed
+from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_env, make_vector_env, spec_from_env
+from rldistill.rollouts import inference_threads, predict, rollout, to_env_action
+from rldistill.types import Policy
+
+MAX_SLOTS = 16
+VIDEO_FRAMES = 1_200
+
+
+@dataclass
+class Episodes:
+    """What a policy did in episodes 0 to n - 1 of a seed."""
+
+    returns: NDArray[np.float64]
+    discounted: NDArray[np.float64]
+    lengths: NDArray[np.int64]
+    actions: list[list[Any]]
+    agreed: float = 0.0
+    squared_error: float = 0.0
+    compared: int = field(default=0)
+
+
+def play(
+    env_config: EnvConfig,
+    policy: Policy | None,
+    episodes: int,
+    *,
+    seed: int = 0,
+    sample: bool = False,
+    gamma: float = 0.99,
+    judge: Policy | None = None,
+    num_threads: int = 2,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Episodes:
+    """Play `episodes` full episodes; episode k has the same seed for every policy.
+
+    Args:
+        env_config: the environment.
+        policy: who plays; None plays uniformly at random.
+        episodes: how many.
+        seed: the run's seed.
+        sample: whether actions are sampled instead of the mode taken.
+        gamma: of the discounted return.
+        judge: a policy to compare each action with, on the states of `policy`.
+        num_threads: of the emulators.
+        progress: called with the number of episodes that have ended.
+    """
+    slots = min(episodes, MAX_SLOTS)
+    with inference_threads(1):
+        env = make_vector_env(
+            env_config,
+            slots,
+            lambda slot, nth: episode_seed(seed, "evaluate", 0, 0, 0, slot + nth * slots),
+            num_threads,
+        )
+        try:
+            return _play(env, policy, episodes, seed, sample, gamma, judge, progress)
+        finally:
+            env.close()
+
+
+def _play(
+    env: SeededVectorEnv,
+    policy: Policy | None,
+    episodes: int,
+    seed: int,
+    sample: bool,
+    gamma: float,
+    judge: Policy | None,
+    progress: Callable[[int], None],
+) -> Episodes:
+    slots = env.num_envs
+    out = Episodes(
+        np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)]
+    )
+    generator = torch.Generator().manual_seed(seed)
+    env.single_action_space.seed(seed)
+    playing = np.arange(slots)
+
+    def act(obs: NDArray[Any]) -> NDArray[Any]:
+        if policy is None:
+            return np.stack([env.single_action_space.sample() for _ in range(slots)])
+        output = predict(policy, obs)
+        action = output.sample(generator) if sample else output.mode()
+        if judge is not None:
+            _compare(out, action, predict(judge, obs).mode(), playing < episodes)
+        return to_env_action(action)
+
+    left = episodes
+    for transition in rollout(env, env.reset(), act):
+        for slot in np.flatnonzero(playing < episodes):
+            episode = playing[slot]
+            out.returns[episode] += transition.step.reward[slot]
+            out.discounted[episode] += gamma ** out.lengths[episode] * transition.step.reward[slot]
+            out.lengths[episode] += 1
+            out.actions[episode].append(transition.action[slot])
+        for slot in transition.step.ended:
+            left -= playing[slot] < episodes
+            playing[slot] += slots
+        if len(transition.step.ended):
+            progress(episodes - left)
+        if left == 0:
+            return out
+    raise AssertionError("rollout ends only when its consumer does")
+
+
+def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:
+    rows = torch.from_numpy(counted)
+    if action.dtype == torch.int64:
+        out.agreed += float((action == judged)[rows].float().sum()) / max(1, action[0].numel())
+    else:
+        out.squared_error += float(((action - judged)[rows] ** 2).mean(-1).sum())
+    out.compared += int(counted.sum())
+
+
+def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
+    """Play an episode again, from its seed and its actions, in colour, and write it as an H.264 file."""
+    import imageio.v2 as imageio
+
+    frames = (_film_atari if is_atari(env_config.id) else _film_any)(
+        env_config, episode_seed(seed, "evaluate", 0, 0, 0, episode), actions[:VIDEO_FRAMES]
+    )
+
+    def write(temporary: Path) -> None:
+        with imageio.get_writer(
+            temporary, format="FFMPEG", fps=30, codec="libx264", macro_block_size=2, ffmpeg_params=["-f", "mp4", "-crf", "30"]
+        ) as writer:  # type: ignore[call-overload]
+            for frame in frames:
+                writer.append_data(frame)
+
+    write_atomic(path, write)
+
+
+def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
+    picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
+    vector = make_atari(env_config.id, 1, 1, {**env_config.kwargs, **picture})
+    obs, _ = vector.reset(seed=np.array([seed]))
+    frames = [obs[0, 0].copy()]
+    for action in actions:
+        obs, *_ = vector.step(np.array([action]))
+        frames.append(obs[0, 0].copy())
+    vector.close()
+    return frames
+
+
+def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
+    env = make_env(env_config, render_mode="rgb_array")
+    env.reset(seed=seed)
+    frames = [np.asarray(env.render())]
+    for action in actions:
+        env.step(action)
+        frames.append(np.asarray(env.render()))
+    env.close()
+    return frames
+
+
+def fits(policy: Policy, name: str, env_config: EnvConfig) -> None:
+    """Raise SpecMismatchError unless `policy` can play here."""
+    policy.spec.require_same_input(spec_from_env(env_config), name, env_config.id)

@@ -1,0 +1,141 @@
+"""Evaluate: teacher, students and a random policy on the same fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rldistill.artifacts import provenance, write_json
+from rldistill.envs.vector import EnvConfig
+from rldistill.errors import ConfigError
+from rldistill.evaluate.cost import measure_cost
+from rldistill.evaluate.play import Episodes, film, fits, play
+from rldistill.evaluate.statistics import iqm, normalised_interval, normalised_score, stratified_bootstrap
+from rldistill.types import Policy
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How the policies are compared.
+
+    Attributes:
+        episodes: full episodes for each policy and training seed.
+        sample: whether stochastic policies sample their actions.
+        gamma: of the discounted return.
+        videos: whether the best and the worst episode of each policy are filmed.
+    """
+
+    episodes: int = 30
+    sample: bool = False
+    gamma: float = 0.99
+    videos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"evaluate.episodes: expected at least 1, found {self.episodes}")
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One policy, or the same student with several training seeds; None plays at random."""
+
+    kind: Literal["teacher", "student", "random"]
+    runs: Mapping[int | None, Policy | None]
+    env_steps: int
+
+
+def evaluate(
+    env: EnvConfig,
+    entrants: Mapping[str, Entrant],
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Play, measure and write `evaluation.json` and `videos/` into `folder`; returns what was written.
+
+    Normalised score = (policy - random) / (teacher - random), arXiv 2108.13264; null unless the teacher beats random.
+
+    Raises:
+        SpecMismatchError: a policy does not fit the environment.
+    """
+    teacher = next(iter(entrants["teacher"].runs.values()))
+    for name, entrant in entrants.items():
+        for policy in entrant.runs.values():
+            if policy is not None:
+                fits(policy, name, env)
+    total = config.episodes * sum(len(entrant.runs) for entrant in entrants.values())
+    played: dict[str, dict[int | None, Episodes]] = {}
+    done = 0
+    for name, entrant in entrants.items():
+        played[name] = {}
+        for training_seed, policy in entrant.runs.items():
+            judge = teacher if entrant.kind == "student" else None
+            played[name][training_seed] = play(
+                env,
+                policy,
+                config.episodes,
+                seed=seed,
+                sample=config.sample,
+                gamma=config.gamma,
+                judge=judge,
+                progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
+            )
+            done += config.episodes
+    returns = {name: np.stack([episodes.returns for episodes in runs.values()]) for name, runs in played.items()}
+    evaluation = {
+        "env": env.id,
+        "env_kwargs": env.kwargs,
+        "episodes": config.episodes,
+        "seeds": sorted({run for entrant in entrants.values() for run in entrant.runs if run is not None}),
+        "versions": provenance(seed)["versions"],
+        "policies": {name: _summary(name, entrants[name], played[name], returns) for name in entrants},
+    }
+    write_json(folder / "evaluation.json", evaluation)
+    if config.videos:
+        for name, runs in played.items():
+            _film(env, seed, name, next(iter(runs.values())), folder / "videos")
+    return evaluation
+
+
+def _summary(
+    name: str, entrant: Entrant, played: dict[int | None, Episodes], returns: dict[str, np.ndarray[Any, Any]]
+) -> dict[str, Any]:
+    own, teacher, random = returns[name], returns["teacher"], returns["random"]
+    low, high = stratified_bootstrap(own)
+    compared = sum(episodes.compared for episodes in played.values())
+    discrete = compared > 0 and sum(episodes.squared_error for episodes in played.values()) == 0
+    agreement = sum(episodes.agreed for episodes in played.values()) / compared if discrete else None
+    rmse = None
+    if compared and not discrete:
+        rmse = float(np.sqrt(sum(episodes.squared_error for episodes in played.values()) / compared))
+    policy = next(iter(entrant.runs.values()))
+    cost = measure_cost(policy)
+    interval = normalised_interval(own, teacher, random)
+    return {
+        "kind": entrant.kind,
+        "runs": [{"training_seed": run, "returns": episodes.returns.tolist()} for run, episodes in played.items()],
+        "mean": float(own.mean()),
+        "iqm": iqm(own),
+        "ci95": [low, high],
+        "normalised": normalised_score(own, teacher, random),
+        "normalised_ci95": list(interval) if interval is not None else None,
+        "discounted_mean": float(np.mean([episodes.discounted for episodes in played.values()])),
+        "agreement": agreement,
+        "action_rmse": rmse,
+        "parameters": cost.parameters,
+        "bytes": cost.bytes,
+        "macs": cost.macs,
+        "latency_us": cost.latency_us,
+        "env_steps": entrant.env_steps,
+    }
+
+
+def _film(env: EnvConfig, seed: int, name: str, episodes: Episodes, folder: Path) -> None:
+    for label, episode in (("best", int(episodes.returns.argmax())), ("worst", int(episodes.returns.argmin()))):
+        film(env, seed, episode, episodes.actions[episode], folder / f"{name}-{label}.mp4")

@@ -1,0 +1,60 @@
+"""Losses on what actions are worth: Q values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from rldistill.losses.functional import require_kind
+from rldistill.types import Batch, PolicyOutput
+
+
+@dataclass(frozen=True)
+class QMSE:
+    """mean_a (Q_student(s, a) - Q_teacher(s, a))^2. Rusu 2015, arXiv 1511.06295, equation 1."""
+
+    student_head: ClassVar[str] = "q_values"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        _require_q_values("QMSE", student, batch)
+        return ((student.params - batch.teacher.params) ** 2).mean(-1)
+
+
+@dataclass(frozen=True)
+class QHuber:
+    """mean_a h(Q_student(s, a) - Q_teacher(s, a)), h quadratic up to `delta` and linear beyond (Huber 1964)."""
+
+    delta: float = 1.0
+    student_head: ClassVar[str] = "q_values"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        _require_q_values("QHuber", student, batch)
+        return F.huber_loss(student.params, batch.teacher.params, reduction="none", delta=self.delta).mean(-1)
+
+
+@dataclass(frozen=True)
+class BellmanTarget:
+    """(Q_student(s, a) - (r + gamma * max_a' Q_teacher(s', a')))^2, a and r as recorded.
+
+    Nothing is added to r where the episode terminated; where it was truncated, s' is its last observation.
+    """
+
+    gamma: float = 0.99
+    student_head: ClassVar[str] = "q_values"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        _require_q_values("BellmanTarget", student, batch)
+        bootstrap = batch.next_teacher.params.amax(-1) * ~batch.terminated
+        q_taken = student.params.gather(-1, batch.action[..., None]).squeeze(-1)
+        return (q_taken - (batch.reward + self.gamma * bootstrap)) ** 2
+
+
+def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:
+    require_kind(f"{loss}'s teacher", batch.teacher.head, "q_values")
+    require_kind(f"{loss}'s student", student.head, "q_values")

@@ -1,0 +1,27 @@
+"""Offline: the teacher has acted once, the student learns from that."""
+
+from __future__ import annotations
+
+from rldistill.data.dataset import Dataset
+from rldistill.distill import distill
+from rldistill.progress import Report
+from rldistill.recipes.run import Run
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import Policy
+
+
+def distill_student(
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+) -> NetworkPolicy:
+    """Distil one student with one training seed."""
+    folder = run.folder / "students" / name / f"seed-{seed}"
+    return distill(
+        dataset,
+        run.students[name],
+        run.distill,
+        folder,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        progress=report,
+    )

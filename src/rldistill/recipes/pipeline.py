@@ -1,0 +1,120 @@
+"""The stages of a run, one function each, and all of them in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rldistill.artifacts import provenance, write_atomic, write_json
+from rldistill.collect import collect
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
+from rldistill.errors import ConfigError
+from rldistill.evaluate.returns import Entrant, evaluate
+from rldistill.progress import track
+from rldistill.recipes import dagger, offline
+from rldistill.recipes.run import Run
+from rldistill.report import write_report
+from rldistill.students.storage import load_native
+from rldistill.teachers.load import load_policy
+from rldistill.teachers.train import TrainConfig, train_teacher
+from rldistill.types import Policy
+
+RECIPES = {"offline": offline.distill_student, "dagger": dagger.distill_student}
+
+
+def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Path:
+    """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
+    if isinstance(run.teacher, TrainConfig):
+        run_train(run, resume, overwrite, quiet)
+    run_collect(run, resume, overwrite, quiet)
+    run_distill(run, resume, overwrite, quiet)
+    run_evaluate(run, resume, overwrite, quiet)
+    return run_report(run)
+
+
+def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Policy:
+    """Train the run's teacher into `teacher/`."""
+    if not isinstance(run.teacher, TrainConfig):
+        raise ConfigError(f"teacher: {run.teacher} is there already; to train one, give teacher.train")
+    _note_what_was_asked(run)
+    with track("train teacher", "steps", quiet) as report:
+        return train_teacher(
+            run.env, run.teacher, run.folder / "teacher", run.seed, resume=resume, overwrite=overwrite, progress=report
+        )
+
+
+def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
+    """Let the teacher act, into `dataset/`."""
+    _note_what_was_asked(run)
+    with track("collect", "steps", quiet) as report:
+        return collect(
+            run.env,
+            _teacher(run),
+            run.collect,
+            run.folder / "dataset",
+            seed=run.seed,
+            resume=resume,
+            overwrite=overwrite,
+            progress=report,
+        )
+
+
+def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
+    """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
+    _note_what_was_asked(run)
+    teacher = _teacher(run)
+    dataset = Dataset.read([run.folder / "dataset"], gamma=run.collect.gamma)
+    for name in run.students:
+        for seed in run.seeds:
+            with track(f"distil {name}, seed {seed}", "epochs", quiet) as report:
+                RECIPES[run.recipe.name](run, teacher, dataset, name, seed, resume, overwrite, report)
+
+
+def run_evaluate(
+    run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False
+) -> dict[str, Any]:
+    """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
+    path = run.folder / "evaluation.json"
+    if path.exists() and not (resume or overwrite):
+        raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
+    collected = Manifest.read(run.folder / "dataset").num_steps
+    taught = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
+    entrants = {
+        "teacher": Entrant("teacher", {None: _teacher(run)}, taught),
+        **{name: _student_entrant(run, name, collected) for name in run.students},
+        "random": Entrant("random", {None: None}, 0),
+    }
+    with track("evaluate", "episodes", quiet) as report:
+        return evaluate(run.env, entrants, run.evaluate, run.folder, seed=run.seed, progress=report)
+
+
+def run_report(run: Run) -> Path:
+    """Write `report.html` from what the other stages left."""
+    return write_report(run.folder)
+
+
+def _teacher(run: Run) -> Policy:
+    return load_policy(run.folder / "teacher" if isinstance(run.teacher, TrainConfig) else run.teacher)
+
+
+def _student_entrant(run: Run, name: str, collected: int) -> Entrant:
+    folders = {seed: run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds}
+    missing = [folder for folder in folders.values() if not (folder / "policy.json").exists()]
+    if missing:
+        raise ConfigError(f"{missing[0]}: there is no student yet; run `rldistill distill` first")
+    own = max(_own_steps(folder) for folder in folders.values())
+    return Entrant("student", {seed: load_native(folder) for seed, folder in folders.items()}, collected + own)
+
+
+def _own_steps(folder: Path) -> int:
+    dataset = folder / "dataset"
+    return Manifest.read(dataset).num_steps if dataset.exists() else 0
+
+
+def _note_what_was_asked(run: Run) -> None:
+    text = yaml.safe_dump(run.document, sort_keys=False)
+    write_atomic(run.folder / "config.yaml", lambda temporary: temporary.write_text(text) and None)
+    write_json(run.folder / "provenance.json", provenance(run.seed))

@@ -1,0 +1,53 @@
+"""A whole run, as plain data: what `rldistill run` chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rldistill.collect import CollectConfig
+from rldistill.distill import DistillConfig
+from rldistill.envs.vector import EnvConfig
+from rldistill.errors import ConfigError
+from rldistill.evaluate.returns import EvaluateConfig
+from rldistill.schedules import Constant, Schedule
+from rldistill.students import AnyStudent
+from rldistill.teachers.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How collecting and distilling are chained.
+
+    `offline` collects once and distils once. `dagger` (Ross 2011, arXiv 1011.0686) does so `rounds` more times, each on
+    all data so far plus `steps_per_round` new steps in which the teacher acts with probability `beta` and the student
+    otherwise.
+    """
+
+    name: Literal["offline", "dagger"] = "offline"
+    rounds: int = 1
+    steps_per_round: int = 0
+    beta: Schedule = Constant(0.0)
+
+    def __post_init__(self) -> None:
+        if self.name == "dagger" and (self.rounds < 1 or self.steps_per_round < 1):
+            raise ConfigError("recipe: dagger needs rounds and steps_per_round of at least 1")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run file, read and checked; `document` is what it said, overrides included."""
+
+    name: str
+    folder: Path
+    seed: int
+    env: EnvConfig
+    teacher: str | TrainConfig
+    collect: CollectConfig
+    recipe: Recipe
+    distill: DistillConfig
+    students: dict[str, AnyStudent]
+    seeds: tuple[int, ...]
+    evaluate: EvaluateConfig
+    document: dict[str, Any]

@@ -1,0 +1,6 @@
+"""The report of a run."""
+
+from rldistill.report.page import write_report
+from rldistill.report.table import evaluation_table, verdict
+
+__all__ = ["evaluation_table", "verdict", "write_report"]

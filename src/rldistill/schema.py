@@ -1,0 +1,196 @@
+"""Plain dataclasses as pydantic schemas, so that the fields of a stage are declared once, in the stage.
+
+A field's type says what a run file may hold: an integer is never taken from a string, a key that is not a field is an
+error, and a union of dataclasses is told apart by a tag (`type: cnn`). Sizes are at least 1 and rates stay in range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    GetCoreSchemaHandler,
+    Strict,
+    Tag,
+    create_model,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from rldistill.errors import RLDistillError, did_you_mean
+
+NON_NEGATIVE = {"seed", "seeds", "videos", "patience", "steps_per_round", "eval_episodes", "round"}
+LIMITS: dict[str, tuple[Any, ...]] = {
+    "epsilon": (Ge(0), Le(1)),
+    "beta": (Ge(0), Le(1)),
+    "gamma": (Ge(0), Le(1)),
+    "learning_rate": (Gt(0),),
+    "temperature": (Gt(0),),
+    "delta": (Gt(0),),
+    "clip": (Gt(0),),
+    "until": (Gt(0),),
+    "weight_decay": (Ge(0),),
+}
+
+
+class Strictly(BaseModel):
+    """A mapping in which an unknown key is an error that names the nearest right one."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        for key in value:
+            if key not in cls.model_fields:
+                hint = did_you_mean(str(key), cls.model_fields)
+                raise bad_key(str(key), f"unknown key.{hint} Known here: {', '.join(cls.model_fields) or 'none'}")
+        return value
+
+
+def bad_key(key: str, message: str) -> PydanticCustomError:
+    """An error about `key` of the mapping that is being validated."""
+    return PydanticCustomError("bad_key", "{message}", {"message": message, "key": key})
+
+
+@dataclasses.dataclass(frozen=True)
+class Tagged:
+    """The classes that a tag tells apart: `key` is the tag's name, `names` its values."""
+
+    key: str
+    names: Mapping[str, type]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schema:
+    """What is needed beyond the dataclasses themselves.
+
+    `unions` hold the tagged classes, `numbers` the classes that a bare number stands for, `flat` the classes whose one
+    tagged field is written inline (`{name: forward_kl, weight: 1}` for `Term(ForwardKL(), 1)`).
+    """
+
+    unions: tuple[Tagged, ...] = ()
+    numbers: tuple[type, ...] = ()
+    flat: Mapping[type, str] = dataclasses.field(default_factory=dict)
+    checks: Mapping[type, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def members(union: Any) -> tuple[type, ...]:
+        """The classes of a union."""
+        return get_args(union)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """`Annotated[CollectConfig, schema]` is a mapping in the file and a `CollectConfig` once read."""
+        return handler.generate_schema(self.of(source))
+
+    def of(self, annotation: Any, name: str = "") -> Any:
+        """The pydantic annotation of a dataclass, or of anything that one of its fields may be."""
+        origin, args = get_origin(annotation), get_args(annotation)
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            return self._record(annotation, {})
+        if origin in (Union, types.UnionType):
+            return self._union(args, name)
+        if origin is tuple:
+            parts = tuple(arg if arg is Ellipsis else self.of(arg, name) for arg in args)
+            items: Any = origin[parts]
+            return Annotated[items, MinLen(1)] if dataclasses.is_dataclass(args[0]) else items
+        if origin in (dict, list):
+            return origin[tuple(self.of(arg, name) for arg in args)]
+        if origin is Annotated:
+            inner = self.of(args[0], name)
+            for extra in args[1:]:
+                inner = Annotated[inner, extra]
+            return inner
+        return _scalar(annotation, name)
+
+    def _union(self, members: tuple[Any, ...], name: str) -> Any:
+        records = [member for member in members if dataclasses.is_dataclass(member)]
+        choices = [self.of(member, name) for member in members if member not in records]
+        if records:
+            choices.append(self._tagged(records, name))
+        return Union[tuple(choices)]  # noqa: UP007
+
+    def _tagged(self, records: list[Any], name: str) -> Any:
+        union = next(union for union in self.unions if set(records) <= set(union.names.values()))
+        tags = {tag: record for tag, record in union.names.items() if record in records}
+        choices = [Annotated[self._record(record, {union.key: (tag, ...)}), Tag(tag)] for tag, record in tags.items()]
+        number = next((record for record in records if record in self.numbers), None)
+        if number is not None:
+            choices.append(Annotated[_scalar(float, name), AfterValidator(number), Tag("a number")])
+
+        def tag_of(value: Any) -> str | None:
+            if isinstance(value, Mapping):
+                return str(value[union.key]) if union.key in value else None
+            return "a number" if number is not None else None
+
+        tag_of.__name__ = union.key  # what pydantic calls it in its errors
+        return Annotated[Union[tuple(choices)], Discriminator(tag_of)]  # noqa: UP007
+
+    def _record(self, record: Any, tag: Mapping[str, tuple[str, Any]]) -> Any:
+        hints = get_type_hints(record, include_extras=True)
+        fields: dict[str, Any] = {key: (str, default) for key, (_, default) in tag.items()}
+        for field in dataclasses.fields(record):
+            fields[field.name] = (self.of(hints[field.name], field.name), _default(field))
+        flat = self.flat.get(record)
+        base = _inlined(flat, set(fields) - {flat}) if flat else Strictly
+        model = create_model(record.__name__, __base__=base, **fields)
+        check = self.checks.get(record, lambda value: value)
+
+        def build(value: Any) -> Any:
+            names = [field.name for field in dataclasses.fields(record) if field.name in value.model_fields_set]
+            try:
+                return check(record(**{name: getattr(value, name) for name in names}))
+            except RLDistillError as error:
+                raise PydanticCustomError("refused", "{message}", {"message": str(error)}) from error
+
+        return Annotated[model, AfterValidator(build)]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    # Only whether there is one: what it is stays with the dataclass.
+    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return FieldInfo() if required else FieldInfo(default=None)
+
+
+def _scalar(annotation: Any, name: str) -> Any:
+    if annotation is bool or annotation is str:
+        return Annotated[annotation, Strict()]
+    if annotation is int:
+        return Annotated[int, Strict(), Ge(0 if name in NON_NEGATIVE else 1)]
+    if annotation is float:
+        scalar: Any = Annotated[float, Strict(), FieldInfo(allow_inf_nan=False)]
+        for limit in LIMITS.get(name, ()):
+            scalar = Annotated[scalar, limit]
+        return scalar
+    if annotation is Path:
+        return Path
+    return annotation
+
+
+def _inlined(inner: str, own: set[str]) -> type[Strictly]:
+    """A base whose keys, but for its own, are those of its field `inner`."""
+
+    class Inlined(Strictly):
+        @model_validator(mode="before")
+        @classmethod
+        def _nest(cls, value: Any) -> Any:
+            if isinstance(value, str):
+                return {inner: {"name": value}}
+            if not isinstance(value, Mapping) or inner in value:
+                return value
+            nested = {key: item for key, item in value.items() if key not in own}
+            return {inner: nested, **{key: item for key, item in value.items() if key in own}}
+
+    return Inlined

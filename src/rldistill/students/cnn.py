@@ -1,0 +1,48 @@
+"""A convolutional network on frames, channels first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from rldistill.errors import ConfigError
+from rldistill.students.network import NetworkPolicy, activation, dense, require_positive
+from rldistill.types import PolicySpec
+
+
+@dataclass(frozen=True)
+class Cnn:
+    """Convolutions without padding, dense layers, then a linear one.
+
+    The classic network (Mnih 2015) is channels 32, 64, 64, kernels 8, 4, 3, strides 4, 2, 1, hidden 512.
+    """
+
+    channels: tuple[int, ...] = (16, 32)
+    kernels: tuple[int, ...] = (8, 4)
+    strides: tuple[int, ...] = (4, 2)
+    hidden: tuple[int, ...] = (128,)
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernels", "strides", "hidden"):
+            require_positive(name, getattr(self, name))
+        if not len(self.channels) == len(self.kernels) == len(self.strides):
+            raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
+        activation(self.activation, "activation")
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        """The student for `spec`, with new weights; raises ConfigError if a kernel is larger than its input."""
+        if len(spec.obs_shape) != 3:
+            raise ConfigError(f"a cnn takes observations [channels, height, width], these are {spec.obs_shape}")
+        depth, height, width = spec.obs_shape
+        act = activation(self.activation, "activation")
+        layers: list[nn.Module] = []
+        for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
+            if kernel > min(height, width):
+                raise ConfigError(f"kernels: {kernel} is larger than its input of {height}x{width}")
+            layers += [nn.Conv2d(depth, channels, kernel, stride), act()]
+            depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        hidden, size = dense(depth * height * width, self.hidden, act)
+        return NetworkPolicy(self, spec, nn.Sequential(*layers, nn.Flatten(), *hidden), size)
+

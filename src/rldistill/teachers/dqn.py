@@ -1,0 +1,185 @@
+"""Double DQN for CPUs: SB3's DQN with what it lacks to learn Atari in hours on two cores.
+
+Double Q-learning (van Hasselt 2015, arXiv 1509.06461), single frames in the replay buffer, one exploration coin for
+each environment, bfloat16 and channels-last convolutions, and gradient steps that run while the emulators do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.dqn.policies import QNetwork
+from torch.nn import functional as F
+
+from rldistill.data.frames import Padding, stack_frames
+from rldistill.teachers.vec_env import SteppingVecEnv
+
+
+class FrameReplayBuffer(BaseBuffer):
+    """Replay of n-step transitions over frame stacks, each frame stored once.
+
+    Returned rewards are sum_k gamma^k r_{t+k} up to the end of the episode; windows cut by a time limit are not
+    sampled, because the state they should bootstrap from is not kept.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Box,
+        action_space: spaces.Discrete,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        padding: Padding = "zero",
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.depth, *frame = observation_space.shape
+        self.n_steps, self.gamma, self.padding = n_steps, gamma, padding
+        rows = self.buffer_size * n_envs
+        self.frames = np.zeros((rows, *frame), np.uint8)
+        self.actions = np.zeros(rows, np.int64)
+        self.rewards = np.zeros(rows, np.float32)
+        self.terminated = np.zeros(rows, bool)
+        self.truncated = np.zeros(rows, bool)
+        self.age = np.zeros(rows, np.int64)
+        self._age = np.zeros(n_envs, np.int64)
+
+    def add(
+        self,
+        obs: NDArray[np.uint8],
+        next_obs: NDArray[np.uint8],
+        action: NDArray[np.int64],
+        reward: NDArray[np.float32],
+        done: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        rows = slice(self.pos * self.n_envs, (self.pos + 1) * self.n_envs)
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        self.frames[rows] = obs[:, -1]
+        self.actions[rows], self.rewards[rows] = action.reshape(-1), reward
+        self.terminated[rows], self.truncated[rows] = done & ~truncated, truncated
+        self.age[rows] = self._age
+        self._age = np.where(done, 0, self._age + 1)
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full, self.pos = True, 0
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        rows = self._draw(2 * batch_size)
+        whole = ~self.truncated[self._windows(rows)].any(1)
+        return self._get_samples(rows[whole][:batch_size])
+
+    def _draw(self, count: int) -> NDArray[np.int64]:
+        """Rows whose stack and n-step window lie wholly inside what the ring holds."""
+        oldest = self.pos if self.full else 0
+        size = self.buffer_size if self.full else self.pos
+        step = oldest + np.random.randint(self.depth, size - self.n_steps, count)
+        return (step % self.buffer_size) * self.n_envs + np.random.randint(0, self.n_envs, count)
+
+    def _windows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (rows[:, None] + np.arange(self.n_steps) * self.n_envs) % len(self.frames)
+
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: Any = None) -> ReplayBufferSamples:
+        window = self._windows(batch_inds)
+        terminated = self.terminated[window]
+        alive = np.cumprod(np.concatenate([np.ones((len(window), 1)), 1 - terminated[:, :-1]], 1), 1)
+        returns = (self.rewards[window] * alive * self.gamma ** np.arange(self.n_steps)).sum(1)
+        after = (batch_inds + self.n_steps * self.n_envs) % len(self.frames)
+        return ReplayBufferSamples(
+            observations=self._stacks(batch_inds),
+            actions=torch.from_numpy(self.actions[batch_inds]).to(self.device)[:, None],
+            next_observations=self._stacks(after),
+            dones=torch.from_numpy(terminated.any(1).astype(np.float32)).to(self.device)[:, None],
+            rewards=torch.from_numpy(returns.astype(np.float32)).to(self.device)[:, None],
+            discounts=torch.full((len(batch_inds), 1), self.gamma**self.n_steps, device=self.device),
+        )
+
+    def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        stacks = stack_frames(self.frames, rows, self.age[rows], self.depth, self.padding, self.n_envs)
+        return torch.from_numpy(stacks).to(self.device, memory_format=torch.channels_last)
+
+
+class DoubleDQN(DQN):
+    """SB3's DQN with double Q-learning and a schedule of work that suits CPUs."""
+
+    def _setup_model(self) -> None:
+        if _is_frame_stack(self.observation_space):
+            self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
+            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma}
+            self.n_steps = 1  # held by the buffer from here on
+        super()._setup_model()
+        if len(self.observation_space.shape or ()) == 3:
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._due = 0
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Note that `gradient_steps` are due; they run while the environments take their next step."""
+        self._due += gradient_steps
+        if isinstance(self.env, SteppingVecEnv):
+            self.env.while_stepping = self._take_due_steps
+        else:
+            self._take_due_steps()
+
+    def _take_due_steps(self) -> None:
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        losses = [self._gradient_step() for _ in range(self._due)]
+        self.policy.set_training_mode(False)
+        self._n_updates += self._due
+        self._due = 0
+        if losses:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/loss", float(np.mean(losses)))
+
+    def _gradient_step(self) -> float:
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
+        discounts = self.gamma if data.discounts is None else data.discounts
+        with torch.no_grad():
+            next_obs = self._scaled(data.next_observations)
+            best = self._q_values(self.q_net, next_obs).argmax(1, keepdim=True)
+            next_q = self._q_values(self.q_net_target, next_obs).gather(1, best)
+        current_q = self._q_values(self.q_net, self._scaled(data.observations)).gather(1, data.actions.long())
+        target = data.rewards + (1 - data.dones) * discounts * next_q
+        loss = F.smooth_l1_loss(current_q, target)
+        self.policy.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        return loss.item()
+
+    def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
+        # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.
+        if not self.policy.normalize_images or obs.dtype != torch.uint8:
+            return obs.float()
+        return obs.to(torch.bfloat16, memory_format=torch.channels_last).mul_(1 / 255)
+
+    def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=scaled_obs.dtype == torch.bfloat16):
+            q_values: torch.Tensor = net.q_net(net.features_extractor(scaled_obs))
+        return q_values.float()
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
+        obs, vectorized = self.policy.obs_to_tensor(observation)
+        with torch.no_grad():
+            action = self._q_values(self.q_net, self._scaled(obs)).argmax(1).cpu().numpy()  # type: ignore[arg-type]
+        action = action if vectorized else action[0]
+        if not deterministic:
+            explore = np.random.rand(*np.shape(action)) < self.exploration_rate
+            action = np.where(explore, np.random.randint(0, self.action_space.n, np.shape(action)), action)  # type: ignore[attr-defined]
+        return action, state
+
+
+def _is_frame_stack(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] <= 8

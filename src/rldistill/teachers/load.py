@@ -1,0 +1,46 @@
+"""One door for teachers from elsewhere: what a path is decides how it is read."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native
+from rldistill.teachers.sb3 import load_sb3
+
+ZOO = "zoo:"
+RUN_CODE = (".pt", ".pth", ".pt2", ".pkl", ".pickle")
+
+
+def zoo_names() -> list[str]:
+    """Names of the teachers that ship."""
+    zoo = resources.files("rldistill") / "zoo"
+    return sorted(entry.name for entry in zoo.iterdir() if (entry / "policy.json").is_file())
+
+
+def load_policy(path: str | Path) -> NetworkPolicy:
+    """A policy from `zoo:NAME`, a folder of ours (`policy.json` in it) or a Stable-Baselines3 zip.
+
+    Raises:
+        ConfigError: there is nothing of that name.
+        UntrustedFileError: a file that would run code, or of an unknown format.
+        CorruptArtifactError: truncated or altered.
+    """
+    if str(path).startswith(ZOO):
+        name = str(path).removeprefix(ZOO)
+        if name not in zoo_names():
+            raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, zoo_names())}")
+        with resources.as_file(resources.files("rldistill") / "zoo" / name) as folder:
+            return load_native(folder)
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"teacher: {path}: there is no such file or folder")
+    if path.is_dir():
+        return load_native(path)
+    if path.suffix == ".zip":
+        return load_sb3(path)
+    if path.suffix in RUN_CODE:
+        raise UntrustedFileError(f"{path}: files of this kind can run code when they are read; give safetensors or a zip")
+    raise UntrustedFileError(f"{path}: of no known format; give a folder with policy.json, or a Stable-Baselines3 zip")

@@ -1,0 +1,233 @@
+"""Train a teacher with any Stable-Baselines3 or sb3-contrib algorithm, on our vector environments."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+
+from rldistill.artifacts import open_stage, provenance, write_atomic
+from rldistill.envs.atari import is_atari
+from rldistill.envs.seeding import Purpose, episode_seed
+from rldistill.envs.vector import EnvConfig, make_vector_env
+from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
+from rldistill.schedules import Linear
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.sb3 import to_native
+from rldistill.teachers.vec_env import SteppingVecEnv
+
+ALGORITHMS = {
+    "DQN": "stable_baselines3",
+    "DoubleDQN": "rldistill.teachers.dqn",
+    "QRDQN": "sb3_contrib",
+    "PPO": "stable_baselines3",
+    "A2C": "stable_baselines3",
+    "SAC": "stable_baselines3",
+    "TD3": "stable_baselines3",
+    "TQC": "sb3_contrib",
+}
+OURS = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Which algorithm trains the teacher, for how long.
+
+    Attributes:
+        algorithm: DQN, DoubleDQN, QRDQN, PPO, A2C, SAC, TD3 or TQC.
+        total_steps: environment steps.
+        num_envs: environments stepped together.
+        eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: full episodes, greedy, in each.
+        threads: of PyTorch.
+        hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`.
+    """
+
+    algorithm: str = "PPO"
+    total_steps: int = 100_000
+    num_envs: int = 8
+    eval_every: int = 50_000
+    eval_episodes: int = 10
+    threads: int = 1
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: expected at least 1, found {getattr(self, name)}")
+
+
+def train_teacher(
+    env: EnvConfig,
+    config: TrainConfig,
+    folder: Path,
+    seed: int = 0,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NetworkPolicy:
+    """Train, keep the best policy in `folder` with its curve, and return it.
+
+    `resume` goes on from `checkpoints/last.zip`: network, optimiser, counters and schedules; a replay buffer is
+    filled anew by the policy as it is.
+
+    Raises:
+        ConfigError: unknown algorithm or hyperparameter, or one that does not suit the environment.
+    """
+    open_stage(folder, folder / "policy.json", resume, overwrite)
+    last = folder / "checkpoints" / "last.zip"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    vector = _vec_env(env, config.num_envs, seed, "train")
+    try:
+        model = _load(last, config, vector) if last.exists() else _build(config, vector, seed)
+        keeper = _Keeper(env, config, folder, seed, progress)
+        left = config.total_steps - model.num_timesteps
+        if left > 0:
+            try:
+                model.learn(left, callback=keeper, log_interval=None, reset_num_timesteps=False)
+            except KeyboardInterrupt:
+                keeper.save_checkpoint()
+                raise
+            keeper.evaluate()
+    finally:
+        vector.close()
+        torch.set_num_threads(threads)
+    return load_native(folder)
+
+
+def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
+    """The class of that name, its hyperparameters checked against its signature."""
+    if config.algorithm not in ALGORITHMS:
+        hint = did_you_mean(config.algorithm, ALGORITHMS)
+        raise ConfigError(f"train.algorithm: there is no {config.algorithm!r}.{hint} Known: {', '.join(ALGORITHMS)}")
+    kind: type[BaseAlgorithm] = getattr(importlib.import_module(ALGORITHMS[config.algorithm]), config.algorithm)
+    known = [name for name in inspect.signature(kind.__init__).parameters if name not in OURS]
+    for name in config.hyperparameters:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"train.hyperparameters.{name}: {config.algorithm} has no such setting.{hint}")
+    return kind
+
+
+def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
+    kind = algorithm_class(config)
+    policy = "CnnPolicy" if is_image_space(vector.observation_space) else "MlpPolicy"
+    settings = dict(config.hyperparameters)
+    rate = settings.get("learning_rate")
+    if isinstance(rate, dict):
+        line = Linear(float(rate["start"]), float(rate["end"]))
+        settings["learning_rate"] = lambda remaining: line(1 - remaining)
+    try:
+        return kind(policy, vector, seed=seed, device="cpu", **settings)  # type: ignore[arg-type]
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+
+
+def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
+    # A checkpoint of this very run, which is ours as much as the program is: SB3's own loader reads it.
+    try:
+        model = algorithm_class(config).load(path, env=vector, device="cpu")
+    except Exception as error:
+        raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
+    if isinstance(model, OffPolicyAlgorithm):
+        model.learning_starts = model.num_timesteps + int(config.hyperparameters.get("learning_starts", 100))
+        # Not random actions: until there is enough to learn from, the policy itself refills the buffer.
+        model._sample_action = _acting_at_once(model)  # type: ignore[method-assign]
+    return model
+
+
+def _acting_at_once(model: OffPolicyAlgorithm) -> Callable[..., Any]:
+    sample = type(model)._sample_action
+
+    def sample_action(learning_starts: int, *args: Any, **kwargs: Any) -> Any:
+        return sample(model, 0, *args, **kwargs)
+
+    return sample_action
+
+
+def _vec_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
+    clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
+    config = EnvConfig(env.id, {**env.kwargs, **clipped})
+    return SteppingVecEnv(
+        make_vector_env(config, num_envs, lambda slot, episode: episode_seed(seed, purpose, 0, 0, slot, episode))
+    )
+
+
+class _Keeper(BaseCallback):
+    """Evaluates, keeps the best policy, checkpoints, reports progress."""
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        config: TrainConfig,
+        folder: Path,
+        seed: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        super().__init__()
+        self.env_config, self.config, self.folder, self.run_seed = env, config, folder, seed
+        self.progress = progress
+        self.curve = folder / "curve.jsonl"
+        rows = [json.loads(line) for line in self.curve.read_text().splitlines()] if self.curve.exists() else []
+        self.best = max((row["mean"] for row in rows), default=-np.inf)
+        self.seconds = rows[-1]["seconds"] if rows else 0.0
+
+    def _on_training_start(self) -> None:
+        self.started = time.monotonic() - self.seconds
+        self.next_eval = self.num_timesteps + self.config.eval_every
+
+    def _on_step(self) -> bool:
+        self.progress(self.num_timesteps, self.config.total_steps)
+        if self.num_timesteps >= self.next_eval:
+            self.next_eval += self.config.eval_every
+            self.evaluate()
+        return True
+
+    def evaluate(self) -> None:
+        """One row of the curve, a checkpoint, and the policy if it is the best so far."""
+        env = _vec_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")
+        returns, _ = evaluate_policy(
+            self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
+        )
+        env.close()
+        mean = float(np.mean(returns))  # type: ignore[arg-type]
+        row = {
+            "step": self.num_timesteps,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "mean": mean,
+            "returns": np.asarray(returns).tolist(),
+        }
+        self.save_checkpoint()
+        if mean >= self.best:
+            self.best = mean
+            half = is_image_space(self.training_env.observation_space)
+            about = provenance(self.run_seed) | {"env_steps": self.num_timesteps, "algorithm": self.config.algorithm}
+            save_policy(to_native(self.model), self.folder, about, half)
+        with self.curve.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save_checkpoint(self) -> None:
+        """The whole of the algorithm but its replay buffer."""
+        path = self.folder / "checkpoints" / "last.zip"
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                self.model.save(file, exclude=["_sample_action"])
+
+        write_atomic(path, write)

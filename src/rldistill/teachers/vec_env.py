@@ -1,0 +1,73 @@
+"""Our seeded vector environments as the VecEnv that Stable-Baselines3 trains on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from rldistill.envs.vector import SeededVectorEnv
+
+
+class SteppingVecEnv(VecEnv):
+    """One step of SB3's loop is one step of all environments; `while_stepping` runs in the meantime.
+
+    Environments that step in threads of their own (ale-py's) then cost the learner nothing.
+    """
+
+    def __init__(self, env: SeededVectorEnv) -> None:
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.env = env
+        self.while_stepping: Callable[[], None] = lambda: None
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._start = time.monotonic()
+
+    def reset(self) -> Any:
+        self._returns[:], self._lengths[:] = 0, 0
+        return self.env.reset()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.env.send(actions)
+
+    def step_wait(self) -> Any:
+        self.while_stepping()
+        step = self.env.recv()
+        done = step.terminated | step.truncated
+        self._returns += step.reward
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for slot in np.flatnonzero(done):
+            infos[slot] = {
+                "episode": {
+                    "r": float(self._returns[slot]),
+                    "l": int(self._lengths[slot]),
+                    "t": time.monotonic() - self._start,
+                },
+                "terminal_observation": step.final_obs(slot),
+                "TimeLimit.truncated": bool(step.truncated[slot] and not step.terminated[slot]),
+            }
+        self._returns[done], self._lengths[done] = 0, 0
+        return step.obs, step.reward.astype(np.float32), done, infos
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise AttributeError(f"{attr_name} of a vector environment cannot be set")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise AttributeError(f"a vector environment has no method {method_name} for each environment")
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        return [False] * len(list(self._get_indices(indices)))
+
+    def seed(self, seed: int | None = None) -> Sequence[None | int]:
+        return [None] * self.num_envs  # every episode has its own seed already

@@ -1,0 +1,166 @@
+"""What every stage speaks: observations, heads, outputs, policies, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from rldistill.errors import SpecMismatchError
+
+Obs = Tensor | Mapping[str, Tensor]
+HeadKind = Literal[
+    "categorical", "q_values", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian", "deterministic"
+]
+
+
+@dataclass(frozen=True)
+class ActionHead:
+    """What the numbers in `PolicyOutput.params` mean."""
+
+    kind: HeadKind
+    nvec: tuple[int, ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are integers."""
+        return self.kind in ("categorical", "q_values", "multi_categorical", "bernoulli")
+
+    @property
+    def num_params(self) -> int:
+        """P, the length of `PolicyOutput.params`."""
+        if self.discrete:
+            return sum(self.nvec)
+        return len(self.low) * (2 if "gaussian" in self.kind else 1)
+
+
+@dataclass(frozen=True)
+class FramePipeline:
+    """How frames become an observation; two policies with different pipelines see different things."""
+
+    height: int = 84
+    width: int = 84
+    stack: int = 4
+    skip: int = 4
+    max_pool: bool = True
+    grayscale: bool = True
+    padding: Literal["zero", "repeat"] = "zero"
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy takes and gives."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    head: ActionHead
+    frames: FramePipeline | None = None
+
+    @classmethod
+    def from_json(cls, value: Any) -> PolicySpec:
+        """The spec that `dataclasses.asdict` made `value` of; raises KeyError or TypeError if it did not."""
+        head = {key: tuple(item) if isinstance(item, list) else item for key, item in value["head"].items()}
+        frames = FramePipeline(**value["frames"]) if value["frames"] is not None else None
+        return cls(tuple(value["obs_shape"]), value["obs_dtype"], ActionHead(**head), frames)
+
+    def require_same_input(self, other: PolicySpec, mine: str, others: str) -> None:
+        """Raise SpecMismatchError unless both take the same observations and act in the same space."""
+        pairs: list[tuple[str, Any, Any]] = [
+            ("observation shape", self.obs_shape, other.obs_shape),
+            ("observation dtype", self.obs_dtype, other.obs_dtype),
+            ("frame pipeline", self.frames, other.frames),
+            ("kind of action", self.head.discrete, other.head.discrete),
+            ("number of actions", self.head.nvec, other.head.nvec),
+            ("action bounds", (self.head.low, self.head.high), (other.head.low, other.head.high)),
+        ]
+        for what, a, b in pairs:
+            if a != b:
+                raise SpecMismatchError(f"{mine} and {others} do not fit: {what} is {a} for {mine}, {b} for {others}")
+
+
+@dataclass(frozen=True)
+class PolicyOutput:
+    """What a policy says of a batch of observations."""
+
+    head: ActionHead
+    params: Tensor
+    value: Tensor | None = None
+    features: Tensor | None = None
+    mask: Tensor | None = None
+
+    def mode(self) -> Tensor:
+        """The most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""
+        kind, params = self.head.kind, self.params
+        if self.mask is not None:
+            params = params.masked_fill(~self.mask, -torch.inf)
+        if kind in ("categorical", "q_values"):
+            return params.argmax(-1)
+        if kind == "multi_categorical":
+            return torch.stack([part.argmax(-1) for part in params.split(self.head.nvec, -1)], -1)
+        if kind == "bernoulli":
+            return (params > 0).long()
+        mean = params[..., : len(self.head.low)]
+        return self._bounded(mean)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """An action drawn from the policy; of `q_values` and `deterministic` heads, the mode."""
+        kind, params = self.head.kind, self.params
+        if kind in ("q_values", "deterministic"):
+            return self.mode()
+        if self.mask is not None:
+            params = params.masked_fill(~self.mask, -torch.inf)
+        if kind == "categorical":
+            return _gumbel_argmax(params, generator)
+        if kind == "multi_categorical":
+            return torch.stack([_gumbel_argmax(part, generator) for part in params.split(self.head.nvec, -1)], -1)
+        if kind == "bernoulli":
+            return (torch.rand(params.shape, generator=generator) < params.sigmoid()).long()
+        mean, log_std = params.chunk(2, -1)
+        return self._bounded(mean + log_std.exp() * torch.randn(mean.shape, generator=generator))
+
+    def _bounded(self, action: Tensor) -> Tensor:
+        low, high = action.new_tensor(self.head.low), action.new_tensor(self.head.high)
+        if self.head.kind == "squashed_gaussian":
+            return low + (action.tanh() + 1) / 2 * (high - low)
+        return action.clamp(low, high)
+
+
+def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-20)
+    return (logits - (-uniform.log()).log()).argmax(-1)
+
+
+class Policy(Protocol):
+    """A teacher is a policy, a student is a policy."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    def initial_state(self, batch_size: int) -> Tensor | None: ...
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions with the teacher's labels; leading dimensions `[B]`, or `[T, B]` for sequences."""
+
+    obs: Obs
+    action: Tensor
+    reward: Tensor
+    return_to_go: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    teacher: PolicyOutput
+    next_teacher: PolicyOutput
+    next_obs: Obs | None
+    weight: Tensor
+    episode: Tensor
+    step: Tensor
+    actor: Tensor
+    task: Tensor

@@ -1,0 +1,155 @@
+"""The run file: what it builds, what counts over what, and what is said of mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rldistill.config import RunConfig
+from rldistill.errors import ConfigError
+from rldistill.losses import ForwardKL, QHuber
+from rldistill.schedules import Constant, Linear
+from rldistill.students import Cnn, Mlp
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+RUN = """
+env: {id: CartPole-v1}
+teacher: teacher.zip
+collect: {steps: 1_000}
+distill:
+  losses:
+    - {name: forward_kl, weight: {type: linear, start: 1, end: 0}, temperature: 2e-1}
+    - {name: q_huber, delta: 2}
+    - forward_kl
+  learning_rate: 2e-4
+students:
+  small: {type: mlp, hidden: [8, 8]}
+  cnn: {type: cnn}
+seeds: [3, 4]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "cartpole.yaml"
+    path.write_text(RUN)
+    return path
+
+
+def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
+    plan = RunConfig.load(file, environment={}).plan()
+    assert plan.name == "cartpole"
+    assert plan.folder == Path("runs/cartpole")
+    assert plan.teacher == "teacher.zip"
+    assert plan.collect.steps == 1_000
+    assert plan.seeds == (3, 4)
+    assert plan.students == {"small": Mlp(hidden=(8, 8)), "cnn": Cnn()}
+    first, second, third = plan.distill.losses
+    assert first.loss == ForwardKL(temperature=0.2)
+    assert first.weight == Linear(start=1.0, end=0.0)
+    assert (second.loss, second.weight) == (QHuber(delta=2.0), Constant(1.0))
+    assert third.loss == ForwardKL()
+    assert plan.distill.learning_rate == 2e-4
+
+
+def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:
+    environment = {"RLDISTILL__COLLECT__STEPS": "2_000", "RLDISTILL__DISTILL__EPOCHS": "7", "HOME": "/"}
+    config = RunConfig.load(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
+    assert config.collect.steps == 2_000
+    assert config.distill.epochs == 9
+    assert config.distill.losses[1].loss == QHuber(delta=0.5)
+    assert config.seeds == (1,)
+    assert config.plan().document["collect"] == {"steps": 2_000}
+
+
+@pytest.mark.parametrize("example", ["pong.yaml", "lunarlander.yaml", "teachers/pong-dqn.yaml"])
+def test_examples_are_valid(example: str) -> None:
+    assert RunConfig.load(EXAMPLES / example, environment={}).plan().env.id
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("distill.epoch=3", "distill.epoch: unknown key. Did you mean 'epochs'?"),
+        ("distill.epochs=three", "distill.epochs: found 'three', expected an integer"),
+        ("distill.epochs=true", "distill.epochs: found True, expected an integer"),
+        ("distill.epochs=-1", "distill.epochs: found -1, expected at least 1"),
+        ("distill.learning_rate=.nan", "distill.learning_rate: found nan, expected a finite number"),
+        ("distill.learning_rate=0", "distill.learning_rate: found 0, expected more than 0"),
+        ("distill.losses=[]", "distill.losses: found [], expected at least 1"),
+        (
+            "distill.losses.0.name=forwrd_kl",
+            "distill.losses.0.name: there is no 'forwrd_kl'. Did you mean 'forward_kl'?",
+        ),
+        ("distill.losses.0.temprature=1", "distill.losses.0.temprature: unknown key. Did you mean 'temperature'?"),
+        ("distill.losses.9.name=x", "distill.losses.9.name: distill.losses is a list of 3"),
+        ("students.cnn.type=cn", "students.cnn.type: there is no 'cn'. Did you mean 'cnn'?"),
+        ("students.cnn.channels=[0]", "students.cnn.channels.0: found 0, expected at least 1"),
+        ("students.cnn.channels=3", "students.cnn.channels: found 3, expected a list"),
+        ("students.x={}", "students.x.type: is missing"),
+        ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
+        ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
+        ("students..x={type: mlp}", "expected key=value"),
+        ("env.id=CartPole", "env.id: Gymnasium has no environment 'CartPole'. Did you mean 'CartPole-v1'?"),
+        ("env.id=LunarLander-v2", "Did you mean 'LunarLander-v3'?"),
+        ("env.id=ALE/Pnog-v5", "env.id: there is no Atari game 'ALE/Pnog-v5'. Did you mean 'ALE/Pong-v5'?"),
+        ("env=3", "env: found 3, expected keys and values"),
+        ("env={}", "env.id: is missing"),
+        ("teacher={train: {algorithm: PPPO}}", "teacher.train.algorithm: there is no 'PPPO'. Did you mean 'PPO'?"),
+        ("teacher={trian: {}}", "teacher.trian: unknown key. Did you mean 'train'?"),
+        ("teacher.train.total_steps=1", "teacher is 'teacher.zip', which has nothing inside"),
+        ("recipe.name=dager", "recipe.name: found 'dager', expected 'offline' or 'dagger'"),
+        ("recipe={name: dagger}", "recipe: dagger needs rounds and steps_per_round"),
+        ("recipe.beta=2", "recipe.beta: found 2, expected at most 1"),
+        ("recipe.beta={type: lin}", "recipe.beta.type: there is no 'lin'. Did you mean 'linear'?"),
+        ("seeds=[0, 0]", "seeds: the same seed is there twice"),
+        ("seeds=[-1]", "seeds.0: found -1, expected at least 0"),
+        ("studnets={}", "studnets: unknown key. Did you mean 'students'?"),
+        ("name=a/b", "name: found 'a/b', expected letters, digits"),
+        ("seeds=[1", "seeds: line 1: not valid YAML"),
+        ("seeds", "found 'seeds', expected key=value"),
+    ],
+)
+def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(file, [override], {})
+    assert str(caught.value).startswith("command line: ")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("env: {id: CartPole-v1\n", "line 2: not valid YAML"),
+        ("- 1\n", "found [1], expected keys such as env"),
+        ("", "found None, expected keys such as env"),
+        (RUN + "seeds: [1]\n", "the key 'seeds' is there twice"),
+        (RUN + "x: !!python/object/apply:os.system [echo]\n", "not valid YAML: could not determine a constructor"),
+        (RUN.replace("1_000", "many"), "collect.steps: found 'many', expected an integer"),
+        (RUN.replace("teacher: teacher.zip\n", ""), "teacher: is missing"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(path, environment={})
+    assert str(caught.value).startswith(f"{path}:")
+    assert expected in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no such file\. Did you mean '.*cartpole.yaml'"):
+        RunConfig.load(tmp_path / "cartpol.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.load(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not text"):
+        RunConfig.load(tmp_path / "binary.yaml")
+
+
+def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
+        RunConfig.load(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
