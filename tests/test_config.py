@@ -98,6 +98,10 @@ def test_examples_are_valid(example: str) -> None:
         ("env=3", "env: found 3, expected keys and values"),
         ("env={}", "env.id: is missing"),
         ("teacher={train: {algorithm: PPPO}}", "teacher.train.algorithm: there is no 'PPPO'. Did you mean 'PPO'?"),
+        (
+            "teacher={train: {hyperparameters: {learning_rte: 1}}}",
+            "teacher.train.hyperparameters.learning_rte: PPO has no such setting. Did you mean 'learning_rate'?",
+        ),
         ("teacher={trian: {}}", "teacher.trian: unknown key. Did you mean 'train'?"),
         ("teacher.train.total_steps=1", "teacher is 'teacher.zip', which has nothing inside"),
         ("recipe.name=dager", "recipe.name: found 'dager', expected 'offline' or 'dagger'"),

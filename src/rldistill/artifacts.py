@@ -18,10 +18,10 @@ from rldistill.errors import ConfigError, CorruptArtifactError
 PACKAGES = ("rldistill", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "pyarrow")
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there, so that no reader sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -39,7 +39,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text) and None)
+    write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
 def read_json(path: Path) -> Any:

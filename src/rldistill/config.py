@@ -27,7 +27,7 @@ from rldistill.losses import LOSSES
 from rldistill.recipes.run import Recipe, Run
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
-from rldistill.teachers.train import ALGORITHMS, TrainConfig
+from rldistill.teachers.train import TrainConfig, algorithm_class
 
 PREFIX = "RLDISTILL__"
 RESERVED = ("teacher", "random")
@@ -68,9 +68,11 @@ def _known_env(env: EnvConfig) -> EnvConfig:
 
 
 def _known_algorithm(config: TrainConfig) -> TrainConfig:
-    if config.algorithm not in ALGORITHMS:
-        hint = did_you_mean(config.algorithm, ALGORITHMS)
-        raise bad_key("algorithm", f"there is no {config.algorithm!r}.{hint} Known: {', '.join(ALGORITHMS)}")
+    try:
+        algorithm_class(config)
+    except ConfigError as error:
+        where, _, what = str(error).removeprefix("train.").partition(": ")
+        raise bad_key(where, what) from error
     return config
 
 

@@ -64,7 +64,7 @@ class DistillConfig:
     weight_decay: float = 1e-4
     clip: float = 10.0
     patience: int = 5
-    threads: int = 2
+    threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -266,7 +266,7 @@ class _Fit:
         self.epoch, self.stale = int(epoch), int(stale)
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True)[: self.epoch] if metrics.exists() else []
-        write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)) and None)
+        write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
 
 
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
@@ -310,9 +310,9 @@ def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) 
         optimizer.zero_grad()
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]
-        return float(value)
+        return value.item()
 
-    optimizer.step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(loss())
 
 

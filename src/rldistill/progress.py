@@ -30,7 +30,12 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None, rate="")
         started = time.monotonic()
@@ -48,7 +53,7 @@ def _lines(title: str, unit: str) -> Report:
     def report(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < LINE_EVERY and done < total or now - started < 2:
+        if (now - last < LINE_EVERY and done < total) or now - started < 2:
             return
         last = now
         rate = done / (now - started)

@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from rldistill.errors import RLDistillError, did_you_mean
 
-NON_NEGATIVE = {"seed", "seeds", "videos", "patience", "steps_per_round", "eval_episodes", "round"}
+NON_NEGATIVE = {"seed", "patience", "steps_per_round"}
 LIMITS: dict[str, tuple[Any, ...]] = {
     "epsilon": (Ge(0), Le(1)),
     "beta": (Ge(0), Le(1)),

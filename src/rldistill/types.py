@@ -64,7 +64,9 @@ class PolicySpec:
     @classmethod
     def from_json(cls, value: Any) -> PolicySpec:
         """The spec that `dataclasses.asdict` made `value` of; raises KeyError or TypeError if it did not."""
-        head = {key: tuple(item) if isinstance(item, list) else item for key, item in value["head"].items()}
+        head: dict[str, Any] = {
+            key: tuple(item) if isinstance(item, list) else item for key, item in value["head"].items()
+        }
         frames = FramePipeline(**value["frames"]) if value["frames"] is not None else None
         return cls(tuple(value["obs_shape"]), value["obs_dtype"], ActionHead(**head), frames)
 
@@ -101,7 +103,7 @@ class PolicyOutput:
         if kind in ("categorical", "q_values"):
             return params.argmax(-1)
         if kind == "multi_categorical":
-            return torch.stack([part.argmax(-1) for part in params.split(self.head.nvec, -1)], -1)
+            return torch.stack([part.argmax(-1) for part in params.split_with_sizes(self.head.nvec, -1)], -1)
         if kind == "bernoulli":
             return (params > 0).long()
         mean = params[..., : len(self.head.low)]
@@ -117,7 +119,9 @@ class PolicyOutput:
         if kind == "categorical":
             return _gumbel_argmax(params, generator)
         if kind == "multi_categorical":
-            return torch.stack([_gumbel_argmax(part, generator) for part in params.split(self.head.nvec, -1)], -1)
+            return torch.stack(
+                [_gumbel_argmax(part, generator) for part in params.split_with_sizes(self.head.nvec, -1)], -1
+            )
         if kind == "bernoulli":
             return (torch.rand(params.shape, generator=generator) < params.sigmoid()).long()
         mean, log_std = params.chunk(2, -1)

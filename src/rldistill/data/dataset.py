@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ class Dataset:
             if verify:
                 manifest.check()
         lead = (spec.frames.stack - 1) if spec.frames else 0
-        slots = [manifest.document["rounds"][str(b["round"])]["slots"] for manifest in manifests for b in manifest.blocks]
-        blocks = [(number, folder, b) for number, (folder, m) in enumerate(zip(folders, manifests, strict=True)) for b in m.blocks]
+        slots = [
+            manifest.document["rounds"][str(b["round"])]["slots"] for manifest in manifests for b in manifest.blocks
+        ]
+        blocks = [
+            (number, folder, b)
+            for number, (folder, m) in enumerate(zip(folders, manifests, strict=True))
+            for b in m.blocks
+        ]
         num_rows = sum(block["steps"] + lead * n for (_, _, block), n in zip(blocks, slots, strict=True))
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
         obs = np.empty((num_rows, *shape), spec.obs_dtype)
@@ -162,7 +169,7 @@ def _returns_to_go(
 ) -> NDArray[np.float32]:
     """sum_k gamma^k r_{t+k}, bootstrapped with the teacher's value where an episode was cut."""
     out = np.empty(len(order), np.float32)
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         rows = order[start:end]
         rewards = columns["reward"][rows].astype(np.float64)
         last = rows[-1]
@@ -177,7 +184,7 @@ def _heldout(
 ) -> NDArray[np.bool_]:
     """Hold an episode out by the hash of what happened in it, so that equal ones are never on both sides."""
     keys = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in pairwise(bounds):
         rows = order[start:end]
         content = columns["action"][rows].tobytes() + columns["reward"][rows].tobytes()
         keys.append(int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64)
@@ -186,4 +193,5 @@ def _heldout(
         raise ConfigError("the dataset holds fewer than two distinct episodes: collect more steps or add epsilon noise")
     held = key < HELDOUT_FRACTION
     held |= key == key.min()
-    return held[columns["episode"]]
+    chosen: NDArray[np.bool_] = held[columns["episode"]]
+    return chosen

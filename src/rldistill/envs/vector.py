@@ -40,7 +40,8 @@ class Step:
 
     def final_obs(self, slot: int) -> NDArray[Any]:
         """The last observation of the episode that ended in `slot`."""
-        return self.last_obs[int(np.flatnonzero(self.ended == slot)[0])]
+        last: NDArray[Any] = self.last_obs[int(np.flatnonzero(self.ended == slot)[0])]
+        return last
 
 
 class SeededVectorEnv:
@@ -74,7 +75,9 @@ class SeededVectorEnv:
     def recv(self) -> Step:
         """Finish the step begun by `send`."""
         obs, reward, terminated, truncated, _ = (
-            self.vector.recv() if self._actions is None else self.vector.step(self._actions)
+            self.vector.recv()  # type: ignore[attr-defined]
+            if self._actions is None
+            else self.vector.step(self._actions)
         )
         done = terminated | truncated
         ended = np.flatnonzero(done)
@@ -89,24 +92,23 @@ class SeededVectorEnv:
         return self.recv()
 
     def _reset(self, mask: NDArray[np.bool_]) -> NDArray[Any]:
-        seeds = [self._seed_of(slot, int(self.episode[slot])) for slot in range(self.num_envs)]
+        seeds: list[int | None] = [self._seed_of(slot, int(self.episode[slot])) for slot in range(self.num_envs)]
         if isinstance(self.vector, SyncVectorEnv):
             if self._rebuild is not None:
                 self._renew(self.vector, mask, self._rebuild)
             obs, _ = self.vector.reset(seed=seeds, options={"reset_mask": mask.copy()})
         else:
-            obs, _ = self.vector.reset(seed=np.array(seeds)[mask], options={"reset_mask": mask})
-        return obs.copy()
+            obs, _ = self.vector.reset(seed=np.array(seeds)[mask], options={"reset_mask": mask})  # type: ignore[arg-type]
+        fresh: NDArray[Any] = obs.copy()
+        return fresh
 
     @staticmethod
-    def _renew(
-        vector: SyncVectorEnv, mask: NDArray[np.bool_], rebuild: Callable[[], gymnasium.Env[Any, Any]]
-    ) -> None:
+    def _renew(vector: SyncVectorEnv, mask: NDArray[np.bool_], rebuild: Callable[[], gymnasium.Env[Any, Any]]) -> None:
         envs = list(vector.envs)
         for slot in np.flatnonzero(mask):
             envs[slot].close()
             envs[slot] = rebuild()
-        vector.envs = tuple(envs)
+        vector.envs = envs
 
     def replay(self, episodes: Sequence[int], actions: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Bring each slot to where it stands after `actions[slot]` of its episode `episodes[slot]`.
@@ -123,14 +125,15 @@ class SeededVectorEnv:
                 obs = self._reset(late)
             idle = np.zeros_like(np.asarray(self.vector.action_space.sample()))
             for slot in np.flatnonzero(lengths >= longest - step):
-                idle[slot] = actions[slot][step - longest + lengths[slot]]
+                idle[slot] = actions[int(slot)][step - longest + lengths[slot]]
             obs, _, terminated, truncated, _ = self.vector.step(idle)
             idle_ended = (terminated | truncated) & (lengths < longest - step)
             if idle_ended.any():
                 obs = self._reset(idle_ended)
         if longest and (lengths == 0).any():
             obs = self._reset(lengths == 0)
-        return obs.copy()
+        now: NDArray[Any] = obs.copy()
+        return now
 
     def close(self) -> None:
         self.vector.close()

@@ -85,9 +85,7 @@ def _play(
     progress: Callable[[int], None],
 ) -> Episodes:
     slots = env.num_envs
-    out = Episodes(
-        np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)]
-    )
+    out = Episodes(np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)])
     generator = torch.Generator().manual_seed(seed)
     env.single_action_space.seed(seed)
     playing = np.arange(slots)
@@ -138,10 +136,15 @@ def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], pat
 
     def write(temporary: Path) -> None:
         with imageio.get_writer(
-            temporary, format="FFMPEG", fps=30, codec="libx264", macro_block_size=2, ffmpeg_params=["-f", "mp4", "-crf", "30"]
-        ) as writer:  # type: ignore[call-overload]
+            temporary,
+            format="FFMPEG",
+            fps=30,
+            codec="libx264",
+            macro_block_size=2,
+            ffmpeg_params=["-f", "mp4", "-crf", "30"],
+        ) as writer:
             for frame in frames:
-                writer.append_data(frame)
+                writer.append_data(frame)  # type: ignore[attr-defined]
 
     write_atomic(path, write)
 
@@ -149,7 +152,7 @@ def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], pat
 def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
     picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
     vector = make_atari(env_config.id, 1, 1, {**env_config.kwargs, **picture})
-    obs, _ = vector.reset(seed=np.array([seed]))
+    obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
     frames = [obs[0, 0].copy()]
     for action in actions:
         obs, *_ = vector.step(np.array([action]))

@@ -37,7 +37,7 @@ def kl(p: PolicyOutput, q: PolicyOutput, temperature_p: float, temperature_q: fl
     """KL between two policies' distributions over actions; discrete ones are softened by their temperatures."""
     head = p.head
     if head.kind == "multi_categorical":
-        parts = zip(p.params.split(head.nvec, -1), q.params.split(head.nvec, -1), strict=True)
+        parts = zip(p.params.split_with_sizes(head.nvec, -1), q.params.split_with_sizes(head.nvec, -1), strict=True)
         total: Tensor = sum(categorical_kl(a / temperature_p, b / temperature_q) for a, b in parts)  # type: ignore[assignment]
         return total
     if head.discrete:

@@ -61,7 +61,7 @@ class ActionNLL:
         """`[...]`, unreduced."""
         action, head = batch.teacher.mode(), student.head
         if head.kind == "multi_categorical":
-            parts = zip(student.params.split(head.nvec, -1), action.unbind(-1), strict=True)
+            parts = zip(student.params.split_with_sizes(head.nvec, -1), action.unbind(-1), strict=True)
             total: Tensor = sum(_cross_entropy(logits, chosen) for logits, chosen in parts)  # type: ignore[assignment]
             return total
         if head.kind == "bernoulli":

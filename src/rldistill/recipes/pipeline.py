@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from rldistill.artifacts import provenance, write_atomic, write_json
 from rldistill.collect import collect
@@ -16,7 +17,7 @@ from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.progress import track
 from rldistill.recipes import dagger, offline
 from rldistill.recipes.run import Run
-from rldistill.report import write_report
+from rldistill.report import evaluation_table, verdict, write_report
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
@@ -73,9 +74,7 @@ def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
                 RECIPES[run.recipe.name](run, teacher, dataset, name, seed, resume, overwrite, report)
 
 
-def run_evaluate(
-    run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False
-) -> dict[str, Any]:
+def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
     path = run.folder / "evaluation.json"
     if path.exists() and not (resume or overwrite):
@@ -88,12 +87,16 @@ def run_evaluate(
         "random": Entrant("random", {None: None}, 0),
     }
     with track("evaluate", "episodes", quiet) as report:
-        return evaluate(run.env, entrants, run.evaluate, run.folder, seed=run.seed, progress=report)
+        evaluation = evaluate(run.env, entrants, run.evaluate, run.folder, seed=run.seed, progress=report)
+    Console().print(evaluation_table(evaluation), verdict(evaluation), sep="\n")
+    return evaluation
 
 
 def run_report(run: Run) -> Path:
     """Write `report.html` from what the other stages left."""
-    return write_report(run.folder)
+    path = write_report(run.folder)
+    print(f"report: {path}")
+    return path
 
 
 def _teacher(run: Run) -> Policy:
@@ -116,5 +119,5 @@ def _own_steps(folder: Path) -> int:
 
 def _note_what_was_asked(run: Run) -> None:
     text = yaml.safe_dump(run.document, sort_keys=False)
-    write_atomic(run.folder / "config.yaml", lambda temporary: temporary.write_text(text) and None)
+    write_atomic(run.folder / "config.yaml", lambda temporary: temporary.write_text(text))
     write_json(run.folder / "provenance.json", provenance(run.seed))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+Series = dict[str, list[tuple[float, float]]]
 WIDTH, LEFT, RIGHT, ROW = 720, 150, 24, 44
 
 
@@ -34,7 +35,7 @@ def returns_chart(evaluation: dict[str, Any]) -> str:
     return _svg(height, parts, "Returns of every episode, with means and 95% intervals")
 
 
-def lines_chart(series: dict[str, Sequence[tuple[float, float]]], across: str, up: str) -> str:
+def lines_chart(series: Series, across: str, up: str) -> str:
     """One line for each name."""
     points = [point for line in series.values() for point in line]
     x_low, x_high = _range([x for x, _ in points])

@@ -33,7 +33,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 def rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table, as text, in the order of COLUMNS."""
-    out = []
+    out: list[tuple[str, ...]] = []
     teacher = evaluation["policies"]["teacher"]
     for name, entry in evaluation["policies"].items():
         low, high = entry["ci95"]

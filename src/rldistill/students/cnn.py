@@ -45,4 +45,3 @@ class Cnn:
             depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         hidden, size = dense(depth * height * width, self.hidden, act)
         return NetworkPolicy(self, spec, nn.Sequential(*layers, nn.Flatten(), *hidden), size)
-

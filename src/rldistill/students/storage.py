@@ -70,7 +70,7 @@ def _build(path: Path, document: dict[str, Any]) -> NetworkPolicy:
     if kind not in STUDENTS:
         raise CorruptArtifactError(f"{path}: student: {kind!r} is none of {', '.join(STUDENTS)}")
     try:
-        config = {key: tuple(v) if isinstance(v, list) else v for key, v in document["config"].items()}
+        config: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in document["config"].items()}
         spec = PolicySpec.from_json(document["spec"])
         return STUDENTS[kind](**config).build(spec)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ConfigError) as error:

@@ -6,6 +6,7 @@ each environment, bfloat16 and channels-last convolutions, and gradient steps th
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.dqn.policies import QNetwork
 from torch.nn import functional as F
@@ -119,6 +121,8 @@ class DoubleDQN(DQN):
             self.n_steps = 1  # held by the buffer from here on
         super()._setup_model()
         if len(self.observation_space.shape or ()) == 3:
+            _initialise(self.q_net)
+            self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._due = 0
 
@@ -165,11 +169,20 @@ class DoubleDQN(DQN):
         return obs.to(torch.bfloat16, memory_format=torch.channels_last).mul_(1 / 255)
 
     def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=scaled_obs.dtype == torch.bfloat16):
-            q_values: torch.Tensor = net.q_net(net.features_extractor(scaled_obs))
-        return q_values.float()
+        extractor = net.features_extractor
+        if scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
+            # The convolutions alone: the action gaps of Pong are smaller than bfloat16's steps near its Q values.
+            with torch.autocast(self.device.type, torch.bfloat16):
+                features = extractor.cnn(scaled_obs)
+            features = extractor.linear(features.float())
+        else:
+            features = extractor(scaled_obs.float())
+        q_values: torch.Tensor = net.q_net(features)
+        return q_values
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> Any:
         """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
         obs, vectorized = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
@@ -179,6 +192,18 @@ class DoubleDQN(DQN):
             explore = np.random.rand(*np.shape(action)) < self.exploration_rate
             action = np.where(explore, np.random.randint(0, self.action_space.n, np.shape(action)), action)  # type: ignore[attr-defined]
         return action, state
+
+
+def _initialise(net: torch.nn.Module) -> None:
+    """Orthogonal weights that keep the scale of what passes through ReLUs.
+
+    PyTorch's own initial weights shrink it at each layer: on Pong the Q values of 256 states then differ by 0.0002, and
+    Adam, which magnifies small gradients, kills the ReLUs before that has grown.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    for layer in layers:
+        torch.nn.init.orthogonal_(layer.weight, 0.1 if layer is layers[-1] else math.sqrt(2))
+        torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 def _is_frame_stack(space: spaces.Space[Any]) -> bool:

@@ -42,5 +42,7 @@ def load_policy(path: str | Path) -> NetworkPolicy:
     if path.suffix == ".zip":
         return load_sb3(path)
     if path.suffix in RUN_CODE:
-        raise UntrustedFileError(f"{path}: files of this kind can run code when they are read; give safetensors or a zip")
+        raise UntrustedFileError(
+            f"{path}: files of this kind can run code when they are read; give safetensors or a zip"
+        )
     raise UntrustedFileError(f"{path}: of no known format; give a folder with policy.json, or a Stable-Baselines3 zip")

@@ -52,11 +52,11 @@ def to_native(model: Any) -> NetworkPolicy:
         if hasattr(action_space, "n")
         else ActionHead("deterministic", low=tuple(action_space.low.tolist()), high=tuple(action_space.high.tolist()))
     )
-    frames = FramePipeline(*space.shape[1:], stack=space.shape[0]) if is_image_space(space) else None
+    frames = FramePipeline(space.shape[1], space.shape[2], space.shape[0]) if is_image_space(space) else None
     spec = PolicySpec(space.shape, str(space.dtype), head, frames)
     kind = type(model.policy.actor if hasattr(model.policy, "actor") else model.policy)
-    function = getattr(model.policy, "activation_fn", None)
-    names = {module: name for name, module in ACTIVATIONS.items()}
+    function: Any = getattr(model.policy, "activation_fn", None)
+    names: dict[Any, str] = {module: name for name, module in ACTIVATIONS.items()}
     return from_tensors(tensors, spec, names.get(function, "relu"), kind.__name__)
 
 
@@ -102,7 +102,9 @@ def _acting_layers(tensors: Tensors, neutral: ActionHead, name: str) -> tuple[li
         return layers, dataclasses.replace(neutral, kind="gaussian"), {"log_std": tensors["log_std"]}
     squashed = dataclasses.replace(neutral, kind="squashed_gaussian")
     if "actor.log_std.weight" in tensors:
-        both = [torch.cat([tensors[f"actor.{part}.{kind}"] for part in ("mu", "log_std")]) for kind in ("weight", "bias")]
+        both = [
+            torch.cat([tensors[f"actor.{part}.{kind}"] for part in ("mu", "log_std")]) for kind in ("weight", "bias")
+        ]
         return [*_layers(tensors, r"actor\.latent_pi\.(\d+)"), (both[0], both[1])], squashed, {}
     if layers := _layers(tensors, r"actor\.mu\.(\d+)"):
         weight, bias = layers[-1]
@@ -174,7 +176,7 @@ def _spec_from_text(path: Path, data: dict[str, Any]) -> PolicySpec:
         dtype = str(obs["dtype"])
     except (KeyError, TypeError, ValueError) as error:
         raise SpecMismatchError(f"{path}: its spaces cannot be read from plain text ({error!r})") from None
-    frames = FramePipeline(*shape[1:], stack=shape[0]) if dtype == "uint8" and len(shape) == 3 else None
+    frames = FramePipeline(shape[1], shape[2], shape[0]) if dtype == "uint8" and len(shape) == 3 else None
     return PolicySpec(shape, dtype, head, frames)
 
 

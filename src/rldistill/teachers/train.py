@@ -100,7 +100,7 @@ def train_teacher(
         left = config.total_steps - model.num_timesteps
         if left > 0:
             try:
-                model.learn(left, callback=keeper, log_interval=None, reset_num_timesteps=False)
+                model.learn(left, callback=keeper, log_interval=1_000_000_000, reset_num_timesteps=False)
             except KeyboardInterrupt:
                 keeper.save_checkpoint()
                 raise
@@ -134,7 +134,7 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
         line = Linear(float(rate["start"]), float(rate["end"]))
         settings["learning_rate"] = lambda remaining: line(1 - remaining)
     try:
-        return kind(policy, vector, seed=seed, device="cpu", **settings)  # type: ignore[arg-type]
+        return kind(policy, vector, seed=seed, device="cpu", **settings)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
 
@@ -206,7 +206,7 @@ class _Keeper(BaseCallback):
             self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
         )
         env.close()
-        mean = float(np.mean(returns))  # type: ignore[arg-type]
+        mean = float(np.mean(returns))
         row = {
             "step": self.num_timesteps,
             "seconds": round(time.monotonic() - self.started, 1),

@@ -48,7 +48,7 @@ class SteppingVecEnv(VecEnv):
                     "l": int(self._lengths[slot]),
                     "t": time.monotonic() - self._start,
                 },
-                "terminal_observation": step.final_obs(slot),
+                "terminal_observation": step.final_obs(int(slot)),
                 "TimeLimit.truncated": bool(step.truncated[slot] and not step.terminated[slot]),
             }
         self._returns[done], self._lengths[done] = 0, 0
@@ -69,5 +69,5 @@ class SteppingVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         return [False] * len(list(self._get_indices(indices)))
 
-    def seed(self, seed: int | None = None) -> Sequence[None | int]:
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
         return [None] * self.num_envs  # every episode has its own seed already
