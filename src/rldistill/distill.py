@@ -313,7 +313,7 @@ def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) 
         return value.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return float(loss())
+    return loss().item()
 
 
 def _device(name: str) -> torch.device:

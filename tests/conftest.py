@@ -1,0 +1,49 @@
+"""What several tests share: small policies and a dataset that is quick to collect."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.dataset import Dataset
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.students import Mlp
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import PolicySpec
+
+CARTPOLE = EnvConfig("CartPole-v1")
+
+
+def q_spec(env: EnvConfig) -> PolicySpec:
+    spec = spec_from_env(env)
+    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
+
+
+@pytest.fixture(scope="session")
+def teacher() -> NetworkPolicy:
+    """A Q network that balances a little: its weights push the cart under the pole."""
+    torch.manual_seed(0)
+    policy = Mlp((16,)).build(q_spec(CARTPOLE)).eval()
+    with torch.no_grad():
+        for layer in (policy.body[1], policy.output):
+            layer.bias.zero_()
+        policy.body[1].weight.zero_()
+        policy.body[1].weight[0] = torch.tensor([0.1, 0.5, 1.0, 1.0])
+        policy.body[1].weight[1] = -policy.body[1].weight[0]
+        policy.output.weight.zero_()
+        policy.output.weight[1, 0] = policy.output.weight[0, 1] = 1.0
+    return policy
+
+
+@pytest.fixture(scope="session")
+def dataset(teacher: NetworkPolicy, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("cartpole") / "dataset"
+    return collect(CARTPOLE, teacher, CollectConfig(steps=4_000, epsilon=0.3, block=64), folder)
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    return (folder / "manifest.json").read_bytes()

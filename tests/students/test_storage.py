@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.students import AnyStudent, Cnn, Linear, Mlp
+from rldistill.students.storage import load_native, save_policy
+from rldistill.types import ActionHead, PolicySpec
+
+FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
+VECTOR = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
+HEADS = [
+    ActionHead("categorical", (3,)),
+    ActionHead("q_values", (3,)),
+    ActionHead("multi_categorical", (3, 2)),
+    ActionHead("deterministic", low=(-1.0, -2.0), high=(1.0, 2.0)),
+    ActionHead("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0)),
+    ActionHead("squashed_gaussian", low=(-1.0, -2.0), high=(1.0, 2.0)),
+]
+
+
+def observations(spec: PolicySpec, count: int) -> torch.Tensor:
+    if spec.obs_dtype == "uint8":
+        return torch.randint(0, 256, (count, *spec.obs_shape), dtype=torch.uint8)
+    return torch.randn(count, *spec.obs_shape)
+
+
+def test_the_classic_network_has_the_classic_size() -> None:
+    # 4*32*64+32 + 32*64*16+64 + 64*64*9+64 + 3136*512+512 + 512*6+6
+    policy = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)).build(FRAMES)
+    assert sum(p.numel() for p in policy.parameters()) == 8224 + 32832 + 36928 + 1606144 + 3078 == 1_687_206
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.kind)
+@pytest.mark.parametrize("student", [Linear(), Mlp((8,), "tanh")], ids=["linear", "mlp"])
+def test_every_head_acts_within_its_space_and_comes_back_as_it_was(
+    tmp_path: Path, head: ActionHead, student: AnyStudent
+) -> None:
+    spec = PolicySpec((5,), "float32", head)
+    policy = student.build(spec)
+    policy.standardise(torch.randn(5), torch.rand(5) + 0.5)
+    save_policy(policy, tmp_path, {})
+    again = load_native(tmp_path)
+    obs = observations(spec, 7)
+    before, after = policy(obs)[0], again(obs)[0]
+    torch.testing.assert_close(before.params, after.params, rtol=0, atol=0)
+    assert again.spec == spec
+    assert again.config == student
+    for action in (after.mode(), after.sample(torch.Generator().manual_seed(0))):
+        if head.discrete:
+            assert (action < max(head.nvec)).all()
+        else:
+            assert (action >= torch.tensor(head.low)).all()
+            assert (action <= torch.tensor(head.high)).all()
+
+
+def test_half_precision_takes_half_the_bytes_and_acts_alike(tmp_path: Path) -> None:
+    policy = Cnn().build(FRAMES)
+    save_policy(policy, tmp_path / "half", {}, half=True)
+    save_policy(policy, tmp_path / "full", {})
+    sizes = [(tmp_path / name / "policy.safetensors").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.51 * sizes[1]
+    obs = observations(FRAMES, 4)
+    torch.testing.assert_close(load_native(tmp_path / "half")(obs)[0].params, policy(obs)[0].params, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_flipped_bit_or_a_missing_end_is_always_noticed(tmp_path: Path, seed: int) -> None:
+    save_policy(Mlp((8,)).build(VECTOR), tmp_path, {})
+    path = tmp_path / "policy.safetensors"
+    content = bytearray(path.read_bytes())
+    rng = random.Random(seed)
+    if seed % 2:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: rng.randrange(len(content))])
+    with pytest.raises(CorruptArtifactError, match=r"policy\.safetensors"):
+        load_native(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"student": "os.system"}, "student"),
+        ({"config": {"hidden": [-4]}}, "hidden"),
+        ({"config": {"unknown": 1}}, "unknown"),
+        ({"spec": {}}, "spec"),
+        ({"config": {"hidden": [16]}}, "not the weights"),
+        ({"sha256": "0"}, "SHA-256"),
+    ],
+)
+def test_a_description_that_was_altered_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    save_policy(Mlp((8,)).build(VECTOR), tmp_path, {})
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CorruptArtifactError, match=message):
+        load_native(tmp_path)
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="hidden"):
+        Mlp((0,))
+    with pytest.raises(ConfigError, match="Did you mean 'relu'"):
+        Mlp(activation="rel")
+    with pytest.raises(ConfigError, match="one of each"):
+        Cnn(channels=(4,))
+    with pytest.raises(ConfigError, match="larger than its input"):
+        Cnn((4, 4), (80, 80), (4, 1)).build(FRAMES)
+    with pytest.raises(ConfigError, match="channels, height, width"):
+        Cnn().build(VECTOR)

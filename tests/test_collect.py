@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.blocks import read_block
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
+from rldistill.envs.vector import EnvConfig, make_vector_env
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.students import Linear, Mlp
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+
+from .conftest import CARTPOLE, manifest_bytes, q_spec
+
+
+def make_teacher(env: EnvConfig) -> NetworkPolicy:
+    torch.manual_seed(1)
+    spec = q_spec(env)
+    return (Linear() if spec.frames else Mlp((8,))).build(spec).eval()
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
+    config = CollectConfig(steps=1_500, streams=4, slots=2, block=50, epsilon=0.2)
+    collect(CARTPOLE, teacher, config, tmp_path / "one", seed=5)
+    collect(CARTPOLE, teacher, dataclasses.replace(config, workers=workers), tmp_path / "many", seed=5)
+    assert manifest_bytes(tmp_path / "one") == manifest_bytes(tmp_path / "many")
+
+
+@pytest.mark.parametrize(("env_id", "steps"), [("CartPole-v1", 1_000), ("BipedalWalker-v3", 600), ("ALE/Pong-v5", 600)])
+def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, env_id: str, steps: int) -> None:
+    env = EnvConfig(env_id)
+    config = CollectConfig(steps=steps, streams=1, slots=2, block=50, epsilon=0.1)
+    collect(env, make_teacher_for(env), config, tmp_path)
+    before = manifest_bytes(tmp_path)
+    document = json.loads(before)
+    for block in document["blocks"][2:]:
+        (tmp_path / block["file"]).unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    collect(env, make_teacher_for(env), config, tmp_path, resume=True)
+    assert manifest_bytes(tmp_path) == before
+
+
+def make_teacher_for(env: EnvConfig) -> NetworkPolicy:
+    torch.manual_seed(1)
+    from rldistill.envs.vector import spec_from_env
+
+    spec = spec_from_env(env)
+    return Mlp((8,)).build(spec).eval() if not spec.head.discrete else make_teacher(env)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps", "kills"), [("CartPole-v1", 40_000, 8), ("LunarLander-v3", 20_000, 6), ("ALE/Pong-v5", 6_000, 6)]
+)
+def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
+    tmp_path: Path, env_id: str, steps: int, kills: int
+) -> None:
+    env = EnvConfig(env_id)
+    save_policy(make_teacher(env), tmp_path / "teacher", {})
+    run = tmp_path / "run.yaml"
+    for name in ("whole", "killed"):
+        document = {
+            "env": {"id": env_id},
+            "teacher": str(tmp_path / "teacher"),
+            "collect": {"steps": steps, "block": 100, "epsilon": 0.1},
+            "out": str(tmp_path / name),
+        }
+        run.write_text(yaml.safe_dump(document))
+        if name == "whole":
+            started = time.monotonic()
+            subprocess.run(command(run), check=True)
+            duration = time.monotonic() - started
+    rng = random.Random(0)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen([*command(run), "--resume"])
+        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed > 0
+    subprocess.run([*command(run), "--resume"], check=True)
+    assert manifest_bytes(tmp_path / "killed" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
+
+
+def command(run: Path) -> list[str]:
+    return [sys.executable, "-m", "rldistill.cli", "collect", str(run), "--quiet"]
+
+
+def test_labels_are_what_the_teacher_says_of_the_stored_observations(dataset: Dataset, teacher: NetworkPolicy) -> None:
+    batch = dataset.batch(np.arange(len(dataset)))
+    output, _ = teacher(batch.obs)
+    torch.testing.assert_close(output.params, batch.teacher.params)
+
+
+def test_successors_are_labelled_across_steps_and_not_across_episodes(tmp_path: Path) -> None:
+    data = collect(CARTPOLE, make_teacher(CARTPOLE), CollectConfig(steps=400, streams=1, slots=2, block=40), tmp_path)
+    columns = data.columns
+    rows = {(e, s): i for i, (e, s) in enumerate(zip(columns["episode"], columns["step"], strict=True))}
+    followed = 0
+    for (episode, step), row in rows.items():
+        after = rows.get((episode, step + 1))
+        if after is not None:
+            followed += 1
+            np.testing.assert_array_equal(columns["next_teacher"][row], columns["teacher"][after])
+            assert not columns["terminated"][row]
+    assert followed > 300
+
+
+def test_pong_stacks_are_those_the_emulator_shows(tmp_path: Path) -> None:
+    env = EnvConfig("ALE/Pong-v5")
+    data = collect(
+        env, make_teacher(env), CollectConfig(steps=240, streams=1, slots=2, block=40, epsilon=0.5), tmp_path
+    )
+    manifest = Manifest.read(tmp_path)
+    from rldistill.envs.seeding import episode_seed
+
+    vector = make_vector_env(env, 2, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth))
+    obs = vector.reset()
+    actions = [data.columns["action"][start : start + 40] for start in range(0, len(data), 40)]
+    for block in range(len(manifest.blocks)):
+        for step in range(40):
+            rows = np.array([block * 80 + step, block * 80 + 40 + step])
+            np.testing.assert_array_equal(data.observations(rows).numpy(), obs)
+            obs = vector.step(np.array([actions[2 * block][step], actions[2 * block + 1][step]])).obs
+    vector.close()
+
+
+def test_a_student_needs_to_be_there_to_act(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="beta"):
+        collect(CARTPOLE, teacher, CollectConfig(beta=0.5), tmp_path)
+
+
+def test_a_teacher_of_another_environment_is_refused_before_the_first_step(
+    teacher: NetworkPolicy, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecMismatchError, match="observation shape"):
+        collect(EnvConfig("Acrobot-v1"), teacher, CollectConfig(), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = CollectConfig(steps=100, block=10)
+    collect(CARTPOLE, teacher, config, tmp_path)
+    before = manifest_bytes(tmp_path)
+    with pytest.raises(ConfigError, match="--resume"):
+        collect(CARTPOLE, teacher, config, tmp_path)
+    with pytest.raises(ConfigError, match="steps"):
+        collect(CARTPOLE, teacher, dataclasses.replace(config, steps=200), tmp_path, resume=True)
+    assert manifest_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage: str) -> None:
+    collect(CARTPOLE, teacher, CollectConfig(steps=100, block=10), tmp_path)
+    path = sorted((tmp_path / "blocks").iterdir())[0]
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    with pytest.raises(CorruptArtifactError, match=path.name):
+        Dataset.read([tmp_path])
+    if damage != "delete":
+        with pytest.raises(CorruptArtifactError, match=path.name):
+            read_block(path)
+
+
+def test_equal_episodes_are_on_the_same_side_of_the_split(dataset: Dataset) -> None:
+    assert 0 < dataset.heldout.mean() < 0.5
+    sides: dict[bytes, set[bool]] = {}
+    for episode in range(dataset.num_episodes):
+        rows = dataset.columns["episode"] == episode
+        assert len(set(dataset.heldout[rows])) == 1
+        sides.setdefault(dataset.columns["action"][rows].tobytes(), set()).add(bool(dataset.heldout[rows][0]))
+    assert all(len(side) == 1 for side in sides.values())
+
+
+def test_returns_to_go_are_discounted_sums_within_an_episode(dataset: Dataset) -> None:
+    columns = dataset.columns
+    ended = columns["episode"][columns["terminated"]][0]
+    rows = np.flatnonzero(columns["episode"] == ended)
+    rows = rows[np.argsort(columns["step"][rows])]
+    # CartPole pays 1 a step: from k steps before the end, 1 + 0.99 + ... = (1 - 0.99^k) / 0.01.
+    left = np.arange(len(rows), 0, -1)
+    np.testing.assert_allclose(columns["return_to_go"][rows], (1 - 0.99**left) / 0.01, rtol=1e-5)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.artifacts import sha256_file
+from rldistill.data.dataset import Dataset
+from rldistill.distill import DistillConfig, Term, best_constant_loss, distill, with_temperatures
+from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.losses import QMSE, BellmanTarget, ForwardKL
+from rldistill.students import Mlp
+
+CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
+
+
+def test_a_student_learns_what_the_teacher_does(dataset: Dataset, tmp_path: Path) -> None:
+    student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=15), tmp_path)
+    rows = np.flatnonzero(dataset.heldout)
+    output, _ = student(dataset.observations(rows))
+    agreement = (output.mode() == dataset.batch(rows).teacher.mode()).float().mean()
+    assert agreement > 0.95
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["heldout_loss"] < metrics[0]["heldout_loss"]
+
+
+class StopAfter(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epochs_before", [1, 3])
+def test_interrupted_and_resumed_it_has_the_same_bytes(dataset: Dataset, tmp_path: Path, epochs_before: int) -> None:
+    distill(dataset, Mlp((16,)), CONFIG, tmp_path / "whole", seed=3)
+
+    def stop(done: int, total: int) -> None:
+        if done == epochs_before:
+            raise StopAfter
+
+    with pytest.raises(StopAfter):
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path / "cut", seed=3, progress=stop)
+    distill(dataset, Mlp((16,)), CONFIG, tmp_path / "cut", seed=3, resume=True)
+    hashes = [sha256_file(tmp_path / name / "policy.safetensors") for name in ("whole", "cut")]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise StopAfter
+
+    with pytest.raises(StopAfter):
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, progress=stop)
+    checkpoint = tmp_path / "checkpoints" / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(CorruptArtifactError, match=r"last\.safetensors"):
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, resume=True)
+
+
+def test_a_student_that_learned_nothing_fails(dataset: Dataset, tmp_path: Path) -> None:
+    shuffled = np.random.default_rng(0).permutation(dataset.columns["teacher"])
+    noise = dataclasses.replace(dataset, columns=dataset.columns | {"teacher": shuffled})
+    with pytest.raises(NothingLearnedError, match="constant"):
+        distill(noise, Mlp((16,)), CONFIG, tmp_path)
+    assert not (tmp_path / "policy.json").exists()
+
+
+def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> None:
+    batch = dataset.batch(np.arange(200))
+    q_values = batch.teacher.params
+    expected = float(((q_values - q_values.mean(0)) ** 2).mean())
+    assert best_constant_loss((Term(QMSE()),), batch, dataset.spec.head) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
+    q_values = dataset.columns["teacher"]
+    gap = np.abs(q_values[:, 0] - q_values[:, 1]).mean()  # two actions: best minus second
+    (term,) = with_temperatures((Term(ForwardKL()),), dataset)
+    assert isinstance(term.loss, ForwardKL)
+    assert term.loss.temperature == pytest.approx(gap / 2, rel=1e-5)
+    (given,) = with_temperatures((Term(ForwardKL(temperature=0.01)),), dataset)
+    assert given.loss == ForwardKL(temperature=0.01)
+
+
+def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, losses=(Term(QMSE()), Term(BellmanTarget())), epochs=8)
+    student = distill(dataset, Mlp((32,)), config, tmp_path)
+    assert student.spec.head.kind == "q_values"
+
+
+def test_observations_are_standardised_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
+    student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=10), tmp_path)
+    torch.testing.assert_close(student.obs_mean.numpy(), dataset.obs.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"distill\.epochs"):
+        DistillConfig(epochs=0)
+    with pytest.raises(ConfigError, match=r"distill\.losses"):
+        DistillConfig(losses=())

@@ -1,0 +1,73 @@
+"""Whole runs, through the command line, on environments that take seconds."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rldistill.cli", *arguments], capture_output=True, text=True)
+
+
+def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path:
+    save_policy(teacher, tmp_path / "teacher", {})
+    document = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 3_000, "epsilon": 0.2},
+        "distill": {"epochs": 8, "batch_size": 64, "losses": [{"name": "forward_kl"}]},
+        "students": {"mlp": {"type": "mlp", "hidden": [16]}},
+        "seeds": [0, 1],
+        "evaluate": {"episodes": 10},
+        "out": str(tmp_path / "run"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document | changes))
+    return path
+
+
+@pytest.mark.parametrize("recipe", [{"name": "offline"}, {"name": "dagger", "rounds": 2, "steps_per_round": 500}])
+def test_a_run_ends_with_a_report_that_opens_offline(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
+) -> None:
+    result = run_cli("run", str(write_run(tmp_path, teacher, recipe=recipe)))
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    mlp = evaluation["policies"]["mlp"]
+    assert [run["training_seed"] for run in mlp["runs"]] == [0, 1]
+    assert evaluation["policies"]["teacher"]["normalised"] == 1
+    assert mlp["normalised"] > 0.5
+    assert mlp["env_steps"] == 3_008 + (2 * 512 if recipe["name"] == "dagger" else 0)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert "data:video/mp4" in page
+    assert len(page) < 10_000_000
+
+
+def test_names_are_escaped_in_charts() -> None:
+    from rldistill.report.charts import lines_chart
+
+    assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>")
+
+
+def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    path = write_run(tmp_path, teacher)
+    assert run_cli("collect", str(path)).returncode == 0
+    again = run_cli("collect", str(path))
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert run_cli("collect", str(path), "--resume").returncode == 0
+    info = run_cli("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
+    assert json.loads(info.stdout)["steps"] == 3_008
