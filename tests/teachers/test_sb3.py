@@ -156,6 +156,19 @@ def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm
     assert policy.spec.head.kind == ("categorical" if algorithm == "PPO" else "q_values")
 
 
+def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1")
+    train_teacher(env, TrainConfig("DoubleDQN", 512, 4, 256, 2), tmp_path)
+    before = load_policy(tmp_path).state_dict()
+    (tmp_path / "checkpoints" / "last.zip").unlink()
+    frozen = TrainConfig("DoubleDQN", 768, 4, 256, 2, hyperparameters={"learning_rate": 0.0})
+    after = train_teacher(env, frozen, tmp_path, resume=True).state_dict()
+    last = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
+    assert last["step"] >= 768
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value)
+
+
 def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
     env = EnvConfig("CartPole-v1")
     with pytest.raises(ConfigError, match="Did you mean 'PPO'"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -84,7 +85,7 @@ def train_teacher(
     """Train, keep the best policy in `folder` with its curve, and return it.
 
     `resume` goes on from `checkpoints/last.zip`: network, optimiser, counters and schedules; a replay buffer is
-    filled anew by the policy as it is.
+    filled anew by the policy as it is. A DQN also goes on from its policy and `curve.jsonl` alone.
 
     Raises:
         ConfigError: unknown algorithm or hyperparameter, or one that does not suit the environment.
@@ -95,7 +96,12 @@ def train_teacher(
     torch.set_num_threads(config.threads)
     vector = _vec_env(env, config.num_envs, seed, "train")
     try:
-        model = _load(last, config, vector) if last.exists() else _build(config, vector, seed)
+        if last.exists():
+            model = _load(last, config, vector)
+        else:
+            model = _build(config, vector, seed)
+            if (folder / "policy.json").exists():
+                _warm_start(model, folder, config)
         keeper = _Keeper(env, config, folder, seed, progress)
         left = config.total_steps - model.num_timesteps
         if left > 0:
@@ -146,10 +152,30 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
     except Exception as error:
         raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
     if isinstance(model, OffPolicyAlgorithm):
-        model.learning_starts = model.num_timesteps + int(config.hyperparameters.get("learning_starts", 100))
-        # Not random actions: until there is enough to learn from, the policy itself refills the buffer.
-        model._sample_action = _acting_at_once(model)  # type: ignore[method-assign]
+        _refill_buffer(model, config)
     return model
+
+
+def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None:
+    """Go on from the policy and the curve alone, where no checkpoint came along; the optimiser starts anew."""
+    if not isinstance(model, DQN):
+        raise ConfigError(
+            f"{folder}: there is a policy but no checkpoints/last.zip; {config.algorithm} cannot go on without its "
+            "critic. Start again with --overwrite."
+        )
+    policy = load_native(folder).state_dict()
+    weights = [value for name, value in policy.items() if name.endswith((".weight", ".bias"))]
+    for net in (model.q_net, model.q_net_target):
+        net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
+    curve = (folder / "curve.jsonl").read_text().splitlines()
+    model.num_timesteps = json.loads(curve[-1])["step"]
+    _refill_buffer(model, config)
+
+
+def _refill_buffer(model: OffPolicyAlgorithm, config: TrainConfig) -> None:
+    """Let the policy itself, not random actions, fill the buffer until there is enough to learn from."""
+    model.learning_starts = model.num_timesteps + int(config.hyperparameters.get("learning_starts", 100))
+    model._sample_action = _acting_at_once(model)  # type: ignore[method-assign]
 
 
 def _acting_at_once(model: OffPolicyAlgorithm) -> Callable[..., Any]:
