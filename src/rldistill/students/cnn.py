@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rldistill.errors import ConfigError
-from rldistill.students.network import NetworkPolicy, activation, dense, require_positive
+from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
 from rldistill.types import PolicySpec
 
 
@@ -44,4 +44,6 @@ class Cnn:
             layers += [nn.Conv2d(depth, channels, kernel, stride), act()]
             depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         hidden, size = dense(depth * height * width, self.hidden, act)
-        return NetworkPolicy(self, spec, nn.Sequential(*layers, nn.Flatten(), *hidden), size)
+        policy = NetworkPolicy(self, spec, nn.Sequential(*layers, nn.Flatten(), *hidden), size)
+        keep_scale(policy, self.activation)
+        return policy

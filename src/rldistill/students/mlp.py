@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rldistill.students.network import NetworkPolicy, activation, dense, require_positive
+from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
 from rldistill.types import PolicySpec
 
 
@@ -25,4 +25,6 @@ class Mlp:
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
         layers, width = dense(math.prod(spec.obs_shape), self.hidden, activation(self.activation, "activation"))
-        return NetworkPolicy(self, spec, nn.Sequential(nn.Flatten(), *layers), width)
+        policy = NetworkPolicy(self, spec, nn.Sequential(nn.Flatten(), *layers), width)
+        keep_scale(policy, self.activation)
+        return policy

@@ -6,7 +6,6 @@ each environment, bfloat16 and channels-last convolutions, and gradient steps th
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch.nn import functional as F
 
 from rldistill.data.frames import Padding, stack_frames
+from rldistill.students.network import keep_scale
 from rldistill.teachers.vec_env import SteppingVecEnv
 
 
@@ -121,7 +121,7 @@ class DoubleDQN(DQN):
             self.n_steps = 1  # held by the buffer from here on
         super()._setup_model()
         if len(self.observation_space.shape or ()) == 3:
-            _initialise(self.q_net)
+            keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._due = 0
@@ -192,18 +192,6 @@ class DoubleDQN(DQN):
             explore = np.random.rand(*np.shape(action)) < self.exploration_rate
             action = np.where(explore, np.random.randint(0, self.action_space.n, np.shape(action)), action)  # type: ignore[attr-defined]
         return action, state
-
-
-def _initialise(net: torch.nn.Module) -> None:
-    """Orthogonal weights that keep the scale of what passes through ReLUs.
-
-    PyTorch's own initial weights shrink it at each layer: on Pong the Q values of 256 states then differ by 0.0002, and
-    Adam, which magnifies small gradients, kills the ReLUs before that has grown.
-    """
-    layers = [layer for layer in net.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
-    for layer in layers:
-        torch.nn.init.orthogonal_(layer.weight, 0.1 if layer is layers[-1] else math.sqrt(2))
-        torch.nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
 
 def _is_frame_stack(space: spaces.Space[Any]) -> bool:

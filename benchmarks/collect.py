@@ -1,0 +1,71 @@
+"""Steps a second of `collect` over the limit 1 / (1 / emulator + 1 / inference), all measured in this run.
+
+The emulator plays full episodes with the same seeded resets and the collector's slots; inference is the teacher's
+forward pass at the collector's batch on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, collect
+from rldistill.envs.seeding import episode_seed
+from rldistill.envs.vector import make_vector_env, spec_from_env
+from rldistill.rollouts import inference_threads, predict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--env", default="ALE/Pong-v5")
+    parser.add_argument("--steps", type=int, default=40_000)
+    asked = parser.parse_args()
+    env = EnvConfig(asked.env)
+    spec = spec_from_env(env)
+    config = CollectConfig(steps=asked.steps)
+    student = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)) if spec.frames else Mlp()
+    teacher = student.build(spec).eval()
+
+    threads = os.cpu_count() or 1
+    vector = make_vector_env(env, config.slots, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth), threads)
+    rng = np.random.default_rng(0)
+    obs = vector.reset()
+    vector.single_action_space.seed(0)
+    rounds = asked.steps // config.slots
+    actions = [np.stack([vector.single_action_space.sample() for _ in range(config.slots)]) for _ in range(64)]
+    started = time.perf_counter()
+    for step in range(rounds):
+        obs = vector.step(actions[step % 64]).obs
+    emulator = rounds * config.slots / (time.perf_counter() - started)
+    vector.close()
+
+    batches = [rng.permutation(obs) for _ in range(16)]
+    with inference_threads(1), torch.no_grad():
+        started = time.perf_counter()
+        for step in range(500):
+            predict(teacher, batches[step % 16])
+        inference = 500 * config.slots / (time.perf_counter() - started)
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        dataset = collect(env, teacher, config, Path(folder) / "dataset")
+        ours = len(dataset) / (time.perf_counter() - started)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
+    limit = 1 / (1 / emulator + 1 / inference)
+    print(f"emulator {emulator:,.0f}/s, inference {inference:,.0f}/s, limit {limit:,.0f}/s")
+    print(f"collect {ours:,.0f}/s, ratio {ours / limit:.2f}")
+    arrays = dataset.obs.nbytes + sum(column.nbytes for column in dataset.columns.values())
+    print(
+        f"1M transitions, extrapolated: {arrays / len(dataset) / 1e3:.2f} GB in memory, "
+        f"{size / len(dataset) / 1e3:.2f} GB on disk"
+    )
+
+
+if __name__ == "__main__":
+    main()
