@@ -81,14 +81,15 @@ def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
         }
         run.write_text(yaml.safe_dump(document))
         if name == "whole":
-            started = time.monotonic()
             subprocess.run(command(run), check=True)
-            duration = time.monotonic() - started
+    total = len(list((tmp_path / "whole").rglob("*.parquet")))
     rng = random.Random(0)
     killed = 0
-    for _ in range(kills):
+    for target in sorted(rng.sample(range(1, total), kills)):
         process = subprocess.Popen([*command(run), "--resume"])
-        time.sleep(rng.uniform(0.3, 1.0) * duration)
+        while process.poll() is None and len(list((tmp_path / "killed").rglob("round*.parquet"))) < target:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed > 0

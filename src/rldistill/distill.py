@@ -140,11 +140,7 @@ class _Fit:
         self.device = _device(config.device)
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))
-        if dataset.spec.obs_dtype != "uint8":
-            seen = dataset.obs.astype(np.float64)
-            mean, std = seen.mean(0), seen.std(0)
-            std = np.where(std < 1e-6, 1.0, std)
-            self.policy.standardise(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+        self.policy.standardise(*_moments(dataset))
         if initial is not None:
             self.policy.load_state_dict(initial.state_dict())
         self.policy.to(self.device)
@@ -267,6 +263,18 @@ class _Fit:
         metrics = self.folder / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True)[: self.epoch] if metrics.exists() else []
         write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
+
+
+def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
+    if dataset.spec.obs_dtype == "uint8":
+        # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
+        seen = dataset.obs[_spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)] / np.float32(255)
+        mean, std = np.asarray(seen.mean()), np.asarray(seen.std())
+    else:
+        seen = dataset.obs.astype(np.float64)
+        mean, std = seen.mean(0), seen.std(0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(np.where(std < 1e-6, 1.0, std)).float()
 
 
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:

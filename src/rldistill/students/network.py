@@ -27,8 +27,8 @@ class NetworkPolicy(nn.Module):
 
     The log_std of a `gaussian` head is the same in all states (PPO), that of a `squashed_gaussian` one is not (SAC).
 
-    uint8 observations are divided by 255; others are standardised with `obs_mean` and `obs_std`, which are 0 and 1
-    until `standardise` sets them.
+    Observations (uint8 ones divided by 255) are standardised with `obs_mean` and `obs_std`, which are 0 and 1 until
+    `standardise` sets them: one number for all pixels, one for each entry of other observations.
     """
 
     obs_mean: Tensor
@@ -40,9 +40,9 @@ class NetworkPolicy(nn.Module):
         gaussian = spec.head.kind == "gaussian"
         self.output = nn.Linear(width, spec.head.num_params // (2 if gaussian else 1))
         self.log_std = nn.Parameter(torch.zeros(self.output.out_features)) if gaussian else None
-        if spec.obs_dtype != "uint8":
-            self.register_buffer("obs_mean", torch.zeros(spec.obs_shape))
-            self.register_buffer("obs_std", torch.ones(spec.obs_shape))
+        shape = () if spec.obs_dtype == "uint8" else spec.obs_shape
+        self.register_buffer("obs_mean", torch.zeros(shape))
+        self.register_buffer("obs_std", torch.ones(shape))
 
     @property
     def spec(self) -> PolicySpec:
@@ -53,7 +53,7 @@ class NetworkPolicy(nn.Module):
         """None: a feed-forward network has no state."""
 
     def standardise(self, mean: Float[Tensor, "*obs"], std: Float[Tensor, "*obs"]) -> None:
-        """Subtract `mean` from observations and divide them by `std`, both of the observation's shape."""
+        """Subtract `mean` from observations and divide them by `std`, both of the shape that `obs_mean` has."""
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(std)
 
@@ -61,8 +61,11 @@ class NetworkPolicy(nn.Module):
         """Observations `[B, *obs_shape]` to the head's parameters `[B, P]`."""
         if not isinstance(obs, Tensor):
             raise ConfigError("a network student takes one tensor; dict observations need a view")
-        scaled = obs.float().mul_(1 / 255) if obs.dtype == torch.uint8 else (obs - self.obs_mean) / self.obs_std
-        features = self.body(scaled.float())
+        if obs.dtype == torch.uint8:
+            scaled = obs.float().mul_(1 / 255).sub_(self.obs_mean).div_(self.obs_std)
+        else:
+            scaled = ((obs - self.obs_mean) / self.obs_std).float()
+        features = self.body(scaled)
         params = self.output(features)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
@@ -89,7 +92,7 @@ def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:
 
 def activation(name: str, field: str) -> type[nn.Module]:
     """The activation of that name, or a ConfigError with the nearest one."""
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"{field}: there is no activation {name!r}.{did_you_mean(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
