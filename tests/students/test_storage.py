@@ -89,10 +89,10 @@ def test_a_flipped_bit_or_a_missing_end_is_always_noticed(tmp_path: Path, seed: 
     [
         ({"schema": 99}, "schema 99"),
         ({"student": "os.system"}, "student"),
-        ({"config": {"hidden": [-4]}}, "hidden"),
-        ({"config": {"unknown": 1}}, "unknown"),
+        ({"config": {"hidden": [-4], "activation": "relu"}}, "hidden"),
+        ({"config": {"hidden": [8], "activation": "relu", "unknown": 1}}, "unknown"),
         ({"spec": {}}, "spec"),
-        ({"config": {"hidden": [16]}}, "not the weights"),
+        ({"config": {"hidden": [16], "activation": "relu"}}, "not the weights"),
         ({"sha256": "0"}, "SHA-256"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
@@ -13,13 +14,14 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from torch import Tensor
 
 from rldistill.envs.vector import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.load import load_policy
-from rldistill.teachers.sb3 import load_sb3, to_native
-from rldistill.teachers.train import TrainConfig, train_teacher
+from rldistill.teachers.sb3 import MAX_DATA, load_sb3, to_native
 
 REAL = Path(__file__).parents[3] / "shared" / "teachers" / "sb3"
 
@@ -63,14 +65,61 @@ def test_actions_are_sb3s_own(algorithm: Any, env: Any, settings: dict[str, Any]
         np.testing.assert_allclose(output.mode().numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pixels", [False, True])
-def test_q_values_are_sb3s_own(pixels: bool) -> None:
-    model = DQN("CnnPolicy" if pixels else "MlpPolicy", Pictures() if pixels else "CartPole-v1", buffer_size=10)
-    obs = np.stack([model.observation_space.sample() for _ in range(50)])
+class Bytes(gymnasium.Env[np.ndarray, int]):
+    observation_space = spaces.Box(0, 255, (7,), np.uint8)
+    action_space = spaces.Discrete(3)
+
+
+class Switches(gymnasium.Env[np.ndarray, np.ndarray]):
+    observation_space = spaces.Box(-1, 1, (5,), np.float64)
+    action_space = spaces.MultiDiscrete([2, 3])
+
+
+def sb3_params(model: Any, obs: Tensor) -> Tensor:
+    """What SB3 itself computes, as the numbers of our heads."""
+    if isinstance(model, QRDQN):
+        return model.quantile_net(obs).mean(1)
+    if isinstance(model, DQN):
+        return model.q_net(obs)
+    if isinstance(model, SAC | TQC):
+        mean, log_std, _ = model.actor.get_action_dist_params(obs)
+        return torch.cat([mean, log_std], -1)
+    if isinstance(model, TD3):
+        return model.actor(obs)
+    policy = model.policy
+    features = policy.extract_features(obs, policy.pi_features_extractor)
+    params = policy.action_net(policy.mlp_extractor.forward_actor(features))
+    return torch.cat([params, policy.log_std.expand_as(params)], -1) if hasattr(policy, "log_std") else params
+
+
+PARITY = [
+    *CASES,
+    (DoubleDQN, "CartPole-v1", {"buffer_size": 10}),
+    (DQN, Bytes, {"buffer_size": 10}),
+    (PPO, Switches, {}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "env", "settings"), PARITY, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize("saved", [False, True], ids=["live", "saved"])
+def test_logits_q_values_and_moments_are_sb3s_own(
+    algorithm: Any, env: Any, settings: dict[str, Any], saved: bool, tmp_path: Path
+) -> None:
+    policy_class = "CnnPolicy" if env is Pictures else "MlpPolicy"
+    model = algorithm(policy_class, env if isinstance(env, str) else env(), seed=0, **settings)
+    for name, value in model.policy.named_parameters():  # new biases are 0, and would hide a mistake
+        if name.endswith(("bias", "log_std")):
+            torch.nn.init.normal_(value, std=0.1)
+    if saved:
+        model.save(tmp_path / "model.zip")
+    policy = load_sb3(tmp_path / "model.zip") if saved else to_native(model)
+    obs = torch.from_numpy(np.stack([model.observation_space.sample() for _ in range(20)]))
     with torch.no_grad():
-        expected = model.q_net(torch.from_numpy(obs))
-        output, _ = to_native(model)(torch.from_numpy(obs))
-    torch.testing.assert_close(output.params, expected, rtol=1e-5, atol=1e-5)
+        params = policy(obs)[0].params
+        expected = sb3_params(model, obs if obs.dtype == torch.uint8 else obs.float())
+    if algorithm is TD3:
+        params = params[:, :1].tanh()
+    torch.testing.assert_close(params, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +134,6 @@ def test_published_agents_play_as_published(path: str, env: str, least: float) -
     if not file.exists():
         pytest.skip("shared/teachers is not beside this checkout")
     assert play(EnvConfig(env), load_policy(file), 20).returns.mean() >= least
-
-
-def test_a_normaliser_is_not_ignored(tmp_path: Path) -> None:
-    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "agent.zip")
-    (tmp_path / "agent").mkdir()
-    (tmp_path / "agent" / "vecnormalize.pkl").write_bytes(b"")
-    with pytest.raises(UntrustedFileError, match="normalis"):
-        load_policy(tmp_path / "agent.zip")
 
 
 class Evil:
@@ -142,36 +183,118 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
         load_policy(tmp_path / "nothing.zip")
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DoubleDQN"])
-def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm: str) -> None:
-    env = EnvConfig("CartPole-v1")
-    hyperparameters: dict[str, Any] = {"n_steps": 64} if algorithm == "PPO" else {"learning_starts": 100}
-    asked = TrainConfig(algorithm, 1_024, 4, 512, 3, hyperparameters=hyperparameters)
-    train_teacher(env, asked, tmp_path)
-    more = TrainConfig(algorithm, 2_048, 4, 512, 3, hyperparameters=hyperparameters)
-    policy = train_teacher(env, more, tmp_path, resume=True)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert steps == sorted(steps)
-    assert steps[-1] >= 2_048
-    assert policy.spec.head.kind == ("categorical" if algorithm == "PPO" else "q_values")
+def rewrite(path: Path, data: dict[str, Any] | None = None, weights: Any = None) -> Path:
+    """The SB3 zip at `path` with fields of its JSON, or its tensors, replaced."""
+    with zipfile.ZipFile(path) as archive:
+        document, pth = json.loads(archive.read("data")), archive.read("policy.pth")
+    document.update(data or {})
+    if weights is not None:
+        packed = io.BytesIO()
+        torch.save(weights, packed)
+        pth = packed.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", json.dumps(document))
+        archive.writestr("policy.pth", pth)
+    return path
 
 
-def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
-    env = EnvConfig("CartPole-v1")
-    train_teacher(env, TrainConfig("DoubleDQN", 512, 4, 256, 2), tmp_path)
-    before = load_policy(tmp_path).state_dict()
-    (tmp_path / "checkpoints" / "last.zip").unlink()
-    frozen = TrainConfig("DoubleDQN", 768, 4, 256, 2, hyperparameters={"learning_rate": 0.0})
-    after = train_teacher(env, frozen, tmp_path, resume=True).state_dict()
-    last = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
-    assert last["step"] >= 768
-    for name, value in before.items():
-        torch.testing.assert_close(after[name], value)
+BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Discrete'>"
 
 
-def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
-    env = EnvConfig("CartPole-v1")
-    with pytest.raises(ConfigError, match="Did you mean 'PPO'"):
-        train_teacher(env, TrainConfig("PPOO"), tmp_path / "a")
-    with pytest.raises(ConfigError, match="Did you mean 'n_steps'"):
-        train_teacher(env, TrainConfig("PPO", hyperparameters={"nsteps": 3}), tmp_path / "b")
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"policy_class": {"__module__": "sb3_contrib.common.recurrent.policies"}}, "recurrent"),
+        ({"policy_class": {"__module__": "__main__"}}, "__main__"),
+        ({"policy_class": "PPO"}, "not what SB3 writes"),
+        ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.LeakyReLU'>"}}, "leakyrelu"),
+        ({"policy_kwargs": {"features_extractor_class": "<class '__main__.Mine'>"}}, "features extractor Mine"),
+        ({"policy_kwargs": {"normalize_images": "False"}}, "normalize_images"),
+        ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "type Dict"),
+        ({"observation_space": {":type:": BOX, "shape": "[5]", "dtype": "float32"}}, "a tensor of"),
+        ({"observation_space": {":type:": BOX, "shape": "[99999999999]", "dtype": "float32"}}, "a tensor of"),
+        ({"observation_space": {":type:": BOX, "shape": "[4]"}}, "not what SB3 writes"),
+        ({"action_space": {":type:": DISCRETE, "n": "3"}}, "a tensor of"),
+        ({"action_space": {":type:": DISCRETE, "n": "2", "start": "1"}}, "start 1"),
+        ({"action_space": {":type:": "<class 'gym.spaces.multi_binary.MultiBinary'>", "n": "2"}}, "MultiBinary"),
+        ({"action_space": {":type:": BOX, "shape": "[2]", "low": "[-1. ...]", "high": "[1. ...]"}}, "not what|in full"),
+        ({"action_space": []}, "not what SB3 writes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_rebuilt_is_refused(tmp_path: Path, data: dict[str, Any], words: str) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    with pytest.raises(UntrustedFileError, match=rf"model\.zip.*({words})"):
+        load_policy(rewrite(tmp_path / "model.zip", data))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "words"),
+    [
+        ([1, 2], UntrustedFileError, "not what it should be"),
+        ({"action_net.weight": 3}, UntrustedFileError, "more than tensors"),
+        ({"action_net.weight": torch.zeros(1).expand(1 << 30)}, UntrustedFileError, "sensible size"),
+        ({"action_net.weight": torch.eye(2).to_sparse()}, UntrustedFileError, "plain tensor"),
+        ({"action_net.weight": torch.full((2, 64), torch.nan)}, CorruptArtifactError, "NaN"),
+        ({"action_net.weight": torch.zeros(2, 64)}, UntrustedFileError, "not what SB3 writes"),
+        ({"other": torch.zeros(2)}, UntrustedFileError, "not those of a policy"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tensors_that_are_no_policy_are_refused(tmp_path: Path, weights: Any, error: type, words: str) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    with pytest.raises(error, match=words):
+        load_policy(rewrite(tmp_path / "model.zip", weights=weights))
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", b" " * (MAX_DATA + 1))
+        archive.writestr("policy.pth", b"")
+    with pytest.raises(UntrustedFileError, match="data unpacks to"):
+        load_policy(path)
+
+
+def test_a_flipped_byte_never_gives_a_traceback(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [4]}).save(tmp_path / "model.zip")
+    good = (tmp_path / "model.zip").read_bytes()
+    generator = np.random.default_rng(0)
+    for place in generator.integers(0, len(good), 60):
+        (tmp_path / "model.zip").write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        with contextlib.suppress(UntrustedFileError, CorruptArtifactError):
+            load_policy(tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "settings", "words"),
+    [
+        (SAC, "Pendulum-v1", {"use_sde": True, "buffer_size": 10}, "gSDE"),
+        (PPO, "Pendulum-v1", {"use_sde": True}, "gSDE"),
+        (PPO, "CartPole-v1", {"policy_kwargs": {"activation_fn": torch.nn.LeakyReLU}}, "LeakyReLU"),
+        (PPO, Pictures, {"policy_kwargs": {"net_arch": [8]}}, "tanh after convolutions"),
+    ],
+    ids=["SAC gSDE", "PPO gSDE", "LeakyReLU", "tanh after ReLU"],
+)
+def test_live_networks_that_ours_cannot_express_are_named(
+    algorithm: Any, env: Any, settings: dict[str, Any], words: str
+) -> None:
+    model = algorithm(
+        "CnnPolicy" if env is Pictures else "MlpPolicy", env if isinstance(env, str) else env(), **settings
+    )
+    with pytest.raises(ConfigError, match=words):
+        to_native(model)
+
+
+@pytest.mark.parametrize("beside", ["agent/vecnormalize.pkl", "vecnormalize.pkl", "vec_normalize.pkl"])
+def test_a_normaliser_is_not_ignored(tmp_path: Path, beside: str) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / beside).write_bytes(b"")
+    with pytest.raises(UntrustedFileError, match="normalis"):
+        load_policy(tmp_path / "agent.zip")
+
+
+def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy\.json"):
+        load_policy(tmp_path)

@@ -1,4 +1,7 @@
-"""Estimates over runs and episodes, with intervals (Agarwal 2021, arXiv 2108.13264). Arrays are `[runs, episodes]`."""
+"""Estimates over runs and episodes, with intervals (Agarwal 2021, arXiv 2108.13264). Arrays are `[runs, episodes]`.
+
+A run is one training seed. All functions are pure: the same numbers and seed give the same estimate.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,12 @@ from numpy.typing import NDArray
 
 REPETITIONS = 2_000
 Returns = NDArray[np.floating[Any]]
+Interval = tuple[float, float]
+
+
+def mean(returns: Returns) -> float:
+    """The mean over all runs and episodes."""
+    return float(returns.mean())
 
 
 def iqm(returns: Returns) -> float:
@@ -19,7 +28,10 @@ def iqm(returns: Returns) -> float:
 
 
 def bootstrap_means(returns: Returns, seed: int = 0, repetitions: int = REPETITIONS) -> NDArray[np.float64]:
-    """Means of resampled data: runs are drawn with replacement, then episodes within each run drawn."""
+    """Means `[repetitions]` of resampled data: runs are drawn with replacement, then episodes within each run drawn.
+
+    A single run is drawn every time, so that only its episodes vary.
+    """
     rng = np.random.default_rng(seed)
     runs, episodes = returns.shape
     run = rng.integers(0, runs, (repetitions, runs, 1))
@@ -28,24 +40,24 @@ def bootstrap_means(returns: Returns, seed: int = 0, repetitions: int = REPETITI
     return means
 
 
-def stratified_bootstrap(returns: Returns, seed: int = 0) -> tuple[float, float]:
+def stratified_bootstrap(returns: Returns, seed: int = 0) -> Interval:
     """The 95% percentile interval of the mean."""
-    low, high = np.percentile(bootstrap_means(returns, seed), [2.5, 97.5])
-    return float(low), float(high)
+    return _middle95(bootstrap_means(returns, seed))
 
 
 def normalised_score(policy: Returns, teacher: Returns, random: Returns) -> float | None:
     """(policy - random) / (teacher - random) of the means; None where the teacher is no better than random."""
-    span = float(teacher.mean() - random.mean())
-    return float(policy.mean() - random.mean()) / span if span > 0 else None
+    span = mean(teacher) - mean(random)
+    return (mean(policy) - mean(random)) / span if span > 0 else None
 
 
-def normalised_interval(
-    policy: Returns, teacher: Returns, random: Returns, seed: int = 0
-) -> tuple[float, float] | None:
-    """The 95% interval of the normalised score, all three resampled; None where the score is.
+def normalised_interval(policy: Returns, teacher: Returns, random: Returns, seed: int = 0) -> Interval | None:
+    """The 95% interval of the normalised score, all three resampled.
 
     The teacher itself has 1 and the random policy 0, exactly: the same draws stand on both sides.
+
+    None where the score is, and where the teacher loses to random in over 2.5% of the draws: the ratio has no finite
+    interval when its denominator may be 0 (Fieller 1954), and one from the other draws would be too narrow.
     """
     if normalised_score(policy, teacher, random) is None:
         return None
@@ -55,6 +67,12 @@ def normalised_interval(
         bootstrap_means(returns, seed + offset) for offset, returns in enumerate((policy, teacher, random))
     )
     span = teacher_mean - random_mean
-    scores = (policy_mean - random_mean)[span > 0] / span[span > 0]
-    low, high = np.percentile(scores, [2.5, 97.5])
+    valid = span > 0
+    if valid.mean() < 0.975:
+        return None
+    return _middle95((policy_mean - random_mean)[valid] / span[valid])
+
+
+def _middle95(values: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -1,8 +1,11 @@
 """Tensor maths of the losses; everything keeps its leading dimensions."""
 
+# ruff: noqa: F722 (shapes in annotations are not Python)
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,24 +13,37 @@ from torch.nn import functional as F
 from rldistill.errors import SpecMismatchError
 from rldistill.types import ActionHead, PolicyOutput
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def categorical_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """KL(p || q) = sum_a p(a) (log p(a) - log q(a)), `[..., A]` to `[...]`."""
+CHOICE = ("categorical", "q_values")
+
+
+def categorical_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) = sum_a p(a) (log p(a) - log q(a))."""
     p, q = F.log_softmax(p_logits, -1), F.log_softmax(q_logits, -1)
     return (p.exp() * (p - q)).sum(-1)
 
 
-def gaussian_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) of diagonal Gaussians given as mean ++ log_std, `[..., 2A]` to `[...]`.
+def bernoulli_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of independent bits: sum_i p_i log(p_i / q_i) + (1 - p_i) log((1 - p_i) / (1 - q_i))."""
+    on = p_logits.sigmoid() * (F.logsigmoid(p_logits) - F.logsigmoid(q_logits))
+    off = (-p_logits).sigmoid() * (F.logsigmoid(-p_logits) - F.logsigmoid(-q_logits))
+    return (on + off).sum(-1)
+
+
+def gaussian_kl(p: Float[Tensor, "*batch P"], q: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) of diagonal Gaussians given as mean ++ log_std.
 
     sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2
     """
     (p_mean, p_log_std), (q_mean, q_log_std) = p.chunk(2, -1), q.chunk(2, -1)
-    squares = (2 * p_log_std).exp() + (p_mean - q_mean) ** 2
-    return (q_log_std - p_log_std + squares / (2 * (2 * q_log_std).exp()) - 0.5).sum(-1)
+    # Ratios, since a variance on its own underflows where both spreads are tiny.
+    squares = (2 * (p_log_std - q_log_std)).exp() + ((p_mean - q_mean) * (-q_log_std).exp()) ** 2
+    return (q_log_std - p_log_std + squares / 2 - 0.5).sum(-1)
 
 
-def gaussian_nll(action: Tensor, params: Tensor) -> Tensor:
+def gaussian_nll(action: Float[Tensor, "*batch A"], params: Float[Tensor, "*batch 2*A"]) -> Float[Tensor, "*batch"]:
     """-log N(action; mean, std), summed over the last dimension."""
     mean, log_std = params.chunk(2, -1)
     return (0.5 * ((action - mean) / log_std.exp()) ** 2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -36,15 +52,34 @@ def gaussian_nll(action: Tensor, params: Tensor) -> Tensor:
 def kl(p: PolicyOutput, q: PolicyOutput, temperature_p: float, temperature_q: float) -> Tensor:
     """KL between two policies' distributions over actions; discrete ones are softened by their temperatures."""
     head = p.head
+    require_same_space("a KL", head, q.head)
     if head.kind == "multi_categorical":
         parts = zip(p.params.split_with_sizes(head.nvec, -1), q.params.split_with_sizes(head.nvec, -1), strict=True)
         total: Tensor = sum(categorical_kl(a / temperature_p, b / temperature_q) for a, b in parts)  # type: ignore[assignment]
         return total
+    if head.kind == "bernoulli":
+        return bernoulli_kl(p.params / temperature_p, q.params / temperature_q)
     if head.discrete:
         return categorical_kl(p.params / temperature_p, q.params / temperature_q)
     require_kind("a KL", head, "gaussian", "squashed_gaussian")
-    require_kind("a KL", q.head, "gaussian", "squashed_gaussian")
     return gaussian_kl(p.params, q.params)
+
+
+def detached(teacher: PolicyOutput) -> PolicyOutput:
+    """The teacher's output as a constant: it is a label, even where a gradient could reach it."""
+    return dataclasses.replace(teacher, params=teacher.params.detach())
+
+
+def require_same_space(loss: str, a: ActionHead, b: ActionHead) -> None:
+    """Raise SpecMismatchError unless both heads are distributions over the same actions.
+
+    A KL is the same before and after tanh, so that two squashed Gaussians are compared before it.
+    """
+    kinds = (a.kind, b.kind)
+    alike = a.kind == b.kind or all(kind in CHOICE for kind in kinds)
+    if not alike or a.nvec != b.nvec or len(a.low) != len(b.low):
+        sizes = [head.nvec if head.discrete else (len(head.low),) for head in (a, b)]
+        raise SpecMismatchError(f"{loss} cannot compare {kinds[0]} {sizes[0]} with {kinds[1]} {sizes[1]}")
 
 
 def require_kind(loss: str, head: ActionHead, *kinds: str) -> None:

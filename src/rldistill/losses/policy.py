@@ -8,8 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.losses.functional import gaussian_nll, kl
-from rldistill.types import Batch, PolicyOutput
+from rldistill.errors import ConfigError
+from rldistill.losses.functional import detached, gaussian_nll, kl, require_kind, require_same_space
+from rldistill.types import ActionHead, Batch, PolicyOutput
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,15 @@ class ForwardKL:
     temperature: float | None = None
     student_head: ClassVar[str] = "any"
 
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(batch.teacher, student, temperature, temperature if student.head.kind == "q_values" else 1.0)
+        return kl(
+            detached(batch.teacher), student, temperature, temperature if student.head.kind == "q_values" else 1.0
+        )
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,15 @@ class ReverseKL:
     temperature: float | None = None
     student_head: ClassVar[str] = "any"
 
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(student, batch.teacher, temperature if student.head.kind == "q_values" else 1.0, temperature)
+        return kl(
+            student, detached(batch.teacher), temperature if student.head.kind == "q_values" else 1.0, temperature
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,9 @@ class ActionNLL:
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
-        action, head = batch.teacher.mode(), student.head
+        teacher, head = detached(batch.teacher), student.head
+        _require_same_actions(teacher.head, head)
+        action = teacher.mode()
         if head.kind == "multi_categorical":
             parts = zip(student.params.split_with_sizes(head.nvec, -1), action.unbind(-1), strict=True)
             total: Tensor = sum(_cross_entropy(logits, chosen) for logits, chosen in parts)  # type: ignore[assignment]
@@ -70,7 +83,22 @@ class ActionNLL:
             return _cross_entropy(student.params, action)
         if head.kind == "deterministic":
             return ((student.params - action) ** 2).sum(-1)
-        return gaussian_nll(batch.teacher.params[..., : len(head.low)], student.params)
+        # A Gaussian is not clamped to the bounds, nor is a squashed one's mean behind its tanh.
+        mean = teacher.params[..., : len(head.low)] if teacher.head.kind == head.kind else action
+        return gaussian_nll(mean, student.params)
+
+
+def _require_temperature(temperature: float | None) -> None:
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature: expected a positive number or none, found {temperature}")
+
+
+def _require_same_actions(teacher: ActionHead, student: ActionHead) -> None:
+    if teacher.discrete or student.discrete:
+        require_same_space("ActionNLL", teacher, student)
+    elif student.kind == "squashed_gaussian":
+        # An action at its bound has no finite place before tanh.
+        require_kind("ActionNLL of a squashed_gaussian student", teacher, "squashed_gaussian")
 
 
 def _cross_entropy(logits: Tensor, action: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.losses.functional import require_kind
+from rldistill.errors import ConfigError
+from rldistill.losses.functional import require_kind, require_same_space
 from rldistill.types import Batch, PolicyOutput
 
 
@@ -21,7 +22,7 @@ class QMSE:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         _require_q_values("QMSE", student, batch)
-        return ((student.params - batch.teacher.params) ** 2).mean(-1)
+        return ((student.params - batch.teacher.params.detach()) ** 2).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ class QHuber:
     delta: float = 1.0
     student_head: ClassVar[str] = "q_values"
 
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ConfigError(f"delta: expected a positive number, found {self.delta}")
+
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         _require_q_values("QHuber", student, batch)
-        return F.huber_loss(student.params, batch.teacher.params, reduction="none", delta=self.delta).mean(-1)
+        labels = batch.teacher.params.detach()
+        return F.huber_loss(student.params, labels, reduction="none", delta=self.delta).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,14 @@ class BellmanTarget:
     gamma: float = 0.99
     student_head: ClassVar[str] = "q_values"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma: expected a number from 0 to 1, found {self.gamma}")
+
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         _require_q_values("BellmanTarget", student, batch)
-        bootstrap = batch.next_teacher.params.amax(-1) * ~batch.terminated
+        bootstrap = batch.next_teacher.params.detach().amax(-1) * ~batch.terminated
         q_taken = student.params.gather(-1, batch.action[..., None]).squeeze(-1)
         return (q_taken - (batch.reward + self.gamma * bootstrap)) ** 2
 
@@ -58,3 +68,4 @@ class BellmanTarget:
 def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:
     require_kind(f"{loss}'s teacher", batch.teacher.head, "q_values")
     require_kind(f"{loss}'s student", student.head, "q_values")
+    require_same_space(loss, batch.teacher.head, student.head)

@@ -1,83 +1,155 @@
-"""Charts as inline SVG: small, offline, coloured by the page's style."""
+"""Charts as inline SVG: small, offline, coloured by the page's style; `charts.html.jinja` draws what is placed here.
+
+Horizontal places are percentages and heights are pixels, so that a chart fills a telephone or a desk and its text keeps
+its size.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-Series = dict[str, list[tuple[float, float]]]
-WIDTH, LEFT, RIGHT, ROW = 720, 150, 24, 44
+import jinja2
+from markupsafe import Markup
+
+Line = list[tuple[float, float]]
+Series = dict[str, Line]
+
+ROW = 68
+PLOT = 220
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def returns_chart(evaluation: dict[str, Any]) -> str:
-    """Every episode's return as a dot, the mean and its 95% interval as a mark."""
-    policies = evaluation["policies"]
-    episodes = {name: [x for run in entry["runs"] for x in run["returns"]] for name, entry in policies.items()}
-    low, high = _range([x for values in episodes.values() for x in values])
-    height = ROW * len(policies) + 40
-    parts = []
-    for number, (name, entry) in enumerate(policies.items()):
-        y = ROW * number + ROW // 2
-        parts.append(f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        parts += [
-            f'<circle class="dot" cx="{_x(value, low, high):.1f}" cy="{y + (i % 5 - 2) * 4}" r="2.5"/>'
-            for i, value in enumerate(episodes[name])
-        ]
-        left, right = (_x(end, low, high) for end in entry["ci95"])
-        parts.append(f'<line class="ci" x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="mean" cx="{_x(entry["mean"], low, high):.1f}" cy="{y}" r="5"/>')
-    for tick in _ticks(low, high):
-        x = _x(tick, low, high)
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - 32}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height - 14}" text-anchor="middle">{tick:g}</text>')
-    return _svg(height, parts, "Returns of every episode, with means and 95% intervals")
+@dataclass(frozen=True)
+class Scale:
+    """From a value to 0..1 between the ends of an axis."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Sequence[float], room: float = 0.04, log: bool = False) -> Scale:
+        """The scale that holds all values, with some room at both ends."""
+        ends = [math.log10(end) if log else end for end in (min(values), max(values))]
+        space = (ends[1] - ends[0]) * room if ends[1] > ends[0] else max(1.0, abs(ends[0]) * 0.1)
+        return cls(ends[0] - space, ends[1] + space, log)
+
+    def __call__(self, value: float) -> float:
+        return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of a few round numbers between the ends."""
+        values = _decades(self.low, self.high) if self.log else _round_numbers(self.low, self.high)
+        return [(self(value), _short(value)) for value in values]
 
 
-def lines_chart(series: Series, across: str, up: str) -> str:
-    """One line for each name."""
-    points = [point for line in series.values() for point in line]
-    x_low, x_high = _range([x for x, _ in points])
-    y_low, y_high = _range([y for _, y in points])
-    height, bottom = 300, 250
-
-    def place(point: tuple[float, float]) -> str:
-        y = bottom - (point[1] - y_low) / (y_high - y_low) * (bottom - 20)
-        return f"{_x(point[0], x_low, x_high):.1f},{y:.1f}"
-
-    parts = []
-    for tick in _ticks(y_low, y_high):
-        y = bottom - (tick - y_low) / (y_high - y_low) * (bottom - 20)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in _ticks(x_low, x_high):
-        parts.append(f'<text x="{_x(tick, x_low, x_high):.1f}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
-    for number, (name, line) in enumerate(series.items()):
-        parts.append(f'<polyline class="line c{number % 6}" points="{" ".join(map(place, line))}"/>')
-        parts.append(f'<text class="key c{number % 6}" x="8" y="{30 + 18 * number}">{escape(name)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{height - 8}" text-anchor="middle">{escape(across)}</text>')
-    return _svg(height, parts, f"{up} against {across}")
+def palette(evaluation: dict[str, Any]) -> dict[str, str]:
+    """The class that paints each policy: grey for what is compared against, a colour for each student."""
+    kinds = {name: entry["kind"] for name, entry in evaluation["policies"].items()}
+    students = [name for name, kind in kinds.items() if kind == "student"]
+    return {name: f"c{students.index(name) % 6}" if name in students else kind for name, kind in kinds.items()}
 
 
-def _svg(height: int, parts: list[str], title: str) -> str:
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">{body}</svg>'
+def returns_chart(evaluation: dict[str, Any]) -> Markup:
+    """Every episode's return as a dot, the mean and its 95% interval as a mark, the teacher's mean as a dashed line."""
+    policies, paint = evaluation["policies"], palette(evaluation)
+    returns = {name: [x for run in entry["runs"] for x in run["returns"]] for name, entry in policies.items()}
+    across = Scale.over([x for values in returns.values() for x in values])
+    rows = [
+        {
+            "name": name,
+            "paint": paint[name],
+            "top": ROW * number,
+            "mean": entry["mean"],
+            "ci95": entry["ci95"],
+            "dots": [(across(x), _jitter(k), x) for k, x in enumerate(returns[name])],
+            "opacity": max(0.14, min(0.55, 4 / math.sqrt(len(returns[name])))),
+        }
+        for number, (name, entry) in enumerate(policies.items())
+    ]
+    teachers = [across(entry["mean"]) for entry in policies.values() if entry["kind"] == "teacher"]
+    return _draw("returns", rows=rows, across=across, teachers=teachers, height=ROW * len(rows), number=number_text)
 
 
-def _x(value: float, low: float, high: float) -> float:
-    return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+def lines_chart(
+    series: Series,
+    across: str,
+    up: str,
+    faint: Mapping[str, Sequence[Line]] | None = None,
+    paint: Mapping[str, str] | None = None,
+) -> Markup:
+    """One line for each name; the scale is logarithmic where y spans decades.
+
+    Args:
+        series: points (x, y) for each name.
+        across: what x is.
+        up: what y is.
+        faint: more lines of a name (its training seeds), drawn thin and in its colour.
+        paint: the class of each name.
+    """
+    faint, paint = faint or {}, paint or {}
+    points = [point for lines in (series.values(), *faint.values()) for line in lines for point in line]
+    ys = [y for _, y in points]
+    log = min(ys) > 0 and max(ys) / min(ys) > 50
+    x, y = Scale.over([x for x, _ in points], room=0), Scale.over(ys, log=log)
+
+    def path(line: Line) -> str:
+        return " ".join(f"{100 * x(a):.2f},{PLOT * (1 - y(b)):.1f}" for a, b in line)
+
+    drawn = [
+        {
+            "name": name,
+            "paint": paint.get(name, f"c{number % 6}"),
+            "line": path(line),
+            "faint": [path(each) for each in faint.get(name, ())],
+            "end": (x(line[-1][0]), y(line[-1][1])),
+        }
+        for number, (name, line) in enumerate(series.items())
+    ]
+    title = f"{up} against {across}" + (", logarithmic" if log else "")
+    return _draw("lines", drawn=drawn, x=x, y=y, across=across, title=title, height=PLOT)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    room = (high - low) * 0.04 or 1.0
-    return low - room, high + room
+def number_text(value: float) -> str:
+    """A return, with as many digits as are read."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to ten round numbers between the ends."""
-    step = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 8)
-    first = math.ceil(low / step)
-    return [round(number * step, 10) for number in range(first, math.floor(high / step) + 1)]
+@cache
+def templates() -> jinja2.Environment:
+    """The templates of the report; whatever they are given is escaped."""
+    loader = jinja2.PackageLoader("rldistill", "report")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+
+
+def _draw(macro: str, **values: Any) -> Markup:
+    module = templates().get_template("charts.html.jinja").module
+    draw: Callable[..., Markup] = getattr(module, macro)
+    return draw(**values)
+
+
+def _jitter(number: int) -> float:
+    """-1 to 1, evenly spread and the same every time."""
+    return 2 * (number * GOLDEN % 1) - 1
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
+    return [round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _decades(low: float, high: float) -> list[float]:
+    every = math.ceil((high - low) / 6)
+    return [10.0**exponent for exponent in range(math.ceil(low), math.floor(high) + 1, every)]
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

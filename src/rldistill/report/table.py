@@ -1,70 +1,169 @@
-"""What a person reads first: one sentence, one table."""
+"""What a person reads first: one sentence, a few figures, one table."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rldistill.report.charts import number_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("policy", "mean return", "95% interval", "IQM", "normalised", "agreement", "parameters", "latency", "steps")
+Entry = dict[str, Any]
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure under its column's title, and what qualifies it."""
+
+    column: str
+    text: str
+    note: str = ""
 
 
 def verdict(evaluation: dict[str, Any]) -> str:
     """One honest sentence on the best student."""
-    policies = evaluation["policies"]
-    teacher = policies["teacher"]
-    students = {name: entry for name, entry in policies.items() if entry["kind"] == "student"}
-    if not students:
+    teacher, best = teacher_of(evaluation), best_student(evaluation)
+    if best is None:
         return "No student was evaluated."
     if teacher["normalised"] is None:
-        return "The teacher is no better than random play, so there is nothing to keep: choose another teacher."
-    name, best = max(students.items(), key=lambda item: item[1]["normalised"])
-    low, high = best["normalised_ci95"]
-    text = (
-        f"Student {name} keeps {best['normalised']:.1%} of its teacher's score over random play "
-        f"(95% interval {low:.1%} to {high:.1%}) from {best['env_steps']:,} environment steps"
-    )
-    if teacher["parameters"] and best["parameters"]:
-        ratio = teacher["parameters"] / best["parameters"]
-        text += f", with {ratio:.1f} times fewer parameters" if ratio >= 1 else f", but is {1 / ratio:.1f} times larger"
-    return text + "."
-
-
-def rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of the table, as text, in the order of COLUMNS."""
-    out: list[tuple[str, ...]] = []
-    teacher = evaluation["policies"]["teacher"]
-    for name, entry in evaluation["policies"].items():
-        low, high = entry["ci95"]
-        larger = entry["kind"] == "student" and entry["parameters"] > teacher["parameters"]
-        out.append(
-            (
-                name,
-                f"{entry['mean']:,.2f}",
-                f"{low:,.2f} to {high:,.2f}",
-                f"{entry['iqm']:,.2f}",
-                _optional(entry["normalised"], "{:.3f}"),
-                _optional(entry["agreement"], "{:.1%}"),
-                f"{entry['parameters']:,}" + (" (larger than the teacher)" if larger else ""),
-                _optional(entry["latency_us"] and entry["latency_us"]["p50"], "{:,.0f} µs"),
-                f"{entry['env_steps']:,}",
-            )
+        return "The teacher is no better than random play, so there was nothing to distil: choose another teacher."
+    name, student = best
+    if student["normalised_ci95"] is None:
+        return "The teacher is not clearly better than random play, so there is no telling what was kept of it."
+    low, high = student["normalised_ci95"]
+    score = f"normalised score {student['normalised']:.3f}, 95% interval {low:.3f} to {high:.3f}"
+    steps = f"from {student['env_steps']:,} environment steps"
+    if low <= 0:
+        return (
+            f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}), {steps}."
         )
-    return out
+    kept = f"The student {name} reaches {student['normalised']:.1%} of its teacher's lead over random play ({score})"
+    return f"{kept} {steps}{_size_clause(student['parameters'], teacher['parameters'])}."
 
 
-def _optional(value: float | None, form: str) -> str:
-    return "–" if value is None else form.format(value)
+def _size_clause(student: int, teacher: int) -> str:
+    if not (student and teacher):
+        return ""
+    if student > teacher:
+        return f", but is larger than its teacher: {student:,} parameters against {teacher:,}"
+    return (
+        f", and is {teacher / student:.1f} times smaller than its teacher"
+        if student < teacher
+        else ", at its teacher's size"
+    )
+
+
+def teacher_of(evaluation: dict[str, Any]) -> Entry:
+    """What the evaluation says of the teacher."""
+    entry: Entry = next(entry for entry in evaluation["policies"].values() if entry["kind"] == "teacher")
+    return entry
+
+
+def best_student(evaluation: dict[str, Any]) -> tuple[str, Entry] | None:
+    """Name and figures of the student with the highest mean return; None without students."""
+    students = [(name, entry) for name, entry in evaluation["policies"].items() if entry["kind"] == "student"]
+    return max(students, key=lambda item: item[1]["mean"], default=None)
+
+
+def highlights(evaluation: dict[str, Any]) -> list[Cell]:
+    """The figures of the best student that stand under the verdict."""
+    best = best_student(evaluation)
+    if best is None:
+        return []
+    kept = ("normalised", "agreement", "parameters", "latency", "env steps")
+    return [cell for cell in _cells(*best, teacher_of(evaluation)) if cell.column in kept]
+
+
+def rows(evaluation: dict[str, Any]) -> list[list[Cell]]:
+    """The table: one list of cells for each policy, under the same columns."""
+    teacher = teacher_of(evaluation)
+    return [_cells(name, entry, teacher) for name, entry in evaluation["policies"].items()]
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> Table:
-    """The comparison for a terminal."""
+    """The comparison for a terminal of 80 columns or more."""
+    from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{evaluation['env']}, {evaluation['episodes']} episodes")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows(evaluation):
-        table.add_row(*row)
+    table = Table(
+        title=Text(f"{evaluation['env']}, {evaluation['episodes']} episodes"),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    noted = ("mean return", "normalised", "parameters")
+    left_out = ("IQM", "discounted", "multiply-adds")
+    lines = [[cell for cell in row if cell.column not in left_out] for row in rows(evaluation)]
+    for number, cell in enumerate(lines[0]):
+        table.add_column(cell.column, justify="left" if number == 0 else "right", min_width=len(cell.column))
+    for row in lines:
+        notes = [f"\n{cell.note}" if cell.note and cell.column in noted else "" for cell in row]
+        table.add_row(*(Text.assemble(cell.text, (note, "dim")) for cell, note in zip(row, notes, strict=True)))
     return table
+
+
+def _cells(name: str, entry: Entry, teacher: Entry) -> list[Cell]:
+    seeds = f", {len(entry['runs'])} seeds" if len(entry["runs"]) > 1 else ""
+    return [
+        Cell("policy", name, entry["kind"] + seeds if entry["kind"] + seeds != name else ""),
+        Cell("mean return", number_text(entry["mean"]), _interval(entry["ci95"], number_text)),
+        Cell("IQM", number_text(entry["iqm"])),
+        Cell("discounted", number_text(entry["discounted_mean"])),
+        Cell(
+            "normalised", _optional(entry["normalised"], "{:.3f}"), _interval(entry["normalised_ci95"], "{:.3f}".format)
+        ),
+        _agreement(entry),
+        _parameters(entry, teacher),
+        Cell("multiply-adds", _large(entry["macs"]) if entry["macs"] else NONE),
+        _latency(entry["latency_us"]),
+        Cell("env steps", f"{entry['env_steps']:,}" if entry["env_steps"] else NONE),
+    ]
+
+
+def _agreement(entry: Entry) -> Cell:
+    if entry["action_rmse"] is not None:
+        return Cell("agreement", f"{entry['action_rmse']:.3g}", "RMS error of actions")
+    return Cell("agreement", _optional(entry["agreement"], "{:.1%}"))
+
+
+def _parameters(entry: Entry, teacher: Entry) -> Cell:
+    own, its = entry["parameters"], teacher["parameters"]
+    if not own:
+        return Cell("parameters", NONE)
+    note = _bytes(entry["bytes"])
+    if entry["kind"] == "student" and its:
+        note = (
+            "larger than the teacher"
+            if own > its
+            else f"{its / own:.1f} times smaller"
+            if own < its
+            else "the teacher's size"
+        )
+    return Cell("parameters", f"{own:,}", note)
+
+
+def _latency(latency: dict[str, float] | None) -> Cell:
+    if latency is None:
+        return Cell("latency", NONE)
+    return Cell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
+
+
+def _large(count: int) -> str:
+    return f"{count / 1e6:,.1f}M" if count >= 1e6 else f"{count:,}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _interval(ends: list[float] | None, form: Callable[[float], str]) -> str:
+    return f"{form(ends[0])} to {form(ends[1])}" if ends and ends[0] < ends[1] else ""
+
+
+def _optional(value: float | None, form: str) -> str:
+    return NONE if value is None else form.format(value)

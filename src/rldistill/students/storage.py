@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,17 +19,26 @@ from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.students import STUDENTS
 from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicySpec
+from rldistill.types import FramePipeline, HeadKind, PolicySpec
 
 SCHEMA = 1
 TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
 
 
 def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
-    """Write a policy; `half` stores float16, which a load turns into float32 again."""
+    """Write a policy; `half` stores weights as float16, which a load turns into float32 again.
+
+    Raises:
+        ConfigError: weights that are not finite, or are beyond float16 with `half`.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     if half:
-        tensors = {name: value.half() for name, value in tensors.items()}
+        # Not the buffers: a small obs_std would become 0, and a large obs_mean infinite.
+        tensors |= {name: tensors[name].half() for name, _ in policy.named_parameters()}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ConfigError(f"{folder}: not saved, since {name} holds numbers that are not finite in {dtype}")
     names = {kind: name for name, kind in STUDENTS.items()}
     document = {
         "schema": SCHEMA,
@@ -44,15 +56,19 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     """Read a policy of ours; raises CorruptArtifactError, with file and field, for whatever is not one."""
     path = folder / DOCUMENT
     document = read_json(path)
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}")
-    policy = _build(path, document)
-    tensors = _tensors(folder / TENSORS, document.get("sha256"))
+    schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
+    if type(schema) is not int or schema != SCHEMA:
+        raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
+    fields = _Fields(path, document)
+    policy = _build(fields)
+    tensors = _tensors(folder / TENSORS, fields.get("sha256", lambda value: isinstance(value, str), "a text"))
+    # Copies, since the file's own memory is neither aligned nor the policy's to keep.
+    weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
     try:
-        policy.load_state_dict({name: value.float() for name, value in tensors.items()})
+        policy.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise CorruptArtifactError(f"{folder / TENSORS}: not the weights that {path} describes: {error}") from None
+        why = " ".join(str(error).split())
+        raise CorruptArtifactError(f"{folder / TENSORS}: not the weights that {path} describes: {why}") from None
     return policy.to(device).eval()
 
 
@@ -65,25 +81,99 @@ def content_hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _build(path: Path, document: dict[str, Any]) -> NetworkPolicy:
-    kind = document.get("student")
-    if kind not in STUDENTS:
-        raise CorruptArtifactError(f"{path}: student: {kind!r} is none of {', '.join(STUDENTS)}")
+@dataclass(frozen=True)
+class _Fields:
+    """A JSON object and where it stands, so that an error names the file and the field."""
+
+    path: Path
+    value: dict[str, Any]
+    name: str = ""
+
+    def get(self, field: str, fits: Callable[[Any], bool], expected: str) -> Any:
+        if field not in self.value:
+            raise CorruptArtifactError(f"{self.path}: {self.name}{field} is missing")
+        value = self.value[field]
+        if not fits(value):
+            raise CorruptArtifactError(f"{self.path}: {self.name}{field}: expected {expected}, found {value!r:.60}")
+        return value
+
+    def inside(self, field: str) -> _Fields:
+        value = self.get(field, lambda value: isinstance(value, dict), "an object")
+        return _Fields(self.path, value, f"{self.name}{field}.")
+
+    def require_only(self, known: type[Any]) -> None:
+        """Every field of the dataclass `known`, and no other."""
+        names = [field.name for field in dataclasses.fields(known)]
+        for name in names:
+            self.get(name, lambda value: True, "")
+        for name in self.value:
+            if name not in names:
+                raise CorruptArtifactError(f"{self.path}: {self.name}{name} is no field of {known.__name__}")
+
+
+def _build(fields: _Fields) -> NetworkPolicy:
+    kind = fields.get("student", lambda value: isinstance(value, str) and value in STUDENTS, f"one of {[*STUDENTS]}")
+    spec, config = _spec(fields.inside("spec")), fields.inside("config")
+    config.require_only(STUDENTS[kind])
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in config.value.items()
+    }
     try:
-        config: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in document["config"].items()}
-        spec = PolicySpec.from_json(document["spec"])
-        return STUDENTS[kind](**config).build(spec)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, ConfigError) as error:
-        raise CorruptArtifactError(f"{path}: config or spec: {type(error).__name__}: {error}") from None
+        # On "meta" no memory is taken and no random number drawn, whatever sizes the file claims.
+        with torch.device("meta"):
+            return STUDENTS[kind](**values).build(spec)
+    except ConfigError as error:
+        raise CorruptArtifactError(f"{fields.path}: config: {error}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise CorruptArtifactError(f"{fields.path}: config: no network can have these sizes") from None
 
 
-def _tensors(path: Path, expected: object) -> dict[str, Tensor]:
+def _spec(fields: _Fields) -> PolicySpec:
+    head = fields.inside("head")
+    kind = head.get("kind", lambda value: value in get_args(HeadKind), f"one of {get_args(HeadKind)}")
+    fields.get("obs_shape", _sizes, "a list of sizes")
+    fields.get("obs_dtype", _is_dtype, "a dtype")
+    nvec = head.get("nvec", _sizes, "a list of sizes")
+    low, high = (head.get(bound, _numbers, "a list of finite numbers") for bound in ("low", "high"))
+    continuous = kind in ("gaussian", "squashed_gaussian", "deterministic")
+    single = kind in ("categorical", "q_values")
+    if bool(nvec) == continuous or (single and len(nvec) != 1) or bool(low) != continuous or len(low) != len(high):
+        raise CorruptArtifactError(f"{fields.path}: {head.name}nvec, low, high: they do not make a {kind} head")
+    if fields.get("frames", lambda value: value is None or isinstance(value, dict), "an object or null") is not None:
+        _check_frames(fields.inside("frames"))
+    return PolicySpec.from_json(fields.value)
+
+
+def _check_frames(frames: _Fields) -> None:
+    frames.require_only(FramePipeline)
+    for field in dataclasses.fields(FramePipeline):
+        expected = type(field.default)
+        frames.get(field.name, lambda value, kind=expected: type(value) is kind, expected.__name__)  # type: ignore[misc]
+    frames.get("padding", lambda value: value in ("zero", "repeat"), "zero or repeat")
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(x) in (int, float) and math.isfinite(x) for x in value)
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+
+
+def _tensors(path: Path, expected: str) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptArtifactError(f"{path}: not a whole safetensors file ({error})") from None
+    for name, value in tensors.items():
+        if value.dtype not in (torch.float32, torch.float16):
+            raise CorruptArtifactError(f"{path}: {name} is of {value.dtype}; policies hold float32 or float16")
     if content_hash(tensors) != expected:
         raise CorruptArtifactError(f"{path}: its contents are not those that were saved (SHA-256 differs)")
     for name, value in tensors.items():

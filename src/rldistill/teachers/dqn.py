@@ -115,7 +115,8 @@ class DoubleDQN(DQN):
     """SB3's DQN with double Q-learning and a schedule of work that suits CPUs."""
 
     def _setup_model(self) -> None:
-        if _is_frame_stack(self.observation_space):
+        # A loaded model names its buffer already, and n_steps with it.
+        if _is_frame_stack(self.observation_space) and self.replay_buffer_class is not FrameReplayBuffer:  # type: ignore[comparison-overlap]
             self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
             self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma}
             self.n_steps = 1  # held by the buffer from here on

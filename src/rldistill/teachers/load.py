@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import load_native
+from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.sb3 import load_sb3
 
 ZOO = "zoo:"
@@ -38,6 +38,10 @@ def load_policy(path: str | Path) -> NetworkPolicy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
     if path.is_dir():
+        if not (path / DOCUMENT).exists():
+            raise ConfigError(
+                f"teacher: {path}: a folder without {DOCUMENT}; give the one that a policy was saved into"
+            )
         return load_native(path)
     if path.suffix == ".zip":
         return load_sb3(path)

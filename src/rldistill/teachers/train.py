@@ -7,26 +7,28 @@ import inspect
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from rldistill.artifacts import open_stage, provenance, write_atomic
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
-from rldistill.envs.vector import EnvConfig, make_vector_env
+from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.schedules import Linear
-from rldistill.students.network import NetworkPolicy
+from rldistill.students.network import NetworkPolicy, activation
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.sb3 import to_native
 from rldistill.teachers.vec_env import SteppingVecEnv
@@ -41,6 +43,7 @@ ALGORITHMS = {
     "TD3": "stable_baselines3",
     "TQC": "sb3_contrib",
 }
+NEVER = 1_000_000_000
 OURS = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
 
 
@@ -54,8 +57,10 @@ class TrainConfig:
         num_envs: environments stepped together.
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: full episodes, greedy, in each.
+        checkpoint_every: steps between checkpoints; each evaluation leaves one, too.
         threads: of PyTorch.
-        hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`.
+        hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
+            `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
     """
 
     algorithm: str = "PPO"
@@ -63,11 +68,12 @@ class TrainConfig:
     num_envs: int = 8
     eval_every: int = 50_000
     eval_episodes: int = 10
+    checkpoint_every: int = 50_000
     threads: int = 1
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "threads"):
+        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: expected at least 1, found {getattr(self, name)}")
 
@@ -102,15 +108,18 @@ def train_teacher(
             model = _build(config, vector, seed)
             if (folder / "policy.json").exists():
                 _warm_start(model, folder, config)
-        keeper = _Keeper(env, config, folder, seed, progress)
+        _require_expressible(model, env)
+        # No slot has played more episodes than there were steps, so what is played from here on is new.
+        vector.env.episode += model.num_timesteps
+        keeper = _Keeper(model, env, config, folder, seed, progress)
         left = config.total_steps - model.num_timesteps
-        if left > 0:
-            try:
-                model.learn(left, callback=keeper, log_interval=1_000_000_000, reset_num_timesteps=False)
-            except KeyboardInterrupt:
-                keeper.save_checkpoint()
-                raise
-            keeper.evaluate()
+        try:
+            if left > 0:
+                model.learn(left, callback=keeper, log_interval=NEVER, reset_num_timesteps=False)
+            keeper.finish()
+        except KeyboardInterrupt:
+            keeper.save_checkpoint()
+            raise
     finally:
         vector.close()
         torch.set_num_threads(threads)
@@ -133,16 +142,38 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
 
 def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
     kind = algorithm_class(config)
-    policy = "CnnPolicy" if is_image_space(vector.observation_space) else "MlpPolicy"
+    space = vector.observation_space
+    if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        raise ConfigError(f"env.id: its images are {space.shape}; teachers are trained on channels first only")
+    policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     settings = dict(config.hyperparameters)
-    rate = settings.get("learning_rate")
-    if isinstance(rate, dict):
-        line = Linear(float(rate["start"]), float(rate["end"]))
-        settings["learning_rate"] = lambda remaining: line(1 - remaining)
+    if isinstance(rate := settings.get("learning_rate"), dict):
+        settings["learning_rate"] = _line(rate)
+    if isinstance(kwargs := settings.get("policy_kwargs"), dict) and isinstance(kwargs.get("activation_fn"), str):
+        function = activation(kwargs["activation_fn"], "train.hyperparameters.policy_kwargs.activation_fn")
+        settings["policy_kwargs"] = {**kwargs, "activation_fn": function}
     try:
         return kind(policy, vector, seed=seed, device="cpu", **settings)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+
+
+def _line(rate: dict[str, Any]) -> Callable[[float], float]:
+    try:
+        line = Linear(float(rate["start"]), float(rate["end"]))
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"train.hyperparameters.learning_rate: expected a number or {{start: 1e-3, end: 0}}, found {rate}"
+        ) from None
+    return lambda remaining: line(1 - remaining)
+
+
+def _require_expressible(model: BaseAlgorithm, env: EnvConfig) -> None:
+    # Before the first step, not at the first evaluation.
+    try:
+        to_native(model, spec_from_env(env))
+    except ConfigError as error:
+        raise ConfigError(f"train.hyperparameters: {error}") from None
 
 
 def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
@@ -163,13 +194,32 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
             f"{folder}: there is a policy but no checkpoints/last.zip; {config.algorithm} cannot go on without its "
             "critic. Start again with --overwrite."
         )
-    policy = load_native(folder).state_dict()
-    weights = [value for name, value in policy.items() if name.endswith((".weight", ".bias"))]
+    rows = _read_curve(folder / "curve.jsonl")
+    if not rows:
+        raise ConfigError(
+            f"{folder}: there is a policy but neither checkpoints/last.zip nor a curve.jsonl to go on from"
+        )
+    policy = load_native(folder)
+    weights = [value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))]
+    if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) != 3:
+        weights[0] = weights[0] / 255  # as to_native has multiplied it
     for net in (model.q_net, model.q_net_target):
-        net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
-    curve = (folder / "curve.jsonl").read_text().splitlines()
-    model.num_timesteps = json.loads(curve[-1])["step"]
+        try:
+            net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"{folder}: its policy is not the network of train.hyperparameters: {error}") from None
+    model.num_timesteps = rows[-1]["step"]
     _refill_buffer(model, config)
+
+
+def _read_curve(path: Path, last_step: float = np.inf) -> list[dict[str, Any]]:
+    """Rows up to `last_step`; empty if there is no curve yet."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return [row for row in rows if row["step"] <= last_step]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CorruptArtifactError(f"{path}: not a learning curve ({error!r}); was it cut short or edited?") from None
 
 
 def _refill_buffer(model: OffPolicyAlgorithm, config: TrainConfig) -> None:
@@ -191,8 +241,13 @@ def _vec_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> Step
     clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
     config = EnvConfig(env.id, {**env.kwargs, **clipped})
     return SteppingVecEnv(
-        make_vector_env(config, num_envs, lambda slot, episode: episode_seed(seed, purpose, 0, 0, slot, episode))
+        make_vector_env(config, num_envs, lambda slot, episode: _seed_of(seed, purpose, slot, episode))
     )
+
+
+def _seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
+    # Round 1: the best policy must not be chosen by the episodes that it is later judged by, which are of round 0.
+    return episode_seed(seed, purpose, 1 if purpose == "evaluate" else 0, 0, slot, episode)
 
 
 class _Keeper(BaseCallback):
@@ -200,6 +255,7 @@ class _Keeper(BaseCallback):
 
     def __init__(
         self,
+        model: BaseAlgorithm,
         env: EnvConfig,
         config: TrainConfig,
         folder: Path,
@@ -207,53 +263,69 @@ class _Keeper(BaseCallback):
         progress: Callable[[int, int], None],
     ) -> None:
         super().__init__()
+        self.model = model
         self.env_config, self.config, self.folder, self.run_seed = env, config, folder, seed
         self.progress = progress
-        self.curve = folder / "curve.jsonl"
-        rows = [json.loads(line) for line in self.curve.read_text().splitlines()] if self.curve.exists() else []
-        self.best = max((row["mean"] for row in rows), default=-np.inf)
-        self.seconds = rows[-1]["seconds"] if rows else 0.0
+        self.spec = spec_from_env(env)
+        self.rows = _read_curve(folder / "curve.jsonl", model.num_timesteps)
+        self.best = max((row["mean"] for row in self.rows), default=-np.inf)
+        self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
 
     def _on_training_start(self) -> None:
-        self.started = time.monotonic() - self.seconds
-        self.next_eval = self.num_timesteps + self.config.eval_every
+        self.next_eval = self._next(self.config.eval_every)
+        self.next_checkpoint = self._next(self.config.checkpoint_every)
+
+    def _next(self, every: int) -> int:
+        return (self.model.num_timesteps // every + 1) * every
 
     def _on_step(self) -> bool:
         self.progress(self.num_timesteps, self.config.total_steps)
         if self.num_timesteps >= self.next_eval:
-            self.next_eval += self.config.eval_every
+            self.next_eval = self._next(self.config.eval_every)
             self.evaluate()
+        elif self.num_timesteps >= self.next_checkpoint:
+            self.save_checkpoint()
         return True
+
+    def finish(self) -> None:
+        """Evaluate what training ended with, unless that has been done."""
+        if not self.rows or self.rows[-1]["step"] < self.model.num_timesteps:
+            self.evaluate()
 
     def evaluate(self) -> None:
         """One row of the curve, a checkpoint, and the policy if it is the best so far."""
-        env = _vec_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")
-        returns, _ = evaluate_policy(
-            self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
-        )
-        env.close()
-        mean = float(np.mean(returns))
+        with closing(_vec_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")) as env:
+            returns, _ = evaluate_policy(
+                self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
+            )
         row = {
-            "step": self.num_timesteps,
+            "step": self.model.num_timesteps,
+            "updates": int(getattr(self.model, "_n_updates", 0)),
             "seconds": round(time.monotonic() - self.started, 1),
-            "mean": mean,
+            "mean": float(np.mean(returns)),
             "returns": np.asarray(returns).tolist(),
         }
+        if row["mean"] >= self.best:
+            self.best = row["mean"]
+            about = provenance(self.run_seed) | {
+                "env_steps": self.model.num_timesteps,
+                "algorithm": self.config.algorithm,
+                "mean_return": self.best,
+            }
+            save_policy(to_native(self.model, self.spec), self.folder, about, half=self.spec.frames is not None)
+            self.save_checkpoint("best")
+        self.rows.append(row)
+        # Before the checkpoint: on resume, rows beyond it are dropped, but a row that is missing is not made up for.
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomic(self.folder / "curve.jsonl", lambda temporary: temporary.write_text(text))
         self.save_checkpoint()
-        if mean >= self.best:
-            self.best = mean
-            half = is_image_space(self.training_env.observation_space)
-            about = provenance(self.run_seed) | {"env_steps": self.num_timesteps, "algorithm": self.config.algorithm}
-            save_policy(to_native(self.model), self.folder, about, half)
-        with self.curve.open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
-    def save_checkpoint(self) -> None:
+    def save_checkpoint(self, name: str = "last") -> None:
         """The whole of the algorithm but its replay buffer."""
-        path = self.folder / "checkpoints" / "last.zip"
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 self.model.save(file, exclude=["_sample_action"])
 
-        write_atomic(path, write)
+        write_atomic(self.folder / "checkpoints" / f"{name}.zip", write)
+        self.next_checkpoint = self._next(self.config.checkpoint_every)

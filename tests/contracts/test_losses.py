@@ -1,0 +1,207 @@
+"""What every loss keeps, for every pair of heads that it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float, TypeCheckError, jaxtyped
+from torch import Tensor
+
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.losses import LOSSES, ActionNLL, AnyLoss, BellmanTarget, ForwardKL, QHuber, ReverseKL, functional
+from rldistill.types import ActionHead, Batch, PolicyOutput
+
+Q = ActionHead("q_values", (3,))
+LOGITS = ActionHead("categorical", (3,))
+MULTI = ActionHead("multi_categorical", (3, 2))
+BITS = ActionHead("bernoulli", (2,))
+GAUSSIAN = ActionHead("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0))
+SQUASHED = dataclasses.replace(GAUSSIAN, kind="squashed_gaussian")
+DETERMINISTIC = dataclasses.replace(GAUSSIAN, kind="deterministic")
+HEADS = [Q, LOGITS, MULTI, BITS, GAUSSIAN, SQUASHED, DETERMINISTIC]
+
+SAME = [(head, head) for head in (LOGITS, Q, MULTI, BITS, GAUSSIAN, SQUASHED)]
+CHOICES = [*SAME, (Q, LOGITS), (LOGITS, Q)]
+ACTIONS = [(DETERMINISTIC, DETERMINISTIC), (GAUSSIAN, DETERMINISTIC), (SQUASHED, DETERMINISTIC)]
+SPREAD = [(DETERMINISTIC, GAUSSIAN), (SQUASHED, GAUSSIAN)]
+FITS: dict[str, list[tuple[ActionHead, ActionHead]]] = {
+    "forward_kl": CHOICES,
+    "reverse_kl": CHOICES,
+    "action_nll": [*CHOICES, *ACTIONS, *SPREAD],
+    "q_mse": [(Q, Q)],
+    "q_huber": [(Q, Q)],
+    "bellman_target": [(Q, Q)],
+}
+CASES = [pytest.param(name, *pair, id=f"{name}-{pair[0].kind}-{pair[1].kind}") for name in FITS for pair in FITS[name]]
+REFUSED = [
+    pytest.param(name, a, b, id=f"{name}-{a.kind}-{b.kind}")
+    for name in FITS
+    for a in HEADS
+    for b in HEADS
+    if (a, b) not in FITS[name]
+]
+
+
+def random_params(head: ActionHead, lead: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(*lead, head.num_params, generator=torch.Generator().manual_seed(seed))
+
+
+def make_batch(teacher: PolicyOutput, next_params: Tensor | None = None) -> Batch:
+    lead = teacher.params.shape[:-1]
+    zeros, whole = torch.zeros(lead), torch.zeros(lead, dtype=torch.int64)
+    following = PolicyOutput(teacher.head, teacher.params if next_params is None else next_params)
+    return Batch(
+        obs=zeros,
+        action=whole,
+        reward=zeros + 1,
+        return_to_go=zeros,
+        terminated=zeros.bool(),
+        truncated=zeros.bool(),
+        teacher=teacher,
+        next_teacher=following,
+        next_obs=None,
+        weight=zeros + 1,
+        episode=whole,
+        step=whole,
+        actor=whole,
+        task=whole,
+    )
+
+
+def test_every_loss_is_under_contract() -> None:
+    assert FITS.keys() == LOSSES.keys()
+
+
+@pytest.mark.parametrize(("name", "teacher", "student"), CASES)
+class TestContract:
+    @pytest.mark.parametrize("lead", [(5,), (3, 4)], ids=["B", "TB"])
+    def test_leading_dimensions_are_kept(
+        self, name: str, teacher: ActionHead, student: ActionHead, lead: tuple[int, ...]
+    ) -> None:
+        batch = make_batch(PolicyOutput(teacher, random_params(teacher, lead, 1)))
+        assert LOSSES[name]()(PolicyOutput(student, random_params(student, lead)), batch).shape == lead
+
+    def test_extreme_outputs_cost_much_but_not_infinitely(
+        self, name: str, teacher: ActionHead, student: ActionHead
+    ) -> None:
+        label, params = random_params(teacher, (6,), 1).sign() * 1e4, random_params(student, (6,)).sign() * 1e4
+        for head, outputs in ((teacher, label), (student, params)):
+            if "gaussian" in head.kind:
+                outputs[:, len(head.low) :] = outputs[:, len(head.low) :].clamp(-5, 2)
+        params.requires_grad_()
+        loss = LOSSES[name]()(PolicyOutput(student, params), make_batch(PolicyOutput(teacher, label)))
+        (grad,) = torch.autograd.grad(loss.sum(), params)
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(grad).all()
+
+    def test_the_gradient_reaches_the_student_and_never_the_teacher(
+        self, name: str, teacher: ActionHead, student: ActionHead
+    ) -> None:
+        label, following = (random_params(teacher, (4,), seed).requires_grad_() for seed in (1, 2))
+        params = random_params(student, (4,)).requires_grad_()
+        loss = LOSSES[name]()(PolicyOutput(student, params), make_batch(PolicyOutput(teacher, label), following))
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        assert params.grad is not None
+        assert params.grad.abs().sum() > 0
+        assert label.grad is None
+        assert following.grad is None
+
+    def test_duplicating_the_batch_changes_nothing(self, name: str, teacher: ActionHead, student: ActionHead) -> None:
+        label, params = random_params(teacher, (4,), 1), random_params(student, (4,))
+        once = LOSSES[name]()(PolicyOutput(student, params), make_batch(PolicyOutput(teacher, label)))
+        twice = LOSSES[name]()(
+            PolicyOutput(student, params.repeat(2, 1)), make_batch(PolicyOutput(teacher, label.repeat(2, 1)))
+        )
+        torch.testing.assert_close(twice, once.repeat(2))
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("head", [head for head, _ in SAME], ids=lambda head: head.kind)
+def test_a_divergence_is_zero_at_equality_and_positive_elsewhere(name: str, head: ActionHead) -> None:
+    label, params = random_params(head, (50,), 1), random_params(head, (50,))
+    batch = make_batch(PolicyOutput(head, label))
+    assert LOSSES[name]()(PolicyOutput(head, label), batch).abs().max() < 1e-5
+    assert LOSSES[name]()(PolicyOutput(head, params), batch).min() > 0
+
+
+@pytest.mark.parametrize(("name", "teacher", "student"), REFUSED)
+def test_heads_that_do_not_fit_are_refused(name: str, teacher: ActionHead, student: ActionHead) -> None:
+    batch = make_batch(PolicyOutput(teacher, random_params(teacher, (2,))))
+    with pytest.raises(SpecMismatchError, match=f"{teacher.kind}|{student.kind}"):
+        LOSSES[name]()(PolicyOutput(student, random_params(student, (2,))), batch)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_another_number_of_actions_is_refused_not_broadcast(name: str) -> None:
+    batch = make_batch(PolicyOutput(Q, torch.zeros(2, 3)))
+    with pytest.raises(SpecMismatchError):
+        LOSSES[name]()(PolicyOutput(ActionHead("q_values", (1,)), torch.zeros(2, 1)), batch)
+
+
+def test_the_divergence_of_bits_by_hand() -> None:
+    # p = sigmoid(ln 3, 0) = (3/4, 1/2), q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2) for the first bit, 0 for the second
+    batch = make_batch(PolicyOutput(BITS, torch.tensor([[math.log(3), 0.0]])))
+    loss = ForwardKL()(PolicyOutput(BITS, torch.zeros(1, 2)), batch)
+    assert loss.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
+
+
+def test_a_multi_categorical_divergence_is_the_sum_over_its_parts() -> None:
+    # First part: p = softmax(ln 2, 0, 0) = (1/2, 1/4, 1/4), q = 1/3 each: 1/2 ln(3/2) + 2 * 1/4 ln(3/4). Second: equal.
+    batch = make_batch(PolicyOutput(MULTI, torch.tensor([[math.log(2), 0.0, 0.0, 1.0, 1.0]])))
+    loss = ForwardKL()(PolicyOutput(MULTI, torch.zeros(1, 5)), batch)
+    assert loss.item() == pytest.approx(0.5 * math.log(1.5) + 0.5 * math.log(0.75), abs=1e-6)
+
+
+def test_a_gaussian_divergence_survives_spreads_whose_squares_vanish() -> None:
+    # e^-60 squared is 0 in float32; the ratio of equal spreads is 1 all the same
+    params = torch.tensor([[0.0, 0.0, -60.0, -60.0]])
+    assert ForwardKL()(PolicyOutput(GAUSSIAN, params), make_batch(PolicyOutput(GAUSSIAN, params))).item() == 0
+
+
+def test_a_gaussian_student_learns_the_action_of_a_squashed_teacher() -> None:
+    # Action of the teacher: (1 * tanh(9), 2 * tanh(-9)) = (1, -2) nearly; N(a; a, 1): 2 * 1/2 ln(2 pi)
+    batch = make_batch(PolicyOutput(SQUASHED, torch.tensor([[9.0, -9.0, 0.0, 0.0]])))
+    loss = ActionNLL()(PolicyOutput(GAUSSIAN, torch.tensor([[1.0, -2.0, 0.0, 0.0]])), batch)
+    assert loss.item() == pytest.approx(math.log(2 * math.pi), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ForwardKL(temperature=0.0), "temperature"),
+        (lambda: ReverseKL(temperature=-1.0), "temperature"),
+        (lambda: ForwardKL(temperature=math.nan), "temperature"),
+        (lambda: QHuber(delta=0.0), "delta"),
+        (lambda: BellmanTarget(gamma=1.5), "gamma"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(make: Callable[[], AnyLoss], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def checked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function with its annotated shapes checked at each call; jaxtyping is no dependency of the package."""
+    names = {**function.__globals__, "Float": Float}
+    copy = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+    copy.__annotations__ = inspect.get_annotations(function, globals=names, eval_str=True)
+    typed: Callable[..., Tensor] = jaxtyped(typechecker=beartype)(copy)
+    return typed
+
+
+@pytest.mark.parametrize("name", ["categorical_kl", "bernoulli_kl", "gaussian_kl", "gaussian_nll"])
+@pytest.mark.parametrize("lead", [(5,), (3, 4)], ids=["B", "TB"])
+def test_tensor_maths_has_the_shapes_that_it_declares(name: str, lead: tuple[int, ...]) -> None:
+    function = checked(getattr(functional, name))
+    action = torch.zeros(*lead, 2 if name == "gaussian_nll" else 4)
+    assert function(action, torch.zeros(*lead, 4)).shape == lead
+    with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
+        function(torch.zeros(9, 4), torch.zeros(8, 4))

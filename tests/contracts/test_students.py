@@ -1,0 +1,148 @@
+"""What every student keeps, whatever it is made of and whatever it says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rldistill.students import STUDENTS, AnyStudent, Cnn, Linear, Mlp
+from rldistill.students.network import ACTIVATIONS, NetworkPolicy
+from rldistill.students.storage import load_native, save_policy
+from rldistill.types import ActionHead, PolicySpec
+
+LOW, HIGH = (-1.0, -2.0), (1.0, 2.0)
+HEADS = [
+    ActionHead("categorical", (3,)),
+    ActionHead("q_values", (3,)),
+    ActionHead("multi_categorical", (3, 2)),
+    ActionHead("bernoulli", (4,)),
+    ActionHead("gaussian", low=LOW, high=HIGH),
+    ActionHead("squashed_gaussian", low=LOW, high=HIGH),
+    ActionHead("deterministic", low=LOW, high=HIGH),
+]
+SMALL: dict[str, AnyStudent] = {
+    "linear": Linear(),
+    "mlp": Mlp((8, 6), "tanh"),
+    "cnn": Cnn((4, 6), (4, 3), (2, 1), (10,), "elu"),
+}
+WIDTHS = {"linear": 2 * 12 * 14, "mlp": 6, "cnn": 10}
+
+
+def spec_for(head: ActionHead, dtype: str = "uint8") -> PolicySpec:
+    return PolicySpec((2, 12, 14), dtype, head)
+
+
+def observations(spec: PolicySpec, count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if spec.obs_dtype == "uint8":
+        return torch.randint(0, 256, (count, *spec.obs_shape), dtype=torch.uint8, generator=generator)
+    return torch.randn(count, *spec.obs_shape, generator=generator)
+
+
+def built(student: AnyStudent, spec: PolicySpec, seed: int = 0) -> NetworkPolicy:
+    torch.manual_seed(seed)
+    return student.build(spec)
+
+
+def test_every_student_is_under_contract() -> None:
+    assert SMALL.keys() == STUDENTS.keys()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.kind)
+@pytest.mark.parametrize("name", STUDENTS)
+class TestContract:
+    def test_output_has_the_head_and_the_shapes_of_the_spec(self, name: str, head: ActionHead, dtype: str) -> None:
+        spec = spec_for(head, dtype)
+        policy = built(SMALL[name], spec)
+        output, state = policy(observations(spec, 5))
+        assert state is None
+        assert output.head == head
+        assert output.params.shape == (5, head.num_params)
+        assert output.features is not None
+        assert output.features.shape == (5, WIDTHS[name])
+
+    def test_saving_and_loading_gives_the_same_bytes(
+        self, name: str, head: ActionHead, dtype: str, tmp_path: Path
+    ) -> None:
+        spec = spec_for(head, dtype)
+        policy = built(SMALL[name], spec)
+        save_policy(policy, tmp_path / "one", {"seed": 0})
+        again = load_native(tmp_path / "one")
+        save_policy(again, tmp_path / "two", {"seed": 0})
+        assert (again.spec, again.config) == (spec, SMALL[name])
+        assert torch.equal(again(observations(spec, 5))[0].params, policy(observations(spec, 5))[0].params)
+        for file in ("policy.safetensors", "policy.json"):
+            assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+    def test_one_step_of_training_improves_it(self, name: str, head: ActionHead, dtype: str, tmp_path: Path) -> None:
+        spec = spec_for(head, dtype)
+        save_policy(built(SMALL[name], spec), tmp_path, {})
+        obs = observations(spec, 16)
+        target = torch.randn(16, head.num_params, generator=torch.Generator().manual_seed(1))
+        for policy in (built(SMALL[name], spec), load_native(tmp_path)):
+            optimizer = torch.optim.SGD(policy.parameters(), 1e-3)
+            before = (policy(obs)[0].params - target).square().mean()
+            before.backward()
+            assert all(parameter.grad is not None for parameter in policy.parameters())
+            optimizer.step()
+            assert (policy(obs)[0].params - target).square().mean() < before
+
+    def test_the_seed_alone_decides_the_weights(self, name: str, head: ActionHead, dtype: str) -> None:
+        spec = spec_for(head, dtype)
+        one, same, other = (built(SMALL[name], spec, seed).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        assert not torch.equal(one["output.weight"], other["output.weight"])
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_pixels_are_divided_by_255_and_left_alone(name: str) -> None:
+    spec = spec_for(HEADS[0])
+    policy, obs = built(SMALL[name], spec), observations(spec, 3)
+    kept = obs.clone()
+    by_hand = policy.output(policy.body(obs.double().div(255).float()))
+    torch.testing.assert_close(policy(obs)[0].params, by_hand)
+    assert torch.equal(obs, kept)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_pixels_are_standardised_with_one_number_for_all(name: str) -> None:
+    spec = spec_for(HEADS[0])
+    policy, obs = built(SMALL[name], spec), observations(spec, 3)
+    policy.standardise(torch.tensor(0.25), torch.tensor(0.5))
+    by_hand = policy.output(policy.body((obs / 255 - 0.25) / 0.5))
+    torch.testing.assert_close(policy(obs)[0].params, by_hand)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_numbers_are_standardised(name: str) -> None:
+    spec = spec_for(HEADS[0], "float32")
+    policy, obs = built(SMALL[name], spec), observations(spec, 3)
+    plain = policy(obs)[0].params
+    mean, std = torch.full(spec.obs_shape, 3.0), torch.full(spec.obs_shape, 0.5)
+    policy.standardise(mean, std)
+    torch.testing.assert_close(policy(obs * 0.5 + 3)[0].params, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", HEADS[4:6], ids=lambda head: head.kind)
+def test_the_spread_depends_on_the_state_only_before_a_tanh(head: ActionHead) -> None:
+    spec = spec_for(head)
+    spread = built(SMALL["mlp"], spec)(observations(spec, 5))[0].params[:, 2:]
+    assert torch.equal(spread, spread[:1].expand(5, -1)) == (head.kind == "gaussian")
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_go_by_name(name: str) -> None:
+    policy = Mlp((5,), name).build(spec_for(HEADS[0]))
+    assert type([*policy.body.children()][-1]) is ACTIVATIONS[name]
+
+
+def test_a_small_student_of_pong_has_at_most_62_000_parameters() -> None:
+    # 4*8*64+8 + 8*16*16+16 + 16*9*9*32+32 + 32*6+6
+    policy = Cnn((8, 16), (8, 4), (4, 2), (32,)).build(PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,))))
+    count = sum(math.prod(parameter.shape) for parameter in policy.parameters())
+    assert count == 2056 + 2064 + 41504 + 198 <= 62_000

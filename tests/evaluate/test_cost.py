@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rldistill.evaluate.cost import Cost, measure_cost
+from rldistill.students import Cnn, Linear, Mlp
+from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
+
+LANDER = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
+ATARI = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
+
+
+class FirstAction:
+    """A policy that is not a network."""
+
+    spec = LANDER
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, None]:
+        assert isinstance(obs, Tensor)
+        return PolicyOutput(self.spec.head, torch.eye(4)[:1].expand(len(obs), 4)), None
+
+
+class Broken(torch.nn.Module):
+    """A network that fails."""
+
+    spec = LANDER
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 4)
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, None]:
+        raise RuntimeError("no")
+
+
+def test_costs_of_dense_networks_by_hand() -> None:
+    mlp = measure_cost(Mlp((16,)).build(LANDER))
+    assert (mlp.parameters, mlp.macs) == (8 * 16 + 16 + 16 * 4 + 4, 8 * 16 + 16 * 4)
+    assert mlp.bytes == 4 * mlp.parameters
+    linear = measure_cost(Linear().build(ATARI))
+    assert (linear.parameters, linear.macs) == (4 * 84 * 84 * 6 + 6, 4 * 84 * 84 * 6)
+
+
+def test_costs_of_a_convolutional_network_by_hand() -> None:
+    cnn = measure_cost(Cnn((2,), (8,), (4,), (3,)).build(ATARI))
+    # 20 x 20 places, 2 channels, 4 x 8 x 8 weights; 800 to 3; 3 to 6
+    assert cnn.macs == 400 * 2 * 256 + 800 * 3 + 18
+    assert cnn.parameters == (2 * 256 + 2) + (800 * 3 + 3) + (3 * 6 + 6)
+
+
+def test_latencies_are_measured_and_nothing_is_left_behind() -> None:
+    policy, threads = Mlp((16,)).build(LANDER), torch.get_num_threads()
+    latency = measure_cost(policy).latency_us
+    assert latency is not None
+    assert 0 < latency["p50"] <= latency["p99"]
+    assert torch.get_num_threads() == threads
+    assert not any(module._forward_hooks for module in policy.modules())
+
+
+def test_what_fails_leaves_nothing_behind_either() -> None:
+    policy, threads = Broken(), torch.get_num_threads()
+    with pytest.raises(RuntimeError):
+        measure_cost(policy)
+    assert torch.get_num_threads() == threads
+    assert not policy.layer._forward_hooks
+
+
+def test_a_policy_that_is_not_a_network_has_no_parameters_but_takes_time() -> None:
+    cost = measure_cost(FirstAction())
+    assert (cost.parameters, cost.bytes, cost.macs) == (0, 0, 0)
+    assert cost.latency_us is not None
+    assert cost.latency_us["p50"] > 0
+    assert measure_cost(None) == Cost(0, 0, 0, None)

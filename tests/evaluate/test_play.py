@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rldistill.envs.vector import EnvConfig
+from rldistill.evaluate.play import play
+from rldistill.students.network import NetworkPolicy
+
+from ..conftest import CARTPOLE
+
+
+def test_the_same_policy_plays_the_same_episodes(teacher: NetworkPolicy) -> None:
+    first = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
+    again = play(CARTPOLE, teacher, 20, seed=4)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert first.agreed == first.compared == first.lengths.sum()
+    assert first.returns.mean() > 3 * play(CARTPOLE, None, 20, seed=4).returns.mean()
+    np.testing.assert_array_equal(first.returns, first.lengths)  # CartPole pays 1 a step
+    assert [len(actions) for actions in first.actions] == first.lengths.tolist()
+    # sum_k 0.9^k over n steps
+    short = play(CARTPOLE, teacher, 3, seed=4, gamma=0.9)
+    np.testing.assert_allclose(short.discounted, (1 - 0.9**short.lengths) / 0.1)
+
+
+def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
+    import gymnasium
+
+    from rldistill.envs.seeding import episode_seed
+
+    played = play(EnvConfig("CartPole-v1"), teacher, 3, seed=9)
+    for episode in range(3):
+        env = gymnasium.make("CartPole-v1")
+        obs, _ = env.reset(seed=episode_seed(9, "evaluate", 0, 0, 0, episode))
+        total, over = 0.0, False
+        while not over:
+            action = int(teacher(torch.from_numpy(obs)[None])[0].mode())
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        assert played.returns[episode] == total
