@@ -109,12 +109,12 @@ def _summary(
     own, teacher, random = returns[name], returns["teacher"], returns["random"]
     low, high = stratified_bootstrap(own)
     compared = sum(episodes.compared for episodes in played.values())
-    discrete = compared > 0 and sum(episodes.squared_error for episodes in played.values()) == 0
+    policy = next(iter(entrant.runs.values()))
+    discrete = compared > 0 and policy is not None and policy.spec.head.discrete
     agreement = sum(episodes.agreed for episodes in played.values()) / compared if discrete else None
     rmse = None
     if compared and not discrete:
         rmse = float(np.sqrt(sum(episodes.squared_error for episodes in played.values()) / compared))
-    policy = next(iter(entrant.runs.values()))
     cost = measure_cost(policy)
     interval = normalised_interval(own, teacher, random)
     return {
