@@ -38,10 +38,10 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
     )
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=None, rate="")
-        started = time.monotonic()
+        rate_of = _rate()
 
         def report(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
+            rate = rate_of(done)
             progress.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s" if rate >= 1 else "")
 
         yield report
@@ -49,15 +49,30 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
 
 def _lines(title: str, unit: str) -> Report:
     started = last = time.monotonic()
+    rate_of = _rate()
+    finished = False
 
     def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if (now - last < LINE_EVERY and done < total) or now - started < 2:
+        nonlocal last, finished
+        rate, now = rate_of(done), time.monotonic()
+        if finished or (now - last < LINE_EVERY and done < total) or now - started < 2:
             return
-        last = now
-        rate = done / (now - started)
-        left = (total - done) / rate if rate else 0
-        print(f"{title}: {done:,}/{total:,} {unit} ({rate:,.0f}/s, {left:,.0f} s left)", file=sys.stderr, flush=True)
+        last, finished = now, done >= total
+        left = f", {(total - done) / rate:,.0f} s left" if rate and not finished else ""
+        print(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s{left})", file=sys.stderr, flush=True)
 
     return report
+
+
+def _rate() -> Callable[[int], float]:
+    """What was done since the first report, a second: what a resumed task had done before does not count."""
+    first: tuple[float, int] | None = None
+
+    def rate_of(done: int) -> float:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now, done
+        return (done - first[1]) / max(now - first[0], 1e-9)
+
+    return rate_of

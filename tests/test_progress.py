@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from rldistill import progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_tell_the_rate_since_this_start(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("collect", "steps") as report:
+        report(1_000, 2_000)  # a resumed task begins here
+        clock[0] += 30
+        report(1_300, 2_000)  # 300 in 30 s: 10/s, 70 s for the other 700
+        clock[0] += 70
+        report(2_000, 2_000)
+        report(2_010, 2_000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["collect: 1,300/2,000 steps (10.0/s, 70 s left)", "collect: 2,000/2,000 steps (10.0/s)"]
+
+
+def test_what_is_quick_or_quiet_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("collect", "steps") as report:
+        report(2_000, 2_000)
+    with progress.track("collect", "steps", quiet=True) as report:
+        clock[0] += 99
+        report(2_000, 2_000)
+    assert capsys.readouterr().err == ""
