@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rldistill.artifacts import sha256_file
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -53,6 +57,35 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
     assert "data:video/mp4" in page
     assert len(page) < 10_000_000
+
+
+@pytest.mark.parametrize("recipe", [{"name": "offline"}, {"name": "dagger", "rounds": 2, "steps_per_round": 500}])
+def test_distillation_killed_at_random_ends_with_the_same_student(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
+) -> None:
+    hashes = []
+    rng = random.Random(1)
+    for name in ("whole", "killed"):
+        distill = {"epochs": 40, "patience": 0, "batch_size": 16, "losses": [{"name": "forward_kl"}]}
+        run = write_run(tmp_path, teacher, recipe=recipe, distill=distill, seeds=[0], out=str(tmp_path / name))
+        student = tmp_path / name / "students" / "mlp" / "seed-0"
+        assert run_cli("collect", str(run)).returncode == 0
+        for target in sorted(rng.sample(range(1, 35), 3)) if name == "killed" else []:
+            process = subprocess.Popen([sys.executable, "-m", "rldistill.cli", "distill", str(run), "--resume", "-q"])
+            while process.poll() is None and epochs_logged(student) < target:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        assert run_cli("distill", str(run), "--resume").returncode == 0
+        hashes.append(sha256_file(student / "policy.safetensors"))
+        if recipe["name"] == "dagger":
+            hashes.append(sha256_file(student / "dataset" / "manifest.json"))
+    assert hashes[: len(hashes) // 2] == hashes[len(hashes) // 2 :]
+
+
+def epochs_logged(student: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in student.rglob("metrics.jsonl"))
 
 
 def test_names_are_escaped_in_charts() -> None:
