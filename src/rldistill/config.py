@@ -64,6 +64,11 @@ def _known_env(env: EnvConfig) -> EnvConfig:
         if env.id not in gymnasium.registry:
             hint = did_you_mean(env.id, gymnasium.registry)
             raise bad_key("id", f"Gymnasium has no environment {env.id!r}.{hint}")
+    for wrapper in env.wrappers:
+        try:
+            wrapper.resolve()
+        except ConfigError as error:
+            raise bad_key("wrappers", str(error).removeprefix("env.wrappers: ")) from error
     return env
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
 import gymnasium
+import gymnasium.wrappers
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
@@ -20,11 +21,34 @@ from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
 
 @dataclass(frozen=True)
+class Wrapper:
+    """A wrapper of `gymnasium.wrappers` by its name, or `module:Class`, and its keyword arguments."""
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def resolve(self) -> Callable[..., gymnasium.Env[Any, Any]]:
+        """The class; raises ConfigError, with the nearest name, if there is none."""
+        module, colon, name = self.name.rpartition(":")
+        try:
+            found = getattr(importlib.import_module(module) if colon else gymnasium.wrappers, name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"env.wrappers: {self.name}: cannot be imported ({error})") from None
+        except AttributeError:
+            hint = did_you_mean(name, dir(importlib.import_module(module)) if colon else gymnasium.wrappers.__all__)
+            where = module if colon else "gymnasium.wrappers"
+            raise ConfigError(f"env.wrappers: there is no {name!r} in {where}.{hint}") from None
+        wrapper: Callable[..., gymnasium.Env[Any, Any]] = found
+        return wrapper
+
+
+@dataclass(frozen=True)
 class EnvConfig:
-    """Which environment: any Gymnasium id, its keyword arguments and wrappers."""
+    """Which environment: any Gymnasium id, its keyword arguments and its wrappers, the innermost first."""
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    wrappers: tuple[Wrapper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +168,7 @@ def make_vector_env(
 ) -> SeededVectorEnv:
     """`num_envs` environments whose slot s plays its n-th episode with seed `seed_of(s, n)`."""
     if is_atari(config.id):
+        _refuse_wrappers(config)
         return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
@@ -151,9 +176,9 @@ def make_vector_env(
 
 
 def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """One environment, or a ConfigError with the nearest id if there is none of that name."""
+    """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
     try:
-        return gymnasium.make(config.id, **{**config.kwargs, **kwargs})
+        env = gymnasium.make(config.id, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
@@ -161,11 +186,26 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
     except TypeError as error:
         raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
+    for wrapper in config.wrappers:
+        wrap = wrapper.resolve()
+        try:
+            env = wrap(env, **wrapper.kwargs)
+        except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
+            raise ConfigError(f"env.wrappers: {wrapper.name} does not take {wrapper.kwargs}: {error}") from None
+    return env
+
+
+def _refuse_wrappers(config: EnvConfig) -> None:
+    if config.wrappers:
+        raise ConfigError(
+            f"env.wrappers: {config.id} runs on ale-py's own vector environment, which takes none; use env.kwargs"
+        )
 
 
 def spec_from_env(config: EnvConfig) -> PolicySpec:
     """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`."""
     if is_atari(config.id):
+        _refuse_wrappers(config)
         settings = {**DEFAULTS, **config.kwargs}
         frames = FramePipeline(
             settings["img_height"],
@@ -197,17 +237,13 @@ def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
     raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")
 
 
-def keeps_state_across_reset(config: EnvConfig) -> bool:
-    """Whether an episode differs from the same one in a fresh environment (BipedalWalker's does)."""
-    return _keeps_state(json.dumps(config.kwargs, sort_keys=True, default=repr), config)
-
-
 # BipedalWalker shows it in about one of three pairs of episodes, so several are tried.
 _CHECK_STEPS, _CHECK_EPISODES = 150, 6
 
 
 @lru_cache
-def _keeps_state(kwargs: str, config: EnvConfig) -> bool:
+def keeps_state_across_reset(config: EnvConfig) -> bool:
+    """Whether an episode differs from the same one in a fresh environment (BipedalWalker's does)."""
     used = make_env(config)
     used.action_space.seed(0)
     actions = [used.action_space.sample() for _ in range(_CHECK_STEPS)]

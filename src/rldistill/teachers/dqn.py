@@ -7,7 +7,8 @@ while the emulators do.
 
 from __future__ import annotations
 
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,9 @@ class DoubleDQN(DQN):
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._due = 0
+        # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Note that `gradient_steps` are due; they run while the environments take their next step."""
@@ -151,19 +155,28 @@ class DoubleDQN(DQN):
     def _gradient_step(self) -> float:
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
-        discounts = self.gamma if data.discounts is None else data.discounts
-        with torch.no_grad():
-            next_obs = self._scaled(data.next_observations)
-            best = self._q_values(self.q_net, next_obs).argmax(1, keepdim=True)
-            next_q = self._q_values(self.q_net_target, next_obs).gather(1, best)
-        current_q = self._q_values(self.q_net, self._scaled(data.observations)).gather(1, data.actions.long())
-        target = data.rewards + (1 - data.dones) * discounts * next_q
-        loss = F.smooth_l1_loss(current_q, target)
-        self.policy.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        discounts = torch.full_like(data.rewards, self.gamma) if data.discounts is None else data.discounts
+        parts = zip(*(field.chunk(self._pool._max_workers) for field in (*data[:5], discounts)), strict=True)
+        losses, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
+        for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
+            parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
-        return loss.item()
+        return float(sum(losses)) / len(data.rewards)
+
+    def _loss_and_gradients(self, part: tuple[torch.Tensor, ...]) -> tuple[float, tuple[torch.Tensor, ...]]:
+        """Of the sum over a part of a batch."""
+        obs, actions, next_obs, dones, rewards, discounts = part
+        with torch.no_grad():
+            scaled = self._scaled(next_obs)
+            best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
+            next_q = self._q_values(self.q_net_target, scaled).gather(1, best)
+        current_q = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
+        loss = F.smooth_l1_loss(current_q, rewards + (1 - dones) * discounts * next_q, reduction="sum")
+        return loss.item(), torch.autograd.grad(loss, list(self.q_net.parameters()))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_pool"]
 
     def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
         # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.

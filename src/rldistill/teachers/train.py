@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,7 @@ def _acting_at_once(model: OffPolicyAlgorithm) -> Callable[..., Any]:
 
 def _vec_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
     clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
-    config = EnvConfig(env.id, {**env.kwargs, **clipped})
+    config = replace(env, kwargs={**env.kwargs, **clipped})
     return SteppingVecEnv(
         make_vector_env(config, num_envs, lambda slot, episode: _seed_of(seed, purpose, slot, episode))
     )
