@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import signal
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -210,6 +211,9 @@ def _show(value: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """The entry point `rldistill`."""
+    # A cluster's stop is the same as a person's, also where a shell began the process without Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     app(prog_name="rldistill")
 
 

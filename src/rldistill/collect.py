@@ -13,7 +13,8 @@ import math
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,7 @@ class CollectConfig:
     steps: int = 20_000
     streams: int = 2
     slots: int = 8
-    block: int = 256
+    block: int = 512
     workers: int = 1
     epsilon: float = 0.0
     beta: float = 1.0
@@ -147,8 +148,8 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
         progress(sum(entry["steps"] for entry in entries), total)
 
     if config.workers == 1:
-        for job in jobs:
-            for entry in job.run():
+        with inference_threads(1):
+            for entry in _interleaved(jobs):
                 note([entry])
     else:
         spawn = multiprocessing.get_context("spawn")
@@ -161,8 +162,24 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
     return sorted(entries, key=lambda entry: str(entry["file"]))
 
 
+def _interleaved(jobs: list[_Stream]) -> Iterator[Entry]:
+    """Two streams at a time: while the emulators of one are at work, the teacher looks at what the other shows."""
+    ahead = iter([job.run() for job in jobs])
+    playing = deque(islice(ahead, 2))
+    while playing:
+        stream = playing.popleft()
+        for entry in stream:
+            if entry is None:
+                playing.append(stream)
+                break
+            yield entry
+        else:
+            playing.extend(islice(ahead, 1))
+
+
 def _run_to_end(job: _Stream) -> list[Entry]:
-    return list(job.run())
+    with inference_threads(1):
+        return [entry for entry in job.run() if entry is not None]
 
 
 @dataclass(frozen=True)
@@ -179,27 +196,29 @@ class _Stream:
     folder: Path
     num_threads: int
 
-    def run(self) -> Iterator[Entry]:
-        """Play and commit the blocks that are missing; yields an entry of the manifest for every block."""
-        with inference_threads(1):
-            played: list[Block] = []
-            env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
-            obs: NDArray[Any] | None = None
-            for number, length in enumerate(self.config.block_lengths):
-                key = BlockKey(self.round, self.stream, number)
-                path = self.folder / key.file
-                if obs is None and path.exists():
-                    played.append(read_block(path, ["slot", "lead", "episode", "step", "action", "ended"]))
-                    yield self._entry(key, length, path, played[-1].exact)
-                    continue
-                exact = True
-                if obs is None:
-                    obs, age, exact = self._take_up(env, played)
-                block, obs, age = self._play(env, obs, age, number, length)
-                block = dataclasses.replace(block, exact=exact)
-                write_block(path, block)
-                yield self._entry(key, length, path, exact)
-            env.close()
+    def run(self) -> Iterator[Entry | None]:
+        """Play and commit the blocks that are missing.
+
+        Yields an entry of the manifest for every block, and None whenever the environments are at work.
+        """
+        played: list[Block] = []
+        env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
+        obs: NDArray[Any] | None = None
+        for number, length in enumerate(self.config.block_lengths):
+            key = BlockKey(self.round, self.stream, number)
+            path = self.folder / key.file
+            if obs is None and path.exists():
+                played.append(read_block(path, ["slot", "lead", "episode", "step", "action", "ended"]))
+                yield self._entry(key, length, path, played[-1].exact)
+                continue
+            exact = True
+            if obs is None:
+                obs, age, exact = self._take_up(env, played)
+            block, obs, age = yield from self._play(env, obs, age, number, length)
+            block = dataclasses.replace(block, exact=exact)
+            write_block(path, block)
+            yield self._entry(key, length, path, exact)
+        env.close()
 
     def _entry(self, key: BlockKey, length: int, path: Path, exact: bool) -> Entry:
         from rldistill.artifacts import sha256_file
@@ -239,12 +258,15 @@ class _Stream:
 
     def _play(
         self, env: SeededVectorEnv, obs: NDArray[Any], age: NDArray[np.int64], number: int, length: int
-    ) -> tuple[Block, NDArray[Any], NDArray[np.int64]]:
+    ) -> Generator[None, None, tuple[Block, NDArray[Any], NDArray[np.int64]]]:
         rng = block_generator(self.seed, "collect", self.round, self.stream, number)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
         record = _Record(self.teacher, obs, self.config.features)
         act = partial(self._act, env, record, rng, torch_rng)
-        for transition in islice(rollout(env, obs, act), length):
+        for transition in islice(rollout(env, obs, act), 2 * length):
+            if transition is None:
+                yield
+                continue
             ended = transition.step.terminated | transition.step.truncated
             record.add(transition, age, env.episode - ended)
             age = np.where(ended, 0, age + 1)

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,8 @@ from rldistill.students.storage import load_native, save_policy
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
 HELDOUT_ROWS = 5_000
+SAVE_EVERY = 2.0
+"""Seconds between checkpoints, which are fsynced and so cost as much as some epochs of a small student."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +147,14 @@ class _Fit:
         if initial is not None:
             self.policy.load_state_dict(initial.state_dict())
         self.policy.to(self.device)
+        self.weights = _flattened(self.policy)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.train_rows = np.flatnonzero(~dataset.heldout)
         self.heldout_rows = _spread(np.flatnonzero(dataset.heldout), HELDOUT_ROWS)
         self.best_loss, self.best, self.stale, self.epoch = np.inf, _copy(self.policy), 0, 0
-        self.checkpoint = folder / "checkpoints" / "last.safetensors"
+        self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
         if self.checkpoint.exists():
             self._restore()
 
@@ -164,7 +168,9 @@ class _Fit:
             if self.stale == 0:
                 self.best_loss, self.best = heldout_loss, _copy(self.policy)
             self._log(train_loss, heldout_loss, agreement, time.monotonic() - started)
-            self._save()
+            if time.monotonic() - self.saved > SAVE_EVERY:
+                self._save()
+                self.saved = time.monotonic()
             progress(self.epoch, self.config.epochs)
 
     def best_policy(self) -> NetworkPolicy:
@@ -190,20 +196,22 @@ class _Fit:
         sum_loss = torch.zeros((), device=self.device)
         count = 0
         rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
-        for batch in self._batches(rows):
+        for batch in self._batches(rows, self.config.batch_size):
             if rate is not None:
                 self.optimizer.param_groups[0]["lr"] = rate(step / total_steps)
             loss = self._loss(batch, step / total_steps)
-            self.optimizer.zero_grad()
+            gradient = self.weights.grad
+            assert gradient is not None
+            gradient.zero_()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip)
+            gradient.mul_((self.config.clip / (gradient.norm() + 1e-6)).clamp_max(1))
             self.optimizer.step()
             sum_loss += loss.detach()
             step, count = step + 1, count + 1
         return float(sum_loss) / count
 
-    def _batches(self, rows: NDArray[np.int64]) -> Iterator[Batch]:
-        for batch in self.dataset.batches(rows, self.config.batch_size):
+    def _batches(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        for batch in self.dataset.batches(rows, size):
             yield batch if self.device.type == "cpu" else _to(batch, self.device)
 
     def _loss(self, batch: Batch, progress: float) -> Tensor:
@@ -215,7 +223,7 @@ class _Fit:
         self.policy.eval()
         loss, agreed = 0.0, 0.0
         with torch.no_grad():
-            for batch in self._batches(self.heldout_rows):
+            for batch in self._batches(self.heldout_rows, HELDOUT_ROWS if self.dataset.spec.frames is None else 512):
                 output, _ = self.policy(batch.obs)
                 loss += float(total_loss(self.terms, output, batch, 1.0)) * len(batch.action)
                 if output.head.discrete:
@@ -265,6 +273,23 @@ class _Fit:
         write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
 
 
+def _flattened(policy: nn.Module) -> nn.Parameter:
+    """One parameter that the policy's own become views of, and its gradient likewise.
+
+    The optimiser and the clipping then take one operation each instead of one for every layer, which for a small
+    student is half of the time.
+    """
+    own = list(policy.parameters())
+    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in own]))
+    flat.grad = torch.zeros_like(flat)
+    sizes = [parameter.numel() for parameter in own]
+    for parameter, weight, gradient in zip(
+        own, torch.split(flat.detach(), sizes), torch.split(flat.grad, sizes), strict=True
+    ):
+        parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
+    return flat
+
+
 def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
     if dataset.spec.obs_dtype == "uint8":
@@ -279,9 +304,9 @@ def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
     """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
-    scale = batch.weight / batch.weight.sum()
-    parts = [term.weight(progress) * (term.loss(output, batch) * scale).sum() for term in terms]
-    return torch.stack(parts).sum()
+    scale = (batch.weight / batch.weight.sum()).flatten()
+    means = [term.weight(progress) * torch.dot(term.loss(output, batch).flatten(), scale) for term in terms]
+    return reduce(torch.add, means)
 
 
 def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, ...]:

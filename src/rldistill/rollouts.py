@@ -26,11 +26,16 @@ class Transition:
 
 def rollout(
     env: SeededVectorEnv, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
-) -> Iterator[Transition]:
-    """Step `env` for ever, from where its slots show `obs`."""
+) -> Iterator[Transition | None]:
+    """Step `env` for ever, from where its slots show `obs`.
+
+    Yields None when a step has begun, while there is time for something else, and the transition when it is done.
+    """
     while True:
         action = act(obs)
-        step = env.step(action)
+        env.send(action)
+        yield None
+        step = env.recv()
         yield Transition(obs, action, step)
         obs = step.obs
 

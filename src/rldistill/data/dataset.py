@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rldistill.data.blocks import read_block
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.types import Batch, PolicyOutput, PolicySpec
+from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
 HELDOUT_FRACTION = 0.1
 
@@ -139,8 +139,7 @@ class Dataset:
         chunk = size if self.spec.frames else size * 16
         for start in range(0, len(rows), chunk):
             part = self.batch(rows[start : start + chunk])
-            for at in range(0, len(part.action), size):
-                yield part if chunk == size else _slice(part, slice(at, at + size))
+            yield from [part] if chunk == size else _split(part, size)
 
     def action_gap(self) -> float:
         """The mean difference between the best and the second-best value in the teacher's labels."""
@@ -148,14 +147,13 @@ class Dataset:
         return float((top[:, 1] - top[:, 0]).mean())
 
 
-def _slice(batch: Batch, part: slice) -> Batch:
-    def cut(value: Any) -> Any:
-        if isinstance(value, PolicyOutput):
-            parts = {name: cut(getattr(value, name)) for name in ("params", "value", "features", "mask")}
-            return PolicyOutput(value.head, **parts)
-        return None if value is None else value[part]
-
-    return Batch(**{field.name: cut(getattr(batch, field.name)) for field in fields(Batch)})
+def _split(value: Any, size: int) -> Iterable[Any]:
+    """A batch, or a part of one, `size` rows at a time; what is no tensor is repeated."""
+    if isinstance(value, Tensor):
+        return torch.split(value, size)
+    if is_dataclass(value) and not isinstance(value, ActionHead):
+        return map(type(value), *(_split(getattr(value, field.name), size) for field in fields(value)))
+    return repeat(value)
 
 
 def _episodes(episode: NDArray[np.int64], step: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -202,6 +202,7 @@ def _refuse_wrappers(config: EnvConfig) -> None:
         )
 
 
+@lru_cache
 def spec_from_env(config: EnvConfig) -> PolicySpec:
     """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`."""
     if is_atari(config.id):

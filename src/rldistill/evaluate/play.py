@@ -100,7 +100,7 @@ def _play(
         return to_env_action(action)
 
     left = episodes
-    for transition in rollout(env, env.reset(), act):
+    for transition in filter(None, rollout(env, env.reset(), act)):
         for slot in np.flatnonzero(playing < episodes):
             episode = playing[slot]
             out.returns[episode] += transition.step.reward[slot]

@@ -22,7 +22,7 @@ CHOICE = ("categorical", "q_values")
 def categorical_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
     """KL(p || q) = sum_a p(a) (log p(a) - log q(a))."""
     p, q = F.log_softmax(p_logits, -1), F.log_softmax(q_logits, -1)
-    return (p.exp() * (p - q)).sum(-1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(-1)  # which takes them in the other order
 
 
 def bernoulli_kl(p_logits: Float[Tensor, "*batch A"], q_logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
@@ -53,16 +53,19 @@ def kl(p: PolicyOutput, q: PolicyOutput, temperature_p: float, temperature_q: fl
     """KL between two policies' distributions over actions; discrete ones are softened by their temperatures."""
     head = p.head
     require_same_space("a KL", head, q.head)
+    if not head.discrete:
+        require_kind("a KL", head, "gaussian", "squashed_gaussian")
+        return gaussian_kl(p.params, q.params)
+    p_logits, q_logits = _softened(p.params, temperature_p), _softened(q.params, temperature_q)
     if head.kind == "multi_categorical":
-        parts = zip(p.params.split_with_sizes(head.nvec, -1), q.params.split_with_sizes(head.nvec, -1), strict=True)
-        total: Tensor = sum(categorical_kl(a / temperature_p, b / temperature_q) for a, b in parts)  # type: ignore[assignment]
+        parts = zip(p_logits.split_with_sizes(head.nvec, -1), q_logits.split_with_sizes(head.nvec, -1), strict=True)
+        total: Tensor = sum(categorical_kl(a, b) for a, b in parts)  # type: ignore[assignment]
         return total
-    if head.kind == "bernoulli":
-        return bernoulli_kl(p.params / temperature_p, q.params / temperature_q)
-    if head.discrete:
-        return categorical_kl(p.params / temperature_p, q.params / temperature_q)
-    require_kind("a KL", head, "gaussian", "squashed_gaussian")
-    return gaussian_kl(p.params, q.params)
+    return (bernoulli_kl if head.kind == "bernoulli" else categorical_kl)(p_logits, q_logits)
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def detached(teacher: PolicyOutput) -> PolicyOutput:

@@ -1,0 +1,107 @@
+"""LunarLander: seconds and normalised score of ours and of imitation's DAgger, same teacher, steps and student size.
+
+The clock runs over collecting and distilling in one process, after imports. imitation runs in `.venv-imitation`, which
+is made at the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
+
+from rldistill import Entrant, EvaluateConfig, collect, distill, evaluate, load_policy, train_teacher
+from rldistill.config import RunConfig
+from rldistill.evaluate.statistics import normalised_interval, normalised_score
+from rldistill.students.network import NetworkPolicy
+from rldistill.teachers.train import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared/teachers/sb3/ppo/LunarLander-v2_1/LunarLander-v2.zip"
+VENV = ROOT / ".venv-imitation"
+NEEDS = ["torch", "imitation==1.0.1", "gymnasium==0.29.1", "Box2D", "pygame", "stable-baselines3<2.3", "numpy<2"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--imitation-seeds", type=int, default=1)
+    parser.add_argument("--episodes", type=int, default=100)
+    asked = parser.parse_args()
+    run = RunConfig.load(ROOT / "examples/lunarlander.yaml", environment={}).plan()
+    assert isinstance(run.teacher, TrainConfig)
+    own = ROOT / "runs/lunarlander/teacher"
+    if SHARED.exists():
+        teacher = load_policy(SHARED)
+    else:
+        teacher = load_policy(own) if (own / "policy.json").exists() else train_teacher(run.env, run.teacher, own)
+
+    seconds, students, sizes = [], {}, []
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(asked.seeds):
+            folder = Path(temporary) / f"seed-{seed}"
+            started = time.perf_counter()
+            data = collect(run.env, teacher, run.collect, folder / "dataset", seed=seed)
+            students[seed] = distill(data, run.students["mlp"], run.distill, folder / "student", seed=seed)
+            seconds.append(time.perf_counter() - started)
+            sizes.append(data.num_steps)
+        entrants = {
+            "teacher": Entrant("teacher", {None: teacher}, 0),
+            "mlp": Entrant("student", students, max(sizes)),
+            "random": Entrant("random", {None: None}, 0),
+        }
+        evaluation = evaluate(run.env, entrants, EvaluateConfig(asked.episodes, videos=False), Path(temporary))
+    policies = evaluation["policies"]
+    row("rldistill", seconds, policies["mlp"]["normalised"], policies["mlp"]["normalised_ci95"], max(sizes))
+
+    random = np.array([entry["returns"] for entry in policies["random"]["runs"]])
+    theirs = [imitate(teacher, max(sizes), asked.episodes, seed) for seed in range(asked.imitation_seeds)]
+    if theirs:
+        scored = np.array([run["returns"]["student"] for run in theirs])
+        taught = np.array([run["returns"]["teacher"] for run in theirs])
+        slow = [run["seconds"] for run in theirs]
+        interval = normalised_interval(scored, taught, random)
+        row("imitation", slow, normalised_score(scored, taught, random), interval, max(sizes))
+        print(f"ratio of the medians: {np.median(slow) / np.median(seconds):.1f}")
+
+
+def row(name: str, seconds: list[float], score: float | None, interval: object, steps: int) -> None:
+    low, high = interval if isinstance(interval, list | tuple) else (float("nan"), float("nan"))
+    print(
+        f"{name:<10} {np.median(seconds):6.1f} s (median of {len(seconds)}, most {max(seconds):.1f})  "
+        f"normalised {score:.3f} ({low:.3f} to {high:.3f})  {steps:,} steps",
+        flush=True,
+    )
+
+
+def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dict[str, object]:
+    """imitation's DAgger in a process and a virtual environment of its own."""
+    python = VENV / "bin/python"
+    if not (VENV / "ready").exists():
+        print(f"making {VENV.name} for imitation; some minutes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        constraints = ["--constraint", str(VENV / "constraints.txt")]
+        pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
+        (VENV / "constraints.txt").write_text("\n".join([*pinned, "setuptools<81"]))
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *constraints, *NEEDS, "setuptools"], check=True)
+        (VENV / "ready").touch()
+    layers = [layer for name, layer in teacher.state_dict().items() if name.endswith((".weight", ".bias"))]
+    arrays = {f"{('weight', 'bias')[n % 2]}{n // 2}": layer.numpy() for n, layer in enumerate(layers)}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "teacher.npz", **arrays)
+        command = [str(python), str(ROOT / "benchmarks/imitation/dagger.py"), f"{folder}/teacher.npz"]
+        command += ["--steps", str(steps), "--episodes", str(episodes), "--seed", str(seed)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    main()

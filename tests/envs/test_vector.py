@@ -1,0 +1,141 @@
+"""Vector environments: every episode is the one of its seed, whatever the other slots do."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+from rldistill.config import RunConfig
+from rldistill.envs.seeding import PURPOSES, episode_seed
+from rldistill.envs.vector import (
+    EnvConfig,
+    Wrapper,
+    keeps_state_across_reset,
+    make_env,
+    make_vector_env,
+    spec_from_env,
+)
+from rldistill.errors import ConfigError
+
+from ..conftest import CARTPOLE
+
+PONG = EnvConfig("ALE/Pong-v5")
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "BipedalWalker-v3"])
+def test_every_episode_is_that_of_a_fresh_environment_with_its_seed(env_id: str) -> None:
+    env = make_vector_env(EnvConfig(env_id, {"max_episode_steps": 90}), 3, lambda slot, nth: 100 * slot + nth)
+    rng = np.random.default_rng(0)
+    single = gymnasium.make(env_id, max_episode_steps=90)
+    single.action_space.seed(0)
+    obs = env.reset()
+    paths: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for _ in range(250):
+        actions = np.stack([single.action_space.sample() for _ in range(3)])
+        for slot in range(3):
+            paths.setdefault((slot, int(env.episode[slot])), []).append((obs[slot].copy(), actions[slot]))
+        obs = env.step(actions).obs
+    assert {slot for slot, nth in paths if nth >= 2} == {0, 1, 2}
+    for slot, nth in [(0, 0), (1, 1), (2, 2), *rng.permutation(list(paths))[:3].tolist()]:
+        fresh = gymnasium.make(env_id, max_episode_steps=90)
+        seen, _ = fresh.reset(seed=100 * slot + nth)
+        for expected, action in paths[slot, nth]:
+            np.testing.assert_array_equal(expected, seen)
+            seen = fresh.step(action)[0]
+
+
+def test_what_an_episode_ended_with_is_kept_beside_what_the_next_begins_with() -> None:
+    env = make_vector_env(CARTPOLE, 2, lambda slot, nth: 10 * slot + nth)
+    env.reset()
+    step = env.step(np.array([0, 1]))
+    while not len(step.ended):
+        step = env.step(np.array([0, 1]))
+    slot = int(step.ended[0])
+    first, _ = gymnasium.make("CartPole-v1").reset(seed=10 * slot + 1)
+    np.testing.assert_array_equal(step.obs[slot], first)
+    assert abs(step.final_obs(slot)[2]) > 0.2095  # the pole's angle at which CartPole ends
+
+
+@pytest.mark.parametrize(("env_id", "keeps"), [("CartPole-v1", False), ("BipedalWalker-v3", True)])
+def test_environments_that_remember_are_found(env_id: str, keeps: bool) -> None:
+    assert keeps_state_across_reset(EnvConfig(env_id)) is keeps
+
+
+def test_no_two_purposes_share_a_seed() -> None:
+    seeds = [
+        episode_seed(run, purpose, round, stream, slot, nth)
+        for purpose in PURPOSES
+        for run in range(2)
+        for round in range(2)
+        for stream in range(2)
+        for slot in range(4)
+        for nth in range(20)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_pong_begins_with_empty_frames_and_depends_on_its_seed_alone() -> None:
+    spec = spec_from_env(PONG)
+    assert (spec.obs_shape, spec.obs_dtype, spec.head.nvec) == ((4, 84, 84), "uint8", (6,))
+    paths = []
+    for slots in (1, 3):
+        env = make_vector_env(PONG, slots, lambda slot, nth: 7 + slot)
+        obs = env.reset()
+        assert not obs[:, :3].any()
+        assert obs[:, 3].any()
+        path = [obs[0]]
+        for step in range(40):
+            path.append(env.step(np.full(slots, 2 + step % 2)).obs[0].copy())
+        env.close()
+        paths.append(np.stack(path))
+    np.testing.assert_array_equal(*paths)
+
+
+def test_sticky_actions_are_there_unless_they_are_taken_away() -> None:
+    def play(seed: int, **kwargs: float) -> np.ndarray:
+        env = make_vector_env(EnvConfig("ALE/Pong-v5", {"noop_max": 0, **kwargs}), 1, lambda slot, nth: seed)
+        env.reset()
+        last = [env.step(np.array([2 + step // 5 % 2])).obs for step in range(60)][-1].copy()
+        env.close()
+        return last
+
+    assert (play(1) != play(2)).any()
+    assert (play(1, repeat_action_probability=0) == play(2, repeat_action_probability=0)).all()
+
+
+def test_wrappers_are_put_on_from_the_inside_out() -> None:
+    wrappers = (Wrapper("RescaleObservation", {"min_obs": -1, "max_obs": 1}), Wrapper("TimeAwareObservation"))
+    env = EnvConfig("MountainCar-v0", wrappers=wrappers)
+    assert spec_from_env(env).obs_shape == (3,)
+    obs = make_vector_env(env, 2, lambda slot, nth: slot).reset()
+    assert obs.shape == (2, 3)
+    assert np.abs(obs[:, :2]).max() <= 1
+    (one,) = EnvConfig("CartPole-v1", wrappers=(Wrapper("gymnasium.wrappers:TimeAwareObservation"),)).wrappers
+    assert one.resolve() is gymnasium.wrappers.TimeAwareObservation
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeAwareObs"),)), "Did you mean 'TimeAwareObservation'"),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("no_such_module:X"),)), "cannot be imported"),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not take"),
+        (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
+        (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes none"),
+        (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
+        (EnvConfig("Blackjack-v1"), "observations of type Tuple"),
+    ],
+)
+def test_what_cannot_be_built_says_why(env: EnvConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        spec_from_env(env)
+
+
+def test_wrappers_come_from_the_run_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "run.yaml"
+    path.write_text("env: {id: CartPole-v1, wrappers: [{name: TimeAwareObservation}]}\nteacher: t.zip\n")
+    assert make_env(RunConfig.load(path, environment={}).env).observation_space.shape == (5,)
+    with pytest.raises(ConfigError, match=r"env\.wrappers: there is no 'TimeAware'"):
+        RunConfig.load(path, ["env.wrappers.0.name=TimeAware"], {})
