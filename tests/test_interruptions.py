@@ -47,8 +47,10 @@ def test_a_full_disk_is_said_and_what_was_written_is_whole(tmp_path: Path, teach
     run = write_run(tmp_path, teacher, disk / "run")
     collect = " ".join([*CLI, "collect", str(run), "--quiet"])
     # What is left of the small disk is copied out of it, to be gone on with where there is room.
-    script = f"mount -t tmpfs -o size=300k none {disk}; {collect}; echo $? > {tmp_path}/code; cp -r {disk}/run {tmp_path}"
-    done = subprocess.run([*IN_A_SMALL_DISK, script], capture_output=True, text=True)
+    script = (
+        f"mount -t tmpfs -o size=300k none {disk}; {collect}; echo $? > {tmp_path}/code; cp -r {disk}/run {tmp_path}"
+    )
+    done = subprocess.run([*IN_A_SMALL_DISK, script], cwd=tmp_path, capture_output=True, text=True)
     assert (tmp_path / "code").read_text() == "2\n"
     assert done.stderr.startswith("error: the disk is full"), done.stderr
     assert done.stderr.count("\n") == 1

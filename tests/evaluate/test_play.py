@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.vector import EnvConfig, spec_from_env
 from rldistill.evaluate.play import play
+from rldistill.students import Linear
 from rldistill.students.network import NetworkPolicy
 
 from ..conftest import CARTPOLE
@@ -38,3 +39,12 @@ def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
             obs, reward, terminated, truncated, _ = env.step(action)
             total, over = total + float(reward), terminated or truncated
         assert played.returns[episode] == total
+
+
+def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy) -> None:
+    assert play(CARTPOLE, teacher, 12, seed=4).distinct == 12
+    still = EnvConfig(
+        "ALE/Pong-v5", {"repeat_action_probability": 0.0, "noop_max": 1, "max_num_frames_per_episode": 80}
+    )
+    policy = Linear().build(spec_from_env(still)).eval()
+    assert play(still, policy, 6).distinct == 1

@@ -91,3 +91,10 @@ def test_there_is_no_interval_where_the_teacher_may_be_no_better_than_random() -
     teacher[0, 0] = 10
     assert normalised_score(teacher.copy(), teacher, random) == 1
     assert normalised_interval(teacher.copy(), teacher, random) is None
+
+
+def test_repeated_episodes_do_not_narrow_an_interval() -> None:
+    returns = np.tile([0.0, 10.0, 20.0, 30.0], 25)[None]
+    # The mean of 4 draws from 0, 10, 20, 30 has the standard deviation sqrt(125) / sqrt(4) = 5.59; of 100, 1.118.
+    assert bootstrap_means(returns, distinct=4).std() == pytest.approx(5.59, rel=0.05)
+    assert bootstrap_means(returns).std() == pytest.approx(1.118, rel=0.05)

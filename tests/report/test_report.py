@@ -22,6 +22,7 @@ def entry(kind: str, returns: list[list[float]], normalised: float | None, **cha
     return {
         "kind": kind,
         "runs": [{"training_seed": seed, "returns": run} for seed, run in enumerate(returns)],
+        "distinct_episodes": len(returns[0]),
         "mean": sum(values) / len(values),
         "iqm": sum(values) / len(values),
         "ci95": [min(values), max(values)],
@@ -72,6 +73,13 @@ def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
     for name in ("teacher-best", "teacher-worst", "small-mlp-best"):
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(name.encode())
     return tmp_path
+
+
+def test_repeated_episodes_are_said(run: Path, evaluation: dict[str, Any]) -> None:
+    assert "differ from each other" not in write_report(run).read_text()
+    evaluation["policies"]["wide"]["distinct_episodes"] = 1
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    assert "Only 1 of the 2 episodes of wide differ from each other" in write_report(run).read_text()
 
 
 class Page(HTMLParser):

@@ -10,10 +10,13 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.envs.vector import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.rollouts import inference_threads
 from rldistill.teachers import train
+from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 
@@ -95,6 +98,33 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     assert steps[0] == 400
     assert 600 <= steps[1] < 616
     assert len(steps) == 2
+
+
+def test_what_the_file_says_now_counts_over_the_checkpoint(tmp_path: Path) -> None:
+    def config(steps: int, **changed: object) -> TrainConfig:
+        return TrainConfig("DoubleDQN", steps, 4, steps, 1, hyperparameters={"learning_starts": 50, **changed})
+
+    train_teacher(CARTPOLE, config(200), tmp_path)
+    train_teacher(CARTPOLE, config(300, batch_size=16, learning_rate={"start": 1e-3, "end": 0}), tmp_path, resume=True)
+    model = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip")
+    assert model.batch_size == 16
+    assert model.lr_schedule(0.5) == 5e-4
+
+
+def test_the_parts_of_a_batch_add_up_to_its_gradient() -> None:
+    obs = torch.randn(10, 4)
+    batch = ReplayBufferSamples(
+        obs, torch.randint(0, 2, (10, 1)), torch.randn(10, 4), torch.zeros(10, 1), torch.randn(10, 1), None
+    )
+    gradients = []
+    for threads in (1, 3):
+        with inference_threads(threads):
+            model = DoubleDQN("MlpPolicy", "CartPole-v1", seed=0, learning_starts=1, learning_rate=0.0, device="cpu")
+        model.replay_buffer.sample = lambda *_, **__: batch  # type: ignore[method-assign,union-attr]
+        model._gradient_step()
+        gradients.append([parameter.grad for parameter in model.q_net.parameters()])
+    for one, three in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, three)
 
 
 def test_what_is_finished_stays_as_it_is(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ class Episodes:
     squared_error: float = 0.0
     compared: int = field(default=0)
 
+    @property
+    def distinct(self) -> int:
+        """How many episodes differ in their actions or their return; without sticky actions, Pong repeats itself."""
+        return len({(r, np.asarray(taken).tobytes()) for r, taken in zip(self.returns, self.actions, strict=True)})
+
 
 def play(
     env_config: EnvConfig,

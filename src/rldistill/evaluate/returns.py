@@ -94,7 +94,7 @@ def evaluate(
         "episodes": config.episodes,
         "seeds": sorted({run for entrant in entrants.values() for run in entrant.runs if run is not None}),
         "versions": provenance(seed)["versions"],
-        "policies": {name: _summary(name, entrants[name], played[name], returns) for name in entrants},
+        "policies": {name: _summary(name, entrants[name], played, returns) for name in entrants},
     }
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
@@ -104,10 +104,15 @@ def evaluate(
 
 
 def _summary(
-    name: str, entrant: Entrant, played: dict[int | None, Episodes], returns: dict[str, np.ndarray[Any, Any]]
+    name: str,
+    entrant: Entrant,
+    everyone: dict[str, dict[int | None, Episodes]],
+    returns: dict[str, np.ndarray[Any, Any]],
 ) -> dict[str, Any]:
-    own, teacher, random = returns[name], returns["teacher"], returns["random"]
-    low, high = stratified_bootstrap(own)
+    played, compared_with = everyone[name], (name, "teacher", "random")
+    own, teacher, random = (returns[who] for who in compared_with)
+    distinct = tuple(min(episodes.distinct for episodes in everyone[who].values()) for who in compared_with)
+    low, high = stratified_bootstrap(own, distinct=distinct[0])
     compared = sum(episodes.compared for episodes in played.values())
     policy = next(iter(entrant.runs.values()))
     discrete = compared > 0 and policy is not None and policy.spec.head.discrete
@@ -116,10 +121,11 @@ def _summary(
     if compared and not discrete:
         rmse = float(np.sqrt(sum(episodes.squared_error for episodes in played.values()) / compared))
     cost = measure_cost(policy)
-    interval = normalised_interval(own, teacher, random)
+    interval = normalised_interval(own, teacher, random, distinct=distinct)
     return {
         "kind": entrant.kind,
         "runs": [{"training_seed": run, "returns": episodes.returns.tolist()} for run, episodes in played.items()],
+        "distinct_episodes": distinct[0],
         "mean": float(own.mean()),
         "iqm": iqm(own),
         "ci95": [low, high],

@@ -5,6 +5,7 @@ A run is one training seed. All functions are pure: the same numbers and seed gi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,22 +28,23 @@ def iqm(returns: Returns) -> float:
     return float(ordered[cut : len(ordered) - cut].mean())
 
 
-def bootstrap_means(returns: Returns, seed: int = 0, repetitions: int = REPETITIONS) -> NDArray[np.float64]:
-    """Means `[repetitions]` of resampled data: runs are drawn with replacement, then episodes within each run drawn.
+def bootstrap_means(returns: Returns, seed: int = 0, distinct: int | None = None) -> NDArray[np.float64]:
+    """Means `[REPETITIONS]` of resampled data: runs are drawn with replacement, then episodes within each run drawn.
 
-    A single run is drawn every time, so that only its episodes vary.
+    A single run is drawn every time, so that only its episodes vary. Where only `distinct` episodes of a run differ
+    from each other, so many are drawn, since the others tell nothing new.
     """
     rng = np.random.default_rng(seed)
     runs, episodes = returns.shape
-    run = rng.integers(0, runs, (repetitions, runs, 1))
-    episode = rng.integers(0, episodes, (repetitions, runs, episodes))
+    run = rng.integers(0, runs, (REPETITIONS, runs, 1))
+    episode = rng.integers(0, episodes, (REPETITIONS, runs, distinct or episodes))
     means: NDArray[np.float64] = returns[run, episode].mean((1, 2))
     return means
 
 
-def stratified_bootstrap(returns: Returns, seed: int = 0) -> Interval:
+def stratified_bootstrap(returns: Returns, seed: int = 0, distinct: int | None = None) -> Interval:
     """The 95% percentile interval of the mean."""
-    return _middle95(bootstrap_means(returns, seed))
+    return _middle95(bootstrap_means(returns, seed, distinct))
 
 
 def normalised_score(policy: Returns, teacher: Returns, random: Returns) -> float | None:
@@ -51,7 +53,13 @@ def normalised_score(policy: Returns, teacher: Returns, random: Returns) -> floa
     return (mean(policy) - mean(random)) / span if span > 0 else None
 
 
-def normalised_interval(policy: Returns, teacher: Returns, random: Returns, seed: int = 0) -> Interval | None:
+def normalised_interval(
+    policy: Returns,
+    teacher: Returns,
+    random: Returns,
+    seed: int = 0,
+    distinct: Sequence[int | None] = (None, None, None),
+) -> Interval | None:
     """The 95% interval of the normalised score, all three resampled.
 
     The teacher itself has 1 and the random policy 0, exactly: the same draws stand on both sides.
@@ -64,7 +72,8 @@ def normalised_interval(policy: Returns, teacher: Returns, random: Returns, seed
     if policy is teacher or policy is random:
         return (1.0, 1.0) if policy is teacher else (0.0, 0.0)
     policy_mean, teacher_mean, random_mean = (
-        bootstrap_means(returns, seed + offset) for offset, returns in enumerate((policy, teacher, random))
+        bootstrap_means(returns, seed + offset, count)
+        for offset, (returns, count) in enumerate(zip((policy, teacher, random), distinct, strict=True))
     )
     span = teacher_mean - random_mean
     valid = span > 0

@@ -22,7 +22,18 @@ VIDEO_BYTES = 7_000_000
 
 EVALUATION_KEYS = ("env", "env_kwargs", "episodes", "seeds", "versions", "policies")
 POLICY_KEYS = (
-    *("kind", "runs", "mean", "iqm", "ci95", "normalised", "normalised_ci95", "discounted_mean", "agreement"),
+    *(
+        "kind",
+        "runs",
+        "distinct_episodes",
+        "mean",
+        "iqm",
+        "ci95",
+        "normalised",
+        "normalised_ci95",
+        "discounted_mean",
+        "agreement",
+    ),
     *("action_rmse", "parameters", "bytes", "macs", "latency_us", "env_steps"),
 )
 

@@ -118,12 +118,13 @@ class DoubleDQN(DQN):
     """SB3's DQN with double Q-learning and a schedule of work that suits CPUs."""
 
     def _setup_model(self) -> None:
-        # A loaded model names its buffer already, and n_steps with it.
-        if _is_frame_stack(self.observation_space) and self.replay_buffer_class is not FrameReplayBuffer:  # type: ignore[comparison-overlap]
+        n_steps = self.n_steps
+        if _is_frame_stack(self.observation_space):
             self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
-            self.replay_buffer_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma}
-            self.n_steps = 1  # held by the buffer from here on
+            self.replay_buffer_kwargs = {"n_steps": n_steps, "gamma": self.gamma}
+            self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
         super()._setup_model()
+        self.n_steps = n_steps
         if len(self.observation_space.shape or ()) == 3:
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())

@@ -146,16 +146,21 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
     if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
         raise ConfigError(f"env.id: its images are {space.shape}; teachers are trained on channels first only")
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    try:
+        return kind(policy, vector, seed=seed, device="cpu", **_settings(config))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The hyperparameters as SB3 takes them."""
     settings = dict(config.hyperparameters)
     if isinstance(rate := settings.get("learning_rate"), dict):
         settings["learning_rate"] = _line(rate)
     if isinstance(kwargs := settings.get("policy_kwargs"), dict) and isinstance(kwargs.get("activation_fn"), str):
         function = activation(kwargs["activation_fn"], "train.hyperparameters.policy_kwargs.activation_fn")
         settings["policy_kwargs"] = {**kwargs, "activation_fn": function}
-    try:
-        return kind(policy, vector, seed=seed, device="cpu", **settings)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+    return settings
 
 
 def _line(rate: dict[str, Any]) -> Callable[[float], float]:
@@ -178,8 +183,9 @@ def _require_expressible(model: BaseAlgorithm, env: EnvConfig) -> None:
 
 def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
     # A checkpoint of this very run, which is ours as much as the program is: SB3's own loader reads it.
+    changed = {name: value for name, value in _settings(config).items() if name != "policy_kwargs"}
     try:
-        model = algorithm_class(config).load(path, env=vector, device="cpu")
+        model = algorithm_class(config).load(path, env=vector, device="cpu", **changed)
     except Exception as error:
         raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
     if isinstance(model, OffPolicyAlgorithm):
