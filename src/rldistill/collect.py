@@ -13,7 +13,6 @@ import math
 import multiprocessing
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError
-from rldistill.rollouts import Transition, inference_threads, predict, rollout, to_env_action
+from rldistill.rollouts import Transition, inference_threads, predict, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
@@ -149,7 +148,7 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
 
     if config.workers == 1:
         with inference_threads(1):
-            for entry in _interleaved(jobs):
+            for entry in take_turns(job.run() for job in jobs):
                 note([entry])
     else:
         spawn = multiprocessing.get_context("spawn")
@@ -160,21 +159,6 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
                 for future in done:
                     note(future.result())
     return sorted(entries, key=lambda entry: str(entry["file"]))
-
-
-def _interleaved(jobs: list[_Stream]) -> Iterator[Entry]:
-    """Two streams at a time: while the emulators of one are at work, the teacher looks at what the other shows."""
-    ahead = iter([job.run() for job in jobs])
-    playing = deque(islice(ahead, 2))
-    while playing:
-        stream = playing.popleft()
-        for entry in stream:
-            if entry is None:
-                playing.append(stream)
-                break
-            yield entry
-        else:
-            playing.extend(islice(ahead, 1))
 
 
 def _run_to_end(job: _Stream) -> list[Entry]:

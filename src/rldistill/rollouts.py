@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 from rldistill.envs.vector import SeededVectorEnv, Step
 from rldistill.types import Policy, PolicyOutput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,24 @@ def rollout(
         step = env.recv()
         yield Transition(obs, action, step)
         obs = step.obs
+
+
+def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
+    """All that the iterators yield but None, which passes the turn on; two of them are begun at a time.
+
+    While the emulators of one are at work, the policy looks at what the other shows.
+    """
+    ahead = iter(rollouts)
+    begun = deque(islice(ahead, 2))
+    while begun:
+        current = begun.popleft()
+        for item in current:
+            if item is None:
+                begun.append(current)
+                break
+            yield item
+        else:
+            begun.extend(islice(ahead, 1))
 
 
 def predict(policy: Policy, obs: NDArray[Any]) -> PolicyOutput:

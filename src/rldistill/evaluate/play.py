@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from rldistill.artifacts import write_atomic
 from rldistill.envs.atari import is_atari, make_atari
-from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_env, make_vector_env, spec_from_env
-from rldistill.rollouts import inference_threads, predict, rollout, to_env_action
+from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
+from rldistill.rollouts import inference_threads, predict, rollout, take_turns, to_env_action
 from rldistill.types import Policy
 
 MAX_SLOTS = 16
@@ -65,35 +65,43 @@ def play(
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
     """
-    slots = min(episodes, MAX_SLOTS)
+    out = Episodes(np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)])
+    groups = min(episodes, 2 if is_atari(env_config.id) else 1)
+    done = 0
     with inference_threads(1):
-        env = make_vector_env(
-            env_config,
-            slots,
-            lambda slot, nth: episode_seed(seed, "evaluate", 0, 0, 0, slot + nth * slots),
-            num_threads,
-        )
-        try:
-            return _play(env, policy, episodes, seed, sample, gamma, judge, progress)
-        finally:
-            env.close()
+        parts = [range(group, episodes, groups) for group in range(groups)]
+        plays = [_play(env_config, policy, part, out, seed, sample, gamma, judge, num_threads) for part in parts]
+        for ended in take_turns(plays):
+            done += ended
+            progress(done)
+    return out
 
 
 def _play(
-    env: SeededVectorEnv,
+    env_config: EnvConfig,
     policy: Policy | None,
-    episodes: int,
+    numbers: Sequence[int],
+    out: Episodes,
     seed: int,
     sample: bool,
     gamma: float,
     judge: Policy | None,
-    progress: Callable[[int], None],
-) -> Episodes:
-    slots = env.num_envs
-    out = Episodes(np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)])
-    generator = torch.Generator().manual_seed(seed)
-    env.single_action_space.seed(seed)
-    playing = np.arange(slots)
+    num_threads: int,
+) -> Iterator[int | None]:
+    """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
+    slots = min(len(numbers), MAX_SLOTS)
+
+    def seed_of(slot: int, nth: int) -> int:
+        # Beyond the last number, slots go on with other episodes until all have ended.
+        place = slot + nth * slots
+        number = numbers[place] if place < len(numbers) else numbers[-1] + place
+        return episode_seed(seed, "evaluate", 0, 0, 0, number)
+
+    env = make_vector_env(env_config, slots, seed_of, num_threads)
+    rng = block_generator(seed, "evaluate", 0, numbers[0], 0)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    env.single_action_space.seed(int(rng.integers(2**31)))
+    place = np.arange(slots)
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         if policy is None:
@@ -101,25 +109,28 @@ def _play(
         output = predict(policy, obs)
         action = output.sample(generator) if sample else output.mode()
         if judge is not None:
-            _compare(out, action, predict(judge, obs).mode(), playing < episodes)
+            _compare(out, action, predict(judge, obs).mode(), place < len(numbers))
         return to_env_action(action)
 
-    left = episodes
-    for transition in filter(None, rollout(env, env.reset(), act)):
-        for slot in np.flatnonzero(playing < episodes):
-            episode = playing[slot]
+    left = len(numbers)
+    for transition in rollout(env, env.reset(), act):
+        if transition is None:
+            yield None
+            continue
+        for slot in np.flatnonzero(place < len(numbers)):
+            episode = numbers[place[slot]]
             out.returns[episode] += transition.step.reward[slot]
             out.discounted[episode] += gamma ** out.lengths[episode] * transition.step.reward[slot]
             out.lengths[episode] += 1
             out.actions[episode].append(transition.action[slot])
-        for slot in transition.step.ended:
-            left -= playing[slot] < episodes
-            playing[slot] += slots
-        if len(transition.step.ended):
-            progress(episodes - left)
+        ended = int((place[transition.step.ended] < len(numbers)).sum())
+        place[transition.step.ended] += slots
+        left -= ended
+        if ended:
+            yield ended
         if left == 0:
-            return out
-    raise AssertionError("rollout ends only when its consumer does")
+            break
+    env.close()
 
 
 def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:
