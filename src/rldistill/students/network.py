@@ -62,7 +62,8 @@ class NetworkPolicy(nn.Module):
         if not isinstance(obs, Tensor):
             raise ConfigError("a network student takes one tensor; dict observations need a view")
         if obs.dtype == torch.uint8:
-            scaled = obs.float().mul_(1 / 255).sub_(self.obs_mean).div_(self.obs_std)
+            # In two passes over what is four times as large as the frames: for a small student they cost the most.
+            scaled = (obs - 255 * self.obs_mean).mul_(1 / (255 * self.obs_std))
         else:
             scaled = ((obs - self.obs_mean) / self.obs_std).float()
         features = self.body(scaled)
