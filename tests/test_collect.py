@@ -153,6 +153,12 @@ def test_a_teacher_of_another_environment_is_refused_before_the_first_step(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_game_that_repeats_itself_needs_noise(tmp_path: Path) -> None:
+    env = EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 0.0})
+    with pytest.raises(ConfigError, match=r"collect\.epsilon: 0\.0 without sticky actions"):
+        collect(env, make_teacher(env), CollectConfig(), tmp_path)
+
+
 def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = CollectConfig(steps=100, block=10)
     collect(CARTPOLE, teacher, config, tmp_path)

@@ -280,13 +280,15 @@ def _flattened(policy: nn.Module) -> nn.Parameter:
     student is half of the time.
     """
     own = list(policy.parameters())
-    flat = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in own]))
+    flat = nn.Parameter(torch.empty(sum(parameter.numel() for parameter in own), device=own[0].device))
     flat.grad = torch.zeros_like(flat)
-    sizes = [parameter.numel() for parameter in own]
-    for parameter, weight, gradient in zip(
-        own, torch.split(flat.detach(), sizes), torch.split(flat.grad, sizes), strict=True
-    ):
-        parameter.data, parameter.grad = weight.view_as(parameter), gradient.view_as(parameter)
+    at = 0
+    for parameter in own:
+        weight, gradient = (
+            whole[at:].as_strided(parameter.shape, parameter.stride()) for whole in (flat.detach(), flat.grad)
+        )
+        parameter.data, parameter.grad = weight.copy_(parameter.detach()), gradient
+        at += parameter.numel()
     return flat
 
 

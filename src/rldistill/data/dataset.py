@@ -110,7 +110,7 @@ class Dataset:
         stacks = stack_frames(
             self.obs, self.row[rows], self.columns["step"][rows], self.spec.frames.stack, self.spec.frames.padding
         )
-        return torch.from_numpy(stacks)
+        return torch.from_numpy(stacks).contiguous(memory_format=torch.channels_last)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""

@@ -31,6 +31,11 @@ def is_atari(env_id: str) -> bool:
     return env_id.startswith("ALE/")
 
 
+def is_deterministic(env_id: str, kwargs: dict[str, Any]) -> bool:
+    """Whether equal actions lead to equal episodes, but for the number of no-ops at their start."""
+    return is_atari(env_id) and {**DEFAULTS, **kwargs}["repeat_action_probability"] == 0
+
+
 def rom_name(env_id: str) -> str:
     """`ALE/MsPacman-v5` -> `ms_pacman`."""
     from ale_py import roms

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from rldistill.errors import ConfigError
@@ -46,4 +47,5 @@ class Cnn:
         hidden, size = dense(depth * height * width, self.hidden, act)
         policy = NetworkPolicy(self, spec, nn.Sequential(*layers, nn.Flatten(), *hidden), size)
         keep_scale(policy, self.activation)
+        policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # CPUs convolve twice as fast in it
         return policy

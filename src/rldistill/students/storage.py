@@ -69,7 +69,8 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise CorruptArtifactError(f"{folder / TENSORS}: not the weights that {path} describes: {why}") from None
-    return policy.to(device).eval()
+    policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return policy.eval()
 
 
 def content_hash(tensors: dict[str, Tensor]) -> str:
