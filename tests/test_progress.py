@@ -21,7 +21,16 @@ def test_plain_lines_tell_the_rate_since_this_start(clock: list[float], capsys: 
         report(2_000, 2_000)
         report(2_010, 2_000)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["collect: 1,300/2,000 steps (10.0/s, 70 s left)", "collect: 2,000/2,000 steps (10.0/s)"]
+    assert lines == ["collect: 1,300/2,000 steps (10 steps/s, 70 s left)", "collect: 2,000/2,000 steps (10 steps/s)"]
+
+
+def test_what_is_slow_tells_how_long_one_takes(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("distil", "epochs") as report:
+        clock[0] += 30
+        report(0, 4)
+        clock[0] += 50
+        report(2, 4)  # 2 in 50 s
+    assert capsys.readouterr().err.splitlines() == ["distil: 0/4 epochs", "distil: 2/4 epochs (25 s each, 50 s left)"]
 
 
 def test_what_is_quick_or_quiet_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

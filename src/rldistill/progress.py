@@ -42,7 +42,7 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
 
         def report(done: int, total: int) -> None:
             rate = rate_of(done)
-            progress.update(task, completed=done, total=total, rate=f"{rate:,.0f} {unit}/s" if rate >= 1 else "")
+            progress.update(task, completed=done, total=total, rate=_rate_text(rate, unit))
 
         yield report
 
@@ -58,10 +58,18 @@ def _lines(title: str, unit: str) -> Report:
         if finished or (now - last < LINE_EVERY and done < total) or now - started < 2:
             return
         last, finished = now, done >= total
-        left = f", {(total - done) / rate:,.0f} s left" if rate and not finished else ""
-        print(f"{title}: {done:,}/{total:,} {unit} ({rate:,.1f}/s{left})", file=sys.stderr, flush=True)
+        left = f"{(total - done) / rate:,.0f} s left" if rate and not finished else ""
+        pace = ", ".join(filter(None, [_rate_text(rate, unit), left]))
+        print(f"{title}: {done:,}/{total:,} {unit}" + f" ({pace})" * bool(pace), file=sys.stderr, flush=True)
 
     return report
+
+
+def _rate_text(rate: float, unit: str) -> str:
+    """So many a second, or so many seconds each; nothing before there is a rate."""
+    if rate >= 1:
+        return f"{rate:,.0f} {unit}/s"
+    return f"{1 / rate:,.0f} s each" if rate else ""
 
 
 def _rate() -> Callable[[int], float]:
