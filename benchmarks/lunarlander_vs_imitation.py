@@ -26,7 +26,16 @@ from rldistill.teachers.train import TrainConfig
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/teachers/sb3/ppo/LunarLander-v2_1/LunarLander-v2.zip"
 VENV = ROOT / ".venv-imitation"
-NEEDS = ["torch", "imitation==1.0.1", "gymnasium==0.29.1", "Box2D", "pygame", "stable-baselines3<2.3", "numpy<2"]
+NEEDS = [
+    "torch",
+    "imitation==1.0.1",
+    "gymnasium==0.29.1",
+    "Box2D",
+    "pygame",
+    "stable-baselines3<2.3",
+    "numpy<2",
+    "pyarrow==21.*",
+]
 
 
 def main() -> None:
@@ -98,7 +107,9 @@ def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dic
         np.savez(Path(folder) / "teacher.npz", **arrays)
         command = [str(python), str(ROOT / "benchmarks/imitation/dagger.py"), f"{folder}/teacher.npz"]
         command += ["--steps", str(steps), "--episodes", str(episodes), "--seed", str(seed)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"imitation failed:\n{done.stderr[-2000:]}")
     result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return result
 
