@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rldistill import Cnn, CollectConfig, DistillConfig, EnvConfig, Mlp, Term, collect, distill, load_policy
+from rldistill import Cnn, CollectConfig, DistillConfig, EnvConfig, Mlp, collect, distill, load_policy
 from rldistill.envs.vector import spec_from_env
-from rldistill.losses import ForwardKL
 from rldistill.students import AnyStudent
 
 
@@ -44,11 +43,11 @@ def main() -> None:
     torch.manual_seed(0)
     cartpole = EnvConfig("CartPole-v1")
     tasks = [
-        (EnvConfig("ALE/Pong-v5"), load_policy("zoo:pong-dqn"), Cnn(), 8_000, 2),
+        (EnvConfig("ALE/Pong-v5"), load_policy("zoo:pong-dqn"), Cnn(), 8_000, 3),
         (cartpole, Mlp((64, 64)).build(spec_from_env(cartpole)).eval(), Mlp((64, 64)), 20_000, 20),
     ]
     for env, teacher, student, steps, epochs in tasks:
-        config = DistillConfig(losses=(Term(ForwardKL(1.0)),), epochs=epochs, patience=0, threads=asked.threads)
+        config = DistillConfig(epochs=epochs, patience=0, threads=asked.threads)
         with tempfile.TemporaryDirectory() as folder:
             dataset = collect(env, teacher, CollectConfig(steps=steps, epsilon=0.5), Path(folder) / "dataset")
             limits, rates = [], []
