@@ -204,7 +204,7 @@ class _Fit:
             assert gradient is not None
             gradient.zero_()
             loss.backward()  # type: ignore[no-untyped-call]
-            gradient.mul_((self.config.clip / (gradient.norm() + 1e-6)).clamp_max(1))
+            gradient.div_((gradient.norm() / self.config.clip).clamp_min_(1))
             self.optimizer.step()
             sum_loss += loss.detach()
             step, count = step + 1, count + 1
@@ -307,7 +307,7 @@ def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
     """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
     scale = (batch.weight / batch.weight.sum()).flatten()
-    means = [term.weight(progress) * torch.dot(term.loss(output, batch).flatten(), scale) for term in terms]
+    means = [torch.dot(term.loss(output, batch).flatten(), term.weight(progress) * scale) for term in terms]
     return reduce(torch.add, means)
 
 

@@ -106,15 +106,15 @@ class Dataset:
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
         """The observations of some transitions, `[B, *spec.obs_shape]`."""
         if self.spec.frames is None:
-            return torch.from_numpy(self.obs[self.row[rows]])
+            return torch.from_numpy(self.obs.take(self.row.take(rows), 0))
         stacks = stack_frames(
             self.obs, self.row[rows], self.columns["step"][rows], self.spec.frames.stack, self.spec.frames.padding
         )
-        return torch.from_numpy(stacks).contiguous(memory_format=torch.channels_last)
+        return torch.from_numpy(stacks)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
-        column = {name: torch.from_numpy(values[rows]) for name, values in self.columns.items()}
+        column = {name: torch.from_numpy(values.take(rows, 0)) for name, values in self.columns.items()}
         head = self.spec.head
         return Batch(
             obs=self.observations(rows),
