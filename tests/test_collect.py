@@ -55,6 +55,16 @@ def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, e
     assert manifest_bytes(tmp_path) == before
 
 
+def test_observations_beyond_the_cap_stay_on_disk_and_are_the_same(tmp_path: Path) -> None:
+    config = CollectConfig(steps=400, block=25, epsilon=0.3)
+    whole = collect(CARTPOLE, make_teacher(CARTPOLE), config, tmp_path / "whole")
+    capped = collect(CARTPOLE, make_teacher(CARTPOLE), dataclasses.replace(config, memory_gb=1e-9), tmp_path / "capped")
+    assert isinstance(capped.obs, np.memmap)
+    np.testing.assert_array_equal(capped.obs, whole.obs)
+    assert manifest_bytes(tmp_path / "capped") == manifest_bytes(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "capped").iterdir()) == ["blocks", "manifest.json"]
+
+
 def make_teacher_for(env: EnvConfig) -> NetworkPolicy:
     torch.manual_seed(1)
     from rldistill.envs.vector import spec_from_env

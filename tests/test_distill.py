@@ -10,9 +10,10 @@ import torch
 
 from rldistill.artifacts import sha256_file
 from rldistill.data.dataset import Dataset
-from rldistill.distill import DistillConfig, Term, best_constant_loss, distill, with_temperatures
+from rldistill.distill import DistillConfig, distill
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.losses import QMSE, BellmanTarget, ForwardKL
+from rldistill.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import Mlp
 
 CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
@@ -100,3 +101,9 @@ def test_nonsense_is_refused() -> None:
         DistillConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"distill\.losses"):
         DistillConfig(losses=())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+def test_a_gpu_that_is_not_there_is_said_so(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.device: cuda"):
+        distill(dataset, Mlp((16,)), dataclasses.replace(CONFIG, device="cuda"), tmp_path)

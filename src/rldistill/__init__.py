@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rldistill.collect import CollectConfig, collect
-    from rldistill.distill import DistillConfig, Term, distill
+    from rldistill.distill import DistillConfig, distill
     from rldistill.envs.vector import EnvConfig
     from rldistill.errors import (
         ConfigError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
     from rldistill.losses import QMSE, ActionNLL, BellmanTarget, ForwardKL, QHuber, ReverseKL
+    from rldistill.objective import Term
     from rldistill.report import write_report
     from rldistill.students import Cnn, Linear, Mlp
     from rldistill.teachers.load import load_policy
@@ -42,7 +43,7 @@ _EXPORTS = {
     "TrainConfig": "rldistill.teachers.train",
     "CollectConfig": "rldistill.collect",
     "DistillConfig": "rldistill.distill",
-    "Term": "rldistill.distill",
+    "Term": "rldistill.objective",
     "EvaluateConfig": "rldistill.evaluate.returns",
     "Entrant": "rldistill.evaluate.returns",
     "Linear": "rldistill.students",

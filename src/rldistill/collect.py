@@ -8,7 +8,6 @@ after any kill.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import multiprocessing
 import os
@@ -33,10 +32,12 @@ from rldistill.envs.atari import is_deterministic
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError
-from rldistill.rollouts import Transition, inference_threads, predict, rollout, take_turns, to_env_action
+from rldistill.record import BlockRecord, obs_hash
+from rldistill.rollouts import inference_threads, predict, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
+ONLY_SPEED = ("workers", "memory_gb")
 LEAST_EPSILON = 0.01
 """Where nothing else is random: 160 seeds of Pong with equal actions gave 29 different episodes."""
 
@@ -57,6 +58,7 @@ class CollectConfig:
         sample: whether a stochastic policy's actions are sampled instead of its mode taken.
         features: whether the teacher's last hidden layer is stored too.
         gamma: discount of the returns-to-go.
+        memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
     """
 
     steps: int = 20_000
@@ -70,11 +72,14 @@ class CollectConfig:
     sample: bool = False
     features: bool = False
     gamma: float = 0.99
+    memory_gb: float = 8.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "streams", "slots", "block", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"collect.{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.memory_gb > 0:
+            raise ConfigError(f"collect.memory_gb: expected a positive number, found {self.memory_gb}")
         for name in ("epsilon", "beta", "gamma"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"collect.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
@@ -131,7 +136,8 @@ def collect(
         student.spec.require_same_input(spec, "the student", env.id)
     if round == 0:
         open_stage(folder, folder / "manifest.json", resume, overwrite)
-    request = {"seed": seed, **{k: v for k, v in dataclasses.asdict(config).items() if k != "workers"}}
+    asked = dataclasses.asdict(config)
+    request = {"seed": seed, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
     manifest = Manifest.open(folder, env, teacher.spec, round, request)
     if not manifest.has_round(round):
         threads = max(1, (os.cpu_count() or 1) // config.workers)
@@ -140,7 +146,7 @@ def collect(
             for stream in range(config.streams)
         ]
         manifest.add_round(round, _run_all(jobs, config, progress))
-    return Dataset.read([folder], gamma=config.gamma)
+    return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
 
 
 Entry = dict[str, Any]
@@ -239,7 +245,7 @@ class _Stream:
             episodes.append(int(episode[-1]) + int(ended))
             actions.append(action[episode == episodes[-1]])
         obs = env.replay(episodes, actions)
-        if _hash(obs) == played[-1].end_hash:
+        if obs_hash(obs) == played[-1].end_hash:
             return obs, np.array([len(taken) for taken in actions]), True
         warnings.warn(
             f"stream {self.stream}: {self.env.id} did not play the open episodes again as they were; they are dropped",
@@ -253,7 +259,7 @@ class _Stream:
     ) -> Generator[None, None, tuple[Block, NDArray[Any], NDArray[np.int64]]]:
         rng = block_generator(self.seed, "collect", self.round, self.stream, number)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        record = _Record(self.teacher, obs, self.config.features)
+        record = BlockRecord(self.teacher, obs, self.config.features)
         act = partial(self._act, env, record, rng, torch_rng)
         for transition in islice(rollout(env, obs, act), 2 * length):
             if transition is None:
@@ -268,7 +274,7 @@ class _Stream:
     def _act(
         self,
         env: SeededVectorEnv,
-        record: _Record,
+        record: BlockRecord,
         rng: np.random.Generator,
         torch_rng: torch.Generator,
         obs: NDArray[Any],
@@ -301,87 +307,3 @@ class _Stream:
             return per_step < self.config.beta
         seeds = [self._episode_seed(slot, int(episode)) for slot, episode in enumerate(env.episode)]
         return np.array([np.random.default_rng([seed, 1]).random() for seed in seeds]) < self.config.beta
-
-
-class _Record:
-    """What happens within one block, with the teacher's labels for every observation and every successor."""
-
-    def __init__(self, teacher: Policy, obs: NDArray[Any], features: bool) -> None:
-        self.actors: list[NDArray[np.int8]] = []
-        self._teacher = teacher
-        self._first_obs = obs.copy()
-        self._features = features
-        self._labels: list[PolicyOutput] = []
-        self._rows: list[dict[str, NDArray[Any]]] = []
-        self._final: dict[int, tuple[NDArray[np.int64], PolicyOutput]] = {}
-
-    def label(self, obs: NDArray[Any]) -> PolicyOutput:
-        self._labels.append(predict(self._teacher, obs))
-        return self._labels[-1]
-
-    def add(self, transition: Transition, age: NDArray[np.int64], episode: NDArray[np.int64]) -> None:
-        step = transition.step
-        stacked = self._teacher.spec.frames is not None
-        if len(step.ended):
-            # In a full batch, because the numbers of a forward pass depend on the size of its batch.
-            successors = step.obs.copy()
-            successors[step.ended] = step.last_obs
-            self._final[len(self._rows)] = step.ended, predict(self._teacher, successors)
-        self._rows.append(
-            {
-                "episode": episode.astype(np.int32),
-                "step": age.astype(np.int32),
-                "action": transition.action,
-                "reward": step.reward.astype(np.float32),
-                "terminated": step.terminated.copy(),
-                "truncated": step.truncated & ~step.terminated,
-                "ended": step.terminated | step.truncated,
-                "actor": self.actors[-1],
-                "obs": transition.obs[:, -1].copy() if stacked else transition.obs.copy(),
-            }
-        )
-
-    def block(self, obs: NDArray[Any], slots: int) -> Block:
-        """The block, whose last step led to `obs`."""
-        self.label(obs)
-        columns = {name: np.stack([row[name] for row in self._rows], 1) for name in self._rows[0]}
-        for name, label in self._label_columns().items():
-            columns[name] = label
-        columns["slot"] = np.repeat(np.arange(slots, dtype=np.int16)[:, None], len(self._rows), 1)
-        columns["lead"] = np.zeros_like(columns["ended"])
-        if self._teacher.spec.frames is not None:
-            lead = self._first_obs[:, :-1]
-            columns = {
-                name: np.concatenate([_lead_rows(name, column, lead), column], 1) for name, column in columns.items()
-            }
-        return Block({name: column.reshape(-1, *column.shape[2:]) for name, column in columns.items()}, _hash(obs))
-
-    def _label_columns(self) -> dict[str, NDArray[Any]]:
-        columns: dict[str, NDArray[Any]] = {}
-        wanted = {"params": "teacher", "value": "value"} | ({"features": "features"} if self._features else {})
-        for attribute, name in wanted.items():
-            if getattr(self._labels[0], attribute) is None:
-                continue
-            labels = np.stack([getattr(label, attribute).numpy() for label in self._labels], 1)
-            columns[name], successors = labels[:, :-1], labels[:, 1:].copy()
-            if attribute == "features":
-                continue
-            for row, (ended, output) in self._final.items():
-                successors[ended, row] = getattr(output, attribute).numpy()[ended]
-            columns[f"next_{name}"] = successors
-        return columns
-
-
-def _lead_rows(name: str, column: NDArray[Any], frames: NDArray[np.uint8]) -> NDArray[Any]:
-    if name == "obs":
-        return frames
-    rows = np.zeros((column.shape[0], frames.shape[1], *column.shape[2:]), column.dtype)
-    if name == "slot":
-        rows[:] = column[:, :1]
-    elif name == "lead":
-        rows[:] = True
-    return rows
-
-
-def _hash(obs: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).hexdigest()

@@ -18,12 +18,13 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rldistill import schedules
 from rldistill.collect import CollectConfig
-from rldistill.distill import DistillConfig, Term
+from rldistill.distill import DistillConfig
 from rldistill.envs.atari import is_atari, rom_name
 from rldistill.envs.vector import EnvConfig
 from rldistill.errors import ConfigError, did_you_mean
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES
+from rldistill.objective import Term
 from rldistill.recipes.run import Recipe, Run
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent

@@ -58,6 +58,12 @@ def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
         train_teacher(env, TrainConfig("PPO", hyperparameters={"nsteps": 3}), tmp_path / "b")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+def test_a_gpu_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.device: cuda"):
+        train_teacher(CARTPOLE, TrainConfig("PPO", device="cuda"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "env", "kind"),
     [

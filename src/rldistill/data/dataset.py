@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise, repeat
@@ -46,8 +50,17 @@ class Dataset:
     num_steps: int
 
     @classmethod
-    def read(cls, folders: Sequence[Path], gamma: float = 0.99, verify: bool = True) -> Dataset:
+    def read(
+        cls, folders: Sequence[Path], gamma: float = 0.99, verify: bool = True, memory_gb: float = np.inf
+    ) -> Dataset:
         """Read all blocks of one or several datasets of the same spec.
+
+        Args:
+            folders: where they are.
+            gamma: discount of the returns-to-go.
+            verify: whether every block is compared with its hash.
+            memory_gb: observations larger than this stay on disk, in a nameless file beside the first dataset that is
+                mapped into memory; what is drawn is the same.
 
         Raises:
             CorruptArtifactError: a block is missing, truncated or altered.
@@ -73,7 +86,7 @@ class Dataset:
         ]
         num_rows = sum(block["steps"] + lead * n for (_, _, block), n in zip(blocks, slots, strict=True))
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
-        obs = np.empty((num_rows, *shape), spec.obs_dtype)
+        obs = _room((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
         parts: list[dict[str, NDArray[Any]]] = []
         rows: list[NDArray[np.int64]] = []
         at = 0
@@ -145,6 +158,18 @@ class Dataset:
         """The mean difference between the best and the second-best value in the teacher's labels."""
         top = np.partition(self.columns["teacher"], -2, axis=1)[:, -2:]
         return float((top[:, 1] - top[:, 0]).mean())
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:
+    """An array in memory, or on disk where it would take more than `memory_gb`."""
+    size = math.prod(shape) * dtype.itemsize
+    if size <= memory_gb * 1e9:
+        return np.empty(shape, dtype)
+    if shutil.disk_usage(folder).free < size:  # or the first write beyond what is free would end the process
+        raise OSError(errno.ENOSPC, f"{size:,} bytes are needed", str(folder))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def _split(value: Any, size: int) -> Iterable[Any]:

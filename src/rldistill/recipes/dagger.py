@@ -36,7 +36,8 @@ def distill_student(
     for number in range(rounds + 1):
         if student is not None:
             _collect_round(run, teacher, student, folder, seed, number)
-            data = Dataset.read([run.folder / "dataset", folder / "dataset"], gamma=run.collect.gamma)
+            both = [run.folder / "dataset", folder / "dataset"]
+            data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
         student = distill(
             data,
             run.students[name],

@@ -67,7 +67,7 @@ def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
     _note_what_was_asked(run)
     teacher = _teacher(run)
-    dataset = Dataset.read([run.folder / "dataset"], gamma=run.collect.gamma)
+    dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     for name in run.students:
         for seed in run.seeds:
             with track(f"distil {name}, seed {seed}", "epochs", quiet) as report:

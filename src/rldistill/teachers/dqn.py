@@ -131,7 +131,7 @@ class DoubleDQN(DQN):
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._due = 0
         # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -183,7 +183,7 @@ class DoubleDQN(DQN):
         # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.
         if not self.policy.normalize_images or obs.dtype != torch.uint8:
             return obs.float()
-        return obs.to(_fastest_dtype(), memory_format=torch.channels_last).mul_(1 / 255)
+        return obs.to(_fastest_dtype(self.device.type), memory_format=torch.channels_last).mul_(1 / 255)
 
     def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
         extractor = net.features_extractor
@@ -212,10 +212,10 @@ class DoubleDQN(DQN):
 
 
 @cache
-def _fastest_dtype() -> torch.dtype:
+def _fastest_dtype(device: str) -> torch.dtype:
     # A CPU that only emulates bfloat16 takes ten times as long with it.
     able = torch.cpu.get_capabilities()
-    return torch.bfloat16 if able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if device == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
 
 
 def _is_frame_stack(space: spaces.Space[Any]) -> bool:

@@ -78,7 +78,8 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> NetworkPolicy:
         if policy.activation_fn not in names:
             raise _NotRebuilt(f"activation {policy.activation_fn.__name__}; known: {', '.join(ACTIVATIONS)}")
         _require_plain_features(policy.features_extractor_class.__name__, policy.normalize_images)
-        return _rebuild(policy.state_dict(), spec or _spec_from_spaces(model), names[policy.activation_fn])
+        tensors = {name: value.cpu() for name, value in policy.state_dict().items()}
+        return _rebuild(tensors, spec or _spec_from_spaces(model), names[policy.activation_fn])
     except _NotRebuilt as error:
         raise ConfigError(f"{type(model).__name__}: {error}; supported: {SUPPORTED}") from None
 

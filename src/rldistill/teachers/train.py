@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class TrainConfig:
         eval_episodes: full episodes, greedy, in each.
         checkpoint_every: steps between checkpoints; each evaluation leaves one, too.
         threads: of PyTorch.
+        device: `auto` takes a GPU if there is one.
         hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
             `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
     """
@@ -70,6 +71,7 @@ class TrainConfig:
     eval_episodes: int = 10
     checkpoint_every: int = 50_000
     threads: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,9 +149,15 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
         raise ConfigError(f"env.id: its images are {space.shape}; teachers are trained on channels first only")
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     try:
-        return kind(policy, vector, seed=seed, device="cpu", **_settings(config))
+        return kind(policy, vector, seed=seed, device=_device(config), **_settings(config))
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+
+
+def _device(config: TrainConfig) -> str:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
+    return config.device
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
     # A checkpoint of this very run, which is ours as much as the program is: SB3's own loader reads it.
     changed = {name: value for name, value in _settings(config).items() if name != "policy_kwargs"}
     try:
-        model = algorithm_class(config).load(path, env=vector, device="cpu", **changed)
+        model = algorithm_class(config).load(path, env=vector, device=_device(config), **changed)
     except Exception as error:
         raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
     if isinstance(model, OffPolicyAlgorithm):

@@ -1,0 +1,70 @@
+"""What a fit minimises: loss terms, their weights over time, and the best that a constant can do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from rldistill.data.dataset import Dataset
+from rldistill.losses import AnyLoss, ForwardKL, ReverseKL
+from rldistill.schedules import Constant, Schedule
+from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss and its weight over the course of training."""
+
+    loss: AnyLoss
+    weight: Schedule = Constant(1.0)
+
+
+def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
+    """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
+    scale = (batch.weight / batch.weight.sum()).flatten()
+    means = [torch.dot(term.loss(output, batch).flatten(), term.weight(progress) * scale) for term in terms]
+    return reduce(torch.add, means)
+
+
+def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, ...]:
+    """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
+    distribution prefers its best action by about e^2 : 1; for logits 1."""
+
+    def fill(loss: AnyLoss) -> AnyLoss:
+        if isinstance(loss, ForwardKL | ReverseKL) and loss.temperature is None:
+            q_values = dataset.spec.head.kind == "q_values"
+            return dataclasses.replace(loss, temperature=max(dataset.action_gap() / 2, 1e-6) if q_values else 1.0)
+        return loss
+
+    return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)
+
+
+def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
+    """The teacher's spec with the head that the losses train: Q values if any needs them, else logits."""
+    head = teacher.head
+    if head.kind == "q_values" and not any(term.loss.student_head == "q_values" for term in terms):
+        head = dataclasses.replace(head, kind="categorical")
+    return dataclasses.replace(teacher, head=head)
+
+
+def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
+    """The lowest loss that one output for all observations can have."""
+    constant = batch.teacher.params.mean(0)[: head.num_params].clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        output = PolicyOutput(head, constant.expand(len(batch.action), -1))
+        return total_loss(terms, output, batch, 1.0)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.item()
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return loss().item()
