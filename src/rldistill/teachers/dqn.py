@@ -32,6 +32,10 @@ class FrameReplayBuffer(BaseBuffer):
 
     Returned rewards are sum_k gamma^k r_{t+k} up to the end of the episode; windows cut by a time limit are not
     sampled, because the state they should bootstrap from is not kept.
+
+    With `alpha` > 0, a transition is drawn with a probability proportional to (|its last TD error| + 0.001)^alpha, new
+    ones with the largest so far, and weighted by (its probability times the number of transitions)^-beta over the
+    largest such weight in the batch (Schaul 2016, arXiv 1511.05952).
     """
 
     def __init__(
@@ -45,11 +49,14 @@ class FrameReplayBuffer(BaseBuffer):
         n_steps: int = 1,
         gamma: float = 0.99,
         padding: Padding = "zero",
+        alpha: float = 0.0,
+        beta: float = 0.5,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.depth, *frame = observation_space.shape
         self.n_steps, self.gamma, self.padding = n_steps, gamma, padding
+        self.alpha, self.beta = alpha, beta
         rows = self.buffer_size * n_envs
         self.frames = np.zeros((rows, *frame), np.uint8)
         self.actions = np.zeros(rows, np.int64)
@@ -58,6 +65,9 @@ class FrameReplayBuffer(BaseBuffer):
         self.truncated = np.zeros(rows, bool)
         self.age = np.zeros(rows, np.int64)
         self._age = np.zeros(n_envs, np.int64)
+        self.priorities = np.zeros(rows, np.float32)
+        self.drawn = np.zeros(0, np.int64)
+        self.weights = np.zeros(0, np.float32)
 
     def add(
         self,
@@ -74,22 +84,41 @@ class FrameReplayBuffer(BaseBuffer):
         self.actions[rows], self.rewards[rows] = action.reshape(-1), reward
         self.terminated[rows], self.truncated[rows] = done & ~truncated, truncated
         self.age[rows] = self._age
+        self.priorities[rows] = self.priorities.max() or 1.0
         self._age = np.where(done, 0, self._age + 1)
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        rows = self._draw(2 * batch_size)
+        rows = self._draw_prioritised(2 * batch_size) if self.alpha else self._draw(2 * batch_size)
         whole = ~self.truncated[self._windows(rows)].any(1)
-        return self._get_samples(rows[whole][:batch_size])
+        self.drawn = rows[whole][:batch_size]
+        likelihood = self.priorities[self.drawn] if self.alpha else np.ones(len(self.drawn), np.float32)
+        self.weights = (likelihood / likelihood.min()) ** -self.beta
+        return self._get_samples(self.drawn)
+
+    def reprioritise(self, td_errors: NDArray[np.float32]) -> None:
+        """Take up the TD errors of the transitions drawn last."""
+        self.priorities[self.drawn] = (np.abs(td_errors) + 1e-3) ** self.alpha
 
     def _draw(self, count: int) -> NDArray[np.int64]:
         """Rows whose stack and n-step window lie wholly inside what the ring holds."""
-        oldest = self.pos if self.full else 0
-        size = self.buffer_size if self.full else self.pos
+        oldest, size = self._held()
         step = oldest + np.random.randint(self.depth, size - self.n_steps, count)
         return (step % self.buffer_size) * self.n_envs + np.random.randint(0, self.n_envs, count)
+
+    def _draw_prioritised(self, count: int) -> NDArray[np.int64]:
+        oldest, size = self._held()
+        bounds = np.cumsum(self.priorities, dtype=np.float64)
+        rows = np.searchsorted(bounds, np.random.rand(count) * bounds[-1], side="right")
+        since = (rows // self.n_envs - oldest) % self.buffer_size
+        usable = rows[(self.depth <= since) & (since < size - self.n_steps)]
+        return usable if len(usable) > count // 2 else self._draw(count)
+
+    def _held(self) -> tuple[int, int]:
+        """The oldest step in the ring, and how many steps it holds."""
+        return (self.pos, self.buffer_size) if self.full else (0, self.pos)
 
     def _windows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         return (rows[:, None] + np.arange(self.n_steps) * self.n_envs) % len(self.frames)
@@ -121,7 +150,7 @@ class DoubleDQN(DQN):
         n_steps = self.n_steps
         if _is_frame_stack(self.observation_space):
             self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
-            self.replay_buffer_kwargs = {"n_steps": n_steps, "gamma": self.gamma}
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
             self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
         super()._setup_model()
         self.n_steps = n_steps
@@ -157,24 +186,35 @@ class DoubleDQN(DQN):
         assert self.replay_buffer is not None
         data = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
         discounts = torch.full_like(data.rewards, self.gamma) if data.discounts is None else data.discounts
-        parts = zip(*(field.chunk(self._pool._max_workers) for field in (*data[:5], discounts)), strict=True)
-        losses, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
+        buffer = self.replay_buffer if isinstance(self.replay_buffer, FrameReplayBuffer) else None
+        weights = torch.ones_like(data.rewards)
+        if buffer is not None:
+            weights = torch.from_numpy(buffer.weights[:, None]).to(self.device)
+        fields = (*data[:5], discounts, weights)
+        parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)
+        losses, td_errors, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
         for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
             parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
+        if buffer is not None and buffer.alpha:
+            buffer.reprioritise(torch.cat(td_errors).cpu().numpy())
         return float(sum(losses)) / len(data.rewards)
 
-    def _loss_and_gradients(self, part: tuple[torch.Tensor, ...]) -> tuple[float, tuple[torch.Tensor, ...]]:
-        """Of the sum over a part of a batch."""
-        obs, actions, next_obs, dones, rewards, discounts = part
+    def _loss_and_gradients(
+        self, part: tuple[torch.Tensor, ...]
+    ) -> tuple[float, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Of the sum over a part of a batch, and the TD error of each transition in it."""
+        obs, actions, next_obs, dones, rewards, discounts, weights = part
         with torch.no_grad():
             scaled = self._scaled(next_obs)
             best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
             next_q = self._q_values(self.q_net_target, scaled).gather(1, best)
+            target = rewards + (1 - dones) * discounts * next_q
         current_q = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
-        loss = F.smooth_l1_loss(current_q, rewards + (1 - dones) * discounts * next_q, reduction="sum")
-        return loss.item(), torch.autograd.grad(loss, list(self.q_net.parameters()))
+        loss = (weights * F.smooth_l1_loss(current_q, target, reduction="none")).sum()
+        td_errors = (target - current_q.detach()).flatten()
+        return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_pool"]

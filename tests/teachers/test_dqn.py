@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rldistill.envs.vector import EnvConfig
+from rldistill.teachers.dqn import FrameReplayBuffer
+from rldistill.teachers.train import TrainConfig, train_teacher
+
+
+def filled(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
+    """One environment whose n-th frame, action and reward are n."""
+    buffer = FrameReplayBuffer(
+        steps, spaces.Box(0, 255, (2, 1, 1), np.uint8), spaces.Discrete(99), "cpu", n_steps=2, gamma=0.5, **settings
+    )
+    for step in range(steps - 1):
+        frame = np.full((1, 2, 1, 1), step, np.uint8)
+        buffer.add(frame, frame, np.array([step]), np.array([step], np.float32), np.zeros(1, bool), [{}])
+    return buffer
+
+
+def test_n_step_returns_are_those_worked_out_by_hand() -> None:
+    data = filled()._get_samples(np.array([4, 7]))
+    assert data.observations[:, :, 0, 0].tolist() == [[3, 4], [6, 7]]
+    assert data.next_observations[:, :, 0, 0].tolist() == [[5, 6], [8, 9]]
+    assert data.rewards.flatten().tolist() == [4 + 0.5 * 5, 7 + 0.5 * 8]
+    assert data.discounts is not None
+    assert data.discounts.flatten().tolist() == [0.25, 0.25]
+
+
+def test_transitions_are_drawn_as_often_as_their_priority_says_and_weighted_against_it() -> None:
+    buffer = filled(alpha=0.5, beta=0.5)
+    buffer.priorities[:] = 0
+    buffer.drawn = np.array([5, 8])
+    buffer.reprioritise(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
+    assert buffer.priorities[[5, 8]].tolist() == pytest.approx([1, 3])
+    np.random.seed(0)
+    drawn, weights = [], {}
+    for _ in range(40):
+        actions = buffer.sample(100).actions.flatten().numpy()
+        drawn.extend(actions)
+        weights |= dict(zip(actions.tolist(), buffer.weights.tolist(), strict=True))
+    assert np.mean(np.array(drawn) == 8) == pytest.approx(0.75, abs=0.03)
+    assert weights == pytest.approx({5: 1, 8: 3**-0.5})
+
+
+def test_without_alpha_all_weigh_the_same() -> None:
+    buffer = filled()
+    buffer.sample(8)
+    assert set(buffer.weights.tolist()) == {1}
+
+
+def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
+    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
+    settings: dict[str, Any] = {
+        "buffer_size": 400, "learning_starts": 16, "batch_size": 4, "replay_buffer_kwargs": {"alpha": 0.5},
+    }  # fmt: skip
+    train_teacher(pong, TrainConfig("DoubleDQN", 60, 2, 60, 1, hyperparameters=settings), tmp_path)
+    assert (tmp_path / "policy.json").exists()
