@@ -130,6 +130,7 @@ def collect(
             f"collect.epsilon: {config.epsilon} without sticky actions gives the same few episodes again and again; "
             f"expected at least {LEAST_EPSILON}"
         )
+    env = env.seen_by(teacher)
     spec = spec_from_env(env)
     teacher.spec.require_same_input(spec, "the teacher", env.id)
     if student is not None:

@@ -20,7 +20,7 @@ from rldistill import schedules
 from rldistill.collect import CollectConfig
 from rldistill.distill import DistillConfig
 from rldistill.envs.atari import is_atari, rom_name
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.vector import EnvConfig, resolve
 from rldistill.errors import ConfigError, did_you_mean
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES
@@ -67,7 +67,7 @@ def _known_env(env: EnvConfig) -> EnvConfig:
             raise bad_key("id", f"Gymnasium has no environment {env.id!r}.{hint}")
     for wrapper in env.wrappers:
         try:
-            wrapper.resolve()
+            resolve(wrapper)
         except ConfigError as error:
             raise bad_key("wrappers", str(error).removeprefix("env.wrappers: ")) from error
     return env

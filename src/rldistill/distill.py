@@ -286,6 +286,8 @@ def _flattened(policy: nn.Module) -> nn.Parameter:
 
 def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
+    if dataset.spec.nvec:
+        return torch.zeros(sum(dataset.spec.nvec)), torch.ones(sum(dataset.spec.nvec))
     if dataset.spec.obs_dtype == "uint8":
         # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
         seen = dataset.obs[_spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)] / np.float32(255)

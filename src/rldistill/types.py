@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -53,28 +54,75 @@ class FramePipeline:
 
 
 @dataclass(frozen=True)
+class Wrapper:
+    """A wrapper of `gymnasium.wrappers` by its name, or `module:Class`, and its keyword arguments."""
+
+    name: str
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class ObsPart:
+    """One entry of an observation; `nvec` are the sizes of the integers in it that are fed as one-hot vectors."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nvec: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers that a network is fed for it."""
+        return sum(self.nvec) if self.nvec else math.prod(self.shape)
+
+
+@dataclass(frozen=True)
 class PolicySpec:
-    """What a policy takes and gives."""
+    """What a policy takes and gives.
+
+    Attributes:
+        obs_shape: of one observation; empty where it is a dict.
+        obs_dtype: by numpy's name, or `dict`.
+        head: what comes out.
+        frames: how frames became the observation.
+        nvec: sizes of the integers in an observation that are fed as one-hot vectors.
+        parts: the entries of a dict observation, in the order of its space.
+        view: what has to be wrapped around the bare environment for these observations to come out of it.
+    """
 
     obs_shape: tuple[int, ...]
     obs_dtype: str
     head: ActionHead
     frames: FramePipeline | None = None
+    nvec: tuple[int, ...] = ()
+    parts: tuple[tuple[str, ObsPart], ...] = ()
+    view: tuple[Wrapper, ...] = ()
+
+    @property
+    def entries(self) -> dict[str, ObsPart]:
+        """The parts by name; of an observation that is no dict, itself under an empty name."""
+        return dict(self.parts) or {"": ObsPart(self.obs_shape, self.obs_dtype, self.nvec)}
 
     @classmethod
     def from_json(cls, value: Any) -> PolicySpec:
         """The spec that `dataclasses.asdict` made `value` of; raises KeyError or TypeError if it did not."""
-        head: dict[str, Any] = {
-            key: tuple(item) if isinstance(item, list) else item for key, item in value["head"].items()
-        }
-        frames = FramePipeline(**value["frames"]) if value["frames"] is not None else None
-        return cls(tuple(value["obs_shape"]), value["obs_dtype"], ActionHead(**head), frames)
+
+        def tuples(fields: dict[str, Any]) -> dict[str, Any]:
+            return {key: tuple(item) if isinstance(item, list) else item for key, item in fields.items()}
+
+        fields = tuples(value)
+        fields["head"] = ActionHead(**tuples(fields["head"]))
+        fields["frames"] = FramePipeline(**fields["frames"]) if fields["frames"] is not None else None
+        fields["parts"] = tuple((key, ObsPart(**tuples(part))) for key, part in fields.get("parts", ()))
+        fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
+        return cls(**fields)
 
     def require_same_input(self, other: PolicySpec, mine: str, others: str) -> None:
         """Raise SpecMismatchError unless both take the same observations and act in the same space."""
         pairs: list[tuple[str, Any, Any]] = [
             ("observation shape", self.obs_shape, other.obs_shape),
             ("observation dtype", self.obs_dtype, other.obs_dtype),
+            ("number of values", self.nvec, other.nvec),
+            ("entries of the observation", self.parts, other.parts),
             ("frame pipeline", self.frames, other.frames),
             ("kind of action", self.head.discrete, other.head.discrete),
             ("number of actions", self.head.nvec, other.head.nvec),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,31 +16,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from rldistill.envs import views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.types import ActionHead, FramePipeline, PolicySpec
+from rldistill.types import ActionHead, FramePipeline, Policy, PolicySpec, Wrapper
 
-
-@dataclass(frozen=True)
-class Wrapper:
-    """A wrapper of `gymnasium.wrappers` by its name, or `module:Class`, and its keyword arguments."""
-
-    name: str
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
-
-    def resolve(self) -> Callable[..., gymnasium.Env[Any, Any]]:
-        """The class; raises ConfigError, with the nearest name, if there is none."""
-        module, colon, name = self.name.rpartition(":")
-        try:
-            found = getattr(importlib.import_module(module) if colon else gymnasium.wrappers, name)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"env.wrappers: {self.name}: cannot be imported ({error})") from None
-        except AttributeError:
-            hint = did_you_mean(name, dir(importlib.import_module(module)) if colon else gymnasium.wrappers.__all__)
-            where = module if colon else "gymnasium.wrappers"
-            raise ConfigError(f"env.wrappers: there is no {name!r} in {where}.{hint}") from None
-        wrapper: Callable[..., gymnasium.Env[Any, Any]] = found
-        return wrapper
+VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
 
 
 @dataclass(frozen=True)
@@ -49,6 +31,29 @@ class EnvConfig:
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     wrappers: tuple[Wrapper, ...] = ()
+
+    def seen_by(self, policy: Policy) -> EnvConfig:
+        """The environment with the wrappers that the policy needs around it, unless they are there already."""
+        view = policy.spec.view
+        there = self.wrappers[len(self.wrappers) - len(view) :] == view
+        return self if there else replace(self, wrappers=self.wrappers + view)
+
+
+def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:
+    """The class of a wrapper; raises ConfigError, with the nearest name, if there is none."""
+    module, colon, name = wrapper.name.rpartition(":")
+    try:
+        place = importlib.import_module(module) if colon else views if name in VIEWS else gymnasium.wrappers
+        found = getattr(place, name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"env.wrappers: {wrapper.name}: cannot be imported ({error})") from None
+    except AttributeError:
+        known = dir(importlib.import_module(module)) if colon else [*gymnasium.wrappers.__all__, *VIEWS]
+        hint = did_you_mean(name, known)
+        where = module if colon else "gymnasium.wrappers"
+        raise ConfigError(f"env.wrappers: there is no {name!r} in {where}.{hint}") from None
+    wrap: Callable[..., gymnasium.Env[Any, Any]] = found
+    return wrap
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     except TypeError as error:
         raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
     for wrapper in config.wrappers:
-        wrap = wrapper.resolve()
+        wrap = resolve(wrapper)
         try:
             env = wrap(env, **wrapper.kwargs)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
@@ -223,9 +228,16 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
         env = make_env(config)
         frames, obs_space, action_space = None, env.observation_space, env.action_space
         env.close()
-    if not isinstance(obs_space, spaces.Box):
-        raise ConfigError(f"env.id: {config.id} has observations of type {type(obs_space).__name__}; Box is supported")
-    return PolicySpec(obs_space.shape, str(obs_space.dtype), _neutral_head(config.id, action_space), frames)
+    head = _neutral_head(config.id, action_space)
+    if isinstance(obs_space, spaces.Discrete) and obs_space.start == 0:
+        return PolicySpec((), "int64", head, nvec=(int(obs_space.n),))
+    if isinstance(obs_space, spaces.MultiDiscrete):
+        return PolicySpec(obs_space.shape, "int64", head, nvec=tuple(int(n) for n in obs_space.nvec.ravel()))
+    if isinstance(obs_space, spaces.Box | spaces.MultiBinary):
+        return PolicySpec(obs_space.shape, str(obs_space.dtype), head, frames)
+    raise ConfigError(
+        f"env.id: {config.id} has observations {obs_space}; Box, Discrete, MultiDiscrete and MultiBinary are supported"
+    )
 
 
 def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
@@ -233,6 +245,8 @@ def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
         return ActionHead("categorical", (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
         return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec))
+    if isinstance(space, spaces.MultiBinary):
+        return ActionHead("bernoulli", (math.prod(space.shape),))
     if isinstance(space, spaces.Box):
         return ActionHead("deterministic", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
     raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")

@@ -65,6 +65,8 @@ def evaluate(
         SpecMismatchError: a policy does not fit the environment.
     """
     teacher = next(iter(entrants["teacher"].runs.values()))
+    if teacher is not None:
+        env = env.seen_by(teacher)
     for name, entrant in entrants.items():
         for policy in entrant.runs.values():
             if policy is not None:

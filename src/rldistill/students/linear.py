@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from torch import nn
-
-from rldistill.students.network import NetworkPolicy
+from rldistill.students.network import Flat, NetworkPolicy, flat_width
 from rldistill.types import PolicySpec
 
 
@@ -17,4 +14,4 @@ class Linear:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
-        return NetworkPolicy(self, spec, nn.Flatten(), math.prod(spec.obs_shape))
+        return NetworkPolicy(self, spec, Flat(), flat_width(spec))

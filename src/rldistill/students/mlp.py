@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
+from rldistill.students.network import Flat, NetworkPolicy, activation, dense, flat_width, keep_scale, require_positive
 from rldistill.types import PolicySpec
 
 
@@ -24,7 +23,7 @@ class Mlp:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
-        layers, width = dense(math.prod(spec.obs_shape), self.hidden, activation(self.activation, "activation"))
-        policy = NetworkPolicy(self, spec, nn.Sequential(nn.Flatten(), *layers), width)
+        layers, width = dense(flat_width(spec), self.hidden, activation(self.activation, "activation"))
+        policy = NetworkPolicy(self, spec, nn.Sequential(Flat(), *layers), width)
         keep_scale(policy, self.activation)
         return policy

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from rldistill.errors import ConfigError, did_you_mean
-from rldistill.types import Obs, PolicyOutput, PolicySpec
+from rldistill.errors import ConfigError, SpecMismatchError, did_you_mean
+from rldistill.types import Obs, ObsPart, PolicyOutput, PolicySpec
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from rldistill.students import AnyStudent
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.SELU, nn.CELU, nn.LeakyReLU, nn.ReLU6, nn.Sigmoid,
+        nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.LogSigmoid, nn.Tanhshrink, nn.Identity,
+    )
+}  # fmt: skip
 
 LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -27,30 +32,34 @@ class NetworkPolicy(nn.Module):
 
     The log_std of a `gaussian` head is the same in all states (PPO), that of a `squashed_gaussian` one is not (SAC).
 
-    Observations (uint8 ones divided by 255) are standardised with `obs_mean` and `obs_std`, which are 0 and 1 until
-    `standardise` sets them: one number for all pixels, one for each entry of other observations.
+    Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardised with
+    `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them, and clipped to +-`obs_clip` if that is
+    given. They are one number for all pixels, one for each entry of other observations, and flat for dicts.
     """
 
     obs_mean: Tensor
     obs_std: Tensor
 
-    def __init__(self, config: AnyStudent, spec: PolicySpec, body: nn.Module, width: int) -> None:
+    def __init__(
+        self, config: Any, spec: PolicySpec, body: nn.Module, width: int, output: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.config, self._spec, self.body = config, spec, body
-        gaussian = spec.head.kind == "gaussian"
-        self.output = nn.Linear(width, spec.head.num_params // (2 if gaussian else 1))
-        self.log_std = nn.Parameter(torch.zeros(self.output.out_features)) if gaussian else None
-        shape = () if spec.obs_dtype == "uint8" else spec.obs_shape
-        self.register_buffer("obs_mean", torch.zeros(shape))
-        self.register_buffer("obs_std", torch.ones(shape))
+        gaussian = spec.head.kind == "gaussian" and output is None
+        self.output = output or nn.Linear(width, spec.head.num_params // (2 if gaussian else 1))
+        self.log_std = nn.Parameter(torch.zeros(spec.head.num_params // 2)) if gaussian else None
+        self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
+        self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
+        self.obs_clip: float | None = None
 
     @property
     def spec(self) -> PolicySpec:
         """What the policy takes and gives."""
         return self._spec
 
-    def initial_state(self, batch_size: int) -> None:
+    def initial_state(self, batch_size: int) -> Tensor | None:
         """None: a feed-forward network has no state."""
+        return None
 
     def standardise(self, mean: Float[Tensor, "*obs"], std: Float[Tensor, "*obs"]) -> None:
         """Subtract `mean` from observations and divide them by `std`, both of the shape that `obs_mean` has."""
@@ -58,15 +67,8 @@ class NetworkPolicy(nn.Module):
         self.obs_std.copy_(std)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Observations `[B, *obs_shape]` to the head's parameters `[B, P]`."""
-        if not isinstance(obs, Tensor):
-            raise ConfigError("a network student takes one tensor; dict observations need a view")
-        if obs.dtype == torch.uint8:
-            # In two passes over what is four times as large as the frames: for a small student they cost the most.
-            scaled = (obs - 255 * self.obs_mean).mul_(1 / (255 * self.obs_std))
-        else:
-            scaled = ((obs - self.obs_mean) / self.obs_std).float()
-        features = self.body(scaled)
+        """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
+        features = self.body(self.standardised(obs))
         params = self.output(features)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
@@ -74,6 +76,61 @@ class NetworkPolicy(nn.Module):
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
         return PolicyOutput(self._spec.head, params, features=features), None
+
+    def standardised(self, obs: Obs) -> Obs:
+        """What the first layer is fed: float32, a dict where the observation is one."""
+        if isinstance(obs, Tensor):
+            if self._spec.parts:
+                raise SpecMismatchError(f"the policy takes a dict of {', '.join(self._spec.entries)}, not one tensor")
+            return self._clipped(self._scaled(obs))
+        flat = {}
+        at = 0
+        for key, part in self._spec.parts:
+            entry = _encoded(obs[key], part)
+            shape = entry.shape
+            of_key = slice(at, at := at + part.width)
+            entry = (entry.flatten(1) - self.obs_mean[of_key]) / self.obs_std[of_key]
+            flat[key] = self._clipped(entry.view(shape).float())
+        return flat
+
+    def _scaled(self, obs: Tensor) -> Tensor:
+        if self._spec.nvec:
+            return (_encoded(obs, self._spec.entries[""]) - self.obs_mean) / self.obs_std
+        if obs.dtype == torch.uint8:
+            # In two passes over what is four times as large as the frames: for a small student they cost the most.
+            return (obs - 255 * self.obs_mean).mul_(1 / (255 * self.obs_std))
+        return ((obs - self.obs_mean) / self.obs_std).float()
+
+    def _clipped(self, scaled: Tensor) -> Tensor:
+        return scaled if self.obs_clip is None else scaled.clamp(-self.obs_clip, self.obs_clip)
+
+
+class Flat(nn.Module):
+    """One vector `[B, N]` of an observation, whose entries follow one another where it is a dict."""
+
+    def forward(self, obs: Obs) -> Tensor:
+        if isinstance(obs, Tensor):
+            return obs.flatten(1)
+        return torch.cat([entry.flatten(1) for entry in obs.values()], 1)
+
+
+def moments_shape(spec: PolicySpec) -> tuple[int, ...]:
+    """The shape of the moments that observations are standardised with."""
+    if spec.parts or spec.nvec:
+        return (flat_width(spec),)
+    return () if spec.obs_dtype == "uint8" else spec.obs_shape
+
+
+def flat_width(spec: PolicySpec) -> int:
+    """How many numbers an observation is, encoded."""
+    return sum(part.width for part in spec.entries.values())
+
+
+def _encoded(obs: Tensor, part: ObsPart) -> Tensor:
+    if part.nvec:
+        columns = obs.long().reshape(len(obs), -1).unbind(1)
+        return torch.cat([F.one_hot(x, n) for x, n in zip(columns, part.nvec, strict=True)], 1).float()
+    return obs / 255 if obs.dtype == torch.uint8 else obs
 
 
 def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:

@@ -16,12 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldistill.artifacts import read_json, write_atomic, write_json
-from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.students import STUDENTS
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.students import STUDENTS, AnyStudent
 from rldistill.students.network import NetworkPolicy
-from rldistill.types import FramePipeline, HeadKind, PolicySpec
+from rldistill.teachers.actor import Actor
+from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec
 
 SCHEMA = 1
+NETWORKS: dict[str, type[AnyStudent | Actor]] = {**STUDENTS, "actor": Actor}
+VIEWS = (
+    "ActionSmoothing", "ChannelsFirst", "FilterObservation", "FlattenObservation", "FrameSkip", "FrameStackObservation",
+    "GrayscaleObservation", "History", "MaskVelocity", "RescaleAction", "RescaleObservation", "ReshapeObservation",
+    "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature",
+)  # fmt: skip
+"""What a policy's file may ask to be wrapped around an environment: nothing that reads, writes or imports."""
 TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
 
 
@@ -39,12 +47,13 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         if not torch.isfinite(value).all():
             dtype = str(value.dtype).removeprefix("torch.")
             raise ConfigError(f"{folder}: not saved, since {name} holds numbers that are not finite in {dtype}")
-    names = {kind: name for name, kind in STUDENTS.items()}
+    names = {kind: name for name, kind in NETWORKS.items()}
     document = {
         "schema": SCHEMA,
         "student": names[type(policy.config)],
         "config": dataclasses.asdict(policy.config),
         "spec": dataclasses.asdict(policy.spec),
+        "obs_clip": policy.obs_clip,
         "provenance": provenance,
         "sha256": content_hash(tensors),
     }
@@ -69,6 +78,9 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise CorruptArtifactError(f"{folder / TENSORS}: not the weights that {path} describes: {why}") from None
+    policy.obs_clip = document.get("obs_clip")
+    if not (policy.obs_clip is None or (type(policy.obs_clip) in (int, float) and policy.obs_clip > 0)):
+        raise CorruptArtifactError(f"{path}: obs_clip: expected a positive number or null, found {policy.obs_clip!r}")
     policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return policy.eval()
 
@@ -113,19 +125,19 @@ class _Fields:
 
 
 def _build(fields: _Fields) -> NetworkPolicy:
-    kind = fields.get("student", lambda value: isinstance(value, str) and value in STUDENTS, f"one of {[*STUDENTS]}")
+    kind = fields.get("student", lambda value: isinstance(value, str) and value in NETWORKS, f"one of {[*NETWORKS]}")
     spec, config = _spec(fields.inside("spec")), fields.inside("config")
-    config.require_only(STUDENTS[kind])
+    config.require_only(NETWORKS[kind])
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in config.value.items()
     }
     try:
         # On "meta" no memory is taken and no random number drawn, whatever sizes the file claims.
         with torch.device("meta"):
-            return STUDENTS[kind](**values).build(spec)
-    except ConfigError as error:
+            return NETWORKS[kind](**values).build(spec)
+    except (ConfigError, SpecMismatchError) as error:
         raise CorruptArtifactError(f"{fields.path}: config: {error}") from None
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError):
         raise CorruptArtifactError(f"{fields.path}: config: no network can have these sizes") from None
 
 
@@ -133,7 +145,7 @@ def _spec(fields: _Fields) -> PolicySpec:
     head = fields.inside("head")
     kind = head.get("kind", lambda value: value in get_args(HeadKind), f"one of {get_args(HeadKind)}")
     fields.get("obs_shape", _sizes, "a list of sizes")
-    fields.get("obs_dtype", _is_dtype, "a dtype")
+    _check_observation(fields)
     nvec = head.get("nvec", _sizes, "a list of sizes")
     low, high = (head.get(bound, _numbers, "a list of finite numbers") for bound in ("low", "high"))
     continuous = kind in ("gaussian", "squashed_gaussian", "deterministic")
@@ -143,6 +155,34 @@ def _spec(fields: _Fields) -> PolicySpec:
     if fields.get("frames", lambda value: value is None or isinstance(value, dict), "an object or null") is not None:
         _check_frames(fields.inside("frames"))
     return PolicySpec.from_json(fields.value)
+
+
+def _check_observation(fields: _Fields) -> None:
+    """The entries that the first files did not have may be missing."""
+    value = {"nvec": [], "parts": [], "view": [], **fields.value}
+    parts = _Fields(fields.path, value, fields.name).get("parts", _is_pairs, "a list of names and entries")
+    for key, part in parts:
+        entry = _Fields(fields.path, part, f"{fields.name}parts.{key}.")
+        entry.require_only(ObsPart)
+        entry.get("shape", _sizes, "a list of sizes")
+        entry.get("nvec", _sizes, "a list of sizes")
+        entry.get("dtype", _is_dtype, "a dtype")
+    fields.get("obs_dtype", lambda dtype: dtype == "dict" if parts else _is_dtype(dtype), "a dtype, or dict for parts")
+    whole = _Fields(fields.path, value, fields.name)
+    whole.get("nvec", _sizes, "a list of sizes")
+    for wrapper in whole.get("view", lambda view: isinstance(view, list), "a list of wrappers"):
+        name = wrapper.get("name") if isinstance(wrapper, dict) else wrapper
+        if name not in VIEWS or set(wrapper) != {"name", "kwargs"} or not isinstance(wrapper["kwargs"], dict):
+            raise CorruptArtifactError(
+                f"{fields.path}: {fields.name}view: {wrapper!r:.60}; a policy may ask for {', '.join(VIEWS)}"
+            )
+
+
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], dict)
+        for pair in value
+    )
 
 
 def _check_frames(frames: _Fields) -> None:

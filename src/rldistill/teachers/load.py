@@ -20,8 +20,12 @@ def zoo_names() -> list[str]:
     return sorted(entry.name for entry in zoo.iterdir() if (entry / "policy.json").is_file())
 
 
-def load_policy(path: str | Path) -> NetworkPolicy:
-    """A policy from `zoo:NAME`, a folder of ours (`policy.json` in it) or a Stable-Baselines3 zip.
+def load_policy(path: str | Path, activation: str | None = None) -> NetworkPolicy:
+    """A policy from `zoo:NAME`, a folder of ours (`policy.json` in it), or a Stable-Baselines3 zip or its folder.
+
+    Args:
+        path: where it is.
+        activation: of its dense layers, where a file does not tell.
 
     Raises:
         ConfigError: there is nothing of that name.
@@ -38,15 +42,24 @@ def load_policy(path: str | Path) -> NetworkPolicy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
     if path.is_dir():
-        if not (path / DOCUMENT).exists():
-            raise ConfigError(
-                f"teacher: {path}: a folder without {DOCUMENT}; give the one that a policy was saved into"
-            )
-        return load_native(path)
+        if (path / DOCUMENT).exists():
+            return load_native(path)
+        path = _zip_in(path)
     if path.suffix == ".zip":
-        return load_sb3(path)
+        return load_sb3(path, activation)
     if path.suffix in RUN_CODE:
         raise UntrustedFileError(
             f"{path}: files of this kind can run code when they are read; give safetensors or a zip"
         )
     raise UntrustedFileError(f"{path}: of no known format; give a folder with policy.json, or a Stable-Baselines3 zip")
+
+
+def _zip_in(folder: Path) -> Path:
+    """The agent in a folder of rl-baselines3-zoo: the one with a folder of its name, else the only one."""
+    zips = sorted(folder.glob("*.zip"))
+    named = [path for path in zips if path.with_suffix("").is_dir()]
+    chosen = named if len(named) == 1 else zips
+    if len(chosen) != 1:
+        found = ", ".join(path.name for path in zips) or "nothing of the kind"
+        raise ConfigError(f"teacher: {folder}: expected {DOCUMENT} or one Stable-Baselines3 zip in it, found {found}")
+    return chosen[0]

@@ -1,0 +1,171 @@
+"""Wrappers that an agent of rl-baselines3-zoo may have been trained behind, and that Gymnasium does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Env = gymnasium.Env[Any, Any]
+Array = NDArray[Any]
+POSITIONS = {
+    "CartPole": (0, 2),
+    "MountainCar": (0,),
+    "MountainCarContinuous": (0,),
+    "Pendulum": (0, 1),
+    "LunarLander": (0, 1, 4, 6, 7),
+    "LunarLanderContinuous": (0, 1, 4, 6, 7),
+}
+"""For each environment the entries of its observation that are no velocities."""
+
+
+class TimeFeature(gymnasium.Wrapper[Array, Any, Array, Any]):
+    """Appends the part of the time that is left, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378)."""
+
+    def __init__(self, env: Env, max_steps: int = 1000) -> None:
+        super().__init__(env)
+        box = _box(env)
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        self.max_steps, self._step = limit or max_steps, 0
+        low, high = np.append(box.low, 0.0), np.append(box.high, 1.0)
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self._step = 0
+        return self._seen(obs), info
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        self._step += 1
+        return self._seen(obs), *rest  # type: ignore[return-value]
+
+    def _seen(self, obs: Array) -> Array:
+        return np.append(obs, 1 - self._step / self.max_steps).astype(np.float32)
+
+
+class History(gymnasium.Wrapper[Array, Any, Array, Any]):
+    """The last `horizon` observations, then the last `horizon` actions, zeros before the first."""
+
+    def __init__(self, env: Env, horizon: int = 2) -> None:
+        super().__init__(env)
+        obs, action = _box(env), env.action_space
+        if not isinstance(action, spaces.Box):
+            raise ValueError(f"History needs continuous actions, these are {action}")
+        self._obs, self._actions = (np.zeros((horizon, *box.shape), np.float32) for box in (obs, action))
+        low, high = (
+            np.concatenate([np.tile(getattr(box, end), horizon) for box in (obs, action)]) for end in ("low", "high")
+        )
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+
+    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self._obs[:], self._actions[:] = 0, 0
+        self._obs[-1] = obs
+        return self._seen(), info
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        for past, new in ((self._obs, obs), (self._actions, action)):
+            past[:-1] = past[1:].copy()
+            past[-1] = new
+        return self._seen(), *rest  # type: ignore[return-value]
+
+    def _seen(self) -> Array:
+        return np.concatenate([self._obs.ravel(), self._actions.ravel()])
+
+
+class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Takes each action `skip` times, or until the episode ends, and sums the rewards."""
+
+    def __init__(self, env: Env, skip: int = 4) -> None:
+        super().__init__(env)
+        self.skip = skip
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.skip):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+class MaskVelocity(gymnasium.ObservationWrapper[Array, Any, Array]):
+    """Velocities are 0, so that the state is only partly seen."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        name = env.spec.id.split("-")[0] if env.spec is not None else ""
+        if name not in POSITIONS:
+            raise ValueError(f"MaskVelocity knows {', '.join(POSITIONS)}, not {name or 'this environment'}")
+        self._mask = np.zeros(_box(env).shape, np.float32)
+        self._mask[list(POSITIONS[name])] = 1
+
+    def observation(self, observation: Array) -> Array:
+        return observation * self._mask
+
+
+class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """a_t = coef * a_{t-1} + (1 - coef) * action."""
+
+    def __init__(self, env: Env, smoothing_coef: float = 0.0) -> None:
+        super().__init__(env)
+        self.coef, self._action = smoothing_coef, None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._action = None
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        before = np.zeros_like(action) if self._action is None else self._action
+        self._action = self.coef * before + (1 - self.coef) * action
+        return self.env.step(self._action)
+
+
+class StackFrames(gymnasium.Wrapper[Array, Any, Array, Any]):
+    """The last `stack` observations joined along their last axis, zeros before the first, as SB3 stacks them."""
+
+    def __init__(self, env: Env, stack: int = 4) -> None:
+        super().__init__(env)
+        box = _box(env)
+        self._frames = np.zeros((stack, *box.shape), box.dtype)
+        low, high = (np.concatenate([getattr(box, end)] * stack, -1) for end in ("low", "high"))
+        self.observation_space = spaces.Box(low, high, dtype=box.dtype)
+
+    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self._frames[:] = 0
+        return self._seen(obs), info
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        return self._seen(obs), *rest  # type: ignore[return-value]
+
+    def _seen(self, obs: Array) -> Array:
+        self._frames[:-1] = self._frames[1:].copy()
+        self._frames[-1] = obs
+        return np.concatenate(list(self._frames), -1)
+
+
+class ChannelsFirst(gymnasium.ObservationWrapper[Array, Any, Array]):
+    """Pictures `[H, W, C]` as networks take them: `[C, H, W]`."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        box = _box(env)
+        low, high = np.moveaxis(box.low, -1, 0), np.moveaxis(box.high, -1, 0)
+        self.observation_space = spaces.Box(low, high, dtype=box.dtype)
+
+    def observation(self, observation: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+
+
+def _box(env: Env) -> spaces.Box:
+    if not isinstance(env.observation_space, spaces.Box):
+        raise ValueError(f"it needs observations of one array, these are {env.observation_space}")
+    return env.observation_space

@@ -1,0 +1,166 @@
+"""The folder that rl-baselines3-zoo leaves beside an agent: what was wrapped around its environment."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rldistill.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.types import Wrapper
+
+NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
+TRAINING_ONLY = ("Monitor", "TimeLimit", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
+"""Wrappers that change what is trained on, never what the policy is shown or what its actions do."""
+ATARI = ("AtariWrapper",)
+RENAMED = {
+    "TimeFeatureWrapper": "TimeFeature",
+    "HistoryWrapper": "History",
+    "FrameSkip": "FrameSkip",
+    "MaskVelocityWrapper": "MaskVelocity",
+    "ActionSmoothingWrapper": "ActionSmoothing",
+    "ResizeObservation": "ResizeObservation",
+    "YAMLCompatResizeObservation": "ResizeObservation",
+    "GrayScaleObservation": "GrayscaleObservation",
+    "GrayscaleObservation": "GrayscaleObservation",
+    "FlattenObservation": "FlattenObservation",
+    "FlatObsWrapper": "FlatObsWrapper",
+    "FilterObservation": "FilterObservation",
+    "RescaleAction": "RescaleAction",
+    "TimeAwareObservation": "TimeAwareObservation",
+}
+
+
+@dataclass(frozen=True)
+class ZooFolder:
+    """What `config.yml`, `args.yml` and `vecnormalize.pkl` say of an agent.
+
+    Attributes:
+        env_id: the environment it was trained on, if `args.yml` is there.
+        env_kwargs: of that environment.
+        view: what was wrapped around it, the innermost first.
+        atari: whether that was SB3's Atari preprocessing.
+        normaliser: where the moments of its observations are; None where they were not normalised.
+    """
+
+    env_id: str | None = None
+    env_kwargs: dict[str, Any] | None = None
+    view: tuple[Wrapper, ...] = ()
+    atari: bool = False
+    normaliser: Path | None = None
+
+
+def read_zoo_folder(model: Path) -> ZooFolder:
+    """What lies beside the zip `model`, in its own folder or in one of its name.
+
+    Raises:
+        UntrustedFileError: a wrapper or a setting that this cannot reproduce.
+        CorruptArtifactError: a file that is not what the zoo writes.
+    """
+    places = [model.with_suffix(""), model.parent]
+    config, args = _first(places, ("config.yml",)), _first(places, ("args.yml",))
+    normaliser = _first(places, NORMALISERS)
+    settings, arguments = (_mapping(path) if path else {} for path in (config, args))
+    wrappers = _wrappers(settings.get("env_wrapper"), config)
+    view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
+    atari = any(name in ATARI for name, _ in wrappers)
+    if settings.get("vec_env_wrapper"):
+        raise UntrustedFileError(f"{config}: vec_env_wrapper: {settings['vec_env_wrapper']}: cannot be reproduced")
+    stack = settings.get("frame_stack")
+    if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
+        raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {stack!r}")
+    if stack and not atari:
+        view.append(Wrapper("StackFrames", {"stack": stack}))
+    if _normalises(settings.get("normalize"), config) and normaliser is None:
+        raise UntrustedFileError(
+            f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
+        )
+    return ZooFolder(_env_id(arguments, args), arguments.get("env_kwargs"), tuple(view), atari, normaliser)
+
+
+def _first(places: list[Path], names: tuple[str, ...]) -> Path | None:
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader and one tag, the zoo's ordered pairs, read as data."""
+
+
+def _pairs(loader: _Loader, node: yaml.Node) -> dict[Any, Any]:
+    value = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
+    if len(value) != 1 or not all(isinstance(pair, list) and len(pair) == 2 for pair in value[0]):
+        raise yaml.constructor.ConstructorError(None, None, "not a list of pairs", node.start_mark)
+    return dict(value[0])
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
+    except yaml.constructor.ConstructorError as error:
+        raise UntrustedFileError(f"{path}: {error.problem}; read as data only, nothing was run") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
+        raise CorruptArtifactError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{path}: expected settings by name, found {type(value).__name__}")
+    return value
+
+
+def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]:
+    """Names (without their modules) and keyword arguments; the zoo writes one, a list, or a list of mappings."""
+    found = []
+    for item in value if isinstance(value, list) else [] if value in (None, "None") else [value]:
+        if isinstance(item, dict) and len(item) == 1:
+            ((name, kwargs),) = item.items()
+        else:
+            name, kwargs = item, {}
+        if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
+            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {item!r:.60}")
+        found.append((name.rpartition(".")[2], kwargs or {}))
+    return found
+
+
+def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | None:
+    if name in TRAINING_ONLY or name in ATARI:
+        return None
+    if name not in RENAMED:
+        raise UntrustedFileError(
+            f"{path}: env_wrapper: {name} is not known, and will not be skipped in silence. "
+            f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}"
+        )
+    if name == "TimeFeatureWrapper":
+        kwargs = {key: value for key, value in kwargs.items() if key != "test_mode"}
+    if "shape" in kwargs:
+        shape = kwargs["shape"]
+        kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
+    return Wrapper(RENAMED[name], kwargs)
+
+
+def _normalises(value: Any, path: Path | None) -> bool:
+    """Whether observations were normalised: `normalize` is a boolean or the text of a dict."""
+    if isinstance(value, str):
+        try:
+            call = ast.parse(value.strip(), mode="eval").body
+            value = ast.literal_eval(call) if not isinstance(call, ast.Call) else _keywords(call)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {value!r:.60}") from None
+    return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
+
+
+def _keywords(call: ast.Call) -> dict[str, Any]:
+    """`dict(norm_obs=True)`, read and not run."""
+    if not isinstance(call.func, ast.Name) or call.func.id != "dict" or call.args:
+        raise ValueError
+    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+
+
+def _env_id(arguments: dict[str, Any], path: Path | None) -> str | None:
+    value = arguments.get("env")
+    if value is not None and not isinstance(value, str):
+        raise CorruptArtifactError(f"{path}: env: expected a name, found {value!r:.60}")
+    return value
