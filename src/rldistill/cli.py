@@ -61,6 +61,8 @@ app = typer.Typer(
 )
 datasets = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Look into a dataset.")
 app.add_typer(datasets, name="dataset")
+teachers = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Find, verify, compare teachers.")
+app.add_typer(teachers, name="teachers")
 
 File = Annotated[Path, typer.Argument(help="The run file, in YAML.", show_default=False)]
 Overrides = Annotated[
@@ -71,6 +73,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what is there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Teacher = Annotated[str, typer.Argument(help="zoo:NAME, a policy's folder, an SB3 zip.", show_default=False)]
+Env = Annotated[str, typer.Option("--env", help="A Gymnasium id.", show_default=False)]
+EnvArgument = Annotated[
+    list[str] | None, typer.Option("--env-kwarg", metavar="KEY=VALUE", help="Of the environment.", show_default=False)
+]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
 Dataset = Annotated[Path, typer.Argument(help="A dataset's folder, or that of its run.", show_default=False)]
 
 
@@ -160,6 +168,68 @@ def check(path: Dataset, as_json: AsJson = False) -> None:
     from rldistill.data.info import verify
 
     _show(verify(path), as_json)
+
+
+@teachers.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The teachers that ship."""
+    from rldistill.recipes.teachers import list_teachers
+
+    rows = list_teachers()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            _show(row, as_json=False)
+
+
+@teachers.command()
+def verify(
+    path: Teacher,
+    env: Env,
+    env_kwarg: EnvArgument = None,
+    claimed: Annotated[str | None, typer.Option(help="Its published return: 242.1±31.8 or 242.1.")] = None,
+    claimed_episodes: Annotated[int, typer.Option(min=0, help="Episodes that the claim is the mean of.")] = 0,
+    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Seed = 0,
+    activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
+    from rldistill.config import env_from_options
+    from rldistill.evaluate.verify import Claim
+    from rldistill.recipes.teachers import print_verification, verify_teacher
+
+    claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
+    found = verify_teacher(path, env_from_options(env, env_kwarg or ()), claim, episodes, seed, activation, quiet)
+    with _output(quiet):
+        typer.echo(json.dumps(found, indent=2)) if as_json else print_verification(found)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@teachers.command()
+def compare(
+    paths: Annotated[list[str], typer.Argument(help="Teachers: zoo:NAME, folders, SB3 zips.", show_default=False)],
+    env: Env,
+    env_kwarg: EnvArgument = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Labelled steps for each probe student.")] = 5_000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the result there, as JSON.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
+    from rldistill.config import env_from_options
+    from rldistill.evaluate.compare import CompareConfig
+    from rldistill.recipes import teachers as recipe
+
+    config = CompareConfig(episodes=episodes, steps=steps)
+    found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, out, quiet)
+    with _output(quiet):
+        typer.echo(json.dumps(found, indent=2)) if as_json else recipe.print_comparison(found)
 
 
 @app.command()

@@ -188,6 +188,20 @@ class RunConfig(Strictly):
         )
 
 
+def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
+    """The environment of a command line: an id, and `key=value` for its keyword arguments."""
+    values = {}
+    for text in kwargs:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--env-kwarg: found {text!r}, expected key=value, as in continuous=true")
+        values[key] = _parse(value, f"--env-kwarg {key}")
+    try:
+        return _known_env(EnvConfig(env_id, values))
+    except PydanticCustomError as error:
+        raise ConfigError(f"--env: {error.message()}") from None
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error."""
 

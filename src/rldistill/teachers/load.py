@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
 from rldistill.students.network import NetworkPolicy
@@ -18,6 +20,12 @@ def zoo_names() -> list[str]:
     """Names of the teachers that ship."""
     zoo = resources.files("rldistill") / "zoo"
     return sorted(entry.name for entry in zoo.iterdir() if (entry / "policy.json").is_file())
+
+
+def zoo_documents() -> dict[str, Any]:
+    """What `policy.json` says of each teacher that ships."""
+    zoo = resources.files("rldistill") / "zoo"
+    return {name: json.loads((zoo / name / DOCUMENT).read_text()) for name in zoo_names()}
 
 
 def load_policy(path: str | Path, activation: str | None = None) -> NetworkPolicy:

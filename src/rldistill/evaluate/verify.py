@@ -1,0 +1,197 @@
+"""Verify: is this teacher what it is said to be, and is it used as it was meant to be?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm, ttest_ind
+
+from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.evaluate.play import play
+from rldistill.evaluate.statistics import stratified_bootstrap
+from rldistill.rollouts import inference_threads, predict, rollout, to_env_action
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import Policy, PolicyOutput
+
+WITHIN, LEVEL = 0.10, 0.99
+LOOKED_AT = 512
+FAR, FAR_SHARE = 5.0, 0.05
+SAME_ACTION = 0.99
+SMALL_P = 0.01
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published mean return, its standard deviation over episodes and their number, as far as they are known."""
+
+    mean: float
+    std: float = 0.0
+    episodes: int = 0
+
+    @classmethod
+    def parse(cls, text: str, episodes: int = 0) -> Claim:
+        """`242.1±31.8`, `242.1+-31.8` or `242.1`; raises ConfigError for anything else."""
+        number = r"([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
+        match = re.fullmatch(rf"\s*{number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*", text)
+        if match is None:
+            raise ConfigError(f"--claimed: expected a mean such as 242.1, or 242.1±31.8, found {text!r}")
+        return cls(float(match[1]), float(match[2] or 0), episodes)
+
+    def compare(self, returns: NDArray[np.float64]) -> dict[str, Any]:
+        """Consistent where the claim is inside the 99% interval of the difference of means, or within 10% of it.
+
+        The interval is normal, with the variances of both means; that of a claim without a number of episodes is taken
+        to be 0.
+        """
+        difference = float(returns.mean() - self.mean)
+        variance = returns.var(ddof=1) / len(returns) if len(returns) > 1 else 0.0
+        variance += self.std**2 / self.episodes if self.episodes else 0.0
+        half = float(norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance))
+        inside, near = abs(difference) <= half, abs(difference) <= WITHIN * abs(self.mean)
+        why = "within the 99% interval of the difference" if inside else "within 10%" if near else "neither"
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "difference": difference,
+            "interval99": [difference - half, difference + half],
+            "consistent": bool(inside or near),
+            "because": why,
+        }
+
+
+def verify(
+    policy: Policy,
+    env: EnvConfig,
+    claim: Claim | None = None,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Score a teacher, compare it with what is claimed, and look for the usual mistakes.
+
+    Returns:
+        `mean`, `std`, `ci95`, `episodes`, `claim` (null without one), `suspicious` (texts) and `ok`.
+
+    Raises:
+        ConfigError: no episodes are asked for.
+    """
+    if episodes < 1:
+        raise ConfigError(f"--episodes: expected at least 1, found {episodes}")
+    env = env.seen_by(policy)
+    try:
+        policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+    except SpecMismatchError as error:
+        return {
+            "mean": None,
+            "std": None,
+            "ci95": None,
+            "episodes": 0,
+            "claim": None,
+            "suspicious": [str(error)],
+            "ok": False,
+        }
+    stochastic = policy.spec.head.kind not in ("q_values", "deterministic")
+    total = episodes * (2 if stochastic else 1)
+    played = play(env, policy, episodes, seed=seed, progress=lambda done: progress(done, total))
+    suspicious = [*look(policy, env, seed)]
+    if stochastic:
+        drawn = play(
+            env, policy, episodes, seed=seed, sample=True, progress=lambda done: progress(episodes + done, total)
+        )
+        suspicious += _better_when_sampled(played.returns, drawn.returns)
+    compared = claim.compare(played.returns) if claim is not None else None
+    low, high = stratified_bootstrap(played.returns[None])
+    return {
+        "mean": float(played.returns.mean()),
+        "std": float(played.returns.std()),
+        "ci95": [low, high],
+        "episodes": episodes,
+        "claim": compared,
+        "suspicious": suspicious,
+        "ok": not suspicious and (compared is None or compared["consistent"]),
+    }
+
+
+def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
+    """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale or order."""
+    seen, outputs = _watch(policy, env.seen_by(policy), seed, steps)
+    return [*_constant(outputs), *_out_of_range(policy, seen), *_wrong_frames(policy, seen, outputs)]
+
+
+def _watch(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDArray[Any], PolicyOutput]:
+    vector = make_vector_env(env, 4, lambda slot, episode: seed * 1000 + episode * 4 + slot)
+    seen, outputs = [], []
+
+    def act(obs: NDArray[Any]) -> NDArray[Any]:
+        outputs.append(predict(policy, obs))
+        seen.append(obs.copy())
+        return to_env_action(outputs[-1].mode())
+
+    with inference_threads(1):
+        for transition in rollout(vector, vector.reset(), act):
+            if transition is not None and 4 * len(seen) >= steps:
+                break
+    vector.close()
+    return np.concatenate(seen), PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
+
+
+def _constant(output: PolicyOutput) -> list[str]:
+    actions = output.mode()
+    if output.head.discrete:
+        _, counts = torch.unique(actions.reshape(len(actions), -1), dim=0, return_counts=True)
+        share = float(counts.max()) / len(actions)
+        return [f"constant actions: one is taken in {share:.1%} of the states"] if share > SAME_ACTION else []
+    low, high = actions.new_tensor(output.head.low), actions.new_tensor(output.head.high)
+    still = actions.std(0) < 1e-3 * torch.where(torch.isfinite(high - low), high - low, torch.ones_like(low))
+    return ["constant actions: they hardly differ between states"] if bool(still.all()) else []
+
+
+def _out_of_range(policy: Policy, seen: NDArray[Any]) -> list[str]:
+    if not isinstance(policy, NetworkPolicy) or policy.obs_clip is None or not isinstance(seen, np.ndarray):
+        return []
+    scaled = (torch.from_numpy(seen) - policy.obs_mean) / policy.obs_std
+    share = float((scaled.abs() > FAR).float().mean())
+    if share <= FAR_SHARE:
+        return []
+    return [f"{share:.1%} of the observations are more than {FAR:g} standard deviations from the normaliser's mean"]
+
+
+def _wrong_frames(policy: Policy, seen: NDArray[Any], output: PolicyOutput) -> list[str]:
+    if policy.spec.obs_dtype != "uint8" or len(policy.spec.obs_shape) != 3:
+        return []
+    if seen.max() <= 1:
+        return ["frames of the wrong scale: no pixel is above 1, where 0 to 255 are expected"]
+    if policy.spec.frames is None or not output.head.discrete:
+        return []
+    # A policy is surest of itself on frames as it knows them.
+    reversed_output = predict(policy, seen[:, ::-1])
+    gaps = [float(_gap(one.params).mean()) for one in (output, reversed_output)]
+    if gaps[1] > 1.5 * gaps[0]:
+        return ["frames of the wrong order: the policy is surer of its actions when the stack is turned round"]
+    return []
+
+
+def _gap(params: torch.Tensor) -> torch.Tensor:
+    best = params.topk(2, -1).values
+    return best[..., 0] - best[..., 1]
+
+
+def _better_when_sampled(greedy: NDArray[np.float64], drawn: NDArray[np.float64]) -> list[str]:
+    if drawn.mean() <= greedy.mean() or len(greedy) < 2 or np.allclose(greedy.std() + drawn.std(), 0):
+        return []
+    p = float(ttest_ind(greedy, drawn, equal_var=False).pvalue)
+    if p > SMALL_P:
+        return []
+    return [
+        f"run deterministically, but better when its actions are sampled: {greedy.mean():.1f} and {drawn.mean():.1f} "
+        f"(p = {p:.2g})"
+    ]

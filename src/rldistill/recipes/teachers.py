@@ -1,0 +1,100 @@
+"""Which teacher? What `rldistill teachers` does: list those that ship, verify one, compare several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rldistill.artifacts import write_json
+from rldistill.envs.vector import EnvConfig
+from rldistill.evaluate.compare import CompareConfig, compare_teachers
+from rldistill.evaluate.verify import Claim, verify
+from rldistill.progress import track
+from rldistill.teachers.load import load_policy, zoo_documents
+
+
+def list_teachers() -> list[dict[str, Any]]:
+    """The teachers that ship: name, algorithm, what they see and do, mean return, environment steps."""
+    rows = []
+    for name, document in zoo_documents().items():
+        about, spec = document["provenance"], document["spec"]
+        rows.append(
+            {
+                "name": f"zoo:{name}",
+                "algorithm": about.get("algorithm"),
+                "observation": "x".join(map(str, spec["obs_shape"])),
+                "actions": spec["head"]["kind"],
+                "mean_return": about.get("mean_return"),
+                "env_steps": about.get("env_steps"),
+            }
+        )
+    return rows
+
+
+def verify_teacher(
+    path: str, env: EnvConfig, claim: Claim | None, episodes: int, seed: int, activation: str | None, quiet: bool
+) -> dict[str, Any]:
+    """Load a teacher and verify it; see `rldistill.evaluate.verify.verify`."""
+    policy = load_policy(path, activation)
+    with track("verify", "episodes", quiet) as report:
+        return {
+            "teacher": path,
+            "env": env.id,
+            **verify(policy, env, claim, episodes=episodes, seed=seed, progress=report),
+        }
+
+
+def compare(
+    paths: Sequence[str], env: EnvConfig, config: CompareConfig, seed: int, out: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """Load teachers and compare them; see `rldistill.evaluate.compare.compare_teachers`."""
+    with track("compare", "parts", quiet) as report:
+        found = compare_teachers({path: load_policy(path) for path in paths}, env, config, seed=seed, progress=report)
+    if out is not None:
+        write_json(out, found)
+    return found
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    """The comparison as a table, and which teacher to take."""
+    table = Table("teacher", "return (95%)", "entropy", "action gap", "MACs", "p50 us", "teachability")
+    for name, row in found["teachers"].items():
+        low, high = row["ci95"]
+        numbers = [row["entropy"], row["action_gap"], row["teachability"]]
+        entropy, gap, teachability = ("–" if number is None else f"{number:.3f}" for number in numbers)
+        latency = f"{row['latency_us']['p50']:.0f}"
+        table.add_row(
+            name,
+            f"{row['mean']:.1f} ({low:.1f} to {high:.1f})",
+            entropy,
+            gap,
+            f"{row['macs']:,}",
+            latency,
+            teachability,
+        )
+    console = Console()
+    console.print(table)
+    for pair, share in found["agreement"].items():
+        console.print(f"agreement {pair}: {share:.3f}", highlight=False)
+    console.print(f"take {found['take']}: {found['why']}.", highlight=False)
+
+
+def print_verification(found: dict[str, Any]) -> None:
+    """The verdict on one teacher in a few lines."""
+    console = Console(highlight=False)
+    if found["mean"] is not None:
+        low, high = found["ci95"]
+        console.print(
+            f"{found['teacher']} on {found['env']}: {found['mean']:.1f} ± {found['std']:.1f} over {found['episodes']} "
+            f"episodes (95% interval of the mean {low:.1f} to {high:.1f})"
+        )
+    if (claim := found["claim"]) is not None:
+        word = "consistent with" if claim["consistent"] else "NOT consistent with"
+        console.print(f"{word} the claimed {claim['mean']:g} ± {claim['std']:g} ({claim['because']})")
+    for text in found["suspicious"]:
+        console.print(f"suspicious: {text}")
+    console.print("verified" if found["ok"] else "not verified")
