@@ -115,3 +115,31 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         Cnn((4, 4), (80, 80), (4, 1)).build(FRAMES)
     with pytest.raises(ConfigError, match="channels, height, width"):
         Cnn().build(VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "words"),
+    [
+        ({"name": "os:system", "kwargs": {}}, "a policy may ask for"),
+        ({"name": "RecordVideo", "kwargs": {"video_folder": "x"}}, "a policy may ask for"),
+        ({"name": "TimeFeature"}, "a policy may ask for"),
+        ("TimeFeature", "a policy may ask for"),
+    ],
+)
+def test_a_policys_file_cannot_ask_for_just_any_wrapper(tmp_path: Path, wrapper: object, words: str) -> None:
+    save_policy(Linear().build(VECTOR), tmp_path, {})
+    document = json.loads((tmp_path / "policy.json").read_text())
+    document["spec"]["view"] = [wrapper]
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptArtifactError, match=words):
+        load_native(tmp_path)
+
+
+def test_files_from_before_views_and_clips_are_read(tmp_path: Path) -> None:
+    save_policy(Linear().build(VECTOR), tmp_path, {})
+    document = json.loads((tmp_path / "policy.json").read_text())
+    del document["obs_clip"]
+    for field in ("nvec", "parts", "view"):
+        del document["spec"][field]
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    assert load_native(tmp_path).spec == VECTOR

@@ -16,6 +16,7 @@ from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import Tensor, nn
 
+from rldistill.students.storage import save_policy
 from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.sb3 import load_sb3, to_native
@@ -103,7 +104,10 @@ def test_a_trained_model_is_rebuilt_as_it_is(case: Case, tmp_path: Path) -> None
     model = trained(algorithm, observations, actions, settings)
     model.save(tmp_path / "model.zip")
     obs = sampled(observations, 1_000 if observations in (BOX,) else 100)
-    for policy in (load_sb3(tmp_path / "model.zip"), to_native(model)):
+    ours = load_sb3(tmp_path / "model.zip")
+    ours.obs_clip = dict.fromkeys(ours.spec.entries, 1e6)
+    save_policy(ours, tmp_path / "ours", {})
+    for policy in (load_policy(tmp_path / "ours"), to_native(model)):
         for rows in (obs, first(obs)):
             with torch.no_grad():
                 output, _ = policy(rows)
@@ -116,7 +120,7 @@ def test_a_trained_model_is_rebuilt_as_it_is(case: Case, tmp_path: Path) -> None
             else:
                 np.testing.assert_allclose(mode, acted, rtol=1e-5, atol=1e-5)
             if output.value is not None:
-                torch.testing.assert_close(output.value, model.policy.predict_values(rows)[:, 0], rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(output.value, model.policy.predict_values(rows)[:, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -33,8 +33,9 @@ class NetworkPolicy(nn.Module):
     The log_std of a `gaussian` head is the same in all states (PPO), that of a `squashed_gaussian` one is not (SAC).
 
     Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardised with
-    `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them, and clipped to +-`obs_clip` if that is
-    given. They are one number for all pixels, one for each entry of other observations, and flat for dicts.
+    `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them: one number for all pixels, one for each
+    entry of other observations, flat for dicts. What `obs_clip` names (an empty name for an observation that is no
+    dict) is clipped to +- its number.
     """
 
     obs_mean: Tensor
@@ -50,7 +51,7 @@ class NetworkPolicy(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(spec.head.num_params // 2)) if gaussian else None
         self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
         self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
-        self.obs_clip: float | None = None
+        self.obs_clip: dict[str, float] = {}
 
     @property
     def spec(self) -> PolicySpec:
@@ -82,7 +83,7 @@ class NetworkPolicy(nn.Module):
         if isinstance(obs, Tensor):
             if self._spec.parts:
                 raise SpecMismatchError(f"the policy takes a dict of {', '.join(self._spec.entries)}, not one tensor")
-            return self._clipped(self._scaled(obs))
+            return self._clipped(self._scaled(obs), "")
         flat = {}
         at = 0
         for key, part in self._spec.parts:
@@ -90,7 +91,7 @@ class NetworkPolicy(nn.Module):
             shape = entry.shape
             of_key = slice(at, at := at + part.width)
             entry = (entry.flatten(1) - self.obs_mean[of_key]) / self.obs_std[of_key]
-            flat[key] = self._clipped(entry.view(shape).float())
+            flat[key] = self._clipped(entry.view(shape).float(), key)
         return flat
 
     def _scaled(self, obs: Tensor) -> Tensor:
@@ -101,8 +102,8 @@ class NetworkPolicy(nn.Module):
             return (obs - 255 * self.obs_mean).mul_(1 / (255 * self.obs_std))
         return ((obs - self.obs_mean) / self.obs_std).float()
 
-    def _clipped(self, scaled: Tensor) -> Tensor:
-        return scaled if self.obs_clip is None else scaled.clamp(-self.obs_clip, self.obs_clip)
+    def _clipped(self, scaled: Tensor, key: str) -> Tensor:
+        return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled
 
 
 class Flat(nn.Module):

@@ -78,9 +78,11 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     except RuntimeError as error:
         why = " ".join(str(error).split())
         raise CorruptArtifactError(f"{folder / TENSORS}: not the weights that {path} describes: {why}") from None
-    policy.obs_clip = document.get("obs_clip")
-    if not (policy.obs_clip is None or (type(policy.obs_clip) in (int, float) and policy.obs_clip > 0)):
-        raise CorruptArtifactError(f"{path}: obs_clip: expected a positive number or null, found {policy.obs_clip!r}")
+    policy.obs_clip = document.get("obs_clip", {})
+    if not _are_limits(policy.obs_clip, [*policy.spec.entries]):
+        raise CorruptArtifactError(
+            f"{path}: obs_clip: expected positive numbers by entry of the observation, found {policy.obs_clip!r:.60}"
+        )
     policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return policy.eval()
 
@@ -195,6 +197,12 @@ def _check_frames(frames: _Fields) -> None:
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+
+
+def _are_limits(value: Any, entries: list[str]) -> bool:
+    return isinstance(value, dict) and all(
+        key in entries and type(limit) in (int, float) and limit > 0 for key, limit in value.items()
+    )
 
 
 def _numbers(value: Any) -> bool:

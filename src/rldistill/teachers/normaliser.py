@@ -22,7 +22,7 @@ MAX_BYTES = 64 << 20
 _RECORDS = re.compile(
     r"stable_baselines3\.common\.(vec_env\.vec_normalize\.VecNormalize|running_mean_std\.RunningMeanStd)"
     r"|(gym|gymnasium)\.spaces\.\w+\.(Box|Dict|Discrete|MultiDiscrete|MultiBinary|Tuple)"
-    r"|numpy\.random\.(_pickle\.\w+|_\w+\.\w+|mtrand\.RandomState)"
+    r"|numpy\.random\.[\w.]+"
 )
 
 

@@ -100,7 +100,7 @@ def _normalise(policy: ActorPolicy, path: Path) -> None:
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path}: {error}") from None
     policy.standardise(mean, std * policy.obs_std)
-    policy.obs_clip = normaliser.clip
+    policy.obs_clip = dict.fromkeys(normaliser.moments, normaliser.clip)
 
 
 def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError
+from rldistill.evaluate.verify import Claim, look, verify
+from rldistill.students import Cnn, Mlp
+from rldistill.students.network import NetworkPolicy
+from rldistill.teachers.load import load_policy
+
+from ..conftest import CARTPOLE
+
+REAL = Path(__file__).parents[3] / "shared" / "teachers" / "sb3"
+
+
+@pytest.mark.parametrize(
+    ("text", "claim"),
+    [
+        ("242.1±31.8", Claim(242.1, 31.8)),
+        ("-110.4 +- 19.5", Claim(-110.4, 19.5)),
+        ("500", Claim(500.0)),
+        ("1e3 +/- 2", Claim(1000.0, 2.0)),
+    ],
+)
+def test_claims_are_read(text: str, claim: Claim) -> None:
+    assert Claim.parse(text) == claim
+
+
+@pytest.mark.parametrize("text", ["", "good", "1±", "±3", "1±2±3"])
+def test_what_is_no_claim_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--claimed"):
+        Claim.parse(text)
+
+
+def test_a_claim_is_held_against_the_interval_worked_out_by_hand() -> None:
+    returns = np.array([8.0, 12.0, 8.0, 12.0])  # mean 10, variance of the mean (16/3)/4 = 4/3
+    found = Claim(13.0, 2.0, 3).compare(returns)  # 2^2/3 = 4/3 more
+    half = 2.5758293 * (8 / 3) ** 0.5
+    assert found["interval99"] == pytest.approx([-3 - half, -3 + half])
+    assert found["consistent"]
+    assert not Claim(16.0, 0.0, 0).compare(np.array([10.0, 10.1, 9.9, 10.0]))["consistent"]
+    assert Claim(10.9).compare(np.array([10.0, 10.1, 9.9, 10.0]))["because"] == "within 10%"
+    assert Claim(-10.9).compare(-np.array([10.0, 10.1, 9.9, 10.0]))["because"] == "within 10%"
+
+
+def test_a_sound_teacher_is_verified(teacher: NetworkPolicy) -> None:
+    found = verify(teacher, CARTPOLE, episodes=10)
+    assert found["suspicious"] == []
+    assert found["ok"]
+    assert not verify(teacher, CARTPOLE, Claim(found["mean"] * 1.5 + 100), episodes=10)["ok"]
+
+
+def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
+    lazy = Mlp((4,)).build(teacher.spec).eval()
+    torch.nn.init.zeros_(lazy.output.weight)
+    lazy.output.bias.data = torch.tensor([1.0, 0.0])
+    assert "constant actions" in look(lazy, CARTPOLE)[0]
+
+
+def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPolicy) -> None:
+    policy = Mlp((4,)).build(teacher.spec).eval()
+    policy.standardise(torch.full((4,), 100.0), torch.ones(4))
+    policy.obs_clip = {"": 10.0}
+    assert any("standard deviations" in text for text in look(policy, CARTPOLE))
+
+
+def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -> None:
+    found = verify(teacher, EnvConfig("Acrobot-v1"), episodes=1)
+    assert not found["ok"]
+    assert "observation shape" in found["suspicious"][0]
+
+
+def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
+    """It prefers left a little everywhere: greedy, the pole falls at once; sampled, it stays up longer."""
+    policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
+    torch.nn.init.zeros_(policy.output.weight)
+    policy.output.bias.data = torch.tensor([0.01, 0.0])
+    found = verify(policy, CARTPOLE, episodes=40)
+    assert any("sampled" in text for text in found["suspicious"])
+
+
+def test_frames_turned_round_are_suspicious() -> None:
+    pong = EnvConfig("ALE/Pong-v5")
+    assert look(load_policy("zoo:pong-dqn"), pong, steps=200) == []
+    spec = dataclasses.replace(spec_from_env(pong), head=dataclasses.replace(spec_from_env(pong).head, kind="q_values"))
+    turned = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)).build(spec).eval()
+    weights = load_policy("zoo:pong-dqn").state_dict()
+    weights["body.0.weight"] = weights["body.0.weight"].flip(1)
+    turned.load_state_dict(weights)
+    assert any("wrong order" in text for text in verify(turned, pong, episodes=4)["suspicious"])
+
+
+@pytest.mark.parametrize(
+    ("agent", "env", "claim"),
+    [
+        ("dqn/CartPole-v1_1", "CartPole-v1", "500"),
+        ("ppo/MountainCar-v0_1", "MountainCar-v0", "-110.4±19.5"),
+        ("a2c/Pendulum-v1_1", "Pendulum-v1", "-163.0±103.2"),
+    ],
+)
+def test_published_agents_play_as_published(agent: str, env: str, claim: str) -> None:
+    if not (REAL / agent).exists():
+        pytest.skip("shared/teachers is not beside this checkout")
+    found = verify(load_policy(REAL / agent), EnvConfig(env), Claim.parse(claim, 100), episodes=30)
+    assert found["claim"]["consistent"], found

@@ -1,0 +1,186 @@
+"""What lies beside an agent: normalisers and settings, read as data."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.evaluate.play import play
+from rldistill.teachers.load import load_policy
+from rldistill.teachers.normaliser import read_normaliser
+from rldistill.teachers.zoo_folder import read_zoo_folder
+from rldistill.types import Wrapper
+
+PAIRS = "!!python/object/apply:collections.OrderedDict\n- - - {key}\n    - {value}\n"
+
+
+def agent(folder: Path, env: str = "CartPole-v1", config: str = "", args: str = "") -> Path:
+    """An agent as rl-baselines3-zoo leaves it."""
+    PPO("MlpPolicy", env, seed=0).save(folder / "agent.zip")
+    (folder / "agent").mkdir()
+    (folder / "agent" / "config.yml").write_text(config or "{}")
+    (folder / "agent" / "args.yml").write_text(args or "{}")
+    return folder / "agent.zip"
+
+
+class Dicts(gymnasium.Env[Any, Any]):
+    observation_space = spaces.Dict(
+        {"a": spaces.Box(-9, 9, (2,)), "b": spaces.Box(-9, 9, (3,)), "c": spaces.Discrete(3)}
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("env", "keys"), [("Pendulum-v1", None), (Dicts, ["a", "b"]), (Dicts, ["b"])], ids=["box", "dict", "one key"]
+)
+def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, keys: Any) -> None:
+    vector = VecNormalize(
+        DummyVecEnv([lambda: gymnasium.make(env) if isinstance(env, str) else env()]), norm_obs_keys=keys
+    )
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.clip_obs = 1.5  # so that clipping is seen
+    model = PPO("MultiInputPolicy" if env is Dicts else "MlpPolicy", vector, seed=0)
+    model.save(tmp_path / "agent.zip")
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    policy = load_policy(tmp_path / "agent.zip")
+    raw = [vector.observation_space.sample() for _ in range(200)]
+    obs = {key: np.stack([o[key] for o in raw]) for key in raw[0]} if env is Dicts else np.stack(raw)
+    tensors = {k: torch.from_numpy(v) for k, v in obs.items()} if isinstance(obs, dict) else torch.from_numpy(obs)
+    expected, _ = model.predict(vector.normalize_obs(obs), deterministic=True)
+    with torch.no_grad():
+        acted = policy(tensors)[0].mode().numpy()
+    if policy.spec.head.discrete:
+        assert np.mean(acted == expected) > 0.99
+    else:
+        np.testing.assert_allclose(acted, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False)
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    assert read_normaliser(tmp_path / "vecnormalize.pkl") is None
+
+
+class Calls:
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.what = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        Calls(exec, "raise SystemExit"),
+        Calls(eval, "1"),
+        Calls(__import__, "os"),
+        Calls(getattr, "", "join"),
+        Calls(np.load, "x.npy"),
+        Calls(np.ndarray, (1 << 40,)),
+        Calls(np.dtype, "O"),
+        Calls(np.dtype, "V999999999"),
+        Calls(open, "x", "w"),
+        Calls(torch.load, "x"),
+        Calls(bytearray, 1 << 40),
+    ],
+    ids=lambda evil: str(evil.what[0]),
+)
+def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evil: Calls) -> None:
+    path = tmp_path / "vecnormalize.pkl"
+    path.write_bytes(pickle.dumps({"obs_rms": evil}))
+    with pytest.raises((UntrustedFileError, CorruptArtifactError), match="vecnormalize"):
+        read_normaliser(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["vecnormalize.pkl"]
+
+
+def test_a_truncated_normaliser_is_named(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    path = tmp_path / "vecnormalize.pkl"
+    vector.save(str(path))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptArtifactError, match="vecnormalize"):
+        read_normaliser(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "view"),
+    [
+        ("{}", ()),
+        ("env_wrapper: null", ()),
+        ("frame_stack: 2", (Wrapper("StackFrames", {"stack": 2}),)),
+        ("env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper", (Wrapper("TimeFeature"),)),
+        (
+            "env_wrapper:\n- rl_zoo3.wrappers.FrameSkip: {skip: 2}\n- gym.GrayScaleObservation: {keep_dim: true}",
+            (Wrapper("FrameSkip", {"skip": 2}), Wrapper("GrayscaleObservation", {"keep_dim": True})),
+        ),
+        (
+            "env_wrapper:\n- rl_zoo3.wrappers.YAMLCompatResizeObservation:\n    shape: [64, 64]",
+            (Wrapper("ResizeObservation", {"shape": [64, 64]}),),
+        ),
+        (PAIRS.format(key="frame_stack", value=3), (Wrapper("StackFrames", {"stack": 3}),)),
+    ],
+)  # fmt: skip
+def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tuple[Wrapper, ...]) -> None:
+    assert read_zoo_folder(agent(tmp_path, config=config)).view == view
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "words"),
+    [
+        ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is not known"),
+        ("vec_env_wrapper: some.VecThing", UntrustedFileError, "vec_env_wrapper"),
+        ("frame_stack: many", UntrustedFileError, "frame_stack"),
+        ("normalize: true", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: __import__('os').system('x')", CorruptArtifactError, "cannot be understood"),
+        ("a: !!python/object/apply:os.system ['x']", UntrustedFileError, "nothing was run"),
+        ("a: !!python/name:os.system", UntrustedFileError, "nothing was run"),
+        ("!!python/object/apply:collections.OrderedDict\n- x", UntrustedFileError, "pairs"),
+        ("[1, 2]", CorruptArtifactError, "settings by name"),
+        ("a: [", CorruptArtifactError, "not YAML"),
+    ],
+)
+def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: str, error: type, words: str) -> None:
+    with pytest.raises(error, match=rf"config\.yml.*{words}"):
+        load_policy(agent(tmp_path, config=config))
+
+
+@pytest.mark.parametrize("config", ["normalize: false", "normalize: dict(norm_obs=False, norm_reward=True)"])
+def test_what_was_not_normalised_needs_nothing(tmp_path: Path, config: str) -> None:
+    assert load_policy(agent(tmp_path, config=config)).obs_clip == {}
+
+
+def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
+
+    env = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
+    from rldistill.envs.views import TimeFeature
+
+    PPO("MlpPolicy", TimeFeature(gymnasium.make("CartPole-v1")), seed=0).save(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "config.yml").write_text("env_wrapper: utils.wrappers.TimeFeatureWrapper")
+    policy = load_policy(tmp_path / "agent.zip")
+    assert policy.spec.view == env.wrappers
+    assert EnvConfig("CartPole-v1").seen_by(policy) == env == env.seen_by(policy)
+    assert spec_from_env(env).obs_shape == policy.spec.obs_shape == (5,)
+    assert play(EnvConfig("CartPole-v1").seen_by(policy), policy, 2).lengths.min() > 1
