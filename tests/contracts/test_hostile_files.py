@@ -1,0 +1,357 @@
+"""Hostile files: each is refused with one clear error, or read without what was hostile in it; nothing of it runs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+import torch
+from safetensors.torch import save_file
+from stable_baselines3 import DQN, PPO, SAC
+
+from rldistill.errors import RLDistillError
+from rldistill.students import Mlp
+from rldistill.students.storage import save_policy
+from rldistill.teachers.load import load_policy
+from rldistill.types import ActionHead, PolicySpec
+
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.link")
+FORBIDDEN += (
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.bind",
+    "pickle.find_class",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+)
+_watched: list[str] | None = None
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if _watched is None:
+        return
+    if event in FORBIDDEN or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+        _watched.append(f"{event} {args!r:.200}")
+    if event == "open" and "SECRET" in str(args[0]):
+        _watched.append(f"{event} {args!r:.200}")
+
+
+sys.addaudithook(_hook)
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    global _watched
+    _watched = seen = []
+    try:
+        yield seen
+    finally:
+        _watched = None
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.canary}",)
+
+
+Make = Callable[[Path, Path], Path]
+"""From a folder and the file that a payload would make: the file to load."""
+
+
+def _model(folder: Path, algorithm: Any = PPO, env: str = "CartPole-v1") -> Path:
+    settings = {"buffer_size": 100} if algorithm is not PPO else {}
+    algorithm("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **settings).save(folder / "agent.zip")
+    return folder / "agent.zip"
+
+
+def _repack(path: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def field(name: str, algorithm: Any, env: str) -> Make:
+    """A cloudpickled field of an SB3 zip that runs something."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        def change(members: dict[str, bytes]) -> None:
+            data = json.loads(members["data"])
+            evil = base64.b64encode(cloudpickle.dumps(Payload(canary))).decode()
+            data[name] = (
+                {**data[name], ":serialized:": evil} if isinstance(data.get(name), dict) else {":serialized:": evil}
+            )
+            members["data"] = json.dumps(data).encode()
+
+        return _repack(_model(folder, algorithm, env), change)
+
+    return make
+
+
+def member(name: str, content: Callable[[Path], bytes]) -> Make:
+    """An SB3 zip with one member replaced or added."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        return _repack(_model(folder), lambda members: members.update({name: content(canary)}))
+
+    return make
+
+
+def torch_bytes(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def text(field: str, value: Any) -> Make:
+    """Plain text of an SB3 zip that would be dangerous if it were evaluated or believed."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        def change(members: dict[str, bytes]) -> None:
+            data = json.loads(members["data"])
+            node, *rest = field.split(".")
+            if rest:
+                data[node][rest[0]] = str(value).replace("CANARY", str(canary)) if isinstance(value, str) else value
+            else:
+                data[node] = value
+            members["data"] = json.dumps(data).encode()
+
+        return _repack(_model(folder), change)
+
+    return make
+
+
+def beside(name: str, content: Callable[[Path], bytes]) -> Make:
+    """A sound agent with a hostile file beside it."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        path = _model(folder)
+        (folder / "agent").mkdir()
+        (folder / "agent" / name).write_bytes(content(canary))
+        return path
+
+    return make
+
+
+def yml(body: str) -> Callable[[Path], bytes]:
+    return lambda canary: body.replace("CANARY", str(canary)).encode()
+
+
+def native(change: Callable[[dict[str, Any]], None] = lambda document: None, header: bytes | None = None) -> Make:
+    """A policy of ours with its document or its tensors tampered with."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        spec = PolicySpec((4,), "float32", ActionHead("categorical", (2,)))
+        save_policy(Mlp((4,)).build(spec), folder, {})
+        document = json.loads((folder / "policy.json").read_text())
+        change(document)
+        (folder / "policy.json").write_text(json.dumps(document))
+        if header is not None:
+            (folder / "policy.safetensors").write_bytes(header)
+        return folder
+
+    return make
+
+
+def put(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            document = document[parent]
+        document[last] = value
+
+    return change
+
+
+def lying(header: dict[str, Any], body: bytes = b"\0" * 64) -> bytes:
+    packed = json.dumps(header).encode()
+    return struct.pack("<Q", len(packed)) + packed + body
+
+
+def alone(name: str, content: Callable[[Path], bytes]) -> Make:
+    def make(folder: Path, canary: Path) -> Path:
+        (folder / name).write_bytes(content(canary))
+        return folder / name
+
+    return make
+
+
+def script(canary: Path) -> bytes:
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Module()), buffer)
+    return buffer.getvalue()
+
+
+def slip(folder: Path, canary: Path) -> Path:
+    with zipfile.ZipFile(_model(folder), "a") as archive:
+        archive.writestr(f"../../../../{canary}", b"x")
+        archive.writestr("/etc/rldistill-was-here", b"x")
+    return folder / "agent.zip"
+
+
+def bomb(name: str) -> Make:
+    def make(folder: Path, canary: Path) -> Path:
+        with zipfile.ZipFile(folder / "agent.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            other = "policy.pth" if name == "data" else "data"
+            archive.writestr(other, b"{}")
+            with archive.open(name, "w", force_zip64=True) as file:
+                for _ in range(65 if name == "data" else 1025):
+                    file.write(b"\0" * (1 << 20))
+        return folder / "agent.zip"
+
+    return make
+
+
+def linked(folder: Path, canary: Path) -> Path:
+    """A member that is a symbolic link, which must be read as bytes if at all."""
+    info = zipfile.ZipInfo("policy.pth")
+    info.external_attr = 0o120777 << 16
+    path = _repack(_model(folder), lambda members: members.pop("policy.pth"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(info, "/etc/SECRET")
+    return path
+
+
+def pickled(canary: Path) -> bytes:
+    return pickle.dumps(Payload(canary))
+
+
+PPO_FIELDS = ("policy_class", "observation_space", "action_space", "lr_schedule", "clip_range", "rollout_buffer_class")
+PPO_FIELDS += ("_last_obs", "_last_episode_starts", "ep_info_buffer", "policy_kwargs", "rollout_buffer_kwargs")
+DQN_FIELDS = (
+    "replay_buffer_class",
+    "exploration_schedule",
+    "train_freq",
+    "optimize_memory_usage",
+    "_last_original_obs",
+)
+SAC_FIELDS = ("action_noise", "target_entropy", "ent_coef", "replay_buffer_kwargs", "batch_norm_stats")
+TENSOR = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}
+PAIRED = (
+    "!!python/object/apply:collections.OrderedDict\n- - - a\n    - !!python/object/apply:os.system ['touch CANARY']"
+)
+BOMB = "\n".join(["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)])
+CASES: dict[str, Make] = {
+    **{f"ppo {name}": field(name, PPO, "CartPole-v1") for name in PPO_FIELDS},
+    **{f"dqn {name}": field(name, DQN, "CartPole-v1") for name in DQN_FIELDS},
+    **{f"sac {name}": field(name, SAC, "Pendulum-v1") for name in SAC_FIELDS},
+    "weights: a pickle": member("policy.pth", pickled),
+    "weights: a payload": member("policy.pth", lambda canary: torch_bytes({"action_net.weight": Payload(canary)})),
+    "weights: a module": member("policy.pth", lambda canary: torch_bytes(torch.nn.Linear(2, 2))),
+    "weights: a script": member("policy.pth", script),
+    "weights: an optimiser's": member("policy.optimizer.pth", pickled),
+    "weights: variables": member("pytorch_variables.pth", pickled),
+    "weights: nested zip": member("policy.pth", lambda canary: torch_bytes({})[:-30]),
+    "data: not JSON": member("data", pickled),
+    "data: python": member("data", lambda canary: b"__import__('os').system('touch x')"),
+    "data: deep": member("data", lambda canary: b"[" * 200_000),
+    "text: class": text("policy_class", {"__module__": "os", "__init__": "system"}),
+    "text: activation": text("policy_kwargs", {"activation_fn": "__import__('os').system('x')"}),
+    "text: extractor": text("policy_kwargs", {"features_extractor_class": "<class 'os.system'>"}),
+    "text: bounds": text("action_space.n", "__import__('os').system('touch CANARY')"),
+    "text: huge actions": text("action_space.n", 10**12),
+    "text: huge shape": text("observation_space._shape", [10**9, 10**9]),
+    "text: dtype": text("observation_space.dtype", "__class__"),
+    "zip: slip": slip,
+    "zip: bomb in data": bomb("data"),
+    "zip: bomb in weights": bomb("policy.pth"),
+    "zip: a link": linked,
+    "vecnormalize: a pickle": beside("vecnormalize.pkl", pickled),
+    "vecnormalize: a builtin": beside("vecnormalize.pkl", lambda canary: b"cbuiltins\neval\n(S'1'\ntR."),
+    "vecnormalize: getattr": beside("vecnormalize.pkl", lambda canary: b"cbuiltins\ngetattr\n(S'a'\nS'join'\ntR."),
+    "vecnormalize: numpy load": beside("vecnormalize.pkl", lambda canary: b"cnumpy\nload\n(S'/etc/SECRET'\ntR."),
+    "vecnormalize: numpy test": beside("vecnormalize.pkl", lambda canary: b"cnumpy.testing\nrunstring\n(S'1'\ntR."),
+    "vecnormalize: outside": beside("vecnormalize.pkl", lambda canary: b"Pelsewhere\n."),
+    "vecnormalize: extension": beside("vecnormalize.pkl", lambda canary: b"\x80\x02\x82\x01."),
+    "vecnormalize: endless": beside("vecnormalize.pkl", lambda canary: b"]" * 100_000 + b"."),
+    "config: apply": beside("config.yml", yml("a: !!python/object/apply:os.system ['touch CANARY']")),
+    "config: new": beside("config.yml", yml("a: !!python/object/new:os.system ['touch CANARY']")),
+    "config: name": beside("config.yml", yml("a: !!python/name:os.system")),
+    "config: module": beside("config.yml", yml("a: !!python/module:os")),
+    "config: in the pairs": beside("config.yml", yml(PAIRED)),
+    "config: a counter": beside("config.yml", yml("!!python/object/apply:collections.Counter [[]]")),
+    "config: text": beside("config.yml", yml("normalize: __import__('os').system('touch CANARY')")),
+    "config: wrapper": beside("config.yml", yml("env_wrapper: os.system")),
+    "config: wrapper's arguments": beside("config.yml", yml("env_wrapper: [{os.system: 'touch CANARY'}]")),
+    "config: a bomb": beside("config.yml", yml(BOMB)),
+    "args: apply": beside("args.yml", yml("env: !!python/object/apply:os.system ['touch CANARY']")),
+    "args: env": beside("args.yml", yml("env: [os, system]")),
+    "ours: factory": native(put("student", "os:system")),
+    "ours: student": native(put("student", ["mlp"])),
+    "ours: activation": native(put("config.activation", "os.system")),
+    "ours: sizes": native(put("config.hidden", [10**9, 10**9])),
+    "ours: more": native(put("config.factory", "os:system")),
+    "ours: view": native(put("spec.view", [{"name": "os:system", "kwargs": {"command": "x"}}])),
+    "ours: a wrapper that writes": native(put("spec.view", [{"name": "RecordVideo", "kwargs": {"video_folder": "x"}}])),
+    "ours: dtype": native(put("spec.obs_dtype", "__class__")),
+    "ours: a lying offset": native(header=lying({"output.weight": {**TENSOR, "data_offsets": [0, 1 << 40]}})),
+    "ours: a lying shape": native(header=lying({"output.weight": {**TENSOR, "shape": [1 << 40, 4]}})),
+    "ours: overlapping": native(header=lying({"a": TENSOR, "b": TENSOR})),
+    "ours: a header longer than the file": native(header=struct.pack("<Q", 1 << 60) + b"{}"),
+    "ours: a pickle for tensors": native(header=pickle.dumps(Payload(Path("x")))),
+    "a script": alone("policy.pt", script),
+    "an exported program": alone("policy.pt2", script),
+    "a state dict": alone("policy.pth", lambda canary: torch_bytes({"w": Payload(canary)})),
+    "a pickle": alone("policy.pkl", pickled),
+    "of no known kind": alone("policy.bin", pickled),
+}  # fmt: skip
+
+
+def test_there_are_as_many_as_is_promised() -> None:
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_of_a_hostile_file_runs(name: str, tmp_path: Path) -> None:
+    folder, canary = tmp_path / "file", tmp_path / "canary"
+    folder.mkdir()
+    path = CASES[name](folder, canary)
+    before = sorted(tmp_path.rglob("*"))
+    said = ""
+    with watched() as seen:
+        try:
+            load_policy(path)
+        except RLDistillError as error:
+            said = str(error)
+    assert seen == []
+    assert not said or str(folder) in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
+    with watched() as seen:
+        pickle.loads(pickle.dumps(Payload(tmp_path / "canary")))
+    assert any(event.startswith("os.system") for event in seen)
+    assert any(event.startswith("pickle.find_class") for event in seen)
+
+
+def test_safetensors_of_ours_are_read_back(tmp_path: Path) -> None:
+    """The tampering above is what is refused, not the format."""
+    load_policy(native()(tmp_path, tmp_path))
+    save_file({"a": torch.zeros(2)}, tmp_path / "policy.safetensors")
+    with pytest.raises(RLDistillError, match="SHA-256"):
+        load_policy(tmp_path)
