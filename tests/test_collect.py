@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import signal
@@ -18,11 +19,12 @@ from rldistill.collect import CollectConfig, collect
 from rldistill.data.blocks import read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.envs.vector import EnvConfig, make_vector_env
+from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
+from rldistill.teachers.actor import Actor
 
 from .conftest import CARTPOLE, manifest_bytes, q_spec
 
@@ -216,3 +218,38 @@ def test_returns_to_go_are_discounted_sums_within_an_episode(dataset: Dataset) -
     # CartPole pays 1 a step: from k steps before the end, 1 + 0.99 + ... = (1 - 0.99^k) / 0.01.
     left = np.arange(len(rows), 0, -1)
     np.testing.assert_allclose(columns["return_to_go"][rows], (1 - 0.99**left) / 0.01, rtol=1e-5)
+
+
+def recurrent_teacher() -> NetworkPolicy:
+    torch.manual_seed(3)
+    return Actor(lstm=(6, 1), hidden=(5,)).build(spec_from_env(CARTPOLE)).eval()
+
+
+def test_a_recurrent_teacher_remembers_over_blocks_and_forgets_at_the_end_of_an_episode(tmp_path: Path) -> None:
+    teacher = recurrent_teacher()
+    config = CollectConfig(steps=320, streams=1, slots=2, block=20, epsilon=0.3)
+    data = collect(CARTPOLE, teacher, config, tmp_path)
+    assert data.num_episodes > 4
+    for episode in range(data.num_episodes):
+        rows = np.flatnonzero(data.columns["episode"] == episode)
+        rows = rows[np.argsort(data.columns["step"][rows])]
+        state = teacher.initial_state(1)
+        for row in rows:
+            with torch.no_grad():
+                output, state = teacher(data.observations(rows[rows == row]), state)
+            np.testing.assert_allclose(output.params[0], data.columns["teacher"][row], atol=1e-5)
+        for row, after in itertools.pairwise(rows):
+            np.testing.assert_allclose(data.columns["next_teacher"][row], data.columns["teacher"][after], atol=1e-5)
+
+
+def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
+    config = CollectConfig(steps=320, streams=2, slots=2, block=20, epsilon=0.3)
+    collect(CARTPOLE, recurrent_teacher(), config, tmp_path)
+    before = manifest_bytes(tmp_path)
+    document = json.loads(before)
+    for block in document["blocks"]:
+        if block["block"] >= 2:
+            (tmp_path / block["file"]).unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    collect(CARTPOLE, recurrent_teacher(), config, tmp_path, resume=True)
+    assert manifest_bytes(tmp_path) == before

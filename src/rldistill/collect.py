@@ -12,12 +12,13 @@ import math
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +34,7 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.record import BlockRecord, obs_hash
-from rldistill.rollouts import inference_threads, predict, rollout, take_turns, to_env_action
+from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
@@ -181,6 +182,20 @@ def _run_to_end(job: _Stream) -> list[Entry]:
         return [entry for entry in job.run() if entry is not None]
 
 
+@dataclass
+class _Standing:
+    """Where a stream stands between two steps: what its slots show, since when, and what the policies remember."""
+
+    obs: NDArray[Any]
+    age: NDArray[np.int64]
+    memories: dict[str, Memory]
+
+    def states(self) -> dict[str, NDArray[np.float32]]:
+        """What recurrent policies remember, by who they are."""
+        found = {who: memory.state for who, memory in self.memories.items()}
+        return {who: state.numpy() for who, state in found.items() if state is not None}
+
+
 @dataclass(frozen=True)
 class _Stream:
     """All that a worker needs to play one stream of one round."""
@@ -202,20 +217,19 @@ class _Stream:
         """
         played: list[Block] = []
         env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
-        obs: NDArray[Any] | None = None
+        standing: _Standing | None = None
         for number, length in enumerate(self.config.block_lengths):
             key = BlockKey(self.round, self.stream, number)
             path = self.folder / key.file
-            if obs is None and path.exists():
+            if standing is None and path.exists():
                 played.append(read_block(path, ["slot", "lead", "episode", "step", "action", "ended"]))
                 yield self._entry(key, length, path, played[-1].exact)
                 continue
             exact = True
-            if obs is None:
-                obs, age, exact = self._take_up(env, played)
-            block, obs, age = yield from self._play(env, obs, age, number, length)
-            block = dataclasses.replace(block, exact=exact)
-            write_block(path, block)
+            if standing is None:
+                standing, exact = self._take_up(env, played)
+            block = yield from self._play(env, standing, number, length)
+            write_block(path, dataclasses.replace(block, exact=exact, states=standing.states()))
             yield self._entry(key, length, path, exact)
         env.close()
 
@@ -233,10 +247,10 @@ class _Stream:
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.seed, "collect", self.round, self.stream, slot, episode)
 
-    def _take_up(self, env: SeededVectorEnv, played: list[Block]) -> tuple[NDArray[Any], NDArray[np.int64], bool]:
+    def _take_up(self, env: SeededVectorEnv, played: list[Block]) -> tuple[_Standing, bool]:
         """Where the stream stands after `played`: open episodes are replayed from their seeds and actions."""
         if not played:
-            return env.reset(), np.zeros(self.config.slots, np.int64), True
+            return self._standing(env.reset()), True
         episodes, actions = [], []
         for slot in range(self.config.slots):
             rows = [(b.columns, (b.columns["slot"] == slot) & ~b.columns["lead"]) for b in played]
@@ -247,35 +261,52 @@ class _Stream:
             actions.append(action[episode == episodes[-1]])
         obs = env.replay(episodes, actions)
         if obs_hash(obs) == played[-1].end_hash:
-            return obs, np.array([len(taken) for taken in actions]), True
+            age = np.array([len(taken) for taken in actions])
+            return self._standing(obs, age, played[-1].states), True
         warnings.warn(
             f"stream {self.stream}: {self.env.id} did not play the open episodes again as they were; they are dropped",
             stacklevel=2,
         )
         env.episode += 1
-        return env.reset(), np.zeros(self.config.slots, np.int64), False
+        return self._standing(env.reset()), False
+
+    def _standing(
+        self,
+        obs: NDArray[Any],
+        age: NDArray[np.int64] | None = None,
+        states: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    ) -> _Standing:
+        memories = {
+            who: Memory(policy, self.config.slots, torch.from_numpy(states[who]) if who in states else None)
+            for who, policy in (("teacher", self.teacher), ("student", self.student))
+            if policy is not None
+        }
+        return _Standing(obs, np.zeros(self.config.slots, np.int64) if age is None else age, memories)
 
     def _play(
-        self, env: SeededVectorEnv, obs: NDArray[Any], age: NDArray[np.int64], number: int, length: int
-    ) -> Generator[None, None, tuple[Block, NDArray[Any], NDArray[np.int64]]]:
+        self, env: SeededVectorEnv, standing: _Standing, number: int, length: int
+    ) -> Generator[None, None, Block]:
         rng = block_generator(self.seed, "collect", self.round, self.stream, number)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        record = BlockRecord(self.teacher, obs, self.config.features)
-        act = partial(self._act, env, record, rng, torch_rng)
-        for transition in islice(rollout(env, obs, act), 2 * length):
+        record = BlockRecord(standing.memories["teacher"], standing.obs, self.config.features)
+        act = partial(self._act, env, record, standing.memories.get("student"), rng, torch_rng)
+        for transition in islice(rollout(env, standing.obs, act), 2 * length):
             if transition is None:
                 yield
                 continue
             ended = transition.step.terminated | transition.step.truncated
-            record.add(transition, age, env.episode - ended)
-            age = np.where(ended, 0, age + 1)
-            obs = transition.step.obs
-        return record.block(obs, self.config.slots), obs, age
+            record.add(transition, standing.age, env.episode - ended)
+            standing.age = np.where(ended, 0, standing.age + 1)
+            standing.obs = transition.step.obs
+            for memory in standing.memories.values():
+                memory.forget(transition.step.ended)
+        return record.block(standing.obs, self.config.slots)
 
     def _act(
         self,
         env: SeededVectorEnv,
         record: BlockRecord,
+        student: Memory | None,
         rng: np.random.Generator,
         torch_rng: torch.Generator,
         obs: NDArray[Any],
@@ -285,8 +316,8 @@ class _Stream:
         taught = self._choose(label, torch_rng)
         actor = np.full(len(obs), TEACHER, np.int8)
         action = taught
-        if self.student is not None:
-            learnt = self._choose(predict(self.student, obs), torch_rng)
+        if student is not None:
+            learnt = self._choose(student.look(obs), torch_rng)
             actor[~self._teacher_acts(env, rng)] = STUDENT
             action = np.where((actor == TEACHER).reshape(-1, *[1] * (taught.ndim - 1)), taught, learnt)
         explore = rng.random(len(obs)) < self.config.epsilon

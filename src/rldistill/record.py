@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.data.blocks import Block
-from rldistill.rollouts import Transition, predict
-from rldistill.types import Policy, PolicyOutput
+from rldistill.rollouts import Memory, Transition
+from rldistill.types import PolicyOutput
 
 
 class BlockRecord:
     """What happens within one block, with the teacher's labels for every observation and every successor."""
 
-    def __init__(self, teacher: Policy, obs: NDArray[Any], features: bool) -> None:
+    def __init__(self, teacher: Memory, obs: NDArray[Any], features: bool) -> None:
         self.actors: list[NDArray[np.int8]] = []
         self._teacher = teacher
         self._first_obs = obs.copy()
@@ -26,17 +26,17 @@ class BlockRecord:
         self._final: dict[int, tuple[NDArray[np.int64], PolicyOutput]] = {}
 
     def label(self, obs: NDArray[Any]) -> PolicyOutput:
-        self._labels.append(predict(self._teacher, obs))
+        self._labels.append(self._teacher.look(obs))
         return self._labels[-1]
 
     def add(self, transition: Transition, age: NDArray[np.int64], episode: NDArray[np.int64]) -> None:
         step = transition.step
-        stacked = self._teacher.spec.frames is not None
+        stacked = self._teacher.policy.spec.frames is not None
         if len(step.ended):
             # In a full batch, because the numbers of a forward pass depend on the size of its batch.
             successors = step.obs.copy()
             successors[step.ended] = step.last_obs
-            self._final[len(self._rows)] = step.ended, predict(self._teacher, successors)
+            self._final[len(self._rows)] = step.ended, self._teacher.peek(successors)
         self._rows.append(
             {
                 "episode": episode.astype(np.int32),
@@ -53,13 +53,13 @@ class BlockRecord:
 
     def block(self, obs: NDArray[Any], slots: int) -> Block:
         """The block, whose last step led to `obs`."""
-        self.label(obs)
+        self._labels.append(self._teacher.peek(obs))
         columns = {name: np.stack([row[name] for row in self._rows], 1) for name in self._rows[0]}
         for name, label in self._label_columns().items():
             columns[name] = label
         columns["slot"] = np.repeat(np.arange(slots, dtype=np.int16)[:, None], len(self._rows), 1)
         columns["lead"] = np.zeros_like(columns["ended"])
-        if self._teacher.spec.frames is not None:
+        if self._teacher.policy.spec.frames is not None:
             lead = self._first_obs[:, :-1]
             columns = {
                 name: np.concatenate([_lead_rows(name, column, lead), column], 1) for name, column in columns.items()

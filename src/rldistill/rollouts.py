@@ -62,11 +62,35 @@ def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
             begun.extend(islice(ahead, 1))
 
 
-def predict(policy: Policy, obs: NDArray[Any]) -> PolicyOutput:
-    """What `policy` says of a batch of observations, without gradients."""
-    with torch.no_grad():
-        output, _ = policy(torch.from_numpy(np.ascontiguousarray(obs)))
-    return output
+class Memory:
+    """A policy in every slot, with what it remembers of each one's episode; a feed-forward policy remembers nothing.
+
+    Nothing here takes a gradient.
+    """
+
+    def __init__(self, policy: Policy, slots: int, state: torch.Tensor | None = None) -> None:
+        self.policy = policy
+        self.state = policy.initial_state(slots) if state is None else state
+
+    def look(self, obs: NDArray[Any]) -> PolicyOutput:
+        """What the policy says of the slots' observations, which it remembers from here on."""
+        output, self.state = self._say(obs)
+        return output
+
+    def peek(self, obs: NDArray[Any]) -> PolicyOutput:
+        """What it would say of them."""
+        return self._say(obs)[0]
+
+    def forget(self, ended: NDArray[np.int64]) -> None:
+        """Begin anew in the slots whose episode has ended."""
+        if self.state is not None and len(ended):
+            fresh = self.policy.initial_state(len(ended))
+            assert fresh is not None
+            self.state = self.state.index_copy(0, torch.from_numpy(ended), fresh)
+
+    def _say(self, obs: NDArray[Any]) -> tuple[PolicyOutput, torch.Tensor | None]:
+        with torch.no_grad():
+            return self.policy(torch.from_numpy(np.ascontiguousarray(obs)), self.state)
 
 
 def to_env_action(action: torch.Tensor) -> NDArray[Any]:

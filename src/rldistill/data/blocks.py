@@ -6,8 +6,9 @@ stored, the rows of each slot begin with the few frames before the block (`lead`
 
 from __future__ import annotations
 
+import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ class BlockKey:
 class Block:
     """Columns of a block, each `[rows, ...]`, and the hash of the observations that stand at its end.
 
-    `exact` is false where the episodes that were open before it could not be taken up again after a loss.
+    `exact` is false where the episodes that were open before it could not be taken up again after a loss. `states` are
+    what recurrent policies remember at the block's end, `[slots, ...]`, by who they are.
     """
 
     columns: dict[str, NDArray[Any]]
     end_hash: str
     exact: bool = True
+    states: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def write_block(path: Path, block: Block) -> str:
@@ -52,6 +55,8 @@ def write_block(path: Path, block: Block) -> str:
     arrays = {name: _to_arrow(column) for name, column in block.columns.items()}
     shapes = {name: list(column.shape[1:]) for name, column in block.columns.items()}
     metadata = {"schema": "1", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
+    if block.states:
+        metadata["states"] = json.dumps({who: _packed(state) for who, state in block.states.items()})
     table = pa.table(arrays).replace_schema_metadata(metadata)
 
     def write(temporary: Path) -> None:
@@ -71,11 +76,21 @@ def read_block(path: Path, columns: list[str] | None = None) -> Block:
             shapes = json.loads(metadata[b"shapes"])
             table = file.read(columns)
             end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
+            states = {who: _unpacked(*packed) for who, packed in json.loads(metadata.get(b"states", b"{}")).items()}
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume") from None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise CorruptArtifactError(f"{path}: not a whole block ({error}); delete it and --resume") from None
-    return Block({name: _from_arrow(table[name], shapes[name]) for name in table.column_names}, end_hash, exact)
+    found = {name: _from_arrow(table[name], shapes[name]) for name in table.column_names}
+    return Block(found, end_hash, exact, states)
+
+
+def _packed(state: NDArray[np.float32]) -> tuple[list[int], str]:
+    return list(state.shape), base64.b64encode(np.ascontiguousarray(state).tobytes()).decode()
+
+
+def _unpacked(shape: list[int], text: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
 
 
 def _to_arrow(column: NDArray[Any]) -> pa.Array:

@@ -15,7 +15,7 @@ from rldistill.artifacts import write_atomic
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
-from rldistill.rollouts import inference_threads, predict, rollout, take_turns, to_env_action
+from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy
 
 MAX_SLOTS = 16
@@ -103,13 +103,15 @@ def _play(
     env.single_action_space.seed(int(rng.integers(2**31)))
     place = np.arange(slots)
 
+    player, watcher = (None if one is None else Memory(one, slots) for one in (policy, judge))
+
     def act(obs: NDArray[Any]) -> NDArray[Any]:
-        if policy is None:
+        if player is None:
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
-        output = predict(policy, obs)
+        output = player.look(obs)
         action = output.sample(generator) if sample else output.mode()
-        if judge is not None:
-            _compare(out, action, predict(judge, obs).mode(), place < len(numbers))
+        if watcher is not None:
+            _compare(out, action, watcher.look(obs).mode(), place < len(numbers))
         return to_env_action(action)
 
     left = len(numbers)
@@ -117,6 +119,8 @@ def _play(
         if transition is None:
             yield None
             continue
+        for memory in filter(None, (player, watcher)):
+            memory.forget(transition.step.ended)
         for slot in np.flatnonzero(place < len(numbers)):
             episode = numbers[place[slot]]
             out.returns[episode] += transition.step.reward[slot]

@@ -18,7 +18,7 @@ from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play
 from rldistill.evaluate.statistics import stratified_bootstrap
-from rldistill.rollouts import inference_threads, predict, rollout, to_env_action
+from rldistill.rollouts import Memory, inference_threads, rollout, to_env_action
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Obs, Policy, PolicyOutput, PolicySpec
 
@@ -131,16 +131,20 @@ def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) 
 
 def _watch(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDArray[Any], PolicyOutput]:
     vector = make_vector_env(env, 4, lambda slot, episode: seed * 1000 + episode * 4 + slot)
+    memory = Memory(policy, 4)
     seen, outputs = [], []
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
-        outputs.append(predict(policy, obs))
+        outputs.append(memory.look(obs))
         seen.append(obs.copy())
         return to_env_action(outputs[-1].mode())
 
     with inference_threads(1):
         for transition in rollout(vector, vector.reset(), act):
-            if transition is not None and 4 * len(seen) >= steps:
+            if transition is None:
+                continue
+            memory.forget(transition.step.ended)
+            if 4 * len(seen) >= steps:
                 break
     vector.close()
     return np.concatenate(seen), PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
