@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from rldistill.envs.vector import EnvConfig
-from rldistill.teachers.dqn import FrameReplayBuffer
+from rldistill.errors import ConfigError
+from rldistill.teachers.dqn import DoubleDQN, FrameReplayBuffer
+from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 
 
@@ -61,3 +64,32 @@ def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
     }  # fmt: skip
     train_teacher(pong, TrainConfig("DoubleDQN", 60, 2, 60, 1, hyperparameters=settings), tmp_path)
     assert (tmp_path / "policy.json").exists()
+
+
+def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", average_decay=0.5, device="cpu")
+    bias = list(model.q_net.parameters())[-1]
+    for value in (0.0, 1.0, 3.0):
+        bias.data.fill_(value)
+        model._add_to_average()
+    # decays min(0.5, n / (n + 10)) = 0, 1/11, 1/6: 0, then 10/11, then 1/6 * 10/11 + 5/6 * 3
+    expected = 10 / 66 + 2.5
+    with model.acting_on_average():
+        assert bias.tolist() == pytest.approx([expected] * 2)
+    assert bias.tolist() == [3.0, 3.0]
+
+
+def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"learning_starts": 20, "average_decay": 0.999, "learning_rate": 0.1}
+    train_teacher(
+        EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path
+    )
+    last = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    best = DoubleDQN.load(tmp_path / "checkpoints" / "best.zip", device="cpu")
+    kept = load_policy(tmp_path).output.bias
+    torch.testing.assert_close(kept, list(best.q_net.parameters())[-1])
+    assert not torch.equal(kept, list(last.q_net.parameters())[-1])
+    with pytest.raises(ConfigError, match="Did you mean 'average_decay'"):
+        train_teacher(
+            EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", hyperparameters={"averagedecay": 1}), tmp_path / "x"
+        )

@@ -7,7 +7,9 @@ while the emulators do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, reduce
 from typing import Any
 
@@ -144,7 +146,17 @@ class FrameReplayBuffer(BaseBuffer):
 
 
 class DoubleDQN(DQN):
-    """SB3's DQN with double Q-learning and a schedule of work that suits CPUs."""
+    """SB3's DQN with double Q-learning and a schedule of work that suits CPUs.
+
+    With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
+    step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
+    """
+
+    def __init__(self, *args: Any, average_decay: float = 0.0, **kwargs: Any) -> None:
+        if not 0 <= average_decay < 1:
+            raise ValueError(f"average_decay: expected a number from 0 to below 1, found {average_decay}")
+        self.average_decay = average_decay
+        super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         n_steps = self.n_steps
@@ -159,6 +171,8 @@ class DoubleDQN(DQN):
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._due = 0
+        self._average: list[torch.Tensor] = []
+        self._averaged = 0
         # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -197,6 +211,8 @@ class DoubleDQN(DQN):
             parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
+        if self.average_decay:
+            self._add_to_average()
         if buffer is not None and buffer.alpha:
             buffer.reprioritise(torch.cat(td_errors).cpu().numpy())
         return float(sum(losses)) / len(data.rewards)
@@ -216,8 +232,29 @@ class DoubleDQN(DQN):
         td_errors = (target - current_q.detach()).flatten()
         return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
+    def _add_to_average(self) -> None:
+        parameters = [parameter.detach() for parameter in self.q_net.parameters()]
+        if not self._average:
+            self._average = [parameter.clone() for parameter in parameters]
+        # Young averages are short, or the weights that training began with would be most of them.
+        decay = min(self.average_decay, self._averaged / (self._averaged + 10))
+        torch._foreach_lerp_(self._average, parameters, 1 - decay)
+        self._averaged += 1
+
+    @contextmanager
+    def acting_on_average(self) -> Iterator[None]:
+        """Let `q_net` be the averaged network within."""
+        parameters = [parameter.data for parameter in self.q_net.parameters()]
+        kept = [parameter.clone() for parameter in parameters]
+        try:
+            if self._average:
+                torch._foreach_copy_(parameters, self._average)
+            yield
+        finally:
+            torch._foreach_copy_(parameters, kept)
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_pool"]
+        return [*super()._excluded_save_params(), "_pool", "_average", "_averaged"]
 
     def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
         # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.

@@ -7,7 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy, activation
 from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.sb3 import to_native
 from rldistill.teachers.vec_env import SteppingVecEnv
 
@@ -134,12 +135,27 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
         hint = did_you_mean(config.algorithm, ALGORITHMS)
         raise ConfigError(f"train.algorithm: there is no {config.algorithm!r}.{hint} Known: {', '.join(ALGORITHMS)}")
     kind: type[BaseAlgorithm] = getattr(importlib.import_module(ALGORITHMS[config.algorithm]), config.algorithm)
-    known = [name for name in inspect.signature(kind.__init__).parameters if name not in OURS]
+    known = [name for name in _parameters(kind) if name not in OURS]
     for name in config.hyperparameters:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ConfigError(f"train.hyperparameters.{name}: {config.algorithm} has no such setting.{hint}")
     return kind
+
+
+def _parameters(kind: type[BaseAlgorithm]) -> list[str]:
+    """Names that the class takes, itself and through the keyword arguments that it passes on."""
+    names: list[str] = []
+    for cls in kind.__mro__:
+        signature = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters
+        names += [
+            name
+            for name, value in signature.items()
+            if value.kind is value.POSITIONAL_OR_KEYWORD or value.kind is value.KEYWORD_ONLY
+        ]
+        if not any(value.kind is value.VAR_KEYWORD for value in signature.values()):
+            return names
+    return names
 
 
 def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
@@ -308,6 +324,12 @@ class _Keeper(BaseCallback):
 
     def evaluate(self) -> None:
         """One row of the curve, a checkpoint, and the policy if it is the best so far."""
+        average = self.model.acting_on_average() if isinstance(self.model, DoubleDQN) else nullcontext()
+        with average:
+            self._evaluate_and_keep()
+        self.save_checkpoint()
+
+    def _evaluate_and_keep(self) -> None:
         with closing(_vec_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")) as env:
             returns, _ = evaluate_policy(
                 self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
@@ -332,7 +354,6 @@ class _Keeper(BaseCallback):
         # Before the checkpoint: on resume, rows beyond it are dropped, but a row that is missing is not made up for.
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomic(self.folder / "curve.jsonl", lambda temporary: temporary.write_text(text))
-        self.save_checkpoint()
 
     def save_checkpoint(self, name: str = "last") -> None:
         """The whole of the algorithm but its replay buffer."""
