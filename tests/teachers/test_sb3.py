@@ -89,7 +89,7 @@ def test_a_truncated_zip_is_named(tmp_path: Path, kept: int) -> None:
 
 
 def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
-    for name in ("policy.pt", "policy.pt2", "model.pkl"):
+    for name in ("policy.pt2", "model.pkl"):
         (tmp_path / name).write_bytes(b"anything")
         with pytest.raises(UntrustedFileError, match="can run code"):
             load_policy(tmp_path / name)

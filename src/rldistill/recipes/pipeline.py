@@ -12,6 +12,7 @@ from rldistill.artifacts import provenance, write_atomic, write_json
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
+from rldistill.envs.vector import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.progress import track
@@ -100,7 +101,8 @@ def run_report(run: Run) -> Path:
 
 
 def _teacher(run: Run) -> Policy:
-    return load_policy(run.folder / "teacher" if isinstance(run.teacher, TrainConfig) else run.teacher)
+    path = run.folder / "teacher" if isinstance(run.teacher, TrainConfig) else run.teacher
+    return load_policy(path, spec=spec_from_env(run.env))
 
 
 def _student_entrant(run: Run, name: str, collected: int) -> Entrant:

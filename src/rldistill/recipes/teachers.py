@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill.artifacts import write_json
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.vector import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track
@@ -39,7 +39,7 @@ def verify_teacher(
     path: str, env: EnvConfig, claim: Claim | None, episodes: int, seed: int, activation: str | None, quiet: bool
 ) -> dict[str, Any]:
     """Load a teacher and verify it; see `rldistill.evaluate.verify.verify`."""
-    policy = load_policy(path, activation)
+    policy = load_policy(path, spec=spec_from_env(env), activation=activation)
     with track("verify", "episodes", quiet) as report:
         return {
             "teacher": path,
@@ -53,7 +53,13 @@ def compare(
 ) -> dict[str, Any]:
     """Load teachers and compare them; see `rldistill.evaluate.compare.compare_teachers`."""
     with track("compare", "parts", quiet) as report:
-        found = compare_teachers({path: load_policy(path) for path in paths}, env, config, seed=seed, progress=report)
+        found = compare_teachers(
+            {path: load_policy(path, spec=spec_from_env(env)) for path in paths},
+            env,
+            config,
+            seed=seed,
+            progress=report,
+        )
     if out is not None:
         write_json(out, found)
     return found

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
-from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import DOCUMENT, load_native
+from rldistill.teachers.cleanrl import load_cleanrl
+from rldistill.teachers.module import load_module
 from rldistill.teachers.sb3 import load_sb3
+from rldistill.types import Policy, PolicySpec
 
 ZOO = "zoo:"
-RUN_CODE = (".pt", ".pth", ".pt2", ".pkl", ".pickle")
+STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
+RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy")
+KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, a state dict, or module:factory"
 
 
 def zoo_names() -> list[str]:
@@ -28,11 +33,16 @@ def zoo_documents() -> dict[str, Any]:
     return {name: json.loads((zoo / name / DOCUMENT).read_text()) for name in zoo_names()}
 
 
-def load_policy(path: str | Path, activation: str | None = None) -> NetworkPolicy:
-    """A policy from `zoo:NAME`, a folder of ours (`policy.json` in it), or a Stable-Baselines3 zip or its folder.
+def load_policy(path: str | Path, *, spec: PolicySpec | None = None, activation: str | None = None) -> Policy:
+    """A policy from elsewhere, by what its path is.
+
+    `zoo:NAME`; a folder of ours (`policy.json` in it); a Stable-Baselines3 zip or its folder; a state dict of CleanRL
+    (`.cleanrl_model .pt .pth .safetensors`); `module:factory`, or `module:factory@FILE` for one with weights, which run
+    your own code.
 
     Args:
         path: where it is.
+        spec: of the environment, for formats that do not tell what the policy takes and gives.
         activation: of its dense layers, where a file does not tell.
 
     Raises:
@@ -46,7 +56,12 @@ def load_policy(path: str | Path, activation: str | None = None) -> NetworkPolic
             raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, zoo_names())}")
         with resources.as_file(resources.files("rldistill") / "zoo" / name) as folder:
             return load_native(folder)
-    path = Path(path)
+    if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
+        return load_module(str(path), spec)
+    return _load_file(Path(path), spec, activation)
+
+
+def _load_file(path: Path, spec: PolicySpec | None, activation: str | None) -> Policy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
     if path.is_dir():
@@ -55,11 +70,13 @@ def load_policy(path: str | Path, activation: str | None = None) -> NetworkPolic
         path = _zip_in(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation)
+    if path.suffix in STATE_DICTS:
+        return load_cleanrl(path, spec)
     if path.suffix in RUN_CODE:
         raise UntrustedFileError(
-            f"{path}: files of this kind can run code when they are read; give safetensors or a zip"
+            f"{path}: files of this kind can run code when they are read; give a state dict, safetensors or a zip"
         )
-    raise UntrustedFileError(f"{path}: of no known format; give a folder with policy.json, or a Stable-Baselines3 zip")
+    raise UntrustedFileError(f"{path}: of no known format; give {KNOWN}")
 
 
 def _zip_in(folder: Path) -> Path:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from rldistill.errors import ConfigError, CorruptArtifactError, RLDistillError, UntrustedFileError
 from rldistill.students.network import ACTIVATIONS
@@ -19,12 +14,11 @@ from rldistill.teachers.actor import ActorPolicy
 from rldistill.teachers.normaliser import read_normaliser
 from rldistill.teachers.sb3_spaces import NotRebuilt, class_name, spec_from_spaces, spec_from_text
 from rldistill.teachers.sb3_tensors import Settings, Tensors, rebuild
+from rldistill.teachers.tensors import MAX_WEIGHTS, read_tensors, require_small
 from rldistill.teachers.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.types import PolicySpec, Wrapper
 
-MAX_DATA, MAX_WEIGHTS = 64 << 20, 1 << 30
-MAX_PARAMETERS = 1 << 28
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_DATA = 64 << 20
 SUPPORTED = (
     "DQN, QRDQN, PPO, A2C, TRPO, ARS, SAC, TD3, DDPG, TQC, RecurrentPPO and MaskablePPO with MlpPolicy, CnnPolicy or "
     "MultiInputPolicy"
@@ -118,39 +112,21 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(_member(path, archive, "data", MAX_DATA))
             weights = _member(path, archive, "policy.pth", MAX_WEIGHTS)
-        if zipfile.is_zipfile(io.BytesIO(weights)):  # whose own members may be packed again
-            with zipfile.ZipFile(io.BytesIO(weights)) as inner:
-                _require_small(path, "policy.pth", sum(member.file_size for member in inner.infolist()), MAX_WEIGHTS)
-        tensors = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     except RLDistillError:
         raise
-    except pickle.UnpicklingError:
-        raise UntrustedFileError(f"{path}: policy.pth holds more than tensors; refused") from None
-    except Exception as error:  # damaged bytes make zlib, zipfile, json and torch raise whatever they like
+    except Exception as error:  # damaged bytes make zlib, zipfile and json raise whatever they like
         raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error or type(error).__name__})") from None
-    if not isinstance(data, dict) or not isinstance(tensors, dict):
-        raise UntrustedFileError(f"{path}: not an SB3 model: data or policy.pth is not what it should be")
-    for key, value in tensors.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UntrustedFileError(f"{path}: policy.pth holds more than tensors; refused")
-        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
-        if not plain or value.numel() > MAX_PARAMETERS:
-            raise UntrustedFileError(f"{path}: {key} is not a plain tensor of a sensible size; refused")
-        if not torch.isfinite(value).all():
-            raise CorruptArtifactError(f"{path}: {key} holds NaN or infinite weights")
+    if not isinstance(data, dict):
+        raise UntrustedFileError(f"{path}: not an SB3 model: data is not what it should be")
+    tensors = read_tensors(weights, path, "policy.pth")
     return data, tensors
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     if name not in archive.namelist():
         raise UntrustedFileError(f"{path}: not an SB3 model: it has no {name}")
-    _require_small(path, name, archive.getinfo(name).file_size, limit)
+    require_small(path, name, archive.getinfo(name).file_size, limit)
     return archive.read(name)
-
-
-def _require_small(path: Path, name: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
 
 
 def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:

@@ -1,0 +1,77 @@
+"""Tensors from files that anybody may have written: read as data, checked, or refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from rldistill.errors import CorruptArtifactError, RLDistillError, UntrustedFileError
+
+MAX_WEIGHTS = 1 << 30
+MAX_PARAMETERS = 1 << 28
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file: safetensors, or what `torch.save` wrote.
+
+    Raises:
+        UntrustedFileError: a script, an exported program, or anything but plain tensors.
+        CorruptArtifactError: truncated or altered.
+    """
+    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_safetensors(path.read_bytes())
+        except (SafetensorError, ValueError) as error:
+            raise CorruptArtifactError(f"{path}: not a whole safetensors file ({error})") from None
+        return _checked(tensors, path)
+    return read_tensors(path.read_bytes(), path, "the file")
+
+
+def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
+    """What `torch.save` wrote, if it is a state dict; `name` is what `content` is called in `path`."""
+    try:
+        if zipfile.is_zipfile(io.BytesIO(content)):  # whose own members may be packed again
+            with zipfile.ZipFile(io.BytesIO(content)) as inner:
+                require_small(path, name, sum(member.file_size for member in inner.infolist()), MAX_WEIGHTS)
+                if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
+                    raise UntrustedFileError(
+                        f"{path}: {name} is a TorchScript or an exported program, which runs code when it is read; "
+                        "give its state dict, or export it to ONNX"
+                    )
+        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except RLDistillError:
+        raise
+    except pickle.UnpicklingError:
+        raise UntrustedFileError(f"{path}: {name} holds more than tensors; refused") from None
+    except Exception as error:  # damaged bytes make zipfile and torch raise whatever they like
+        raise CorruptArtifactError(f"{path}: not a whole file of tensors ({error or type(error).__name__})") from None
+    if not isinstance(tensors, dict):
+        raise UntrustedFileError(f"{path}: {name} is not what it should be, a state dict")
+    return _checked(tensors, path, name)
+
+
+def require_small(path: Path, name: str, size: int, limit: int) -> None:
+    """Raise UntrustedFileError for what unpacks to more than `limit` bytes."""
+    if size > limit:
+        raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
+
+
+def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
+    for key, value in tensors.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UntrustedFileError(f"{path}: {name} holds more than tensors; refused")
+        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
+        if not plain or value.numel() > MAX_PARAMETERS:
+            raise UntrustedFileError(f"{path}: {key} is not a plain tensor of a sensible size; refused")
+        if not torch.isfinite(value).all():
+            raise CorruptArtifactError(f"{path}: {key} holds NaN or infinite weights")
+    return tensors

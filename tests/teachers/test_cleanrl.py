@@ -1,0 +1,158 @@
+"""The networks of CleanRL's scripts, written down as they are there, and their state dicts read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.teachers.load import load_policy
+from rldistill.types import PolicySpec
+
+
+class Dqn(nn.Module):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(obs, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, actions)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def nature(*last: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 8, stride=4), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, stride=1), nn.ReLU(), nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), *last,
+    )  # fmt: skip
+
+
+class DqnAtari(nn.Module):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.network = nature(nn.Linear(512, actions))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x / 255.0)
+
+
+class Ppo(nn.Module):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.critic = self.dense(obs, 1)
+        self.actor = self.dense(obs, actions)
+
+    def dense(self, obs: int, out: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(obs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.actor(x)
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.critic(x)
+
+
+class PpoContinuous(Ppo):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__(obs, actions)
+        self.actor_mean = self.actor
+        del self.actor
+        self.actor_logstd = nn.Parameter(torch.randn(1, actions))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.actor_mean(x)
+        return torch.cat([mean, self.actor_logstd.expand_as(mean)], -1)
+
+
+class PpoAtari(nn.Module):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.network = nature()
+        self.actor, self.critic = nn.Linear(512, actions), nn.Linear(512, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.actor(self.network(x / 255.0))
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.critic(self.network(x / 255.0))
+
+
+CASES: list[tuple[Any, str, int, str]] = [
+    (Dqn, "CartPole-v1", 2, "q_values"),
+    (DqnAtari, "ALE/Pong-v5", 6, "q_values"),
+    (Ppo, "CartPole-v1", 2, "categorical"),
+    (PpoContinuous, "Pendulum-v1", 1, "gaussian"),
+    (PpoAtari, "ALE/Pong-v5", 6, "categorical"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["cleanrl_model", "safetensors"])
+@pytest.mark.parametrize(("network", "env", "actions", "kind"), CASES, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_checkpoint_says_what_its_network_said(
+    network: Any, env: str, actions: int, kind: str, suffix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    spec = spec_from_env(EnvConfig(env))
+    theirs = network(*spec.obs_shape[:1], actions)
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "safetensors":
+        save_file(theirs.state_dict(), path)
+    else:
+        torch.save(theirs.state_dict(), path)
+    policy = load_policy(path, spec=spec)
+    assert policy.spec.head.kind == kind
+    pixels = spec.obs_dtype == "uint8"
+    obs = (
+        torch.randint(0, 256, (20, *spec.obs_shape), dtype=torch.uint8)
+        if pixels
+        else torch.randn(1_000, *spec.obs_shape)
+    )
+    with torch.no_grad():
+        for rows in (obs, obs[:1]):
+            output, _ = policy(rows)
+            torch.testing.assert_close(output.params, theirs(rows.float()), rtol=1e-5, atol=1e-5)
+            if output.value is not None:
+                torch.testing.assert_close(output.value, theirs.value(rows.float())[:, 0], rtol=1e-5, atol=1e-5)
+
+
+CARTPOLE = PolicySpec((4,), "float32", dataclasses.replace(spec_from_env(EnvConfig("CartPole-v1")).head))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"a": torch.zeros(2)}, "not the tensors of"),
+        (Dqn(4, 3).state_dict(), "where the environment needs"),
+        (Dqn(5, 2).state_dict(), "where the environment needs"),
+        (PpoContinuous(4, 2).state_dict(), "gaussian actions"),
+        (DqnAtari(4, 2).state_dict(), "no image|too small|not the tensors"),
+        ({"network.0.weight": torch.zeros(3, 4)}, "not the tensors of"),
+    ],
+)
+def test_tensors_of_another_network_are_refused(tensors: Any, words: str, tmp_path: Path) -> None:
+    torch.save(tensors, tmp_path / "model.pt")
+    with pytest.raises(UntrustedFileError, match=rf"model\.pt.*({words})"):
+        load_policy(tmp_path / "model.pt", spec=CARTPOLE)
+
+
+def test_what_is_no_whole_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(Dqn(4, 2).state_dict(), path)
+    with pytest.raises(ConfigError, match="give the environment's spec"):
+        load_policy(path)
+    weights = {**Dqn(4, 2).state_dict(), "network.0.bias": torch.full((120,), np.nan)}
+    torch.save(weights, path)
+    with pytest.raises(CorruptArtifactError, match="NaN"):
+        load_policy(path, spec=CARTPOLE)
+    path.write_bytes(path.read_bytes()[:1_000])
+    with pytest.raises(CorruptArtifactError, match=r"model\.pth"):
+        load_policy(path, spec=CARTPOLE)
