@@ -12,13 +12,14 @@ from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.cleanrl import load_cleanrl
 from rldistill.teachers.module import load_module
+from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.sb3 import load_sb3
-from rldistill.types import Policy, PolicySpec
+from rldistill.types import HeadKind, Policy, PolicySpec
 
 ZOO = "zoo:"
 STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
 RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy")
-KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, a state dict, or module:factory"
+KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, a state dict, or module:factory"
 
 
 def zoo_names() -> list[str]:
@@ -33,17 +34,26 @@ def zoo_documents() -> dict[str, Any]:
     return {name: json.loads((zoo / name / DOCUMENT).read_text()) for name in zoo_names()}
 
 
-def load_policy(path: str | Path, *, spec: PolicySpec | None = None, activation: str | None = None) -> Policy:
+def load_policy(
+    path: str | Path,
+    *,
+    spec: PolicySpec | None = None,
+    activation: str | None = None,
+    head: HeadKind | None = None,
+    scale: float = 1.0,
+) -> Policy:
     """A policy from elsewhere, by what its path is.
 
     `zoo:NAME`; a folder of ours (`policy.json` in it); a Stable-Baselines3 zip or its folder; a state dict of CleanRL
-    (`.cleanrl_model .pt .pth .safetensors`); `module:factory`, or `module:factory@FILE` for one with weights, which run
-    your own code.
+    (`.cleanrl_model .pt .pth .safetensors`); an ONNX file; `module:factory`, or `module:factory@FILE` for one with
+    weights, which run your own code.
 
     Args:
         path: where it is.
         spec: of the environment, for formats that do not tell what the policy takes and gives.
         activation: of its dense layers, where a file does not tell.
+        head: what the numbers of an ONNX file mean: `q_values`, or the neutral head of the action space if none.
+        scale: what an ONNX file's input is multiplied with, 1/255 where it expects pixels from 0 to 1.
 
     Raises:
         ConfigError: there is nothing of that name.
@@ -58,10 +68,12 @@ def load_policy(path: str | Path, *, spec: PolicySpec | None = None, activation:
             return load_native(folder)
     if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
         return load_module(str(path), spec)
-    return _load_file(Path(path), spec, activation)
+    return _load_file(Path(path), spec, activation, head, scale)
 
 
-def _load_file(path: Path, spec: PolicySpec | None, activation: str | None) -> Policy:
+def _load_file(
+    path: Path, spec: PolicySpec | None, activation: str | None, head: HeadKind | None, scale: float
+) -> Policy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
     if path.is_dir():
@@ -70,6 +82,8 @@ def _load_file(path: Path, spec: PolicySpec | None, activation: str | None) -> P
         path = _zip_in(path)
     if path.suffix == ".zip":
         return load_sb3(path, activation)
+    if path.suffix == ".onnx":
+        return load_onnx(path, spec, head, scale)
     if path.suffix in STATE_DICTS:
         return load_cleanrl(path, spec)
     if path.suffix in RUN_CODE:

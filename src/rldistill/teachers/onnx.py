@@ -1,0 +1,147 @@
+"""ONNX teachers: graphs of known operators, run by onnxruntime, with nothing outside their file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, SpecMismatchError, UntrustedFileError
+from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
+from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int64)": np.int64,
+}
+
+
+class OnnxPolicy:
+    """A policy whose head's numbers are one output of an ONNX graph with one input.
+
+    uint8 observations reach a graph of floats as they are, 0 to 255, unless `scale` is given.
+    """
+
+    def __init__(self, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
+        self._content, self._spec, self._output, self._scale = content, spec, output, scale
+        self._session = _session(content)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy takes and gives."""
+        return self._spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """None: it has no state."""
+        return None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """What onnxruntime computes of a batch of observations."""
+        assert isinstance(obs, Tensor)
+        (entry,) = self._session.get_inputs()
+        fed = obs.numpy().astype(DTYPES[entry.type], copy=False)
+        if self._scale != 1:
+            fed = (fed * self._scale).astype(fed.dtype)
+        (params,) = self._session.run([self._output], {entry.name: np.ascontiguousarray(fed)})
+        return PolicyOutput(self._spec.head, torch.from_numpy(params).float()), None
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._content, self._spec, self._output, self._scale
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+
+def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None, scale: float = 1.0) -> OnnxPolicy:
+    """Read an ONNX file.
+
+    Args:
+        path: the file.
+        spec: of the environment, which it does not tell.
+        head: what its numbers mean, where that is not the neutral head of the action space: `q_values`.
+        scale: what its input is multiplied with, 1/255 for a graph that expects pixels from 0 to 1.
+
+    Raises:
+        ConfigError: no `spec`.
+        MissingExtraError: onnxruntime is not installed.
+        UntrustedFileError: tensors kept outside the file, operators of no known domain.
+        SpecMismatchError: an input or an output that is not the environment's.
+        CorruptArtifactError: truncated or altered.
+    """
+    if spec is None:
+        raise ConfigError(f"{path}: an ONNX file does not tell its environment; give the environment's spec")
+    try:
+        import onnx
+    except ImportError:
+        raise MissingExtraError("Reading ONNX", "export") from None
+    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
+    content = path.read_bytes()
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf raises its own
+        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error})") from None
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UntrustedFileError(f"{path}: {tensor.name} is kept outside the file, which is not followed")
+    for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
+        if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
+            raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
+    try:
+        session = _session(content)
+    except Exception as error:  # onnxruntime has no tree of errors
+        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({' '.join(str(error).split())})") from None
+    if head is not None:
+        spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=head))
+    return OnnxPolicy(content, spec, _chosen_output(path, session, spec), scale)
+
+
+def _session(content: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _nodes(inner)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from [attribute.t, *attribute.tensors]
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _tensors(inner)
+
+
+def _chosen_output(path: Path, session: Any, spec: PolicySpec) -> str:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or inputs[0].type not in DTYPES:
+        raise SpecMismatchError(f"{path}: {len(inputs)} inputs of {[i.type for i in inputs]}; expected one of numbers")
+    shape = tuple(inputs[0].shape)[1:]
+    if len(shape) != len(spec.obs_shape) or any(
+        isinstance(size, int) and size != wanted for size, wanted in zip(shape, spec.obs_shape, strict=True)
+    ):
+        raise SpecMismatchError(f"{path}: takes observations of {shape}, the environment gives {spec.obs_shape}")
+    wide = [o for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == spec.head.num_params]
+    if not wide:
+        found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+        raise SpecMismatchError(f"{path}: gives {found}; expected [batch, {spec.head.num_params}] for {spec.head.kind}")
+    return str(wide[0].name)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
+from rldistill.students import Cnn, Mlp
+from rldistill.teachers.load import load_policy
+
+from ..conftest import CARTPOLE
+
+onnx = pytest.importorskip("onnx", reason="needs the extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+
+SPEC = spec_from_env(CARTPOLE)
+
+
+class Params(nn.Module):
+    """The parameters alone of one of our networks, as somebody else would export it."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.policy(obs)[0].params
+
+
+def export(network: nn.Module, obs: torch.Tensor, path: Path) -> Path:
+    network.eval()
+    batch = {0: torch.export.Dim("batch")}
+    torch.onnx.export(network, (obs,), path, dynamo=True, dynamic_shapes=(batch,), external_data=False, verbose=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return export(Params(Mlp((16,)).build(SPEC).eval()), torch.zeros(3, 4), tmp_path_factory.mktemp("onnx") / "p.onnx")
+
+
+def test_labels_are_the_runtimes_own(file: Path) -> None:
+    policy = load_policy(file, spec=SPEC)
+    session = onnxruntime.InferenceSession(file.read_bytes())
+    obs = torch.randn(1_000, 4)
+    for rows in (obs, obs[:1]):
+        (expected,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+        np.testing.assert_allclose(policy(rows)[0].params.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_it_teaches_in_several_processes(file: Path, tmp_path: Path) -> None:
+    policy = load_policy(file, spec=SPEC, head="q_values")
+    assert policy.spec.head.kind == "q_values"
+    config = CollectConfig(steps=200, slots=2, block=50)
+    one = collect(CARTPOLE, policy, config, tmp_path / "one")
+    two = collect(
+        CARTPOLE, pickle.loads(pickle.dumps(policy)), dataclasses.replace(config, workers=2), tmp_path / "two"
+    )
+    np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
+
+
+def test_pixels_are_scaled_on_request(tmp_path: Path) -> None:
+    spec = spec_from_env(EnvConfig("ALE/Pong-v5"))
+    floats = dataclasses.replace(spec, obs_dtype="float32")
+    network = Cnn((4,), (8,), (8,), (8,)).build(floats).eval()
+    path = export(Params(network), torch.zeros(2, 4, 84, 84), tmp_path / "p.onnx")
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    params = load_policy(path, spec=spec, scale=1 / 255)(obs)[0].params
+    torch.testing.assert_close(params, network(obs / 255)[0].params, rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_outside_the_file_are_not_followed(file: Path, tmp_path: Path) -> None:
+    model = onnx.load(file)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../../../etc/passwd"
+    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UntrustedFileError, match="outside the file"):
+        load_policy(tmp_path / "evil.onnx", spec=SPEC)
+
+
+def test_operators_of_no_known_domain_are_refused(file: Path, tmp_path: Path) -> None:
+    model = onnx.load(file)
+    model.graph.node[0].domain = "evil.ops"
+    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UntrustedFileError, match=r"evil\.ops"):
+        load_policy(tmp_path / "evil.onnx", spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [(spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"), (None, "give the environment's spec")],
+)
+def test_another_environments_file_is_named(file: Path, spec: Any, words: str) -> None:
+    with pytest.raises((SpecMismatchError, ConfigError), match=rf"p\.onnx.*{words}"):
+        load_policy(file, spec=spec)
+
+
+def test_another_action_space_is_named(file: Path) -> None:
+    spec = dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,)))
+    with pytest.raises(SpecMismatchError, match=r"expected \[batch, 3\]"):
+        load_policy(file, spec=spec)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 300])
+def test_a_truncated_file_is_named(file: Path, kept: int, tmp_path: Path) -> None:
+    (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:kept])
+    with pytest.raises((CorruptArtifactError, SpecMismatchError), match=r"cut\.onnx"):
+        load_policy(tmp_path / "cut.onnx", spec=SPEC)
