@@ -11,6 +11,7 @@ from rldistill.errors import ConfigError
 from rldistill.losses import ForwardKL, QHuber
 from rldistill.schedules import Constant, Linear
 from rldistill.students import Cnn, Mlp
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -42,7 +43,7 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     plan = RunConfig.load(file, environment={}).plan()
     assert plan.name == "cartpole"
     assert plan.folder == Path("runs/cartpole")
-    assert plan.teacher == "teacher.zip"
+    assert plan.teacher == SavedTeacher("teacher.zip")
     assert plan.collect.steps == 1_000
     assert plan.seeds == (3, 4)
     assert plan.students == {"small": Mlp(hidden=(8, 8)), "cnn": Cnn()}
@@ -52,6 +53,17 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     assert (second.loss, second.weight) == (QHuber(delta=2.0), Constant(1.0))
     assert third.loss == ForwardKL()
     assert plan.distill.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("teacher", "planned"),
+    [
+        ("{path: a.onnx, head: q_values, scale: 0.5}", SavedTeacher("a.onnx", head="q_values", scale=0.5)),
+        ("{ensemble: [a.zip, b.zip], vote: majority}", TeacherEnsemble(("a.zip", "b.zip"), "majority")),
+    ],
+)
+def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
+    assert RunConfig.load(file, [f"teacher={teacher}"], {}).plan().teacher == planned
 
 
 def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:
@@ -89,6 +101,8 @@ def test_examples_are_valid(example: str) -> None:
         ("students.cnn.channels=[0]", "students.cnn.channels.0: found 0, expected at least 1"),
         ("students.cnn.channels=3", "students.cnn.channels: found 3, expected a list"),
         ("students.x={}", "students.x.type: is missing"),
+        ("teacher={path: a.onnx, haed: q_values}", "teacher.haed: unknown key. Did you mean 'head'?"),
+        ("teacher={path: a.onnx, head: q_value}", "teacher.head: found 'q_value'"),
         ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),

@@ -193,16 +193,19 @@ def verify(
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
+    head: Annotated[str | None, typer.Option(help="What an ONNX file's numbers mean: q_values.")] = None,
+    scale: Annotated[float, typer.Option(help="What an ONNX file's input is multiplied with.")] = 1.0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
-    from rldistill.config import env_from_options
+    from rldistill.config import env_from_options, teacher_from_options
     from rldistill.evaluate.verify import Claim
     from rldistill.recipes.teachers import print_verification, verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
-    found = verify_teacher(path, env_from_options(env, env_kwarg or ()), claim, episodes, seed, activation, quiet)
+    teacher = teacher_from_options(path, activation, head, scale)
+    found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), claim, episodes, seed, quiet)
     with _output(quiet):
         typer.echo(json.dumps(found, indent=2)) if as_json else print_verification(found)
     if not found["ok"]:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError
@@ -28,7 +28,9 @@ from rldistill.objective import Term
 from rldistill.recipes.run import Recipe, Run
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.train import TrainConfig, algorithm_class
+from rldistill.types import HeadKind
 
 PREFIX = "RLDISTILL__"
 RESERVED = ("teacher", "random")
@@ -111,9 +113,19 @@ class _Trained(Strictly):
     train: Annotated[TrainConfig, SCHEMA]
 
 
+def _kind_of_teacher(value: Any) -> str:
+    if isinstance(value, str):
+        return "path"
+    keys = value if isinstance(value, Mapping) else {}
+    return "saved" if "path" in keys else "ensemble" if "ensemble" in keys else "trained"
+
+
 Teacher = Annotated[
-    Annotated[str, Strict(), Tag("saved")] | Annotated[_Trained, Tag("trained")],
-    Discriminator(lambda value: "saved" if isinstance(value, str) else "trained"),
+    Annotated[str, Strict(), Tag("path")]
+    | Annotated[SavedTeacher, SCHEMA, Tag("saved")]
+    | Annotated[TeacherEnsemble, SCHEMA, Tag("ensemble")]
+    | Annotated[_Trained, Tag("trained")],
+    Discriminator(_kind_of_teacher),
 ]
 
 
@@ -170,6 +182,11 @@ class RunConfig(Strictly):
         config._document = document
         return config
 
+    def _planned_teacher(self) -> SavedTeacher | TeacherEnsemble | TrainConfig:
+        if isinstance(self.teacher, str):
+            return SavedTeacher(self.teacher)
+        return self.teacher.train if isinstance(self.teacher, _Trained) else self.teacher
+
     def plan(self) -> Run:
         """The run as the plain dataclasses that the stages take."""
         return Run(
@@ -177,7 +194,7 @@ class RunConfig(Strictly):
             folder=self.out,
             seed=self.seed,
             env=self.env,
-            teacher=self.teacher if isinstance(self.teacher, str) else self.teacher.train,
+            teacher=self._planned_teacher(),
             collect=self.collect,
             recipe=self.recipe,
             distill=self.distill,
@@ -200,6 +217,13 @@ def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
         return _known_env(EnvConfig(env_id, values))
     except PydanticCustomError as error:
         raise ConfigError(f"--env: {error.message()}") from None
+
+
+def teacher_from_options(path: str, activation: str | None, head: str | None, scale: float) -> SavedTeacher:
+    """The teacher of a command line."""
+    if head is not None and head not in get_args(HeadKind):
+        raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, get_args(HeadKind))}")
+    return SavedTeacher(path, activation, cast(HeadKind | None, head), scale)
 
 
 class _Loader(yaml.SafeLoader):

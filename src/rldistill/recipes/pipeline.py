@@ -40,7 +40,7 @@ def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool
 def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Policy:
     """Train the run's teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
-        raise ConfigError(f"teacher: {run.teacher} is there already; to train one, give teacher.train")
+        raise ConfigError(f"teacher: {run.document['teacher']} is there already; to train one, give teacher.train")
     _note_what_was_asked(run)
     with track("train teacher", "steps", quiet) as report:
         return train_teacher(
@@ -101,8 +101,9 @@ def run_report(run: Run) -> Path:
 
 
 def _teacher(run: Run) -> Policy:
-    path = run.folder / "teacher" if isinstance(run.teacher, TrainConfig) else run.teacher
-    return load_policy(path, spec=spec_from_env(run.env))
+    if isinstance(run.teacher, TrainConfig):
+        return load_policy(run.folder / "teacher")
+    return run.teacher.load(spec_from_env(run.env))
 
 
 def _student_entrant(run: Run, name: str, collected: int) -> Entrant:

@@ -13,6 +13,7 @@ from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.schedules import Constant, Schedule
 from rldistill.students import AnyStudent
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.train import TrainConfig
 
 
@@ -43,7 +44,7 @@ class Run:
     folder: Path
     seed: int
     env: EnvConfig
-    teacher: str | TrainConfig
+    teacher: SavedTeacher | TeacherEnsemble | TrainConfig
     collect: CollectConfig
     recipe: Recipe
     distill: DistillConfig

@@ -14,7 +14,7 @@ from rldistill.envs.vector import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track
-from rldistill.teachers.load import load_policy, zoo_documents
+from rldistill.teachers.load import SavedTeacher, load_policy, zoo_documents
 
 
 def list_teachers() -> list[dict[str, Any]]:
@@ -36,13 +36,13 @@ def list_teachers() -> list[dict[str, Any]]:
 
 
 def verify_teacher(
-    path: str, env: EnvConfig, claim: Claim | None, episodes: int, seed: int, activation: str | None, quiet: bool
+    teacher: SavedTeacher, env: EnvConfig, claim: Claim | None, episodes: int, seed: int, quiet: bool
 ) -> dict[str, Any]:
     """Load a teacher and verify it; see `rldistill.evaluate.verify.verify`."""
-    policy = load_policy(path, spec=spec_from_env(env), activation=activation)
+    policy = teacher.load(spec_from_env(env))
     with track("verify", "episodes", quiet) as report:
         return {
-            "teacher": path,
+            "teacher": teacher.path,
             "env": env.id,
             **verify(policy, env, claim, episodes=episodes, seed=seed, progress=report),
         }

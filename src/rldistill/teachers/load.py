@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.cleanrl import load_cleanrl
+from rldistill.teachers.ensemble import Ensemble, Vote
 from rldistill.teachers.module import load_module
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.sb3 import load_sb3
@@ -20,6 +22,32 @@ ZOO = "zoo:"
 STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
 RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy")
 KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, a state dict, or module:factory"
+
+
+@dataclass(frozen=True)
+class SavedTeacher:
+    """A teacher from elsewhere, and what its file does not tell; the fields are those of `load_policy`."""
+
+    path: str
+    activation: str | None = None
+    head: HeadKind | None = None
+    scale: float = 1.0
+
+    def load(self, spec: PolicySpec | None) -> Policy:
+        """Read it."""
+        return load_policy(self.path, spec=spec, activation=self.activation, head=self.head, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class TeacherEnsemble:
+    """Several teachers that teach as one; see `rldistill.teachers.ensemble`."""
+
+    ensemble: tuple[str, ...]
+    vote: Vote = "mean"
+
+    def load(self, spec: PolicySpec | None) -> Policy:
+        """Read them all."""
+        return Ensemble(tuple(load_policy(path, spec=spec) for path in self.ensemble), self.vote)
 
 
 def zoo_names() -> list[str]:
