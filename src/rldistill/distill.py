@@ -25,7 +25,7 @@ from rldistill.losses import ForwardKL
 from rldistill.objective import Term, best_constant_loss, student_spec, total_loss, with_temperatures
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
-from rldistill.students.network import NetworkPolicy
+from rldistill.students.network import NetworkPolicy, encoded_moments
 from rldistill.students.storage import load_native, save_policy
 from rldistill.types import Batch, PolicyOutput
 
@@ -286,8 +286,6 @@ def _flattened(policy: nn.Module) -> nn.Parameter:
 
 def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
-    if dataset.spec.nvec:
-        return torch.zeros(sum(dataset.spec.nvec)), torch.ones(sum(dataset.spec.nvec))
     if dataset.spec.obs_dtype == "uint8":
         # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
         seen = dataset.obs[_spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)] / np.float32(255)
@@ -295,7 +293,8 @@ def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     else:
         seen = dataset.obs.astype(np.float64)
         mean, std = seen.mean(0), seen.std(0)
-    return torch.from_numpy(mean).float(), torch.from_numpy(np.where(std < 1e-6, 1.0, std)).float()
+    std = np.where(std < 1e-6, 1.0, std)
+    return encoded_moments(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), dataset.spec)
 
 
 def _device(name: str) -> torch.device:

@@ -80,12 +80,13 @@ class PolicySpec:
     """What a policy takes and gives.
 
     Attributes:
-        obs_shape: of one observation; empty where it is a dict.
-        obs_dtype: by numpy's name, or `dict`.
+        obs_shape: of one observation.
+        obs_dtype: by numpy's name.
         head: what comes out.
         frames: how frames became the observation.
         nvec: sizes of the integers in an observation that are fed as one-hot vectors.
-        parts: the entries of a dict observation, in the order of its space.
+        parts: the entries of a dict observation, in the order of its space; it is passed on as one vector, in which
+            they follow one another.
         view: what has to be wrapped around the bare environment for these observations to come out of it.
     """
 
@@ -96,6 +97,11 @@ class PolicySpec:
     nvec: tuple[int, ...] = ()
     parts: tuple[tuple[str, ObsPart], ...] = ()
     view: tuple[Wrapper, ...] = ()
+
+    @classmethod
+    def of_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
+        """The spec of a dict observation with these entries."""
+        return cls((sum(math.prod(part.shape) for _, part in parts),), "float32", head, parts=parts)
 
     @property
     def entries(self) -> dict[str, ObsPart]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rldistill.envs import views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.types import ActionHead, FramePipeline, Policy, PolicySpec, Wrapper
+from rldistill.types import ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Wrapper
 
 VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
 
@@ -197,7 +197,7 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
             env = wrap(env, **wrapper.kwargs)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
             raise ConfigError(f"env.wrappers: {wrapper.name} does not take {wrapper.kwargs}: {error}") from None
-    return env
+    return views.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
 
 
 def _refuse_wrappers(config: EnvConfig) -> None:
@@ -227,16 +227,25 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
     else:
         env = make_env(config)
         frames, obs_space, action_space = None, env.observation_space, env.action_space
+        parts = env.space if isinstance(env, views.FlatDict) else None
         env.close()
-    head = _neutral_head(config.id, action_space)
-    if isinstance(obs_space, spaces.Discrete) and obs_space.start == 0:
-        return PolicySpec((), "int64", head, nvec=(int(obs_space.n),))
-    if isinstance(obs_space, spaces.MultiDiscrete):
-        return PolicySpec(obs_space.shape, "int64", head, nvec=tuple(int(n) for n in obs_space.nvec.ravel()))
-    if isinstance(obs_space, spaces.Box | spaces.MultiBinary):
-        return PolicySpec(obs_space.shape, str(obs_space.dtype), head, frames)
+        if parts is not None:
+            head = _neutral_head(config.id, action_space)
+            return PolicySpec.of_parts(tuple((key, _part(config.id, inner)) for key, inner in parts.items()), head)
+    part = _part(config.id, obs_space)
+    return PolicySpec(part.shape, part.dtype, _neutral_head(config.id, action_space), frames, part.nvec)
+
+
+def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return ObsPart((), "int64", (int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete):
+        return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return ObsPart(space.shape, str(space.dtype))
     raise ConfigError(
-        f"env.id: {config.id} has observations {obs_space}; Box, Discrete, MultiDiscrete and MultiBinary are supported"
+        f"env.id: {env_id} has observations {space}; Box, Discrete, MultiDiscrete, MultiBinary and a Dict of these are "
+        "supported"
     )
 
 

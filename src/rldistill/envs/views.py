@@ -165,6 +165,22 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Array, Any, Array]):
         return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
 
 
+class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
+    """A dict of arrays and integers as one float32 vector, entry after entry; `space` is what they were."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Dict):
+            raise ValueError(f"it needs observations in a dict, these are {space}")
+        self.space: dict[str, spaces.Space[Any]] = dict(space.spaces)
+        size = sum(int(np.prod(inner.shape or ())) for inner in self.space.values())
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def observation(self, observation: Any) -> Array:
+        return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
+
+
 def _box(env: Env) -> spaces.Box:
     if not isinstance(env.observation_space, spaces.Box):
         raise ValueError(f"it needs observations of one array, these are {env.observation_space}")

@@ -3,6 +3,7 @@
 # ruff: noqa: F722 (shapes in annotations are not Python)
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,19 +81,20 @@ class NetworkPolicy(nn.Module):
 
     def standardised(self, obs: Obs) -> Obs:
         """What the first layer is fed: float32, a dict where the observation is one."""
-        if isinstance(obs, Tensor):
-            if self._spec.parts:
-                raise SpecMismatchError(f"the policy takes a dict of {', '.join(self._spec.entries)}, not one tensor")
+        if not self._spec.parts:
+            if not isinstance(obs, Tensor):
+                raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
             return self._clipped(self._scaled(obs), "")
-        flat = {}
+        entries = split_parts(obs, self._spec) if isinstance(obs, Tensor) else obs
+        scaled = {}
         at = 0
         for key, part in self._spec.parts:
-            entry = _encoded(obs[key], part)
+            entry = _encoded(entries[key], part)
             shape = entry.shape
             of_key = slice(at, at := at + part.width)
             entry = (entry.flatten(1) - self.obs_mean[of_key]) / self.obs_std[of_key]
-            flat[key] = self._clipped(entry.view(shape).float(), key)
-        return flat
+            scaled[key] = self._clipped(entry.view(shape).float(), key)
+        return scaled
 
     def _scaled(self, obs: Tensor) -> Tensor:
         if self._spec.nvec:
@@ -113,6 +115,31 @@ class Flat(nn.Module):
         if isinstance(obs, Tensor):
             return obs.flatten(1)
         return torch.cat([entry.flatten(1) for entry in obs.values()], 1)
+
+
+def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
+    """The entries of dict observations that were passed on as vectors, `[B, N]`."""
+    sizes = [math.prod(part.shape) for _, part in spec.parts]
+    entries = {}
+    for (key, part), entry in zip(spec.parts, obs.split_with_sizes(sizes, 1), strict=True):
+        whole = entry.reshape(len(obs), *part.shape)
+        entries[key] = whole.to(torch.uint8) if part.dtype == "uint8" else whole
+    return entries
+
+
+def encoded_moments(mean: Tensor, std: Tensor, spec: PolicySpec) -> tuple[Tensor, Tensor]:
+    """What to standardise with, given the moments of what comes in; one-hot vectors stay as they are."""
+    if not spec.parts:
+        return (torch.zeros(sum(spec.nvec)), torch.ones(sum(spec.nvec))) if spec.nvec else (mean, std)
+    means, stds = [], []
+    sizes = [math.prod(part.shape) for _, part in spec.parts]
+    for (_, part), of_mean, of_std in zip(
+        spec.parts, mean.split_with_sizes(sizes), std.split_with_sizes(sizes), strict=True
+    ):
+        scale = 255 if part.dtype == "uint8" else 1
+        means.append(torch.zeros(part.width) if part.nvec else of_mean / scale)
+        stds.append(torch.ones(part.width) if part.nvec else of_std / scale)
+    return torch.cat(means), torch.cat(stds)
 
 
 def moments_shape(spec: PolicySpec) -> tuple[int, ...]:

@@ -169,7 +169,9 @@ def _check_observation(fields: _Fields) -> None:
         entry.get("shape", _sizes, "a list of sizes")
         entry.get("nvec", _sizes, "a list of sizes")
         entry.get("dtype", _is_dtype, "a dtype")
-    fields.get("obs_dtype", lambda dtype: dtype == "dict" if parts else _is_dtype(dtype), "a dtype, or dict for parts")
+    fields.get(
+        "obs_dtype", lambda dtype: dtype == "float32" if parts else _is_dtype(dtype), "a dtype, float32 for parts"
+    )
     whole = _Fields(fields.path, value, fields.name)
     whole.get("nvec", _sizes, "a list of sizes")
     for wrapper in whole.get("view", lambda view: isinstance(view, list), "a list of wrappers"):

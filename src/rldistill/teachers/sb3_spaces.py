@@ -22,7 +22,7 @@ def spec_from_text(data: dict[str, Any]) -> PolicySpec:
     head = _head_from_text(actions)
     kind = class_name(observations[":type:"])
     if kind == "Dict":
-        return PolicySpec((), "dict", head, parts=tuple(_parts_from_text(str(observations["spaces"]))))
+        return PolicySpec.of_parts(tuple(_parts_from_text(str(observations["spaces"]))), head)
     part = _part_from_fields(kind, observations)
     return PolicySpec(part.shape, part.dtype, head, _frames(part), part.nvec)
 
@@ -32,7 +32,7 @@ def spec_from_spaces(model: Any) -> PolicySpec:
     space, head = model.observation_space, _head_from_space(model.action_space)
     if class_name(type(space)) == "Dict":
         parts = tuple((key, _part_from_space(inner)) for key, inner in space.spaces.items())
-        return PolicySpec((), "dict", head, parts=parts)
+        return PolicySpec.of_parts(parts, head)
     part = _part_from_space(space)
     return PolicySpec(part.shape, part.dtype, head, _frames(part), part.nvec)
 
