@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.envs.vector import EnvConfig
@@ -202,8 +203,11 @@ def test_images_with_channels_last_are_refused_before_training(tmp_path: Path) -
 
 
 def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path: Path) -> None:
-    config = TrainConfig("SAC", hyperparameters={"use_sde": True, "buffer_size": 100})
-    with pytest.raises(ConfigError, match="gSDE"):
+    class Mine(FlattenExtractor):
+        pass
+
+    config = TrainConfig("SAC", hyperparameters={"policy_kwargs": {"features_extractor_class": Mine}})
+    with pytest.raises(ConfigError, match="features extractor Mine"):
         train_teacher(EnvConfig("Pendulum-v1"), config, tmp_path)
 
 
