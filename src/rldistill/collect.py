@@ -33,6 +33,7 @@ from rldistill.envs.atari import is_deterministic
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError
+from rldistill.masking import confine, has_mask, random_legal
 from rldistill.record import BlockRecord, obs_hash
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput
@@ -133,6 +134,7 @@ def collect(
         )
     env = env.seen_by(teacher)
     spec = spec_from_env(env)
+    teacher = confine(teacher, spec)
     teacher.spec.require_same_input(spec, "the teacher", env.id)
     if student is not None:
         student.spec.require_same_input(spec, "the student", env.id)
@@ -324,7 +326,10 @@ class _Stream:
         if self.config.epsilon:
             space = env.single_action_space
             space.seed(int(rng.integers(2**31)))
-            random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype)
+            if has_mask(self.teacher.spec):
+                random = random_legal(obs, self.teacher.spec, rng)
+            else:
+                random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype)
             action = np.where(explore.reshape(-1, *[1] * (action.ndim - 1)), random, action)
         actor[explore] = RANDOM
         record.actors.append(actor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,13 @@ Obs = Tensor | Mapping[str, Tensor]
 HeadKind = Literal[
     "categorical", "q_values", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian", "deterministic"
 ]
+
+
+MASK = "action_mask"
+"""The entry of an observation that says which actions are legal."""
+
+ILLEGAL = -1e8
+"""The logit or value of an action that is not."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,11 @@ class PolicyOutput:
     value: Tensor | None = None
     features: Tensor | None = None
     mask: Tensor | None = None
+
+    def masked(self, mask: Tensor) -> PolicyOutput:
+        """The same with actions that are not legal ruled out: they are never chosen, and no loss sees them."""
+        legal = mask.bool()
+        return replace(self, params=self.params.masked_fill(~legal, ILLEGAL), mask=legal)
 
     def mode(self) -> Tensor:
         """The most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""

@@ -23,7 +23,7 @@ from rldistill.data.blocks import read_block
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
+from rldistill.types import ILLEGAL, ActionHead, Batch, PolicyOutput, PolicySpec
 
 HELDOUT_FRACTION = 0.1
 
@@ -157,7 +157,8 @@ class Dataset:
     def action_gap(self) -> float:
         """The mean difference between the best and the second-best value in the teacher's labels."""
         top = np.partition(self.columns["teacher"], -2, axis=1)[:, -2:]
-        return float((top[:, 1] - top[:, 0]).mean())
+        choices = top[top[:, 0] > ILLEGAL / 2]  # where only one action is legal, there is nothing to prefer
+        return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rldistill.envs import views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.types import ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Wrapper
+from rldistill.types import MASK, ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Wrapper
 
 VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
 
@@ -81,8 +81,10 @@ class SeededVectorEnv:
         vector: VectorEnv[Any, Any, Any],
         seed_of: Callable[[int, int], int],
         rebuild: Callable[[], gymnasium.Env[Any, Any]] | None = None,
+        idle: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     ) -> None:
         self.vector = vector
+        self._idle = idle
         self._rebuild = rebuild
         self.num_envs = vector.num_envs
         self.single_observation_space = vector.single_observation_space
@@ -152,7 +154,9 @@ class SeededVectorEnv:
             late = lengths == longest - step
             if step and late.any():
                 obs = self._reset(late)
-            idle = np.zeros_like(np.asarray(self.vector.action_space.sample()))
+            idle = (
+                np.zeros_like(np.asarray(self.vector.action_space.sample())) if self._idle is None else self._idle(obs)
+            )
             for slot in np.flatnonzero(lengths >= longest - step):
                 idle[slot] = actions[int(slot)][step - longest + lengths[slot]]
             obs, _, terminated, truncated, _ = self.vector.step(idle)
@@ -177,7 +181,20 @@ def make_vector_env(
         return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    return SeededVectorEnv(vector, seed_of, build if keeps_state_across_reset(config) else None)
+    idle = partial(first_legal, spec=spec_from_env(config)) if MASK in spec_from_env(config).entries else None
+    return SeededVectorEnv(vector, seed_of, build if keeps_state_across_reset(config) else None, idle)
+
+
+def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
+    """The first legal action of each observation of an environment that tells them."""
+    at = 0
+    for key, part in spec.parts:
+        if key == MASK:
+            break
+        at += math.prod(part.shape)
+    mask = obs[..., at : at + math.prod(spec.entries[MASK].shape)]
+    chosen = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.nvec)[:-1], axis=-1)]
+    return chosen[0] if len(chosen) == 1 else np.stack(chosen, -1)
 
 
 def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -197,6 +214,8 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
             env = wrap(env, **wrapper.kwargs)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
             raise ConfigError(f"env.wrappers: {wrapper.name} does not take {wrapper.kwargs}: {error}") from None
+    if callable(getattr(env.unwrapped, "action_masks", None)):
+        env = views.ActionMask(env)
     return views.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
 
 
@@ -271,20 +290,22 @@ def keeps_state_across_reset(config: EnvConfig) -> bool:
     used = make_env(config)
     used.action_space.seed(0)
     actions = [used.action_space.sample() for _ in range(_CHECK_STEPS)]
+    spec = spec_from_env(config)
+    masked = spec if MASK in spec.entries else None
     differs = False
     for seed in range(_CHECK_EPISODES):
         fresh = make_env(config)
-        pairs = zip(_play(used, seed, actions), _play(fresh, seed, actions), strict=False)
+        pairs = zip(_play(used, seed, actions, masked), _play(fresh, seed, actions, masked), strict=False)
         differs |= any(not np.array_equal(a, b) for a, b in pairs)
         fresh.close()
     used.close()
     return differs
 
 
-def _play(env: gymnasium.Env[Any, Any], seed: int, actions: Sequence[Any]) -> list[Any]:
+def _play(env: gymnasium.Env[Any, Any], seed: int, actions: Sequence[Any], spec: PolicySpec | None) -> list[Any]:
     seen = [env.reset(seed=seed)[0]]
     for action in actions:
-        obs, _, terminated, truncated, _ = env.step(action)
+        obs, _, terminated, truncated, _ = env.step(action if spec is None else first_legal(seen[-1], spec))
         seen.append(obs)
         if terminated or truncated:
             break

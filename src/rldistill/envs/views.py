@@ -9,6 +9,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from rldistill.types import MASK
+
 Env = gymnasium.Env[Any, Any]
 Array = NDArray[Any]
 POSITIONS = {
@@ -163,6 +165,30 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Array, Any, Array]):
 
     def observation(self, observation: Array) -> Array:
         return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+
+
+class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Shows which actions are legal, as the environment's `action_masks` tells, beside the observation."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        space, actions = env.observation_space, env.action_space
+        sizes = [actions.n] if isinstance(actions, spaces.Discrete) else getattr(actions, "nvec", [0])
+        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
+        self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(int(np.sum(sizes)))})
+        self._dict = isinstance(space, spaces.Dict)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        return self._seen(obs), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        return self._seen(obs), *rest  # type: ignore[return-value]
+
+    def _seen(self, obs: Any) -> dict[str, Any]:
+        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.int8).ravel()
+        return {**(obs if self._dict else {"obs": obs}), MASK: mask}
 
 
 class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):

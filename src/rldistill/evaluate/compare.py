@@ -24,6 +24,7 @@ from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, play
 from rldistill.evaluate.statistics import normalised_score, stratified_bootstrap
+from rldistill.masking import confine
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import Policy
@@ -81,6 +82,7 @@ def compare_teachers(
     if config.ensemble and len(teachers) > 1:
         entrants["ensemble"] = Ensemble(tuple(teachers.values()))
     env = env.seen_by(next(iter(teachers.values())))
+    entrants = {name: confine(teacher, spec_from_env(env)) for name, teacher in entrants.items()}
     for name, teacher in entrants.items():
         teacher.spec.require_same_input(spec_from_env(env), name, env.id)
     total, done = len(entrants) * (1 + len(PROBE_SEEDS)) + 1, 0
@@ -103,7 +105,7 @@ def compare_teachers(
             for number, (name, teacher) in enumerate(entrants.items())
         }
         states = Dataset.read([Path(folder) / str(number) / "dataset" for number in range(len(teachers))], 0.99, False)
-        agreement = _agreement(teachers, states)
+        agreement = _agreement({name: entrants[name] for name in teachers}, states)
     take, why = recommend(rows)
     return {
         "env": env.id,

@@ -15,6 +15,7 @@ from rldistill.artifacts import write_atomic
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
+from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy
 
@@ -98,6 +99,8 @@ def _play(
         return episode_seed(seed, "evaluate", 0, 0, 0, number)
 
     env = make_vector_env(env_config, slots, seed_of, num_threads)
+    spec = spec_from_env(env_config)
+    policy, judge = (None if one is None else confine(one, spec) for one in (policy, judge))
     rng = block_generator(seed, "evaluate", 0, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
@@ -106,6 +109,8 @@ def _play(
     player, watcher = (None if one is None else Memory(one, slots) for one in (policy, judge))
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
+        if player is None and has_mask(spec):
+            return random_legal(obs, spec, rng)
         if player is None:
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
         output = player.look(obs)
@@ -194,4 +199,5 @@ def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDAr
 
 def fits(policy: Policy, name: str, env_config: EnvConfig) -> None:
     """Raise SpecMismatchError unless `policy` can play here."""
-    policy.spec.require_same_input(spec_from_env(env_config), name, env_config.id)
+    spec = spec_from_env(env_config)
+    confine(policy, spec).spec.require_same_input(spec, name, env_config.id)

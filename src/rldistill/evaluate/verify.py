@@ -18,6 +18,7 @@ from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play
 from rldistill.evaluate.statistics import stratified_bootstrap
+from rldistill.masking import confine
 from rldistill.rollouts import Memory, inference_threads, rollout, to_env_action
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Obs, Policy, PolicyOutput, PolicySpec
@@ -90,6 +91,7 @@ def verify(
         raise ConfigError(f"--episodes: expected at least 1, found {episodes}")
     env = env.seen_by(policy)
     try:
+        policy = confine(policy, spec_from_env(env))
         policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
     except SpecMismatchError as error:
         return {
@@ -125,7 +127,8 @@ def verify(
 
 def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
     """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale."""
-    seen, outputs = _watch(policy, env.seen_by(policy), seed, steps)
+    env = env.seen_by(policy)
+    seen, outputs = _watch(confine(policy, spec_from_env(env)), env, seed, steps)
     return [*_constant(outputs), *_out_of_range(policy, seen), *_wrong_scale(policy, seen)]
 
 

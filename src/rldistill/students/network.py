@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.errors import ConfigError, SpecMismatchError, did_you_mean
-from rldistill.types import Obs, ObsPart, PolicyOutput, PolicySpec
+from rldistill.types import MASK, Obs, ObsPart, PolicyOutput, PolicySpec
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -70,14 +70,21 @@ class NetworkPolicy(nn.Module):
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
-        features = self.body(self.standardised(obs))
+        entries = self._entries(obs)
+        features = self.body(self.standardised(entries))
         params = self.output(features)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if self._spec.head.kind == "squashed_gaussian":
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
-        return PolicyOutput(self._spec.head, params, features=features), None
+        return self._legal(PolicyOutput(self._spec.head, params, features=features), entries), None
+
+    def _entries(self, obs: Obs) -> Obs:
+        return split_parts(obs, self._spec) if self._spec.parts and isinstance(obs, Tensor) else obs
+
+    def _legal(self, output: PolicyOutput, entries: Obs) -> PolicyOutput:
+        return output if isinstance(entries, Tensor) or MASK not in entries else output.masked(entries[MASK])
 
     def standardised(self, obs: Obs) -> Obs:
         """What the first layer is fed: float32, a dict where the observation is one."""
@@ -85,7 +92,8 @@ class NetworkPolicy(nn.Module):
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
             return self._clipped(self._scaled(obs), "")
-        entries = split_parts(obs, self._spec) if isinstance(obs, Tensor) else obs
+        entries = self._entries(obs)
+        assert not isinstance(entries, Tensor)
         scaled = {}
         at = 0
         for key, part in self._spec.parts:

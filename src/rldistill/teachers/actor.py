@@ -87,7 +87,8 @@ class ActorPolicy(NetworkPolicy):
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Observations `[B, ...]` to the head's parameters `[B, P]`, the value `[B]` and the next state."""
-        seen = features = self._features(self.standardised(obs))
+        entries = self._entries(obs)
+        seen = features = self._features(self.standardised(entries))
         if self.lstm is not None:
             if state is None:
                 state = features.new_zeros(len(features), 2, self.lstm.num_layers, self.lstm.hidden_size)
@@ -96,7 +97,7 @@ class ActorPolicy(NetworkPolicy):
             seen, state = seen[0], torch.stack([hidden.transpose(0, 1), cell.transpose(0, 1)], 1)
         last = self.body(seen)
         value = self.critic(features).squeeze(-1) if self.critic is not None else None
-        return PolicyOutput(self.spec.head, self.output(last), value, last), state
+        return self._legal(PolicyOutput(self.spec.head, self.output(last), value, last), entries), state
 
     def _features(self, standardised: Obs) -> Tensor:
         entries = {"": standardised} if isinstance(standardised, Tensor) else standardised

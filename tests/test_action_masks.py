@@ -1,0 +1,136 @@
+"""Action masks go through every stage; the environment raises if an illegal action is ever taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.distill import DistillConfig, distill
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.evaluate.play import play
+from rldistill.losses import QMSE, ForwardKL
+from rldistill.masking import confine, random_legal
+from rldistill.objective import Term
+from rldistill.students import Mlp
+from rldistill.teachers.load import load_policy
+from rldistill.types import ILLEGAL, MASK, ActionHead, PolicyOutput
+
+
+class Doors(gymnasium.Env[np.ndarray, int]):
+    """Four doors, one of them open for sure; the reward is the number of the door."""
+
+    observation_space = spaces.Box(0, 1, (3,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._next(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self.open[action]:
+            raise ValueError(f"door {action} is closed")
+        self.time += 1
+        return self._next(), float(action), self.time == 15, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return self.open
+
+    def _next(self) -> np.ndarray:
+        self.open = self.np_random.random(4) < 0.5
+        self.open[self.np_random.integers(4)] = True
+        return self.np_random.random(3).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def env() -> EnvConfig:
+    gymnasium.register("Doors-v0", Doors)
+    return EnvConfig("Doors-v0")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = MaskablePPO("MlpPolicy", Doors(), seed=0, n_steps=256, batch_size=64, learning_rate=3e-3)
+    model.learn(4_000)
+    path = tmp_path_factory.mktemp("doors") / "teacher.zip"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("loss", [ForwardKL(), QMSE()], ids=["kl", "q"])
+def test_nobody_ever_takes_an_illegal_action(env: EnvConfig, file: Path, tmp_path: Path, loss: Any) -> None:
+    teacher = confine(load_policy(file), spec_from_env(env))
+    if isinstance(loss, QMSE):  # whatever these numbers are: as values, they are learned as they stand
+        teacher = Valued(teacher)
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    fit = DistillConfig((Term(loss),), epochs=30, batch_size=32)
+    student = distill(data, Mlp((32,)), fit, tmp_path / "student")
+    best = play(env, teacher, 20).returns.mean()
+    random = play(env, None, 20).returns.mean()
+    assert play(env, student, 20, sample=True).returns.mean() > random
+    assert play(env, student, 20).returns.mean() > random + 0.7 * (best - random)
+
+
+class Valued:
+    """The same policy, its numbers called Q values."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.spec = type(policy.spec)(**{**vars(policy.spec), "head": ActionHead("q_values", (4,))})
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def __call__(self, obs: Any, state: Any = None) -> tuple[PolicyOutput, None]:
+        output, _ = self.policy(obs)
+        return PolicyOutput(self.spec.head, output.params, mask=output.mask), None
+
+
+def test_choices_are_maskable_ppos_own(env: EnvConfig, file: Path) -> None:
+    policy, model = confine(load_policy(file), spec_from_env(env)), MaskablePPO.load(file)
+    rng = np.random.default_rng(0)
+    obs = rng.random((500, 3)).astype(np.float32)
+    masks = rng.random((500, 4)) < 0.5
+    masks[np.arange(500), rng.integers(0, 4, 500)] = True
+    output, _ = policy(torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32)))
+    expected, _ = model.predict(obs, deterministic=True, action_masks=masks)
+    np.testing.assert_array_equal(output.mode().numpy(), expected)
+    inner = model.policy.get_distribution(torch.from_numpy(obs), action_masks=masks).distribution
+    torch.testing.assert_close(output.params.softmax(-1), inner.probs, rtol=1e-5, atol=1e-5)
+
+
+def test_random_actions_are_legal_and_even(env: EnvConfig) -> None:
+    spec = spec_from_env(env)
+    assert list(spec.entries) == [MASK, "obs"]
+    obs = np.tile(np.array([1, 0, 1, 0, 0, 0, 0], np.float32), (4_000, 1))
+    actions = random_legal(obs, spec, np.random.default_rng(0))
+    assert set(actions) == {0, 2}
+    assert np.mean(actions == 2) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_teacher_that_does_not_look_is_confined(env: EnvConfig, tmp_path: Path) -> None:
+    class Open(Doors):
+        def step(self, action: int) -> Any:
+            self.open[:] = True
+            return super().step(action)
+
+        action_masks = None  # type: ignore[assignment]
+
+    PPO("MlpPolicy", Open(), seed=0, n_steps=64).save(tmp_path / "teacher.zip")
+    assert play(env, load_policy(tmp_path / "teacher.zip"), 3).lengths.tolist() == [15, 15, 15]
+
+
+def test_the_gap_is_that_of_legal_actions() -> None:
+    output = PolicyOutput(ActionHead("categorical", (3,)), torch.tensor([[1.0, 5.0, 2.0]]))
+    masked = output.masked(torch.tensor([[1, 0, 1]]))
+    assert masked.params.tolist() == [[1.0, ILLEGAL, 2.0]]
+    assert masked.mode().tolist() == [2]
