@@ -14,6 +14,7 @@ from rldistill.envs.vector import (
     keeps_state_across_reset,
     make_env,
     make_vector_env,
+    resolve,
     spec_from_env,
 )
 from rldistill.errors import ConfigError
@@ -113,7 +114,7 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
     assert obs.shape == (2, 3)
     assert np.abs(obs[:, :2]).max() <= 1
     (one,) = EnvConfig("CartPole-v1", wrappers=(Wrapper("gymnasium.wrappers:TimeAwareObservation"),)).wrappers
-    assert one.resolve() is gymnasium.wrappers.TimeAwareObservation
+    assert resolve(one) is gymnasium.wrappers.TimeAwareObservation
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
         (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes none"),
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
-        (EnvConfig("Blackjack-v1"), "observations of type Tuple"),
+        (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],
 )
 def test_what_cannot_be_built_says_why(env: EnvConfig, message: str) -> None:
