@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from torch import nn
 
 from rldistill.envs.vector import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError
-from rldistill.evaluate.verify import Claim, look, verify
+from rldistill.evaluate.verify import Claim, _welch, look, verify
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.load import load_policy
@@ -108,3 +109,12 @@ def test_published_agents_play_as_published(agent: str, env: str, claim: str) ->
         pytest.skip("shared/teachers is not beside this checkout")
     found = verify(load_policy(REAL / agent), EnvConfig(env), Claim.parse(claim, 100), episodes=30)
     assert found["claim"]["consistent"], found
+
+
+def test_means_are_compared_as_scipy_does_and_without_spread_too() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=9), rng.normal(1, 2, size=5)
+    assert _welch(a, b) == pytest.approx(ttest_ind(a, b, equal_var=False).pvalue)
+    assert _welch(np.full(3, -21.0), np.full(3, 20.0)) == 0
+    assert _welch(np.full(3, 1.0), np.full(3, 1.0)) == 1
+    assert _welch(np.array([1.0]), b) == 1
