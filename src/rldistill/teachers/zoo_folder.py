@@ -27,7 +27,6 @@ RENAMED = {
     "GrayScaleObservation": "GrayscaleObservation",
     "GrayscaleObservation": "GrayscaleObservation",
     "FlattenObservation": "FlattenObservation",
-    "FlatObsWrapper": "FlatObsWrapper",
     "FilterObservation": "FilterObservation",
     "RescaleAction": "RescaleAction",
     "TimeAwareObservation": "TimeAwareObservation",

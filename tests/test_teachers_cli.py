@@ -1,0 +1,53 @@
+"""`rldistill teachers`, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from rldistill.cli import app
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+
+
+def teachers(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["teachers", *arguments])
+    return result.exit_code, result.stdout
+
+
+def test_those_that_ship_are_listed() -> None:
+    code, out = teachers("list", "--json")
+    assert code == 0
+    assert "zoo:pong-dqn" in [row["name"] for row in json.loads(out)]
+    assert "zoo:pong-dqn" in teachers("list")[1]
+
+
+def test_a_claim_that_holds_and_one_that_does_not(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path, {})
+    asked = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5", "--quiet", "--json"]
+    code, out = teachers(*[word for word in asked if word != "--quiet"])
+    found = json.loads(out)
+    assert code == 0
+    assert teachers(*asked, "--claimed", str(found["mean"]))[0] == 0
+    assert teachers(*asked, "--claimed", str(found["mean"] * 3 + 1000))[0] == 1
+    assert "verified" in teachers("verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5")[1]
+
+
+def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path / "a", {})
+    save_policy(teacher, tmp_path / "b", {})
+    paths = [str(tmp_path / name) for name in "ab"]
+    small = ["--env", "CartPole-v1", "--episodes", "3", "--steps", "600"]
+    code, out = teachers("compare", *paths, *small, "--out", str(tmp_path / "found.json"))
+    assert code == 0
+    assert "take " in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["agreement"] == {f"{paths[0]} / {paths[1]}": 1.0}
+
+
+def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
+    assert result.exit_code == 2
+    assert "Did you mean 'pong-dqn'?" in result.stderr
