@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import SpecMismatchError
+from rldistill.teachers.actor import Actor
 from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
 
@@ -82,3 +83,9 @@ def test_what_cannot_vote_is_refused() -> None:
         Ensemble((Fixed(BOX, (0.0,)),), "majority")
     with pytest.raises(SpecMismatchError, match="kind of action"):
         Ensemble((Fixed(BOX, (0.0,)), Fixed(LOGITS, (0.0, 0.0))))
+
+
+def test_a_member_that_remembers_is_refused() -> None:
+    spec = PolicySpec((2,), "float32", LOGITS)
+    with pytest.raises(SpecMismatchError, match="recurrent"):
+        Ensemble((Actor(lstm=(3, 1)).build(spec),))

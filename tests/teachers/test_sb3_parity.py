@@ -94,6 +94,7 @@ CASES: list[Case] = [
     ("ars", ARS, BOX, PUSH, {"n_delta": 2}),
     ("ars unsquashed", ARS, BOX, PUSH, {"n_delta": 2, "policy_kwargs": {"squash_output": False}}),
     ("ars discrete", ARS, BOX, TURN, {"n_delta": 2}),
+    ("ars no layers", ARS, BOX, PUSH, {"n_delta": 2, "policy_kwargs": {"net_arch": []}}),
     ("ars linear", ARS, BOX, PUSH, {"n_delta": 2, "policy": "LinearPolicy"}),
 ]
 

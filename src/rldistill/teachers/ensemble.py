@@ -39,6 +39,8 @@ class Ensemble:
         first = self.members[0].spec
         for number, member in enumerate(self.members[1:], 1):
             member.spec.require_same_input(first, f"member {number} of the ensemble", "member 0")
+        if any(member.initial_state(1) is not None for member in self.members):
+            raise SpecMismatchError("ensemble: a recurrent policy cannot be a member")
         if self.vote != "mean" and first.head.kind not in ("categorical", "q_values"):
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")
 
@@ -58,7 +60,7 @@ class Ensemble:
         return dataclasses.replace(head, kind="categorical")
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: members with a state are refused when they are called."""
+        """None: members with a state are refused."""
         return None
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
@@ -67,9 +69,7 @@ class Ensemble:
         head = self._head
         if not head.discrete:
             return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0)), None
-        if head.kind == "q_values":
-            return PolicyOutput(head, torch.stack([output.params for output in outputs]).mean(0)), None
-        if head.kind not in ("categorical", "q_values"):
+        if head.kind != "categorical":
             return PolicyOutput(head, torch.stack([output.params for output in outputs]).mean(0)), None
         chances = torch.stack([_probabilities(output) for output in outputs])
         if self.vote == "majority":

@@ -142,7 +142,7 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
         _require_known_features(class_name(kwargs["features_extractor_class"]))
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
-    linear = LINEAR_ARS in str(data["policy_class"].get("__init__", "")) or "action_net.2.weight" not in tensors
+    linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
     default = activation or ("tanh" if "action_net.weight" in tensors else "relu")
     return Settings(
         _activation_of(class_name(kwargs["activation_fn"])) if "activation_fn" in kwargs else default,
