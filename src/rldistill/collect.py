@@ -31,7 +31,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, spec_from_env
+from rldistill.envs.two_views import Sight
+from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, sight_of
 from rldistill.errors import ConfigError
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.record import BlockRecord, obs_hash
@@ -59,6 +60,7 @@ class CollectConfig:
         mixture: whether that is drawn once an episode or at each step.
         sample: whether a stochastic policy's actions are sampled instead of its mode taken.
         features: whether the teacher's last hidden layer is stored too.
+        teacher_obs: whether what the teacher saw is stored too, where it sees something else than the student.
         gamma: discount of the returns-to-go.
         memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
     """
@@ -73,6 +75,7 @@ class CollectConfig:
     mixture: Literal["episode", "step"] = "episode"
     sample: bool = False
     features: bool = False
+    teacher_obs: bool = False
     gamma: float = 0.99
     memory_gb: float = 8.0
 
@@ -133,20 +136,23 @@ def collect(
             f"expected at least {LEAST_EPSILON}"
         )
     env = env.seen_by(teacher)
-    spec = spec_from_env(env)
-    teacher = confine(teacher, spec)
-    teacher.spec.require_same_input(spec, "the teacher", env.id)
+    sight = sight_of(env)
+    teacher = confine(teacher, sight.teacher)
+    teacher.spec.require_same_input(sight.teacher, "the teacher", env.id)
     if student is not None:
-        student.spec.require_same_input(spec, "the student", env.id)
+        student.spec.require_same_input(sight.student, "the student", env.id)
+        student = sight.shown_to(student, "student")
+    stored = dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
+    teacher = sight.shown_to(teacher, "teacher")
     if round == 0:
         open_stage(folder, folder / "manifest.json", resume, overwrite)
     asked = dataclasses.asdict(config)
     request = {"seed": seed, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
-    manifest = Manifest.open(folder, env, teacher.spec, round, request)
+    manifest = Manifest.open(folder, env, stored, round, request)
     if not manifest.has_round(round):
         threads = max(1, (os.cpu_count() or 1) // config.workers)
         jobs = [
-            _Stream(env, teacher, student, config, seed, round, stream, folder, threads)
+            _Stream(env, sight, teacher, student, config, seed, round, stream, folder, threads)
             for stream in range(config.streams)
         ]
         manifest.add_round(round, _run_all(jobs, config, progress))
@@ -203,6 +209,7 @@ class _Stream:
     """All that a worker needs to play one stream of one round."""
 
     env: EnvConfig
+    sight: Sight
     teacher: Policy
     student: Policy | None
     config: CollectConfig
@@ -290,7 +297,9 @@ class _Stream:
     ) -> Generator[None, None, Block]:
         rng = block_generator(self.seed, "collect", self.round, self.stream, number)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        record = BlockRecord(standing.memories["teacher"], standing.obs, self.config.features)
+        record = BlockRecord(
+            standing.memories["teacher"], self.sight, standing.obs, self.config.features, self.config.teacher_obs
+        )
         act = partial(self._act, env, record, standing.memories.get("student"), rng, torch_rng)
         for transition in islice(rollout(env, standing.obs, act), 2 * length):
             if transition is None:
@@ -327,7 +336,7 @@ class _Stream:
             space = env.single_action_space
             space.seed(int(rng.integers(2**31)))
             if has_mask(self.teacher.spec):
-                random = random_legal(obs, self.teacher.spec, rng)
+                random = random_legal(self.sight.of("teacher", obs), self.teacher.spec, rng)
             else:
                 random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype)
             action = np.where(explore.reshape(-1, *[1] * (action.ndim - 1)), random, action)

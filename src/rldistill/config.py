@@ -19,7 +19,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from rldistill import schedules
 from rldistill.collect import CollectConfig
 from rldistill.distill import DistillConfig
-from rldistill.envs.atari import is_atari, rom_name
+from rldistill.envs.atari import is_atari, register_atari, rom_name
+from rldistill.envs.two_views import SIDES
 from rldistill.envs.vector import EnvConfig, resolve
 from rldistill.errors import ConfigError, did_you_mean
 from rldistill.evaluate.returns import EvaluateConfig
@@ -54,7 +55,6 @@ EXPECTED = {
 
 
 def _known_env(env: EnvConfig) -> EnvConfig:
-    import ale_py
     import gymnasium
 
     if is_atari(env.id):
@@ -63,15 +63,17 @@ def _known_env(env: EnvConfig) -> EnvConfig:
         except ConfigError as error:
             raise bad_key("id", str(error).removeprefix("env.id: ")) from error
     elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
-        gymnasium.register_envs(ale_py)
+        register_atari()
         if env.id not in gymnasium.registry:
             hint = did_you_mean(env.id, gymnasium.registry)
             raise bad_key("id", f"Gymnasium has no environment {env.id!r}.{hint}")
-    for wrapper in env.wrappers:
-        try:
-            resolve(wrapper)
-        except ConfigError as error:
-            raise bad_key("wrappers", str(error).removeprefix("env.wrappers: ")) from error
+    views = {f"views.{side}": getattr(env.views, side) for side in SIDES if env.views is not None}
+    for where, wrappers in {"wrappers": env.wrappers, **views}.items():
+        for wrapper in wrappers:
+            try:
+                resolve(wrapper)
+            except ConfigError as error:
+                raise bad_key(where, str(error).removeprefix("env.wrappers: ")) from error
     return env
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.data.blocks import Block
+from rldistill.envs.two_views import Sight
 from rldistill.rollouts import Memory, Transition
 from rldistill.types import PolicyOutput
 
@@ -16,10 +17,13 @@ from rldistill.types import PolicyOutput
 class BlockRecord:
     """What happens within one block, with the teacher's labels for every observation and every successor."""
 
-    def __init__(self, teacher: Memory, obs: NDArray[Any], features: bool) -> None:
+    def __init__(
+        self, teacher: Memory, sight: Sight, obs: NDArray[Any], features: bool = False, teacher_obs: bool = False
+    ) -> None:
         self.actors: list[NDArray[np.int8]] = []
-        self._teacher = teacher
-        self._first_obs = obs.copy()
+        self._teacher, self._sight, self._teacher_obs = teacher, sight, teacher_obs and sight.packed
+        self._stacked = sight.student.frames is not None
+        self._first_obs = sight.of("student", obs).copy()
         self._features = features
         self._labels: list[PolicyOutput] = []
         self._rows: list[dict[str, NDArray[Any]]] = []
@@ -31,12 +35,13 @@ class BlockRecord:
 
     def add(self, transition: Transition, age: NDArray[np.int64], episode: NDArray[np.int64]) -> None:
         step = transition.step
-        stacked = self._teacher.policy.spec.frames is not None
         if len(step.ended):
             # In a full batch, because the numbers of a forward pass depend on the size of its batch.
             successors = step.obs.copy()
             successors[step.ended] = step.last_obs
             self._final[len(self._rows)] = step.ended, self._teacher.peek(successors)
+        obs = self._sight.of("student", transition.obs)
+        seen_by_teacher = {"teacher_obs": self._sight.of("teacher", transition.obs)} if self._teacher_obs else {}
         self._rows.append(
             {
                 "episode": episode.astype(np.int32),
@@ -47,7 +52,8 @@ class BlockRecord:
                 "truncated": step.truncated & ~step.terminated,
                 "ended": step.terminated | step.truncated,
                 "actor": self.actors[-1],
-                "obs": transition.obs[:, -1].copy() if stacked else transition.obs.copy(),
+                "obs": obs[:, -1].copy() if self._stacked else obs.copy(),
+                **seen_by_teacher,
             }
         )
 
@@ -59,7 +65,7 @@ class BlockRecord:
             columns[name] = label
         columns["slot"] = np.repeat(np.arange(slots, dtype=np.int16)[:, None], len(self._rows), 1)
         columns["lead"] = np.zeros_like(columns["ended"])
-        if self._teacher.policy.spec.frames is not None:
+        if self._stacked:
             lead = self._first_obs[:, :-1]
             columns = {
                 name: np.concatenate([_lead_rows(name, column, lead), column], 1) for name, column in columns.items()

@@ -104,8 +104,7 @@ class Schema:
             return self._union(args, name)
         if origin is tuple:
             parts = tuple(arg if arg is Ellipsis else self.of(arg, name) for arg in args)
-            items: Any = origin[parts]
-            return Annotated[items, MinLen(1)] if dataclasses.is_dataclass(args[0]) else items
+            return origin[parts]
         if origin in (dict, list):
             return origin[tuple(self.of(arg, name) for arg in args)]
         if origin is Annotated:
@@ -118,7 +117,9 @@ class Schema:
     def _union(self, members: tuple[Any, ...], name: str) -> Any:
         records = [member for member in members if dataclasses.is_dataclass(member)]
         choices = [self.of(member, name) for member in members if member not in records]
-        if records:
+        if len(records) == 1:
+            choices.append(self._record(records[0], {}))
+        elif records:
             choices.append(self._tagged(records, name))
         return Union[tuple(choices)]  # noqa: UP007
 
@@ -142,7 +143,10 @@ class Schema:
         hints = get_type_hints(record, include_extras=True)
         fields: dict[str, Any] = {key: (str, default) for key, (_, default) in tag.items()}
         for field in dataclasses.fields(record):
-            fields[field.name] = (self.of(hints[field.name], field.name), _default(field))
+            kind = self.of(hints[field.name], field.name)
+            if _holds_records(hints[field.name]) and field.default != ():
+                kind = Annotated[kind, MinLen(1)]
+            fields[field.name] = (kind, _default(field))
         flat = self.flat.get(record)
         base = _inlined(flat, set(fields) - {flat}) if flat else Strictly
         model = create_model(record.__name__, __base__=base, **fields)
@@ -156,6 +160,10 @@ class Schema:
                 raise PydanticCustomError("refused", "{message}", {"message": str(error)}) from error
 
         return Annotated[model, AfterValidator(build)]
+
+
+def _holds_records(annotation: Any) -> bool:
+    return get_origin(annotation) is tuple and dataclasses.is_dataclass(get_args(annotation)[0])
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -49,12 +49,15 @@ class ActionHead:
 
 @dataclass(frozen=True)
 class FramePipeline:
-    """How frames become an observation; two policies with different pipelines see different things."""
+    """How frames become an observation; two policies with different pipelines see different things.
+
+    A `skip` of two numbers is drawn anew at each step, from the first to just below the second.
+    """
 
     height: int = 84
     width: int = 84
     stack: int = 4
-    skip: int = 4
+    skip: int | tuple[int, int] = 4
     max_pool: bool = True
     grayscale: bool = True
     padding: Literal["zero", "repeat"] = "zero"
@@ -66,6 +69,17 @@ class Wrapper:
 
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is wrapped around an environment for the teacher and for the student, each beside the other.
+
+    These wrappers change the observation and nothing else; what changes actions, rewards or episodes is for both.
+    """
+
+    teacher: tuple[Wrapper, ...] = ()
+    student: tuple[Wrapper, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +138,7 @@ class PolicySpec:
 
         fields = tuples(value)
         fields["head"] = ActionHead(**tuples(fields["head"]))
-        fields["frames"] = FramePipeline(**fields["frames"]) if fields["frames"] is not None else None
+        fields["frames"] = FramePipeline(**tuples(fields["frames"])) if fields["frames"] is not None else None
         fields["parts"] = tuple((key, ObsPart(**tuples(part))) for key, part in fields.get("parts", ()))
         fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
         return cls(**fields)

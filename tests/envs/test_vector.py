@@ -124,7 +124,7 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("no_such_module:X"),)), "cannot be imported"),
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not take"),
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
-        (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes none"),
+        (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes no wrappers"),
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
         (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],

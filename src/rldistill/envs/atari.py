@@ -26,6 +26,15 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def register_atari() -> None:
+    """Make Gymnasium know `Pong-v4` and its like, which run one emulator at a time, without a banner for each."""
+    import ale_py
+    import gymnasium
+
+    gymnasium.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+
 def is_atari(env_id: str) -> bool:
     """Whether `env_id` is played by ale-py's vector environment, which is so for every `ALE/Game-v5`."""
     return env_id.startswith("ALE/")

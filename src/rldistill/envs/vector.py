@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import gymnasium.wrappers
@@ -17,26 +17,51 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from rldistill.envs import views
-from rldistill.envs.atari import DEFAULTS, is_atari, make_atari
+from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, register_atari
+from rldistill.envs.two_views import SIDES, Side, Sight, Tap, TwoViews
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.types import MASK, ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Wrapper
+from rldistill.types import MASK, ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Views, Wrapper
 
 VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment: any Gymnasium id, its keyword arguments and its wrappers, the innermost first."""
+    """Which environment.
+
+    Attributes:
+        id: any Gymnasium id.
+        kwargs: its keyword arguments.
+        wrappers: what is wrapped around it, the innermost first.
+        views: what else is wrapped around that for the teacher and for the student, where they see different things.
+    """
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     wrappers: tuple[Wrapper, ...] = ()
+    views: Views | None = None
 
-    def seen_by(self, policy: Policy) -> EnvConfig:
-        """The environment with the wrappers that the policy needs around it, unless they are there already."""
-        view = policy.spec.view
-        there = self.wrappers[len(self.wrappers) - len(view) :] == view
-        return self if there else replace(self, wrappers=self.wrappers + view)
+    def view_of(self, side: Side) -> EnvConfig:
+        """The environment as one side sees it."""
+        if self.views is None:
+            return self
+        return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
+
+    def seen_by(self, teacher: Policy) -> EnvConfig:
+        """The environment with the wrappers that the teacher needs around it, unless they are there already."""
+        view = teacher.spec.view
+        around = self.view_of("teacher").wrappers
+        if around[len(around) - len(view) :] == view:
+            return self
+        if self.views is None:
+            return replace(self, wrappers=self.wrappers + view)
+        return replace(self, views=replace(self.views, teacher=self.views.teacher + view))
+
+
+def sight_of(config: EnvConfig) -> Sight:
+    """What each side sees of the environment's observations."""
+    student, teacher = (spec_from_env(config.view_of(side)) for side in SIDES)
+    return Sight(student, teacher, packed=config.views is not None)
 
 
 def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:
@@ -181,8 +206,13 @@ def make_vector_env(
         return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    idle = partial(first_legal, spec=spec_from_env(config)) if MASK in spec_from_env(config).entries else None
-    return SeededVectorEnv(vector, seed_of, build if keeps_state_across_reset(config) else None, idle)
+    sight, student = sight_of(config), config.view_of("student")
+
+    def idle(obs: NDArray[Any]) -> NDArray[Any]:
+        return first_legal(sight.of("student", obs), sight.student)
+
+    rebuild = build if keeps_state_across_reset(student) else None
+    return SeededVectorEnv(vector, seed_of, rebuild, idle if MASK in sight.student.entries else None)
 
 
 def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
@@ -199,6 +229,7 @@ def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
 
 def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
+    register_atari()
     try:
         env = gymnasium.make(config.id, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
@@ -208,31 +239,52 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
     except TypeError as error:
         raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
-    for wrapper in config.wrappers:
+    env = _wrapped(env, config.wrappers)
+    if config.views is None:
+        return _as_array(env)
+    taps = Tap(env), Tap(env)
+    both = zip(taps, (config.views.student, config.views.teacher), strict=True)
+    student, teacher = (_as_array(_wrapped(tap, wrappers)) for tap, wrappers in both)
+    return TwoViews(env, taps, (student, teacher))
+
+
+def _wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:
+    for wrapper in wrappers:
         wrap = resolve(wrapper)
         try:
-            env = wrap(env, **wrapper.kwargs)
+            # YAML has no tuples, and some wrappers insist on them
+            env = wrap(env, **{k: tuple(v) if isinstance(v, list) else v for k, v in wrapper.kwargs.items()})
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
             raise ConfigError(f"env.wrappers: {wrapper.name} does not take {wrapper.kwargs}: {error}") from None
+    return env
+
+
+def _as_array(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     if callable(getattr(env.unwrapped, "action_masks", None)):
         env = views.ActionMask(env)
     return views.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
 
 
 def _refuse_wrappers(config: EnvConfig) -> None:
-    if config.wrappers:
+    if config.wrappers or config.views:
+        game = config.id.removeprefix("ALE/").removesuffix("-v5")
         raise ConfigError(
-            f"env.wrappers: {config.id} runs on ale-py's own vector environment, which takes none; use env.kwargs"
+            f"env.wrappers: {config.id} runs on ale-py's own vector environment, which takes no wrappers and no views; "
+            f"use env.kwargs, or {game}NoFrameskip-v4 and AtariPreprocessing on Gymnasium's"
         )
 
 
 @lru_cache
 def spec_from_env(config: EnvConfig) -> PolicySpec:
-    """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`."""
+    """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`.
+
+    Where there are two views, it is the student's.
+    """
+    config = config.view_of("student")
     if is_atari(config.id):
         _refuse_wrappers(config)
         settings = {**DEFAULTS, **config.kwargs}
-        frames = FramePipeline(
+        frames: FramePipeline | None = FramePipeline(
             settings["img_height"],
             settings["img_width"],
             settings["stack_num"],
@@ -245,7 +297,7 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
         vector.close()
     else:
         env = make_env(config)
-        frames, obs_space, action_space = None, env.observation_space, env.action_space
+        frames, obs_space, action_space = _frames(env), env.observation_space, env.action_space
         parts = env.space if isinstance(env, views.FlatDict) else None
         env.close()
         if parts is not None:
@@ -253,6 +305,26 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
             return PolicySpec.of_parts(tuple((key, _part(config.id, inner)) for key, inner in parts.items()), head)
     part = _part(config.id, obs_space)
     return PolicySpec(part.shape, part.dtype, _neutral_head(config.id, action_space), frames, part.nvec)
+
+
+def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
+    """How frames become a stack of grey pictures; None for anything else, which is stored as it is."""
+    space = env.observation_space
+    if not isinstance(env, gymnasium.wrappers.FrameStackObservation) or not isinstance(space, spaces.Box):
+        return None
+    if space.dtype != np.uint8 or len(space.shape) != 3 or env.padding_type not in ("reset", "zero"):
+        return None
+    skip = env.spec.kwargs.get("frameskip", 1) if env.spec is not None else 1
+    pooled, inner = False, env.env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, gymnasium.wrappers.AtariPreprocessing):
+            skip, pooled = inner.frame_skip, inner.frame_skip > 1
+        inner = inner.env
+    padding: Literal["zero", "repeat"] = "zero" if env.padding_type == "zero" else "repeat"
+    stack, height, width = space.shape
+    return FramePipeline(
+        height, width, stack, tuple(skip) if isinstance(skip, list | tuple) else skip, pooled, True, padding
+    )
 
 
 def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:

@@ -81,7 +81,7 @@ def compare_teachers(
     entrants = dict(teachers)
     if config.ensemble and len(teachers) > 1:
         entrants["ensemble"] = Ensemble(tuple(teachers.values()))
-    env = env.seen_by(next(iter(teachers.values())))
+    env = env.seen_by(next(iter(teachers.values()))).view_of("teacher")
     entrants = {name: confine(teacher, spec_from_env(env)) for name, teacher in entrants.items()}
     for name, teacher in entrants.items():
         teacher.spec.require_same_input(spec_from_env(env), name, env.id)

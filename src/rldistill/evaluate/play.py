@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rldistill.artifacts import write_atomic
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
+from rldistill.envs.two_views import Side
+from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, sight_of
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
-from rldistill.types import Policy
+from rldistill.types import Policy, PolicySpec
 
 MAX_SLOTS = 16
 VIDEO_FRAMES = 1_200
@@ -50,6 +51,7 @@ def play(
     sample: bool = False,
     gamma: float = 0.99,
     judge: Policy | None = None,
+    side: Side = "student",
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
@@ -62,7 +64,8 @@ def play(
         seed: the run's seed.
         sample: whether actions are sampled instead of the mode taken.
         gamma: of the discounted return.
-        judge: a policy to compare each action with, on the states of `policy`.
+        judge: a teacher to compare each action with, on the states of `policy`.
+        side: which view of the environment `policy` is shown, where there are two.
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
     """
@@ -71,7 +74,7 @@ def play(
     done = 0
     with inference_threads(1):
         parts = [range(group, episodes, groups) for group in range(groups)]
-        plays = [_play(env_config, policy, part, out, seed, sample, gamma, judge, num_threads) for part in parts]
+        plays = [_play(env_config, policy, part, out, seed, sample, gamma, judge, side, num_threads) for part in parts]
         for ended in take_turns(plays):
             done += ended
             progress(done)
@@ -87,6 +90,7 @@ def _play(
     sample: bool,
     gamma: float,
     judge: Policy | None,
+    side: Side,
     num_threads: int,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
@@ -99,18 +103,21 @@ def _play(
         return episode_seed(seed, "evaluate", 0, 0, 0, number)
 
     env = make_vector_env(env_config, slots, seed_of, num_threads)
-    spec = spec_from_env(env_config)
-    policy, judge = (None if one is None else confine(one, spec) for one in (policy, judge))
+    sight = sight_of(env_config)
+    sides: tuple[tuple[Policy | None, Side], ...] = ((policy, side), (judge, "teacher"))
     rng = block_generator(seed, "evaluate", 0, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
     place = np.arange(slots)
 
-    player, watcher = (None if one is None else Memory(one, slots) for one in (policy, judge))
+    player, watcher = (
+        None if one is None else Memory(sight.shown_to(confine(one, getattr(sight, here)), here), slots)
+        for one, here in sides
+    )
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
-        if player is None and has_mask(spec):
-            return random_legal(obs, spec, rng)
+        if player is None and has_mask(sight.student):
+            return random_legal(sight.of("student", obs), sight.student, rng)
         if player is None:
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
         output = player.look(obs)
@@ -187,7 +194,7 @@ def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[ND
 
 
 def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
-    env = make_env(env_config, render_mode="rgb_array")
+    env = make_env(env_config.view_of("student"), render_mode="rgb_array")
     env.reset(seed=seed)
     frames = [np.asarray(env.render())]
     for action in actions:
@@ -197,7 +204,7 @@ def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDAr
     return frames
 
 
-def fits(policy: Policy, name: str, env_config: EnvConfig) -> None:
+def fits(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:
     """Raise SpecMismatchError unless `policy` can play here."""
-    spec = spec_from_env(env_config)
+    spec: PolicySpec = getattr(sight_of(env_config), side)
     confine(policy, spec).spec.require_same_input(spec, name, env_config.id)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rldistill.artifacts import provenance, write_json
+from rldistill.envs.two_views import Side
 from rldistill.envs.vector import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
@@ -70,7 +71,7 @@ def evaluate(
     for name, entrant in entrants.items():
         for policy in entrant.runs.values():
             if policy is not None:
-                fits(policy, name, env)
+                fits(policy, name, env, _side(entrant))
     total = config.episodes * sum(len(entrant.runs) for entrant in entrants.values())
     played: dict[str, dict[int | None, Episodes]] = {}
     done = 0
@@ -86,6 +87,7 @@ def evaluate(
                 sample=config.sample,
                 gamma=config.gamma,
                 judge=judge,
+                side=_side(entrant),
                 progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
             )
             done += config.episodes
@@ -103,6 +105,10 @@ def evaluate(
         for name, runs in played.items():
             _film(env, seed, name, next(iter(runs.values())), folder / "videos")
     return evaluation
+
+
+def _side(entrant: Entrant) -> Side:
+    return "teacher" if entrant.kind == "teacher" else "student"
 
 
 def _summary(

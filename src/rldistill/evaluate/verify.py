@@ -89,7 +89,7 @@ def verify(
     """
     if episodes < 1:
         raise ConfigError(f"--episodes: expected at least 1, found {episodes}")
-    env = env.seen_by(policy)
+    env = env.seen_by(policy).view_of("teacher")
     try:
         policy = confine(policy, spec_from_env(env))
         policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
@@ -127,7 +127,7 @@ def verify(
 
 def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
     """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale."""
-    env = env.seen_by(policy)
+    env = env.seen_by(policy).view_of("teacher")
     seen, outputs = _watch(confine(policy, spec_from_env(env)), env, seed, steps)
     return [*_constant(outputs), *_out_of_range(policy, seen), *_wrong_scale(policy, seen)]
 

@@ -103,7 +103,7 @@ def run_report(run: Run) -> Path:
 def _teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
-    return run.teacher.load(spec_from_env(run.env))
+    return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
 
 
 def _student_entrant(run: Run, name: str, collected: int) -> Entrant:

@@ -192,6 +192,9 @@ def _is_pairs(value: Any) -> bool:
 def _check_frames(frames: _Fields) -> None:
     frames.require_only(FramePipeline)
     for field in dataclasses.fields(FramePipeline):
+        if field.name == "skip" and isinstance(frames.value["skip"], list):
+            frames.get("skip", lambda skip: _sizes(skip) and len(skip) == 2, "a number or two")
+            continue
         expected = type(field.default)
         frames.get(field.name, lambda value, kind=expected: type(value) is kind, expected.__name__)  # type: ignore[misc]
     frames.get("padding", lambda value: value in ("zero", "repeat"), "zero or repeat")

@@ -1,0 +1,61 @@
+"""A teacher and a view of one's own: the recurrent Pong agent of github.com/greydanus/baby-a3c (MIT licence).
+
+It looks at one 80x80 picture a step and remembers the rest, and was trained where 2 to 4 frames pass between actions.
+`examples/pong-a3c.yaml` distils it into a feed-forward student on 84x84x4 frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
+
+
+class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint8]]):
+    """The 160 rows of the court, the mean over colours stretched to 0..255, as `[1, 80, 80]`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(0, 255, (1, 80, 80), np.uint8)
+
+    def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One picture of 210x160x3."""
+        grey = observation[35:195].mean(2)
+        low, high = grey.min(), grey.max()
+        stretched = (grey - low) * (255 / max(high - low, 1e-6))
+        picture: NDArray[Any] = cv2.resize(stretched.astype(np.uint8), (80, 80), interpolation=cv2.INTER_AREA)
+        return picture[None]
+
+
+class BabyA3C(nn.Module):
+    """Four convolutions, a GRU cell of 256, six logits and a value."""
+
+    spec = PolicySpec((1, 80, 80), "uint8", ActionHead("categorical", (6,)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 32, 3, 2, 1)
+        self.conv2, self.conv3, self.conv4 = (nn.Conv2d(32, 32, 3, 2, 1) for _ in range(3))
+        self.gru = nn.GRUCell(800, 256)
+        self.critic_linear, self.actor_linear = nn.Linear(256, 1), nn.Linear(256, 6)
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """`[B, 256]`, zeros."""
+        return torch.zeros(batch_size, 256)
+
+    def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor]:
+        """Logits and value of `[B, 1, 80, 80]`, and what is remembered."""
+        assert isinstance(obs, Tensor)
+        x = obs.float() / 255
+        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+            x = F.elu(layer(x))
+        state = self.gru(x.flatten(1), state)
+        return PolicyOutput(self.spec.head, self.actor_linear(state), self.critic_linear(state).squeeze(-1)), state
