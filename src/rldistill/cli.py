@@ -193,8 +193,8 @@ def verify(
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
-    head: Annotated[str | None, typer.Option(help="What an ONNX file's numbers mean: q_values.")] = None,
-    scale: Annotated[float, typer.Option(help="What an ONNX file's input is multiplied with.")] = 1.0,
+    head: Annotated[str | None, typer.Option(help="What the numbers of ONNX and Keras mean: q_values.")] = None,
+    scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:

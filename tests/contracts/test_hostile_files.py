@@ -71,6 +71,8 @@ class Payload:
         return os.system, (f"touch {self.canary}",)
 
 
+CARTPOLE = PolicySpec((4,), "float32", ActionHead("categorical", (2,)))
+os.environ.setdefault("KERAS_BACKEND", "torch")
 Make = Callable[[Path, Path], Path]
 """From a folder and the file that a payload would make: the file to load."""
 
@@ -240,6 +242,126 @@ def pickled(canary: Path) -> bytes:
     return pickle.dumps(Payload(canary))
 
 
+LAMBDA = {"class_name": "__lambda__", "config": {"value": base64.b64encode(b"x").decode()}}
+
+
+def keras_file(change: Callable[[dict[str, bytes], dict[str, Any]], None]) -> Make:
+    """A Keras model of one Dense layer, after `change` of the archive's members and of its configuration."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        keras = pytest.importorskip("keras", reason="needs the extra keras")
+        path = folder / "policy.keras"
+        keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(2)]).save(path)
+
+        def edit(members: dict[str, bytes]) -> None:
+            document = json.loads(members["config.json"])
+            change(members, document)
+            members["config.json"] = json.dumps(document).replace("CANARY", str(canary)).encode()
+
+        return _repack(path, edit)
+
+    return make
+
+
+def keras_layer(where: str, name: str, **config: Any) -> Make:
+    """A Keras model with one more layer."""
+
+    def change(members: dict[str, bytes], document: dict[str, Any]) -> None:
+        layer = {"module": where, "class_name": name, "config": {"name": "evil", **config}, "registered_name": None}
+        document["config"]["layers"].append(layer)
+
+    return keras_file(change)
+
+
+def keras_value(field: str, value: Any) -> Make:
+    """A Keras model whose Dense layer has something else in a field."""
+    return keras_file(lambda members, document: document["config"]["layers"][1]["config"].update({field: value}))
+
+
+def keras_weights(change: Callable[[Any], None]) -> Make:
+    """A Keras model after `change` of its HDF5 file."""
+
+    def edit(members: dict[str, bytes], document: dict[str, Any]) -> None:
+        h5py = pytest.importorskip("h5py", reason="needs the extra keras")
+        buffer = io.BytesIO(members["model.weights.h5"])
+        with h5py.File(buffer, "r+") as file:
+            change(file)
+        members["model.weights.h5"] = buffer.getvalue()
+
+    return keras_file(edit)
+
+
+def keras_link(kind: str) -> Make:
+    def change(file: Any) -> None:
+        import h5py
+
+        group = file["layers/dense/vars"]
+        del group["0"]
+        target = "/etc/SECRET.h5"
+        if kind == "storage":
+            group.create_dataset("0", (4, 2), "f4", external=[(target, 0, 32)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4, 2), "f4")
+            layout[:] = h5py.VirtualSource(target, "x", (4, 2), "f4")
+            group.create_virtual_dataset("0", layout)
+        else:
+            group["0"] = h5py.ExternalLink(target, "/x") if kind == "external" else h5py.SoftLink("/layers")
+
+    return keras_weights(change)
+
+
+def keras_claim(file: Any) -> None:
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars"].create_dataset("0", (1 << 20, 1 << 12), "f4", chunks=(1 << 10, 1 << 10))
+
+
+def keras_bomb(members: dict[str, bytes], document: dict[str, Any]) -> None:
+    document["config"]["padding"] = "x" * (5 << 20)
+
+
+KERAS_LOSS = {"loss": {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "eval"}}
+
+
+def onnx_file(change: Callable[[Any], None]) -> Make:
+    """An ONNX graph of one matrix product, after `change`."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        onnx = pytest.importorskip("onnx", reason="needs the extra export")
+        helper, floats = onnx.helper, onnx.TensorProto.FLOAT
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["obs", "w"], ["q"])],
+            "policy",
+            [helper.make_tensor_value_info("obs", floats, ["batch", 4])],
+            [helper.make_tensor_value_info("q", floats, ["batch", 2])],
+            [helper.make_tensor("w", floats, (4, 2), [0.5] * 8)],
+        )
+        model = helper.make_model(graph)
+        change(model)
+        (folder / "policy.onnx").write_bytes(model.SerializeToString())
+        return folder / "policy.onnx"
+
+    return make
+
+
+def onnx_outside(location: str) -> Make:
+    def change(model: Any) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("float_data")
+        tensor.data_location = 1
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", location
+
+    return onnx_file(change)
+
+
+def onnx_domain(model: Any) -> None:
+    model.graph.node[0].domain = "evil.python"
+
+
+def onnx_huge(model: Any) -> None:
+    model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
+
+
 PPO_FIELDS = ("policy_class", "observation_space", "action_space", "lr_schedule", "clip_range", "rollout_buffer_class")
 PPO_FIELDS += ("_last_obs", "_last_episode_starts", "ep_info_buffer", "policy_kwargs", "rollout_buffer_kwargs")
 DQN_FIELDS = (
@@ -313,6 +435,37 @@ CASES: dict[str, Make] = {
     "ours: overlapping": native(header=lying({"a": TENSOR, "b": TENSOR})),
     "ours: a header longer than the file": native(header=struct.pack("<Q", 1 << 60) + b"{}"),
     "ours: a pickle for tensors": native(header=pickle.dumps(Payload(Path("x")))),
+    "keras: lambda": keras_layer("keras.layers", "Lambda", function=LAMBDA),
+    "keras: lambda by another name": keras_layer("keras.src.layers.core.lambda_layer", "Lambda", function=LAMBDA),
+    "keras: a torch module": keras_layer("keras.layers", "TorchModuleWrapper", module="gASVAAAA"),
+    "keras: a saved model": keras_layer("keras.layers", "TFSMLayer", filepath="/etc/SECRET"),
+    "keras: a vocabulary": keras_layer("keras.layers", "StringLookup", vocabulary="/etc/SECRET"),
+    "keras: os": keras_layer("os", "system", command="touch CANARY"),
+    "keras: a known name of elsewhere": keras_layer("os", "Dense", units=2),
+    "keras: a function": keras_value("activation", {"module": "os", "class_name": "function", "config": "system"}),
+    "keras: a lambda in a field": keras_value("kernel_initializer", LAMBDA),
+    "keras: registered": keras_value(
+        "kernel_initializer", {"module": "builtins", "class_name": "eval", "registered_name": "eval", "config": {}}
+    ),
+    "keras: huge": keras_value("units", 10**10),
+    "keras: more than is stored": keras_value("units", 10**6),
+    "keras: a loss": keras_file(lambda members, document: document.update(compile_config=KERAS_LOSS)),
+    "keras: slip": keras_file(lambda members, document: members.update({"../../../../etc/rldistill": b"x"})),
+    "keras: assets": keras_file(lambda members, document: members.update({"assets/layers/x/SECRET": b"x"})),
+    "keras: another class of model": keras_file(lambda members, document: document.update(class_name="Evil")),
+    "keras: config bomb": keras_file(keras_bomb),
+    "keras: a link": keras_link("external"),
+    "keras: a soft link": keras_link("soft"),
+    "keras: storage elsewhere": keras_link("storage"),
+    "keras: a virtual array": keras_link("virtual"),
+    "keras: an array that claims more": keras_weights(keras_claim),
+    "keras: a pickle": alone("policy.keras", pickled),
+    "keras: the format before": alone("policy.h5", pickled),
+    "onnx: tensors elsewhere": onnx_outside("/etc/SECRET"),
+    "onnx: tensors above": onnx_outside("../../../../etc/SECRET"),
+    "onnx: an operator of one's own": onnx_file(onnx_domain),
+    "onnx: a lying shape": onnx_file(onnx_huge),
+    "onnx: a pickle": alone("policy.onnx", pickled),
     "a script": alone("policy.pt", script),
     "an exported program": alone("policy.pt2", script),
     "a state dict": alone("policy.pth", lambda canary: torch_bytes({"w": Payload(canary)})),
@@ -334,7 +487,7 @@ def test_nothing_of_a_hostile_file_runs(name: str, tmp_path: Path) -> None:
     said = ""
     with watched() as seen:
         try:
-            load_policy(path)
+            load_policy(path, spec=CARTPOLE)
         except RLDistillError as error:
             said = str(error)
     assert seen == []

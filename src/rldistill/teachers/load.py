@@ -13,6 +13,7 @@ from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.cleanrl import load_cleanrl
 from rldistill.teachers.ensemble import Ensemble, Vote
+from rldistill.teachers.keras import load_keras
 from rldistill.teachers.module import load_module
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.sb3 import load_sb3
@@ -20,8 +21,8 @@ from rldistill.types import HeadKind, Policy, PolicySpec
 
 ZOO = "zoo:"
 STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
-RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy")
-KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, a state dict, or module:factory"
+RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy", ".h5", ".hdf5")
+KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, Keras, a state dict, or module:factory"
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ def load_policy(
     """A policy from elsewhere, by what its path is.
 
     `zoo:NAME`; a folder of ours (`policy.json` in it); a Stable-Baselines3 zip or its folder; a state dict of CleanRL
-    (`.cleanrl_model .pt .pth .safetensors`); an ONNX file; `module:factory`, or `module:factory@FILE` for one with
-    weights, which run your own code.
+    (`.cleanrl_model .pt .pth .safetensors`); an ONNX or a Keras 3 file; `module:factory`, or `module:factory@FILE` for
+    one with weights, which run your own code.
 
     Args:
         path: where it is.
         spec: of the environment, for formats that do not tell what the policy takes and gives.
         activation: of its dense layers, where a file does not tell.
-        head: what the numbers of an ONNX file mean: `q_values`, or the neutral head of the action space if none.
-        scale: what an ONNX file's input is multiplied with, 1/255 where it expects pixels from 0 to 1.
+        head: what the numbers of ONNX and Keras mean: `q_values`, or the neutral head of the action space if none.
+        scale: what the input of ONNX and Keras is multiplied with, 1/255 where it expects pixels from 0 to 1.
 
     Raises:
         ConfigError: there is nothing of that name.
@@ -112,6 +113,8 @@ def _load_file(
         return load_sb3(path, activation)
     if path.suffix == ".onnx":
         return load_onnx(path, spec, head, scale)
+    if path.suffix == ".keras":
+        return load_keras(path, spec, head, scale)
     if path.suffix in STATE_DICTS:
         return load_cleanrl(path, spec)
     if path.suffix in RUN_CODE:

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.teachers.load import load_policy
+from rldistill.types import Policy
+
+from ..conftest import CARTPOLE
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras = pytest.importorskip("keras", reason="needs the extra keras")
+layers = keras.layers
+
+SPEC, PONG = spec_from_env(CARTPOLE), spec_from_env(EnvConfig("ALE/Pong-v5"))
+FRAMES = (84, 84, 4)
+
+
+def save(model: Any, path: Path) -> Path:
+    model.save(path)
+    return path
+
+
+def small(**last: Any) -> Any:
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([layers.Input((4,)), layers.Dense(16, activation="tanh"), layers.Dense(2, **last)])
+
+
+def classic() -> Any:
+    """The network of Mnih 2015 as it is written in Keras: channels last, pixels from 0 to 255."""
+    keras.utils.set_random_seed(2)
+    return keras.Sequential(
+        [
+            layers.Input(FRAMES),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(32, 8, 4, activation="relu"),
+            layers.Conv2D(64, 4, 2, activation="relu"),
+            layers.Conv2D(64, 3, 1, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(512, activation="relu"),
+            layers.Dense(6),
+        ]
+    )
+
+
+def frames(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=generator)
+
+
+def params(policy: Policy, obs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return policy(obs)[0].params
+
+
+def by_hand(model: Any, obs: Tensor) -> Tensor:
+    """The classic network of a Keras model's weights, in PyTorch's own layout."""
+    *weights, dense, dense_bias, last, last_bias = [torch.from_numpy(w) for w in model.get_weights()]
+    x = obs / 255
+    for kernel, bias, stride in zip(weights[::2], weights[1::2], (4, 2, 1), strict=True):
+        x = F.relu(F.conv2d(x, kernel.permute(3, 2, 0, 1), bias, stride))
+    x = F.relu(x.permute(0, 2, 3, 1).flatten(1) @ dense + dense_bias)
+    return x @ last + last_bias
+
+
+def test_labels_are_the_models_own(tmp_path: Path) -> None:
+    model = small()
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+    obs = torch.randn(1_000, 4)
+    first, first_bias, second, second_bias = model.get_weights()
+    expected = np.tanh(obs.numpy() @ first + first_bias) @ second + second_bias
+    np.testing.assert_allclose(params(policy, obs), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(params(policy, obs[:1]), expected[:1], rtol=1e-5, atol=1e-5)
+
+
+def test_the_classic_network_sees_frames_with_channels_last(tmp_path: Path) -> None:
+    model = classic()
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=PONG, head="q_values")
+    obs = frames(1_000)
+    assert policy.spec.head.kind == "q_values"
+    for rows in (*obs.split(100), obs[:1]):
+        np.testing.assert_allclose(params(policy, rows), by_hand(model, rows.float()), rtol=1e-5, atol=1e-5)
+    theirs = model(obs[:50].movedim(1, -1).float(), training=False).detach()
+    np.testing.assert_allclose(params(policy, obs[:50]), theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [FRAMES, (84 * 84 * 4,)])
+def test_the_dense_network_on_all_pixels(inputs: tuple[int, ...], tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential(
+        [layers.Input(inputs), layers.Flatten(), layers.Dense(512, activation="relu"), layers.Dense(6)]
+    )
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=PONG, scale=1 / 255)
+    obs = frames(100)
+    first, first_bias, second, second_bias = map(torch.from_numpy, model.get_weights())
+    flat = obs.movedim(1, -1).flatten(1) / 255
+    expected = F.relu(flat @ first + first_bias) @ second + second_bias
+    np.testing.assert_allclose(params(policy, obs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_branches(tmp_path: Path) -> None:
+    entry = keras.Input((4,))
+    hidden = layers.Dense(8, activation="relu")(entry)
+    q = layers.Add()([layers.Dense(2)(hidden), layers.Dense(1)(hidden)])
+    model = keras.Model(entry, q)
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+    obs = torch.randn(5, 4)
+    np.testing.assert_allclose(params(policy, obs), model(obs).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_probabilities_become_logits(tmp_path: Path) -> None:
+    model = small(activation="softmax")
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+    obs = torch.randn(20, 4)
+    np.testing.assert_allclose(params(policy, obs).softmax(-1), model(obs).detach(), atol=1e-6)
+
+
+def test_a_compiled_model_is_read_without_its_optimiser(tmp_path: Path) -> None:
+    model = small()
+    model.compile("adam", "mse")
+    assert load_policy(save(model, tmp_path / "p.keras"), spec=SPEC).spec.head.nvec == (2,)
+
+
+def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
+    policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC)
+    config = CollectConfig(steps=200, slots=2, block=50)
+    one = collect(CARTPOLE, policy, config, tmp_path / "one")
+    two = collect(CARTPOLE, policy, dataclasses.replace(config, workers=2), tmp_path / "two")
+    np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"),
+        (dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,))), "gives"),
+        (None, "give the environment's spec"),
+    ],
+)
+def test_another_environments_file_is_named(spec: Any, words: str, tmp_path: Path) -> None:
+    file = save(small(), tmp_path / "p.keras")
+    with pytest.raises((SpecMismatchError, ConfigError), match=rf"p\.keras.*{words}"):
+        load_policy(file, spec=spec)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    file = save(small(), tmp_path / "p.keras")
+    content = file.read_bytes()
+    for broken in (content[: len(content) // 2], b"", content[:-30]):
+        file.write_bytes(broken)
+        with pytest.raises(CorruptArtifactError, match=r"p\.keras"):
+            load_policy(file, spec=SPEC)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    model = small()
+    model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
+    with pytest.raises(CorruptArtifactError, match="NaN"):
+        load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+
+
+def test_a_file_of_keras_2_says_what_to_do(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {}}))
+    with pytest.raises(CorruptArtifactError, match="save it again with Keras 3"):
+        load_policy(tmp_path / "p.keras", spec=SPEC)
