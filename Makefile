@@ -1,7 +1,7 @@
 # Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,box2d,export
+EXTRAS ?= dev,box2d,export,keras,minari
 BIN := $(abspath $(VENV))/bin
 
 .PHONY: install demo test check bench docs clean

@@ -19,12 +19,13 @@ from rldistill.collect import CollectConfig, collect
 from rldistill.data.blocks import read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
+from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 from rldistill.teachers.actor import Actor
+from rldistill.types import Wrapper
 
 from .conftest import CARTPOLE, manifest_bytes, q_spec
 
@@ -253,3 +254,35 @@ def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
     collect(CARTPOLE, recurrent_teacher(), config, tmp_path, resume=True)
     assert manifest_bytes(tmp_path) == before
+
+
+@pytest.mark.parametrize("wrappers", [(), (Wrapper("TimeLimit", {"max_episode_steps": 7}),)], ids=["ended", "cut"])
+def test_what_a_step_led_to_is_kept_also_where_an_episode_ends(wrappers: tuple[Wrapper, ...], tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", wrappers=wrappers)
+    teacher = Mlp((4,)).build(spec_from_env(env)).eval()
+    data = collect(env, teacher, CollectConfig(steps=200, streams=2, slots=2, block=16, epsilon=0.5), tmp_path)
+    rows = np.arange(len(data))
+    obs, after = data.observations(rows), data.next_observations(rows)
+    with torch.no_grad():
+        np.testing.assert_allclose(teacher(after)[0].params, data.columns["next_teacher"], atol=1e-5)
+    alone = make_env(env)
+    for row in rows:
+        alone.reset(seed=0)
+        alone.unwrapped.state = obs[row].numpy().astype(np.float64)
+        np.testing.assert_allclose(alone.step(data.columns["action"][row])[0], after[row], atol=1e-5)
+
+
+def test_what_a_step_of_a_game_led_to_is_kept(tmp_path: Path) -> None:
+    env = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 100})
+    teacher = Linear().build(spec_from_env(env)).eval()
+    data = collect(env, teacher, CollectConfig(steps=160, streams=1, slots=2, block=30, epsilon=0.5), tmp_path)
+    rows = np.arange(len(data))
+    ended = data.columns["terminated"] | data.columns["truncated"]
+    assert 0 < ended.sum() < len(data)
+    after = data.next_observations(rows)
+    with torch.no_grad():
+        np.testing.assert_allclose(teacher(after)[0].params, data.columns["next_teacher"], rtol=1e-3, atol=1e-3)
+    order = np.lexsort((data.columns["step"], data.columns["episode"]))
+    for row, following in itertools.pairwise(order):
+        if data.columns["episode"][row] == data.columns["episode"][following]:
+            assert torch.equal(after[row], data.observations(np.array([following]))[0])

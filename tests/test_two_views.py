@@ -103,7 +103,10 @@ def test_frames_are_stored_once_behind_a_frame_stack(tmp_path: Path) -> None:
     teacher = Mlp((4,)).build(spec_from_env(env.view_of("teacher"))).eval()
     config = CollectConfig(steps=240, streams=1, slots=4, block=30, epsilon=0.3, sample=True)
     data = collect(env, teacher, config, tmp_path)
-    assert data.obs.shape == (240 + 2 * 4 * 3, 84, 84)  # three lead-in frames for each of 4 slots in 2 blocks
+    # three lead-in frames and the last observation for each of 4 slots in 2 blocks, and those of the episodes between
+    ended = (data.columns["terminated"] | data.columns["truncated"]).sum()
+    assert ended > 0
+    assert data.obs.shape == (240 + 2 * 4 * 3 + 2 * 4 + ended, 84, 84)
     stream = make_vector_env(env, 4, lambda slot, nth: 0).reset()
     assert sight_of(env).of("student", stream).shape == (4, 4, 84, 84)
     alone = make_env(env.view_of("student"))

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.artifacts import open_stage
-from rldistill.data.blocks import ACTORS, Block, BlockKey, read_block, write_block
+from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import Manifest, manifest_entry
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.two_views import Sight
@@ -68,7 +68,7 @@ class CollectConfig:
     steps: int = 20_000
     streams: int = 2
     slots: int = 8
-    block: int = 512
+    block: int = 1024
     workers: int = 1
     epsilon: float = 0.0
     beta: float = 1.0
@@ -231,27 +231,20 @@ class _Stream:
             key = BlockKey(self.round, self.stream, number)
             path = self.folder / key.file
             if standing is None and path.exists():
-                played.append(read_block(path, ["slot", "lead", "episode", "step", "action", "ended"]))
-                yield self._entry(key, length, path, played[-1].exact)
+                played.append(read_block(path, ["slot", "kind", "episode", "step", "action", "ended"]))
+                yield self._entry(key, length, path, played[-1])
                 continue
             exact = True
             if standing is None:
                 standing, exact = self._take_up(env, played)
             block = yield from self._play(env, standing, number, length)
-            write_block(path, dataclasses.replace(block, exact=exact, states=standing.states()))
-            yield self._entry(key, length, path, exact)
+            block = dataclasses.replace(block, exact=exact, states=standing.states())
+            write_block(path, block)
+            yield self._entry(key, length, path, block)
         env.close()
 
-    def _entry(self, key: BlockKey, length: int, path: Path, exact: bool) -> Entry:
-        from rldistill.artifacts import sha256_file
-
-        return {
-            "file": key.file,
-            **dataclasses.asdict(key),
-            "steps": length * self.config.slots,
-            "exact": exact,
-            "sha256": sha256_file(path),
-        }
+    def _entry(self, key: BlockKey, length: int, path: Path, block: Block) -> Entry:
+        return manifest_entry(key, path, block, length * self.config.slots)
 
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.seed, "collect", self.round, self.stream, slot, episode)
@@ -262,7 +255,7 @@ class _Stream:
             return self._standing(env.reset()), True
         episodes, actions = [], []
         for slot in range(self.config.slots):
-            rows = [(b.columns, (b.columns["slot"] == slot) & ~b.columns["lead"]) for b in played]
+            rows = [(b.columns, (b.columns["slot"] == slot) & (b.columns["kind"] == STEP)) for b in played]
             episode = np.concatenate([columns["episode"][mask] for columns, mask in rows])
             action = np.concatenate([columns["action"][mask] for columns, mask in rows])
             ended = played[-1].columns["ended"][rows[-1][1]][-1]
@@ -309,9 +302,9 @@ class _Stream:
             record.add(transition, standing.age, env.episode - ended)
             standing.age = np.where(ended, 0, standing.age + 1)
             standing.obs = transition.step.obs
-            for memory in standing.memories.values():
-                memory.forget(transition.step.ended)
-        return record.block(standing.obs, self.config.slots)
+            if "student" in standing.memories:
+                standing.memories["student"].forget(transition.step.ended)
+        return record.block(standing.obs)
 
     def _act(
         self,
@@ -323,7 +316,7 @@ class _Stream:
         obs: NDArray[Any],
     ) -> NDArray[Any]:
         """Everyone's actions; the draws are made whether they are used or not, so that none depends on another."""
-        label = record.label(obs)
+        label = record.labels.label(obs)
         taught = self._choose(label, torch_rng)
         actor = np.full(len(obs), TEACHER, np.int8)
         action = taught

@@ -1,7 +1,9 @@
 """Blocks: the few hundred steps of one stream that are written, hashed and resumed as a whole.
 
-A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. Where frames are
-stored, the rows of each slot begin with the few frames before the block (`lead`), so that each block stands alone.
+A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. `kind` tells what
+a row is: a step; where frames are stored, one of the few frames before the block, which stand before each slot's steps;
+or, after them, the observation that a step led to where the next row does not show it, in the order of these steps.
+Each block stands alone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from rldistill.artifacts import sha256_file, write_atomic
 from rldistill.errors import CorruptArtifactError
 
 ACTORS = ("teacher", "student", "random")
+STEP, LEAD, FINAL = range(3)
+LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,11 +54,19 @@ class Block:
     states: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
+def successors(kind: NDArray[np.int8], ended: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """For each step of a block, the row that shows what it led to."""
+    steps = np.flatnonzero(kind == STEP)
+    out = steps + 1
+    out[ended[steps] | (np.append(kind, LEAD)[out] != STEP)] = np.flatnonzero(kind == FINAL)
+    return out
+
+
 def write_block(path: Path, block: Block) -> str:
     """Write a block atomically; returns the SHA-256 of the file."""
     arrays = {name: _to_arrow(column) for name, column in block.columns.items()}
     shapes = {name: list(column.shape[1:]) for name, column in block.columns.items()}
-    metadata = {"schema": "1", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
+    metadata = {"schema": "2", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
     if block.states:
         metadata["states"] = json.dumps({who: _packed(state) for who, state in block.states.items()})
     table = pa.table(arrays).replace_schema_metadata(metadata)

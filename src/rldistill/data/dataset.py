@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor
 
-from rldistill.data.blocks import read_block
+from rldistill.data.blocks import STEP, read_block, successors
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
@@ -38,6 +38,7 @@ class Dataset:
             return_to_go and, where there are, value, next_value and features.
         obs: `[M, ...]` observations, or single frames where `spec.frames` is given (M > N: lead-in frames).
         row: `[N]`, where in `obs` each transition's newest frame or observation stands.
+        next_row: `[N]`, where that of what it led to stands.
         heldout: `[N]`, whether the transition's episode is held out. Equal episodes are on the same side.
         num_steps: environment steps it took.
     """
@@ -45,7 +46,8 @@ class Dataset:
     spec: PolicySpec
     columns: dict[str, NDArray[Any]]
     obs: NDArray[Any]
-    row: NDArray[np.int64]
+    row: NDArray[np.integer[Any]]
+    next_row: NDArray[np.integer[Any]]
     heldout: NDArray[np.bool_]
     num_steps: int
 
@@ -75,39 +77,39 @@ class Dataset:
                 raise CorruptArtifactError(f"{folder}: the collection is not complete; go on with --resume")
             if verify:
                 manifest.check()
-        lead = (spec.frames.stack - 1) if spec.frames else 0
-        slots = [
-            manifest.document["rounds"][str(b["round"])]["slots"] for manifest in manifests for b in manifest.blocks
-        ]
         blocks = [
             (number, folder, b)
             for number, (folder, m) in enumerate(zip(folders, manifests, strict=True))
             for b in m.blocks
         ]
-        num_rows = sum(block["steps"] + lead * n for (_, _, block), n in zip(blocks, slots, strict=True))
+        num_rows = sum(block["rows"] for _, _, block in blocks)
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
         obs = _room((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
         parts: list[dict[str, NDArray[Any]]] = []
         rows: list[NDArray[np.int64]] = []
+        next_rows: list[NDArray[np.int64]] = []
         at = 0
         for number, folder, entry in blocks:
             columns = read_block(folder / entry["file"]).columns
             part_obs = columns.pop("obs")
             obs[at : at + len(part_obs)] = part_obs
-            kept = ~columns.pop("lead")
+            kind = columns.pop("kind")
+            kept = kind == STEP
             rows.append(at + np.flatnonzero(kept))
+            next_rows.append(at + successors(kind, columns["ended"]))
             at += len(part_obs)
             part = {name: column[kept] for name, column in columns.items()}
             part["source"] = np.tile([number, entry["round"], entry["stream"]], (len(part["slot"]), 1))
             parts.append(part)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         identity = np.column_stack([joined.pop("source"), joined.pop("slot"), joined["episode"]])
-        _, joined["episode"] = np.unique(identity, axis=0, return_inverse=True)
+        joined["episode"] = np.unique(identity, axis=0, return_inverse=True)[1].astype(np.int32)
         order, bounds = _episodes(joined["episode"], joined["step"])
         joined["return_to_go"] = _returns_to_go(joined, order, bounds, gamma)
         heldout = _heldout(joined, order, bounds)
         joined.pop("ended")
-        return cls(spec, joined, obs, np.concatenate(rows), heldout, sum(m.num_steps for m in manifests))
+        row, next_row = (np.concatenate(numbers).astype(_index_dtype(num_rows)) for numbers in (rows, next_rows))
+        return cls(spec, joined, obs, row, next_row, heldout, sum(m.num_steps for m in manifests))
 
     def __len__(self) -> int:
         return len(self.row)
@@ -124,6 +126,13 @@ class Dataset:
             self.obs, self.row[rows], self.columns["step"][rows], self.spec.frames.stack, self.spec.frames.padding
         )
         return torch.from_numpy(stacks)
+
+    def next_observations(self, rows: NDArray[np.int64]) -> Tensor:
+        """What some transitions led to, `[B, *spec.obs_shape]`; of an episode that ended, its last observation."""
+        newest = torch.from_numpy(self.obs.take(self.next_row.take(rows), 0))
+        if self.spec.frames is None:
+            return newest
+        return torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
@@ -171,6 +180,10 @@ def _room(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder
     with tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(size)
         return np.memmap(file, dtype, "r+", shape=shape)
+
+
+def _index_dtype(num_rows: int) -> type[np.integer[Any]]:
+    return np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
 
 
 def _split(value: Any, size: int) -> Iterable[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ Padding = Literal["zero", "repeat"]
 
 def stack_frames(
     frames: NDArray[np.uint8],
-    index: NDArray[np.int64],
+    index: NDArray[np.integer[Any]],
     age: NDArray[np.int64],
     depth: int,
     padding: Padding,

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.artifacts import read_json, sha256_file, write_json
+from rldistill.data.blocks import Block, BlockKey
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.types import PolicySpec
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Manifest:
         document = read_json(path)
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}")
+            raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}; collect again")
         for key, kind in {"env": dict, "spec": dict, "rounds": dict, "blocks": list}.items():
             if not isinstance(document.get(key), kind):
                 raise CorruptArtifactError(f"{path}: {key} is missing or not a {kind.__name__}")
@@ -90,6 +91,18 @@ class Manifest:
                 raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume")
             if sha256_file(path) != block["sha256"]:
                 raise CorruptArtifactError(f"{path}: its bytes are not those that were written; delete it and --resume")
+
+
+def manifest_entry(key: BlockKey, path: Path, block: Block, steps: int) -> dict[str, Any]:
+    """What a manifest says of one block."""
+    return {
+        "file": key.file,
+        **dataclasses.asdict(key),
+        "steps": steps,
+        "rows": len(block.columns["kind"]),
+        "exact": block.exact,
+        "sha256": sha256_file(path),
+    }
 
 
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
