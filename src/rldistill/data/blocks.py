@@ -64,8 +64,8 @@ def successors(kind: NDArray[np.int8], ended: NDArray[np.bool_]) -> NDArray[np.i
 
 def write_block(path: Path, block: Block) -> str:
     """Write a block atomically; returns the SHA-256 of the file."""
-    arrays = {name: _to_arrow(column) for name, column in block.columns.items()}
-    shapes = {name: list(column.shape[1:]) for name, column in block.columns.items()}
+    arrays = {name: _to_arrow(column) for name, column in sorted(block.columns.items())}
+    shapes = {name: list(block.columns[name].shape[1:]) for name in arrays}
     metadata = {"schema": "2", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
     if block.states:
         metadata["states"] = json.dumps({who: _packed(state) for who, state in block.states.items()})

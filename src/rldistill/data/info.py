@@ -11,7 +11,7 @@ from rldistill.data.manifest import Manifest
 
 def describe(path: Path) -> dict[str, Any]:
     """The manifest in a few lines; nothing but the manifest is read."""
-    folder = _dataset_folder(path)
+    folder = dataset_folder(path)
     manifest = Manifest.read(folder)
     spec = manifest.spec
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -34,7 +34,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises:
         CorruptArtifactError: a block is missing, truncated or altered.
     """
-    dataset = Dataset.read([_dataset_folder(path)], verify=True)
+    dataset = Dataset.read([dataset_folder(path)], verify=True)
     return {
         **describe(path),
         "episodes": dataset.num_episodes,
@@ -43,6 +43,7 @@ def verify(path: Path) -> dict[str, Any]:
     }
 
 
-def _dataset_folder(path: Path) -> Path:
+def dataset_folder(path: Path) -> Path:
+    """The dataset that a path means: itself, or that of the run whose folder it is."""
     inside = path / "dataset"
     return inside if (inside / "manifest.json").exists() and not (path / "manifest.json").exists() else path

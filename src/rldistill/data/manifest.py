@@ -44,6 +44,12 @@ class Manifest:
         return cls(folder, document)
 
     @classmethod
+    def derived(cls, folder: Path, other: Manifest, spec: PolicySpec, rounds: dict[str, Any]) -> Manifest:
+        """A new manifest of the same environment as another, without blocks so far."""
+        asked = {"schema": SCHEMA, "env": other.document["env"], "spec": dataclasses.asdict(spec), "rounds": rounds}
+        return cls(folder, _as_json(asked | {"blocks": [], "exact": True}))
+
+    @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read and check; raises CorruptArtifactError for what is not a manifest of ours."""
         path = folder / "manifest.json"
@@ -79,7 +85,12 @@ class Manifest:
 
     def add_round(self, round: int, entries: list[dict[str, Any]]) -> None:
         """Take up the blocks of a round that is complete."""
-        self.document["blocks"] = [block for block in self.blocks if block["round"] != round] + entries
+        self.document["blocks"] = [block for block in self.blocks if block["round"] != round]
+        self.add_blocks(entries)
+
+    def add_blocks(self, entries: list[dict[str, Any]]) -> None:
+        """Take up blocks that are complete, and write the manifest."""
+        self.document["blocks"] = self.blocks + entries
         self.document["exact"] = all(block["exact"] for block in self.blocks)
         write_json(self.folder / "manifest.json", self.document)
 

@@ -298,13 +298,19 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
     else:
         env = make_env(config)
         frames, obs_space, action_space = _frames(env), env.observation_space, env.action_space
-        parts = env.space if isinstance(env, views.FlatDict) else None
+        if isinstance(env, views.FlatDict):
+            obs_space = spaces.Dict(env.space)
         env.close()
-        if parts is not None:
-            head = _neutral_head(config.id, action_space)
-            return PolicySpec.of_parts(tuple((key, _part(config.id, inner)) for key, inner in parts.items()), head)
-    part = _part(config.id, obs_space)
-    return PolicySpec(part.shape, part.dtype, _neutral_head(config.id, action_space), frames, part.nvec)
+    return replace(spec_from_spaces(config.id, obs_space, action_space), frames=frames)
+
+
+def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:
+    """What a policy for these spaces takes and gives; raises ConfigError for those that are not supported."""
+    head = _neutral_head(env_id, action_space)
+    if isinstance(obs_space, spaces.Dict):
+        return PolicySpec.of_parts(tuple((key, _part(env_id, inner)) for key, inner in obs_space.items()), head)
+    part = _part(env_id, obs_space)
+    return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
 
 def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:

@@ -54,7 +54,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
     with track("collect", "steps", quiet) as report:
         return collect(
             run.env,
-            _teacher(run),
+            load_teacher(run),
             run.collect,
             run.folder / "dataset",
             seed=run.seed,
@@ -67,7 +67,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
 def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
     _note_what_was_asked(run)
-    teacher = _teacher(run)
+    teacher = load_teacher(run)
     dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     for name in run.students:
         for seed in run.seeds:
@@ -83,7 +83,7 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
     collected = Manifest.read(run.folder / "dataset").num_steps
     taught = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
     entrants = {
-        "teacher": Entrant("teacher", {None: _teacher(run)}, taught),
+        "teacher": Entrant("teacher", {None: load_teacher(run)}, taught),
         **{name: _student_entrant(run, name, collected) for name in run.students},
         "random": Entrant("random", {None: None}, 0),
     }
@@ -100,7 +100,8 @@ def run_report(run: Run) -> Path:
     return path
 
 
-def _teacher(run: Run) -> Policy:
+def load_teacher(run: Run) -> Policy:
+    """The run's teacher, trained or from elsewhere."""
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
     return run.teacher.load(spec_from_env(run.env.view_of("teacher")))

@@ -1,0 +1,142 @@
+"""The command line: verbs only. What they do is in `rldistill.recipes.pipeline`, and works the same from Python."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from rldistill.cli.dataset import datasets
+from rldistill.cli.shared import AsJson, File, Overrides, Overwrite, Quiet, Resume, Verbs, output, show
+from rldistill.cli.teachers import teachers
+from rldistill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rldistill.recipes.run import Run
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn a reinforcement-learning teacher into a smaller, faster student, and prove what was lost.",
+)
+app.add_typer(datasets, name="dataset")
+app.add_typer(teachers, name="teachers")
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """All stages: from a teacher to a report."""
+    _stage("run_all", file, overrides, resume, overwrite, quiet, as_json)
+
+
+@app.command()
+def train(
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the teacher."""
+    _stage("run_train", file, overrides, resume, overwrite, quiet)
+
+
+@app.command()
+def collect(
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let the teacher play, and label what was seen."""
+    _stage("run_collect", file, overrides, resume, overwrite, quiet)
+
+
+@app.command()
+def distill(
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit the students to the dataset."""
+    _stage("run_distill", file, overrides, resume, overwrite, quiet)
+
+
+@app.command()
+def evaluate(
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let teacher, students and a random policy play the same episodes."""
+    _stage("run_evaluate", file, overrides, resume, overwrite, quiet, as_json)
+
+
+@app.command()
+def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Write report.html from what the other stages left."""
+    from rldistill.config import RunConfig
+    from rldistill.recipes import pipeline
+
+    with output(quiet):
+        pipeline.run_report(RunConfig.load(file, overrides or ()).plan())
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine offers: versions, cores, GPU, ROMs, extras."""
+    from rldistill.doctor import examine
+
+    show(examine(), as_json)
+
+
+def _stage(
+    name: str,
+    file: Path,
+    overrides: list[str] | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool = False,
+) -> None:
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with what is there and --overwrite throws it away: choose one")
+    from rldistill.artifacts import read_json
+    from rldistill.config import RunConfig
+    from rldistill.recipes import pipeline
+
+    plan: Run = RunConfig.load(file, overrides or ()).plan()
+    with output(quiet, as_json):
+        getattr(pipeline, name)(plan, resume, overwrite, quiet)
+    if as_json:
+        typer.echo(json.dumps(read_json(plan.folder / "evaluation.json"), indent=2))
+
+
+def main() -> None:
+    """The entry point `rldistill`."""
+    # A cluster's stop is the same as a person's, also where a shell began the process without Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    app(prog_name="rldistill")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from rldistill.cli import main
+
+main()

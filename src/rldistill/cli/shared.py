@@ -1,0 +1,83 @@
+"""What all verbs share: errors in one line, arguments of the same name and help, where output goes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rldistill.errors import RLDistillError
+
+FAILED, INTERRUPTED = 2, 130
+
+
+class Verbs(TyperGroup):
+    """Verbs whose foreseeable failures end in one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RLDistillError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            typer.echo("stopped; go on with --resume", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if not _disk_full(error):
+                raise
+            where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+            _fail(f"the disk is full{where}: make room, then go on with --resume")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(FAILED) from None
+
+
+def _disk_full(error: Exception) -> bool:
+    # safetensors and torch report it in words, not as an OSError.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
+
+
+File = Annotated[Path, typer.Argument(help="The run file, in YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Count over the file: distill.epochs=3", show_default=False),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what is there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Teacher = Annotated[str, typer.Argument(help="zoo:NAME, a policy's folder, an SB3 zip.", show_default=False)]
+Env = Annotated[str, typer.Option("--env", help="A Gymnasium id.", show_default=False)]
+EnvArgument = Annotated[
+    list[str] | None, typer.Option("--env-kwarg", metavar="KEY=VALUE", help="Of the environment.", show_default=False)
+]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
+Dataset = Annotated[Path, typer.Argument(help="A dataset's folder, or that of its run.", show_default=False)]
+
+
+def output(quiet: bool, as_json: bool = False) -> AbstractContextManager[Any]:
+    """Where the stages' tables go: nowhere if quiet, and to stderr where stdout is for JSON."""
+    if quiet:
+        return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def show(value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, indent=2))
+        return
+    width = max(map(len, value))
+    for key, item in value.items():
+        lines = [f"{name} {found}" for name, found in item.items()] if isinstance(item, dict) else [str(item)]
+        typer.echo(f"{key:<{width}}  " + f"\n{'':<{width}}  ".join(lines))

@@ -1,0 +1,78 @@
+"""`rldistill teachers`: find, verify and compare them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rldistill.cli.shared import AsJson, Env, EnvArgument, Quiet, Seed, Teacher, Verbs, output, show
+
+teachers = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Find, verify, compare teachers.")
+
+
+@teachers.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """The teachers that ship."""
+    from rldistill.recipes.teachers import list_teachers
+
+    rows = list_teachers()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            show(row, as_json=False)
+
+
+@teachers.command()
+def verify(
+    path: Teacher,
+    env: Env,
+    env_kwarg: EnvArgument = None,
+    claimed: Annotated[str | None, typer.Option(help="Its published return: 242.1±31.8 or 242.1.")] = None,
+    claimed_episodes: Annotated[int, typer.Option(min=0, help="Episodes that the claim is the mean of.")] = 0,
+    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Seed = 0,
+    activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
+    head: Annotated[str | None, typer.Option(help="What the numbers of ONNX and Keras mean: q_values.")] = None,
+    scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
+    from rldistill.config import env_from_options, teacher_from_options
+    from rldistill.evaluate.verify import Claim
+    from rldistill.recipes.teachers import print_verification, verify_teacher
+
+    claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
+    teacher = teacher_from_options(path, activation, head, scale)
+    found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), claim, episodes, seed, quiet)
+    with output(quiet):
+        typer.echo(json.dumps(found, indent=2)) if as_json else print_verification(found)
+    if not found["ok"]:
+        raise typer.Exit(1)
+
+
+@teachers.command()
+def compare(
+    paths: Annotated[list[str], typer.Argument(help="Teachers: zoo:NAME, folders, SB3 zips.", show_default=False)],
+    env: Env,
+    env_kwarg: EnvArgument = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Labelled steps for each probe student.")] = 5_000,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the result there, as JSON.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
+    from rldistill.config import env_from_options
+    from rldistill.evaluate.compare import CompareConfig
+    from rldistill.recipes import teachers as recipe
+
+    config = CompareConfig(episodes=episodes, steps=steps)
+    found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, out, quiet)
+    with output(quiet):
+        typer.echo(json.dumps(found, indent=2)) if as_json else recipe.print_comparison(found)

@@ -1,0 +1,72 @@
+"""Merge: several datasets of the same kind as one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rldistill.artifacts import open_stage, write_atomic
+from rldistill.data.blocks import BlockKey
+from rldistill.data.manifest import Manifest
+from rldistill.errors import ConfigError, SpecMismatchError
+
+
+def merge(
+    sources: Sequence[Path],
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Copy the blocks of all `sources` into one dataset, whose rounds are theirs, one after the other.
+
+    Raises:
+        SpecMismatchError: they hold different observations or labels, or come from different environments.
+        ConfigError: the same block is in two of them, or `folder` is one of them or holds something already.
+        CorruptArtifactError: a block is missing, truncated or altered.
+    """
+    if len(sources) < 2:
+        raise ConfigError("nothing to merge: name at least two datasets")
+    if folder.resolve() in [source.resolve() for source in sources]:
+        raise ConfigError(f"--out: {folder} is one of the datasets themselves; name another folder")
+    manifests = [Manifest.read(source) for source in sources]
+    _require_same_kind(manifests)
+    for manifest in manifests:
+        manifest.check()
+    open_stage(folder, folder / "manifest.json", False, overwrite)
+    rounds: dict[str, Any] = {}
+    entries: list[dict[str, Any]] = []
+    total = sum(manifest.num_steps for manifest in manifests)
+    for manifest in manifests:
+        new = {old: str(len(rounds) + number) for number, old in enumerate(manifest.document["rounds"])}
+        rounds |= {new[old]: request for old, request in manifest.document["rounds"].items()}
+        for entry in manifest.blocks:
+            key = BlockKey(int(new[str(entry["round"])]), entry["stream"], entry["block"])
+            write_atomic(folder / key.file, partial(shutil.copyfile, manifest.folder / entry["file"]))
+            entries.append({**entry, **dataclasses.asdict(key), "file": key.file})
+            progress(sum(entry["steps"] for entry in entries), total)
+    Manifest.derived(folder, manifests[0], manifests[0].spec, rounds).add_blocks(entries)
+
+
+def _require_same_kind(manifests: Sequence[Manifest]) -> None:
+    first, seen = manifests[0], dict[str, Path]()
+    for manifest in manifests:
+        for what in ("spec", "env"):
+            if manifest.document[what] != first.document[what]:
+                raise SpecMismatchError(
+                    f"{manifest.folder} and {first.folder} cannot be merged: {what} is {manifest.document[what]} and "
+                    f"{first.document[what]}"
+                )
+        if not manifest.blocks:
+            raise ConfigError(f"{manifest.folder}: the collection is not complete; go on with --resume")
+        for entry in manifest.blocks:
+            if entry["sha256"] in seen:
+                raise ConfigError(
+                    f"{manifest.folder}: {entry['file']} is in {seen[entry['sha256']]}, too; what is there twice would "
+                    "count twice"
+                )
+            seen[entry["sha256"]] = manifest.folder

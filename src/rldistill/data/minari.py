@@ -1,0 +1,266 @@
+"""Datasets of Minari, in and out, without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rldistill.artifacts import open_stage
+from rldistill.data.blocks import FINAL, LABELS, STEP, Block, BlockKey, write_block
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import SCHEMA, Manifest, manifest_entry
+from rldistill.envs.vector import EnvConfig, spec_from_spaces
+from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, did_you_mean
+from rldistill.students.network import split_parts
+from rldistill.types import ActionHead, ObsPart, PolicySpec
+
+PREFIX = "minari:"
+OURS = "rldistill"
+FIRM = 20.0
+"""The logit of the action that was taken, where the others have 0 and nobody labelled it."""
+BLOCK = 4_096
+Columns = dict[str, NDArray[Any]]
+Progress = Callable[[int, int], None]
+
+
+def export_minari(source: Path, name: str, progress: Progress = lambda done, total: None) -> None:
+    """Write a dataset as Minari's `name`, with the teacher's labels among its infos.
+
+    Pictures are stored as they are, not as JPEG. An episode that was still going on ends as truncated, marked `cut` in
+    its infos.
+
+    Raises:
+        ConfigError: Minari has a dataset of that name, or the name is none of its kind (`game/data-v0`).
+    """
+    minari = _minari()
+    data, manifest = Dataset.read([source]), Manifest.read(source)
+    observations, actions = _spaces(data.spec)
+    infos = [column for column in (*LABELS, "actor") if column in data.columns]
+    order = np.lexsort((data.columns["step"], data.columns["episode"]))
+    bounds = np.searchsorted(data.columns["episode"][order], np.arange(data.num_episodes + 1))
+    buffers = []
+    for start, end in pairwise(bounds):
+        rows = order[start:end]
+        ended = bool(data.columns["terminated"][rows[-1]] | data.columns["truncated"][rows[-1]])
+        truncated = data.columns["truncated"][rows].copy()
+        truncated[-1] |= not ended
+        said = {column: _info(_one_longer(data.columns[column][rows])) for column in infos}
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                observations=_shown(data, rows),
+                actions=data.columns["action"][rows],
+                rewards=data.columns["reward"][rows],
+                terminations=data.columns["terminated"][rows],
+                truncations=truncated,
+                infos={**said, "cut": [not ended] * (len(rows) + 1)},
+            )
+        )
+        progress(int(end), len(data))
+    try:
+        made = minari.create_dataset_from_buffers(
+            name.removeprefix(PREFIX),
+            buffers,
+            observation_space=observations,
+            action_space=actions,
+            data_format="arrow",
+            jpeg_encoding=False,
+            description=f"Collected by rldistill in {manifest.document['env']['id']}",
+        )
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
+    ours = {"env": manifest.document["env"], "spec": manifest.document["spec"]}
+    made.storage.update_metadata({OURS: json.dumps(ours)})
+
+
+def import_minari(
+    name: str, folder: Path, *, overwrite: bool = False, progress: Progress = lambda done, total: None
+) -> Dataset:
+    """Read Minari's dataset `name`, which has to be on this machine, into a dataset of ours.
+
+    What was recorded elsewhere is labelled with the actions that were taken; `relabel` it with a teacher. What
+    `export_minari` wrote has its teacher's labels again.
+
+    Raises:
+        ConfigError: there is none of that name, or `folder` holds something already.
+        CorruptArtifactError: it lacks what is needed.
+    """
+    minari = _minari()
+    name = name.removeprefix(PREFIX)
+    try:
+        metadata = minari.dataset.minari_storage.MinariStorage.read_raw_metadata(_place(name) / "data")
+    except ValueError:
+        hint = did_you_mean(name, sorted(minari.list_local_datasets()))
+        raise ConfigError(
+            f"{PREFIX}{name}: Minari has no such dataset here.{hint} `minari download {name}` fetches it"
+        ) from None
+    for needed in ("observation_space", "action_space"):
+        if not isinstance(metadata.get(needed), str):  # Minari would build an environment of the file's choice
+            raise CorruptArtifactError(f"{PREFIX}{name}: its metadata do not tell its {needed}")
+    source = minari.load_dataset(name)
+    env, spec = _about(name, metadata, source)
+    open_stage(folder, folder / "manifest.json", False, overwrite)
+    document = {"schema": SCHEMA, "env": env, "spec": dataclasses.asdict(spec)}
+    rounds = {"0": {"slots": 1, "streams": 1, "source": f"{PREFIX}{name}"}}
+    manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
+    entries: list[dict[str, Any]] = []
+    waiting: list[Columns] = []
+    done, total = 0, int(source.total_steps)
+    for number, episode in enumerate(source.iterate_episodes()):
+        waiting.append(_episode_columns(episode, number, spec))
+        done += len(episode)
+        last = done == total
+        if last or sum(int((part["kind"] == STEP).sum()) for part in waiting) >= BLOCK:
+            entries.append(_write(folder, len(entries), waiting))
+            waiting = []
+            progress(done, total)
+    manifest.add_blocks(entries)
+    return Dataset.read([folder])
+
+
+def _minari() -> Any:
+    try:
+        import minari
+        import minari.data_collector
+        import minari.dataset.minari_storage
+    except ImportError:
+        raise MissingExtraError("Datasets of Minari", "minari") from None
+    return minari
+
+
+def _place(name: str) -> Path:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    root, place = Path(get_dataset_path("")).resolve(), Path(get_dataset_path(name))
+    if root not in place.resolve().parents:
+        raise ConfigError(f"{PREFIX}{name}: not a name of Minari's kind, such as game/data-v0")
+    return place
+
+
+def _about(name: str, metadata: dict[str, Any], source: Any) -> tuple[dict[str, Any], PolicySpec]:
+    """The environment and the spec, which is ours where we wrote them."""
+    if isinstance(metadata.get(OURS), str):
+        try:
+            ours = json.loads(metadata[OURS])
+            return dict(ours["env"]), PolicySpec.from_json(ours["spec"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifactError(f"{PREFIX}{name}: metadata: {OURS}: {error}") from None
+    env_id, kwargs = f"{PREFIX}{name}", {}
+    if isinstance(metadata.get("env_spec"), str):
+        about = json.loads(metadata["env_spec"])
+        env_id, kwargs = str(about.get("id", env_id)), dict(about.get("kwargs") or {})
+    spec = spec_from_spaces(env_id, source.observation_space, source.action_space)
+    return dataclasses.asdict(EnvConfig(env_id, kwargs)), spec
+
+
+def _spaces(spec: PolicySpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    entries = {key: _obs_space(part) for key, part in spec.entries.items()}
+    head = spec.head
+    actions: spaces.Space[Any]
+    if head.kind in ("categorical", "q_values"):
+        actions = spaces.Discrete(head.nvec[0])
+    elif head.kind == "multi_categorical":
+        actions = spaces.MultiDiscrete(list(head.nvec))
+    elif head.kind == "bernoulli":
+        actions = spaces.MultiBinary(head.nvec[0])
+    else:
+        actions = spaces.Box(np.array(head.low, np.float32), np.array(head.high, np.float32))
+    return spaces.Dict(entries) if spec.parts else entries[""], actions
+
+
+def _obs_space(part: ObsPart) -> spaces.Space[Any]:
+    if part.nvec and not part.shape:
+        return spaces.Discrete(part.nvec[0])
+    if part.nvec:
+        return spaces.MultiDiscrete(np.array(part.nvec).reshape(part.shape))
+    dtype = np.dtype(part.dtype)
+    if dtype.kind in "iu":
+        return spaces.Box(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max), part.shape, dtype.type)
+    return spaces.Box(-math.inf, math.inf, part.shape, dtype.type)
+
+
+def _shown(data: Dataset, rows: NDArray[np.int64]) -> Any:
+    """The observations of an episode, `[T + 1, ...]`, the last one included; of dicts each entry."""
+    import torch
+
+    whole = torch.cat([data.observations(rows), data.next_observations(rows[-1:])])
+    if not data.spec.parts:
+        return whole.numpy()
+    return {
+        key: entry.numpy().astype(data.spec.entries[key].dtype) for key, entry in split_parts(whole, data.spec).items()
+    }
+
+
+def _one_longer(column: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([column, np.zeros_like(column[:1])])
+
+
+def _info(column: NDArray[Any]) -> Any:
+    """As Minari can read it again, which arrays of single numbers are not."""
+    return column if column.ndim > 1 else column.tolist()
+
+
+def _episode_columns(episode: Any, number: int, spec: PolicySpec) -> Columns:
+    """An episode of Minari as the steps of a block and the one observation that they led to at last."""
+    steps = len(episode)
+    shown = _flat(episode.observations, spec)
+    infos = episode.infos if isinstance(episode.infos, dict) else {}
+    cut = bool(np.asarray(infos["cut"])[0]) if "cut" in infos else False
+    action = np.asarray(episode.actions)
+    truncated = np.asarray(episode.truncations, bool) & ~np.asarray(episode.terminations, bool)
+    columns: Columns = {
+        "obs": shown if spec.frames is None else shown[:, -1],
+        "action": action.astype(np.int64) if spec.head.discrete else action.astype(np.float32),
+        "reward": np.asarray(episode.rewards, np.float32),
+        "terminated": np.asarray(episode.terminations, bool),
+        "truncated": truncated & (not cut),
+        "ended": np.arange(steps) == steps - 1,
+        "episode": np.full(steps, number, np.int32),
+        "step": np.arange(steps, dtype=np.int32),
+        "actor": np.asarray(infos.get("actor", np.zeros(steps)), np.int8)[:steps],
+        "slot": np.zeros(steps, np.int16),
+        **_labels(infos, action, spec.head, steps),
+    }
+    columns = {name: column if name == "obs" else _one_longer(column) for name, column in columns.items()}
+    columns["kind"] = np.append(np.full(steps, STEP, np.int8), np.int8(FINAL))
+    return columns
+
+
+def _flat(observations: Any, spec: PolicySpec) -> NDArray[Any]:
+    if not spec.parts:
+        return np.asarray(observations)
+    entries = [np.asarray(observations[key], np.float32) for key, _ in spec.parts]
+    return np.concatenate([entry.reshape(len(entry), -1) for entry in entries], 1)
+
+
+def _labels(infos: dict[str, Any], action: NDArray[Any], head: ActionHead, steps: int) -> Columns:
+    """The teacher's labels, or the actions that were taken."""
+    if "teacher" in infos:
+        return {name: np.asarray(infos[name])[:steps].astype(np.float32) for name in LABELS if name in infos}
+    taken: NDArray[Any]
+    if not head.discrete:
+        taken = action.astype(np.float32).reshape(steps, -1)
+    elif head.kind == "bernoulli":
+        taken = (FIRM * (2 * action.astype(np.float32) - 1)).reshape(steps, -1)
+    else:
+        choices = action.reshape(steps, -1).astype(np.int64)
+        taken = FIRM * np.concatenate([np.eye(n, dtype=np.float32)[choices[:, i]] for i, n in enumerate(head.nvec)], 1)
+    return {"teacher": taken, "next_teacher": np.concatenate([taken[1:], taken[-1:]])}
+
+
+def _write(folder: Path, number: int, episodes: list[Columns]) -> dict[str, Any]:
+    """One block of whole episodes, the observations that they led to at its end."""
+    joined = {name: np.concatenate([episode[name] for episode in episodes]) for name in episodes[0]}
+    order = np.argsort(joined["kind"] == FINAL, kind="stable")
+    block = Block({name: column[order] for name, column in joined.items()}, "")
+    key = BlockKey(0, 0, number)
+    write_block(folder / key.file, block)
+    return manifest_entry(key, folder / key.file, block, int((joined["kind"] == STEP).sum()))

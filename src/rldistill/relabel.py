@@ -1,0 +1,149 @@
+"""Relabel: what another teacher says of states that were recorded already."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill.artifacts import open_stage
+from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, successors, write_block
+from rldistill.data.dataset import Dataset
+from rldistill.data.frames import stack_frames
+from rldistill.data.manifest import Manifest, manifest_entry
+from rldistill.envs.vector import Step
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.masking import confine
+from rldistill.record import Labels
+from rldistill.rollouts import Memory, inference_threads
+from rldistill.types import Policy, PolicySpec
+
+Columns = dict[str, NDArray[Any]]
+
+
+def relabel(
+    source: Path,
+    teacher: Policy,
+    folder: Path,
+    *,
+    features: bool = False,
+    gamma: float = 0.99,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Dataset:
+    """Write a dataset with the steps of `source` and the labels of `teacher`; no environment is needed.
+
+    Observations are shown in the order and in the batches in which they were recorded, so that a recurrent teacher
+    remembers what it would have, and the teacher that recorded them says the same again, bit for bit. Where two views
+    were recorded (`collect.teacher_obs`), the teacher is shown its own.
+
+    Args:
+        source: the dataset to label anew, which stays as it is.
+        teacher: who labels.
+        folder: where the new dataset will be.
+        features: whether the teacher's last hidden layer is stored too.
+        gamma: discount of the returns-to-go.
+        overwrite: throw away what is in `folder`.
+        progress: called with the steps done and the steps in all.
+
+    Raises:
+        SpecMismatchError: the teacher sees or does something else than what was recorded.
+        ConfigError: `folder` is `source`, or holds something already.
+    """
+    if folder.resolve() == source.resolve():
+        raise ConfigError(f"--out: {folder} is the dataset itself, which stays as it is; name another folder")
+    before = Manifest.read(source)
+    before.check()
+    if not before.blocks:
+        raise ConfigError(f"{source}: the collection is not complete; go on with --resume")
+    teacher = _fitting(teacher, before, source)
+    open_stage(folder, folder / "manifest.json", False, overwrite)
+    spec = dataclasses.replace(before.spec, head=teacher.spec.head)
+    manifest = Manifest.derived(folder, before, spec, before.document["rounds"])
+    entries, done = [], 0
+    with inference_threads(1):
+        for (round_number, stream), blocks in groupby(before.blocks, key=lambda b: (b["round"], b["stream"])):
+            slots = before.document["rounds"][str(round_number)]["slots"]
+            memory = Memory(teacher, slots)
+            for entry in blocks:
+                block = read_block(source / entry["file"])
+                block = _labelled(block, memory, before.spec, slots, features)
+                key = BlockKey(round_number, stream, entry["block"])
+                write_block(folder / key.file, block)
+                entries.append(manifest_entry(key, folder / key.file, block, entry["steps"]))
+                done += entry["steps"]
+                progress(done, before.num_steps)
+    manifest.add_blocks(entries)
+    return Dataset.read([folder], gamma)
+
+
+def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
+    """The teacher, confined to legal actions; what it sees must have been recorded."""
+    columns = read_block(source / manifest.blocks[0]["file"]).columns
+    if "teacher_obs" in columns:
+        shape, dtype = columns["teacher_obs"].shape[1:], str(columns["teacher_obs"].dtype)
+        if (teacher.spec.obs_shape, teacher.spec.obs_dtype) != (shape, dtype):
+            raise SpecMismatchError(
+                f"the teacher sees {teacher.spec.obs_dtype}{list(teacher.spec.obs_shape)}, what {source} recorded for "
+                f"teachers is {dtype}{list(shape)}"
+            )
+        return teacher
+    teacher = confine(teacher, manifest.spec)
+    teacher.spec.require_same_input(manifest.spec, "the teacher", str(source))
+    return teacher
+
+
+def _labelled(block: Block, memory: Memory, spec: PolicySpec, slots: int, features: bool) -> Block:
+    columns = {name: column for name, column in block.columns.items() if name not in LABELS}
+    kind = columns["kind"]
+    labels = Labels(memory, features)
+    for step in _steps(columns, spec, slots):
+        labels.label(step.before)
+        labels.end(step.step)
+    for name, said in labels.columns(step.step.obs).items():
+        flat = said.reshape(-1, *said.shape[2:])
+        columns[name] = np.zeros((len(kind), *flat.shape[1:]), flat.dtype)
+        columns[name][kind == STEP] = flat
+    states = {"teacher": memory.state.numpy()} if memory.state is not None else {}
+    return Block(columns, block.end_hash, block.exact, states)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recorded:
+    """One recorded step of all slots, and what they showed before it."""
+
+    before: NDArray[Any]
+    step: Step
+
+
+def _steps(columns: Columns, spec: PolicySpec, slots: int) -> Iterator[_Recorded]:
+    """The steps of a block in order of time, as the environments gave them."""
+    kind, obs = columns["kind"], columns.get("teacher_obs", columns["obs"])
+    rows = np.flatnonzero(kind == STEP).reshape(slots, -1)
+    after = successors(kind, columns["ended"]).reshape(slots, -1)
+    stacked = spec.frames is not None and "teacher_obs" not in columns
+
+    def seen(at: NDArray[np.int64]) -> NDArray[Any]:
+        if spec.frames is None or not stacked:
+            return obs[at]
+        return stack_frames(obs, at, columns["step"][at], spec.frames.stack, spec.frames.padding)
+
+    def led_to(at: NDArray[np.int64], number: int) -> NDArray[Any]:
+        newest = obs[after[at, number]]
+        return np.concatenate([seen(rows[at, number])[:, 1:], newest[:, None]], 1) if stacked else newest
+
+    everyone = np.arange(slots)
+    for number in range(rows.shape[1]):
+        at = rows[:, number]
+        ended = np.flatnonzero(columns["ended"][at])
+        shown = led_to(everyone, number)
+        last_obs = shown[ended].copy()
+        if len(ended) and number + 1 < rows.shape[1]:
+            shown[ended] = seen(rows[ended, number + 1])
+        step = Step(shown, columns["reward"][at], columns["terminated"][at], columns["truncated"][at], ended, last_obs)
+        yield _Recorded(seen(at), step)

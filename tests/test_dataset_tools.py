@@ -1,0 +1,269 @@
+"""Datasets made of datasets: other labels, more steps, several as one, to Minari and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from rldistill.cli import app
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
+from rldistill.data.merge import merge
+from rldistill.distill import DistillConfig, distill
+from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.relabel import relabel
+from rldistill.students import Linear, Mlp
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+from rldistill.teachers.actor import Actor
+from rldistill.types import Views, Wrapper
+
+from .conftest import CARTPOLE, manifest_bytes
+
+PONG = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 120})
+SMALL = CollectConfig(steps=320, streams=2, slots=2, block=32, epsilon=0.4)
+LABELS = ("teacher", "next_teacher", "value", "next_value")
+
+
+def recurrent(env: EnvConfig = CARTPOLE, seed: int = 3) -> NetworkPolicy:
+    torch.manual_seed(seed)
+    return Actor(lstm=(6, 1), hidden=(5,), critic=(4,)).build(spec_from_env(env)).eval()
+
+
+def block_hashes(folder: Path) -> list[str]:
+    return [block["sha256"] for block in Manifest.read(folder).blocks]
+
+
+@pytest.mark.parametrize(
+    ("env", "teacher"),
+    [
+        (CARTPOLE, lambda: Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()),
+        (CARTPOLE, recurrent),
+        (PONG, lambda: Linear().build(spec_from_env(PONG)).eval()),
+    ],
+    ids=["vectors", "recurrent", "frames"],
+)
+def test_the_teacher_that_recorded_them_says_the_same_again(env: EnvConfig, teacher: Any, tmp_path: Path) -> None:
+    policy = teacher()
+    collect(env, policy, SMALL, tmp_path / "first")
+    relabel(tmp_path / "first", policy, tmp_path / "again")
+    assert block_hashes(tmp_path / "again") == block_hashes(tmp_path / "first")
+
+
+def test_another_teacher_says_what_it_would_have_said(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    before = collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    other = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    after = relabel(tmp_path / "first", other, tmp_path / "other", features=True)
+    assert (before.spec.head.kind, after.spec.head.kind) == ("q_values", "categorical")
+    rows = np.arange(len(after))
+    with torch.no_grad():
+        said, then = other(after.observations(rows))[0], other(after.next_observations(rows))[0]
+    np.testing.assert_allclose(after.columns["teacher"], said.params, atol=1e-5)
+    np.testing.assert_allclose(after.columns["features"], said.features, atol=1e-5)
+    np.testing.assert_allclose(after.columns["next_teacher"], then.params, atol=1e-5)
+    for name in ("action", "reward", "terminated", "truncated", "step", "episode"):
+        np.testing.assert_array_equal(after.columns[name], before.columns[name])
+    assert manifest_bytes(tmp_path / "first") != manifest_bytes(tmp_path / "other")
+
+
+def test_a_privileged_teacher_is_shown_what_was_recorded_for_teachers(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
+    seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    collect(env, seeing, dataclasses.replace(SMALL, teacher_obs=True), tmp_path / "first")
+    relabel(tmp_path / "first", seeing, tmp_path / "again")
+    assert block_hashes(tmp_path / "again") == block_hashes(tmp_path / "first")
+    tall = Mlp((8,)).build(spec_from_env(EnvConfig("Acrobot-v1"))).eval()
+    with pytest.raises(SpecMismatchError, match="recorded for teachers"):
+        relabel(tmp_path / "first", tall, tmp_path / "tall")
+
+
+def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    with pytest.raises(SpecMismatchError, match="observation shape"):
+        relabel(tmp_path / "first", recurrent(EnvConfig("Acrobot-v1")), tmp_path / "other")
+    with pytest.raises(ConfigError, match="is the dataset itself"):
+        relabel(tmp_path / "first", teacher, tmp_path / "first")
+    assert not (tmp_path / "other").exists()
+
+
+def test_merged_datasets_hold_the_steps_of_all(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    parts = [collect(CARTPOLE, teacher, SMALL, tmp_path / str(seed), seed=seed) for seed in range(3)]
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "two")
+    merge([tmp_path / "two", tmp_path / "2"], tmp_path / "all")
+    whole = Dataset.read([tmp_path / "all"])
+    joined = Dataset.read([tmp_path / str(seed) for seed in range(3)])
+    assert whole.num_episodes == sum(part.num_episodes for part in parts)
+    for name, column in joined.columns.items():
+        np.testing.assert_array_equal(whole.columns[name], column)
+    rows = np.arange(len(whole))
+    assert torch.equal(whole.next_observations(rows), joined.next_observations(rows))
+    assert sorted(Manifest.read(tmp_path / "all").document["rounds"]) == ["0", "1", "2"]
+
+
+def test_what_does_not_belong_together_is_not_merged(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "a")
+    collect(CARTPOLE, recurrent(), SMALL, tmp_path / "b")
+    with pytest.raises(SpecMismatchError, match="cannot be merged: spec"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="would count twice"):
+        merge([tmp_path / "a", tmp_path / "a"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="at least two"):
+        merge([tmp_path / "a"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="one of the datasets themselves"):
+        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "c", seed=1)
+    block = next((tmp_path / "c" / "blocks").iterdir())
+    block.write_bytes(block.read_bytes()[:-9])
+    with pytest.raises(CorruptArtifactError, match=r"\.parquet"):
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+class Tagged(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """CartPole's vector beside a number of three and a picture."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        spaces = gymnasium.spaces
+        self.observation_space = spaces.Dict(
+            {
+                "vector": env.observation_space,
+                "side": spaces.Discrete(3),
+                "picture": spaces.Box(0, 255, (1, 5, 4), np.uint8),
+            }
+        )
+
+    def observation(self, observation: Any) -> Any:
+        side = int(np.digitize(observation[0], [-0.01, 0.01]))
+        return {"vector": observation, "side": side, "picture": np.full((1, 5, 4), side * 90, np.uint8)}
+
+
+@pytest.fixture
+def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    module = pytest.importorskip("minari", reason="needs the extra minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("env", "teacher"),
+    [
+        (CARTPOLE, recurrent),
+        (EnvConfig("Pendulum-v1"), lambda: Mlp((8,)).build(spec_from_env(EnvConfig("Pendulum-v1"))).eval()),
+        (PONG, lambda: Linear().build(spec_from_env(PONG)).eval()),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper(f"{__name__}:Tagged"),)), None),
+    ],
+    ids=["values", "continuous", "frames", "dict"],
+)
+def test_to_minari_and_back_without_loss(env: EnvConfig, teacher: Any, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    policy = teacher() if teacher else Mlp((8,)).build(spec_from_env(env)).eval()
+    before = collect(env, policy, SMALL, tmp_path / "first")
+    export_minari(tmp_path / "first", "minari:test/it-v0")
+    after = import_minari("minari:test/it-v0", tmp_path / "back")
+    assert after.spec == before.spec
+    assert len(after) == len(before)
+    ours, theirs = (np.lexsort((d.columns["step"], d.columns["episode"])) for d in (before, after))
+    assert sorted(after.columns) == sorted(before.columns)
+    for name, column in before.columns.items():
+        np.testing.assert_array_equal(after.columns[name][theirs], column[ours], err_msg=name)
+        assert after.columns[name].dtype == column.dtype
+    assert torch.equal(after.observations(theirs), before.observations(ours))
+    assert torch.equal(after.next_observations(theirs), before.next_observations(ours))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_was_recorded_elsewhere_is_labelled_and_learned(
+    teacher: NetworkPolicy, minari: Any, tmp_path: Path
+) -> None:
+    from rldistill.data.minari import import_minari
+
+    env, buffers = gymnasium.make("CartPole-v1"), []
+    for seed in range(12):
+        obs, done, episode = [env.reset(seed=seed)[0]], False, []
+        while not done:
+            action = int(obs[-1][2] + obs[-1][3] > 0)
+            after, reward, terminated, truncated, _ = env.step(action)
+            done = terminated or truncated
+            obs.append(after)
+            episode.append((action, reward, terminated, truncated))
+        actions, rewards, ends, cuts = map(list, zip(*episode, strict=True))
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                observations=np.stack(obs), actions=actions, rewards=rewards, terminations=ends, truncations=cuts
+            )
+        )
+    minari.create_dataset_from_buffers("cartpole/hand-v0", buffers, env="CartPole-v1", data_format="arrow")
+    data = import_minari("cartpole/hand-v0", tmp_path / "in")
+    assert Manifest.read(tmp_path / "in").document["env"]["id"] == "CartPole-v1"
+    np.testing.assert_array_equal(data.columns["teacher"].argmax(1), data.columns["action"])
+    student = distill(data, Mlp((16,)), DistillConfig(epochs=2), tmp_path / "student")
+    assert student.spec.head.kind == "categorical"
+    soft = relabel(tmp_path / "in", teacher, tmp_path / "soft")
+    with torch.no_grad():
+        said = teacher(soft.observations(np.arange(len(soft))))[0].params
+    np.testing.assert_allclose(soft.columns["teacher"], said, atol=1e-5)
+
+
+def test_a_minari_dataset_that_is_not_there_is_named(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import import_minari
+
+    with pytest.raises(ConfigError, match="minari download"):
+        import_minari("minari:no/such-v0", tmp_path / "in")
+    with pytest.raises(ConfigError, match="not a name"):
+        import_minari("minari:../../etc", tmp_path / "in")
+    folder = tmp_path / "minari" / "bad" / "x-v0" / "data"
+    folder.mkdir(parents=True)
+    (folder / "metadata.json").write_text(json.dumps({"env_spec": "{}", "data_format": "arrow"}))
+    with pytest.raises(CorruptArtifactError, match="observation_space"):
+        import_minari("minari:bad/x-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["dataset", *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    save_policy(teacher, tmp_path / "teacher", {})
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "env": {"id": "CartPole-v1"},
+                "teacher": str(tmp_path / "teacher"),
+                "out": str(tmp_path / "run"),
+                "collect": {"steps": 160, "slots": 2, "epsilon": 0.3},
+            }
+        )
+    )
+    assert CliRunner().invoke(app, ["collect", str(file)]).exit_code == 0
+    assert "320" in run("extend", str(file), "--steps", "160")
+    assert "480" in run("extend", str(file), "--steps", "160")
+    assert Dataset.read([tmp_path / "run" / "dataset"]).num_steps == 480
+    run("relabel", str(tmp_path / "run"), str(tmp_path / "teacher"), "--out", str(tmp_path / "again"))
+    hashes = [set(block_hashes(folder)) for folder in (tmp_path / "run" / "dataset", tmp_path / "again")]
+    assert hashes[0] == hashes[1]
+    run("export", str(tmp_path / "run"), "minari:cli/it-v0")
+    run("import", "minari:cli/it-v0", "--out", str(tmp_path / "back"))
+    again = CliRunner().invoke(app, ["dataset", "import", "minari:cli/it-v0", "--out", str(tmp_path / "back")])
+    assert (again.exit_code, "--overwrite" in again.output) == (2, True)
+    merged = CliRunner().invoke(
+        app, ["dataset", "merge", str(tmp_path / "run"), str(tmp_path / "again"), "--out", str(tmp_path / "all")]
+    )
+    assert (merged.exit_code, "would count twice" in merged.output) == (2, True)
