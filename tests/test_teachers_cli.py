@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import torch
+import yaml
 from typer.testing import CliRunner
 
 from rldistill.cli import app
+from rldistill.envs.vector import spec_from_env
+from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
+
+from .conftest import CARTPOLE
 
 
 def teachers(*arguments: str) -> tuple[int, str]:
@@ -40,8 +48,12 @@ def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "b", {})
     paths = [str(tmp_path / name) for name in "ab"]
     small = ["--env", "CartPole-v1", "--episodes", "3", "--steps", "600"]
-    code, out = teachers("compare", *paths, *small, "--out", str(tmp_path / "found.json"))
+    files = ["--out", str(tmp_path / "found.json"), "--page", str(tmp_path / "teachers.html")]
+    code, out = teachers("compare", *paths, *small, *files)
     assert code == 0
+    page = (tmp_path / "teachers.html").read_text()
+    assert f"Take {paths[0]}" in page or f"Take {paths[1]}" in page or "Take ensemble" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
     assert "take " in out
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["agreement"] == {f"{paths[0]} / {paths[1]}": 1.0}
@@ -51,3 +63,18 @@ def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
     assert result.exit_code == 2
     assert "Did you mean 'pong-dqn'?" in result.stderr
+
+
+def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Path) -> None:
+    policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
+    with torch.no_grad():
+        policy.output.weight.zero_()
+    save_policy(policy, tmp_path / "still", {})
+    file = tmp_path / "run.yaml"
+    about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
+    file.write_text(yaml.safe_dump({**about, "collect": {"steps": 640, "epsilon": 0.5}}))
+    command = [sys.executable, "-m", "rldistill.cli", "collect", str(file)]
+    said = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    assert "looks wrong" not in said.stderr
+    said = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
+    assert "warning: the teacher looks wrong: constant actions" in said.stderr

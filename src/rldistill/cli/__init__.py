@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
 from rldistill.cli.dataset import datasets
-from rldistill.cli.shared import AsJson, File, Overrides, Overwrite, Quiet, Resume, Verbs, output, show
+from rldistill.cli.shared import AsJson, File, NoVerify, Overrides, Overwrite, Quiet, Resume, Verbs, output, show
 from rldistill.cli.teachers import teachers
 from rldistill.errors import ConfigError
 
@@ -34,11 +36,12 @@ def run(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """All stages: from a teacher to a report."""
-    _stage("run_all", file, overrides, resume, overwrite, quiet, as_json)
+    _stage("run_all", file, overrides, resume, overwrite, quiet, as_json, no_verify=no_verify)
 
 
 @app.command()
@@ -59,10 +62,11 @@ def collect(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
     quiet: Quiet = False,
 ) -> None:
     """Let the teacher play, and label what was seen."""
-    _stage("run_collect", file, overrides, resume, overwrite, quiet)
+    _stage("run_collect", file, overrides, resume, overwrite, quiet, no_verify=no_verify)
 
 
 @app.command()
@@ -116,6 +120,7 @@ def _stage(
     overwrite: bool,
     quiet: bool,
     as_json: bool = False,
+    no_verify: bool = False,
 ) -> None:
     if resume and overwrite:
         raise ConfigError("--resume goes on with what is there and --overwrite throws it away: choose one")
@@ -123,11 +128,22 @@ def _stage(
     from rldistill.config import RunConfig
     from rldistill.recipes import pipeline
 
-    plan: Run = RunConfig.load(file, overrides or ()).plan()
+    plan: Run = dataclasses.replace(RunConfig.load(file, overrides or ()).plan(), verify=not no_verify)
     with output(quiet, as_json):
         getattr(pipeline, name)(plan, resume, overwrite, quiet)
     if as_json:
         typer.echo(json.dumps(read_json(plan.folder / "evaluation.json"), indent=2))
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    typer.echo(f"warning: {message}", err=True)
 
 
 def main() -> None:
@@ -135,6 +151,7 @@ def main() -> None:
     # A cluster's stop is the same as a person's, also where a shell began the process without Ctrl-C.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
+    warnings.showwarning = _warn
     app(prog_name="rldistill")
 
 

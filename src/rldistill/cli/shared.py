@@ -55,6 +55,7 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what is there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what is there.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not look at a teacher from elsewhere first.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Teacher = Annotated[str, typer.Argument(help="zoo:NAME, a policy's folder, an SB3 zip.", show_default=False)]

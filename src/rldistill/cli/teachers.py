@@ -64,6 +64,7 @@ def compare(
     steps: Annotated[int, typer.Option(min=1, help="Labelled steps for each probe student.")] = 5_000,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the result there, as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write it there as a page, in HTML.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,6 +74,7 @@ def compare(
     from rldistill.recipes import teachers as recipe
 
     config = CompareConfig(episodes=episodes, steps=steps)
-    found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, out, quiet)
+    found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, quiet)
+    recipe.save_comparison(found, out, page)
     with output(quiet):
         typer.echo(json.dumps(found, indent=2)) if as_json else recipe.print_comparison(found)

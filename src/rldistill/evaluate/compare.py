@@ -70,8 +70,8 @@ def compare_teachers(
     three training seeds of (probe - random) / (best teacher - random), so that a poor teacher's pupil is not overrated.
 
     Returns:
-        `env`, `random`, `teachers.<name>` (`mean ci95 entropy action_gap parameters macs latency_us teachability
-        probe_mean`), `agreement` of each pair, `take` and `why`.
+        `env`, `random`, `discrete`, `teachers.<name>` (`returns mean ci95 entropy action_gap parameters macs latency_us
+        teachability probe_mean`), `agreement` of each pair, `take` and `why`.
 
     Raises:
         SpecMismatchError: a teacher does not fit the environment, or two do not fit each other.
@@ -112,6 +112,7 @@ def compare_teachers(
         "episodes": config.episodes,
         "probe_steps": config.steps,
         "random": float(random.mean()),
+        "discrete": states.spec.head.discrete,
         "teachers": rows,
         "agreement": agreement,
         "take": take,
@@ -165,6 +166,7 @@ def _row(
     low, high = stratified_bootstrap(episodes.returns[None])
     cost = measure_cost(teacher)
     return {
+        "returns": episodes.returns.tolist(),
         "mean": float(episodes.returns.mean()),
         "ci95": [low, high],
         "entropy": _entropy(data),

@@ -126,9 +126,15 @@ def verify(
 
 
 def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
-    """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale."""
+    """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
+
+    Raises:
+        SpecMismatchError: the policy does not fit the environment.
+    """
     env = env.seen_by(policy).view_of("teacher")
-    seen, outputs = _watch(confine(policy, spec_from_env(env)), env, seed, steps)
+    policy = confine(policy, spec_from_env(env))
+    policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+    seen, outputs = _watch(policy, env, seed, steps)
     return [*_constant(outputs), *_out_of_range(policy, seen), *_wrong_scale(policy, seen)]
 
 

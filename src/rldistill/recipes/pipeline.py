@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,20 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.vector import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
+from rldistill.evaluate.verify import look
 from rldistill.progress import track
 from rldistill.recipes import dagger, offline
 from rldistill.recipes.run import Run
 from rldistill.report import evaluation_table, verdict, write_report
 from rldistill.students.storage import load_native
-from rldistill.teachers.load import load_policy
+from rldistill.teachers.load import ZOO, SavedTeacher, load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
 
 RECIPES = {"offline": offline.distill_student, "dagger": dagger.distill_student}
 
 
-def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Path:
+def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:
     """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume, overwrite, quiet)
@@ -49,8 +51,10 @@ def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bo
 
 
 def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
-    """Let the teacher act, into `dataset/`."""
+    """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
     _note_what_was_asked(run)
+    if run.verify and (overwrite or not (run.folder / "dataset" / "manifest.json").exists()):
+        _look_at_teacher(run)
     with track("collect", "steps", quiet) as report:
         return collect(
             run.env,
@@ -105,6 +109,16 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
     return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+
+
+def _look_at_teacher(run: Run) -> None:
+    """The short form of `rldistill teachers verify`: a few hundred steps, and a warning for each usual mistake."""
+    if isinstance(run.teacher, TrainConfig) or (
+        isinstance(run.teacher, SavedTeacher) and run.teacher.path.startswith(ZOO)
+    ):
+        return
+    for text in look(load_teacher(run), run.env, run.seed):
+        warnings.warn(f"the teacher looks wrong: {text}; `rldistill teachers verify` says more", stacklevel=2)
 
 
 def _student_entrant(run: Run, name: str, collected: int) -> Entrant:

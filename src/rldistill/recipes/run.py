@@ -38,7 +38,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """One run file, read and checked; `document` is what it said, overrides included."""
+    """One run file, read and checked; `document` is what it said, overrides included.
+
+    `verify` is whether a teacher from elsewhere is looked at before it teaches.
+    """
 
     name: str
     folder: Path
@@ -52,3 +55,4 @@ class Run:
     seeds: tuple[int, ...]
     evaluate: EvaluateConfig
     document: dict[str, Any]
+    verify: bool = True

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from rldistill.artifacts import write_json
 from rldistill.envs.vector import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track
+from rldistill.report.teachers import comparison_table, write_comparison
 from rldistill.teachers.load import SavedTeacher, load_policy, zoo_documents
 
 
@@ -48,45 +48,33 @@ def verify_teacher(
         }
 
 
-def compare(
-    paths: Sequence[str], env: EnvConfig, config: CompareConfig, seed: int, out: Path | None, quiet: bool
-) -> dict[str, Any]:
+def compare(paths: Sequence[str], env: EnvConfig, config: CompareConfig, seed: int, quiet: bool) -> dict[str, Any]:
     """Load teachers and compare them; see `rldistill.evaluate.compare.compare_teachers`."""
     with track("compare", "parts", quiet) as report:
-        found = compare_teachers(
+        return compare_teachers(
             {path: load_policy(path, spec=spec_from_env(env)) for path in paths},
             env,
             config,
             seed=seed,
             progress=report,
         )
+
+
+def save_comparison(found: dict[str, Any], out: Path | None, page: Path | None) -> None:
+    """Write a comparison as JSON, as a page, or both."""
     if out is not None:
         write_json(out, found)
-    return found
+    if page is not None:
+        write_comparison(found, page)
 
 
 def print_comparison(found: dict[str, Any]) -> None:
     """The comparison as a table, and which teacher to take."""
-    table = Table("teacher", "return (95%)", "entropy", "action gap", "MACs", "p50 us", "teachability")
-    for name, row in found["teachers"].items():
-        low, high = row["ci95"]
-        numbers = [row["entropy"], row["action_gap"], row["teachability"]]
-        entropy, gap, teachability = ("–" if number is None else f"{number:.3f}" for number in numbers)
-        latency = f"{row['latency_us']['p50']:.0f}"
-        table.add_row(
-            name,
-            f"{row['mean']:.1f} ({low:.1f} to {high:.1f})",
-            entropy,
-            gap,
-            f"{row['macs']:,}",
-            latency,
-            teachability,
-        )
-    console = Console()
-    console.print(table)
+    console = Console(highlight=False)
+    console.print(comparison_table(found))
     for pair, share in found["agreement"].items():
-        console.print(f"agreement {pair}: {share:.3f}", highlight=False)
-    console.print(f"take {found['take']}: {found['why']}.", highlight=False)
+        console.print(f"{'agreement' if found['discrete'] else 'difference'} {pair}: {share:.3f}")
+    console.print(f"take {found['take']}: {found['why']}.")
 
 
 def print_verification(found: dict[str, Any]) -> None:
