@@ -18,7 +18,7 @@ import torch
 from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, collect
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import make_vector_env, spec_from_env
-from rldistill.rollouts import inference_threads, predict
+from rldistill.rollouts import inference_threads
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     with inference_threads(1), torch.no_grad():
         started = time.perf_counter()
         for step in range(500):
-            predict(teacher, batches[step % 16])
+            teacher(torch.from_numpy(batches[step % 16]))
         inference = 500 * config.slots / (time.perf_counter() - started)
 
     with tempfile.TemporaryDirectory() as folder:
