@@ -17,7 +17,8 @@ import torch
 
 from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, collect
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import make_vector_env, spec_from_env
+from rldistill.envs.single import spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.rollouts import inference_threads
 
 

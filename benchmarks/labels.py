@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from rldistill import CollectConfig, EnvConfig, Policy, collect, load_policy
-from rldistill.envs.vector import make_vector_env, spec_from_env
+from rldistill.envs.single import spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.rollouts import Memory, inference_threads
 from rldistill.students import Mlp
 

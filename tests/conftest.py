@@ -10,7 +10,7 @@ import torch
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import PolicySpec

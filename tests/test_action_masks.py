@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.play import play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.masking import confine, random_legal

@@ -19,7 +19,8 @@ from rldistill.collect import CollectConfig, collect
 from rldistill.data.blocks import read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, spec_from_env
+from rldistill.envs.single import EnvConfig, make_env, spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
@@ -70,7 +71,7 @@ def test_observations_beyond_the_cap_stay_on_disk_and_are_the_same(tmp_path: Pat
 
 def make_teacher_for(env: EnvConfig) -> NetworkPolicy:
     torch.manual_seed(1)
-    from rldistill.envs.vector import spec_from_env
+    from rldistill.envs.single import spec_from_env
 
     spec = spec_from_env(env)
     return Mlp((8,)).build(spec).eval() if not spec.head.discrete else make_teacher(env)

@@ -20,7 +20,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.relabel import relabel
 from rldistill.students import Linear, Mlp

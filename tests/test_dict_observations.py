@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import SpecMismatchError
 from rldistill.evaluate.play import play
 from rldistill.students import Linear, Mlp

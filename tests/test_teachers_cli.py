@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rldistill.cli import app
-from rldistill.envs.vector import spec_from_env
+from rldistill.envs.single import spec_from_env
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy

@@ -16,7 +16,8 @@ from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, Resi
 from rldistill.collect import CollectConfig, collect
 from rldistill.config import RunConfig
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, sight_of, spec_from_env
+from rldistill.envs.single import EnvConfig, make_env, sight_of, spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.envs.views import MaskVelocity, TimeFeature
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rldistill.collect import CollectConfig, collect
     from rldistill.distill import DistillConfig, distill
-    from rldistill.envs.vector import EnvConfig
+    from rldistill.envs.single import EnvConfig
     from rldistill.errors import (
         ConfigError,
         CorruptArtifactError,
@@ -39,7 +39,7 @@ _EXPORTS = {
     "distill": "rldistill.distill",
     "evaluate": "rldistill.evaluate.returns",
     "write_report": "rldistill.report",
-    "EnvConfig": "rldistill.envs.vector",
+    "EnvConfig": "rldistill.envs.single",
     "TrainConfig": "rldistill.teachers.train",
     "CollectConfig": "rldistill.collect",
     "DistillConfig": "rldistill.distill",

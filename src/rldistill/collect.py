@@ -31,8 +31,9 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest, manifest_entry
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Sight
-from rldistill.envs.vector import EnvConfig, SeededVectorEnv, make_vector_env, sight_of
+from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.errors import ConfigError
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.record import BlockRecord, obs_hash

@@ -20,8 +20,8 @@ from rldistill import schedules
 from rldistill.collect import CollectConfig
 from rldistill.distill import DistillConfig
 from rldistill.envs.atari import is_atari, register_atari, rom_name
+from rldistill.envs.single import EnvConfig, resolve
 from rldistill.envs.two_views import SIDES
-from rldistill.envs.vector import EnvConfig, resolve
 from rldistill.errors import ConfigError, did_you_mean
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES

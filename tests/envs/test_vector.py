@@ -8,16 +8,10 @@ import pytest
 
 from rldistill.config import RunConfig
 from rldistill.envs.seeding import PURPOSES, episode_seed
-from rldistill.envs.vector import (
-    EnvConfig,
-    Wrapper,
-    keeps_state_across_reset,
-    make_env,
-    make_vector_env,
-    resolve,
-    spec_from_env,
-)
+from rldistill.envs.single import EnvConfig, make_env, resolve, spec_from_env
+from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
 from rldistill.errors import ConfigError
+from rldistill.types import Wrapper
 
 from ..conftest import CARTPOLE
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import ttest_ind
 from torch import nn
 
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.verify import Claim, _welch, look, verify
 from rldistill.students import Mlp

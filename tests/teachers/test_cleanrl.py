@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
 from rldistill.teachers.load import load_policy
 from rldistill.types import PolicySpec

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.teachers.dqn import DoubleDQN, FrameReplayBuffer
 from rldistill.teachers.load import load_policy

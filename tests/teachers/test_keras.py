@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.collect import CollectConfig, collect
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.teachers.load import load_policy
 from rldistill.types import Policy

@@ -11,7 +11,7 @@ from torch import nn
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
 from rldistill.students import Mlp

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rldistill.collect import CollectConfig, collect
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.load import load_policy

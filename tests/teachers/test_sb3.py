@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
 from rldistill.evaluate.play import play
 from rldistill.teachers.load import load_policy

@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.rollouts import inference_threads
 from rldistill.teachers import train

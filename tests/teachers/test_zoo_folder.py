@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.evaluate.play import play
 from rldistill.teachers.load import load_policy

@@ -49,8 +49,11 @@ def verify(
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
     teacher = teacher_from_options(path, activation, head, scale)
     found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), claim, episodes, seed, quiet)
-    with output(quiet):
-        typer.echo(json.dumps(found, indent=2)) if as_json else print_verification(found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        with output(quiet):
+            print_verification(found)
     if not found["ok"]:
         raise typer.Exit(1)
 
@@ -76,5 +79,8 @@ def compare(
     config = CompareConfig(episodes=episodes, steps=steps)
     found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, quiet)
     recipe.save_comparison(found, out, page)
-    with output(quiet):
-        typer.echo(json.dumps(found, indent=2)) if as_json else recipe.print_comparison(found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        with output(quiet):
+            recipe.print_comparison(found)

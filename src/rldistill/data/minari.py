@@ -18,7 +18,7 @@ from rldistill.artifacts import open_stage
 from rldistill.data.blocks import FINAL, LABELS, STEP, Block, BlockKey, write_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import SCHEMA, Manifest, manifest_entry
-from rldistill.envs.vector import EnvConfig, spec_from_spaces
+from rldistill.envs.single import EnvConfig, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, did_you_mean
 from rldistill.students.network import split_parts
 from rldistill.types import ActionHead, ObsPart, PolicySpec

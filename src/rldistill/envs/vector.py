@@ -2,83 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import gymnasium.wrappers
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from rldistill.envs import views
-from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, register_atari
-from rldistill.envs.two_views import SIDES, Side, Sight, Tap, TwoViews
-from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.types import MASK, ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Views, Wrapper
-
-VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
-
-
-@dataclass(frozen=True)
-class EnvConfig:
-    """Which environment.
-
-    Attributes:
-        id: any Gymnasium id.
-        kwargs: its keyword arguments.
-        wrappers: what is wrapped around it, the innermost first.
-        views: what else is wrapped around that for the teacher and for the student, where they see different things.
-    """
-
-    id: str
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
-    wrappers: tuple[Wrapper, ...] = ()
-    views: Views | None = None
-
-    def view_of(self, side: Side) -> EnvConfig:
-        """The environment as one side sees it."""
-        if self.views is None:
-            return self
-        return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
-
-    def seen_by(self, teacher: Policy) -> EnvConfig:
-        """The environment with the wrappers that the teacher needs around it, unless they are there already."""
-        view = teacher.spec.view
-        around = self.view_of("teacher").wrappers
-        if around[len(around) - len(view) :] == view:
-            return self
-        if self.views is None:
-            return replace(self, wrappers=self.wrappers + view)
-        return replace(self, views=replace(self.views, teacher=self.views.teacher + view))
-
-
-def sight_of(config: EnvConfig) -> Sight:
-    """What each side sees of the environment's observations."""
-    student, teacher = (spec_from_env(config.view_of(side)) for side in SIDES)
-    return Sight(student, teacher, packed=config.views is not None)
-
-
-def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:
-    """The class of a wrapper; raises ConfigError, with the nearest name, if there is none."""
-    module, colon, name = wrapper.name.rpartition(":")
-    try:
-        place = importlib.import_module(module) if colon else views if name in VIEWS else gymnasium.wrappers
-        found = getattr(place, name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"env.wrappers: {wrapper.name}: cannot be imported ({error})") from None
-    except AttributeError:
-        known = dir(importlib.import_module(module)) if colon else [*gymnasium.wrappers.__all__, *VIEWS]
-        hint = did_you_mean(name, known)
-        where = module if colon else "gymnasium.wrappers"
-        raise ConfigError(f"env.wrappers: there is no {name!r} in {where}.{hint}") from None
-    wrap: Callable[..., gymnasium.Env[Any, Any]] = found
-    return wrap
+from rldistill.envs.atari import is_atari, make_atari
+from rldistill.envs.single import EnvConfig, make_env, refuse_wrappers, sight_of, spec_from_env
+from rldistill.types import MASK, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -202,7 +140,7 @@ def make_vector_env(
 ) -> SeededVectorEnv:
     """`num_envs` environments whose slot s plays its n-th episode with seed `seed_of(s, n)`."""
     if is_atari(config.id):
-        _refuse_wrappers(config)
+        refuse_wrappers(config)
         return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
@@ -225,137 +163,6 @@ def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
     mask = obs[..., at : at + math.prod(spec.entries[MASK].shape)]
     chosen = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.nvec)[:-1], axis=-1)]
     return chosen[0] if len(chosen) == 1 else np.stack(chosen, -1)
-
-
-def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
-    register_atari()
-    try:
-        env = gymnasium.make(config.id, **{**config.kwargs, **kwargs})
-    except gymnasium.error.DependencyNotInstalled as error:
-        extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
-        raise MissingExtraError(config.id, extra) from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
-    except TypeError as error:
-        raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
-    env = _wrapped(env, config.wrappers)
-    if config.views is None:
-        return _as_array(env)
-    taps = Tap(env), Tap(env)
-    both = zip(taps, (config.views.student, config.views.teacher), strict=True)
-    student, teacher = (_as_array(_wrapped(tap, wrappers)) for tap, wrappers in both)
-    return TwoViews(env, taps, (student, teacher))
-
-
-def _wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:
-    for wrapper in wrappers:
-        wrap = resolve(wrapper)
-        try:
-            # YAML has no tuples, and some wrappers insist on them
-            env = wrap(env, **{k: tuple(v) if isinstance(v, list) else v for k, v in wrapper.kwargs.items()})
-        except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
-            raise ConfigError(f"env.wrappers: {wrapper.name} does not take {wrapper.kwargs}: {error}") from None
-    return env
-
-
-def _as_array(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    if callable(getattr(env.unwrapped, "action_masks", None)):
-        env = views.ActionMask(env)
-    return views.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
-
-
-def _refuse_wrappers(config: EnvConfig) -> None:
-    if config.wrappers or config.views:
-        game = config.id.removeprefix("ALE/").removesuffix("-v5")
-        raise ConfigError(
-            f"env.wrappers: {config.id} runs on ale-py's own vector environment, which takes no wrappers and no views; "
-            f"use env.kwargs, or {game}NoFrameskip-v4 and AtariPreprocessing on Gymnasium's"
-        )
-
-
-@lru_cache
-def spec_from_env(config: EnvConfig) -> PolicySpec:
-    """What a policy for this environment takes and gives; heads are the neutral `categorical` or `deterministic`.
-
-    Where there are two views, it is the student's.
-    """
-    config = config.view_of("student")
-    if is_atari(config.id):
-        _refuse_wrappers(config)
-        settings = {**DEFAULTS, **config.kwargs}
-        frames: FramePipeline | None = FramePipeline(
-            settings["img_height"],
-            settings["img_width"],
-            settings["stack_num"],
-            settings["frameskip"],
-            settings["maxpool"],
-            settings["grayscale"],
-        )
-        vector = make_atari(config.id, 1, 1, config.kwargs)
-        obs_space, action_space = vector.single_observation_space, vector.single_action_space
-        vector.close()
-    else:
-        env = make_env(config)
-        frames, obs_space, action_space = _frames(env), env.observation_space, env.action_space
-        if isinstance(env, views.FlatDict):
-            obs_space = spaces.Dict(env.space)
-        env.close()
-    return replace(spec_from_spaces(config.id, obs_space, action_space), frames=frames)
-
-
-def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:
-    """What a policy for these spaces takes and gives; raises ConfigError for those that are not supported."""
-    head = _neutral_head(env_id, action_space)
-    if isinstance(obs_space, spaces.Dict):
-        return PolicySpec.of_parts(tuple((key, _part(env_id, inner)) for key, inner in obs_space.items()), head)
-    part = _part(env_id, obs_space)
-    return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
-
-
-def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
-    """How frames become a stack of grey pictures; None for anything else, which is stored as it is."""
-    space = env.observation_space
-    if not isinstance(env, gymnasium.wrappers.FrameStackObservation) or not isinstance(space, spaces.Box):
-        return None
-    if space.dtype != np.uint8 or len(space.shape) != 3 or env.padding_type not in ("reset", "zero"):
-        return None
-    skip = env.spec.kwargs.get("frameskip", 1) if env.spec is not None else 1
-    pooled, inner = False, env.env
-    while isinstance(inner, gymnasium.Wrapper):
-        if isinstance(inner, gymnasium.wrappers.AtariPreprocessing):
-            skip, pooled = inner.frame_skip, inner.frame_skip > 1
-        inner = inner.env
-    padding: Literal["zero", "repeat"] = "zero" if env.padding_type == "zero" else "repeat"
-    stack, height, width = space.shape
-    return FramePipeline(
-        height, width, stack, tuple(skip) if isinstance(skip, list | tuple) else skip, pooled, True, padding
-    )
-
-
-def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return ObsPart((), "int64", (int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete):
-        return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return ObsPart(space.shape, str(space.dtype))
-    raise ConfigError(
-        f"env.id: {env_id} has observations {space}; Box, Discrete, MultiDiscrete, MultiBinary and a Dict of these are "
-        "supported"
-    )
-
-
-def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
-    if isinstance(space, spaces.Discrete):
-        return ActionHead("categorical", (int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete):
-        return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec))
-    if isinstance(space, spaces.MultiBinary):
-        return ActionHead("bernoulli", (math.prod(space.shape),))
-    if isinstance(space, spaces.Box):
-        return ActionHead("deterministic", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
-    raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")
 
 
 # BipedalWalker shows it in about one of three pairs of episodes, so several are tried.

@@ -19,7 +19,7 @@ import torch
 from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, play

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from rldistill.artifacts import write_atomic
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.single import EnvConfig, make_env, sight_of
 from rldistill.envs.two_views import Side
-from rldistill.envs.vector import EnvConfig, make_env, make_vector_env, sight_of
+from rldistill.envs.vector import make_vector_env
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicySpec

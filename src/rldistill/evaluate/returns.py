@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rldistill.artifacts import provenance, write_json
+from rldistill.envs.single import EnvConfig
 from rldistill.envs.two_views import Side
-from rldistill.envs.vector import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, film, fits, play

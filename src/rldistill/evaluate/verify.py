@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
-from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play
 from rldistill.evaluate.statistics import stratified_bootstrap

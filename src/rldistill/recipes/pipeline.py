@@ -13,7 +13,7 @@ from rldistill.artifacts import provenance, write_atomic, write_json
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.envs.vector import spec_from_env
+from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rldistill.collect import CollectConfig
 from rldistill.distill import DistillConfig
-from rldistill.envs.vector import EnvConfig
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.schedules import Constant, Schedule

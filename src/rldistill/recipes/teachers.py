@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from rldistill.artifacts import write_json
-from rldistill.envs.vector import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track

@@ -25,7 +25,8 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rldistill.artifacts import open_stage, provenance, write_atomic
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
-from rldistill.envs.vector import EnvConfig, make_vector_env, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy, activation
