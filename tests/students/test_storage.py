@@ -117,6 +117,12 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         Cnn().build(VECTOR)
 
 
+def test_pictures_with_channels_last_are_named() -> None:
+    spec = PolicySpec((96, 96, 3), "uint8", ActionHead("categorical", (5,)))
+    with pytest.raises(ConfigError, match="ChannelsFirst"):
+        Cnn().build(spec)
+
+
 @pytest.mark.parametrize(
     ("wrapper", "words"),
     [

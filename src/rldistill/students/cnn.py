@@ -37,6 +37,11 @@ class Cnn:
         if len(spec.obs_shape) != 3:
             raise ConfigError(f"a cnn takes observations [channels, height, width], these are {spec.obs_shape}")
         depth, height, width = spec.obs_shape
+        if width <= 4 < depth:
+            raise ConfigError(
+                f"a cnn takes observations [channels, height, width]; these are {spec.obs_shape}, channels last: add "
+                "{name: ChannelsFirst} to env.wrappers"
+            )
         act = activation(self.activation, "activation")
         layers: list[nn.Module] = []
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
