@@ -21,7 +21,20 @@ if TYPE_CHECKING:
         UntrustedFileError,
     )
     from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
-    from rldistill.losses import QMSE, ActionNLL, BellmanTarget, ForwardKL, QHuber, ReverseKL
+    from rldistill.losses import (
+        QMSE,
+        ActionNLL,
+        AdvantageWeightedNLL,
+        BellmanTarget,
+        Entropy,
+        ForwardKL,
+        GapWeightedNLL,
+        Jeffreys,
+        LargeMargin,
+        QHuber,
+        ReverseKL,
+        Wasserstein,
+    )
     from rldistill.objective import Term
     from rldistill.report import write_report
     from rldistill.students import Cnn, Linear, Mlp
@@ -51,10 +64,16 @@ _EXPORTS = {
     "Cnn": "rldistill.students",
     "ForwardKL": "rldistill.losses",
     "ReverseKL": "rldistill.losses",
+    "Jeffreys": "rldistill.losses",
+    "Wasserstein": "rldistill.losses",
     "ActionNLL": "rldistill.losses",
+    "GapWeightedNLL": "rldistill.losses",
+    "AdvantageWeightedNLL": "rldistill.losses",
+    "Entropy": "rldistill.losses",
     "QMSE": "rldistill.losses",
     "QHuber": "rldistill.losses",
     "BellmanTarget": "rldistill.losses",
+    "LargeMargin": "rldistill.losses",
     "ActionHead": "rldistill.types",
     "PolicySpec": "rldistill.types",
     "PolicyOutput": "rldistill.types",
@@ -88,10 +107,16 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Cnn",
     "ForwardKL",
     "ReverseKL",
+    "Jeffreys",
+    "Wasserstein",
     "ActionNLL",
+    "GapWeightedNLL",
+    "AdvantageWeightedNLL",
+    "Entropy",
     "QMSE",
     "QHuber",
     "BellmanTarget",
+    "LargeMargin",
     "ActionHead",
     "PolicySpec",
     "PolicyOutput",

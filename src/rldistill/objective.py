@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rldistill.data.dataset import Dataset
-from rldistill.losses import AnyLoss, ForwardKL, ReverseKL
+from rldistill.losses import AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
@@ -35,7 +35,7 @@ def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, 
     distribution prefers its best action by about e^2 : 1; for logits 1."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
-        if isinstance(loss, ForwardKL | ReverseKL) and loss.temperature is None:
+        if isinstance(loss, ForwardKL | ReverseKL | Jeffreys) and loss.temperature is None:
             q_values = dataset.spec.head.kind == "q_values"
             return dataclasses.replace(loss, temperature=max(dataset.action_gap() / 2, 1e-6) if q_values else 1.0)
         return loss

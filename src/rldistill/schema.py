@@ -38,6 +38,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "temperature": (Gt(0),),
     "delta": (Gt(0),),
     "clip": (Gt(0),),
+    "margin": (Gt(0),),
     "until": (Gt(0),),
     "weight_decay": (Ge(0),),
 }

@@ -16,7 +16,19 @@ from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
 from rldistill.errors import ConfigError, SpecMismatchError
-from rldistill.losses import LOSSES, ActionNLL, AnyLoss, BellmanTarget, ForwardKL, QHuber, ReverseKL, functional
+from rldistill.losses import (
+    LOSSES,
+    ActionNLL,
+    AdvantageWeightedNLL,
+    AnyLoss,
+    BellmanTarget,
+    ForwardKL,
+    Jeffreys,
+    LargeMargin,
+    QHuber,
+    ReverseKL,
+    functional,
+)
 from rldistill.types import ActionHead, Batch, PolicyOutput
 
 Q = ActionHead("q_values", (3,))
@@ -35,10 +47,16 @@ SPREAD = [(DETERMINISTIC, GAUSSIAN), (SQUASHED, GAUSSIAN)]
 FITS: dict[str, list[tuple[ActionHead, ActionHead]]] = {
     "forward_kl": CHOICES,
     "reverse_kl": CHOICES,
+    "jeffreys": CHOICES,
+    "wasserstein": [(GAUSSIAN, GAUSSIAN), (SQUASHED, SQUASHED)],
     "action_nll": [*CHOICES, *ACTIONS, *SPREAD],
+    "gap_weighted_nll": [(Q, Q), (Q, LOGITS)],
+    "advantage_weighted_nll": [(Q, Q), (Q, LOGITS)],
+    "entropy": [(teacher, head) for teacher in HEADS for head in (LOGITS, MULTI, BITS, GAUSSIAN, SQUASHED)],
     "q_mse": [(Q, Q)],
     "q_huber": [(Q, Q)],
     "bellman_target": [(Q, Q)],
+    "large_margin": [(Q, Q), (LOGITS, Q)],
 }
 CASES = [pytest.param(name, *pair, id=f"{name}-{pair[0].kind}-{pair[1].kind}") for name in FITS for pair in FITS[name]]
 REFUSED = [
@@ -123,7 +141,7 @@ class TestContract:
         torch.testing.assert_close(twice, once.repeat(2))
 
 
-@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jeffreys"])
 @pytest.mark.parametrize("head", [head for head, _ in SAME], ids=lambda head: head.kind)
 def test_a_divergence_is_zero_at_equality_and_positive_elsewhere(name: str, head: ActionHead) -> None:
     label, params = random_params(head, (50,), 1), random_params(head, (50,))
@@ -180,6 +198,10 @@ def test_a_gaussian_student_learns_the_action_of_a_squashed_teacher() -> None:
         (lambda: ReverseKL(temperature=-1.0), "temperature"),
         (lambda: ForwardKL(temperature=math.nan), "temperature"),
         (lambda: QHuber(delta=0.0), "delta"),
+        (lambda: LargeMargin(margin=0.0), "margin"),
+        (lambda: AdvantageWeightedNLL(beta=0.0), "beta"),
+        (lambda: AdvantageWeightedNLL(clip=math.nan), "clip"),
+        (lambda: Jeffreys(temperature=0.0), "temperature"),
         (lambda: BellmanTarget(gamma=1.5), "gamma"),
     ],
 )
@@ -197,7 +219,9 @@ def checked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return typed
 
 
-@pytest.mark.parametrize("name", ["categorical_kl", "bernoulli_kl", "gaussian_kl", "gaussian_nll"])
+@pytest.mark.parametrize(
+    "name", ["categorical_kl", "bernoulli_kl", "gaussian_kl", "gaussian_wasserstein", "gaussian_nll"]
+)
 @pytest.mark.parametrize("lead", [(5,), (3, 4)], ids=["B", "TB"])
 def test_tensor_maths_has_the_shapes_that_it_declares(name: str, lead: tuple[int, ...]) -> None:
     function = checked(getattr(functional, name))
@@ -205,3 +229,9 @@ def test_tensor_maths_has_the_shapes_that_it_declares(name: str, lead: tuple[int
     assert function(action, torch.zeros(*lead, 4)).shape == lead
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
         function(torch.zeros(9, 4), torch.zeros(8, 4))
+
+
+@pytest.mark.parametrize("name", ["q_mse", "q_huber"])
+def test_equal_values_cost_nothing(name: str) -> None:
+    params = random_params(Q, (6,))
+    assert LOSSES[name]()(PolicyOutput(Q, params), make_batch(PolicyOutput(Q, params))).abs().max() == 0

@@ -1,16 +1,59 @@
 """Losses: frozen, callable dataclasses that return their leading dimensions unreduced."""
 
-from rldistill.losses.policy import ActionNLL, ForwardKL, ReverseKL
-from rldistill.losses.value import QMSE, BellmanTarget, QHuber
+from rldistill.losses.policy import (
+    ActionNLL,
+    AdvantageWeightedNLL,
+    Entropy,
+    ForwardKL,
+    GapWeightedNLL,
+    Jeffreys,
+    ReverseKL,
+    Wasserstein,
+)
+from rldistill.losses.value import QMSE, BellmanTarget, LargeMargin, QHuber
 
-AnyLoss = ForwardKL | ReverseKL | ActionNLL | QMSE | QHuber | BellmanTarget
+AnyLoss = (
+    ForwardKL
+    | ReverseKL
+    | Jeffreys
+    | Wasserstein
+    | ActionNLL
+    | GapWeightedNLL
+    | AdvantageWeightedNLL
+    | Entropy
+    | QMSE
+    | QHuber
+    | BellmanTarget
+    | LargeMargin
+)
 LOSSES: dict[str, type[AnyLoss]] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
+    "jeffreys": Jeffreys,
+    "wasserstein": Wasserstein,
     "action_nll": ActionNLL,
+    "gap_weighted_nll": GapWeightedNLL,
+    "advantage_weighted_nll": AdvantageWeightedNLL,
+    "entropy": Entropy,
     "q_mse": QMSE,
     "q_huber": QHuber,
     "bellman_target": BellmanTarget,
+    "large_margin": LargeMargin,
 }
 
-__all__ = ["LOSSES", "QMSE", "ActionNLL", "AnyLoss", "BellmanTarget", "ForwardKL", "QHuber", "ReverseKL"]
+__all__ = [
+    "LOSSES",
+    "QMSE",
+    "ActionNLL",
+    "AdvantageWeightedNLL",
+    "AnyLoss",
+    "BellmanTarget",
+    "Entropy",
+    "ForwardKL",
+    "GapWeightedNLL",
+    "Jeffreys",
+    "LargeMargin",
+    "QHuber",
+    "ReverseKL",
+    "Wasserstein",
+]

@@ -43,6 +43,33 @@ def gaussian_kl(p: Float[Tensor, "*batch P"], q: Float[Tensor, "*batch P"]) -> F
     return (q_log_std - p_log_std + squares / 2 - 0.5).sum(-1)
 
 
+def gaussian_wasserstein(p: Float[Tensor, "*batch P"], q: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
+    """W_2^2(p, q) of diagonal Gaussians given as mean ++ log_std: |m_p - m_q|^2 + |s_p - s_q|^2."""
+    (p_mean, p_log_std), (q_mean, q_log_std) = p.chunk(2, -1), q.chunk(2, -1)
+    return ((p_mean - q_mean) ** 2 + (p_log_std.exp() - q_log_std.exp()) ** 2).sum(-1)
+
+
+def categorical_entropy(logits: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+    """-sum_a p(a) log p(a), in nats."""
+    log_p = F.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def entropy(policy: PolicyOutput) -> Tensor:
+    """Of a policy's distribution over actions, in nats, summed over an action's parts; before tanh if squashed."""
+    head, params = policy.head, policy.params
+    if head.kind == "categorical":
+        return categorical_entropy(params)
+    if head.kind == "multi_categorical":
+        parts = params.split_with_sizes(head.nvec, -1)
+        total: Tensor = sum(categorical_entropy(part) for part in parts)  # type: ignore[assignment]
+        return total
+    if head.kind == "bernoulli":
+        return (F.softplus(-params) + (-params).sigmoid() * params).sum(-1)
+    require_kind("an entropy", head, "categorical", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian")
+    return (params.chunk(2, -1)[1] + 0.5 * (1 + math.log(2 * math.pi))).sum(-1)
+
+
 def gaussian_nll(action: Float[Tensor, "*batch A"], params: Float[Tensor, "*batch 2*A"]) -> Float[Tensor, "*batch"]:
     """-log N(action; mean, std), summed over the last dimension."""
     mean, log_std = params.chunk(2, -1)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError
-from rldistill.losses.functional import detached, gaussian_nll, kl, require_kind, require_same_space
-from rldistill.types import ActionHead, Batch, PolicyOutput
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.losses.functional import (
+    CHOICE,
+    detached,
+    entropy,
+    gaussian_nll,
+    gaussian_wasserstein,
+    kl,
+    require_kind,
+    require_same_space,
+)
+from rldistill.types import ILLEGAL, ActionHead, Batch, PolicyOutput
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,109 @@ class ReverseKL:
 
 
 @dataclass(frozen=True)
+class Jeffreys:
+    """KL(teacher || student) + KL(student || teacher), the teacher softened as in ForwardKL (Jeffreys 1946)."""
+
+    temperature: float | None = None
+    student_head: ClassVar[str] = "any"
+
+    def __post_init__(self) -> None:
+        _require_temperature(self.temperature)
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        return ForwardKL(self.temperature)(student, batch) + ReverseKL(self.temperature)(student, batch)
+
+
+@dataclass(frozen=True)
+class Wasserstein:
+    """W_2^2 between diagonal Gaussians: |mean_s - mean_t|^2 + |std_s - std_t|^2 (Olkin 1982); before tanh if squashed.
+
+    Unlike a KL it stays small where a teacher is nearly deterministic.
+    """
+
+    student_head: ClassVar[str] = "any"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        teacher = detached(batch.teacher)
+        require_same_space("Wasserstein", teacher.head, student.head)
+        require_kind("Wasserstein", student.head, "gaussian", "squashed_gaussian")
+        return gaussian_wasserstein(teacher.params, student.params)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """-H(student): a bonus for staying undecided (Williams 1991), which a positive weight lowers the loss by.
+
+    sum_a p(a) log p(a), summed over the parts of an action; of a Gaussian, before tanh if squashed,
+    -sum_i (log_std_i + (1 + log 2 pi) / 2). A student of Q values has none.
+    """
+
+    student_head: ClassVar[str] = "any"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        return -entropy(student)
+
+
+@dataclass(frozen=True)
+class GapWeightedNLL:
+    """(max_a Q_t - min_a Q_t) * -log student(a* | s): what a mistake costs weighs what is learned.
+
+    The weight of VIPER (Bastani 2018, arXiv 1805.08328) with V = max_a Q.
+    """
+
+    student_head: ClassVar[str] = "any"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        require_kind("GapWeightedNLL's teacher", batch.teacher.head, "q_values")
+        labels = batch.teacher.params.detach()
+        illegal = labels <= ILLEGAL / 2
+        worst = labels.masked_fill(illegal, torch.inf).amin(-1)
+        return (labels.amax(-1) - worst) * ActionNLL()(student, batch)
+
+
+@dataclass(frozen=True)
+class AdvantageWeightedNLL:
+    """min(exp(A / beta), clip) * -log student(a | s), a the action that was taken.
+
+    A = Q_t(s, a) - max_a' Q_t(s, a') for a teacher of Q values; else the return-to-go minus the teacher's value.
+    Peng 2019, arXiv 1910.00177.
+
+    Attributes:
+        beta: how much of an advantage is worth e times the weight.
+        clip: the largest weight.
+    """
+
+    beta: float = 1.0
+    clip: float = 20.0
+    student_head: ClassVar[str] = "any"
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        require_same_space("AdvantageWeightedNLL", batch.teacher.head, student.head)
+        require_kind("AdvantageWeightedNLL", student.head, *CHOICE)
+        labels = batch.teacher.params.detach()
+        if batch.teacher.head.kind == "q_values":
+            advantage = _taken(labels, batch.action) - labels.amax(-1)
+        elif batch.teacher.value is not None:
+            advantage = batch.return_to_go - batch.teacher.value.detach()
+        else:
+            raise SpecMismatchError(
+                "AdvantageWeightedNLL needs a teacher of Q values or with a value, and this one is categorical alone"
+            )
+        weight = (advantage / self.beta).clamp(max=math.log(self.clip)).exp()
+        return weight * _cross_entropy(student.params, batch.action)
+
+
+@dataclass(frozen=True)
 class ActionNLL:
     """-log student(a* | s), a* the teacher's most likely action; (a - a*)^2 summed for deterministic students.
 
@@ -99,6 +213,10 @@ def _require_same_actions(teacher: ActionHead, student: ActionHead) -> None:
     elif student.kind == "squashed_gaussian":
         # An action at its bound has no finite place before tanh.
         require_kind("ActionNLL of a squashed_gaussian student", teacher, "squashed_gaussian")
+
+
+def _taken(values: Tensor, action: Tensor) -> Tensor:
+    return values.gather(-1, action[..., None]).squeeze(-1)
 
 
 def _cross_entropy(logits: Tensor, action: Tensor) -> Tensor:

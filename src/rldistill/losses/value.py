@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,6 +64,29 @@ class BellmanTarget:
         bootstrap = batch.next_teacher.params.detach().amax(-1) * ~batch.terminated
         q_taken = student.params.gather(-1, batch.action[..., None]).squeeze(-1)
         return (q_taken - (batch.reward + self.gamma * bootstrap)) ** 2
+
+
+@dataclass(frozen=True)
+class LargeMargin:
+    """max_a (Q_student(s, a) + margin * [a != a*]) - Q_student(s, a*), a* the teacher's best action.
+
+    Every other action stays at least `margin` below the teacher's. Hester 2017 (DQfD), arXiv 1704.03732, equation 1.
+    """
+
+    margin: float = 0.8
+    student_head: ClassVar[str] = "q_values"
+
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise ConfigError(f"margin: expected a positive number, found {self.margin}")
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        require_same_space("LargeMargin", batch.teacher.head, student.head)
+        require_kind("LargeMargin's student", student.head, "q_values")
+        best = batch.teacher.params.detach().argmax(-1, keepdim=True)
+        margins = torch.full_like(student.params, self.margin).scatter(-1, best, 0.0)
+        return (student.params + margins).amax(-1) - student.params.gather(-1, best).squeeze(-1)
 
 
 def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:
