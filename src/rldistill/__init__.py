@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from rldistill.objective import Term
     from rldistill.report import write_report
-    from rldistill.students import Cnn, Linear, Mlp
+    from rldistill.students import Cnn, Keras, Linear, Mlp
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
     from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
@@ -62,6 +62,7 @@ _EXPORTS = {
     "Linear": "rldistill.students",
     "Mlp": "rldistill.students",
     "Cnn": "rldistill.students",
+    "Keras": "rldistill.students",
     "ForwardKL": "rldistill.losses",
     "ReverseKL": "rldistill.losses",
     "Jeffreys": "rldistill.losses",
@@ -105,6 +106,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Linear",
     "Mlp",
     "Cnn",
+    "Keras",
     "ForwardKL",
     "ReverseKL",
     "Jeffreys",

@@ -271,7 +271,7 @@ def _flattened(policy: nn.Module) -> nn.Parameter:
     The optimiser and the clipping then take one operation each instead of one for every layer, which for a small
     student is half of the time.
     """
-    own = list(policy.parameters())
+    own = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     flat = nn.Parameter(torch.empty(sum(parameter.numel() for parameter in own), device=own[0].device))
     flat.grad = torch.zeros_like(flat)
     at = 0

@@ -18,6 +18,7 @@ from torch import Tensor
 from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.students import STUDENTS, AnyStudent
+from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.actor import Actor
 from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec
@@ -39,7 +40,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
     Raises:
         ConfigError: weights that are not finite, or are beyond float16 with `half`.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    tensors = _learned(policy)
     if half:
         # Not the buffers: a small obs_std would become 0, and a large obs_mean infinite.
         tensors |= {name: tensors[name].half() for name, _ in policy.named_parameters()}
@@ -57,6 +58,8 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         "provenance": provenance,
         "sha256": content_hash(tensors),
     }
+    if isinstance(policy, KerasStudent):
+        policy.save_model(folder)
     write_atomic(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
     write_json(folder / DOCUMENT, document)
 
@@ -69,7 +72,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     if type(schema) is not int or schema != SCHEMA:
         raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
     fields = _Fields(path, document)
-    policy = _build(fields)
+    policy = _build(fields, folder)
     tensors = _tensors(folder / TENSORS, fields.get("sha256", lambda value: isinstance(value, str), "a text"))
     # Copies, since the file's own memory is neither aligned nor the policy's to keep.
     weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
@@ -126,13 +129,21 @@ class _Fields:
                 raise CorruptArtifactError(f"{self.path}: {self.name}{name} is no field of {known.__name__}")
 
 
-def _build(fields: _Fields) -> NetworkPolicy:
+def _learned(policy: NetworkPolicy) -> dict[str, Tensor]:
+    """The numbers of a policy; Keras also counts, in integers, what it has seen."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    return {name: value for name, value in tensors.items() if value.is_floating_point()}
+
+
+def _build(fields: _Fields, folder: Path) -> NetworkPolicy:
     kind = fields.get("student", lambda value: isinstance(value, str) and value in NETWORKS, f"one of {[*NETWORKS]}")
     spec, config = _spec(fields.inside("spec")), fields.inside("config")
     config.require_only(NETWORKS[kind])
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in config.value.items()
     }
+    if kind == "keras":
+        return load_keras_student(Keras(**values), spec, folder)
     try:
         # On "meta" no memory is taken and no random number drawn, whatever sizes the file claims.
         with torch.device("meta"):

@@ -1,0 +1,329 @@
+"""Keras 3 models of plain layers on the torch backend: read without running anything, and as students.
+
+A `.keras` file is an archive of a configuration, which may name any class, and of weights in HDF5, which may point
+anywhere. Only layers that compute are built, and only numbers that are in the file are read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rldistill.artifacts import write_atomic
+from rldistill.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    MissingExtraError,
+    RLDistillError,
+    SpecMismatchError,
+    UntrustedFileError,
+)
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import Obs, PolicySpec
+
+CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
+MAX_CONFIG = 1 << 22
+MODELS = ("Sequential", "Functional")
+LAYERS = (
+    "InputLayer", "Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Flatten", "Reshape", "Permute",
+    "Rescaling", "Normalization", "BatchNormalization", "LayerNormalization", "GroupNormalization", "Activation",
+    "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax", "Dropout", "SpatialDropout2D", "GaussianNoise", "GaussianDropout",
+    "MaxPooling2D", "AveragePooling2D", "GlobalAveragePooling2D", "GlobalMaxPooling2D", "ZeroPadding2D", "Cropping2D",
+    "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate", "Identity",
+)  # fmt: skip
+VALUES = ("DTypePolicy", "__keras_tensor__")
+VALUE_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
+MAX_WEIGHTS = 1 << 30
+FILE = "policy.keras"
+
+
+@dataclass(frozen=True)
+class Keras:
+    """A Keras 3 model of one input and one output, with new weights.
+
+    It takes observations as they are, pictures with channels last and pixels from 0 to 255, or as one vector, and its
+    last layer gives the numbers of the head without an activation. A Normalization is put before it. What is saved
+    holds `policy.keras` beside our own files, which plain Keras reads.
+
+    Attributes:
+        model: a `.keras` file, whose weights are not taken, or `module:function`, called with the shape of an
+            observation (channels last) and how many numbers are needed.
+    """
+
+    model: str
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        """The student for `spec`, with new weights; raises ConfigError or SpecMismatchError if it does not fit."""
+        keras = keras_on_torch()
+        if spec.parts or spec.nvec:
+            raise ConfigError("a keras student takes observations of one array of numbers, not dicts or choices")
+        keras.utils.set_random_seed(torch.initial_seed() % (1 << 32))
+        shape = (*spec.obs_shape[1:], spec.obs_shape[0]) if len(spec.obs_shape) == 3 else spec.obs_shape
+        with keras.device("cpu"):
+            if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.model):
+                bare = _imported(self.model)(shape, spec.head.num_params)
+            else:
+                bare = keras.models.clone_model(read_keras(Path(self.model)))
+            inputs = keras.Input(tuple(bare.inputs[0].shape[1:]))
+            model = keras.Sequential([inputs, keras.layers.Normalization(axis=-1 if len(shape) == 1 else None), bare])
+        return KerasStudent(self, spec, model)
+
+
+class KerasStudent(NetworkPolicy):
+    """A Keras model as a student: the last layer of it is the output, what is before that the body."""
+
+    def __init__(self, config: Keras, spec: PolicySpec, model: Any) -> None:
+        normalisation, bare = model.layers
+        last = bare.layers[-1]
+        require_keras_fit(config.model, model, spec)
+        if ends_in(bare) not in ("", "linear"):
+            raise ConfigError(f"{config.model}: its last layer has the activation {ends_in(bare)}; expected none")
+        with keras_on_torch().device("cpu"):
+            body = keras_on_torch().Model(bare.inputs, last.input)
+        super().__init__(config, spec, body, 0, last)
+        # In a tuple, because a module that is one's own is one's own twice over: its weights would be there again.
+        self._model, self._normalisation = (model,), normalisation
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """Set the Normalization before the model."""
+        scale = 255 if self.spec.obs_dtype == "uint8" else 1
+        self._normalisation.adapt_mean.assign((mean * scale).reshape(self._normalisation.adapt_mean.shape))
+        self._normalisation.adapt_variance.assign(((std * scale) ** 2).reshape(self._normalisation.adapt_mean.shape))
+        self._normalisation.finalize_state()
+
+    def standardised(self, obs: Obs) -> Obs:
+        """What the model's first own layer is fed."""
+        assert isinstance(obs, Tensor)
+        return self._normalisation(channels_last(obs, tuple(self._model[0].inputs[0].shape[1:])))  # type: ignore[no-any-return]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The variables by their number, since Keras counts up the names of its layers in every process."""
+        return {f"weights.{number}": variable.value for number, variable in enumerate(self._model[0].weights)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Copy numbers into the variables; raises RuntimeError for those that do not fit."""
+        own = {name: value for name, value in self.state_dict().items() if value.is_floating_point()}
+        given = {name: value for name, value in state_dict.items() if value.is_floating_point()}
+        shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (own, given)]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"expected {shapes[0]}, found {shapes[1]}")
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(given[name])
+        self._normalisation.finalize_state()
+
+    def save_model(self, folder: Path) -> None:
+        """Write `policy.keras`."""
+
+        def write(temporary: Path) -> None:
+            with tempfile.TemporaryDirectory(dir=temporary.parent) as place:
+                self._model[0].save(Path(place) / FILE)
+                (Path(place) / FILE).replace(temporary)
+
+        write_atomic(folder / FILE, write)
+
+    def __reduce__(self) -> Any:
+        with tempfile.TemporaryDirectory() as place:
+            self.save_model(Path(place))
+            return _from_content, (self.config, self.spec, (Path(place) / FILE).read_bytes())
+
+
+def _from_content(config: Keras, spec: PolicySpec, content: bytes) -> KerasStudent:
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / FILE).write_bytes(content)
+        return load_keras_student(config, spec, Path(place))
+
+
+def load_keras_student(config: Keras, spec: PolicySpec, folder: Path) -> KerasStudent:
+    """The student whose `policy.keras` is in `folder`; nothing that `config` names is imported or read."""
+    model = read_keras(folder / FILE)
+    if len(model.layers) != 2 or type(model.layers[0]).__name__ != "Normalization":
+        raise CorruptArtifactError(f"{folder / FILE}: expected a Normalization and a model, as a student is saved")
+    student = KerasStudent(config, spec, model)
+    student.eval()
+    return student
+
+
+def read_keras(path: Path) -> Any:
+    """The model in a `.keras` file.
+
+    Raises:
+        MissingExtraError: Keras is not installed.
+        UntrustedFileError: layers that can run code or read other files, more in the archive than a model.
+        SpecMismatchError: more than one input or output.
+        CorruptArtifactError: truncated or altered.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
+    _require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
+    content = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            config, weights = _members(path, archive)
+        document = json.loads(config)
+        _require_known(path, document)
+        _require_size(path, document, _numbers_stored(path, weights))
+        model = _whole_model(path)
+    except RLDistillError:
+        raise
+    except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise whatever they like
+        raise CorruptArtifactError(f"{path}: not a whole Keras file ({' '.join(str(error).split())[:300]})") from None
+    for variable in model.weights:
+        if not torch.isfinite(variable.value).all():
+            raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights")
+    return model
+
+
+def channels_last(obs: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Observations as a Keras model of that input takes them: float32, pictures with channels last or as one vector."""
+    fed = obs.float()
+    if obs.ndim == 4 and tuple(obs.shape[1:]) != shape:
+        fed = fed.movedim(1, -1)
+    return fed.reshape(len(fed), *shape).contiguous()
+
+
+def require_keras_fit(name: str, model: Any, spec: PolicySpec) -> None:
+    """Raise SpecMismatchError unless the model takes the observations and gives the head's numbers."""
+    shape, output = tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:])
+    last = (*spec.obs_shape[1:], *spec.obs_shape[:1])
+    if shape not in (spec.obs_shape, last, (math.prod(spec.obs_shape),)):
+        raise SpecMismatchError(f"{name}: takes observations of {shape}, the environment gives {spec.obs_shape}")
+    if output != (spec.head.num_params,):
+        raise SpecMismatchError(f"{name}: gives {output}; expected ({spec.head.num_params},) for {spec.head.kind}")
+
+
+def ends_in(model: Any) -> str:
+    """The activation of the last layer, in words."""
+    last = model.layers[-1]
+    if type(last).__name__ == "Softmax":
+        return "softmax"
+    return str(getattr(getattr(last, "activation", None), "__name__", ""))
+
+
+def keras_on_torch() -> Any:
+    """Keras, on the torch backend; raises ConfigError if it runs on another already."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    try:
+        import keras
+    except ImportError:
+        raise MissingExtraError("Reading Keras files", "keras") from None
+    if keras.backend.backend() != "torch":
+        raise ConfigError(
+            f"Keras runs on {keras.backend.backend()} here; set KERAS_BACKEND=torch in the environment and start again"
+        )
+    return keras
+
+
+def _whole_model(path: Path) -> Any:
+    keras = keras_on_torch()
+    with keras.device("cpu"):
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
+    names = archive.namelist()
+    for name in names:
+        if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
+            raise UntrustedFileError(f"{path}: holds {name!r:.60}, which plain layers do not need; refused")
+    for name in (CONFIG, WEIGHTS):
+        if name not in names:
+            raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
+    for info in archive.infolist():
+        limit = MAX_WEIGHTS if info.filename == WEIGHTS else MAX_CONFIG
+        _require_small(path, info.filename, info.file_size, limit)
+    return archive.read(CONFIG), archive.read(WEIGHTS)
+
+
+def _require_known(path: Path, document: Any) -> None:
+    """Refuse every class that is not one of the plain layers, wherever in the configuration it stands."""
+    if not isinstance(document, dict) or document.get("class_name") not in MODELS:
+        found = document.get("class_name") if isinstance(document, dict) else type(document).__name__
+        raise UntrustedFileError(f"{path}: a model of class {found!r:.60}; supported: {', '.join(MODELS)}")
+    document.pop("compile_config", None)  # the optimiser and the loss, which are never made
+    pending: list[Any] = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        if not isinstance(value, dict):
+            continue
+        pending += value.values()
+        if "class_name" not in value and "module" not in value and "registered_name" not in value:
+            continue
+        name, module = value.get("class_name"), value.get("module")
+        ours = isinstance(module, str) and (module == "keras" or module.startswith("keras."))
+        plain = name in LAYERS or name in MODELS or module in VALUE_MODULES or name in VALUES
+        if not (plain and (ours or name == "__keras_tensor__") and value.get("registered_name") in (None, name)):
+            raise UntrustedFileError(
+                f"{path}: config.json names {module}.{name}, which is not one of the layers that only compute; "
+                "rebuild the model from them, or export it to ONNX"
+            )
+
+
+def _numbers_stored(path: Path, weights: bytes) -> int:
+    """How many numbers the weights' file holds; refuses what leads outside it."""
+    import h5py
+
+    found = 0
+
+    def visit(group: Any) -> None:
+        nonlocal found
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is a link to somewhere else; refused")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                visit(item)
+            elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array kept in the file; refused")
+            elif item.nbytes > 64 * max(item.id.get_storage_size(), 16):
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} claims more numbers than the file holds; refused")
+            else:
+                found += math.prod(item.shape)
+
+    with h5py.File(io.BytesIO(weights), "r") as file:
+        visit(file)
+    return found
+
+
+def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
+    """Build the model on "meta", where it takes no memory, and compare it with what is stored."""
+    keras = keras_on_torch()
+    with keras.device("meta"):
+        model = keras.saving.deserialize_keras_object(document, safe_mode=True)
+    if model.count_params() > stored:
+        raise UntrustedFileError(f"{path}: a model of {model.count_params():,} numbers, of which {stored:,} are stored")
+    if len(model.inputs or ()) != 1 or len(model.outputs) != 1:
+        raise SpecMismatchError(
+            f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"
+        )
+
+
+def _require_small(path: Path, name: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` has it
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model: {name}: cannot be imported ({error})") from None
+    return found

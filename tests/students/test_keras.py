@@ -1,0 +1,143 @@
+"""Keras models as students: fitted by ours, saved for both, read by plain Keras."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.dataset import Dataset
+from rldistill.distill import DistillConfig, distill
+from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
+from rldistill.evaluate.cost import measure_cost
+from rldistill.students import Keras
+from rldistill.students.keras import KerasStudent
+from rldistill.students.storage import load_native, save_policy
+
+from ..conftest import CARTPOLE
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+keras = pytest.importorskip("keras", reason="needs the extra keras")
+layers = keras.layers
+PONG = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200})
+
+
+def small(shape: tuple[int, ...], outputs: int) -> Any:
+    return keras.Sequential([layers.Input(shape), layers.Dense(16, activation="tanh"), layers.Dense(outputs)])
+
+
+def convolutional(shape: tuple[int, ...], outputs: int) -> Any:
+    """The usual network on frames, narrower."""
+    return keras.Sequential(
+        [
+            layers.Input(shape),
+            layers.Conv2D(4, 8, 4, activation="relu"),
+            layers.Conv2D(8, 4, 2, activation="relu"),
+            layers.Flatten(),
+            layers.Dense(16, activation="relu"),
+            layers.Dense(outputs),
+        ]
+    )
+
+
+def params(student: Any, obs: torch.Tensor) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        return student(obs)[0].params.numpy()
+
+
+@pytest.fixture
+def fitted(dataset: Dataset, tmp_path: Path) -> KerasStudent:
+    student = distill(
+        dataset, Keras(f"{__name__}:small"), DistillConfig(epochs=3, learning_rate=3e-3), tmp_path / "student"
+    )
+    assert isinstance(student, KerasStudent)
+    return student
+
+
+def test_it_learns_and_plain_keras_reads_it(dataset: Dataset, fitted: KerasStudent, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["heldout_loss"] < 0.9 * rows[0]["heldout_loss"] or rows[-1]["agreement"] > 0.9
+    obs = dataset.observations(np.arange(200))
+    plain = keras.saving.load_model(tmp_path / "student" / "policy.keras")
+    np.testing.assert_allclose(plain(obs).detach(), params(fitted, obs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(params(load_native(tmp_path / "student"), obs), params(fitted, obs), atol=1e-6)
+    assert params(fitted, obs[:1]).shape == (1, 2)
+
+
+def test_a_training_seed_decides_everything(dataset: Dataset, fitted: KerasStudent, tmp_path: Path) -> None:
+    config = DistillConfig(epochs=3, learning_rate=3e-3)
+    again = distill(dataset, Keras(f"{__name__}:small"), config, tmp_path / "again")
+    other = distill(dataset, Keras(f"{__name__}:small"), config, tmp_path / "other", seed=1)
+    obs = dataset.observations(np.arange(50))
+    np.testing.assert_array_equal(params(again, obs), params(fitted, obs))
+    assert not np.array_equal(params(other, obs), params(fitted, obs))
+
+
+def test_a_file_gives_the_layers_and_not_the_weights(dataset: Dataset, tmp_path: Path) -> None:
+    model = small((4,), 2)
+    model.save(tmp_path / "layers.keras")
+    student = Keras(str(tmp_path / "layers.keras")).build(spec_from_env(CARTPOLE))
+    obs = dataset.observations(np.arange(20))
+    assert not np.allclose(params(student, obs), model(obs).detach())
+    assert measure_cost(student).parameters >= 4 * 16 + 16 + 16 * 2 + 2
+
+
+def test_frames_reach_it_with_channels_last(tmp_path: Path) -> None:
+    student = Keras(f"{__name__}:convolutional").build(spec_from_env(PONG)).eval()
+    student.standardise(torch.tensor(0.3), torch.tensor(0.2))
+    save_policy(student, tmp_path / "student", {})
+    obs = torch.randint(0, 256, (40, 4, 84, 84), dtype=torch.uint8)
+    plain = keras.saving.load_model(tmp_path / "student" / "policy.keras")
+    theirs = plain(obs.movedim(1, -1).float()).detach()
+    np.testing.assert_allclose(theirs, params(student, obs), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(params(load_native(tmp_path / "student"), obs), params(student, obs))
+    by_hand = student._model[0].layers[1]((obs.movedim(1, -1) / 255 - 0.3) / 0.2).detach()
+    np.testing.assert_allclose(theirs, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_it_acts_in_other_processes(fitted: KerasStudent, teacher: Any, dataset: Dataset, tmp_path: Path) -> None:
+    obs = dataset.observations(np.arange(20))
+    np.testing.assert_array_equal(params(pickle.loads(pickle.dumps(fitted)), obs), params(fitted, obs))
+    config = CollectConfig(steps=200, slots=2, block=50, beta=0.0, workers=2)
+    assert len(collect(CARTPOLE, teacher, config, tmp_path / "more", student=fitted)) == 200
+
+
+def softmaxed(shape: tuple[int, ...], outputs: int) -> Any:
+    return keras.Sequential([layers.Input(shape), layers.Dense(outputs, activation="softmax")])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("no/such.keras", "no such file"),
+        (f"{__name__}:nothing", "cannot be imported"),
+        (f"{__name__}:softmaxed", "softmax"),
+    ],
+)
+def test_what_cannot_be_a_student_says_why(model: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Keras(model).build(spec_from_env(CARTPOLE))
+
+
+def test_a_model_for_something_else_is_refused(tmp_path: Path) -> None:
+    small((6,), 2).save(tmp_path / "layers.keras")
+    with pytest.raises(SpecMismatchError, match="takes observations"):
+        Keras(str(tmp_path / "layers.keras")).build(spec_from_env(CARTPOLE))
+
+
+def test_a_saved_student_imports_nothing(fitted: KerasStudent, tmp_path: Path) -> None:
+    document = tmp_path / "student" / "policy.json"
+    document.write_text(document.read_text().replace(f"{__name__}:small", "os:system"))
+    obs = torch.zeros(1, 4)
+    np.testing.assert_array_equal(params(load_native(tmp_path / "student"), obs), params(fitted, obs))
+    (tmp_path / "student" / "policy.keras").write_bytes(b"PK")
+    with pytest.raises((CorruptArtifactError, UntrustedFileError), match=r"policy\.keras"):
+        load_native(tmp_path / "student")
