@@ -80,7 +80,9 @@ class Keras:
                 bare = keras.models.clone_model(read_keras(Path(self.model)))
             inputs = keras.Input(tuple(bare.inputs[0].shape[1:]))
             model = keras.Sequential([inputs, keras.layers.Normalization(axis=-1 if len(shape) == 1 else None), bare])
-        return KerasStudent(self, spec, model)
+        student = KerasStudent(self, spec, model)
+        student.standardise(torch.zeros(()), torch.ones(()))
+        return student
 
 
 class KerasStudent(NetworkPolicy):
@@ -101,8 +103,11 @@ class KerasStudent(NetworkPolicy):
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """Set the Normalization before the model."""
         scale = 255 if self.spec.obs_dtype == "uint8" else 1
-        self._normalisation.adapt_mean.assign((mean * scale).reshape(self._normalisation.adapt_mean.shape))
-        self._normalisation.adapt_variance.assign(((std * scale) ** 2).reshape(self._normalisation.adapt_mean.shape))
+        for variable, value in (
+            (self._normalisation.adapt_mean, mean * scale),
+            (self._normalisation.adapt_variance, (std * scale) ** 2),
+        ):
+            variable.assign(value.broadcast_to(variable.shape))
         self._normalisation.finalize_state()
 
     def standardised(self, obs: Obs) -> Obs:
