@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rldistill.evaluate.cost import Cost, measure_cost
 from rldistill.students import Cnn, Linear, Mlp
+from rldistill.teachers.actor import Actor
 from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
 
 LANDER = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
@@ -79,3 +80,9 @@ def test_a_policy_that_is_not_a_network_has_no_parameters_but_takes_time() -> No
     assert cost.latency_us is not None
     assert cost.latency_us["p50"] > 0
     assert measure_cost(None) == Cost(0, 0, 0, None)
+
+
+def test_multiply_adds_of_a_recurrent_policy() -> None:
+    policy = Actor(lstm=(6, 1), hidden=(5,)).build(PolicySpec((4,), "float32", ActionHead("categorical", (2,))))
+    # four gates of 6 from 4 entries and 6 remembered numbers; then 6 to 5 and 5 to 2
+    assert measure_cost(policy).macs == 4 * 6 * (4 + 6) + 6 * 5 + 5 * 2

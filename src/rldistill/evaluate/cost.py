@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rldistill.rollouts import inference_threads
 from rldistill.types import Policy
@@ -22,7 +23,7 @@ class Cost:
     Attributes:
         parameters: how many numbers were learned.
         bytes: of those numbers, as they are in memory.
-        macs: multiply-adds of the linear and convolutional layers for one observation.
+        macs: multiply-adds of matrix products and convolutions for one observation.
         latency_us: p50 and p99 of one call with one observation on one thread, in microseconds; None for no policy.
     """
 
@@ -38,7 +39,8 @@ def measure_cost(policy: Policy | None) -> Cost:
         return Cost(0, 0, 0, None)
     spec = policy.spec
     obs = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
-    parameters = list(policy.parameters()) if isinstance(policy, nn.Module) else []
+    module = policy if isinstance(policy, nn.Module) else nn.Module()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with torch.no_grad(), inference_threads(1):
         macs = _macs(policy, obs) if isinstance(policy, nn.Module) else 0
         return Cost(
@@ -50,24 +52,21 @@ def measure_cost(policy: Policy | None) -> Cost:
 
 
 def _macs(policy: nn.Module, obs: Tensor) -> int:
-    total = 0
+    recurrent = 0
 
-    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, nn.Conv2d):
-            kernel = module.kernel_size[0] * module.kernel_size[1]
-            total += output.numel() * kernel * module.in_channels // module.groups
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
+        nonlocal recurrent  # PyTorch's counter takes an LSTM for one operation, of which it does not know the cost
+        steps = inputs[0].numel() // inputs[0].shape[-1]
+        recurrent += steps * sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
 
-    layers = [module for module in policy.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    hooks = [module.register_forward_hook(count) for module in layers]
+    hooks = [m.register_forward_hook(count) for m in policy.modules() if isinstance(m, nn.RNNBase)]
     try:
-        policy(obs)
+        with FlopCounterMode(display=False) as counter:
+            policy(obs)
     finally:
         for hook in hooks:
             hook.remove()
-    return total
+    return int(counter.get_total_flops()) // 2 + recurrent
 
 
 def _latency(policy: Policy, obs: Tensor) -> dict[str, float]:
