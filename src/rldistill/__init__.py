@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     )
     from rldistill.objective import Term
     from rldistill.report import write_report
-    from rldistill.students import Cnn, Keras, Linear, Mlp
+    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp
+    from rldistill.students.budget import fit_budget
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
     from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
@@ -62,7 +63,9 @@ _EXPORTS = {
     "Linear": "rldistill.students",
     "Mlp": "rldistill.students",
     "Cnn": "rldistill.students",
+    "Impala": "rldistill.students",
     "Keras": "rldistill.students",
+    "fit_budget": "rldistill.students.budget",
     "ForwardKL": "rldistill.losses",
     "ReverseKL": "rldistill.losses",
     "Jeffreys": "rldistill.losses",
@@ -106,7 +109,9 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Linear",
     "Mlp",
     "Cnn",
+    "Impala",
     "Keras",
+    "fit_budget",
     "ForwardKL",
     "ReverseKL",
     "Jeffreys",

@@ -34,14 +34,7 @@ class Cnn:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights; raises ConfigError if a kernel is larger than its input."""
-        if len(spec.obs_shape) != 3:
-            raise ConfigError(f"a cnn takes observations [channels, height, width], these are {spec.obs_shape}")
-        depth, height, width = spec.obs_shape
-        if width <= 4 < depth:
-            raise ConfigError(
-                f"a cnn takes observations [channels, height, width]; these are {spec.obs_shape}, channels last: add "
-                "{name: ChannelsFirst} to env.wrappers"
-            )
+        depth, height, width = require_pictures("a cnn", spec)
         act = activation(self.activation, "activation")
         layers: list[nn.Module] = []
         for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
@@ -54,3 +47,16 @@ class Cnn:
         keep_scale(policy, self.activation)
         policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # CPUs convolve twice as fast in it
         return policy
+
+
+def require_pictures(student: str, spec: PolicySpec) -> tuple[int, int, int]:
+    """Channels, height and width of the observations; raises ConfigError for what are no pictures, channels first."""
+    if len(spec.obs_shape) != 3:
+        raise ConfigError(f"{student} takes observations [channels, height, width], these are {spec.obs_shape}")
+    depth, height, width = spec.obs_shape
+    if width <= 4 < depth:
+        raise ConfigError(
+            f"{student} takes observations [channels, height, width]; these are {spec.obs_shape}, channels last: add "
+            "{name: ChannelsFirst} to env.wrappers"
+        )
+    return depth, height, width

@@ -1,0 +1,61 @@
+"""The residual network of IMPALA on pictures, channels first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rldistill.errors import ConfigError
+from rldistill.students.cnn import require_pictures
+from rldistill.students.network import NetworkPolicy, dense, require_positive
+from rldistill.types import PolicySpec
+
+
+@dataclass(frozen=True)
+class Impala:
+    """Stages of a convolution, a pooling that halves the picture and two residual blocks, then dense layers.
+
+    Espeholt 2018, arXiv 1802.01561, figure 3, whose network is channels 16, 32, 32 and hidden 256.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 32)
+    hidden: tuple[int, ...] = (256,)
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "hidden"):
+            require_positive(name, getattr(self, name))
+        if not self.channels:
+            raise ConfigError("channels: expected one for each stage, found none")
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        """The student for `spec`, with new weights; raises ConfigError if its pictures are too small."""
+        depth, height, width = require_pictures("an impala", spec)
+        stages: list[nn.Module] = []
+        for channels in self.channels:
+            if min(height, width) < 2:
+                raise ConfigError(
+                    f"channels: {len(self.channels)} stages halve a picture away that is {spec.obs_shape}"
+                )
+            stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
+            stages += [_Residual(channels), _Residual(channels)]
+            depth, height, width = channels, (height + 1) // 2, (width + 1) // 2
+        hidden, size = dense(depth * height * width, self.hidden, nn.ReLU)
+        policy = NetworkPolicy(self, spec, nn.Sequential(*stages, nn.ReLU(), nn.Flatten(), *hidden), size)
+        policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # CPUs convolve twice as fast in it
+        return policy
+
+
+class _Residual(nn.Module):
+    """x + conv(relu(conv(relu(x))))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        more: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + more
