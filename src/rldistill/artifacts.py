@@ -46,8 +46,10 @@ def read_json(path: Path) -> Any:
     """Read one of our JSON files; raises CorruptArtifactError if it is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CorruptArtifactError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise CorruptArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise CorruptArtifactError(f"{path}: not valid JSON ({error}); was it cut short or edited?") from None
 

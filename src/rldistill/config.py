@@ -228,6 +228,23 @@ def teacher_from_options(path: str, activation: str | None, head: str | None, sc
     return SavedTeacher(path, activation, cast(HeadKind | None, head), scale)
 
 
+def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:
+    """Teachers of a command line by their paths, each with what its file does not tell: `q.onnx,head=q_values`."""
+    found = {}
+    for text in texts:
+        path, *options = text.split(",") if not Path(text).exists() else [text]
+        values = dict(option.partition("=")[::2] for option in options)
+        for key, value in values.items():
+            if key not in ("activation", "head", "scale") or not value:
+                known = ("activation=", "head=", "scale=")
+                raise ConfigError(f"{text}: after a comma expected one of {', '.join(known)}{did_you_mean(key, known)}")
+        scale = _parse(values.get("scale", "1"), text)
+        if isinstance(scale, bool) or not isinstance(scale, int | float):
+            raise ConfigError(f"{text}: scale: expected a number, found {values['scale']!r}")
+        found[path] = teacher_from_options(path, values.get("activation"), values.get("head"), float(scale))
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error."""
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 1_500
 
 
 class RLDistillError(Exception):
-    """Base of all errors that say what was wrong, where, and what to do."""
+    """Base of all errors that say what was wrong, where, and what to do; what a file put into one cannot flood it."""
+
+    def __init__(self, message: str = "") -> None:
+        text = message if len(message) <= LONGEST else f"{message[: LONGEST - 200]} ... {message[-180:]}"
+        super().__init__("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
 
 
 class ConfigError(RLDistillError):
@@ -35,6 +43,16 @@ class MissingExtraError(RLDistillError):
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency. Install it: pip install 'rldistill[{extra}]'")
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
+_short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 4
+
+
+def shown(value: Any) -> str:
+    """A value from elsewhere, in a few words, however large it is and however often it holds itself."""
+    return _short.repr(value)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rldistill.errors import SpecMismatchError
+from rldistill.errors import SpecMismatchError, shown
 
 Obs = Tensor | Mapping[str, Tensor]
 HeadKind = Literal[
@@ -38,6 +38,12 @@ class ActionHead:
     def discrete(self) -> bool:
         """Whether actions are integers."""
         return self.kind in ("categorical", "q_values", "multi_categorical", "bernoulli")
+
+    @property
+    def neutral(self) -> ActionHead:
+        """The head that says nothing of how actions are chosen: `categorical`, or `deterministic`."""
+        kind: HeadKind = self.kind if self.kind in ("multi_categorical", "bernoulli") else "categorical"
+        return replace(self, kind=kind if self.discrete else "deterministic")
 
     @property
     def num_params(self) -> int:
@@ -69,6 +75,19 @@ class Wrapper:
 
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def modest(self) -> bool:
+        """Whether its arguments are few, short and of a size that a policy could have needed."""
+        return len(self.kwargs) <= 8 and all(_is_modest(value) for value in self.kwargs.values())
+
+
+def _is_modest(value: Any, most: float = 1e5) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 4_096 and all(_is_modest(item, 4_096) for item in value)
+    if isinstance(value, str):
+        return len(value) <= 64
+    return value is None or (isinstance(value, int | float) and not abs(value) > most)
 
 
 @dataclass(frozen=True)
@@ -109,6 +128,7 @@ class PolicySpec:
         parts: the entries of a dict observation, in the order of its space; it is passed on as one vector, in which
             they follow one another.
         view: what has to be wrapped around the bare environment for these observations to come out of it.
+        env_kwargs: what that environment has to be made with.
     """
 
     obs_shape: tuple[int, ...]
@@ -118,6 +138,7 @@ class PolicySpec:
     nvec: tuple[int, ...] = ()
     parts: tuple[tuple[str, ObsPart], ...] = ()
     view: tuple[Wrapper, ...] = ()
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
     def of_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
@@ -140,6 +161,7 @@ class PolicySpec:
         fields["head"] = ActionHead(**tuples(fields["head"]))
         fields["frames"] = FramePipeline(**tuples(fields["frames"])) if fields["frames"] is not None else None
         fields["parts"] = tuple((key, ObsPart(**tuples(part))) for key, part in fields.get("parts", ()))
+        fields["env_kwargs"] = tuple((str(key), item) for key, item in fields.get("env_kwargs", ()))
         fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
         return cls(**fields)
 
@@ -153,11 +175,21 @@ class PolicySpec:
             ("frame pipeline", self.frames, other.frames),
             ("kind of action", self.head.discrete, other.head.discrete),
             ("number of actions", self.head.nvec, other.head.nvec),
-            ("action bounds", (self.head.low, self.head.high), (other.head.low, other.head.high)),
+            ("number of actions", len(self.head.low), len(other.head.low)),
         ]
         for what, a, b in pairs:
             if a != b:
-                raise SpecMismatchError(f"{mine} and {others} do not fit: {what} is {a} for {mine}, {b} for {others}")
+                raise SpecMismatchError(
+                    f"{mine} and {others} do not fit: {what} is {shown(a)} for {mine}, {shown(b)} for {others}"
+                )
+        for end in ("low", "high"):
+            bounds = zip(getattr(self.head, end), getattr(other.head, end), strict=True)
+            for number, (a, b) in enumerate(bounds):
+                if not math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8):  # texts of bounds are rounded
+                    raise SpecMismatchError(
+                        f"{mine} and {others} do not fit: action {number} is bounded by {a:g} for {mine}, by {b:g} for "
+                        f"{others}"
+                    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import SpecMismatchError
+from rldistill.students import Mlp
 from rldistill.teachers.actor import Actor
 from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
@@ -85,7 +86,16 @@ def test_what_cannot_vote_is_refused() -> None:
         Ensemble((Fixed(BOX, (0.0,)), Fixed(LOGITS, (0.0, 0.0))))
 
 
-def test_a_member_that_remembers_is_refused() -> None:
+def test_members_remember_each_for_itself() -> None:
     spec = PolicySpec((2,), "float32", LOGITS)
-    with pytest.raises(SpecMismatchError, match="recurrent"):
-        Ensemble((Actor(lstm=(3, 1)).build(spec),))
+    torch.manual_seed(0)
+    members = Actor(lstm=(3, 1)).build(spec), Mlp((4,)).build(spec), Actor(lstm=(5, 2)).build(spec)
+    together, obs = Ensemble(members), torch.randn(4, 3, 2)
+    state, own = together.initial_state(3), [member.initial_state(3) for member in members]
+    with torch.no_grad():
+        for step in obs:
+            output, state = together(step, state)
+            said = [member(step, mine) for member, mine in zip(members, own, strict=True)]
+            own = [mine for _, mine in said]
+            chances = torch.stack([alone.params.softmax(-1) for alone, _ in said]).mean(0)
+            torch.testing.assert_close(output.params.exp(), chances)

@@ -16,6 +16,7 @@ from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import Tensor, nn
 
+from rldistill.envs.single import spec_from_spaces
 from rldistill.students.storage import save_policy
 from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.load import load_policy
@@ -53,7 +54,10 @@ class Env(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(self.np_random.normal()), self.time >= 20, False, {}
 
     def action_masks(self) -> np.ndarray:
-        return np.ones(3, bool)
+        space = self.action_space
+        sizes = {spaces.Discrete: "n", spaces.MultiDiscrete: "nvec"}
+        size = int(np.sum(getattr(space, sizes[type(space)]))) if type(space) in sizes else 2 * space.shape[0]
+        return np.ones(size, bool)
 
 
 Case = tuple[str, Any, spaces.Space[Any], spaces.Space[Any], dict[str, Any]]
@@ -73,6 +77,11 @@ CASES: list[Case] = [
     ("ppo multi-binary observations", PPO, spaces.MultiBinary(5), TURN, {}),
     ("ppo pictures, tanh behind", PPO, PICTURE, PUSH, {"policy_kwargs": {"net_arch": [8]}}),
     ("ppo pictures, bytes kept", PPO, PICTURE, TURN, {"policy_kwargs": {"normalize_images": False}}),
+    ("ppo bytes that are no picture", PPO, spaces.Box(0, 10, (3, 5, 5), np.uint8), TURN, {}),
+    ("ppo odd bounds", PPO, BOX, spaces.Box(np.float32([-0.4, 0.1, -3]), np.float32([0.4, 1 / 3, 7])), {}),
+    ("sac odd bounds", SAC, BOX, spaces.Box(-0.4, 0.4, (3,)), SMALL),
+    ("maskable ppo multi-binary", MaskablePPO, BOX, spaces.MultiBinary(3), {}),
+    ("maskable ppo multi-discrete", MaskablePPO, BOX, spaces.MultiDiscrete([2, 3]), {}),
     ("ppo own features", PPO, PICTURE, TURN, {"policy_kwargs": {"share_features_extractor": False}}),
     ("ppo dict", PPO, DICT, PUSH, {"policy_kwargs": {"activation_fn": nn.LeakyReLU}}),
     ("ppo no layers", PPO, BOX, TURN, {"policy_kwargs": {"net_arch": []}}),
@@ -104,11 +113,12 @@ def test_a_trained_model_is_rebuilt_as_it_is(case: Case, tmp_path: Path) -> None
     _, algorithm, observations, actions, settings = case
     model = trained(algorithm, observations, actions, settings)
     model.save(tmp_path / "model.zip")
-    obs = sampled(observations, 1_000 if observations in (BOX,) else 100)
+    obs = sampled(observations, 1_000)
     ours = load_sb3(tmp_path / "model.zip")
     ours.obs_clip = dict.fromkeys(ours.spec.entries, 1e6)
     save_policy(ours, tmp_path / "ours", {})
     for policy in (load_policy(tmp_path / "ours"), to_native(model)):
+        policy.spec.require_same_input(spec_from_spaces("it", observations, actions), "ours", "the environment")
         for rows in (obs, first(obs)):
             with torch.no_grad():
                 output, _ = policy(rows)
@@ -200,6 +210,10 @@ def sb3_params(model: Any, obs: Any) -> Tensor:
             inner = model.actor.action_dist.proba_distribution(mean, log_std, **kwargs).distribution
             return torch.cat([inner.mean, inner.stddev], -1)
         return torch.cat([mean, log_std.exp()], -1)
+    if isinstance(model, MaskablePPO) and not isinstance(model.action_space, spaces.Discrete):
+        parts = [part.logits for part in policy.get_distribution(obs).distributions]
+        bits = isinstance(model.action_space, spaces.MultiBinary)
+        return torch.stack([part[:, 1] - part[:, 0] for part in parts], -1) if bits else torch.cat(parts, -1)
     inner = policy.get_distribution(obs).distribution
     if isinstance(inner, list):
         return torch.cat([part.logits for part in inner], -1)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.normaliser import read_normaliser
 from rldistill.teachers.zoo_folder import read_zoo_folder
@@ -184,3 +185,82 @@ def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
     assert EnvConfig("CartPole-v1").seen_by(policy) == env == env.seen_by(policy)
     assert spec_from_env(env).obs_shape == policy.spec.obs_shape == (5,)
     assert play(EnvConfig("CartPole-v1").seen_by(policy), policy, 2).lengths.min() > 1
+
+
+def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
+    policy = load_policy(agent(tmp_path, "Pendulum-v1", args="env: Pendulum-v1\nenv_kwargs: {g: 2.0}"))
+    assert EnvConfig("Pendulum-v1").seen_by(policy).kwargs == {"g": 2.0}
+    assert EnvConfig("Pendulum-v1", {"g": 3.0}).seen_by(policy).kwargs == {"g": 3.0}
+    heavy, light = (
+        play(EnvConfig("Pendulum-v1", kwargs).seen_by(policy), policy, 1).returns for kwargs in ({"g": 10.0}, {})
+    )
+    assert heavy != light
+
+
+def test_a_text_of_the_environment_is_not_taken_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedFileError, match=r"args\.yml.*xml_file.*--env-kwarg"):
+        load_policy(agent(tmp_path, args="env_kwargs: {xml_file: /etc/passwd}"))
+
+
+def test_stacks_of_normalised_observations_are_sb3s(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.training = False
+    stacked = VecFrameStack(vector, 3)
+    model = PPO("MlpPolicy", stacked, seed=0)
+    model.save(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "config.yml").write_text("frame_stack: 3\nnormalize: true")
+    vector.save(str(tmp_path / "agent" / "vecnormalize.pkl"))
+    save_policy(load_policy(tmp_path / "agent.zip"), tmp_path / "ours", {})
+    policy = load_policy(tmp_path / "ours")
+    env = make_env(EnvConfig("CartPole-v1").seen_by(policy))
+    stacked.seed(5)
+    theirs, ours = stacked.reset(), env.reset(seed=5)[0]
+    for step in range(6):
+        with torch.no_grad():
+            expected = model.policy.get_distribution(torch.from_numpy(theirs)).distribution.logits
+            said = policy(torch.from_numpy(ours)[None])[0].params.log_softmax(-1)
+        torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+        theirs, ours = stacked.step(np.array([step % 2]))[0], env.step(step % 2)[0]
+
+
+class Pictures(gymnasium.Env[Any, Any]):
+    """Pictures with channels last, alone or in a dict."""
+
+    def __init__(self, inside: bool = False) -> None:
+        picture = spaces.Box(0, 255, (40, 44, 3), np.uint8)
+        self.observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "eye": picture}) if inside else picture
+        self.action_space, self.time = spaces.Discrete(3), 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return self.observation_space.sample(), 1.0, self.time > 5, False, {}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
+def test_pictures_with_channels_last_are_turned_round(inside: bool, tmp_path: Path) -> None:
+    gymnasium.register("Pictures-v0", Pictures)
+    try:
+        model = PPO("MultiInputPolicy" if inside else "CnnPolicy", Pictures(inside), seed=0)
+        model.save(tmp_path / "agent.zip")
+        ours = load_policy(tmp_path / "agent.zip")
+        env = EnvConfig("Pictures-v0", {"inside": inside}).seen_by(ours)
+        assert [wrapper.name for wrapper in env.wrappers] == ["ChannelsFirst"]
+        assert play(env, ours, 2).returns.tolist() == [6.0, 6.0]
+        raw = Pictures(inside).observation_space.sample()
+        turned = np.moveaxis(raw["eye"] if inside else raw, -1, 0).copy()
+        shown = np.concatenate([raw["a"], turned.ravel().astype(np.float32)]) if inside else turned
+        obs, _ = model.policy.obs_to_tensor(raw)
+        with torch.no_grad():
+            expected = model.policy.get_distribution(obs).distribution.logits
+            said = ours(torch.from_numpy(shown)[None])[0].params.log_softmax(-1)
+        torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        gymnasium.registry.pop("Pictures-v0")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -112,6 +114,9 @@ def doctor(as_json: AsJson = False) -> None:
     show(examine(), as_json)
 
 
+CRASHED = 70
+
+
 def _stage(
     name: str,
     file: Path,
@@ -152,7 +157,11 @@ def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     warnings.showwarning = _warn
-    app(prog_name="rldistill")
+    try:
+        app(prog_name="rldistill")
+    except Exception:  # 1 is the answer that a claim does not hold
+        traceback.print_exc()
+        sys.exit(CRASHED)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ def verify(
 
 @teachers.command()
 def compare(
-    paths: Annotated[list[str], typer.Argument(help="Teachers: zoo:NAME, folders, SB3 zips.", show_default=False)],
+    paths: Annotated[
+        list[str], typer.Argument(help="Teachers: zoo:NAME, folders, SB3 zips; FILE,head=q_values.", show_default=False)
+    ],
     env: Env,
     env_kwarg: EnvArgument = None,
     episodes: Annotated[int, typer.Option(min=1)] = 20,
@@ -72,12 +74,12 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
-    from rldistill.config import env_from_options
+    from rldistill.config import env_from_options, teachers_from_options
     from rldistill.evaluate.compare import CompareConfig
     from rldistill.recipes import teachers as recipe
 
     config = CompareConfig(episodes=episodes, steps=steps)
-    found = recipe.compare(paths, env_from_options(env, env_kwarg or ()), config, seed, quiet)
+    found = recipe.compare(teachers_from_options(paths), env_from_options(env, env_kwarg or ()), config, seed, quiet)
     recipe.save_comparison(found, out, page)
     if as_json:
         typer.echo(json.dumps(found, indent=2))

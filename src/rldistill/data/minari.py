@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +44,8 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         ConfigError: Minari has a dataset of that name, or the name is none of its kind (`game/data-v0`).
     """
     minari = _minari()
+    if re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name.removeprefix(PREFIX)) is None:
+        raise ConfigError(f"{name}: expected a name of Minari's kind, as in {PREFIX}pong/dqn-v0")
     data, manifest = Dataset.read([source]), Manifest.read(source)
     observations, actions = _spaces(data.spec)
     infos = [column for column in (*LABELS, "actor") if column in data.columns]
@@ -66,15 +70,17 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         )
         progress(int(end), len(data))
     try:
-        made = minari.create_dataset_from_buffers(
-            name.removeprefix(PREFIX),
-            buffers,
-            observation_space=observations,
-            action_space=actions,
-            data_format="arrow",
-            jpeg_encoding=False,
-            description=f"Collected by rldistill in {manifest.document['env']['id']}",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an author, a permalink and the like that are not there
+            made = minari.create_dataset_from_buffers(
+                name.removeprefix(PREFIX),
+                buffers,
+                observation_space=observations,
+                action_space=actions,
+                data_format="arrow",
+                jpeg_encoding=False,
+                description=f"Collected by rldistill in {manifest.document['env']['id']}",
+            )
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
     ours = {"env": manifest.document["env"], "spec": manifest.document["spec"]}
@@ -98,7 +104,8 @@ def import_minari(
     try:
         metadata = minari.dataset.minari_storage.MinariStorage.read_raw_metadata(_place(name) / "data")
     except ValueError:
-        hint = did_you_mean(name, sorted(minari.list_local_datasets()))
+        here = [str(place.parent.relative_to(_root())) for place in _root().rglob("data") if place.is_dir()]
+        hint = did_you_mean(name, here)
         raise ConfigError(
             f"{PREFIX}{name}: Minari has no such dataset here.{hint} `minari download {name}` fetches it"
         ) from None
@@ -137,12 +144,16 @@ def _minari() -> Any:
 
 
 def _place(name: str) -> Path:
-    from minari.storage.datasets_root_dir import get_dataset_path
-
-    root, place = Path(get_dataset_path("")).resolve(), Path(get_dataset_path(name))
-    if root not in place.resolve().parents:
+    place = _root() / name
+    if _root() not in place.resolve().parents:
         raise ConfigError(f"{PREFIX}{name}: not a name of Minari's kind, such as game/data-v0")
     return place
+
+
+def _root() -> Path:
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    return Path(get_dataset_path("")).resolve()
 
 
 def _about(name: str, metadata: dict[str, Any], source: Any) -> tuple[dict[str, Any], PolicySpec]:

@@ -46,14 +46,32 @@ class EnvConfig:
         return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
 
     def seen_by(self, teacher: Policy) -> EnvConfig:
-        """The environment with the wrappers that the teacher needs around it, unless they are there already."""
+        """The environment as the teacher needs it.
+
+        That is with the keyword arguments that it was trained with, where none are given here, and with its wrappers
+        around it, unless they are there already; pictures are turned round where it takes them with channels first.
+        """
+        kwargs = {**dict(teacher.spec.env_kwargs), **self.kwargs}
+        if kwargs != self.kwargs:
+            return replace(self, kwargs=kwargs).seen_by(teacher)
         view = teacher.spec.view
+        if CHANNELS_FIRST not in view and _turned_round(teacher.spec, spec_from_env(self.view_of("teacher"))):
+            view = (*view, CHANNELS_FIRST)
         around = self.view_of("teacher").wrappers
         if around[len(around) - len(view) :] == view:
             return self
         if self.views is None:
             return replace(self, wrappers=self.wrappers + view)
         return replace(self, views=replace(self.views, teacher=self.views.teacher + view))
+
+
+CHANNELS_FIRST = Wrapper("ChannelsFirst")
+
+
+def _turned_round(teacher: PolicySpec, env: PolicySpec) -> bool:
+    """Whether a teacher takes its pictures with channels first where the environment shows them last."""
+    pairs = [(part.shape, env.entries[key].shape) for key, part in teacher.entries.items() if key in env.entries]
+    return env.frames is None and any(len(b) == 3 and a != b and a == (b[2], *b[:2]) for a, b in pairs)
 
 
 def sight_of(config: EnvConfig) -> Sight:
@@ -207,5 +225,6 @@ def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
     if isinstance(space, spaces.MultiBinary):
         return ActionHead("bernoulli", (math.prod(space.shape),))
     if isinstance(space, spaces.Box):
-        return ActionHead("deterministic", low=tuple(space.low.tolist()), high=tuple(space.high.tolist()))
+        low, high = (tuple(end.ravel().tolist()) for end in (space.low, space.high))
+        return ActionHead("deterministic", low=low, high=high)
     raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")

@@ -60,7 +60,9 @@ class SeededVectorEnv:
         return self._reset(np.ones(self.num_envs, bool))
 
     def send(self, actions: NDArray[Any]) -> None:
-        """Begin a step. ale-py's emulators run in their own threads from here on."""
+        """Begin a step with `[num_envs, A]`. ale-py's emulators run in their own threads from here on."""
+        if self.single_action_space.shape and len(self.single_action_space.shape) > 1:
+            actions = actions.reshape(self.num_envs, *self.single_action_space.shape)
         if hasattr(self.vector, "send"):
             self.vector.send(actions)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -130,18 +131,19 @@ class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class StackFrames(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """The last `stack` observations joined along their last axis, zeros before the first, as SB3 stacks them."""
+    """The last `stack` observations joined along their last axis, as SB3 stacks them, `padding` before the first."""
 
-    def __init__(self, env: Env, stack: int = 4) -> None:
+    def __init__(self, env: Env, stack: int = 4, padding: Sequence[float] = (0.0,)) -> None:
         super().__init__(env)
         box = _box(env)
         self._frames = np.zeros((stack, *box.shape), box.dtype)
+        self._padding = np.asarray(padding, box.dtype).reshape(box.shape if len(padding) > 1 else ())
         low, high = (np.concatenate([getattr(box, end)] * stack, -1) for end in ("low", "high"))
         self.observation_space = spaces.Box(low, high, dtype=box.dtype)
 
     def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
-        self._frames[:] = 0
+        self._frames[:] = self._padding
         return self._seen(obs), info
 
     def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
@@ -154,17 +156,24 @@ class StackFrames(gymnasium.Wrapper[Array, Any, Array, Any]):
         return np.concatenate(list(self._frames), -1)
 
 
-class ChannelsFirst(gymnasium.ObservationWrapper[Array, Any, Array]):
-    """Pictures `[H, W, C]` as networks take them: `[C, H, W]`."""
+class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Pictures `[H, W, C]` as networks take them: `[C, H, W]`; of a dict, all that are pictures of bytes."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        box = _box(env)
-        low, high = np.moveaxis(box.low, -1, 0), np.moveaxis(box.high, -1, 0)
-        self.observation_space = spaces.Box(low, high, dtype=box.dtype)
+        space = env.observation_space
+        if isinstance(space, spaces.Dict):
+            self._pictures = {key for key, inner in space.items() if _is_picture(inner)}
+            moved = {key: _moved(inner) if key in self._pictures else inner for key, inner in space.items()}
+            self.observation_space = spaces.Dict(moved)
+        else:
+            self._pictures = set()
+            self.observation_space = _moved(_box(env))
 
-    def observation(self, observation: Array) -> Array:
-        return np.ascontiguousarray(np.moveaxis(observation, -1, 0))
+    def observation(self, observation: Any) -> Any:
+        if isinstance(self.observation_space, spaces.Dict):
+            return {k: _to_front(obs) if k in self._pictures else obs for k, obs in observation.items()}
+        return _to_front(observation)
 
 
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -205,6 +214,20 @@ class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
 
     def observation(self, observation: Any) -> Array:
         return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
+
+
+def _is_picture(space: spaces.Space[Any]) -> bool:
+    return space.dtype == np.uint8 and len(space.shape or ()) == 3
+
+
+def _moved(space: spaces.Space[Any]) -> spaces.Box:
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"it needs pictures, these are {space}")
+    return spaces.Box(_to_front(space.low), _to_front(space.high), dtype=space.dtype)
+
+
+def _to_front(pictures: Array) -> Array:
+    return np.ascontiguousarray(np.moveaxis(pictures, -1, 0))
 
 
 def _box(env: Env) -> spaces.Box:

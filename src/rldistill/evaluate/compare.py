@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, play
 from rldistill.evaluate.statistics import normalised_score, stratified_bootstrap
@@ -71,7 +72,7 @@ def compare_teachers(
 
     Returns:
         `env`, `random`, `discrete`, `teachers.<name>` (`returns mean ci95 entropy action_gap parameters macs latency_us
-        teachability probe_mean`), `agreement` of each pair, `take` and `why`.
+        teachability probe_mean`), `no_ensemble` (why there is none), `agreement` of pairs, `take` and `why`.
 
     Raises:
         SpecMismatchError: a teacher does not fit the environment, or two do not fit each other.
@@ -79,12 +80,13 @@ def compare_teachers(
     if len(teachers) < 1:
         raise ConfigError("no teacher to compare; name at least one")
     entrants = dict(teachers)
-    if config.ensemble and len(teachers) > 1:
-        entrants["ensemble"] = Ensemble(tuple(teachers.values()))
-    env = env.seen_by(next(iter(teachers.values()))).view_of("teacher")
-    entrants = {name: confine(teacher, spec_from_env(env)) for name, teacher in entrants.items()}
+    together, alone = _together(teachers) if config.ensemble and len(teachers) > 1 else (None, None)
+    if together is not None:
+        entrants["ensemble"] = together
+    envs = {name: env.seen_by(teacher).view_of("teacher") for name, teacher in entrants.items()}
     for name, teacher in entrants.items():
-        teacher.spec.require_same_input(spec_from_env(env), name, env.id)
+        entrants[name] = confine(teacher, spec_from_env(envs[name]))
+        entrants[name].spec.require_same_input(spec_from_env(envs[name]), name, env.id)
     total, done = len(entrants) * (1 + len(PROBE_SEEDS)) + 1, 0
 
     def step() -> None:
@@ -92,19 +94,22 @@ def compare_teachers(
         done += 1
         progress(done, total)
 
-    random = play(env, None, config.episodes, seed=seed).returns
+    random = play(env.view_of("teacher"), None, config.episodes, seed=seed).returns
     step()
     played: dict[str, Episodes] = {}
     for name, teacher in entrants.items():
-        played[name] = play(env, teacher, config.episodes, seed=seed)
+        played[name] = play(envs[name], teacher, config.episodes, seed=seed)
         step()
     best = max((episodes.returns for episodes in played.values()), key=lambda returns: float(returns.mean()))
     with tempfile.TemporaryDirectory() as folder:
-        rows = {
-            name: _row(name, teacher, played[name], best, random, env, config, seed, Path(folder) / str(number), step)
-            for number, (name, teacher) in enumerate(entrants.items())
-        }
-        states = Dataset.read([Path(folder) / str(number) / "dataset" for number in range(len(teachers))], 0.99, False)
+        rows, states = {}, {}
+        for number, (name, teacher) in enumerate(entrants.items()):
+            place = Path(folder) / str(number)
+            states[name] = collect(
+                envs[name], teacher, CollectConfig(steps=config.steps, epsilon=0.05), place / "dataset", seed=seed
+            )
+            probes = _probes(states[name], envs[name], random, config, seed, place, step)
+            rows[name] = _row(teacher, states[name], played[name].returns, probes, best, random)
         agreement = _agreement({name: entrants[name] for name in teachers}, states)
     take, why = recommend(rows)
     return {
@@ -112,12 +117,21 @@ def compare_teachers(
         "episodes": config.episodes,
         "probe_steps": config.steps,
         "random": float(random.mean()),
-        "discrete": states.spec.head.discrete,
+        "discrete": next(iter(entrants.values())).spec.head.discrete,
         "teachers": rows,
+        "no_ensemble": alone,
         "agreement": agreement,
         "take": take,
         "why": why,
     }
+
+
+def _together(teachers: Mapping[str, Policy]) -> tuple[Ensemble | None, str | None]:
+    """The ensemble of all, or why there can be none."""
+    try:
+        return Ensemble(tuple(teachers.values())), None
+    except (ConfigError, SpecMismatchError) as error:
+        return None, str(error)
 
 
 def recommend(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
@@ -139,43 +153,50 @@ def recommend(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     return take, why
 
 
-def _row(
-    name: str,
-    teacher: Policy,
-    episodes: Episodes,
-    best: Any,
-    random: Any,
+def _probes(
+    data: Dataset,
     env: EnvConfig,
+    random: NDArray[np.float64],
     config: CompareConfig,
     seed: int,
     folder: Path,
     step: Callable[[], None],
-) -> dict[str, Any]:
-    data = collect(env, teacher, CollectConfig(steps=config.steps, epsilon=0.05), folder / "dataset", seed=seed)
-    probes = []
+) -> NDArray[np.float64]:
+    """Returns `[training seeds, episodes]` of the probe student that learned from a teacher's labels."""
+    returns = []
     for training_seed in PROBE_SEEDS:
         try:
             probe = Cnn() if data.spec.frames or len(data.spec.obs_shape) == 3 else Mlp((32, 32))
             fit = DistillConfig(epochs=config.epochs)
             student = distill(data, probe, fit, folder / f"probe-{training_seed}", seed=training_seed)
-            probes.append(play(env, student, config.episodes, seed=seed).returns)
+            returns.append(play(env, student, config.episodes, seed=seed).returns)
         except NothingLearnedError:
-            probes.append(random)
+            returns.append(random)
         step()
-    returns = np.stack(probes)
-    low, high = stratified_bootstrap(episodes.returns[None])
+    return np.stack(returns)
+
+
+def _row(
+    teacher: Policy,
+    data: Dataset,
+    returns: NDArray[np.float64],
+    probes: NDArray[np.float64],
+    best: NDArray[np.float64],
+    random: NDArray[np.float64],
+) -> dict[str, Any]:
+    low, high = stratified_bootstrap(returns[None])
     cost = measure_cost(teacher)
     return {
-        "returns": episodes.returns.tolist(),
-        "mean": float(episodes.returns.mean()),
+        "returns": returns.tolist(),
+        "mean": float(returns.mean()),
         "ci95": [low, high],
         "entropy": _entropy(data),
         "action_gap": data.action_gap() if data.spec.head.kind in ("q_values", "categorical") else None,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "latency_us": cost.latency_us,
-        "probe_mean": float(returns.mean()),
-        "teachability": normalised_score(returns, best[None], random[None]),
+        "probe_mean": float(probes.mean()),
+        "teachability": normalised_score(probes, best[None], random[None]),
     }
 
 
@@ -187,15 +208,26 @@ def _entropy(data: Dataset) -> float | None:
     return float(torch.special.entr(chances).sum(-1).mean())
 
 
-def _agreement(teachers: Mapping[str, Policy], states: Dataset) -> dict[str, float]:
-    """How often two teachers choose the same action on the states of all, or their root mean squared difference."""
-    rows = np.linspace(0, len(states) - 1, min(len(states), 2_000)).astype(np.int64)
+def _agreement(teachers: Mapping[str, Policy], states: Mapping[str, Dataset]) -> dict[str, float]:
+    """How often two teachers choose the same action on the states of both, or their root mean squared difference.
+
+    Left out are pairs that see different things, and teachers that remember, who cannot be asked about single states.
+    """
+    found = {}
+    for a, b in combinations(teachers, 2):
+        pair = teachers[a], teachers[b]
+        remember = any(teacher.initial_state(1) is not None for teacher in pair)
+        if remember or pair[0].spec.view != pair[1].spec.view or pair[0].spec.obs_shape != pair[1].spec.obs_shape:
+            continue
+        differences = [_difference(*pair, states[name]) for name in (a, b)]
+        mean = torch.cat(differences).mean()
+        found[f"{a} / {b}"] = float(1 - mean if pair[0].spec.head.discrete else mean.sqrt())
+    return found
+
+
+def _difference(a: Policy, b: Policy, states: Dataset) -> torch.Tensor:
+    """For some states, whether the actions differ, or their squared difference."""
+    rows = np.linspace(0, len(states) - 1, min(len(states), 1_000)).astype(np.int64)
     with torch.no_grad():
-        actions = {name: teacher(states.observations(rows))[0].mode() for name, teacher in teachers.items()}
-    discrete = states.spec.head.discrete
-    return {
-        f"{a} / {b}": float((actions[a] == actions[b]).float().mean())
-        if discrete
-        else float(((actions[a] - actions[b]) ** 2).mean().sqrt())
-        for a, b in combinations(teachers, 2)
-    }
+        one, other = (teacher(states.observations(rows))[0].mode() for teacher in (a, b))
+    return (one != other).float() if a.spec.head.discrete else (one - other) ** 2

@@ -101,7 +101,9 @@ def verify(
             "ci95": None,
             "episodes": 0,
             "claim": None,
-            "suspicious": [str(error)],
+            "suspicious": [
+                f"{error}; another environment, or --env-kwarg and env.wrappers, may be what it was made for"
+            ],
             "ok": False,
         }
     stochastic = policy.spec.head.kind not in ("q_values", "deterministic")

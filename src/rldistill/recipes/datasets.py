@@ -25,7 +25,8 @@ def relabel_dataset(
 ) -> dict[str, Any]:
     """Relabel into `out`; returns what is there."""
     source = dataset_folder(path)
-    policy = teacher.load(Manifest.read(source).spec)
+    spec = Manifest.read(source).spec
+    policy = teacher.load(dataclasses.replace(spec, head=spec.head.neutral))
     with track("relabel", "steps", quiet) as report:
         relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
     return describe(out)

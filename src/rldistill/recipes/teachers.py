@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track
 from rldistill.report.teachers import comparison_table, write_comparison
-from rldistill.teachers.load import SavedTeacher, load_policy, zoo_documents
+from rldistill.teachers.load import SavedTeacher, zoo_documents
 
 
 def list_teachers() -> list[dict[str, Any]]:
@@ -48,11 +48,13 @@ def verify_teacher(
         }
 
 
-def compare(paths: Sequence[str], env: EnvConfig, config: CompareConfig, seed: int, quiet: bool) -> dict[str, Any]:
+def compare(
+    teachers: Mapping[str, SavedTeacher], env: EnvConfig, config: CompareConfig, seed: int, quiet: bool
+) -> dict[str, Any]:
     """Load teachers and compare them; see `rldistill.evaluate.compare.compare_teachers`."""
     with track("compare", "parts", quiet) as report:
         return compare_teachers(
-            {path: load_policy(path, spec=spec_from_env(env)) for path in paths},
+            {name: teacher.load(spec_from_env(env)) for name, teacher in teachers.items()},
             env,
             config,
             seed=seed,
@@ -74,6 +76,8 @@ def print_comparison(found: dict[str, Any]) -> None:
     console.print(comparison_table(found))
     for pair, share in found["agreement"].items():
         console.print(f"{'agreement' if found['discrete'] else 'difference'} {pair}: {share:.3f}")
+    if found["no_ensemble"] is not None:
+        console.print(f"no ensemble of them: {found['no_ensemble']}")
     console.print(f"take {found['take']}: {found['why']}.")
 
 

@@ -31,6 +31,7 @@ from rldistill.errors import (
     RLDistillError,
     SpecMismatchError,
     UntrustedFileError,
+    shown,
 )
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Obs, PolicySpec
@@ -48,6 +49,7 @@ LAYERS = (
 VALUES = ("DTypePolicy", "__keras_tensor__")
 VALUE_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
 MAX_WEIGHTS = 1 << 30
+MOST_ARRAYS, MOST_ACTIVATIONS = 10_000, 1 << 26
 FILE = "policy.keras"
 
 
@@ -243,21 +245,28 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
     names = archive.namelist()
     for name in names:
         if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
-            raise UntrustedFileError(f"{path}: holds {name!r:.60}, which plain layers do not need; refused")
+            raise UntrustedFileError(f"{path}: holds {shown(name)}, which plain layers do not need; refused")
     for name in (CONFIG, WEIGHTS):
         if name not in names:
             raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
-    for info in archive.infolist():
-        limit = MAX_WEIGHTS if info.filename == WEIGHTS else MAX_CONFIG
-        _require_small(path, info.filename, info.file_size, limit)
-    return archive.read(CONFIG), archive.read(WEIGHTS)
+    return _member(path, archive, CONFIG, MAX_CONFIG), _member(path, archive, WEIGHTS, MAX_WEIGHTS)
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UntrustedFileError(f"{path}: {name} is packed in an unusual way; save the model again")
+    _require_small(path, name, archive.getinfo(name).file_size, limit)
+    with archive.open(name) as file:
+        content = file.read(limit + 1)  # whatever its header says
+    _require_small(path, name, len(content), limit)
+    return content
 
 
 def _require_known(path: Path, document: Any) -> None:
     """Refuse every class that is not one of the plain layers, wherever in the configuration it stands."""
     if not isinstance(document, dict) or document.get("class_name") not in MODELS:
         found = document.get("class_name") if isinstance(document, dict) else type(document).__name__
-        raise UntrustedFileError(f"{path}: a model of class {found!r:.60}; supported: {', '.join(MODELS)}")
+        raise UntrustedFileError(f"{path}: a model of class {shown(found)}; supported: {', '.join(MODELS)}")
     document.pop("compile_config", None)  # the optimiser and the loss, which are never made
     pending: list[Any] = [document]
     while pending:
@@ -283,14 +292,20 @@ def _numbers_stored(path: Path, weights: bytes) -> int:
     """How many numbers the weights' file holds; refuses what leads outside it."""
     import h5py
 
-    found = 0
+    found, seen = 0, set[int]()
 
     def visit(group: Any) -> None:
         nonlocal found
         for name in group:
+            if len(seen) > MOST_ARRAYS:
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: more than {MOST_ARRAYS:,} entries; refused")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is a link to somewhere else; refused")
             item = group[name]
+            place = h5py.h5o.get_info(item.id).addr
+            if place in seen:
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is there under two names; refused")
+            seen.add(place)
             if isinstance(item, h5py.Group):
                 visit(item)
             elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
@@ -312,6 +327,10 @@ def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
         model = keras.saving.deserialize_keras_object(document, safe_mode=True)
     if model.count_params() > stored:
         raise UntrustedFileError(f"{path}: a model of {model.count_params():,} numbers, of which {stored:,} are stored")
+    for layer in model.layers:
+        for output in layer.output if isinstance(layer.output, list) else [layer.output]:
+            if math.prod(size for size in output.shape if size) > MOST_ACTIVATIONS:
+                raise UntrustedFileError(f"{path}: {shown(layer.name)} makes {shown(output.shape)} numbers")
     if len(model.inputs or ()) != 1 or len(model.outputs) != 1:
         raise SpecMismatchError(
             f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"

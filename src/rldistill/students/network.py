@@ -59,6 +59,10 @@ class NetworkPolicy(nn.Module):
         """What the policy takes and gives."""
         return self._spec
 
+    def respec(self, spec: PolicySpec) -> None:
+        """Take another spec of the same shapes, such as one with another view."""
+        self._spec = spec
+
     def initial_state(self, batch_size: int) -> Tensor | None:
         """None: a feed-forward network has no state."""
         return None

@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldistill.artifacts import read_json, write_atomic, write_json
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
 from rldistill.students import STUDENTS, AnyStudent
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.actor import Actor
-from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec
+from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec, Wrapper
 
 SCHEMA = 1
 NETWORKS: dict[str, type[AnyStudent | Actor]] = {**STUDENTS, "actor": Actor}
 VIEWS = (
     "ActionSmoothing", "ChannelsFirst", "FilterObservation", "FlattenObservation", "FrameSkip", "FrameStackObservation",
     "GrayscaleObservation", "History", "MaskVelocity", "RescaleAction", "RescaleObservation", "ReshapeObservation",
-    "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature",
+    "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature", "TimeLimit",
 )  # fmt: skip
 """What a policy's file may ask to be wrapped around an environment: nothing that reads, writes or imports."""
 TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
@@ -84,7 +84,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     policy.obs_clip = document.get("obs_clip", {})
     if not _are_limits(policy.obs_clip, [*policy.spec.entries]):
         raise CorruptArtifactError(
-            f"{path}: obs_clip: expected positive numbers by entry of the observation, found {policy.obs_clip!r:.60}"
+            f"{path}: obs_clip: expected positive numbers by entry of the observation, found {shown(policy.obs_clip)}"
         )
     policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return policy.eval()
@@ -112,7 +112,7 @@ class _Fields:
             raise CorruptArtifactError(f"{self.path}: {self.name}{field} is missing")
         value = self.value[field]
         if not fits(value):
-            raise CorruptArtifactError(f"{self.path}: {self.name}{field}: expected {expected}, found {value!r:.60}")
+            raise CorruptArtifactError(f"{self.path}: {self.name}{field}: expected {expected}, found {shown(value)}")
         return value
 
     def inside(self, field: str) -> _Fields:
@@ -172,7 +172,7 @@ def _spec(fields: _Fields) -> PolicySpec:
 
 def _check_observation(fields: _Fields) -> None:
     """The entries that the first files did not have may be missing."""
-    value = {"nvec": [], "parts": [], "view": [], **fields.value}
+    value = {"nvec": [], "parts": [], "view": [], "env_kwargs": [], **fields.value}
     parts = _Fields(fields.path, value, fields.name).get("parts", _is_pairs, "a list of names and entries")
     for key, part in parts:
         entry = _Fields(fields.path, part, f"{fields.name}parts.{key}.")
@@ -185,12 +185,21 @@ def _check_observation(fields: _Fields) -> None:
     )
     whole = _Fields(fields.path, value, fields.name)
     whole.get("nvec", _sizes, "a list of sizes")
+    whole.get("env_kwargs", _are_settings, "a list of names and numbers")
     for wrapper in whole.get("view", lambda view: isinstance(view, list), "a list of wrappers"):
         name = wrapper.get("name") if isinstance(wrapper, dict) else wrapper
-        if name not in VIEWS or set(wrapper) != {"name", "kwargs"} or not isinstance(wrapper["kwargs"], dict):
+        known = name in VIEWS and set(wrapper) == {"name", "kwargs"} and isinstance(wrapper["kwargs"], dict)
+        if not known or not Wrapper(**wrapper).modest:
             raise CorruptArtifactError(
-                f"{fields.path}: {fields.name}view: {wrapper!r:.60}; a policy may ask for {', '.join(VIEWS)}"
+                f"{fields.path}: {fields.name}view: {shown(wrapper)}; a policy may ask for {', '.join(VIEWS)}"
             )
+
+
+def _are_settings(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) and type(pair[1]) in (bool, int, float)
+        for pair in value
+    )
 
 
 def _is_pairs(value: Any) -> bool:

@@ -39,8 +39,6 @@ class Ensemble:
         first = self.members[0].spec
         for number, member in enumerate(self.members[1:], 1):
             member.spec.require_same_input(first, f"member {number} of the ensemble", "member 0")
-        if any(member.initial_state(1) is not None for member in self.members):
-            raise SpecMismatchError("ensemble: a recurrent policy cannot be a member")
         if self.vote != "mean" and first.head.kind not in ("categorical", "q_values"):
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")
 
@@ -60,17 +58,35 @@ class Ensemble:
         return dataclasses.replace(head, kind="categorical")
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: members with a state are refused."""
-        return None
+        """What the members remember at first, `[B, N]`, one after the other; None if none of them does."""
+        return self._joined([member.initial_state(batch_size) for member in self.members])
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """What the members say together of a batch of observations."""
-        outputs = [member(obs)[0] for member in self.members]
+        said = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
+        return self._together([output for output, _ in said]), self._joined([own for _, own in said])
+
+    @staticmethod
+    def _joined(states: list[Tensor | None]) -> Tensor | None:
+        flat = [state.flatten(1) for state in states if state is not None]
+        return torch.cat(flat, 1) if flat else None
+
+    def _split(self, state: Tensor | None) -> list[Tensor | None]:
+        if state is None:
+            return [None] * len(self.members)
+        parts, at = [], 0
+        for member in self.members:
+            own = member.initial_state(1)
+            parts.append(None if own is None else state[:, at : at + own.numel()].reshape(-1, *own.shape[1:]))
+            at += 0 if own is None else own.numel()
+        return parts
+
+    def _together(self, outputs: list[PolicyOutput]) -> PolicyOutput:
         head = self._head
         if not head.discrete:
-            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0)), None
+            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0))
         if head.kind != "categorical":
-            return PolicyOutput(head, torch.stack([output.params for output in outputs]).mean(0)), None
+            return PolicyOutput(head, torch.stack([output.params for output in outputs]).mean(0))
         chances = torch.stack([_probabilities(output) for output in outputs])
         if self.vote == "majority":
             chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
@@ -79,7 +95,7 @@ class Ensemble:
             entropy = torch.special.entr(chances).sum(-1, keepdim=True)
             weight = 1 - entropy / torch.log(torch.tensor(float(chances.shape[-1]))) + 1e-6
         mean = (weight * chances).sum(0) / weight.sum(0)
-        return PolicyOutput(head, mean.clamp_min(1e-8).log()), None
+        return PolicyOutput(head, mean.clamp_min(1e-8).log())
 
 
 def _probabilities(output: PolicyOutput) -> Tensor:

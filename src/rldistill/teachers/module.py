@@ -118,7 +118,10 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     """
     name, _, weights = reference.partition("@")
     factory = _imported(name)
-    made = factory(spec) if _takes_argument(factory) else factory()
+    try:
+        made = factory(spec) if _takes_argument(factory) else factory()
+    except Exception as error:  # of somebody else's code
+        raise ConfigError(f"teacher: {name} failed: {type(error).__name__}: {error}") from error
     if weights:
         if not isinstance(made, nn.Module):
             raise ConfigError(f"teacher: {name} made {type(made).__name__}, and only a network takes weights")

@@ -8,14 +8,14 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.errors import CorruptArtifactError, UntrustedFileError, shown
 from rldistill.types import PolicySpec
 
 MAX_BYTES = 64 << 20
@@ -104,7 +104,14 @@ class _Array:
     """Stands for the class `ndarray`, which only `_reconstruct` may make."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    # The one in Python, whose memory is a dict: the one in C makes room for the largest number that a file names.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: method
+        for code, method in pickle._Unpickler.dispatch.items()
+        if code not in (*pickle.BYTEARRAY8, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
         if full in _ALLOWED:
@@ -123,7 +130,7 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
 
 def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
-        raise _Refused(f"it holds arrays of dtype {code!r:.40}")
+        raise _Refused(f"it holds arrays of dtype {shown(code)}")
     return np.dtype(code)
 
 
@@ -158,6 +165,8 @@ def _fields(record: Any) -> dict[str, Any]:
 
 def _moments(record: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     fields = _fields(record)
+    if not all(isinstance(fields[name], np.ndarray | np.generic | float | int) for name in ("mean", "var")):
+        raise ValueError("its moments are no arrays")  # of nested lists, which may hold each other again and again
     mean, var = (np.asarray(fields[name], np.float64) for name in ("mean", "var"))
     if mean.shape != var.shape or not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
         raise ValueError("its moments are not finite numbers of one shape")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, SpecMismatchError, UntrustedFileError
+from rldistill.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    MissingExtraError,
+    SpecMismatchError,
+    UntrustedFileError,
+    shown,
+)
 from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
 from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
+ENDLESS = ("Loop", "Scan")
+MOST_ACTIVATIONS = 1 << 26
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 DTYPES = {
     "tensor(float)": np.float32,
@@ -88,12 +98,15 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises its own
         raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error})") from None
-    for tensor in _tensors(model.graph):
+    for tensor in [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise UntrustedFileError(f"{path}: {tensor.name} is kept outside the file, which is not followed")
     for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
         if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
             raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
+        if node.op_type in ENDLESS:
+            raise UntrustedFileError(f"{path}: {node.op_type}, which may go on for ever; unroll it when it is exported")
+    _require_small_values(path, model)
     try:
         session = _session(content)
     except Exception as error:  # onnxruntime has no tree of errors
@@ -101,6 +114,20 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
     if head is not None:
         spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=head))
     return OnnxPolicy(content, spec, _chosen_output(path, session, spec), scale)
+
+
+def _require_small_values(path: Path, model: Any) -> None:
+    """Refuse graphs that make huge tensors of a small input, as far as their shapes can be told."""
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # onnx has no tree of errors
+        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({error})") from None
+    for value in inferred.graph.value_info:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if math.prod(dim for dim in dims if dim) > MOST_ACTIVATIONS:
+            raise UntrustedFileError(f"{path}: {shown(value.name)} holds {shown(dims)} numbers; refused")
 
 
 def _session(content: bytes) -> Any:
@@ -121,9 +148,11 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    """All tensors of a graph, or of a function, which has nodes alone."""
+    if hasattr(graph, "initializer"):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
     for node in graph.node:
         for attribute in node.attribute:
             yield from [attribute.t, *attribute.tensors]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from rldistill.errors import ConfigError, CorruptArtifactError, RLDistillError, UntrustedFileError
+import numpy as np
+
+from rldistill.errors import ConfigError, CorruptArtifactError, RLDistillError, UntrustedFileError, shown
 from rldistill.students.network import ACTIVATIONS
 from rldistill.teachers.actor import ActorPolicy
-from rldistill.teachers.normaliser import read_normaliser
-from rldistill.teachers.sb3_spaces import NotRebuilt, class_name, spec_from_spaces, spec_from_text
+from rldistill.teachers.normaliser import Normaliser, read_normaliser
+from rldistill.teachers.sb3_spaces import NotRebuilt, divided_in, divided_in_text, spec_from_spaces, spec_from_text
 from rldistill.teachers.sb3_tensors import Settings, Tensors, rebuild
-from rldistill.teachers.tensors import MAX_WEIGHTS, read_tensors, require_small
+from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, read_tensors
 from rldistill.teachers.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.types import PolicySpec, Wrapper
 
@@ -48,11 +51,14 @@ def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
     try:
         settings = _settings_from_text(data, tensors, activation)
         spec = _with_view(spec_from_text(data), folder)
-        policy = rebuild(tensors, spec, settings)
+        policy = rebuild(tensors, spec, settings, divided_in_text(data["observation_space"]))
     except NotRebuilt as error:
         raise UntrustedFileError(f"{path}: {error}; supported: {SUPPORTED}") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UntrustedFileError(f"{path}: data is not what SB3 writes ({error!r:.200})") from None
+        raise UntrustedFileError(
+            f"{path}: data is not what SB3's model.save() writes ({type(error).__name__}: {shown(str(error))}); save "
+            "it again, or give its state dict to module:factory"
+        ) from None
     if folder.normaliser is not None:
         _normalise(policy, folder.normaliser)
     return policy
@@ -70,17 +76,17 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
     """
     policy = model.policy
     try:
-        _require_known_features(policy.features_extractor_class.__name__)
+        _require_known_features(_dotted(policy.features_extractor_class))
         distribution = getattr(policy, "action_dist", None) or getattr(getattr(policy, "actor", None), "action_dist", 0)
         settings = Settings(
-            _activation_of(policy.activation_fn.__name__),
+            _activation_of(_dotted(policy.activation_fn)),
             policy.normalize_images,
             bool(policy.squash_output),
             bool(getattr(distribution, "use_expln", False)),
             float(getattr(getattr(policy, "actor", None), "clip_mean", 2.0)),
         )
         tensors = {name: value.detach().cpu() for name, value in policy.state_dict().items()}
-        return rebuild(tensors, spec or spec_from_spaces(model), settings)
+        return rebuild(tensors, spec or spec_from_spaces(model), settings, divided_in(model.observation_space))
     except NotRebuilt as error:
         raise ConfigError(f"{type(model).__name__}: {error}; supported: {SUPPORTED}") from None
 
@@ -90,16 +96,33 @@ def _normalise(policy: ActorPolicy, path: Path) -> None:
     if normaliser is None:
         return
     try:
-        mean, std = normaliser.flat(policy.spec)
+        normaliser, spec = _before_stacking(normaliser, policy.spec)
+        mean, std = normaliser.flat(spec)
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path}: {error}") from None
+    policy.respec(spec)
     policy.standardise(mean, std * policy.obs_std)
     policy.obs_clip = dict.fromkeys(normaliser.moments, normaliser.clip)
 
 
+def _before_stacking(normaliser: Normaliser, spec: PolicySpec) -> tuple[Normaliser, PolicySpec]:
+    """Where the zoo stacked normalised observations: equal moments for all of a stack, which begins with the mean."""
+    if not spec.view or spec.view[-1].name != "StackFrames" or list(normaliser.moments) != [""]:
+        return normaliser, spec
+    mean, var = normaliser.moments[""]
+    stack = spec.view[-1].kwargs["stack"]
+    if (*mean.shape[:-1], mean.shape[-1] * stack) != spec.obs_shape:
+        return normaliser, spec
+    padded = Wrapper("StackFrames", {"stack": stack, "padding": mean.ravel().tolist()})
+    moments = np.concatenate([mean] * stack, -1), np.concatenate([var] * stack, -1)
+    return dataclasses.replace(normaliser, moments={"": moments}), dataclasses.replace(
+        spec, view=(*spec.view[:-1], padded)
+    )
+
+
 def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:
     """The spec with what has to be wrapped around the environment; pictures come from it with channels last."""
-    view = folder.view
+    view, spec = folder.view, dataclasses.replace(spec, env_kwargs=folder.env_kwargs)
     pictures = spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
     if pictures and folder.env_id is not None and not folder.atari:
         return dataclasses.replace(spec, frames=None, view=(*view, Wrapper("ChannelsFirst")))
@@ -124,9 +147,10 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     if name not in archive.namelist():
-        raise UntrustedFileError(f"{path}: not an SB3 model: it has no {name}")
-    require_small(path, name, archive.getinfo(name).file_size, limit)
-    return archive.read(name)
+        raise UntrustedFileError(
+            f"{path}: not an SB3 model: it has no {name}; give the zip that SB3's model.save() wrote"
+        )
+    return read_member(path, archive, name, limit)
 
 
 def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:
@@ -134,18 +158,18 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
     module = data["policy_class"]["__module__"]
     if module not in POLICY_MODULES and activation is None:
         raise NotRebuilt(
-            f"a policy class of {module}, whose activation its file does not tell: if its layers are SB3's own, "
+            f"a policy class of {shown(module)}, whose activation its file does not tell: if its layers are SB3's own, "
             "name it (activation: relu)"
         )
     kwargs = data.get("policy_kwargs") or {}
     if "features_extractor_class" in kwargs:
-        _require_known_features(class_name(kwargs["features_extractor_class"]))
+        _require_known_features(_dotted(kwargs["features_extractor_class"]))
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
     linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
     default = activation or ("tanh" if "action_net.weight" in tensors else "relu")
     return Settings(
-        _activation_of(class_name(kwargs["activation_fn"])) if "activation_fn" in kwargs else default,
+        _activation_of(_dotted(kwargs["activation_fn"])) if "activation_fn" in kwargs else default,
         _truth(kwargs.get("normalize_images", True)),
         _truth(kwargs.get("squash_output", ars and not linear)),
         _truth(kwargs.get("use_expln", False)),
@@ -153,15 +177,22 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
     )
 
 
-def _activation_of(name: str) -> str:
-    if name.lower() not in ACTIVATIONS:
-        raise NotRebuilt(f"activation {name}; known: {', '.join(ACTIVATIONS)}")
+def _dotted(value: Any) -> str:
+    """`torch.nn.modules.activation.Tanh`, of the class or of the text that a file has for it."""
+    return re.sub(r"^<class '|'>$", "", str(value))
+
+
+def _activation_of(dotted: str) -> str:
+    module, _, name = dotted.rpartition(".")
+    if not f"{module}.".startswith("torch.nn.") or name.lower() not in ACTIVATIONS:
+        raise NotRebuilt(f"activation {shown(dotted)}; known: torch.nn's {', '.join(ACTIVATIONS)}")
     return name.lower()
 
 
-def _require_known_features(extractor: str) -> None:
-    if extractor not in EXTRACTORS:
-        raise NotRebuilt(f"features extractor {extractor}")
+def _require_known_features(dotted: str) -> None:
+    module, _, name = dotted.rpartition(".")
+    if module != "stable_baselines3.common.torch_layers" or name not in EXTRACTORS:
+        raise NotRebuilt(f"features extractor {shown(dotted)}; known: SB3's {', '.join(EXTRACTORS)}")
 
 
 def _truth(value: Any) -> bool:

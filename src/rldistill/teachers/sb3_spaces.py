@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from rldistill.types import ActionHead, FramePipeline, ObsPart, PolicySpec
 
 ATARI_FRAME = (84, 84)
+NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 
 
 class NotRebuilt(Exception):
@@ -97,7 +100,7 @@ def _part_from_repr(kind: str, inside: str) -> ObsPart:
 def _head_from_text(fields: dict[str, Any]) -> ActionHead:
     kind = class_name(fields[":type:"])
     if kind == "Box":
-        low, high = (tuple(float(x) for x in re.findall(r"[-+.\deinf]+", str(fields[k]))) for k in ("low", "high"))
+        low, high = (_floats(fields[k]) for k in ("low", "high"))
         if not len(low) == len(high) == math.prod(_integers(fields.get("shape", fields.get("_shape")))):
             raise NotRebuilt("action bounds that its text does not give in full")
         return ActionHead("deterministic", low=low, high=high)
@@ -128,6 +131,35 @@ def _frames(part: ObsPart) -> FramePipeline | None:
     # A file does not say what its frames are of; this size is the one that the field's Atari wrappers make.
     image = part.dtype == "uint8" and len(part.shape) == 3 and part.shape[1:] == ATARI_FRAME
     return FramePipeline(*ATARI_FRAME, part.shape[0]) if image else None
+
+
+def divided_in_text(fields: dict[str, Any]) -> tuple[str, ...]:
+    """The entries of an observation that SB3 divides by 255: bytes from 0 to 255 in three dimensions."""
+    if class_name(fields[":type:"]) == "Dict":
+        found = re.finditer(r"'([^']+)'\s*[:,]\s*Box\(0, 255, \(\d+, \d+, \d+\), uint8\)", str(fields["spaces"]))
+        return tuple(match[1] for match in found)
+    low, high = (set(_floats(fields.get(name, ""))) for name in ("low", "high"))
+    bytes_of_pictures = str(fields.get("dtype")) == "uint8" and low == {0.0} and high == {255.0}
+    return ("",) if bytes_of_pictures and len(_integers(fields.get("shape", fields.get("_shape")))) == 3 else ()
+
+
+def divided_in(space: Any) -> tuple[str, ...]:
+    """The same of a live space."""
+    entries = dict(space.spaces) if class_name(type(space)) == "Dict" else {"": space}
+    return tuple(
+        key
+        for key, inner in entries.items()
+        if str(inner.dtype) == "uint8"
+        and len(inner.shape) == 3
+        and hasattr(inner, "low")
+        and (inner.low == 0).all()
+        and (inner.high == 255).all()
+    )
+
+
+def _floats(text: Any) -> tuple[float, ...]:
+    # To float32, which SB3's spaces have: its text is shorter than the number.
+    return tuple(float(np.float32(digits)) for digits in re.findall(NUMBER, str(text)))
 
 
 def _integers(text: Any) -> tuple[int, ...]:

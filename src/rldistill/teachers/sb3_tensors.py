@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,8 @@ class _Parts:
     critic: list[Layer] | None = None
 
 
-def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings) -> ActorPolicy:
-    """The policy; `spec` has the neutral head of the action space.
+def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, divided: Collection[str]) -> ActorPolicy:
+    """The policy; `spec` has the neutral head of the action space, `divided` names what SB3 divides by 255.
 
     Raises:
         NotRebuilt: tensors of other names or shapes than an SB3 policy of this spec has.
@@ -72,7 +73,7 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings) -> ActorPoli
     _require_fit(config, spec, state)
     policy = config.build(spec)
     policy.load_state_dict(state, strict=False)
-    policy.standardise(*_plain_bytes(spec, images, settings.normalize_images))
+    policy.standardise(*_plain_bytes(spec, divided if settings.normalize_images else ()))
     return policy.eval()
 
 
@@ -112,6 +113,9 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
     if "value_net.weight" in tensors and _same_features(tensors):
         critic = [*shared, *_layers(tensors, r"mlp_extractor\.value_net\.(\d+)"), _layer(tensors, "value_net")]
     log_std = tensors.get("log_std")
+    if neutral.kind == "bernoulli" and _rows(output) == 2 * neutral.num_params:
+        # MaskablePPO has two logits for each bit, of which the difference counts.
+        output = output[0][1::2] - output[0][::2], output[1][1::2] - output[1][::2]
     if log_std is None:
         return _Parts(owner, hidden, output, neutral, critic=critic)
     if log_std.ndim == 1:
@@ -179,7 +183,10 @@ def _state(parts: _Parts, images: dict[str, list[Layer]], critic: list[Layer] | 
     state |= _named("body.", parts.hidden, range(0, 2 * len(parts.hidden), 2))
     if critic is not None:
         state |= _named("critic.", critic, range(0, 2 * len(critic), 2))
-    state |= {name.replace("lstm_actor", "lstm", 1): value for name, value in recurrent.items()}
+    for name, value in recurrent.items():  # without biases, they are zero
+        own = name.replace("lstm_actor", "lstm", 1)
+        state.setdefault(own.replace("weight", "bias"), torch.zeros(len(value)))
+        state[own] = value
     plain = parts.noise == "none" and parts.head.kind != "squashed_gaussian"
     mean = "output" if plain else "output.mean"
     state |= {f"{mean}.weight": parts.output[0], f"{mean}.bias": parts.output[1]}
@@ -213,18 +220,17 @@ def _require_fit(config: Actor, spec: PolicySpec, state: Tensors) -> None:
             raise NotRebuilt(f"a tensor of {tuple(value.shape)} where {name} is {tuple(wanted[name].shape)}")
 
 
-def _plain_bytes(spec: PolicySpec, images: dict[str, list[Layer]], normalize_images: bool) -> tuple[Tensor, Tensor]:
+def _plain_bytes(spec: PolicySpec, divided: Collection[str]) -> tuple[Tensor, Tensor]:
     """Moments that undo our division by 255 where SB3 does not divide: bytes that are no image, or on request."""
 
-    def std(key: str, shape: tuple[int, ...], dtype: str) -> float:
-        divided = normalize_images and len(shape) == 3
-        return 1 / 255 if dtype == "uint8" and not divided else 1.0
+    def std(key: str, dtype: str) -> float:
+        return 1 / 255 if dtype == "uint8" and key not in divided else 1.0
 
     if not spec.parts:
-        only = std("", spec.obs_shape, spec.obs_dtype)
+        only = std("", spec.obs_dtype)
         wide = (sum(spec.nvec),) if spec.nvec else () if spec.obs_dtype == "uint8" else spec.obs_shape
         return torch.zeros(wide), torch.full(wide, only)
-    scale = torch.cat([torch.full((part.width,), std(key, part.shape, part.dtype)) for key, part in spec.parts])
+    scale = torch.cat([torch.full((part.width,), std(key, part.dtype)) for key, part in spec.parts])
     return torch.zeros_like(scale), scale
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from rldistill.errors import CorruptArtifactError, RLDistillError, UntrustedFileError
+from rldistill.errors import CorruptArtifactError, RLDistillError, UntrustedFileError, shown
 
 MAX_WEIGHTS = 1 << 30
 MAX_PARAMETERS = 1 << 28
@@ -39,14 +39,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
     """What `torch.save` wrote, if it is a state dict; `name` is what `content` is called in `path`."""
     try:
-        if zipfile.is_zipfile(io.BytesIO(content)):  # whose own members may be packed again
-            with zipfile.ZipFile(io.BytesIO(content)) as inner:
-                require_small(path, name, sum(member.file_size for member in inner.infolist()), MAX_WEIGHTS)
-                if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
-                    raise UntrustedFileError(
-                        f"{path}: {name} is a TorchScript or an exported program, which runs code when it is read; "
-                        "give its state dict, or export it to ONNX"
-                    )
+        if zipfile.is_zipfile(io.BytesIO(content)):
+            content = _packed_again(content, path, name)
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except RLDistillError:
         raise
@@ -59,6 +53,34 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
     return _checked(tensors, path, name)
 
 
+def _packed_again(content: bytes, path: Path, name: str) -> bytes:
+    """The archive with what Python finds in it and nothing else: PyTorch's own reader may find other members."""
+    again, left = io.BytesIO(), MAX_WEIGHTS
+    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(again, "w") as copy:
+        if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
+            raise UntrustedFileError(
+                f"{path}: {name} is a TorchScript or an exported program, which runs code when it is read; "
+                "give its state dict, or export it to ONNX"
+            )
+        for member in dict.fromkeys(inner.namelist()):
+            member_content = read_member(path, inner, member, left)
+            left -= len(member_content)
+            copy.writestr(member, member_content)
+    return again.getvalue()
+
+
+def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A member of an archive, of which no more is unpacked than `limit` bytes, whatever its header says."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UntrustedFileError(f"{path}: {name} is packed in an unusual way; pack it again with an ordinary zip")
+    require_small(path, name, info.file_size, limit)
+    with archive.open(info) as file:
+        content = file.read(limit + 1)
+    require_small(path, name, len(content), limit)
+    return content
+
+
 def require_small(path: Path, name: str, size: int, limit: int) -> None:
     """Raise UntrustedFileError for what unpacks to more than `limit` bytes."""
     if size > limit:
@@ -66,12 +88,15 @@ def require_small(path: Path, name: str, size: int, limit: int) -> None:
 
 
 def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
+    total = 0
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UntrustedFileError(f"{path}: {name} holds more than tensors; refused")
         plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
-        if not plain or value.numel() > MAX_PARAMETERS:
-            raise UntrustedFileError(f"{path}: {key} is not a plain tensor of a sensible size; refused")
+        held = value.untyped_storage().nbytes() // value.element_size() if plain else 0
+        total += value.numel()
+        if not plain or value.numel() > held or total > MAX_PARAMETERS:
+            raise UntrustedFileError(f"{path}: {shown(key)} is not a plain tensor of a sensible size; refused")
         if not torch.isfinite(value).all():
-            raise CorruptArtifactError(f"{path}: {key} holds NaN or infinite weights")
+            raise CorruptArtifactError(f"{path}: {shown(key)} holds NaN or infinite weights")
     return tensors

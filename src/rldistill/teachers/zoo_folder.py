@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from rldistill.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.errors import CorruptArtifactError, UntrustedFileError, shown
 from rldistill.types import Wrapper
 
 NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
-TRAINING_ONLY = ("Monitor", "TimeLimit", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
+TRAINING_ONLY = ("Monitor", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
 """Wrappers that change what is trained on, never what the policy is shown or what its actions do."""
 ATARI = ("AtariWrapper",)
+MAX_YAML = 64 << 10
 RENAMED = {
     "TimeFeatureWrapper": "TimeFeature",
     "HistoryWrapper": "History",
@@ -30,6 +31,7 @@ RENAMED = {
     "FilterObservation": "FilterObservation",
     "RescaleAction": "RescaleAction",
     "TimeAwareObservation": "TimeAwareObservation",
+    "TimeLimit": "TimeLimit",
 }
 
 
@@ -46,7 +48,7 @@ class ZooFolder:
     """
 
     env_id: str | None = None
-    env_kwargs: dict[str, Any] | None = None
+    env_kwargs: tuple[tuple[str, Any], ...] = ()
     view: tuple[Wrapper, ...] = ()
     atari: bool = False
     normaliser: Path | None = None
@@ -67,17 +69,21 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
     atari = any(name in ATARI for name, _ in wrappers)
     if settings.get("vec_env_wrapper"):
-        raise UntrustedFileError(f"{config}: vec_env_wrapper: {settings['vec_env_wrapper']}: cannot be reproduced")
+        raise UntrustedFileError(
+            f"{config}: vec_env_wrapper: {shown(settings['vec_env_wrapper'])}: cannot be reproduced"
+        )
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
-        raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {stack!r}")
+        raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {shown(stack)}")
     if stack and not atari:
         view.append(Wrapper("StackFrames", {"stack": stack}))
     if _normalises(settings.get("normalize"), config) and normaliser is None:
         raise UntrustedFileError(
             f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
         )
-    return ZooFolder(_env_id(arguments, args), arguments.get("env_kwargs"), tuple(view), atari, normaliser)
+    return ZooFolder(
+        _env_id(arguments, args), _env_kwargs(arguments, settings, args or config), tuple(view), atari, normaliser
+    )
 
 
 def _first(places: list[Path], names: tuple[str, ...]) -> Path | None:
@@ -85,7 +91,12 @@ def _first(places: list[Path], names: tuple[str, ...]) -> Path | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader and one tag, the zoo's ordered pairs, read as data."""
+    """YAML's safe loader and one tag, the zoo's ordered pairs, read as data; without `<<`, which multiplies."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "keys that are merged (<<)", key.start_mark)
 
 
 def _pairs(loader: _Loader, node: yaml.Node) -> dict[Any, Any]:
@@ -99,6 +110,8 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.Order
 
 
 def _mapping(path: Path) -> dict[str, Any]:
+    if (size := path.stat().st_size) > MAX_YAML:
+        raise UntrustedFileError(f"{path}: {size:,} bytes; the zoo's are of a few hundred, refused above {MAX_YAML:,}")
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except yaml.constructor.ConstructorError as error:
@@ -119,7 +132,7 @@ def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]
         else:
             name, kwargs = item, {}
         if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
-            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {item!r:.60}")
+            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {shown(item)}")
         found.append((name.rpartition(".")[2], kwargs or {}))
     return found
 
@@ -137,7 +150,10 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
     if "shape" in kwargs:
         shape = kwargs["shape"]
         kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
-    return Wrapper(RENAMED[name], kwargs)
+    wrapper = Wrapper(RENAMED[name], kwargs)
+    if not wrapper.modest:
+        raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; numbers that large are refused")
+    return wrapper
 
 
 def _normalises(value: Any, path: Path | None) -> bool:
@@ -147,7 +163,7 @@ def _normalises(value: Any, path: Path | None) -> bool:
             call = ast.parse(value.strip(), mode="eval").body
             value = ast.literal_eval(call) if not isinstance(call, ast.Call) else _keywords(call)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {value!r:.60}") from None
+            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {shown(value)}") from None
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
 
 
@@ -158,8 +174,26 @@ def _keywords(call: ast.Call) -> dict[str, Any]:
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
+def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path | None) -> tuple[tuple[str, Any], ...]:
+    """What the environment was made with, if it is plain numbers: a text might name a file."""
+    found: dict[str, Any] = {}
+    for value in (settings.get("env_kwargs"), arguments.get("env_kwargs")):
+        if value in (None, "None"):
+            continue
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {shown(value)}")
+        found |= value
+    for key, value in found.items():
+        if not isinstance(value, bool | int | float):
+            raise UntrustedFileError(
+                f"{path}: env_kwargs: {shown(key)} is {shown(value)}, which is not taken from a file; give it "
+                "yourself, in env.kwargs or with --env-kwarg, and delete it there"
+            )
+    return tuple(found.items())
+
+
 def _env_id(arguments: dict[str, Any], path: Path | None) -> str | None:
     value = arguments.get("env")
     if value is not None and not isinstance(value, str):
-        raise CorruptArtifactError(f"{path}: env: expected a name, found {value!r:.60}")
+        raise CorruptArtifactError(f"{path}: env: expected a name, found {shown(value)}")
     return value
