@@ -22,11 +22,15 @@ from rldistill.data.merge import merge
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.losses import ActionNLL
+from rldistill.objective import Term
+from rldistill.recipes.datasets import relabel_dataset
 from rldistill.relabel import relabel
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 from rldistill.teachers.actor import Actor
+from rldistill.teachers.load import SavedTeacher
 from rldistill.types import Views, Wrapper
 
 from .conftest import CARTPOLE, manifest_bytes
@@ -267,3 +271,40 @@ def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
         app, ["dataset", "merge", str(tmp_path / "run"), str(tmp_path / "again"), "--out", str(tmp_path / "all")]
     )
     assert (merged.exit_code, "would count twice" in merged.output) == (2, True)
+
+
+def pushes(spec: object) -> Any:
+    """A heuristic on Pendulum: against the swing."""
+    return lambda obs: -np.sign(obs[2:3]) * np.ones(1, np.float32)
+
+
+def test_a_teacher_whose_file_tells_no_head_has_the_neutral_one(tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    torch.manual_seed(0)
+    spec = dataclasses.replace(spec_from_env(env), head=dataclasses.replace(spec_from_env(env).head, kind="gaussian"))
+    collect(env, Mlp((4,)).build(spec).eval(), SMALL, tmp_path / "first")
+    relabel_dataset(tmp_path / "first", SavedTeacher(f"{__name__}:pushes"), tmp_path / "other", False, False, True)
+    data = Dataset.read([tmp_path / "other"])
+    assert data.spec.head.kind == "deterministic"
+    assert data.columns["teacher"].shape == (320, 1)
+    distill(data, Mlp((8,)), DistillConfig(epochs=2, losses=(Term(ActionNLL()),)), tmp_path / "student")
+
+
+def test_bad_names_leave_nothing_behind(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    for name in ("minari:bad", "minari:../up-v0", "minari:a/b", "minari:a b-v0"):
+        with pytest.raises(ConfigError, match="Minari's kind"):
+            export_minari(tmp_path / "first", name)
+    assert not (tmp_path / "minari").exists() or not any((tmp_path / "minari").iterdir())
+    (tmp_path / "minari" / "broken").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no such dataset here"):
+        import_minari("minari:cart/nope-v0", tmp_path / "in")
+
+
+def test_a_file_for_a_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("env: {id: CartPole-v1}")
+    for verb in ("info", "check"):
+        result = CliRunner().invoke(app, ["dataset", verb, str(tmp_path / "run.yaml")])
+        assert (result.exit_code, "there is no such file" in result.output) == (2, True)

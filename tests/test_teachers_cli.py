@@ -78,3 +78,13 @@ def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Pa
     assert "looks wrong" not in said.stderr
     said = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
     assert "warning: the teacher looks wrong: constant actions" in said.stderr
+
+
+def test_what_a_file_does_not_tell_stands_after_a_comma(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path / "a", {})
+    small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300"]
+    for text, words in ((",heed=q_values", "Did you mean 'head='"), (",head=q_value", "Did you mean 'q_values'")):
+        result = CliRunner().invoke(app, ["teachers", "compare", f"{tmp_path / 'a'}{text}", *small])
+        assert (result.exit_code, words in result.output) == (2, True), result.output
+    code, out = teachers("compare", f"{tmp_path / 'a'},scale=1.0", *small, "--json")
+    assert (code, list(json.loads(out)["teachers"])) == (0, [str(tmp_path / "a")])

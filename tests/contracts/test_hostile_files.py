@@ -319,6 +319,28 @@ def keras_bomb(members: dict[str, bytes], document: dict[str, Any]) -> None:
     document["config"]["padding"] = "x" * (5 << 20)
 
 
+def keras_names(file: Any) -> None:
+    """Groups that hold each other twice over: 2^40 ways through a small file."""
+    group = file.create_group("deep")
+    for _ in range(40):
+        inner = group.create_group("a")
+        group["b"] = inner
+        group = inner
+
+
+def keras_padding() -> Make:
+    def make(folder: Path, canary: Path) -> Path:
+        keras = pytest.importorskip("keras", reason="needs the extra keras")
+        layers = keras.layers
+        model = keras.Sequential(
+            [layers.Input((4,)), layers.Reshape((2, 2, 1)), layers.ZeroPadding2D(30_000), layers.GlobalMaxPooling2D()]
+        )
+        model.save(folder / "policy.keras")
+        return folder / "policy.keras"
+
+    return make
+
+
 KERAS_LOSS = {"loss": {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "eval"}}
 
 
@@ -362,6 +384,66 @@ def onnx_huge(model: Any) -> None:
     model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
 
 
+def onnx_endless(model: Any) -> None:
+    model.graph.node[0].op_type = "Loop"
+
+
+def onnx_exploding(model: Any) -> None:
+    import onnx
+
+    shape = onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, (2,), [1 << 16, 1 << 14])
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["shape"], ["big"]))
+
+
+def onnx_function(model: Any) -> None:
+    import onnx
+
+    tensor = onnx.helper.make_tensor("e", onnx.TensorProto.FLOAT, (1,), [1.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = 1
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/SECRET"
+    node = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
+    model.functions.append(onnx.helper.make_function("local", "f", [], ["y"], [node], model.opset_import))
+
+
+def packed(compression: int, declared: int) -> Make:
+    """A member that says it is smaller than it is, or that is packed in an unusual way."""
+
+    def make(folder: Path, canary: Path) -> Path:
+        path = folder / "agent.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("policy.pth", b"{}")
+            archive.writestr("data", b" " * (80 << 20) + b"{}")
+        raw = bytearray(path.read_bytes())
+        size = struct.pack("<L", (80 << 20) + 2)
+        while (at := raw.find(size)) >= 0:
+            raw[at : at + 4] = struct.pack("<L", declared)
+        path.write_bytes(raw)
+        return path
+
+    return make
+
+
+def shared_storage(canary: Path) -> bytes:
+    one = torch.zeros(1).expand(1 << 28)
+    return torch_bytes({f"x{number}": one for number in range(60)})
+
+
+def nested_moments(canary: Path) -> bytes:
+    mean: Any = [0.0] * 10
+    for _ in range(8):
+        mean = [mean] * 10
+    record = b"cstable_baselines3.common.running_mean_std\nRunningMeanStd\n)\x81}(X\4\0\0\0mean"
+    whole = b"\x80\x02cstable_baselines3.common.vec_env.vec_normalize\nVecNormalize\n)\x81}("
+    whole += b"X\x07\0\0\0epsilonG>Ez\xe1G\xae\x14{X\x08\0\0\0clip_obsG@$\0\0\0\0\0\0X\x07\0\0\0obs_rms"
+    return whole + record + pickle.dumps(mean, 2)[2:-1] + b"X\3\0\0\0varG?\xf0\0\0\0\0\0\0ubub."
+
+
+MERGED = "\n".join(
+    ["m0: &m0 {x: 1}"] + [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 10)]
+)
 PPO_FIELDS = ("policy_class", "observation_space", "action_space", "lr_schedule", "clip_range", "rollout_buffer_class")
 PPO_FIELDS += ("_last_obs", "_last_episode_starts", "ep_info_buffer", "policy_kwargs", "rollout_buffer_kwargs")
 DQN_FIELDS = (
@@ -420,6 +502,26 @@ CASES: dict[str, Make] = {
     "config: wrapper": beside("config.yml", yml("env_wrapper: os.system")),
     "config: wrapper's arguments": beside("config.yml", yml("env_wrapper: [{os.system: 'touch CANARY'}]")),
     "config: a bomb": beside("config.yml", yml(BOMB)),
+    "config: a bomb that is shown": beside("config.yml", yml(BOMB + "\nvec_env_wrapper: *a8")),
+    "config: a bomb of wrappers": beside("config.yml", yml(BOMB + "\nenv_wrapper: [[*a8]]")),
+    "config: merged keys": beside("config.yml", yml(MERGED)),
+    "config: too long": beside("config.yml", yml(f"a: [{'x, ' * 100_000}]")),
+    "config: long history": beside("config.yml", yml("env_wrapper: [{u.HistoryWrapper: {horizon: 2000000000}}]")),
+    "config: endless frames": beside("config.yml", yml("env_wrapper: [{utils.FrameSkip: {skip: 1000000000000}}]")),
+    "args: a shown bomb": beside("args.yml", yml(BOMB + "\nenv: *a8")),
+    "args: a file of the environment": beside("args.yml", yml("env_kwargs: {xml_file: /etc/SECRET}")),
+    "vecnormalize: a huge memory": beside("vecnormalize.pkl", lambda canary: b"\x80\x04Nr\0\0\0\x10."),
+    "vecnormalize: nested lists": beside("vecnormalize.pkl", nested_moments),
+    "weights: one number for all": member("policy.pth", shared_storage),
+    "zip: a lying size": packed(zipfile.ZIP_DEFLATED, 100),
+    "zip: packed otherwise": packed(zipfile.ZIP_BZIP2, 100),
+    "text: an endless name": text("policy_kwargs", {"activation_fn": "x\x1b[31m" * 200_000}),
+    "text: two lines": text("policy_kwargs", {"features_extractor_class": "a\nerror: b"}),
+    "keras: groups in groups": keras_weights(keras_names),
+    "keras: endless padding": keras_padding(),
+    "onnx: endless": onnx_file(onnx_endless),
+    "onnx: exploding": onnx_file(onnx_exploding),
+    "onnx: a function with tensors elsewhere": onnx_file(onnx_function),
     "args: apply": beside("args.yml", yml("env: !!python/object/apply:os.system ['touch CANARY']")),
     "args: env": beside("args.yml", yml("env: [os, system]")),
     "ours: factory": native(put("student", "os:system")),
@@ -491,6 +593,8 @@ def test_nothing_of_a_hostile_file_runs(name: str, tmp_path: Path) -> None:
         except RLDistillError as error:
             said = str(error)
     assert seen == []
+    assert len(said) < 3_000
+    assert "\x1b" not in said
     assert not said or str(folder) in said
     assert sorted(tmp_path.rglob("*")) == before
 

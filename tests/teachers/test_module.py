@@ -112,3 +112,12 @@ def test_an_action_that_there_is_not_is_named(action: int) -> None:
 def test_a_network_of_another_size_is_named(network: Any) -> None:
     with pytest.raises(SpecMismatchError, match="the network gives"):
         ModulePolicy(network, SPEC)(torch.zeros(2, 4))
+
+
+def fails() -> None:
+    raise ZeroDivisionError("of mine")
+
+
+def test_a_factory_that_fails_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"fails failed: ZeroDivisionError: of mine"):
+        load_policy(f"{__name__}:fails", spec=SPEC)

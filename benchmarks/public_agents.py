@@ -1,0 +1,58 @@
+"""Agents of the public rl-baselines3-zoo collection, read without their libraries and scored against what is published.
+
+LunarLander, Hopper and HalfCheetah have moved up a version since. `rldistill teachers verify` says what consistent is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rldistill import EnvConfig, RLDistillError, load_policy
+from rldistill.evaluate.verify import Claim, verify
+
+AGENTS = {
+    "dqn/CartPole-v1": ("CartPole-v1", "500"),
+    "dqn/LunarLander-v2": ("LunarLander-v3", "154.4±79.2"),
+    "qrdqn/LunarLander-v2": ("LunarLander-v3", "70.2±225.5"),
+    "ppo/LunarLander-v2": ("LunarLander-v3", "242.1±31.8"),
+    "ppo/MountainCar-v0": ("MountainCar-v0", "-110.4±19.5"),
+    "ppo/BipedalWalker-v3": ("BipedalWalker-v3", "287.9±2.4"),
+    "a2c/Pendulum-v1": ("Pendulum-v1", "-163.0±103.2"),
+    "sac/HalfCheetah-v3": ("HalfCheetah-v5", "9535.5±100.5"),
+    "tqc/Hopper-v3": ("Hopper-v5", "3754.2±8.3"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("../shared/teachers/sb3"))
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    if not asked.folder.is_dir():
+        print(f"{asked.folder}: the agents are not here; https://github.com/DLR-RM/rl-trained-agents has them")
+        return
+    table, rows = Table("agent", "on", "published", "scored", "consistent", "suspicious"), []
+    for name, (env, claim) in AGENTS.items():
+        try:
+            policy = load_policy(asked.folder / f"{name}_1" / f"{name.split('/')[1]}.zip")
+            found = verify(policy, EnvConfig(env), Claim.parse(claim), episodes=asked.episodes)
+        except RLDistillError as error:
+            table.add_row(name, env, claim, str(error))
+            continue
+        rows.append({"agent": name, "env": env, "published": claim, **found})
+        word = "yes" if found["claim"]["consistent"] else "NO"
+        because = "; ".join(found["suspicious"]) or "-"
+        table.add_row(name, env, claim, f"{found['mean']:.1f} ± {found['std']:.1f}", word, because)
+    Console(width=140).print(table)
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()
