@@ -21,8 +21,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__.lower(): kind
     for kind in (
         nn.ReLU, nn.Tanh, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.SELU, nn.CELU, nn.LeakyReLU, nn.ReLU6, nn.Sigmoid,
-        nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink,
-        nn.Hardshrink, nn.Identity,
+        nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink,
+        nn.Softshrink, nn.Hardshrink, nn.Identity,
     )
 }  # fmt: skip
 
