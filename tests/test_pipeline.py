@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,11 +41,21 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path
     return path
 
 
-@pytest.mark.parametrize("recipe", [{"name": "offline"}, {"name": "dagger", "rounds": 2, "steps_per_round": 500}])
+RECIPES: list[dict[str, Any]] = [
+    {"name": "offline"},
+    {"name": "dagger", "rounds": 2, "steps_per_round": 500},
+    {"name": "on_policy", "rounds": 2, "steps_per_round": 500},
+    {"name": "born_again", "rounds": 2},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
 def test_a_run_ends_with_a_report_that_opens_offline(
     tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
 ) -> None:
-    result = run_cli("run", str(write_run(tmp_path, teacher, recipe=recipe)))
+    epochs = 25 if recipe["name"] == "born_again" else 8  # what one generation has not learned, the next cannot
+    distill = {"epochs": epochs, "batch_size": 64, "losses": [{"name": "forward_kl"}]}
+    result = run_cli("run", str(write_run(tmp_path, teacher, recipe=recipe, distill=distill)))
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -52,14 +63,14 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     assert [run["training_seed"] for run in mlp["runs"]] == [0, 1]
     assert evaluation["policies"]["teacher"]["normalised"] == 1
     assert mlp["normalised"] > 0.5
-    assert mlp["env_steps"] == 3_008 + (2 * 512 if recipe["name"] == "dagger" else 0)
+    assert mlp["env_steps"] == 3_008 + (2 * 512 if "steps_per_round" in recipe else 0)
     page = (tmp_path / "run" / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
     assert "data:video/mp4" in page
     assert len(page) < 10_000_000
 
 
-@pytest.mark.parametrize("recipe", [{"name": "offline"}, {"name": "dagger", "rounds": 2, "steps_per_round": 500}])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
 def test_distillation_killed_at_random_ends_with_the_same_student(
     tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
 ) -> None:
@@ -79,7 +90,7 @@ def test_distillation_killed_at_random_ends_with_the_same_student(
             assert process.wait() == -signal.SIGKILL
         assert run_cli("distill", str(run), "--resume").returncode == 0
         hashes.append(sha256_file(student / "policy.safetensors"))
-        if recipe["name"] == "dagger":
+        if "steps_per_round" in recipe:
             hashes.append(sha256_file(student / "dataset" / "manifest.json"))
     assert hashes[: len(hashes) // 2] == hashes[len(hashes) // 2 :]
 

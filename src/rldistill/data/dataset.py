@@ -53,9 +53,14 @@ class Dataset:
 
     @classmethod
     def read(
-        cls, folders: Sequence[Path], gamma: float = 0.99, verify: bool = True, memory_gb: float = np.inf
+        cls,
+        folders: Sequence[Path],
+        gamma: float = 0.99,
+        verify: bool = True,
+        memory_gb: float = np.inf,
+        only_round: int | None = None,
     ) -> Dataset:
-        """Read all blocks of one or several datasets of the same spec.
+        """Read the blocks of one or several datasets of the same spec.
 
         Args:
             folders: where they are.
@@ -63,6 +68,7 @@ class Dataset:
             verify: whether every block is compared with its hash.
             memory_gb: observations larger than this stay on disk, in a nameless file beside the first dataset that is
                 mapped into memory; what is drawn is the same.
+            only_round: the one round of collection to read; all of them if none is named.
 
         Raises:
             CorruptArtifactError: a block is missing, truncated or altered.
@@ -73,7 +79,7 @@ class Dataset:
         for folder, manifest in zip(folders, manifests, strict=True):
             if manifest.spec != spec:
                 raise SpecMismatchError(f"{folder} and {folders[0]} hold different observations or labels")
-            if not manifest.blocks:
+            if not manifest.blocks or not (only_round is None or manifest.has_round(only_round)):
                 raise CorruptArtifactError(f"{folder}: the collection is not complete; go on with --resume")
             if verify:
                 manifest.check()
@@ -81,6 +87,7 @@ class Dataset:
             (number, folder, b)
             for number, (folder, m) in enumerate(zip(folders, manifests, strict=True))
             for b in m.blocks
+            if only_round is None or b["round"] == only_round
         ]
         num_rows = sum(block["rows"] for _, _, block in blocks)
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
@@ -109,7 +116,7 @@ class Dataset:
         heldout = _heldout(joined, order, bounds)
         joined.pop("ended")
         row, next_row = (np.concatenate(numbers).astype(_index_dtype(num_rows)) for numbers in (rows, next_rows))
-        return cls(spec, joined, obs, row, next_row, heldout, sum(m.num_steps for m in manifests))
+        return cls(spec, joined, obs, row, next_row, heldout, sum(b["steps"] for _, _, b in blocks))
 
     def __len__(self) -> int:
         return len(self.row)

@@ -13,9 +13,8 @@ from rldistill.artifacts import open_stage
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
-from rldistill.errors import ConfigError
 from rldistill.progress import Report
-from rldistill.recipes.run import Run
+from rldistill.recipes.run import Run, report_round
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
@@ -26,8 +25,6 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
     rounds = run.recipe.rounds
-    if rounds < 1 or run.recipe.steps_per_round < 1:
-        raise ConfigError("recipe: dagger needs rounds and steps_per_round of at least 1")
     folder = run.folder / "students" / name / f"seed-{seed}"
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
@@ -46,7 +43,7 @@ def distill_student(
             seed=seed,
             initial=student,
             resume=True,
-            progress=partial(_report_round, report, number, rounds + 1),
+            progress=partial(report_round, report, number, rounds + 1),
         )
     assert student is not None
     return student
@@ -56,7 +53,3 @@ def _collect_round(run: Run, teacher: Policy, student: NetworkPolicy, folder: Pa
     beta = run.recipe.beta((number - 1) / max(run.recipe.rounds - 1, 1))
     asked = dataclasses.replace(run.collect, steps=run.recipe.steps_per_round, beta=beta)
     collect(run.env, teacher, asked, folder / "dataset", seed=seed, student=student, round=number, resume=True)
-
-
-def _report_round(report: Report, number: int, rounds: int, done: int, total: int) -> None:
-    report(number * total + done, rounds * total)

@@ -18,7 +18,7 @@ from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
 from rldistill.progress import track
-from rldistill.recipes import dagger, offline
+from rldistill.recipes import born_again, dagger, offline, on_policy
 from rldistill.recipes.run import Run
 from rldistill.report import evaluation_table, verdict, write_report
 from rldistill.students.storage import load_native
@@ -26,7 +26,12 @@ from rldistill.teachers.load import ZOO, SavedTeacher, load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
 
-RECIPES = {"offline": offline.distill_student, "dagger": dagger.distill_student}
+RECIPES = {
+    "offline": offline.distill_student,
+    "dagger": dagger.distill_student,
+    "on_policy": on_policy.distill_student,
+    "born_again": born_again.distill_student,
+}
 
 
 def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:

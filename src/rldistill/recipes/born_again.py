@@ -1,0 +1,52 @@
+"""Born-again networks: each student teaches the next of its kind (Furlanello 2018, arXiv 1805.04770).
+
+The states stay those that the first teacher's collection recorded; no step of an environment is taken.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rldistill.artifacts import open_stage
+from rldistill.data.dataset import Dataset
+from rldistill.distill import distill
+from rldistill.progress import Report
+from rldistill.recipes.run import Run, report_round
+from rldistill.relabel import relabel
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native
+from rldistill.types import Policy
+
+NEXT_SEED = 1_000_003
+"""Between the training seeds of two generations, so that each begins with weights of its own."""
+
+
+def distill_student(
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+) -> NetworkPolicy:
+    """Distil one student with one training seed, in `recipe.rounds` generations after the first."""
+    folder = run.folder / "students" / name / f"seed-{seed}"
+    if open_stage(folder, folder / "policy.json", resume, overwrite):
+        return load_native(folder)
+    rounds, data, student = run.recipe.rounds, dataset, None
+    for number in range(rounds + 1):
+        if student is not None:
+            data = _relabelled(run, student, folder / f"labels-{number}")
+        student = distill(
+            data,
+            run.students[name],
+            run.distill,
+            folder / f"round-{number}" if number < rounds else folder,
+            seed=seed + number * NEXT_SEED,
+            resume=True,
+            progress=partial(report_round, report, number, rounds + 1),
+        )
+    assert student is not None
+    return student
+
+
+def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
+    if (folder / "manifest.json").exists():
+        return Dataset.read([folder], run.collect.gamma, memory_gb=run.collect.memory_gb)
+    return relabel(run.folder / "dataset", student, folder, gamma=run.collect.gamma, overwrite=True)
