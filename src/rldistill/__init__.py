@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from rldistill.objective import Term
     from rldistill.report import write_report
-    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp
+    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp, Ridge
     from rldistill.students.budget import fit_budget
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
@@ -64,6 +64,7 @@ _EXPORTS = {
     "Mlp": "rldistill.students",
     "Cnn": "rldistill.students",
     "Impala": "rldistill.students",
+    "Ridge": "rldistill.students",
     "Keras": "rldistill.students",
     "fit_budget": "rldistill.students.budget",
     "ForwardKL": "rldistill.losses",
@@ -110,6 +111,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Mlp",
     "Cnn",
     "Impala",
+    "Ridge",
     "Keras",
     "fit_budget",
     "ForwardKL",

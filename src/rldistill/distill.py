@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rldistill.artifacts import open_stage, provenance, write_atomic
+from rldistill.closed_form import solvable, solve
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.losses import ForwardKL
@@ -26,6 +27,7 @@ from rldistill.objective import Term, best_constant_loss, student_spec, total_lo
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy, encoded_moments
+from rldistill.students.ridge import Ridge
 from rldistill.students.storage import load_native, save_policy
 from rldistill.types import Batch, PolicyOutput
 
@@ -109,6 +111,8 @@ def distill(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
+        if isinstance(student, Ridge):
+            return _solved(dataset, student, config, folder, seed, progress)
         fit = _Fit(dataset, student, config, folder, seed, initial)
         fit.run(progress)
         fit.require_learning()
@@ -116,6 +120,23 @@ def distill(
         return load_native(folder)
     finally:
         torch.set_num_threads(threads)
+
+
+def _solved(
+    dataset: Dataset,
+    student: Ridge,
+    config: DistillConfig,
+    folder: Path,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> NetworkPolicy:
+    torch.manual_seed(seed)
+    policy = student.build(solvable(dataset.spec)).eval()
+    policy.standardise(*_moments(dataset))
+    solve(dataset, policy, student, tuple(term.loss for term in config.losses), folder)
+    save_policy(policy, folder, provenance(seed))
+    progress(config.epochs, config.epochs)
+    return load_native(folder)
 
 
 class _Fit:

@@ -39,6 +39,8 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "delta": (Gt(0),),
     "clip": (Gt(0),),
     "margin": (Gt(0),),
+    "l2": (Gt(0),),
+    "bandwidth": (Gt(0),),
     "until": (Gt(0),),
     "weight_decay": (Ge(0),),
 }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.students import STUDENTS, AnyStudent, Cnn, Impala, Keras, Linear, Mlp
+from rldistill.students import STUDENTS, AnyStudent, Cnn, Impala, Keras, Linear, Mlp, Ridge
 from rldistill.students.network import ACTIVATIONS, NetworkPolicy
 from rldistill.students.storage import load_native, save_policy
 from rldistill.types import ActionHead, PolicySpec
@@ -32,9 +32,10 @@ SMALL: dict[str, AnyStudent] = {
     "mlp": Mlp((8, 6), "tanh"),
     "cnn": Cnn((4, 6), (4, 3), (2, 1), (10,), "elu"),
     "impala": Impala((3, 4), (9,)),
+    "ridge": Ridge(features="fourier", num_features=11),
     "keras": Keras(f"{__name__}:keras_model"),
 }
-WIDTHS = {"linear": 2 * 12 * 14, "mlp": 6, "cnn": 10, "impala": 9, "keras": 7}
+WIDTHS = {"linear": 2 * 12 * 14, "mlp": 6, "cnn": 10, "impala": 9, "ridge": 11, "keras": 7}
 OURS = [name for name in STUDENTS if name != "keras"]
 """Those that know what a pixel is; a Keras model takes it as it comes (students/test_keras.py)."""
 

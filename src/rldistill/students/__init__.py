@@ -5,8 +5,16 @@ from rldistill.students.impala import Impala
 from rldistill.students.keras import Keras
 from rldistill.students.linear import Linear
 from rldistill.students.mlp import Mlp
+from rldistill.students.ridge import Ridge
 
-AnyStudent = Linear | Mlp | Cnn | Impala | Keras
-STUDENTS: dict[str, type[AnyStudent]] = {"linear": Linear, "mlp": Mlp, "cnn": Cnn, "impala": Impala, "keras": Keras}
+AnyStudent = Linear | Mlp | Cnn | Impala | Ridge | Keras
+STUDENTS: dict[str, type[AnyStudent]] = {
+    "linear": Linear,
+    "mlp": Mlp,
+    "cnn": Cnn,
+    "impala": Impala,
+    "ridge": Ridge,
+    "keras": Keras,
+}
 
-__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Impala", "Keras", "Linear", "Mlp"]
+__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Impala", "Keras", "Linear", "Mlp", "Ridge"]
