@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from rldistill.objective import Term
     from rldistill.report import write_report
-    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp, Ridge
+    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp, Ridge, Tree
     from rldistill.students.budget import fit_budget
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
@@ -65,6 +65,7 @@ _EXPORTS = {
     "Cnn": "rldistill.students",
     "Impala": "rldistill.students",
     "Ridge": "rldistill.students",
+    "Tree": "rldistill.students",
     "Keras": "rldistill.students",
     "fit_budget": "rldistill.students.budget",
     "ForwardKL": "rldistill.losses",
@@ -112,6 +113,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Cnn",
     "Impala",
     "Ridge",
+    "Tree",
     "Keras",
     "fit_budget",
     "ForwardKL",

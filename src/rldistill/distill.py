@@ -29,6 +29,8 @@ from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy, encoded_moments
 from rldistill.students.ridge import Ridge
 from rldistill.students.storage import load_native, save_policy
+from rldistill.students.tree import Tree
+from rldistill.tree_fit import grow
 from rldistill.types import Batch, PolicyOutput
 
 HELDOUT_ROWS = 5_000
@@ -111,8 +113,8 @@ def distill(
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        if isinstance(student, Ridge):
-            return _solved(dataset, student, config, folder, seed, progress)
+        if isinstance(student, Ridge | Tree):
+            return _at_once(dataset, student, config, folder, seed, progress)
         fit = _Fit(dataset, student, config, folder, seed, initial)
         fit.run(progress)
         fit.require_learning()
@@ -122,18 +124,24 @@ def distill(
         torch.set_num_threads(threads)
 
 
-def _solved(
+def _at_once(
     dataset: Dataset,
-    student: Ridge,
+    student: Ridge | Tree,
     config: DistillConfig,
     folder: Path,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> NetworkPolicy:
+    """Fit what does not learn by gradient."""
     torch.manual_seed(seed)
-    policy = student.build(solvable(dataset.spec)).eval()
-    policy.standardise(*_moments(dataset))
-    solve(dataset, policy, student, tuple(term.loss for term in config.losses), folder)
+    losses = tuple(term.loss for term in config.losses)
+    policy: NetworkPolicy
+    if isinstance(student, Tree):
+        policy = grow(dataset, student, losses, folder, seed)
+    else:
+        policy = student.build(solvable(dataset.spec)).eval()
+        policy.standardise(*_moments(dataset))
+        solve(dataset, policy, student, losses, folder)
     save_policy(policy, folder, provenance(seed))
     progress(config.epochs, config.epochs)
     return load_native(folder)

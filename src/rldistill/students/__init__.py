@@ -6,15 +6,17 @@ from rldistill.students.keras import Keras
 from rldistill.students.linear import Linear
 from rldistill.students.mlp import Mlp
 from rldistill.students.ridge import Ridge
+from rldistill.students.tree import Tree
 
-AnyStudent = Linear | Mlp | Cnn | Impala | Ridge | Keras
+AnyStudent = Linear | Mlp | Cnn | Impala | Ridge | Tree | Keras
 STUDENTS: dict[str, type[AnyStudent]] = {
     "linear": Linear,
     "mlp": Mlp,
     "cnn": Cnn,
     "impala": Impala,
     "ridge": Ridge,
+    "tree": Tree,
     "keras": Keras,
 }
 
-__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Impala", "Keras", "Linear", "Mlp", "Ridge"]
+__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Tree"]

@@ -20,6 +20,7 @@ from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchErro
 from rldistill.students import STUDENTS, AnyStudent
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
+from rldistill.students.tree import TreePolicy
 from rldistill.teachers.actor import Actor
 from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec, Wrapper
 
@@ -86,6 +87,8 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
         raise CorruptArtifactError(
             f"{path}: obs_clip: expected positive numbers by entry of the observation, found {shown(policy.obs_clip)}"
         )
+    if isinstance(policy, TreePolicy):
+        policy.require_sound(str(folder / TENSORS))
     policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return policy.eval()
 

@@ -1,0 +1,147 @@
+"""The fit of trees: grown by scikit-learn, kept as arrays of our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.artifacts import write_atomic
+from rldistill.closed_form import solvable
+from rldistill.data.dataset import Dataset
+from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.students.network import flat_width
+from rldistill.students.tree import EPSILON, Tree, TreePolicy
+from rldistill.types import ILLEGAL, PolicyOutput, PolicySpec
+
+ROWS = 4_096
+
+
+def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
+    """Grow the tree, and write `metrics.jsonl`.
+
+    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell.
+
+    Raises:
+        ConfigError: a loss that a tree cannot minimise.
+        NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
+    """
+    for loss in losses:
+        if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL):
+            raise ConfigError(
+                f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
+                "it out, or take action_nll, gap_weighted_nll or a student that learns by gradient"
+            )
+    started = time.monotonic()
+    spec = _spoken(solvable(dataset.spec))
+    obs, actions, weights = _table(dataset, spec)
+    train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
+    grown = _sklearn_tree(student, spec, seed).fit(obs[train], actions[train], sample_weight=weights[train])
+    policy = _policy(dataclasses.replace(student, nodes=int(grown.tree_.node_count)), spec, grown)
+    right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
+    discrete = spec.head.discrete
+    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
+    row |= {"agreement": right if discrete else None, "nodes": int(grown.tree_.node_count)}
+    row["seconds"] = round(time.monotonic() - started, 3)
+    write_atomic(folder / "metrics.jsonl", lambda temporary: temporary.write_text(json.dumps(row) + "\n"))
+    if not right > constant:
+        raise NothingLearnedError(
+            f"{folder}: the student learned nothing: on held-out episodes it has {right:.4g}, always saying the same "
+            f"has {constant:.4g}. Collect more steps, or let it be deeper."
+        )
+    return policy
+
+
+def _spoken(spec: PolicySpec) -> PolicySpec:
+    """A tree knows actions, not what they are worth."""
+    if spec.head.kind == "q_values":
+        return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="categorical"))
+    return spec
+
+
+def _sklearn_tree(student: Tree, spec: PolicySpec, seed: int) -> Any:
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    kind = DecisionTreeClassifier if spec.head.discrete else DecisionTreeRegressor
+    return kind(
+        max_depth=student.max_depth,
+        max_leaf_nodes=student.max_leaves,
+        min_samples_leaf=student.min_samples,
+        random_state=seed,
+    )
+
+
+def _table(dataset: Dataset, spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
+    """Flat observations as the policy compares them, the teacher's actions `[N, parts]`, and weights."""
+    blank = TreePolicy(Tree(), spec)
+    obs = np.empty((len(dataset), flat_width(spec)), np.float32)
+    actions, weights = [], []
+    rows = np.arange(len(dataset))
+    with torch.no_grad():
+        for start in range(0, len(rows), ROWS):
+            batch = dataset.batch(rows[start : start + ROWS])
+            obs[start : start + ROWS] = blank.compared(batch.obs).numpy()
+            actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
+            weights.append(_weights(batch.teacher.params.numpy(), dataset.spec))
+    return obs, np.concatenate(actions), np.concatenate(weights)
+
+
+def _weights(labels: NDArray[np.float32], spec: PolicySpec) -> NDArray[np.float64]:
+    if spec.head.kind != "q_values":
+        return np.ones(len(labels))
+    worst = np.where(labels <= ILLEGAL / 2, np.inf, labels).min(1)
+    return np.asarray(labels.max(1) - worst, np.float64) + 1e-9
+
+
+def _policy(config: Tree, spec: PolicySpec, grown: Any) -> TreePolicy:
+    policy, tree = TreePolicy(config, spec), grown.tree_
+    with torch.no_grad():
+        policy.feature.copy_(torch.from_numpy(np.where(tree.children_left < 0, -1, tree.feature)))
+        policy.threshold.copy_(torch.from_numpy(_at_most(tree.threshold)))
+        policy.left.copy_(torch.from_numpy(np.maximum(tree.children_left, 0)))
+        policy.right.copy_(torch.from_numpy(np.maximum(tree.children_right, 0)))
+        policy.value.copy_(torch.from_numpy(_leaf_params(grown, spec).astype(np.float32)))
+    return policy.eval()
+
+
+def _at_most(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 that is no larger, so that a float32 entry is compared as scikit-learn does it."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+
+
+def _leaf_params(grown: Any, spec: PolicySpec) -> NDArray[np.float64]:
+    """The head's numbers at each node: log-shares of the actions, or the mean action."""
+    value, head = grown.tree_.value, spec.head  # [nodes, parts, classes], shares of the weight
+    if not head.discrete:
+        return np.asarray(value[:, :, 0])
+    sizes = head.nvec if head.kind != "bernoulli" else (2,) * head.num_params
+    classes = [grown.classes_] if value.shape[1] == 1 else grown.classes_
+    parts = []
+    for part, (size, known) in enumerate(zip(sizes, classes, strict=True)):
+        shares = np.zeros((len(value), size))
+        shares[:, np.asarray(known, np.int64)] = value[:, part, : len(known)]
+        shares = np.log(shares / shares.sum(1, keepdims=True) + EPSILON)
+        parts.append(shares[:, 1:] - shares[:, :1] if head.kind == "bernoulli" else shares)
+    return np.concatenate(parts, 1)
+
+
+def _scores(
+    policy: TreePolicy, obs: NDArray[np.float32], actions: NDArray[Any], seen: NDArray[Any]
+) -> tuple[float, float]:
+    """On held-out transitions the share of right actions, or minus the squared error; and that of the best constant."""
+    with torch.no_grad():
+        params = torch.cat([policy.decide(part) for part in torch.split(torch.from_numpy(obs), ROWS)])
+    said = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(obs), -1)
+    if not policy.spec.head.discrete:
+        constant = seen.mean(0)
+        return -float(((said - actions) ** 2).mean()), -float(((constant - actions) ** 2).mean())
+    most = [np.bincount(column).argmax() for column in seen.T]
+    return float((said == actions).mean()), float((np.array(most) == actions).mean())

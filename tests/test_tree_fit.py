@@ -1,0 +1,103 @@
+"""Trees, against scikit-learn's own predictions and by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.dataset import Dataset
+from rldistill.distill import DistillConfig, distill
+from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.losses import QMSE
+from rldistill.objective import Term
+from rldistill.students import Mlp, Tree
+from rldistill.students.storage import content_hash, load_native
+from rldistill.students.tree import TreePolicy
+from rldistill.tree_fit import _at_most, _sklearn_tree, _table
+from rldistill.types import ActionHead, PolicySpec
+
+SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+
+
+def test_decisions_by_hand() -> None:
+    # x0 <= 1 ? leaf 1 : (x1 <= -2 ? leaf 3 : leaf 4)
+    policy = TreePolicy(Tree(nodes=5), SPEC)
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([0.0, -1, 1, -1, -1]))
+        policy.threshold.copy_(torch.tensor([1.0, 0, -2, 0, 0]))
+        policy.left.copy_(torch.tensor([1.0, 0, 3, 0, 0]))
+        policy.right.copy_(torch.tensor([2.0, 0, 4, 0, 0]))
+        policy.value.copy_(torch.tensor([[0.0, 0], [1, 2], [0, 0], [3, 4], [5, 6]]))
+        said = policy(torch.tensor([[1.0, 9], [1.1, -2], [1.1, -1.9]]))[0].params
+    assert said.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6, width=32))
+def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entry: float) -> None:
+    short = _at_most(np.array([threshold]))[0]
+    assert (np.float32(entry) <= short) == (entry <= threshold)
+
+
+def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path) -> None:
+    student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
+    obs, actions, weights = _table(dataset, student.spec)
+    train = ~dataset.heldout
+    reference = _sklearn_tree(Tree(max_depth=5), student.spec, 0).fit(obs[train], actions[train], weights[train])
+    with torch.no_grad():
+        said = student(dataset.observations(np.arange(len(dataset))))[0]
+    np.testing.assert_array_equal(said.mode(), reference.predict(obs))
+    chances = said.params.softmax(-1).numpy()
+    np.testing.assert_allclose(chances, reference.predict_proba(obs), atol=1e-5)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["agreement"] > 0.8
+    # what a mistake costs: the difference between the best and the worst Q value
+    labels = dataset.columns["teacher"]
+    np.testing.assert_allclose(weights, labels.max(1) - labels.min(1), atol=1e-6)
+
+
+def test_a_continuous_teacher(tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    torch.manual_seed(0)
+    teacher = Mlp((16,), "tanh").build(spec_from_env(env)).eval()
+    data = collect(env, teacher, CollectConfig(steps=1_000, epsilon=0.3), tmp_path / "data")
+    student = distill(data, Tree(max_depth=7, max_leaves=30), DistillConfig(), tmp_path / "tree")
+    assert isinstance(student, TreePolicy)
+    assert len(student.feature) <= 59
+    assert student(data.observations(np.arange(3)))[0].mode().shape == (3, 1)
+
+
+def test_arrays_that_are_no_tree_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    distill(dataset, Tree(max_depth=3), DistillConfig(), tmp_path)
+    tensors, document = load_file(tmp_path / "policy.safetensors"), json.loads((tmp_path / "policy.json").read_text())
+
+    def change(name: str, value: float) -> None:
+        changed = {key: array.clone() for key, array in tensors.items()}
+        changed[name][0] = value
+        save_file(changed, tmp_path / "policy.safetensors")
+        (tmp_path / "policy.json").write_text(json.dumps({**document, "sha256": content_hash(changed)}))
+
+    for name, value in (("left", 0.0), ("right", 1e6), ("feature", 4.0), ("left", 1.5)):
+        change(name, value)
+        with pytest.raises(CorruptArtifactError, match="no tree"):
+            load_native(tmp_path)
+
+
+def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="QMSE is not about"):
+        distill(dataset, Tree(), DistillConfig(losses=(Term(QMSE()),)), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 0}, {"nodes": -1}])
+def test_numbers_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Tree(**wrong)
