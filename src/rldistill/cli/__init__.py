@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -104,6 +104,21 @@ def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> Non
 
     with output(quiet):
         pipeline.run_report(RunConfig.load(file, overrides or ()).plan())
+
+
+@app.command()
+def explain(
+    path: Annotated[Path, typer.Argument(help="A student's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Draw weights on pictures there, as PNG.")] = None,
+) -> None:
+    """Print a tree as rules, or the weights of a linear student."""
+    from rldistill.report import explain as explaining
+    from rldistill.students.storage import load_native
+
+    policy = load_native(path)
+    typer.echo(explaining.explain(policy))
+    if out is not None:
+        explaining.draw(policy, out)
 
 
 @app.command()

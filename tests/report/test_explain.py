@@ -1,0 +1,67 @@
+"""Students in words, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rldistill.cli import app
+from rldistill.errors import ConfigError
+from rldistill.report.explain import draw, explain
+from rldistill.students import Linear, Mlp, Tree
+from rldistill.students.storage import save_policy
+from rldistill.students.tree import TreePolicy
+from rldistill.types import ActionHead, PolicySpec
+
+SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+
+
+def test_a_tree_as_rules(tmp_path: Path) -> None:
+    policy = TreePolicy(Tree(nodes=3), SPEC)
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([1.0, -1, -1]))
+        policy.threshold[0] = 0.25
+        policy.left[0], policy.right[0] = 1, 2
+        policy.value.copy_(torch.tensor([[0.0, 0.0], [np.log(3), 0.0], [0.0, 9.0]]))
+    save_policy(policy, tmp_path, {})
+    result = CliRunner().invoke(app, ["explain", str(tmp_path)])
+    assert result.output.splitlines() == ["if obs[1] <= 0.25:", "  action 0 (75%)", "else:", "  action 1 (100%)"]
+
+
+def test_a_linear_student_as_a_table() -> None:
+    policy = Linear().build(SPEC)
+    with torch.no_grad():
+        policy.output.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+        policy.output.bias.copy_(torch.tensor([1.0, 0.0]))
+    policy.standardise(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5]))
+    # 2 (x0 - 1) / 4 + 1 = 0.5 x0 + 0.5, and 3 (x1 - 2) / 0.5 = 6 x1 - 12
+    rows = [line.split() for line in explain(policy).splitlines()]
+    assert rows == [
+        ["action", "0", "action", "1"],
+        ["obs[0]", "0.5", "0"],
+        ["obs[1]", "0", "6"],
+        ["constant", "0.5", "-12"],
+    ]
+
+
+def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:
+    policy = Linear().build(PolicySpec((3, 5, 6), "uint8", ActionHead("categorical", (2,))))
+    draw(policy, tmp_path / "weights.png")
+    picture = imageio.imread(tmp_path / "weights.png")
+    assert picture.shape == (2 * (5 + 4), 3 * (6 + 4))
+    weight = policy.output.weight.detach().reshape(2, 3, 5, 6)
+    brightest = np.unravel_index(int(weight.abs().argmax()), weight.shape)
+    row, column = brightest[0] * 9 + brightest[2], brightest[1] * 10 + brightest[3]
+    assert picture[row, column] == (255 if weight[brightest] > 0 else 0)
+
+
+def test_what_has_no_rules_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no rules"):
+        explain(Mlp((3,)).build(SPEC))
+    with pytest.raises(ConfigError, match="only weights on pictures"):
+        draw(Linear().build(SPEC), tmp_path / "x.png")
