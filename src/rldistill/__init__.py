@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     )
     from rldistill.objective import Term
     from rldistill.report import write_report
-    from rldistill.students import Cnn, Impala, Keras, Linear, Mlp, Ridge, Tree
+    from rldistill.students import Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
     from rldistill.students.budget import fit_budget
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
@@ -63,6 +63,7 @@ _EXPORTS = {
     "Linear": "rldistill.students",
     "Mlp": "rldistill.students",
     "Cnn": "rldistill.students",
+    "Gru": "rldistill.students",
     "Impala": "rldistill.students",
     "Ridge": "rldistill.students",
     "Tree": "rldistill.students",
@@ -111,6 +112,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Linear",
     "Mlp",
     "Cnn",
+    "Gru",
     "Impala",
     "Ridge",
     "Tree",

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from rldistill.artifacts import open_stage, provenance, write_atomic
 from rldistill.closed_form import solvable, solve
 from rldistill.data.dataset import Dataset
+from rldistill.data.sequences import windows
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term, best_constant_loss, student_spec, total_loss, with_temperatures
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
+from rldistill.students.gru import GruPolicy
 from rldistill.students.network import NetworkPolicy, encoded_moments
 from rldistill.students.ridge import Ridge
 from rldistill.students.storage import load_native, save_policy
@@ -173,7 +175,9 @@ class _Fit:
             [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.train_rows = np.flatnonzero(~dataset.heldout)
-        self.heldout_rows = _spread(np.flatnonzero(dataset.heldout), HELDOUT_ROWS)
+        self.heldout_rows = np.flatnonzero(dataset.heldout)
+        if not isinstance(self.policy, GruPolicy):  # which needs whole episodes
+            self.heldout_rows = _spread(self.heldout_rows, HELDOUT_ROWS)
         self.best_loss, self.best, self.stale, self.epoch = np.inf, _copy(self.policy), 0, 0
         self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
         if self.checkpoint.exists():
@@ -211,16 +215,17 @@ class _Fit:
 
     def _train_epoch(self) -> float:
         self.policy.train()
-        rows = np.random.default_rng([self.seed, self.epoch]).permutation(self.train_rows)
-        total_steps = self.config.epochs * -(-len(rows) // self.config.batch_size)
-        step = self.epoch * -(-len(rows) // self.config.batch_size)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        an_epoch = -(-len(self.train_rows) // self.config.batch_size)
+        total_steps, step = self.config.epochs * an_epoch, self.epoch * an_epoch
         sum_loss = torch.zeros((), device=self.device)
         count = 0
         rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
-        for batch in self._batches(rows, self.config.batch_size):
+        for batch, output in self._outputs(self.train_rows, self.config.batch_size, rng):
+            progress = min(step / total_steps, 1.0)
             if rate is not None:
-                self.optimizer.param_groups[0]["lr"] = rate(step / total_steps)
-            loss = self._loss(batch, step / total_steps)
+                self.optimizer.param_groups[0]["lr"] = rate(progress)
+            loss = total_loss(self.terms, output, batch, progress)
             gradient = self.weights.grad
             assert gradient is not None
             gradient.zero_()
@@ -231,24 +236,42 @@ class _Fit:
             step, count = step + 1, count + 1
         return float(sum_loss) / count
 
-    def _batches(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
-        for batch in self.dataset.batches(rows, size):
-            yield batch if self.device.type == "cpu" else _to(batch, self.device)
+    def _outputs(
+        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[Batch, PolicyOutput]]:
+        """About `size` transitions at a time and what the student says of them; in a random order with `rng`.
 
-    def _loss(self, batch: Batch, progress: float) -> Tensor:
-        output, _ = self.policy(batch.obs)
-        return total_loss(self.terms, output, batch, progress)
+        A student that remembers sees whole episodes, window after window, and keeps what it remembers between these.
+        """
+        if not isinstance(self.policy, GruPolicy):
+            for batch in self.dataset.batches(rows if rng is None else rng.permutation(rows), size):
+                batch = batch if self.device.type == "cpu" else _to(batch, self.device)
+                yield batch, self.policy(batch.obs)[0]
+            return
+        length = self.policy.config.window
+        state: Tensor | None = None
+        for window in windows(self.dataset, rows, length, max(1, size // length), rng):
+            batch = window.batch if self.device.type == "cpu" else _to(window.batch, self.device)
+            assert isinstance(batch.obs, Tensor)
+            if state is None:
+                state = self.policy.initial_state(window.starts.shape[1])
+            assert state is not None
+            output, state = self.policy.unroll(batch.obs, window.starts.to(self.device), state.detach().to(self.device))
+            yield batch, output
 
     def _heldout(self) -> tuple[float, float | None]:
         """Held-out loss with the final weights of the terms, so that epochs can be compared, and agreement."""
         self.policy.eval()
         loss, agreed = 0.0, 0.0
         with torch.no_grad():
-            for batch in self._batches(self.heldout_rows, HELDOUT_ROWS if self.dataset.spec.frames is None else 512):
-                output, _ = self.policy(batch.obs)
-                loss += float(total_loss(self.terms, output, batch, 1.0)) * len(batch.action)
+            size = HELDOUT_ROWS if self.dataset.spec.frames is None else 512
+            for batch, output in self._outputs(self.heldout_rows, size):
+                weight = batch.weight.sum()
+                loss += float(total_loss(self.terms, output, batch, 1.0) * weight)
                 if output.head.discrete:
-                    agreed += float((output.mode() == batch.teacher.mode()).float().mean()) * len(batch.action)
+                    same = (output.mode() == batch.teacher.mode()).float()
+                    same = same.mean(-1) if same.ndim > batch.weight.ndim else same
+                    agreed += float((same * batch.weight).sum())
         count = len(self.heldout_rows)
         return loss / count, agreed / count if self.policy.spec.head.discrete else None
 

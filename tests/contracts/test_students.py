@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.students import STUDENTS, AnyStudent, Cnn, Impala, Keras, Linear, Mlp, Ridge, Tree
+from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
 from rldistill.students.network import ACTIVATIONS, NetworkPolicy
 from rldistill.students.storage import load_native, save_policy
 from rldistill.types import ActionHead, PolicySpec
@@ -34,11 +34,22 @@ SMALL: dict[str, AnyStudent] = {
     "impala": Impala((3, 4), (9,)),
     "ridge": Ridge(features="fourier", num_features=11),
     "tree": Tree(nodes=7),
+    "gru": Gru(8, (6,), (3,), (4,), (2,)),
     "keras": Keras(f"{__name__}:keras_model"),
 }
-WIDTHS = {"linear": 2 * 12 * 14, "mlp": 6, "cnn": 10, "impala": 9, "ridge": 11, "tree": 2 * 12 * 14, "keras": 7}
-OURS = [name for name in STUDENTS if name not in ("keras", "tree")]
-"""Those that know what a pixel is; a Keras model takes it as it comes (students/test_keras.py), a tree compares it."""
+WIDTHS = {
+    "linear": 2 * 12 * 14,
+    "mlp": 6,
+    "cnn": 10,
+    "impala": 9,
+    "ridge": 11,
+    "tree": 2 * 12 * 14,
+    "gru": 8,
+    "keras": 7,
+}
+OURS = [name for name in STUDENTS if name not in ("keras", "tree", "gru")]
+"""Those that know what a pixel is; a Keras model takes it as it comes (students/test_keras.py), a tree compares it,
+a GRU's body is not all that is before its output."""
 GROWN = "a tree is grown, and has no weights to train (test_tree_fit.py)"
 
 
@@ -78,7 +89,7 @@ class TestContract:
         spec = spec_for(head, dtype)
         policy = built(SMALL[name], spec)
         output, state = policy(observations(spec, 5))
-        assert state is None
+        assert (state is None) == (policy.initial_state(5) is None)
         assert output.head == head
         assert output.params.shape == (5, head.num_params)
         assert output.features is not None

@@ -77,13 +77,17 @@ class NetworkPolicy(nn.Module):
         """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
         entries = self._entries(obs)
         features = self.body(self.standardised(entries))
-        params = self.output(features)
+        return self._legal(PolicyOutput(self._spec.head, self._params(features), features=features), entries), None
+
+    def _params(self, features: Tensor) -> Tensor:
+        """The head's parameters, `[B, P]`, of the last hidden layer."""
+        params: Tensor = self.output(features)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if self._spec.head.kind == "squashed_gaussian":
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
-        return self._legal(PolicyOutput(self._spec.head, params, features=features), entries), None
+        return params
 
     def _entries(self, obs: Obs) -> Obs:
         return split_parts(obs, self._spec) if self._spec.parts and isinstance(obs, Tensor) else obs
