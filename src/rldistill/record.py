@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block
-from rldistill.envs.two_views import Sight
+from rldistill.envs.two_views import Side, Sight
 from rldistill.envs.vector import Step
 from rldistill.rollouts import Memory, Transition
 from rldistill.types import PolicyOutput
@@ -66,7 +66,9 @@ class BlockRecord:
         self.labels = Labels(teacher, features)
         self._sight = sight
         self._stacked = sight.student.frames is not None
-        self._sides = {"obs": "student", **({"teacher_obs": "teacher"} if teacher_obs and sight.packed else {})}
+        self._sides: dict[str, Side] = {"obs": "student"}
+        if teacher_obs and sight.packed:
+            self._sides["teacher_obs"] = "teacher"
         self._lead = sight.of("student", obs)[:, :-1].copy() if self._stacked else None
         self._rows: list[dict[str, NDArray[Any]]] = []
         self._final: list[list[dict[str, NDArray[Any]]]] = [[] for _ in obs]
@@ -93,10 +95,10 @@ class BlockRecord:
 
     def _seen(self, obs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What is stored of observations, by column: of a stack the newest frame."""
-        seen = {name: self._sight.of(side, obs).copy() for name, side in self._sides.items()}  # type: ignore[arg-type]
+        seen = {name: self._sight.of(side, obs) for name, side in self._sides.items()}
         if self._stacked:
             seen["obs"] = seen["obs"][:, -1]
-        return seen
+        return {name: part.copy() for name, part in seen.items()}
 
     def block(self, obs: NDArray[Any]) -> Block:
         """The block, whose last step led to `obs`."""
