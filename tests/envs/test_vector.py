@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -134,3 +137,16 @@ def test_wrappers_come_from_the_run_file(tmp_path) -> None:  # type: ignore[no-u
     assert make_env(RunConfig.load(path, environment={}).env).observation_space.shape == (5,)
     with pytest.raises(ConfigError, match=r"env\.wrappers: there is no 'TimeAware'"):
         RunConfig.load(path, ["env.wrappers.0.name=TimeAware"], {})
+
+
+def test_what_is_named_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_mine.py").write_text(
+        "import gymnasium\n"
+        "class Same(gymnasium.Wrapper):\n    pass\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    assert make_env(EnvConfig("of_mine:Mine-v0", wrappers=(Wrapper("of_mine:Same"),))).observation_space.shape == (4,)
+    with pytest.raises(ConfigError, match="Did you mean 'Same'"):
+        make_env(EnvConfig("CartPole-v1", wrappers=(Wrapper("of_mine:Sane"),)))

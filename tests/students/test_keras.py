@@ -118,7 +118,7 @@ def softmaxed(shape: tuple[int, ...], outputs: int) -> Any:
     ("model", "words"),
     [
         ("no/such.keras", "no such file"),
-        (f"{__name__}:nothing", "cannot be imported"),
+        (f"{__name__}:nothing", "there is no 'nothing'"),
         (f"{__name__}:softmaxed", "softmax"),
     ],
 )

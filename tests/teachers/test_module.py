@@ -70,7 +70,7 @@ def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
     ("reference", "words"),
     [
         ("no_such_module:x", "cannot be imported"),
-        ("mine_for_tests:missing", "no missing in mine_for_tests"),
+        ("mine_for_tests:missing", "no 'missing' in mine_for_tests"),
         ("mine_for_tests:nothing", "made int"),
         ("mine_for_tests:heuristic@weights.pt", "only a network takes weights"),
         ("mine_for_tests:network@missing.pt", "no such file"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from rldistill.envs import views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, register_atari
 from rldistill.envs.two_views import SIDES, Side, Sight, Tap, TwoViews
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
+from rldistill.imports import import_name, look_here
 from rldistill.types import ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Views, Wrapper
 
 VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
@@ -82,17 +82,14 @@ def sight_of(config: EnvConfig) -> Sight:
 
 def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:
     """The class of a wrapper; raises ConfigError, with the nearest name, if there is none."""
-    module, colon, name = wrapper.name.rpartition(":")
-    try:
-        place = importlib.import_module(module) if colon else views if name in VIEWS else gymnasium.wrappers
-        found = getattr(place, name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"env.wrappers: {wrapper.name}: cannot be imported ({error})") from None
-    except AttributeError:
-        known = dir(importlib.import_module(module)) if colon else [*gymnasium.wrappers.__all__, *VIEWS]
-        hint = did_you_mean(name, known)
-        where = module if colon else "gymnasium.wrappers"
-        raise ConfigError(f"env.wrappers: there is no {name!r} in {where}.{hint}") from None
+    name = wrapper.name
+    if ":" in name:
+        found = import_name(name, "env.wrappers")
+    elif name in VIEWS or name in gymnasium.wrappers.__all__:
+        found = getattr(views if name in VIEWS else gymnasium.wrappers, name)
+    else:
+        hint = did_you_mean(name, [*gymnasium.wrappers.__all__, *VIEWS])
+        raise ConfigError(f"env.wrappers: there is no {name!r} in gymnasium.wrappers.{hint}")
     wrap: Callable[..., gymnasium.Env[Any, Any]] = found
     return wrap
 
@@ -100,6 +97,7 @@ def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:
 def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
     register_atari()
+    look_here()  # for ids such as `module:Name-v0`
     try:
         env = gymnasium.make(config.id, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:

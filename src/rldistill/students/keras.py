@@ -6,16 +6,14 @@ anywhere. Only layers that compute are built, and only numbers that are in the f
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import math
 import os
 import re
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from rldistill.errors import (
     UntrustedFileError,
     shown,
 )
+from rldistill.imports import import_name
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Obs, PolicySpec
 
@@ -77,7 +76,7 @@ class Keras:
         shape = (*spec.obs_shape[1:], spec.obs_shape[0]) if len(spec.obs_shape) == 3 else spec.obs_shape
         with keras.device("cpu"):
             if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.model):
-                bare = _imported(self.model)(shape, spec.head.num_params)
+                bare = import_name(self.model, "model")(shape, spec.head.num_params)
             else:
                 bare = keras.models.clone_model(read_keras(Path(self.model)))
             inputs = keras.Input(tuple(bare.inputs[0].shape[1:]))
@@ -340,14 +339,3 @@ def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
 def _require_small(path: Path, name: str, size: int, limit: int) -> None:
     if size > limit:
         raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
-
-
-def _imported(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model: {name}: cannot be imported ({error})") from None
-    return found

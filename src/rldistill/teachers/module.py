@@ -7,9 +7,7 @@ in a file that was downloaded.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.imports import import_name
 from rldistill.teachers.tensors import read_state_dict
 from rldistill.types import HeadKind, Obs, Policy, PolicyOutput, PolicySpec
 
@@ -145,15 +144,7 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    module, _, attribute = name.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it
-    try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ConfigError(f"teacher: {name}: cannot be imported ({error})") from None
-    except AttributeError:
-        raise ConfigError(f"teacher: {name}: there is no {attribute} in {module}") from None
+    factory: Callable[..., Any] = import_name(name, "teacher")
     if not callable(factory):
         raise ConfigError(f"teacher: {name}: expected something to call, found {type(factory).__name__}")
     return factory
