@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 from rldistill import schedules
 from rldistill.collect import CollectConfig
+from rldistill.config_errors import explained, short
 from rldistill.distill import DistillConfig
 from rldistill.envs.atari import is_atari, register_atari, rom_name
 from rldistill.envs.single import EnvConfig, resolve
@@ -31,30 +32,13 @@ from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.train import TrainConfig, algorithm_class
-from rldistill.types import HeadKind
 
 PREFIX = "RLDISTILL__"
 RESERVED = ("teacher", "random")
-EXPECTED = {
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "more than {gt:g}",
-    "less_than_equal": "at most {le:g}",
-    "too_short": "at least {min_length}",
-    "dict_type": "keys and values",
-    "model_type": "keys and values",
-    "model_attributes_type": "keys and values",
-    "tuple_type": "a list",
-    "int_type": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "path_type": "a path",
-    "string_pattern_mismatch": "letters, digits, - and _",
-}
 
 
-def _known_env(env: EnvConfig) -> EnvConfig:
+def known_env(env: EnvConfig) -> EnvConfig:
+    """The environment, if it and its wrappers are known; raises PydanticCustomError with the nearest name if not."""
     import gymnasium
 
     if is_atari(env.id):
@@ -107,7 +91,7 @@ SCHEMA = Schema(
     ),
     numbers=(schedules.Constant,),
     flat={Term: "loss"},
-    checks={EnvConfig: _known_env, TrainConfig: _known_algorithm},
+    checks={EnvConfig: known_env, TrainConfig: _known_algorithm},
 )
 
 
@@ -180,7 +164,7 @@ class RunConfig(Strictly):
         try:
             config = cls.model_validate(document)
         except ValidationError as error:
-            raise ConfigError(_message(error.errors(), document, sources)) from None
+            raise ConfigError(explained(error.errors(), document, sources)) from None
         config._document = document
         return config
 
@@ -207,44 +191,6 @@ class RunConfig(Strictly):
         )
 
 
-def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
-    """The environment of a command line: an id, and `key=value` for its keyword arguments."""
-    values = {}
-    for text in kwargs:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--env-kwarg: found {text!r}, expected key=value, as in continuous=true")
-        values[key] = _parse(value, f"--env-kwarg {key}")
-    try:
-        return _known_env(EnvConfig(env_id, values))
-    except PydanticCustomError as error:
-        raise ConfigError(f"--env: {error.message()}") from None
-
-
-def teacher_from_options(path: str, activation: str | None, head: str | None, scale: float) -> SavedTeacher:
-    """The teacher of a command line."""
-    if head is not None and head not in get_args(HeadKind):
-        raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, get_args(HeadKind))}")
-    return SavedTeacher(path, activation, cast(HeadKind | None, head), scale)
-
-
-def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:
-    """Teachers of a command line by their paths, each with what its file does not tell: `q.onnx,head=q_values`."""
-    found = {}
-    for text in texts:
-        path, *options = text.split(",") if not Path(text).exists() else [text]
-        values = dict(option.partition("=")[::2] for option in options)
-        for key, value in values.items():
-            if key not in ("activation", "head", "scale") or not value:
-                known = ("activation=", "head=", "scale=")
-                raise ConfigError(f"{text}: after a comma expected one of {', '.join(known)}{did_you_mean(key, known)}")
-        scale = _parse(values.get("scale", "1"), text)
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise ConfigError(f"{text}: scale: expected a number, found {values['scale']!r}")
-        found[path] = teacher_from_options(path, values.get("activation"), values.get("head"), float(scale))
-    return found
-
-
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error."""
 
@@ -262,7 +208,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_value(text: str, where: str) -> Any:
+    """A value in YAML, as run files and overrides have it; raises ConfigError, beginning with `where`."""
     try:
         return yaml.load(text, _Loader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
@@ -282,9 +229,9 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not text; expected a run file in YAML") from None
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    document = _parse(text, str(file))
+    document = parse_value(text, str(file))
     if not isinstance(document, dict):
-        raise ConfigError(f"{file}: found {_short(document)}, expected keys such as env, teacher and students")
+        raise ConfigError(f"{file}: found {short(document)}, expected keys such as env, teacher and students")
     return document
 
 
@@ -295,11 +242,11 @@ def _assign(document: dict[str, Any], path: str, text: str, source: str, sources
         node = _entry(node, part, ".".join(parents[:depth]), path, source)
     if isinstance(node, list):
         _entry(node, last, ".".join(parents), path, source)
-        node[int(last)] = _parse(text, f"{source}: {path}")
+        node[int(last)] = parse_value(text, f"{source}: {path}")
     elif isinstance(node, dict):
-        node[last] = _parse(text, f"{source}: {path}")
+        node[last] = parse_value(text, f"{source}: {path}")
     else:
-        raise ConfigError(f"{source}: {path}: {'.'.join(parents)} is {_short(node)}, which has nothing inside")
+        raise ConfigError(f"{source}: {path}: {'.'.join(parents)} is {short(node)}, which has nothing inside")
     sources[path] = source
 
 
@@ -312,62 +259,4 @@ def _entry(node: Any, part: str, above: str, path: str, source: str) -> Any:
         if part.isdecimal() and int(part) < len(node):
             return node[int(part)]
         raise ConfigError(f"{source}: {path}: {above} is a list of {len(node)}; expected an index below that")
-    raise ConfigError(f"{source}: {path}: {above} is {_short(node)}, which has nothing inside")
-
-
-def _message(errors: Sequence[ErrorDetails], document: Any, sources: Mapping[str, str]) -> str:
-    error = errors[0]
-    context = error.get("ctx", {})
-    path = _path(error["loc"], document)
-    if error["type"] == "missing":
-        path.append(str(error["loc"][-1]))
-    elif "key" in context:
-        path.append(context["key"])
-    elif error["type"].startswith("union_tag"):
-        path.append(context["discriminator"].removesuffix("()"))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if error["type"] == "refused":
-        return f"{_source(path, sources)}: {error['msg']}{more}"
-    return f"{_source(path, sources)}: {'.'.join(path)}: {_what(error, context)}{more}"
-
-
-def _what(error: ErrorDetails, context: Mapping[str, Any]) -> str:
-    found = f"found {_short(error['input'])}, expected"
-    match error["type"]:
-        case "missing":
-            return "is missing"
-        case "bad_key" | "repeated":
-            return error["msg"]
-        case "union_tag_not_found":
-            return "is missing"
-        case "union_tag_invalid":
-            known = [name.strip("' ") for name in context["expected_tags"].split(",")]
-            return f"there is no {context['tag']!r}.{did_you_mean(context['tag'], known)} Known: {', '.join(known)}"
-        case kind if kind in EXPECTED:
-            return f"{found} {EXPECTED[kind].format(**context)}"
-        case _:
-            return f"{found} {re.sub('^Input should (be )?', '', error['msg'])}"
-
-
-def _path(location: Iterable[int | str], document: Any) -> list[str]:
-    """The location in the file; pydantic's also names the choices it made on the way."""
-    path = []
-    for part in location:
-        inside = part in document if isinstance(document, dict) else isinstance(part, int)
-        if inside:
-            document = document[part]
-            path.append(str(part))
-    return path
-
-
-def _source(path: Sequence[str], sources: Mapping[str, str]) -> str:
-    """Who said the value at `path`: the override nearest to it, or the file."""
-    for depth in range(len(path), 0, -1):
-        if (near := ".".join(path[:depth])) in sources:
-            return sources[near]
-    return sources[""]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    raise ConfigError(f"{source}: {path}: {above} is {short(node)}, which has nothing inside")

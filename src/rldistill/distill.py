@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
-from rldistill.artifacts import open_stage, provenance, write_atomic
+from rldistill.artifacts import open_stage, provenance
 from rldistill.closed_form import solvable, solve
 from rldistill.data.dataset import Dataset
-from rldistill.data.sequences import windows
-from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.errors import ConfigError
+from rldistill.gradient_fit import GradientFit, moments
 from rldistill.losses import ForwardKL
-from rldistill.objective import Term, best_constant_loss, student_spec, total_loss, with_temperatures
-from rldistill.schedules import Cosine
+from rldistill.objective import Term
 from rldistill.students import AnyStudent
-from rldistill.students.gru import GruPolicy
-from rldistill.students.network import NetworkPolicy, encoded_moments
+from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
 from rldistill.students.storage import load_native, save_policy
 from rldistill.students.tree import Tree
 from rldistill.tree_fit import grow
-from rldistill.types import Batch, PolicyOutput
-
-HELDOUT_ROWS = 5_000
-SAVE_EVERY = 2.0
-"""Seconds between checkpoints, which are fsynced and so cost as much as some epochs of a small student."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +101,7 @@ def distill(
     try:
         if isinstance(student, Ridge | Tree):
             return _at_once(dataset, student, config, folder, seed, progress)
-        fit = _Fit(dataset, student, config, folder, seed, initial)
+        fit = GradientFit(dataset, student, config, folder, seed, initial)
         fit.run(progress)
         fit.require_learning()
         save_policy(fit.best_policy(), folder, provenance(seed))
@@ -142,237 +126,8 @@ def _at_once(
         policy = grow(dataset, student, losses, folder, seed)
     else:
         policy = student.build(solvable(dataset.spec)).eval()
-        policy.standardise(*_moments(dataset))
+        policy.standardise(*moments(dataset))
         solve(dataset, policy, student, losses, folder)
     save_policy(policy, folder, provenance(seed))
     progress(config.epochs, config.epochs)
     return load_native(folder)
-
-
-class _Fit:
-    """The state of one fit: network, optimiser, best weights so far, epochs done."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        student: AnyStudent,
-        config: DistillConfig,
-        folder: Path,
-        seed: int,
-        initial: NetworkPolicy | None,
-    ) -> None:
-        self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
-        self.terms = with_temperatures(config.losses, dataset)
-        self.device = _device(config.device)
-        torch.manual_seed(seed)
-        self.policy = student.build(student_spec(dataset.spec, self.terms))
-        self.policy.standardise(*_moments(dataset))
-        if initial is not None:
-            self.policy.load_state_dict(initial.state_dict())
-        self.policy.to(self.device)
-        self.weights = _flattened(self.policy)
-        self.optimizer = torch.optim.AdamW(
-            [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.train_rows = np.flatnonzero(~dataset.heldout)
-        self.heldout_rows = np.flatnonzero(dataset.heldout)
-        if not isinstance(self.policy, GruPolicy):  # which needs whole episodes
-            self.heldout_rows = _spread(self.heldout_rows, HELDOUT_ROWS)
-        self.best_loss, self.best, self.stale, self.epoch = np.inf, _copy(self.policy), 0, 0
-        self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
-        if self.checkpoint.exists():
-            self._restore()
-
-    def run(self, progress: Callable[[int, int], None]) -> None:
-        started = time.monotonic()
-        while self.epoch < self.config.epochs and not self._stale():
-            train_loss = self._train_epoch()
-            self.epoch += 1
-            heldout_loss, agreement = self._heldout()
-            self.stale = 0 if heldout_loss < self.best_loss else self.stale + 1
-            if self.stale == 0:
-                self.best_loss, self.best = heldout_loss, _copy(self.policy)
-            self._log(train_loss, heldout_loss, agreement, time.monotonic() - started)
-            if time.monotonic() - self.saved > SAVE_EVERY:
-                self._save()
-                self.saved = time.monotonic()
-            progress(self.epoch, self.config.epochs)
-
-    def best_policy(self) -> NetworkPolicy:
-        self.policy.load_state_dict(self.best)
-        return self.policy.cpu().eval()
-
-    def require_learning(self) -> None:
-        constant = best_constant_loss(self.terms, self.dataset.batch(self.heldout_rows), self.policy.spec.head)
-        if not self.best_loss < constant:
-            raise NothingLearnedError(
-                f"{self.folder}: the student learned nothing: its held-out loss is {self.best_loss:.4g}, and the best "
-                f"constant prediction has {constant:.4g}. Collect more steps, or look at the losses and the rate."
-            )
-
-    def _stale(self) -> bool:
-        return 0 < self.config.patience <= self.stale
-
-    def _train_epoch(self) -> float:
-        self.policy.train()
-        rng = np.random.default_rng([self.seed, self.epoch])
-        an_epoch = -(-len(self.train_rows) // self.config.batch_size)
-        total_steps, step = self.config.epochs * an_epoch, self.epoch * an_epoch
-        sum_loss = torch.zeros((), device=self.device)
-        count = 0
-        rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
-        for batch, output in self._outputs(self.train_rows, self.config.batch_size, rng):
-            progress = min(step / total_steps, 1.0)
-            if rate is not None:
-                self.optimizer.param_groups[0]["lr"] = rate(progress)
-            loss = total_loss(self.terms, output, batch, progress)
-            gradient = self.weights.grad
-            assert gradient is not None
-            gradient.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            gradient.div_((gradient.norm() / self.config.clip).clamp_min_(1))
-            self.optimizer.step()
-            sum_loss += loss.detach()
-            step, count = step + 1, count + 1
-        return float(sum_loss) / count
-
-    def _outputs(
-        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[Batch, PolicyOutput]]:
-        """About `size` transitions at a time and what the student says of them; in a random order with `rng`.
-
-        A student that remembers sees whole episodes, window after window, and keeps what it remembers between these.
-        """
-        if not isinstance(self.policy, GruPolicy):
-            for batch in self.dataset.batches(rows if rng is None else rng.permutation(rows), size):
-                batch = batch if self.device.type == "cpu" else _to(batch, self.device)
-                yield batch, self.policy(batch.obs)[0]
-            return
-        length = self.policy.config.window
-        state: Tensor | None = None
-        for window in windows(self.dataset, rows, length, max(1, size // length), rng):
-            batch = window.batch if self.device.type == "cpu" else _to(window.batch, self.device)
-            assert isinstance(batch.obs, Tensor)
-            if state is None:
-                state = self.policy.initial_state(window.starts.shape[1])
-            assert state is not None
-            output, state = self.policy.unroll(batch.obs, window.starts.to(self.device), state.detach().to(self.device))
-            yield batch, output
-
-    def _heldout(self) -> tuple[float, float | None]:
-        """Held-out loss with the final weights of the terms, so that epochs can be compared, and agreement."""
-        self.policy.eval()
-        loss, agreed = 0.0, 0.0
-        with torch.no_grad():
-            size = HELDOUT_ROWS if self.dataset.spec.frames is None else 512
-            for batch, output in self._outputs(self.heldout_rows, size):
-                weight = batch.weight.sum()
-                loss += float(total_loss(self.terms, output, batch, 1.0) * weight)
-                if output.head.discrete:
-                    same = (output.mode() == batch.teacher.mode()).float()
-                    same = same.mean(-1) if same.ndim > batch.weight.ndim else same
-                    agreed += float((same * batch.weight).sum())
-        count = len(self.heldout_rows)
-        return loss / count, agreed / count if self.policy.spec.head.discrete else None
-
-    def _log(self, train_loss: float, heldout_loss: float, agreement: float | None, seconds: float) -> None:
-        row = {
-            "epoch": self.epoch,
-            "step": self.epoch * len(self.train_rows),
-            "train_loss": train_loss,
-            "heldout_loss": heldout_loss,
-            "agreement": agreement,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(seconds, 3),
-        }
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _save(self) -> None:
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        tensors["progress"] = torch.tensor([self.epoch, self.best_loss, self.stale], dtype=torch.float64)
-        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        write_atomic(self.checkpoint, lambda temporary: save_file(whole, temporary))
-
-    def _restore(self) -> None:
-        try:
-            tensors = load_file(self.checkpoint)
-            epoch, self.best_loss, stale = tensors.pop("progress").tolist()
-            self.policy.load_state_dict(_under("policy.", tensors))
-            self.best = _under("best.", tensors)
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in _under("optimizer.", tensors).items():
-                index, key = name.split(".", 1)
-                state.setdefault(int(index), {})[key] = value
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
-        self.epoch, self.stale = int(epoch), int(stale)
-        metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True)[: self.epoch] if metrics.exists() else []
-        write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
-
-
-def _flattened(policy: nn.Module) -> nn.Parameter:
-    """One parameter that the policy's own become views of, and its gradient likewise.
-
-    The optimiser and the clipping then take one operation each instead of one for every layer, which for a small
-    student is half of the time.
-    """
-    own = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    flat = nn.Parameter(torch.empty(sum(parameter.numel() for parameter in own), device=own[0].device))
-    flat.grad = torch.zeros_like(flat)
-    at = 0
-    for parameter in own:
-        weight, gradient = (
-            whole[at:].as_strided(parameter.shape, parameter.stride()) for whole in (flat.detach(), flat.grad)
-        )
-        parameter.data, parameter.grad = weight.copy_(parameter.detach()), gradient
-        at += parameter.numel()
-    return flat
-
-
-def _moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
-    if dataset.spec.obs_dtype == "uint8":
-        # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
-        seen = dataset.obs[_spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)] / np.float32(255)
-        mean, std = np.asarray(seen.mean()), np.asarray(seen.std())
-    else:
-        seen = dataset.obs.astype(np.float64)
-        mean, std = seen.mean(0), seen.std(0)
-    std = np.where(std < 1e-6, 1.0, std)
-    return encoded_moments(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), dataset.spec)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("distill.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    def move(value: object) -> object:
-        if isinstance(value, PolicyOutput):
-            names = ("params", "value", "features", "mask")
-            return PolicyOutput(value.head, **{name: move(getattr(value, name)) for name in names})  # type: ignore[arg-type]
-        return value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-    return Batch(**{field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
-
-
-def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """At most `most` of `rows`, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-
-
-def _copy(policy: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy({name: value.detach().cpu() for name, value in policy.state_dict().items()})
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

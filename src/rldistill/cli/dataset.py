@@ -43,7 +43,7 @@ def relabel(
     quiet: Quiet = False,
 ) -> None:
     """Ask another teacher about the states of a dataset."""
-    from rldistill.config import teacher_from_options
+    from rldistill.options import teacher_from_options
     from rldistill.recipes import datasets as recipe
 
     asked = teacher_from_options(teacher, activation, head, scale)

@@ -42,8 +42,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
-    from rldistill.config import env_from_options, teacher_from_options
     from rldistill.evaluate.verify import Claim
+    from rldistill.options import env_from_options, teacher_from_options
     from rldistill.recipes.teachers import print_verification, verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
@@ -74,8 +74,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
-    from rldistill.config import env_from_options, teachers_from_options
     from rldistill.evaluate.compare import CompareConfig
+    from rldistill.options import env_from_options, teachers_from_options
     from rldistill.recipes import teachers as recipe
 
     config = CompareConfig(episodes=episodes, steps=steps)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 from rldistill.artifacts import open_stage
 from rldistill.collect import collect
@@ -15,6 +14,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import Run, report_round
+from rldistill.schedules import Schedule
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
@@ -24,17 +24,41 @@ def distill_student(
     run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
-    rounds = run.recipe.rounds
+    return in_rounds(run, teacher, dataset, name, seed, resume, overwrite, report, run.recipe.beta)
+
+
+def in_rounds(
+    run: Run,
+    teacher: Policy,
+    dataset: Dataset,
+    name: str,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    report: Report,
+    beta: Schedule,
+    newest_only: bool = False,
+) -> NetworkPolicy:
+    """Distil on the run's dataset, then round after round on what the student of the round before collects.
+
+    Args:
+        run, teacher, dataset, name, seed, resume, overwrite, report: as every recipe has them.
+        beta: the probability that the teacher acts rather than the student, over the rounds.
+        newest_only: whether a round learns from its own steps alone, not from all so far.
+    """
     folder = run.folder / "students" / name / f"seed-{seed}"
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
     student: NetworkPolicy | None = None
-    data = dataset
+    rounds, place, data = run.recipe.rounds, folder / "dataset", dataset
     for number in range(rounds + 1):
         if student is not None:
-            _collect_round(run, teacher, student, folder, seed, number)
-            both = [run.folder / "dataset", folder / "dataset"]
-            data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
+            now = beta((number - 1) / max(rounds - 1, 1))
+            asked = dataclasses.replace(run.collect, steps=run.recipe.steps_per_round, beta=now)
+            collect(run.env, teacher, asked, place, seed=seed, student=student, round=number, resume=True)
+            both = [place] if newest_only else [run.folder / "dataset", place]
+            newest = number if newest_only else None
+            data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
         student = distill(
             data,
             run.students[name],
@@ -47,9 +71,3 @@ def distill_student(
         )
     assert student is not None
     return student
-
-
-def _collect_round(run: Run, teacher: Policy, student: NetworkPolicy, folder: Path, seed: int, number: int) -> None:
-    beta = run.recipe.beta((number - 1) / max(run.recipe.rounds - 1, 1))
-    asked = dataclasses.replace(run.collect, steps=run.recipe.steps_per_round, beta=beta)
-    collect(run.env, teacher, asked, folder / "dataset", seed=seed, student=student, round=number, resume=True)
