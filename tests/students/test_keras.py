@@ -64,7 +64,7 @@ def fitted(dataset: Dataset, tmp_path: Path) -> KerasStudent:
 
 def test_it_learns_and_plain_keras_reads_it(dataset: Dataset, fitted: KerasStudent, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["heldout_loss"] < 0.9 * rows[0]["heldout_loss"] or rows[-1]["agreement"] > 0.9
+    assert rows[-1]["heldout_loss"] < 0.9 * rows[0]["heldout_loss"]
     obs = dataset.observations(np.arange(200))
     plain = keras.saving.load_model(tmp_path / "student" / "policy.keras")
     np.testing.assert_allclose(plain(obs).detach(), params(fitted, obs), rtol=1e-5, atol=1e-5)

@@ -33,6 +33,7 @@ from rldistill.errors import (
 )
 from rldistill.imports import import_name
 from rldistill.students.network import NetworkPolicy
+from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, require_small
 from rldistill.types import Obs, PolicySpec
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
@@ -47,7 +48,6 @@ LAYERS = (
 )  # fmt: skip
 VALUES = ("DTypePolicy", "__keras_tensor__")
 VALUE_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
-MAX_WEIGHTS = 1 << 30
 MOST_ARRAYS, MOST_ACTIVATIONS = 10_000, 1 << 26
 FILE = "policy.keras"
 
@@ -175,7 +175,7 @@ def read_keras(path: Path) -> Any:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
-    _require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
+    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -248,17 +248,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
     for name in (CONFIG, WEIGHTS):
         if name not in names:
             raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
-    return _member(path, archive, CONFIG, MAX_CONFIG), _member(path, archive, WEIGHTS, MAX_WEIGHTS)
-
-
-def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    if archive.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UntrustedFileError(f"{path}: {name} is packed in an unusual way; save the model again")
-    _require_small(path, name, archive.getinfo(name).file_size, limit)
-    with archive.open(name) as file:
-        content = file.read(limit + 1)  # whatever its header says
-    _require_small(path, name, len(content), limit)
-    return content
+    return read_member(path, archive, CONFIG, MAX_CONFIG), read_member(path, archive, WEIGHTS, MAX_WEIGHTS)
 
 
 def _require_known(path: Path, document: Any) -> None:
@@ -334,8 +324,3 @@ def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
         raise SpecMismatchError(
             f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"
         )
-
-
-def _require_small(path: Path, name: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
