@@ -22,6 +22,7 @@ from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.dqn.policies import QNetwork
+from torch import nn
 from torch.nn import functional as F
 
 from rldistill.data.frames import Padding, stack_frames
@@ -146,16 +147,28 @@ class FrameReplayBuffer(BaseBuffer):
 
 
 class DoubleDQN(DQN):
-    """SB3's DQN with double Q-learning and a schedule of work that suits CPUs.
+    """SB3's DQN with double Q-learning, quantiles if asked, and a schedule of work that suits CPUs.
+
+    With `n_quantiles` > 1 each action has that many outputs theta_i, its Q value is their mean, and the loss is
+    2 sum_i mean_j |tau_i - 1(delta_ij < 0)| Huber(delta_ij), delta_ij = r + gamma theta'_j(s', a*) - theta_i(s, a),
+    tau_i = (i + 1/2) / n_quantiles (QR-DQN, Dabney 2017, arXiv 1710.10044); one quantile is plain double DQN. The
+    Huber loss is delta^2 / (2 kappa) below `kappa` and |delta| - kappa / 2 above. As a teacher, such a network is
+    stored with one output an action: the mean is linear.
 
     With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
     step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
     """
 
-    def __init__(self, *args: Any, average_decay: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, average_decay: float = 0.0, n_quantiles: int = 1, kappa: float = 1.0, **kwargs: Any
+    ) -> None:
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay: expected a number from 0 to below 1, found {average_decay}")
-        self.average_decay = average_decay
+        if n_quantiles < 1:
+            raise ValueError(f"n_quantiles: expected at least 1, found {n_quantiles}")
+        if kappa <= 0:
+            raise ValueError(f"kappa: expected a number above 0, found {kappa}")
+        self.average_decay, self.n_quantiles, self.kappa = average_decay, n_quantiles, kappa
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -166,6 +179,8 @@ class DoubleDQN(DQN):
             self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
         super()._setup_model()
         self.n_steps = n_steps
+        if self.n_quantiles > 1:
+            self._widen_outputs()
         if len(self.observation_space.shape or ()) == 3:
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
@@ -176,6 +191,16 @@ class DoubleDQN(DQN):
         # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def _widen_outputs(self) -> None:
+        for net in (self.q_net, self.q_net_target):
+            *_, last = net.q_net
+            assert isinstance(last, nn.Linear)
+            wide = nn.Linear(last.in_features, self.n_quantiles * last.out_features, device=self.device)
+            net.q_net[-1] = wide
+        self.q_net_target.load_state_dict(self.q_net.state_dict())
+        kind, settings = self.policy.optimizer_class, self.policy.optimizer_kwargs
+        self.policy.optimizer = kind(self.q_net.parameters(), lr=self.lr_schedule(1), **settings)  # type: ignore[call-arg]
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Note that `gradient_steps` are due; they run while the environments take their next step."""
@@ -224,12 +249,11 @@ class DoubleDQN(DQN):
         obs, actions, next_obs, dones, rewards, discounts, weights = part
         with torch.no_grad():
             scaled = self._scaled(next_obs)
-            best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
-            next_q = self._q_values(self.q_net_target, scaled).gather(1, best)
-            target = rewards + (1 - dones) * discounts * next_q
-        current_q = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
-        loss = (weights * F.smooth_l1_loss(current_q, target, reduction="none")).sum()
-        td_errors = (target - current_q.detach()).flatten()
+            best = self._quantiles(self.q_net, scaled).mean(1).argmax(1)
+            target = rewards + (1 - dones) * discounts * _of_action(self._quantiles(self.q_net_target, scaled), best)
+        current = _of_action(self._quantiles(self.q_net, self._scaled(obs)), actions.long().flatten())
+        loss = (weights * _quantile_huber(current, target, self.kappa)).sum()
+        td_errors = target.mean(1) - current.detach().mean(1)
         return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _add_to_average(self) -> None:
@@ -262,7 +286,8 @@ class DoubleDQN(DQN):
             return obs.float()
         return obs.to(_fastest_dtype(self.device.type), memory_format=torch.channels_last).mul_(1 / 255)
 
-    def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
+    def _quantiles(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
+        """Of each action's return, (batch, quantile, action)."""
         extractor = net.features_extractor
         if scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
             # The convolutions alone: the action gaps of Pong are smaller than bfloat16's steps near its Q values.
@@ -271,8 +296,8 @@ class DoubleDQN(DQN):
             features = extractor.linear(features.float())
         else:
             features = extractor(scaled_obs.float())
-        q_values: torch.Tensor = net.q_net(features)
-        return q_values
+        outputs: torch.Tensor = net.q_net(features)
+        return outputs.unflatten(1, (self.n_quantiles, -1))
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -280,12 +305,25 @@ class DoubleDQN(DQN):
         """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
         obs, vectorized = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            action = self._q_values(self.q_net, self._scaled(obs)).argmax(1).cpu().numpy()  # type: ignore[arg-type]
+            action = self._quantiles(self.q_net, self._scaled(obs)).mean(1).argmax(1).cpu().numpy()  # type: ignore[arg-type]
         action = action if vectorized else action[0]
         if not deterministic:
             explore = np.random.rand(*np.shape(action)) < self.exploration_rate
             action = np.where(explore, np.random.randint(0, self.action_space.n, np.shape(action)), action)  # type: ignore[attr-defined]
         return action, state
+
+
+def _of_action(quantiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    return quantiles[torch.arange(len(actions)), :, actions]
+
+
+def _quantile_huber(current: torch.Tensor, target: torch.Tensor, kappa: float) -> torch.Tensor:
+    """Of each row, as `DoubleDQN` says; (batch, quantile) both."""
+    count = current.shape[1]
+    tau = (torch.arange(count, device=current.device)[:, None] + 0.5) / count
+    current, target = torch.broadcast_tensors(current[:, :, None], target[:, None])
+    side = (tau - (target < current.detach()).float()).abs()
+    return 2 * (side * F.smooth_l1_loss(current, target, reduction="none", beta=kappa)).mean(2).sum(1, keepdim=True)
 
 
 @cache

@@ -79,7 +79,8 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, divided: Col
 
 def _sorted(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     if layers := _layers(tensors, r"q_net\.q_net\.(\d+)"):
-        return _Parts("q_net.features_extractor", layers[:-1], layers[-1], _as_kind(neutral, "q_values"))
+        mean = _mean_quantile(layers[-1], neutral)
+        return _Parts("q_net.features_extractor", layers[:-1], mean, _as_kind(neutral, "q_values"))
     if layers := _layers(tensors, r"quantile_net\.quantile_net\.(\d+)"):
         mean = _mean_quantile(layers[-1], neutral)
         return _Parts("quantile_net.features_extractor", layers[:-1], mean, _as_kind(neutral, "q_values"))

@@ -234,6 +234,8 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
     weights = [value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))]
     if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) != 3:
         weights[0] = weights[0] / 255  # as to_native has multiplied it
+    copies = getattr(model, "n_quantiles", 1)
+    weights[-2:] = [weights[-2].repeat(copies, 1), weights[-1].repeat(copies)]
     for net in (model.q_net, model.q_net_target):
         try:
             net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
