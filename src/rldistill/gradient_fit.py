@@ -21,7 +21,7 @@ from rldistill.artifacts import write_atomic
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.objective import best_constant_loss, student_spec, total_loss, with_temperatures
+from rldistill.objective import best_constant_loss, feature_size, student_spec, total_loss, with_temperatures
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
 from rldistill.students.gru import GruPolicy
@@ -54,8 +54,9 @@ class GradientFit:
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))
         self.policy.standardise(*moments(dataset))
+        self._add_heads()
         if initial is not None:
-            self.policy.load_state_dict(initial.state_dict())
+            self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.policy.to(self.device)
         self.weights = _flattened(self.policy)
         self.optimizer = torch.optim.AdamW(
@@ -69,6 +70,16 @@ class GradientFit:
         self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
         if self.checkpoint.exists():
             self._restore()
+
+    def _add_heads(self) -> None:
+        """What the losses train beyond the policy itself."""
+        asked = {term.loss.student_head for term in self.terms}
+        if asked <= {"value", "features"}:
+            raise ConfigError("distill.losses: these losses train no policy; add one that does, such as forward_kl")
+        if "value" in asked:
+            self.policy.add_value()
+        if "features" in asked and (size := feature_size(self.dataset.batch(np.arange(1)).teacher)):
+            self.policy.add_features(size)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         started = time.monotonic()

@@ -51,13 +51,21 @@ def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
     return dataclasses.replace(teacher, head=head)
 
 
+def feature_size(teacher: PolicyOutput) -> int:
+    """F, the length of the teacher's features; 0 where there are none."""
+    return 0 if teacher.features is None else teacher.features.shape[-1]
+
+
 def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
     """The lowest loss that one output for all observations can have."""
-    constant = batch.teacher.params.mean(0)[: head.num_params].clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([constant], max_iter=100, line_search_fn="strong_wolfe")
+    params = batch.teacher.params.mean(0)[: head.num_params].clone().requires_grad_()
+    value = torch.zeros((), requires_grad=True)
+    features = torch.zeros(feature_size(batch.teacher), requires_grad=True)
+    optimizer = torch.optim.LBFGS([params, value, features], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        output = PolicyOutput(head, constant.expand(len(batch.action), -1))
+        said = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
+        output = PolicyOutput(head, *said)
         return total_loss(terms, output, batch, 1.0)
 
     def closure() -> float:

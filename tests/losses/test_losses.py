@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from rldistill.errors import SpecMismatchError
 from rldistill.losses import (
     QMSE,
     ActionNLL,
     AdvantageWeightedNLL,
     BellmanTarget,
     Entropy,
+    FeatureMSE,
     ForwardKL,
     GapWeightedNLL,
     Jeffreys,
     LargeMargin,
     QHuber,
     ReverseKL,
+    ValueMSE,
     Wasserstein,
 )
 from rldistill.types import ActionHead, Batch, PolicyOutput
@@ -158,3 +161,27 @@ def test_large_margin_by_hand() -> None:
     batch = make_batch(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     loss = LargeMargin(margin=0.5)(PolicyOutput(Q, torch.tensor([[4.0, 5.0], [5.0, 5.0]])), batch)
     assert loss.tolist() == pytest.approx([0.0, 0.5])
+
+
+def test_value_mse_by_hand() -> None:
+    # V_teacher = max (1, 3) = 3; (5 - 3)^2. A teacher of logits says it itself: (5 - 7)^2.
+    params = torch.tensor([[1.0, 3.0]])
+    student = PolicyOutput(LOGITS, torch.zeros(1, 2), value=torch.tensor([5.0]))
+    assert ValueMSE()(student, make_batch(params)).tolist() == [4.0]
+    batch = make_batch(params, LOGITS)
+    batch = dataclasses.replace(batch, teacher=PolicyOutput(LOGITS, params, value=torch.tensor([7.0])))
+    assert ValueMSE()(student, batch).tolist() == [4.0]
+
+
+def test_feature_mse_by_hand() -> None:
+    # ((1 - 0)^2 + (2 - 4)^2) / 2
+    teacher = PolicyOutput(Q, torch.zeros(1, 2), features=torch.tensor([[0.0, 4.0]]))
+    batch = dataclasses.replace(make_batch(torch.zeros(1, 2)), teacher=teacher)
+    assert FeatureMSE()(PolicyOutput(Q, torch.zeros(1, 2), features=torch.tensor([[1.0, 2.0]])), batch).item() == 2.5
+
+
+@pytest.mark.parametrize("loss", [ValueMSE(), FeatureMSE()])
+def test_what_was_never_said_is_asked_for(loss: ValueMSE | FeatureMSE) -> None:
+    student = PolicyOutput(LOGITS, torch.zeros(1, 2))
+    with pytest.raises(SpecMismatchError, match="teacher"):
+        loss(student, make_batch(torch.zeros(1, 2), LOGITS))

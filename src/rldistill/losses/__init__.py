@@ -1,5 +1,6 @@
 """Losses: frozen, callable dataclasses that return their leading dimensions unreduced."""
 
+from rldistill.losses.feature import FeatureMSE
 from rldistill.losses.policy import (
     ActionNLL,
     AdvantageWeightedNLL,
@@ -10,7 +11,7 @@ from rldistill.losses.policy import (
     ReverseKL,
     Wasserstein,
 )
-from rldistill.losses.value import QMSE, BellmanTarget, LargeMargin, QHuber
+from rldistill.losses.value import QMSE, BellmanTarget, LargeMargin, QHuber, ValueMSE
 
 AnyLoss = (
     ForwardKL
@@ -25,6 +26,8 @@ AnyLoss = (
     | QHuber
     | BellmanTarget
     | LargeMargin
+    | ValueMSE
+    | FeatureMSE
 )
 LOSSES: dict[str, type[AnyLoss]] = {
     "forward_kl": ForwardKL,
@@ -39,6 +42,8 @@ LOSSES: dict[str, type[AnyLoss]] = {
     "q_huber": QHuber,
     "bellman_target": BellmanTarget,
     "large_margin": LargeMargin,
+    "value_mse": ValueMSE,
+    "feature_mse": FeatureMSE,
 }
 
 __all__ = [
@@ -49,11 +54,13 @@ __all__ = [
     "AnyLoss",
     "BellmanTarget",
     "Entropy",
+    "FeatureMSE",
     "ForwardKL",
     "GapWeightedNLL",
     "Jeffreys",
     "LargeMargin",
     "QHuber",
     "ReverseKL",
+    "ValueMSE",
     "Wasserstein",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses.functional import require_kind, require_same_space
 from rldistill.types import Batch, PolicyOutput
 
@@ -87,6 +87,27 @@ class LargeMargin:
         best = batch.teacher.params.detach().argmax(-1, keepdim=True)
         margins = torch.full_like(student.params, self.margin).scatter(-1, best, 0.0)
         return (student.params + margins).amax(-1) - student.params.gather(-1, best).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class ValueMSE:
+    """(V_student(s) - V_teacher(s))^2, V_teacher(s) = max_a Q_teacher(s, a) for a teacher of Q values.
+
+    The student gets a value of its own, a linear function of its last hidden layer, which is saved with it. It trains
+    no policy by itself: take another loss with it. Schmitt 2018, arXiv 1803.03835.
+    """
+
+    student_head: ClassVar[str] = "value"
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        teacher = batch.teacher
+        label = teacher.params.amax(-1) if teacher.head.kind == "q_values" else teacher.value
+        if label is None:
+            raise SpecMismatchError(f"ValueMSE needs a teacher with a value, and this one is {teacher.head.kind} alone")
+        if student.value is None:
+            raise SpecMismatchError("ValueMSE needs a student with a value, and this one has none")
+        return (student.value - label.detach()) ** 2
 
 
 def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:

@@ -96,12 +96,9 @@ class GruPolicy(NetworkPolicy):
             state = self.cell(seen[step], state.masked_fill(starts[step, :, None], 0.0))
             states.append(state)
         output = self._legal(self._said(torch.cat(states)), entries)
-        params, features, mask = (
-            None if part is None else part.reshape(steps, lanes, -1)
-            for part in (output.params, output.features, output.mask)
+        params, value, features, mask = (
+            None if part is None else part.reshape(steps, lanes, *part.shape[1:])
+            for part in (output.params, output.value, output.features, output.mask)
         )
         assert params is not None
-        return PolicyOutput(output.head, params, features=features, mask=mask), state
-
-    def _said(self, features: Tensor) -> PolicyOutput:
-        return PolicyOutput(self.spec.head, self._params(features), features=features)
+        return PolicyOutput(output.head, params, value, features, mask), state

@@ -54,6 +54,9 @@ class NetworkPolicy(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
         self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
         self.obs_clip: dict[str, float] = {}
+        self.width = width
+        self.value_head: nn.Linear | None = None
+        self.feature_head: nn.Linear | None = None
 
     @property
     def spec(self) -> PolicySpec:
@@ -73,11 +76,35 @@ class NetworkPolicy(nn.Module):
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(std)
 
+    def add_value(self) -> None:
+        """Say a value, too: a linear function of the last hidden layer, 0 at first."""
+        self._require_hidden_layer("a value")
+        self.value_head = nn.Linear(self.width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def add_features(self, size: int) -> None:
+        """Let the features be a linear function, `[B, size]`, of the last hidden layer, until the policy is saved."""
+        self._require_hidden_layer("features of its own")
+        self.feature_head = nn.Linear(self.width, size)
+
+    def _require_hidden_layer(self, what: str) -> None:
+        if not self.width:
+            raise ConfigError(
+                f"a {type(self.config).__name__.lower()} student cannot learn {what}: leave that loss out"
+            )
+
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
         entries = self._entries(obs)
         features = self.body(self.standardised(entries))
-        return self._legal(PolicyOutput(self._spec.head, self._params(features), features=features), entries), None
+        return self._legal(self._said(features), entries), None
+
+    def _said(self, hidden: Tensor) -> PolicyOutput:
+        """What follows from the last hidden layer."""
+        value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)
+        features = hidden if self.feature_head is None else self.feature_head(hidden)
+        return PolicyOutput(self._spec.head, self._params(hidden), value, features)
 
     def _params(self, features: Tensor) -> Tensor:
         """The head's parameters, `[B, P]`, of the last hidden layer."""

@@ -44,7 +44,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
     tensors = _learned(policy)
     if half:
         # Not the buffers: a small obs_std would become 0, and a large obs_mean infinite.
-        tensors |= {name: tensors[name].half() for name, _ in policy.named_parameters()}
+        tensors |= {name: tensors[name].half() for name, _ in policy.named_parameters() if name in tensors}
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             dtype = str(value.dtype).removeprefix("torch.")
@@ -56,6 +56,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         "config": dataclasses.asdict(policy.config),
         "spec": dataclasses.asdict(policy.spec),
         "obs_clip": policy.obs_clip,
+        "value": policy.value_head is not None,
         "provenance": provenance,
         "sha256": content_hash(tensors),
     }
@@ -74,6 +75,8 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
         raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
     fields = _Fields(path, document)
     policy = _build(fields, folder)
+    if _Fields(path, {"value": False, **document}).get("value", lambda value: type(value) is bool, "true or false"):
+        _add_value(policy, path)
     tensors = _tensors(folder / TENSORS, fields.get("sha256", lambda value: isinstance(value, str), "a text"))
     # Copies, since the file's own memory is neither aligned nor the policy's to keep.
     weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
@@ -135,7 +138,19 @@ class _Fields:
 def _learned(policy: NetworkPolicy) -> dict[str, Tensor]:
     """The numbers of a policy; Keras also counts, in integers, what it has seen."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    return {name: value for name, value in tensors.items() if value.is_floating_point()}
+    return {
+        name: value
+        for name, value in tensors.items()
+        if value.is_floating_point() and not name.startswith("feature_head.")
+    }
+
+
+def _add_value(policy: NetworkPolicy, path: Path) -> None:
+    try:
+        with torch.device("meta"):
+            policy.add_value()
+    except ConfigError as error:
+        raise CorruptArtifactError(f"{path}: value: {error}") from None
 
 
 def _build(fields: _Fields, folder: Path) -> NetworkPolicy:

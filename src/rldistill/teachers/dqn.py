@@ -297,7 +297,7 @@ class DoubleDQN(DQN):
         else:
             features = extractor(scaled_obs.float())
         outputs: torch.Tensor = net.q_net(features)
-        return outputs.unflatten(1, (self.n_quantiles, -1))
+        return outputs.view(len(outputs), self.n_quantiles, -1)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -321,7 +321,7 @@ def _quantile_huber(current: torch.Tensor, target: torch.Tensor, kappa: float) -
     """Of each row, as `DoubleDQN` says; (batch, quantile) both."""
     count = current.shape[1]
     tau = (torch.arange(count, device=current.device)[:, None] + 0.5) / count
-    current, target = torch.broadcast_tensors(current[:, :, None], target[:, None])
+    current, target = current[:, :, None].expand(-1, -1, count), target[:, None].expand(-1, count, -1)
     side = (tau - (target < current.detach()).float()).abs()
     return 2 * (side * F.smooth_l1_loss(current, target, reduction="none", beta=kappa)).mean(2).sum(1, keepdim=True)
 
