@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError
-from rldistill.losses import BellmanTarget
+from rldistill.losses import QMSE, AnyLoss, BellmanTarget, LargeMargin
 from rldistill.objective import Term
 from rldistill.students import Mlp, Ridge
+from rldistill.students.features import Fourier
+from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
-from rldistill.types import PolicySpec
+from rldistill.types import ActionHead, PolicySpec
 
 
 def test_the_solution_is_scikit_learns(dataset: Dataset, tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ def test_fourier_features_see_what_a_line_does_not(tmp_path: Path) -> None:
         teacher.output.weight *= 30
     data = collect(env, teacher, CollectConfig(steps=4_000, epsilon=0.3), tmp_path / "data")
     errors = {}
-    for name, student in (("raw", Ridge()), ("fourier", Ridge(features="fourier", num_features=512, l2=1e-6))):
+    for name, student in (("raw", Ridge()), ("fourier", Ridge(1e-6, Fourier(512)))):
         fitted = distill(data, student, DistillConfig(), tmp_path / name)
         assert fitted.spec.head.kind == "deterministic"
         errors[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text())["heldout_loss"]
@@ -56,22 +59,46 @@ def test_fourier_features_see_what_a_line_does_not(tmp_path: Path) -> None:
 
 def test_fourier_features_by_hand() -> None:
     torch.manual_seed(0)
-    policy = Ridge(features="fourier", num_features=3, bandwidth=2.0).build(PolicySpec((4,), "float32", spec_head()))
-    fourier, x = policy.body[1], torch.randn(5, 4)
-    expected = np.sqrt(2 / 3) * np.cos(x.numpy() @ fourier.weight.T.numpy() + fourier.bias.numpy())
-    np.testing.assert_allclose(fourier(x), expected, rtol=1e-5, atol=1e-6)
+    body, _ = Fourier(3, bandwidth=2.0).build(PolicySpec((4,), "float32", ActionHead("categorical", (2,))))
+    waves, x = body[1], torch.randn(5, 4)  # type: ignore[index]
+    expected = np.sqrt(2 / 3) * np.cos(x.numpy() @ waves.weight.T.numpy() + waves.bias.numpy())
+    np.testing.assert_allclose(waves(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def spec_head() -> object:
-    return spec_from_env(EnvConfig("CartPole-v1")).head
+def test_fitted_q_regresses_each_action_on_its_own_targets(dataset: Dataset, tmp_path: Path) -> None:
+    loss = BellmanTarget(gamma=0.9)
+    student = distill(dataset, Ridge(l2=1e-3), DistillConfig(losses=(Term(loss),)), tmp_path)
+    assert student.spec.head.kind == "q_values"
+    column, train = dataset.columns, ~dataset.heldout
+    targets = column["reward"] + 0.9 * column["next_teacher"].max(1) * ~column["terminated"]
+    obs = dataset.observations(np.arange(len(dataset))).double().numpy()
+    scaled = (obs - student.obs_mean.numpy()) / student.obs_std.numpy()
+    with torch.no_grad():
+        said = student(dataset.observations(np.arange(len(dataset))))[0].params.numpy()
+    for action in range(2):
+        rows = train & (column["action"] == action)
+        reference = Reference(alpha=1e-3 * rows.sum()).fit(scaled[rows], targets[rows])
+        np.testing.assert_allclose(said[:, action], reference.predict(scaled), rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_that_is_no_least_squares_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="BellmanTarget is not"):
-        distill(dataset, Ridge(), DistillConfig(losses=(Term(BellmanTarget()),)), tmp_path)
+def test_an_action_that_was_never_taken_has_no_target(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    always = dataclasses.replace(teacher.spec, head=teacher.spec.head)
+    stubborn = Mlp((4,)).build(always)
+    with torch.no_grad():
+        stubborn.output.bias.copy_(torch.tensor([9.0, -9.0]))
+    data = collect(EnvConfig("CartPole-v1"), stubborn, CollectConfig(steps=500), tmp_path / "data")
+    with pytest.raises(ConfigError, match="action 1 never was"):
+        distill(data, Ridge(), DistillConfig(losses=(Term(BellmanTarget()),)), tmp_path / "student")
 
 
-@pytest.mark.parametrize("wrong", [{"l2": 0.0}, {"bandwidth": -1.0}, {"num_features": 0}, {"features": "cubic"}])
-def test_numbers_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Ridge(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("losses", [(LargeMargin(),), (BellmanTarget(), QMSE())])
+def test_losses_that_are_no_least_squares_are_refused(
+    dataset: Dataset, tmp_path: Path, losses: tuple[AnyLoss, ...]
+) -> None:
+    with pytest.raises(ConfigError, match=type(losses[0]).__name__):
+        distill(dataset, Ridge(), DistillConfig(losses=tuple(map(Term, losses))), tmp_path)
+
+
+def test_a_penalty_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="l2"):
+        Ridge(l2=0.0)

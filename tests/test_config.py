@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from rldistill import schedules
 from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
 from rldistill.losses import ForwardKL, QHuber
-from rldistill.schedules import Constant, Linear
-from rldistill.students import Cnn, Mlp
+from rldistill.schedules import Constant
+from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
+from rldistill.students.features import Fourier, Standardised
+from rldistill.students.screen import Objects
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -49,7 +52,7 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     assert plan.students == {"small": Mlp(hidden=(8, 8)), "cnn": Cnn()}
     first, second, third = plan.distill.losses
     assert first.loss == ForwardKL(temperature=0.2)
-    assert first.weight == Linear(start=1.0, end=0.0)
+    assert first.weight == schedules.Linear(start=1.0, end=0.0)
     assert (second.loss, second.weight) == (QHuber(delta=2.0), Constant(1.0))
     assert third.loss == ForwardKL()
     assert plan.distill.learning_rate == 2e-4
@@ -172,3 +175,32 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
 def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
         RunConfig.load(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
+
+
+def test_features_go_by_name_alone_or_with_their_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    text = """
+env: {id: CartPole-v1}
+teacher: somewhere
+students:
+  plain: linear
+  waves: {type: ridge, l2: 1e-3, features: {type: fourier, num_features: 12}}
+  standardised: {type: linear, features: standardised}
+  objects: {type: tree, features: {type: objects, regions: [[ball, 14, 78, 12, 72]]}}
+"""
+    file.write_text(text)
+    students = RunConfig.load(file).plan().students
+    assert students == {
+        "plain": Linear(),
+        "waves": Ridge(1e-3, Fourier(12)),
+        "standardised": Linear(Standardised()),
+        "objects": Tree(features=Objects((("ball", 14, 78, 12, 72),))),
+    }
+    for override, message in (
+        ("students.waves.features.type=furier", "Did you mean 'fourier'"),
+        ("students.waves.features.num_feature=3", "Did you mean 'num_features'"),
+        ("students.plain=liner", "Did you mean 'linear'"),
+        ("students.objects.features.regions=[[ball, 1, 2]]", "regions"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            RunConfig.load(file, [override])

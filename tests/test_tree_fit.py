@@ -31,7 +31,7 @@ SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
 
 def test_decisions_by_hand() -> None:
     # x0 <= 1 ? leaf 1 : (x1 <= -2 ? leaf 3 : leaf 4)
-    policy = TreePolicy(Tree(nodes=5), SPEC)
+    policy = Tree(nodes=5).build(SPEC)
     with torch.no_grad():
         policy.feature.copy_(torch.tensor([0.0, -1, 1, -1, -1]))
         policy.threshold.copy_(torch.tensor([1.0, 0, -2, 0, 0]))
@@ -50,7 +50,7 @@ def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entr
 
 def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
-    obs, actions, weights = _table(dataset, student.spec)
+    obs, actions, weights = _table(dataset, student)  # type: ignore[arg-type]
     train = ~dataset.heldout
     reference = _sklearn_tree(Tree(max_depth=5), student.spec, 0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from rldistill.report import write_report
     from rldistill.students import Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
     from rldistill.students.budget import fit_budget
+    from rldistill.students.network import NetworkPolicy
+    from rldistill.students.storage import trust
     from rldistill.teachers.load import load_policy
     from rldistill.teachers.train import TrainConfig, train_teacher
     from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
@@ -71,6 +73,8 @@ _EXPORTS = {
     "Tree": "rldistill.students",
     "Keras": "rldistill.students",
     "fit_budget": "rldistill.students.budget",
+    "NetworkPolicy": "rldistill.students.network",
+    "trust": "rldistill.students.storage",
     "ForwardKL": "rldistill.losses",
     "ReverseKL": "rldistill.losses",
     "Jeffreys": "rldistill.losses",
@@ -122,6 +126,8 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Tree",
     "Keras",
     "fit_budget",
+    "NetworkPolicy",
+    "trust",
     "ForwardKL",
     "ReverseKL",
     "Jeffreys",

@@ -5,23 +5,37 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from rldistill.artifacts import write_atomic
 from rldistill.data.dataset import Dataset
-from rldistill.errors import ConfigError, NothingLearnedError
-from rldistill.losses import QMSE, AnyLoss, ForwardKL
+from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
+from rldistill.losses import QMSE, AnyLoss, BellmanTarget, ForwardKL
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
-from rldistill.types import PolicyOutput, PolicySpec
+from rldistill.types import Batch, PolicyOutput, PolicySpec
 
+Rows = NDArray[np.int64]
 ROWS = 2_048
 LARGE = 8_192
 """Features beyond which the Gram matrix is kept in float32: it is as large as they are squared."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What one column, or all, of the output are fitted to: labels `[B, P]` of a batch, on some of the transitions."""
+
+    outputs: slice
+    train: Rows
+    heldout: Rows
+    labels: Callable[[Batch], Tensor]
 
 
 def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple[AnyLoss, ...], folder: Path) -> None:
@@ -33,29 +47,54 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
         ConfigError: a loss that least squares cannot stand for.
         NothingLearnedError: the held-out error is no better than that of the mean label.
     """
-    for loss in losses:
-        if not isinstance(loss, ForwardKL | QMSE):
-            raise ConfigError(
-                f"distill.losses: a ridge student fits the teacher's labels by least squares, which "
-                f"{type(loss).__name__} is not; leave it out, or take q_mse or a student that learns by gradient"
-            )
     started = time.monotonic()
-    train = np.flatnonzero(~dataset.heldout)
-    gram, cross, mean, target_mean = _moments(dataset, policy, train)
-    eye = torch.eye(len(gram), dtype=gram.dtype)
-    weight = torch.linalg.solve(gram + student.l2 * eye, cross)
-    with torch.no_grad():
-        policy.output.weight.copy_(weight.T)  # type: ignore[operator]
-        policy.output.bias.copy_(target_mean - mean @ weight)  # type: ignore[operator]
-    error, agreement, variance = _heldout(dataset, policy, target_mean)
-    row = {"epoch": 1, "step": len(train), "heldout_loss": error, "agreement": agreement}
-    row["seconds"] = round(time.monotonic() - started, 3)
+    layer = policy.output
+    assert isinstance(layer, nn.Linear)
+    error = variance = 0.0
+    for fit in _fits(dataset, losses):
+        gram, cross, mean, target_mean = _moments(dataset, policy, fit)
+        eye = torch.eye(len(gram), dtype=gram.dtype)
+        weight = torch.linalg.solve(gram + student.l2 * eye, cross)
+        with torch.no_grad():
+            layer.weight[fit.outputs] = weight.T.to(torch.float32)
+            layer.bias[fit.outputs] = (target_mean - mean @ weight).to(torch.float32)
+        errors = _heldout_errors(dataset, policy, fit, target_mean)
+        error, variance = error + errors[0], variance + errors[1]
+    count = int(dataset.heldout.sum())
+    row: dict[str, float | None] = {"epoch": 1, "step": len(dataset) - count, "heldout_loss": error / count}
+    row |= {"agreement": _agreement(dataset, policy), "seconds": round(time.monotonic() - started, 3)}
     write_atomic(folder / "metrics.jsonl", lambda temporary: temporary.write_text(json.dumps(row) + "\n"))
     if not error < variance:
         raise NothingLearnedError(
-            f"{folder}: the student learned nothing: its held-out squared error is {error:.4g}, and the mean label has "
-            f"{variance:.4g}. Collect more steps, or raise l2."
+            f"{folder}: the student learned nothing: its held-out squared error is {error / count:.4g}, and the mean "
+            f"label has {variance / count:.4g}. Collect more steps, or raise l2."
         )
+
+
+def _fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[_Fit]:
+    train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
+    if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
+        return [_Fit(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
+    if len(losses) > 1 or not isinstance(losses[0], BellmanTarget):
+        names = ", ".join(type(loss).__name__ for loss in losses)
+        raise ConfigError(
+            "distill.losses: a ridge student fits the teacher's labels, or bellman_target alone, by least squares, and "
+            f"not {names}; take q_mse, bellman_target or a student that learns by gradient"
+        )
+    loss = losses[0]
+    if dataset.spec.head.kind != "q_values":
+        raise SpecMismatchError(f"BellmanTarget needs a teacher of q_values, and this one is {dataset.spec.head.kind}")
+    taken = dataset.columns["action"]
+    fits = []
+    for action in range(dataset.spec.head.num_params):
+        rows, others = (part[taken[part] == action] for part in (train, heldout))
+        if not len(rows):
+            raise ConfigError(
+                f"distill.losses: bellman_target learns from actions that were taken, and action {action} never was; "
+                "collect with epsilon above 0, or more steps"
+            )
+        fits.append(_Fit(slice(action, action + 1), rows, others, lambda batch: loss.target(batch)[:, None]))
+    return fits
 
 
 def solvable(spec: PolicySpec) -> PolicySpec:
@@ -71,15 +110,13 @@ def targets(teacher: PolicyOutput) -> Tensor:
     return teacher.params if teacher.head.discrete else teacher.mode()
 
 
-def _moments(
-    dataset: Dataset, policy: NetworkPolicy, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moments(dataset: Dataset, policy: NetworkPolicy, fit: _Fit) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Phi' Phi / N and Phi' Y / N of centred features and labels, and the means of both."""
     sums: list[Tensor] = []
     dtype = torch.float64
     with torch.no_grad():
-        for batch in dataset.batches(rows, ROWS):
-            features, labels = _features(policy, batch.obs), targets(batch.teacher)
+        for batch in dataset.batches(fit.train, ROWS):
+            features, labels = _features(policy, batch.obs), fit.labels(batch)
             if not sums:
                 dtype = torch.float32 if features.shape[1] > LARGE else torch.float64
                 sizes = [(features.shape[1],) * 2, (features.shape[1], labels.shape[1])]
@@ -89,7 +126,7 @@ def _moments(
             sums[1].addmm_(features.T, labels)
             sums[2] += features.sum(0)
             sums[3] += labels.sum(0)
-    gram, cross, mean, target_mean = (total / len(rows) for total in sums)
+    gram, cross, mean, target_mean = (total / len(fit.train) for total in sums)
     return gram.addr_(mean, mean, alpha=-1), cross.addr_(mean, target_mean, alpha=-1), mean, target_mean
 
 
@@ -98,17 +135,25 @@ def _features(policy: NetworkPolicy, obs: object) -> Tensor:
     return features
 
 
-def _heldout(dataset: Dataset, policy: NetworkPolicy, mean_label: Tensor) -> tuple[float, float | None, float]:
-    """Mean squared error, agreement with the teacher, and the error of the mean label."""
-    error = variance = agreed = 0.0
+def _heldout_errors(dataset: Dataset, policy: NetworkPolicy, fit: _Fit, mean_label: Tensor) -> tuple[float, float]:
+    """Summed over held-out transitions: the mean squared error, and that of the mean label."""
+    error = variance = 0.0
+    with torch.no_grad():
+        for batch in dataset.batches(fit.heldout, ROWS):
+            said, labels = policy(batch.obs)[0].params[:, fit.outputs], fit.labels(batch)
+            error += float(((said - labels) ** 2).mean(-1).sum())
+            variance += float(((mean_label.to(labels.dtype) - labels) ** 2).mean(-1).sum())
+    return error, variance
+
+
+def _agreement(dataset: Dataset, policy: NetworkPolicy) -> float | None:
+    """The share of held-out transitions on which student and teacher would do the same; None if not discrete."""
+    if not policy.spec.head.discrete:
+        return None
+    agreed = 0.0
     rows = np.flatnonzero(dataset.heldout)
     with torch.no_grad():
         for batch in dataset.batches(rows, ROWS):
-            output, labels = policy(batch.obs)[0], targets(batch.teacher)
-            error += float(((output.params - labels) ** 2).mean(-1).sum())
-            variance += float(((mean_label.to(labels.dtype) - labels) ** 2).mean(-1).sum())
-            if output.head.discrete:
-                same = output.mode() == batch.teacher.mode()
-                agreed += float(same.float().flatten(1).mean(-1).sum() if same.ndim > 1 else same.sum())
-    count = len(rows)
-    return error / count, agreed / count if policy.spec.head.discrete else None, variance / count
+            same = policy(batch.obs)[0].mode() == batch.teacher.mode()
+            agreed += float(same.float().flatten(1).mean(-1).sum() if same.ndim > 1 else same.sum())
+    return agreed / len(rows)

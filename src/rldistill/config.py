@@ -30,6 +30,8 @@ from rldistill.objective import Term
 from rldistill.recipes.run import Recipe, Run
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
+from rldistill.students.features import FEATURES
+from rldistill.students.storage import trust
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.train import TrainConfig, algorithm_class
 
@@ -86,8 +88,9 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 SCHEMA = Schema(
     unions=(
         Tagged("type", {c.__name__.lower(): c for c in Schema.members(schedules.Schedule)}),
-        Tagged("type", STUDENTS),
-        Tagged("name", LOSSES),
+        Tagged("type", STUDENTS, needs=("build",)),
+        Tagged("type", FEATURES),
+        Tagged("name", LOSSES, needs=("__call__", "student_head")),
     ),
     numbers=(schedules.Constant,),
     flat={Term: "loss"},
@@ -175,6 +178,8 @@ class RunConfig(Strictly):
 
     def plan(self) -> Run:
         """The run as the plain dataclasses that the stages take."""
+        for student in self.students.values():
+            trust(type(student))
         return Run(
             name=self.name,
             folder=self.out,

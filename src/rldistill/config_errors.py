@@ -68,7 +68,10 @@ def _path(location: Iterable[int | str], document: Any) -> list[str]:
     """The location in the file; pydantic's also names the choices it made on the way."""
     path = []
     for part in location:
-        inside = part in document if isinstance(document, dict) else isinstance(part, int)
+        if isinstance(document, dict):
+            inside = part in document
+        else:
+            inside = isinstance(part, int) and isinstance(document, list) and part < len(document)
         if inside:
             document = document[part]
             path.append(str(part))

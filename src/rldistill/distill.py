@@ -13,13 +13,13 @@ from rldistill.artifacts import open_stage, provenance
 from rldistill.closed_form import solvable, solve
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError
-from rldistill.gradient_fit import GradientFit, moments
+from rldistill.gradient_fit import GradientFit, prepare
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
-from rldistill.students.storage import load_native, save_policy
+from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.students.tree import Tree
 from rldistill.tree_fit import grow
 
@@ -94,6 +94,7 @@ def distill(
         SpecMismatchError: a loss does not fit the teacher's labels.
         NothingLearnedError: the held-out loss is no better than the best constant prediction's.
     """
+    trust(type(student))
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
     threads = torch.get_num_threads()
@@ -126,7 +127,7 @@ def _at_once(
         policy = grow(dataset, student, losses, folder, seed)
     else:
         policy = student.build(solvable(dataset.spec)).eval()
-        policy.standardise(*moments(dataset))
+        prepare(policy, dataset)
         solve(dataset, policy, student, losses, folder)
     save_policy(policy, folder, provenance(seed))
     progress(config.epochs, config.epochs)

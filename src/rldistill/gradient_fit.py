@@ -53,7 +53,12 @@ class GradientFit:
         self.device = _device(config.device)
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))
-        self.policy.standardise(*moments(dataset))
+        if not isinstance(self.policy, NetworkPolicy):
+            raise ConfigError(
+                f"students: {type(student).__name__}.build gave a {type(self.policy).__name__}; expected a "
+                "rldistill.NetworkPolicy"
+            )
+        prepare(self.policy, dataset)
         self._add_heads()
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
@@ -232,6 +237,13 @@ def _flattened(policy: nn.Module) -> nn.Parameter:
         parameter.data, parameter.grad = weight.copy_(parameter.detach()), gradient
         at += parameter.numel()
     return flat
+
+
+def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
+    """Standardise what the policy sees, and let its features see a sample of it."""
+    if not policy.as_is:
+        policy.standardise(*moments(dataset))
+    policy.look(dataset.observations(dataset.spread(HELDOUT_ROWS)))
 
 
 def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rldistill.data.dataset import Dataset
+from rldistill.errors import SpecMismatchError
 from rldistill.losses import AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
@@ -26,8 +27,18 @@ class Term:
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
     """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
     scale = (batch.weight / batch.weight.sum()).flatten()
-    means = [torch.dot(term.loss(output, batch).flatten(), term.weight(progress) * scale) for term in terms]
+    means = [torch.dot(_unreduced(term, output, batch).flatten(), term.weight(progress) * scale) for term in terms]
     return reduce(torch.add, means)
+
+
+def _unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
+    loss = term.loss(output, batch)
+    if loss.shape != batch.weight.shape:
+        raise SpecMismatchError(
+            f"distill.losses: {type(term.loss).__name__} gave {tuple(loss.shape)} for a batch of "
+            f"{tuple(batch.weight.shape)}; a loss keeps its leading dimensions, and the fit takes the mean"
+        )
+    return loss
 
 
 def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,15 @@ from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     GetCoreSchemaHandler,
+    PlainValidator,
     Strict,
     Tag,
+    TypeAdapter,
+    ValidationError,
     create_model,
     model_validator,
 )
@@ -28,6 +33,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from rldistill.errors import RLDistillError, did_you_mean
+from rldistill.imports import import_name
 
 NON_NEGATIVE = {"seed", "patience", "steps_per_round"}
 LIMITS: dict[str, tuple[Any, ...]] = {
@@ -70,10 +76,14 @@ def bad_key(key: str, message: str) -> PydanticCustomError:
 
 @dataclasses.dataclass(frozen=True)
 class Tagged:
-    """The classes that a tag tells apart: `key` is the tag's name, `names` its values."""
+    """The classes that a tag tells apart: `key` is the tag's name, `names` its values.
+
+    Where `needs` says what a class has to have, the tag may also be `module:Class`, a frozen dataclass of the user's.
+    """
 
     key: str
     names: Mapping[str, type]
+    needs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,13 +144,36 @@ class Schema:
         if number is not None:
             choices.append(Annotated[_scalar(float, name), AfterValidator(number), Tag("a number")])
 
+        if union.needs:
+            choices.append(Annotated[Any, PlainValidator(lambda value: self._own(value, union)), Tag("module:Class")])
+
         def tag_of(value: Any) -> str | None:
             if isinstance(value, Mapping):
-                return str(value[union.key]) if union.key in value else None
+                tag = str(value[union.key]) if union.key in value else None
+                return "module:Class" if tag is not None and ":" in tag and union.needs else tag
             return "a number" if number is not None else None
 
         tag_of.__name__ = union.key  # what pydantic calls it in its errors
-        return Annotated[Union[tuple(choices)], Discriminator(tag_of)]  # noqa: UP007
+        by_name = BeforeValidator(partial(_named, union.key))
+        return Annotated[Union[tuple(choices)], Discriminator(tag_of), by_name]  # noqa: UP007
+
+    def _own(self, value: Mapping[str, Any], union: Tagged) -> Any:
+        """What the user's own class makes of its fields, which are checked as those of ours are."""
+        name = value[union.key]
+        try:
+            record = import_name(name, union.key)
+        except RLDistillError as error:
+            raise bad_key(union.key, str(error).removeprefix(f"{union.key}: ")) from error
+        if not isinstance(record, type) or not dataclasses.is_dataclass(record):
+            raise bad_key(union.key, f"{name} is no dataclass; expected one with {', '.join(union.needs)}")
+        if missing := [need for need in union.needs if not hasattr(record, need)]:
+            raise bad_key(union.key, f"{name} has no {missing[0]}; expected {', '.join(union.needs)}")
+        try:
+            return TypeAdapter(self._record(record, {union.key: (name, ...)})).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or first.get("ctx", {}).get("key", union.key)
+            raise bad_key(where, first["msg"]) from error
 
     def _record(self, record: Any, tag: Mapping[str, tuple[str, Any]]) -> Any:
         hints = get_type_hints(record, include_extras=True)
@@ -163,6 +196,11 @@ class Schema:
                 raise PydanticCustomError("refused", "{message}", {"message": str(error)}) from error
 
         return Annotated[model, AfterValidator(build)]
+
+
+def _named(key: str, value: Any) -> Any:
+    """A bare name is the class of that name with its defaults."""
+    return {key: value} if isinstance(value, str) else value
 
 
 def _holds_records(annotation: Any) -> bool:
@@ -198,7 +236,7 @@ def _inlined(inner: str, own: set[str]) -> type[Strictly]:
         @classmethod
         def _nest(cls, value: Any) -> Any:
             if isinstance(value, str):
-                return {inner: {"name": value}}
+                return {inner: value}
             if not isinstance(value, Mapping) or inner in value:
                 return value
             nested = {key: item for key, item in value.items() if key not in own}

@@ -17,11 +17,12 @@ from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
-from rldistill.students.network import flat_width
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
 from rldistill.types import ILLEGAL, PolicyOutput, PolicySpec
 
 ROWS = 4_096
+SAMPLE = 5_000
+"""Observations that features which depend on the data look at."""
 
 
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
@@ -41,10 +42,13 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
             )
     started = time.monotonic()
     spec = _spoken(solvable(dataset.spec))
-    obs, actions, weights = _table(dataset, spec)
+    blank = dataclasses.replace(student, nodes=0).build(spec)
+    assert isinstance(blank, TreePolicy)
+    blank.look(dataset.observations(dataset.spread(SAMPLE)))
+    obs, actions, weights = _table(dataset, blank)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     grown = _sklearn_tree(student, spec, seed).fit(obs[train], actions[train], sample_weight=weights[train])
-    policy = _policy(dataclasses.replace(student, nodes=int(grown.tree_.node_count)), spec, grown)
+    policy = _policy(blank, grown)
     right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
     discrete = spec.head.discrete
     row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
@@ -78,10 +82,9 @@ def _sklearn_tree(student: Tree, spec: PolicySpec, seed: int) -> Any:
     )
 
 
-def _table(dataset: Dataset, spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
-    """Flat observations as the policy compares them, the teacher's actions `[N, parts]`, and weights."""
-    blank = TreePolicy(Tree(), spec)
-    obs = np.empty((len(dataset), flat_width(spec)), np.float32)
+def _table(dataset: Dataset, blank: TreePolicy) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
+    """What the policy compares, the teacher's actions `[N, parts]`, and weights."""
+    obs = np.empty((len(dataset), blank.num_features), np.float32)
     actions, weights = [], []
     rows = np.arange(len(dataset))
     with torch.no_grad():
@@ -100,8 +103,10 @@ def _weights(labels: NDArray[np.float32], spec: PolicySpec) -> NDArray[np.float6
     return np.asarray(labels.max(1) - worst, np.float64) + 1e-9
 
 
-def _policy(config: Tree, spec: PolicySpec, grown: Any) -> TreePolicy:
-    policy, tree = TreePolicy(config, spec), grown.tree_
+def _policy(blank: TreePolicy, grown: Any) -> TreePolicy:
+    spec, tree = blank.spec, grown.tree_
+    config = dataclasses.replace(blank.config, nodes=int(tree.node_count))
+    policy = TreePolicy(config, spec, blank.body, blank.num_features)
     with torch.no_grad():
         policy.feature.copy_(torch.from_numpy(np.where(tree.children_left < 0, -1, tree.feature)))
         policy.threshold.copy_(torch.from_numpy(_at_most(tree.threshold)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
+from rldistill.students.features import Fourier
 from rldistill.students.network import ACTIVATIONS, NetworkPolicy
 from rldistill.students.storage import load_native, save_policy
 from rldistill.types import ActionHead, PolicySpec
@@ -32,7 +33,7 @@ SMALL: dict[str, AnyStudent] = {
     "mlp": Mlp((8, 6), "tanh"),
     "cnn": Cnn((4, 6), (4, 3), (2, 1), (10,), "elu"),
     "impala": Impala((3, 4), (9,)),
-    "ridge": Ridge(features="fourier", num_features=11),
+    "ridge": Ridge(features=Fourier(11)),
     "tree": Tree(nodes=7),
     "gru": Gru(8, (6,), (3,), (4,), (2,)),
     "keras": Keras(f"{__name__}:keras_model"),

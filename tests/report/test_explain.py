@@ -15,14 +15,13 @@ from rldistill.errors import ConfigError
 from rldistill.report.explain import draw, explain
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.storage import save_policy
-from rldistill.students.tree import TreePolicy
 from rldistill.types import ActionHead, PolicySpec
 
 SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
 
 
 def test_a_tree_as_rules(tmp_path: Path) -> None:
-    policy = TreePolicy(Tree(nodes=3), SPEC)
+    policy = Tree(nodes=3).build(SPEC)
     with torch.no_grad():
         policy.feature.copy_(torch.tensor([1.0, -1, -1]))
         policy.threshold[0] = 0.25

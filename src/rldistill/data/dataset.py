@@ -125,6 +125,10 @@ class Dataset:
     def num_episodes(self) -> int:
         return int(self.columns["episode"].max()) + 1
 
+    def spread(self, most: int) -> NDArray[np.int64]:
+        """At most `most` transitions, evenly spread over all."""
+        return np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64)
+
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
         """The observations of some transitions, `[B, *spec.obs_shape]`."""
         if self.spec.frames is None:

@@ -61,9 +61,13 @@ class BellmanTarget:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         _require_q_values("BellmanTarget", student, batch)
-        bootstrap = batch.next_teacher.params.detach().amax(-1) * ~batch.terminated
         q_taken = student.params.gather(-1, batch.action[..., None]).squeeze(-1)
-        return (q_taken - (batch.reward + self.gamma * bootstrap)) ** 2
+        return (q_taken - self.target(batch)) ** 2
+
+    def target(self, batch: Batch) -> Tensor:
+        """r + gamma * max_a' Q_teacher(s', a'), `[...]`."""
+        bootstrap = batch.next_teacher.params.detach().amax(-1) * ~batch.terminated
+        return batch.reward + self.gamma * bootstrap
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from rldistill.progress import track
 from rldistill.recipes import born_again, dagger, offline, on_policy
 from rldistill.recipes.run import Run
 from rldistill.report import evaluation_table, verdict, write_report
+from rldistill.students import Linear, Ridge, Tree
+from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import load_native
-from rldistill.teachers.load import ZOO, SavedTeacher, load_policy
+from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
 
@@ -76,6 +79,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
 def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
     _note_what_was_asked(run)
+    run = _with_teachers_features(run)
     teacher = load_teacher(run)
     dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     for name in run.students:
@@ -114,6 +118,21 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
     return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+
+
+def _with_teachers_features(run: Run) -> Run:
+    """The run with the teacher named where a student takes features of a network that is not."""
+    students = dict(run.students)
+    for name, student in run.students.items():
+        if not isinstance(student, Linear | Ridge | Tree) or student.features != TeacherFeatures():
+            continue
+        if isinstance(run.teacher, TeacherEnsemble):
+            raise ConfigError(
+                f"students.{name}.features.policy: an ensemble has no hidden layer; name one of its files"
+            )
+        path = str(run.folder / "teacher") if isinstance(run.teacher, TrainConfig) else run.teacher.path
+        students[name] = dataclasses.replace(student, features=TeacherFeatures(path))
+    return dataclasses.replace(run, students=students)
 
 
 def _look_at_teacher(run: Run) -> None:

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from rldistill.artifacts import write_atomic
 from rldistill.errors import ConfigError
+from rldistill.students.features import AnyFeatures, Raw, Standardised, Standardiser
 from rldistill.students.linear import Linear
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
+from rldistill.students.screen import Basic, Objects
 from rldistill.students.tree import TreePolicy
 from rldistill.types import PolicySpec
 
@@ -24,14 +26,14 @@ def explain(policy: NetworkPolicy) -> str:
     """The policy in words, a line for each rule or for each entry of the observation.
 
     Raises:
-        ConfigError: it is neither a tree nor linear in its observations.
+        ConfigError: it is neither a tree nor linear in something that has a name.
     """
     if isinstance(policy, TreePolicy):
-        return "\n".join(_rules(policy, 0, ""))
+        return "\n".join(_rules(policy, _names(policy.spec, policy.config.features), 0, ""))
     weight, bias = _linear(policy)
-    if len(policy.spec.obs_shape) == 3:
+    if _pictures(policy) is not None:
         return "linear in pixels; --out FILE.png draws its weights"
-    names, columns = _entries(policy.spec), _outputs(policy.spec)
+    names, columns = _names(policy.spec, policy.config.features), _outputs(policy.spec)
     width = max(map(len, [*names, "constant"]))
     rows = [f"{'':<{width}} " + " ".join(f"{column:>12}" for column in columns)]
     table = zip([*names, "constant"], [*weight.T, bias], strict=True)
@@ -46,45 +48,67 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
     """
     import imageio.v2 as imageio
 
-    if len(policy.spec.obs_shape) != 3:
-        raise ConfigError(f"--out: only weights on pictures are drawn, these observations are {policy.spec.obs_shape}")
     weight, _ = _linear(policy)
-    pictures = weight.reshape(len(weight), *policy.spec.obs_shape)
+    shape = _pictures(policy)
+    if shape is None:
+        raise ConfigError(f"--out: only weights on pictures are drawn, these observations are {policy.spec.obs_shape}")
+    pictures = weight.reshape(len(weight), *shape)
     grey = np.round(127.5 + 127.5 * pictures / max(float(np.abs(pictures).max()), 1e-12)).astype(np.uint8)
+    if isinstance(policy.config.features, Basic):
+        grey = grey.repeat(policy.config.features.cell, 2).repeat(policy.config.features.cell, 3)
     padded = np.pad(grey, [(0, 0), (0, 0), (0, MARGIN), (0, MARGIN)], constant_values=255)
     whole = np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)
     write_atomic(path, lambda temporary: imageio.imwrite(temporary, whole, format="PNG"))
 
 
+def _pictures(policy: NetworkPolicy) -> tuple[int, ...] | None:
+    """Channels, height and width of the pictures that weights on pixels or on cells of the screen are."""
+    features, shape = policy.config.features, policy.spec.obs_shape
+    if len(shape) != 3 or not isinstance(features, Raw | Standardised | Basic):
+        return None
+    if isinstance(features, Basic):
+        return (features.colours, shape[1] // features.cell, shape[2] // features.cell)
+    return shape
+
+
 def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights `[P, N]` and constants on the observation as it comes, with the standardisation worked in."""
+    """Weights `[P, N]` and constants on the features that have names, with the standardisation worked in."""
     config = policy.config
-    if not isinstance(config, Linear) and not (isinstance(config, Ridge) and config.features == "raw"):
+    if not isinstance(config, Linear | Ridge):
         raise ConfigError(
             f"a {type(config).__name__.lower()} student has no rules to print; tree, linear and ridge have"
         )
+    features, layer = config.features, policy.output
+    weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))  # type: ignore[operator]
+    if isinstance(features, Basic | Objects):
+        return weight, bias
+    if not isinstance(features, Raw | Standardised):
+        raise ConfigError(
+            f"weights on {type(features).__name__.lower()} features say nothing to a person; raw, standardised, basic "
+            "and objects do"
+        )
     if policy.spec.nvec or any(part.nvec for _, part in policy.spec.parts):
         raise ConfigError("a linear student on choices has no weights for its entries; take a tree")
-    layer = policy.output
-    weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))  # type: ignore[operator]
     scale = 255.0 if policy.spec.obs_dtype == "uint8" else 1.0
-    shape = (weight.shape[1],)
-    mean = np.broadcast_to(policy.obs_mean.double().numpy().ravel(), shape)
-    std = np.broadcast_to(policy.obs_std.double().numpy().ravel(), shape)
-    return weight / (std * scale), bias - weight @ (mean / std)
+    moments = [(policy.obs_mean, policy.obs_std)]
+    moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
+    for mean, std in reversed(moments):
+        weight = weight / np.broadcast_to(std.double().numpy().ravel(), weight.shape[1])
+        bias = bias - weight @ np.broadcast_to(mean.double().numpy().ravel(), weight.shape[1])
+    return weight / scale, bias
 
 
-def _rules(policy: TreePolicy, node: int, indent: str) -> list[str]:
+def _rules(policy: TreePolicy, names: list[str], node: int, indent: str) -> list[str]:
     feature = int(policy.feature[node])
     if feature < 0:
         return [f"{indent}{_leaf(policy, node)}"]
-    name, threshold = _entries(policy.spec)[feature], float(policy.threshold.detach()[node])
+    name, threshold = names[feature], float(policy.threshold.detach()[node])
     left, right = int(policy.left[node]), int(policy.right[node])
     return [
         f"{indent}if {name} <= {threshold:.5g}:",
-        *_rules(policy, left, indent + "  "),
+        *_rules(policy, names, left, indent + "  "),
         f"{indent}else:",
-        *_rules(policy, right, indent + "  "),
+        *_rules(policy, names, right, indent + "  "),
     ]
 
 
@@ -94,6 +118,15 @@ def _leaf(policy: TreePolicy, node: int) -> str:
         chances = torch.softmax(values, -1)
         return f"action {int(values.argmax())} ({float(chances.max()):.0%})"
     return "action " + ", ".join(f"{number:.4g}" for number in values.tolist())
+
+
+def _names(spec: PolicySpec, features: AnyFeatures) -> list[str]:
+    if isinstance(features, Objects):
+        return features.names(spec.obs_shape[0])
+    if isinstance(features, Raw | Standardised):
+        return _entries(spec)
+    _, width = features.build(spec)
+    return [f"{type(features).__name__.lower()}[{number}]" for number in range(width)]
 
 
 def _entries(spec: PolicySpec) -> list[str]:

@@ -1,17 +1,20 @@
-"""A linear function of the flattened observation."""
+"""A linear function of the observation, or of fixed features of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rldistill.students.network import Flat, NetworkPolicy, flat_width
+from rldistill.students.features import AnyFeatures, Raw, linear_in_features
+from rldistill.students.network import NetworkPolicy
 from rldistill.types import PolicySpec
 
 
 @dataclass(frozen=True)
 class Linear:
-    """params = W obs + b, the observation flattened."""
+    """params = W phi(obs) + b, phi the flattened observation or other `features`, learned by gradient."""
+
+    features: AnyFeatures = Raw()
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
-        return NetworkPolicy(self, spec, Flat(), flat_width(spec))
+        return linear_in_features(self, spec)

@@ -37,7 +37,7 @@ class NetworkPolicy(nn.Module):
     Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardised with
     `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them: one number for all pixels, one for each
     entry of other observations, flat for dicts. What `obs_clip` names (an empty name for an observation that is no
-    dict) is clipped to +- its number.
+    dict) is clipped to +- its number. A policy that takes observations `as_is` does none of this.
     """
 
     obs_mean: Tensor
@@ -54,6 +54,7 @@ class NetworkPolicy(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
         self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
         self.obs_clip: dict[str, float] = {}
+        self.as_is = False
         self.width = width
         self.value_head: nn.Linear | None = None
         self.feature_head: nn.Linear | None = None
@@ -94,6 +95,18 @@ class NetworkPolicy(nn.Module):
                 f"a {type(self.config).__name__.lower()} student cannot learn {what}: leave that loss out"
             )
 
+    def look(self, obs: Tensor) -> None:
+        """Let the fixed features that depend on the data see a sample of it, `[N, *obs_shape]`, before training."""
+        layers = [*self.body] if isinstance(self.body, nn.Sequential) else []
+        if not any(isinstance(layer, FromData) for layer in layers):
+            return
+        with torch.no_grad():
+            x: Any = self.standardised(self._entries(obs))
+            for layer in layers:
+                if isinstance(layer, FromData):
+                    layer.look(x)
+                x = layer(x)
+
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
         entries = self._entries(obs)
@@ -124,6 +137,8 @@ class NetworkPolicy(nn.Module):
 
     def standardised(self, obs: Obs) -> Obs:
         """What the first layer is fed: float32, a dict where the observation is one."""
+        if self.as_is:
+            return obs
         if not self._spec.parts:
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
@@ -150,6 +165,14 @@ class NetworkPolicy(nn.Module):
 
     def _clipped(self, scaled: Tensor, key: str) -> Tensor:
         return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled
+
+
+class FromData(nn.Module):
+    """A layer with numbers that are taken from the data before training, and then stay."""
+
+    def look(self, x: Tensor) -> None:
+        """Take them from a sample of what the layer will be fed."""
+        raise NotImplementedError
 
 
 class Flat(nn.Module):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
-from rldistill.students import STUDENTS, AnyStudent
+from rldistill.students import STUDENTS, AnyStudent, Linear, Ridge, Tree
+from rldistill.students.features import FEATURES, AnyFeatures
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.tree import TreePolicy
@@ -32,7 +33,15 @@ VIEWS = (
     "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature", "TimeLimit",
 )  # fmt: skip
 """What a policy's file may ask to be wrapped around an environment: nothing that reads, writes or imports."""
+OWN: dict[str, type[Any]] = {}
+"""Students of the user's own, by `module:Class`; a file that names one is read only after the user has named it."""
 TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
+
+
+def trust(student: type[Any]) -> None:
+    """Let files name this class of students: `load_policy` then reads what was saved of it."""
+    if student not in NETWORKS.values():
+        OWN[f"{student.__module__}:{student.__qualname__}"] = student
 
 
 def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
@@ -49,11 +58,11 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         if not torch.isfinite(value).all():
             dtype = str(value.dtype).removeprefix("torch.")
             raise ConfigError(f"{folder}: not saved, since {name} holds numbers that are not finite in {dtype}")
-    names = {kind: name for name, kind in NETWORKS.items()}
+    names = {kind: name for name, kind in {**NETWORKS, **OWN}.items()}
     document = {
         "schema": SCHEMA,
         "student": names[type(policy.config)],
-        "config": dataclasses.asdict(policy.config),
+        "config": _config_document(policy.config),
         "spec": dataclasses.asdict(policy.spec),
         "obs_clip": policy.obs_clip,
         "value": policy.value_head is not None,
@@ -64,6 +73,14 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         policy.save_model(folder)
     write_atomic(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
     write_json(folder / DOCUMENT, document)
+
+
+def _config_document(config: Any) -> dict[str, Any]:
+    document = dataclasses.asdict(config)
+    names = {kind: name for name, kind in FEATURES.items()}
+    if "features" in document and type(config.features) in names:
+        document["features"] = {"type": names[type(config.features)], **document["features"]}
+    return document
 
 
 def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
@@ -154,22 +171,44 @@ def _add_value(policy: NetworkPolicy, path: Path) -> None:
 
 
 def _build(fields: _Fields, folder: Path) -> NetworkPolicy:
-    kind = fields.get("student", lambda value: isinstance(value, str) and value in NETWORKS, f"one of {[*NETWORKS]}")
+    known: dict[str, type[Any]] = {**NETWORKS, **OWN}
+    expected = f"one of {', '.join(known)}, or one of your own after rldistill.trust(Class)"
+    kind = fields.get("student", lambda value: isinstance(value, str) and value in known, expected)
     spec, config = _spec(fields.inside("spec")), fields.inside("config")
-    config.require_only(NETWORKS[kind])
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.value.items()
-    }
+    config.require_only(known[kind])
+    values = _tuples(config.value)
+    if issubclass(known[kind], Linear | Ridge | Tree):
+        values["features"] = _features(config.inside("features"))
     if kind == "keras":
         return load_keras_student(Keras(**values), spec, folder)
     try:
         # On "meta" no memory is taken and no random number drawn, whatever sizes the file claims.
         with torch.device("meta"):
-            return NETWORKS[kind](**values).build(spec)
+            policy: NetworkPolicy = known[kind](**values).build(spec)
+            return policy
     except (ConfigError, SpecMismatchError) as error:
         raise CorruptArtifactError(f"{fields.path}: config: {error}") from None
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError):
         raise CorruptArtifactError(f"{fields.path}: config: no network can have these sizes") from None
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    def tuples(item: Any) -> Any:
+        if isinstance(item, dict):
+            return _tuples(item)
+        return tuple(map(tuples, item)) if isinstance(item, list) else item
+
+    return {key: tuples(item) for key, item in value.items()}
+
+
+def _features(fields: _Fields) -> AnyFeatures:
+    kind = fields.get("type", lambda value: isinstance(value, str) and value in FEATURES, f"one of {[*FEATURES]}")
+    inner = _Fields(fields.path, {key: value for key, value in fields.value.items() if key != "type"}, fields.name)
+    inner.require_only(FEATURES[kind])
+    try:
+        return FEATURES[kind](**_tuples(inner.value))
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CorruptArtifactError(f"{fields.path}: {fields.name}{error}") from None
 
 
 def _spec(fields: _Fields) -> PolicySpec:

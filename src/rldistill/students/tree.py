@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.students.network import Flat, NetworkPolicy, flat_width, require_positive
+from rldistill.students.features import AnyFeatures, Raw, body_of
+from rldistill.students.network import NetworkPolicy, require_positive
 from rldistill.types import Obs, PolicyOutput, PolicySpec
 
 DEEPEST = 24
@@ -27,12 +28,14 @@ class Tree:
         max_depth: comparisons on the longest way to a leaf.
         max_leaves: leaves, the most useful first; None is as many as the depth allows.
         min_samples: transitions in a leaf.
+        features: what is compared.
         nodes: of the tree that was grown; 0 before.
     """
 
     max_depth: int = 8
     max_leaves: int | None = None
     min_samples: int = 1
+    features: AnyFeatures = Raw()
     nodes: int = 0
 
     def __post_init__(self) -> None:
@@ -46,14 +49,16 @@ class Tree:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, of one leaf until it is grown."""
-        return TreePolicy(self, spec)
+        student, body, width = body_of(self, spec)
+        return TreePolicy(student, spec, body, width)
 
 
 class TreePolicy(NetworkPolicy):
     """A tree as arrays over its nodes, the root first, children after their parents.
 
     Attributes:
-        feature: which entry of the flat observation is compared; -1 at a leaf.
+        feature: which of the features is compared; -1 at a leaf.
+        num_features: how many there are.
         threshold: the left child is next where the entry is at most that.
         left, right: the children.
         value: `[nodes, P]`, the head's numbers at a leaf.
@@ -63,8 +68,9 @@ class TreePolicy(NetworkPolicy):
     left: Tensor
     right: Tensor
 
-    def __init__(self, config: Tree, spec: PolicySpec) -> None:
-        super().__init__(config, spec, Flat(), 0, nn.Identity())
+    def __init__(self, config: Tree, spec: PolicySpec, body: nn.Module, num_features: int) -> None:
+        super().__init__(config, spec, body, 0, nn.Identity())
+        self.as_is, self.num_features = config.features.as_is, num_features
         nodes = max(config.nodes, 1)
         # In floats, which the files of policies hold; exact up to 2^24.
         self.register_buffer("feature", torch.full((nodes,), -1.0))
@@ -96,7 +102,7 @@ class TreePolicy(NetworkPolicy):
 
     def require_sound(self, file: str) -> None:
         """Raise CorruptArtifactError for arrays that are no tree."""
-        nodes, width = len(self.feature), flat_width(self.spec)
+        nodes, width = len(self.feature), self.num_features
         at = torch.arange(nodes)
         inner = self.feature >= 0
         whole = all(torch.equal(array, array.round()) for array in (self.feature, self.left, self.right))

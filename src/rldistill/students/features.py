@@ -1,0 +1,231 @@
+"""What linear students and trees are a function of: the observation itself, or fixed features of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rldistill.errors import ConfigError
+from rldistill.students.cnn import require_pictures
+from rldistill.students.network import Flat, FromData, NetworkPolicy, flat_width, keep_scale, require_positive
+from rldistill.students.screen import Basic, Bprost, Objects
+from rldistill.types import Obs, PolicySpec
+
+FEED_FORWARD = ("actor", "mlp", "cnn", "impala")
+"""Networks whose last hidden layer can be taken as features."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The flattened observation; pixels are standardised with one number for all."""
+
+    as_is = False
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+        """The map, and how many features it gives."""
+        return nn.Sequential(Flat()), flat_width(spec)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """The flattened observation, each entry less its mean over the data and divided by its standard deviation.
+
+    For pixels this weighs a rare flicker as much as a paddle; other observations are so for every student.
+    """
+
+    as_is = False
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+        """The map, and how many features it gives."""
+        width = flat_width(spec)
+        return nn.Sequential(Flat(), Standardiser(width)), width
+
+
+@dataclass(frozen=True)
+class Fourier:
+    """sqrt(2 / D) cos(w . x / s + b), w normal, b uniform, D = `num_features`, x of n entries.
+
+    A linear function of these stands for one in the space of a Gaussian kernel of width s = `bandwidth` sqrt(n)
+    (Rahimi 2007).
+    """
+
+    num_features: int = 1024
+    bandwidth: float = 1.0
+    as_is = False
+
+    def __post_init__(self) -> None:
+        require_positive("num_features", [self.num_features])
+        if not self.bandwidth > 0:
+            raise ConfigError(f"bandwidth: expected a positive number, found {self.bandwidth}")
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+        """The map, with new random numbers, and how many features it gives."""
+        width = flat_width(spec)
+        waves = Waves(width, self.num_features, self.bandwidth * math.sqrt(width))
+        return nn.Sequential(Flat(), waves), self.num_features
+
+
+@dataclass(frozen=True)
+class RandomConv:
+    """Convolutions with random weights that stay as they are, ReLU after each, the last flattened and standardised."""
+
+    channels: tuple[int, ...] = (32, 64)
+    kernels: tuple[int, ...] = (8, 4)
+    strides: tuple[int, ...] = (4, 2)
+    as_is = False
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "kernels", "strides"):
+            require_positive(name, getattr(self, name))
+        if not len(self.channels) == len(self.kernels) == len(self.strides):
+            raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+        """The map, with new random weights, and how many features it gives."""
+        depth, height, width = require_pictures("random_conv", spec)
+        layers: list[nn.Module] = []
+        for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
+            if kernel > min(height, width):
+                raise ConfigError(f"kernels: {kernel} is larger than its input of {height}x{width}")
+            layers += [nn.Conv2d(depth, channels, kernel, stride), nn.ReLU()]
+            depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        size = depth * height * width
+        net = nn.Sequential(*layers, nn.Flatten(), Standardiser(size))
+        keep_scale(net)
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)
+        return net, size
+
+
+@dataclass(frozen=True)
+class TeacherFeatures:
+    """The last hidden layer of a network that stays as it is, standardised; of the teacher, if none is named.
+
+    Attributes:
+        policy: where the network is: what `load_policy` reads. In a run file the teacher's by default.
+        network: its kind, once it has been read.
+        config: its sizes.
+        head: what it says.
+    """
+
+    policy: str = ""
+    network: str = ""
+    config: dict[str, Any] = field(default_factory=dict, hash=False)
+    head: dict[str, Any] = field(default_factory=dict, hash=False)
+    as_is = True
+
+    def read(self, spec: PolicySpec) -> tuple[TeacherFeatures, NetworkPolicy]:
+        """These features as a file describes them, and the network, whose weights are those of `policy`."""
+        from rldistill.students.storage import NETWORKS
+        from rldistill.teachers.load import SavedTeacher
+
+        if not self.policy:
+            raise ConfigError("features.policy: expected the path of a network whose last hidden layer is to be taken")
+        teacher = SavedTeacher(self.policy).load(spec)
+        names = {kind: name for name, kind in NETWORKS.items()}
+        if not isinstance(teacher, NetworkPolicy) or names.get(type(teacher.config)) not in FEED_FORWARD:
+            raise ConfigError(f"features.policy: expected one of {', '.join(FEED_FORWARD)}; {self.policy} is none")
+        if teacher.initial_state(1) is not None:
+            raise ConfigError(f"features.policy: {self.policy} remembers; expected a feed-forward network")
+        spec.require_same_input(teacher.spec, "the student", self.policy)
+        config, head = dataclasses.asdict(teacher.config), dataclasses.asdict(teacher.spec.head)
+        return TeacherFeatures(self.policy, names[type(teacher.config)], config, head), teacher
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+        """The map, its weights still to come from a file, and how many features it gives."""
+        from rldistill.students.storage import NETWORKS
+        from rldistill.types import ActionHead
+
+        if self.network not in FEED_FORWARD:
+            raise ConfigError(f"features.network: expected one of {', '.join(FEED_FORWARD)}, found {self.network!r}")
+        kind: Any = NETWORKS[self.network]
+        return _frozen(kind(**self.config).build(dataclasses.replace(spec, head=ActionHead(**self.head))))
+
+
+def _frozen(network: NetworkPolicy) -> tuple[nn.Module, int]:
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return nn.Sequential(LastHidden(network), Standardiser(network.width)), network.width
+
+
+AnyFeatures = Raw | Standardised | Fourier | RandomConv | TeacherFeatures | Basic | Bprost | Objects
+FEATURES: dict[str, type[AnyFeatures]] = {
+    "raw": Raw,
+    "standardised": Standardised,
+    "fourier": Fourier,
+    "random_conv": RandomConv,
+    "teacher": TeacherFeatures,
+    "basic": Basic,
+    "bprost": Bprost,
+    "objects": Objects,
+}
+
+
+def body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Module, int]:
+    """The student with its `features` as a file describes them, their map, and how many there are."""
+    features: AnyFeatures = student.features
+    if isinstance(features, TeacherFeatures) and not features.network:
+        features, network = features.read(spec)
+        return dataclasses.replace(student, features=features), *_frozen(network)
+    return student, *features.build(spec)
+
+
+def linear_in_features(student: Any, spec: PolicySpec) -> NetworkPolicy:
+    """A policy that is linear in `student.features`, with new weights."""
+    student, body, width = body_of(student, spec)
+    policy = NetworkPolicy(student, spec, body, width)
+    policy.as_is = student.features.as_is
+    return policy
+
+
+class Waves(nn.Module):
+    """sqrt(2 / D) cos(x W / scale + b), W and b random and fixed."""
+
+    def __init__(self, width: int, num_features: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(num_features, width) / scale)
+        self.register_buffer("bias", 2 * math.pi * torch.rand(num_features))
+        self.scale = math.sqrt(2 / num_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turns: Tensor = nn.functional.linear(x, self.weight, self.bias)  # type: ignore[arg-type]
+        return self.scale * turns.cos()
+
+
+class Standardiser(FromData):
+    """(x - mean) / std of each entry, as a sample of the data has them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def look(self, x: Tensor) -> None:
+        """Take the mean and the standard deviation of a sample, `[N, width]`; what never changes is not divided."""
+        std = x.std(0, correction=0)
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(torch.where(std < 1e-6, 1.0, std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = (x - self.mean) / self.std
+        return scaled
+
+
+class LastHidden(nn.Module):
+    """What a network's output is linear in."""
+
+    def __init__(self, network: NetworkPolicy) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, obs: Obs) -> Tensor:
+        features: Tensor = self.network(obs)[0].features
+        return features

@@ -1,0 +1,236 @@
+"""Fixed features, by hand on small screens and against plain loops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
+from rldistill.students.features import (
+    FEATURES,
+    AnyFeatures,
+    Fourier,
+    RandomConv,
+    Raw,
+    Standardised,
+    TeacherFeatures,
+)
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.screen import Basic, Bprost, Objects
+from rldistill.students.storage import load_native, save_policy
+from rldistill.types import ActionHead, PolicySpec
+
+HEAD = ActionHead("categorical", (3,))
+SCREEN = PolicySpec((2, 12, 16), "uint8", HEAD)
+SMALL: dict[str, AnyFeatures] = {
+    "raw": Raw(),
+    "standardised": Standardised(),
+    "fourier": Fourier(7),
+    "random_conv": RandomConv((3, 5), (4, 3), (2, 1)),
+    "teacher": TeacherFeatures(),
+    "basic": Basic(4, 2),
+    "bprost": Bprost(4, 2, lags=(1,), num_features=50),
+    "objects": Objects((("left", 0, 12, 0, 6), ("right", 0, 12, 6, 16))),
+}
+
+
+def screens(count: int, seed: int = 0) -> Tensor:
+    """Black, with two bright squares somewhere in each frame."""
+    rng = np.random.default_rng(seed)
+    obs = np.zeros((count, *SCREEN.obs_shape), np.uint8)
+    for picture in obs.reshape(-1, 12, 16):
+        for value in (100, 240):
+            row, column = rng.integers(0, 10), rng.integers(0, 14)
+            picture[row : row + 2, column : column + 2] = value
+    return torch.from_numpy(obs)
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cnn")
+    torch.manual_seed(3)
+    save_policy(Cnn((4,), (4,), (2,), (9,)).build(SCREEN), folder, {})
+    return folder
+
+
+def built(name: str, student: type[Linear | Ridge | Tree], cnn: Path) -> NetworkPolicy:
+    torch.manual_seed(0)
+    features = TeacherFeatures(str(cnn)) if name == "teacher" else SMALL[name]
+    policy = student(features=features).build(SCREEN)
+    policy.look(screens(200))
+    return policy
+
+
+def test_every_kind_is_under_contract() -> None:
+    assert SMALL.keys() == FEATURES.keys()
+
+
+@pytest.mark.parametrize("student", [Linear, Ridge, Tree])
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_is_saved_says_the_same(name: str, student: type[Linear], cnn: Path, tmp_path: Path) -> None:
+    policy, obs = built(name, student, cnn), screens(20, 1)
+    save_policy(policy, tmp_path, {})
+    again = load_native(tmp_path)
+    assert again.config == policy.config
+    for one, other in zip(policy(obs), again(obs), strict=True):
+        if one is not None:
+            assert torch.equal(one.params, other.params)  # type: ignore[union-attr]
+            assert torch.equal(one.features, other.features)  # type: ignore[arg-type,union-attr]
+    alone = torch.cat([policy(obs[k : k + 1])[0].features for k in range(20)])  # type: ignore[misc]
+    torch.testing.assert_close(alone, policy(obs)[0].features)
+
+
+@pytest.mark.parametrize("name", [name for name in FEATURES if name != "raw"])
+def test_only_the_last_layer_learns(name: str, cnn: Path) -> None:
+    policy = built(name, Linear, cnn)
+    assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == 3 * (policy.width + 1)
+
+
+def test_standardised_pixels_by_numpy() -> None:
+    policy, obs = Linear(Standardised()).build(SCREEN), screens(50)
+    policy.look(obs)
+    flat = obs.flatten(1).numpy() / 255
+    std = flat.std(0)
+    expected = (flat - flat.mean(0)) / np.where(std < 1e-6, 1, std)
+    np.testing.assert_allclose(policy(obs)[0].features, expected, atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_features_of_a_teacher_are_its_last_hidden_layer(cnn: Path) -> None:
+    network, obs = load_native(cnn), screens(30)
+    policy = Linear(TeacherFeatures(str(cnn))).build(SCREEN)
+    assert torch.equal(policy(obs)[0].features, network(obs)[0].features)  # type: ignore[arg-type]
+    policy.look(obs)
+    torch.testing.assert_close(policy(obs)[0].features.mean(0), torch.zeros(9), atol=1e-5, rtol=0)  # type: ignore[union-attr]
+
+
+def cells_by_hand(frame: np.ndarray[Any, Any], background: np.ndarray[Any, Any], cell: int, colours: int) -> set[Any]:
+    found = set()
+    for row, column in itertools.product(range(frame.shape[0]), range(frame.shape[1])):
+        if abs(int(frame[row, column]) - int(background[row, column])) > 16:
+            found.add((int(frame[row, column]) * colours // 256, row // cell, column // cell))
+    return found
+
+
+def test_basic_features_by_a_plain_loop() -> None:
+    policy, obs = Linear(Basic(4, 2)).build(SCREEN), screens(40)
+    policy.look(obs)
+    bits = policy(obs)[0].features.reshape(40, 2, 3, 4)  # type: ignore[union-attr]
+    for k in range(40):
+        expected = cells_by_hand(obs[k, -1].numpy(), np.zeros((12, 16)), 4, 2)
+        assert {tuple(place) for place in bits[k].nonzero().tolist()} == expected
+
+
+def test_offsets_by_a_plain_loop() -> None:
+    features, obs = Bprost(4, 2, lags=(1,), num_features=10_000), screens(40)
+    policy = Linear(features).build(SCREEN)
+    policy.look(obs)
+    offsets, rows, columns = policy.body[1], 3, 4  # type: ignore[index]
+    said = policy(obs)[0].features
+    assert said is not None
+    names: list[Any] = [(c, r, k) for c in range(2) for r in range(rows) for k in range(columns)]
+    for lag, a, b in offsets.pairs:
+        for up, left in itertools.product(range(2 * rows), range(2 * columns)):
+            # Beyond half of the size an offset is negative.
+            signed = (up - 2 * rows * (up >= rows), left - 2 * columns * (left >= columns))
+            names.append((lag, a, b, *signed))
+    chosen = [names[int(number)] for number in offsets.selected if number >= 0]
+    assert len(chosen) == len(set(chosen)) > 100
+    for k in range(40):
+        newest, older = (cells_by_hand(obs[k, t].numpy(), np.zeros((12, 16)), 4, 2) for t in (-1, -2))
+        expected: set[Any] = set(newest)
+        for lag, cells in ((0, newest), (1, older)):
+            expected |= {(lag, a, b, r - q, c - d) for a, q, d in cells for b, r, c in newest}
+        found = {name for name, bit in zip(chosen, said[k].tolist(), strict=False) if bit}
+        assert found == expected & set(chosen)
+
+
+def test_those_bits_are_kept_that_change_most() -> None:
+    obs = screens(60)
+    every, few = (Linear(Bprost(4, 2, lags=(1,), num_features=n)).build(SCREEN) for n in (10_000, 12))
+    for policy in (every, few):
+        policy.look(obs)
+    bits, kept = every(obs)[0].features, few(obs)[0].features
+    assert bits is not None
+    assert kept is not None
+    changes = bits.var(0).sort(descending=True).values
+    torch.testing.assert_close(kept.var(0).sort(descending=True).values, changes[:12])
+
+
+def test_objects_by_hand() -> None:
+    regions = (("left", 0, 12, 0, 6), ("right", 0, 12, 6, 16))
+    obs = torch.full((1, 2, 12, 16), 87, dtype=torch.uint8)
+    obs[0, 0, 4:6, 8:10] = 236  # at (4.5, 8.5), then at (6.5, 12.5), and one pixel at (3, 1) which was not there
+    obs[0, 1, 6:8, 12:14] = 236
+    obs[0, 1, 3, 1] = 200
+    features = Objects(regions)
+    said = Linear(features).build(SCREEN)(obs)[0].features
+    assert said is not None
+    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    assert named == {
+        "left row": 3, "left column": 1, "left row moved": 0, "left column moved": 0,
+        "left row moved since the oldest": 0, "left column moved since the oldest": 0,
+        "right row": 6.5, "right column": 12.5, "right row moved": 2, "right column moved": 4,
+        "right row moved since the oldest": 2, "right column moved since the oldest": 4,
+        "left seen": 1, "right seen": 1, "left row - right row": -3.5, "left column - right column": -11.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Fourier(0), "num_features"),
+        (lambda: Fourier(bandwidth=0.0), "bandwidth"),
+        (lambda: RandomConv((3,), (4, 3)), "channels"),
+        (lambda: Basic(cell=0), "cell"),
+        (lambda: Basic(threshold=300), "threshold"),
+        (lambda: Bprost(lags=(0,)), "lags"),
+        (lambda: Objects(), "regions"),
+        (lambda: Objects((("ball", 9, 3, 0, 4),)), "top < bottom"),
+        (lambda: Linear(Basic(13)).build(SCREEN), "cell"),
+        (lambda: Linear(Bprost(lags=(2,))).build(SCREEN), "lags"),
+        (lambda: Linear(Objects((("ball", 0, 13, 0, 4),))).build(SCREEN), "beyond the screen"),
+        (lambda: Linear(Basic()).build(PolicySpec((4,), "float32", HEAD)), "channels, height, width"),
+        (lambda: Linear(Basic()).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
+        (lambda: Linear(RandomConv((3,), (14,), (1,))).build(SCREEN), "larger than its input"),
+        (lambda: Linear(TeacherFeatures()).build(SCREEN), r"features\.policy"),
+        (lambda: Linear(TeacherFeatures("nowhere")).build(SCREEN), "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_teacher_of_something_else_is_refused(tmp_path: Path) -> None:
+    save_policy(Mlp((3,)).build(PolicySpec((4,), "float32", HEAD)), tmp_path, {})
+    with pytest.raises(SpecMismatchError, match="observation shape"):
+        Linear(TeacherFeatures(str(tmp_path))).build(SCREEN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": "keras", "config": {"model": "os:getcwd"}}, "network"),
+        ({"config": {"channels": [4]}}, "config"),
+        ({"type": "module:Class"}, "type"),
+        ({"head": {"kind": "q_values", "nvec": ["many"], "low": [], "high": []}}, "config"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_file_that_lies_about_its_features_is_refused(
+    cnn: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    save_policy(built("teacher", Linear, cnn), tmp_path, {})
+    document = json.loads((tmp_path / "policy.json").read_text())
+    document["config"]["features"] |= change
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptArtifactError, match=message):
+        load_native(tmp_path)
