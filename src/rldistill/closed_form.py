@@ -29,7 +29,7 @@ LARGE = 8_192
 
 
 @dataclass(frozen=True)
-class _Fit:
+class Fit:
     """What one column, or all, of the output are fitted to: labels `[B, P]` of a batch, on some of the transitions."""
 
     outputs: slice
@@ -51,8 +51,8 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
     layer = policy.output
     assert isinstance(layer, nn.Linear)
     error = variance = 0.0
-    for fit in _fits(dataset, losses):
-        gram, cross, mean, target_mean = _moments(dataset, policy, fit)
+    for fit in fits(dataset, losses):
+        gram, cross, mean, target_mean = moments(dataset, policy, fit)
         eye = torch.eye(len(gram), dtype=gram.dtype)
         weight = torch.linalg.solve(gram + student.l2 * eye, cross)
         with torch.no_grad():
@@ -71,10 +71,11 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
         )
 
 
-def _fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[_Fit]:
+def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
+    """What is solved for under these losses: all outputs at once, or each by itself."""
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
-        return [_Fit(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
+        return [Fit(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
     if len(losses) > 1 or not isinstance(losses[0], BellmanTarget):
         names = ", ".join(type(loss).__name__ for loss in losses)
         raise ConfigError(
@@ -93,7 +94,7 @@ def _fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[_Fit]:
                 f"distill.losses: bellman_target learns from actions that were taken, and action {action} never was; "
                 "collect with epsilon above 0, or more steps"
             )
-        fits.append(_Fit(slice(action, action + 1), rows, others, lambda batch: loss.target(batch)[:, None]))
+        fits.append(Fit(slice(action, action + 1), rows, others, lambda batch: loss.target(batch)[:, None]))
     return fits
 
 
@@ -110,24 +111,27 @@ def targets(teacher: PolicyOutput) -> Tensor:
     return teacher.params if teacher.head.discrete else teacher.mode()
 
 
-def _moments(dataset: Dataset, policy: NetworkPolicy, fit: _Fit) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def moments(dataset: Dataset, policy: NetworkPolicy, fit: Fit) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Phi' Phi / N and Phi' Y / N of centred features and labels, and the means of both."""
     sums: list[Tensor] = []
-    dtype = torch.float64
+    shifts: list[Tensor] = []
     with torch.no_grad():
         for batch in dataset.batches(fit.train, ROWS):
             features, labels = _features(policy, batch.obs), fit.labels(batch)
             if not sums:
+                # About their means, float32 is enough for the products of one batch, and twice as fast as float64.
+                shifts = [features.mean(0), labels.mean(0)]
                 dtype = torch.float32 if features.shape[1] > LARGE else torch.float64
                 sizes = [(features.shape[1],) * 2, (features.shape[1], labels.shape[1])]
                 sums = [torch.zeros(size, dtype=dtype) for size in [*sizes, features.shape[1:], labels.shape[1:]]]
-            features, labels = features.to(dtype), labels.to(dtype)
-            sums[0].addmm_(features.T, features)
-            sums[1].addmm_(features.T, labels)
+            features, labels = features - shifts[0], labels - shifts[1]
+            sums[0] += features.T @ features
+            sums[1] += features.T @ labels
             sums[2] += features.sum(0)
             sums[3] += labels.sum(0)
     gram, cross, mean, target_mean = (total / len(fit.train) for total in sums)
-    return gram.addr_(mean, mean, alpha=-1), cross.addr_(mean, target_mean, alpha=-1), mean, target_mean
+    gram.addr_(mean, mean, alpha=-1)
+    return gram, cross.addr_(mean, target_mean, alpha=-1), mean + shifts[0], target_mean + shifts[1]
 
 
 def _features(policy: NetworkPolicy, obs: object) -> Tensor:
@@ -135,7 +139,7 @@ def _features(policy: NetworkPolicy, obs: object) -> Tensor:
     return features
 
 
-def _heldout_errors(dataset: Dataset, policy: NetworkPolicy, fit: _Fit, mean_label: Tensor) -> tuple[float, float]:
+def _heldout_errors(dataset: Dataset, policy: NetworkPolicy, fit: Fit, mean_label: Tensor) -> tuple[float, float]:
     """Summed over held-out transitions: the mean squared error, and that of the mean label."""
     error = variance = 0.0
     with torch.no_grad():

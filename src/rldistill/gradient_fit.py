@@ -128,16 +128,20 @@ class GradientFit:
             progress = min(step / total_steps, 1.0)
             if rate is not None:
                 self.optimizer.param_groups[0]["lr"] = rate(progress)
-            loss = total_loss(self.terms, output, batch, progress)
-            gradient = self.weights.grad
-            assert gradient is not None
-            gradient.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            gradient.div_((gradient.norm() / self.config.clip).clamp_min_(1))
-            self.optimizer.step()
-            sum_loss += loss.detach()
+            sum_loss += self.step(batch, output, progress)
             step, count = step + 1, count + 1
         return float(sum_loss) / count
+
+    def step(self, batch: Batch, output: PolicyOutput, progress: float) -> Tensor:
+        """One step of the optimiser, given what the student says of a batch; returns the loss."""
+        loss = total_loss(self.terms, output, batch, progress)
+        gradient = self.weights.grad
+        assert gradient is not None
+        gradient.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradient.div_((gradient.norm() / self.config.clip).clamp_min_(1))
+        self.optimizer.step()
+        return loss.detach()
 
     def _outputs(
         self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None

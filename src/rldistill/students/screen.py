@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rldistill.errors import ConfigError
 from rldistill.students.cnn import require_pictures
@@ -41,8 +41,7 @@ class Basic:
     def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
         """The map, and how many features it gives."""
         _, rows, columns = _grid("basic", spec, self.cell)
-        cells = Cells(spec.obs_shape, self.cell, self.colours, self.threshold)
-        return nn.Sequential(cells, Newest()), self.colours * rows * columns
+        return nn.Sequential(Cells(spec.obs_shape, self), Newest()), self.colours * rows * columns
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Bprost:
         frames, rows, columns = _grid("bprost", spec, self.cell)
         if max(self.lags, default=0) >= frames:
             raise ConfigError(f"lags: {max(self.lags)} frames back are not in a stack of {frames}")
-        cells = Cells(spec.obs_shape, self.cell, self.colours, self.threshold)
+        cells = Cells(spec.obs_shape, self, self.lags)
         offsets = Offsets(self.colours, rows, columns, self.lags, self.num_features)
         return nn.Sequential(cells, offsets), self.num_features
 
@@ -126,88 +125,115 @@ class Objects:
 
 
 class Cells(FromData):
-    """Frames `[B, T, H, W]` of bytes to bits `[B, T, colours, rows, columns]`."""
+    """Frames `[B, T, H, W]` of bytes to bits `[B, 1 + lags, colours, rows, columns]`, those of the newest first."""
 
     background: Tensor
+    bits: Tensor
 
-    def __init__(self, shape: tuple[int, ...], cell: int, colours: int, threshold: int) -> None:
+    def __init__(self, shape: tuple[int, ...], features: Basic | Bprost, lags: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.cell, self.colours, self.threshold = cell, colours, threshold
+        self.frames = [-1 - lag for lag in (0, *lags)]
+        _, height, width = shape
+        self.grid = (features.colours, height // features.cell, width // features.cell)
+        self.threshold = features.threshold
         # No pixel has this value, so that nothing is background before the data has been looked at.
-        self.register_buffer("background", torch.full(shape[1:], -255.0))
+        self.register_buffer("background", torch.full((height, width), -255.0))
+        rows, columns = (np.arange(side) // features.cell for side in (height, width))
+        outside = (rows[:, None] >= self.grid[1]) | (columns >= self.grid[2])
+        cell = rows[:, None] * self.grid[2] + columns
+        colour = (np.arange(256) * features.colours // 256)[:, None, None]
+        # Of a pixel's value and place, the bit that it sets; the last one is thrown away.
+        bits = np.where(outside, self.size, colour * (self.grid[1] * self.grid[2]) + cell)
+        self.register_buffer("bits", torch.from_numpy(bits.reshape(-1)), persistent=False)
+
+    @property
+    def size(self) -> int:
+        """How many bits a frame has."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
     def look(self, obs: Tensor) -> None:
         """Take the most frequent value of each pixel."""
         self.background.copy_(obs[:, -1].flatten(1).mode(0).values.view_as(self.background))
 
     def forward(self, obs: Tensor) -> Tensor:
-        batch, frames = obs.shape[:2]
-        differs = (obs.float() - self.background).abs() > self.threshold
-        colour = torch.where(differs, obs.long() * self.colours // 256, self.colours)
-        marks = F.one_hot(colour, self.colours + 1)[..., : self.colours].movedim(-1, 2).flatten(0, 1)
-        cells: Tensor = F.max_pool2d(marks.float(), self.cell)
-        return cells.view(batch, frames, *cells.shape[1:])
+        pixels = obs[:, self.frames].flatten(0, 1).flatten(1).int()
+        area = pixels.shape[1]
+        differs = (pixels - self.background.flatten().int()).abs_() > self.threshold
+        place = self.bits[(pixels * area).add_(torch.arange(area, dtype=torch.int32, device=obs.device))]
+        bits = torch.zeros(len(pixels), self.size + 1, device=obs.device)
+        bits.scatter_(1, place.masked_fill_(~differs, self.size), 1.0)
+        return bits[:, :-1].reshape(len(obs), len(self.frames), *self.grid)
 
 
 class Newest(nn.Module):
     """The bits of the newest frame, `[B, N]`."""
 
     def forward(self, cells: Tensor) -> Tensor:
-        return cells[:, -1].flatten(1)
+        return cells[:, 0].flatten(1)
 
 
 class Offsets(FromData):
     """Bits of the newest frame, and which offsets between two colours occur in it and from older frames to it."""
 
     selected: Tensor
+    first: Tensor
 
     def __init__(self, colours: int, rows: int, columns: int, lags: tuple[int, ...], num_features: int) -> None:
         super().__init__()
-        self.grid, self.size = (rows, columns), (2 * rows, 2 * columns)
-        self.lags, self.num_basic = lags, colours * rows * columns
+        self.grid, self.num_basic = (colours, rows, columns), colours * rows * columns
         within = itertools.combinations_with_replacement(range(colours), 2)
-        across = itertools.product(lags, range(colours), range(colours))
+        across = itertools.product(range(1, len(lags) + 1), range(colours), range(colours))
         self.pairs = [(0, a, b) for a, b in within] + [*across]
+        self.area = (2 * rows) * (2 * columns)
+        self.total = self.num_basic + len(self.pairs) * self.area
+        # Of a frame and two colours, the number of its first bit.
+        first = np.full((len(lags) + 1, colours, colours), self.total)
+        for number, pair in enumerate(self.pairs):
+            first[pair] = self.num_basic + number * self.area
+        self.register_buffer("first", torch.from_numpy(first), persistent=False)
         # Numbers of the bits that are kept, -1 for none, in floats, which the files of policies hold.
         self.register_buffer("selected", torch.full((num_features,), -1.0))
 
     def look(self, cells: Tensor) -> None:
         """Keep the bits that change most."""
-        every = range(len(self.pairs))
-        parts = [self._bits(part, every) for part in torch.split(cells, CHUNK)]
-        share = torch.stack([part.mean(0) * len(part) for part in parts]).sum(0) / len(cells)
-        most = (share * (1 - share)).sort(descending=True, stable=True)
+        every = torch.arange(self.total, device=cells.device)
+        share = sum(self._bits(part, every).sum(0) for part in torch.split(cells, CHUNK)) / len(cells)
+        most = (share * (1 - share)).sort(descending=True, stable=True)  # type: ignore[union-attr]
         kept = most.indices[most.values > 0][: len(self.selected)].sort().values
         self.selected.fill_(-1.0)
         self.selected[: len(kept)] = kept.float()
 
     def forward(self, cells: Tensor) -> Tensor:
-        chosen = self.selected.long()
-        area = self.size[0] * self.size[1]
-        which = (chosen[chosen >= self.num_basic] - self.num_basic) // area
-        pairs = torch.unique(which).tolist()
-        place = torch.zeros(len(self.pairs), dtype=torch.int64)
-        place[pairs] = torch.arange(len(pairs))
-        # From its number among all bits to its place among those that are worked out.
-        offset = chosen - self.num_basic
-        near = torch.where(
-            offset < 0, chosen, self.num_basic + place[offset.clamp_min(0) // area] * area + offset % area
-        )
-        bits = self._bits(cells, pairs)
-        return torch.where(chosen < 0, 0.0, bits[:, near.clamp_min(0)])
+        return self._bits(cells, self.selected.long())
 
-    def _bits(self, cells: Tensor, pairs: list[int] | range) -> Tensor:
-        """Basic bits, then for each of `pairs` those of its offsets, `[B, N]`."""
-        newest = cells[:, -1]
-        spectra = {lag: torch.fft.rfft2(cells[:, -1 - lag], self.size) for lag in (0, *self.lags)}
-        asked = [self.pairs[pair] for pair in pairs]
-        if not asked:
-            return newest.flatten(1)
-        older = torch.stack([spectra[lag][:, a] for lag, a, _ in asked], 1)
-        newer = torch.stack([spectra[0][:, b] for _, _, b in asked], 1)
-        # How often the offset occurs is a correlation of the two maps.
-        counts = torch.fft.irfft2(older.conj() * newer, self.size)
-        return torch.cat([newest.flatten(1), (counts > 0.5).float().flatten(1)], 1)
+    def _bits(self, cells: Tensor, asked: Tensor) -> Tensor:
+        """Those bits of all whose numbers are asked for, `[B, N]`."""
+        place = torch.full((self.total + 1,), len(asked), device=cells.device)
+        place[asked[asked >= 0]] = torch.arange(len(asked), device=cells.device)[asked >= 0]
+        bits = torch.zeros(len(cells), len(asked) + 1, device=cells.device)
+        newest = self._set(cells[:, 0])
+        bits.scatter_(1, place[newest.masked_fill(newest == self.num_basic, self.total)], 1.0)
+        for frame in range(cells.shape[1]):
+            older = newest if frame == 0 else self._set(cells[:, frame])
+            bits.scatter_(1, place[self._apart(older, newest, frame)].flatten(1), 1.0)
+        return bits[:, :-1]
+
+    def _set(self, cells: Tensor) -> Tensor:
+        """The numbers of the bits that are set, `[B, most of them in one frame]`, `num_basic` where there are fewer."""
+        flat = cells.flatten(1)
+        found = flat.topk(int(flat.sum(1).max()))
+        return found.indices.masked_fill(found.values == 0, self.num_basic)
+
+    def _apart(self, older: Tensor, newest: Tensor, frame: int) -> Tensor:
+        """The numbers of the offsets from each cell of an older frame to each of the newest, `[B, n, m]`."""
+        _, rows, columns = self.grid
+        (of_a, row_a, column_a), (of_b, row_b, column_b) = (
+            (at // (rows * columns), at // columns % rows, at % columns) for at in (older[:, :, None], newest[:, None])
+        )
+        none = (older == self.num_basic)[:, :, None] | (newest == self.num_basic)[:, None]
+        first = self.first[frame][of_a.clamp_max(self.grid[0] - 1), of_b.clamp_max(self.grid[0] - 1)]
+        offset = (row_b - row_a) % (2 * rows) * (2 * columns) + (column_b - column_a) % (2 * columns)
+        return torch.where(none | (first == self.total), self.total, first + offset)
 
 
 class Centres(nn.Module):
@@ -219,13 +245,15 @@ class Centres(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         places, seen = [], []
+        _, _, height, width = obs.shape
+        at_row, at_column = (torch.arange(side, dtype=torch.float32, device=obs.device) for side in (height, width))
         for _, top, bottom, left, right in self.regions:
             region = obs[:, :, top:bottom, left:right]
             usual = region.flatten(2).mode(2).values
             marks = ((region.float() - usual[..., None, None]).abs() > self.threshold).float()
             total = marks.sum((2, 3))
-            row = (marks.sum(3) @ torch.arange(top, bottom, dtype=torch.float32)) / total.clamp_min(1)
-            column = (marks.sum(2) @ torch.arange(left, right, dtype=torch.float32)) / total.clamp_min(1)
+            row = (marks.sum(3) @ at_row[top:bottom]) / total.clamp_min(1)
+            column = (marks.sum(2) @ at_column[left:right]) / total.clamp_min(1)
             places.append(torch.stack([row, column], -1))  # [B, T, 2]
             seen.append(total > 0)
         own = [self._of_region(place, there) for place, there in zip(places, seen, strict=True)]
