@@ -1,0 +1,233 @@
+"""Environment x student x loss x recipe, on real environments: the normalised score of each with its interval.
+
+Teachers are those of a folder of rl-baselines3-zoo agents where it is there, else they are trained here first. Every
+cell is a run that goes on after an interruption. `--quick` is one training seed and no Pong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rldistill import Entrant, EnvConfig, EvaluateConfig, Policy, RLDistillError, TrainConfig, evaluate, train_teacher
+from rldistill.artifacts import read_json, write_json
+from rldistill.config import RunConfig
+from rldistill.data.manifest import Manifest
+from rldistill.progress import track
+from rldistill.recipes.pipeline import RECIPES, load_teacher, run_collect
+from rldistill.recipes.run import Run
+
+PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
+SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
+MIDDLE = {"epochs": 20, "batch_size": 256, "learning_rate": 2e-3}
+PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
+
+# For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
+# `dagger` collects at first and in each of its rounds.
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "CartPole": {"id": "CartPole-v1", "agent": "dqn/CartPole-v1", "steps": 10_000, "rounds": (2_000, 4, 2_000),
+                 "train": PPO | {"total_steps": 100_000}, "fit": SMALL},
+    "LunarLander": {"id": "LunarLander-v3", "agent": "ppo/LunarLander-v2", "steps": 20_000, "rounds": (8_000, 4, 3_000),
+                    "train": PPO | {"total_steps": 1_000_000}, "fit": MIDDLE, "gamma": 0.999},
+    "Acrobot": {"id": "Acrobot-v1", "steps": 20_000, "rounds": (8_000, 4, 3_000),
+                "train": PPO | {"total_steps": 200_000}, "fit": SMALL},
+    "BipedalWalker": {"id": "BipedalWalker-v3", "agent": "ppo/BipedalWalker-v3", "steps": 100_000,
+                      "rounds": (40_000, 4, 15_000), "train": PPO | {"total_steps": 2_000_000}, "fit": MIDDLE},
+    "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
+                    "rounds": (40_000, 4, 15_000), "fit": MIDDLE,
+                    "train": {"algorithm": "SAC", "num_envs": 1, "total_steps": 300_000}},
+    "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
+               "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
+    "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (40_000, 3, 20_000),
+             "wide": (60_000, 4, 60_000), "fit": PIXELS, "epsilon": 0.05},
+}  # fmt: skip
+
+REGIONS = [["opponent", 14, 78, 0, 12], ["ball", 14, 78, 12, 72], ["player", 14, 78, 72, 84]]
+LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
+WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
+CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
+CNN10 = {"type": "cnn", "channels": [8, 8, 8], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [12]}
+
+
+def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, Any]:
+    """A linear student on these features."""
+    return {"type": student, "features": {"type": kind, **settings}}
+
+
+# Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from up to 300,000 steps.
+CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("CartPole", "linear", LINEAR, "forward_kl", "offline"),
+    ("CartPole", "linear-dagger", LINEAR, "forward_kl", "dagger"),
+    ("CartPole", "ridge", {"type": "ridge"}, "q_mse", "dagger"),
+    ("CartPole", "fitted-q", {"type": "ridge"}, "bellman_target", "offline"),
+    ("CartPole", "tree", {"type": "tree", "max_depth": 6}, "gap_weighted_nll", "dagger"),
+    ("CartPole", "mlp", MLP32, "forward_kl", "offline"),
+    ("CartPole", "mlp-margin", MLP32, "large_margin", "dagger"),
+    ("LunarLander", "linear", LINEAR, "forward_kl", "dagger"),
+    ("LunarLander", "waves", WAVES, "forward_kl", "dagger"),
+    ("LunarLander", "tree", {"type": "tree", "max_depth": 12}, "action_nll", "dagger"),
+    ("LunarLander", "mlp", MLP32, "forward_kl", "offline"),
+    ("LunarLander", "mlp-dagger", MLP32, "forward_kl", "dagger"),
+    ("LunarLander", "mlp-reverse", MLP32, "reverse_kl", "dagger"),
+    ("LunarLander", "mlp-on-policy", MLP32, "forward_kl", "on_policy"),
+    ("LunarLander", "gru", {"type": "gru", "size": 32, "hidden": [32]}, "forward_kl", "dagger"),
+    ("Acrobot", "linear", LINEAR, "forward_kl", "dagger"),
+    ("Acrobot", "waves", WAVES, "forward_kl", "offline"),
+    ("Acrobot", "tree", {"type": "tree", "max_depth": 6}, "action_nll", "dagger"),
+    ("Acrobot", "mlp", MLP32, "jeffreys", "offline"),
+    ("BipedalWalker", "linear", LINEAR, "action_nll", "dagger"),
+    ("BipedalWalker", "tree", {"type": "tree", "max_depth": 14, "min_samples": 4}, "action_nll", "dagger"),
+    ("BipedalWalker", "mlp", MLP64, "forward_kl", "offline"),
+    ("BipedalWalker", "mlp-dagger", MLP64, "forward_kl", "dagger"),
+    ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
+    ("HalfCheetah", "mlp", MLP64, "forward_kl", "dagger"),
+    ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
+    ("Hopper", "mlp", MLP64, "forward_kl", "dagger"),
+    ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
+    ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
+    ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
+    ("Pong", "tree-objects", features("objects", "tree", regions=REGIONS) | {"max_depth": 12}, "gap_weighted_nll", "wide"),
+    ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "wide"),
+    ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
+    ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
+    ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "wide"),
+    ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "wide"),
+    ("Pong", "linear-basic", features("basic"), "forward_kl", "wide"),
+    ("Pong", "linear-bprost", features("bprost", cell=4), "forward_kl", "wide"),
+    ("Pong", "ridge-bprost", features("bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "wide"),
+]  # fmt: skip
+
+
+Cell = tuple[str, str, dict[str, Any], str, str]
+
+
+def teacher_of(env: str, out: Path, agents: Path) -> str:
+    """Where the teacher is: it ships, it is one of the zoo's agents, or it is trained now."""
+    about = ENVIRONMENTS[env]
+    if "zoo" in about:
+        return str(about["zoo"])
+    if "agent" in about and (agents / f"{about['agent']}_1").is_dir():
+        return str(agents / f"{about['agent']}_1")
+    with track(f"train the teacher of {env}", "steps") as report:
+        train_teacher(
+            EnvConfig(about["id"]), TrainConfig(**about["train"]), out / env / "teacher", resume=True, progress=report
+        )
+    return str(out / env / "teacher")
+
+
+def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
+    """The run that a cell is."""
+    env, name, student, loss, recipe = cell
+    about = ENVIRONMENTS[env]
+    first, rounds, more = about["wide" if recipe == "wide" else "rounds"]
+    in_rounds = {"name": "dagger" if recipe == "wide" else recipe, "rounds": rounds, "steps_per_round": more}
+    document = {
+        "name": name,
+        "env": {"id": about["id"]},
+        "teacher": teacher,
+        "out": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
+        "collect": {
+            "steps": about["steps"] if recipe == "offline" else first,
+            "epsilon": 0.2 if loss == "bellman_target" else about.get("epsilon", 0.0),
+            "gamma": about.get("gamma", 0.99),
+        },
+        "recipe": {"name": "offline"} if recipe == "offline" else in_rounds,
+        "distill": {**about["fit"], "losses": [loss]},
+        "students": {name: student},
+        "seeds": seeds,
+    }
+    return RunConfig.model_validate(document).plan()
+
+
+def fill(run: Run) -> Entrant:
+    """Collect and distil what is not there yet; beside the students, how long that took."""
+    started = time.monotonic()
+    (name,) = run.students
+    place = run.folder / "students" / name
+    dataset = run_collect(run, resume=True, quiet=True)
+    teacher = load_teacher(run)
+    students: dict[int | None, Policy | None] = {}
+    for seed in run.seeds:
+        with track(f"{run.env.id}, {name}, seed {seed}", "epochs") as report:
+            students[seed] = RECIPES[run.recipe.name](run, teacher, dataset, name, seed, True, False, report)
+    if not (place / "seconds.json").exists():
+        write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
+    own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]
+    steps = max((Manifest.read(folder).num_steps for folder in own if folder.exists()), default=0)
+    return Entrant("student", students, dataset.num_steps + steps)
+
+
+def rows_of(
+    env: str, cells: list[Cell], out: Path, agents: Path, seeds: list[int], episodes: int
+) -> list[dict[str, Any]]:
+    """Fill the cells of one environment and play all of their students at once."""
+    teacher = teacher_of(env, out, agents)
+    entrants: dict[str, Entrant] = {}
+    failed: dict[str, str] = {}
+    runs = {cell[1]: planned(cell, teacher, out, seeds) for cell in cells}
+    for name, run in runs.items():
+        try:
+            entrants[name] = fill(run)
+        except RLDistillError as error:
+            failed[name] = str(error)
+    some = next(iter(runs.values()))
+    players = {"teacher": Entrant("teacher", {None: load_teacher(some)}, 0), **entrants}
+    players["random"] = Entrant("random", {None: None}, 0)
+    with track(f"evaluate {env}", "episodes") as report:
+        found = evaluate(some.env, players, EvaluateConfig(episodes, videos=False), out / env, progress=report)
+    rows = []
+    for _, name, _, loss, recipe in cells:
+        row: dict[str, Any] = {"env": env, "student": name, "loss": loss, "recipe": recipe}
+        said = found["policies"].get(name, {})
+        row |= {"normalised": said.get("normalised"), "ci95": said.get("normalised_ci95")}
+        row |= {"env_steps": said.get("env_steps"), "parameters": said.get("parameters"), "seconds": None}
+        timed = runs[name].folder / "students" / name / "seconds.json"
+        if timed.exists():
+            row["seconds"] = read_json(timed)["seconds"]
+        rows.append(row | ({"failed": failed[name]} if name in failed else {}))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one training seed, no Pong")
+    parser.add_argument("--only", metavar="ENV/STUDENT/RECIPE", default="", help="those that begin so, as Pong/tree")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
+    parser.add_argument("--agents", type=Path, default=Path("../shared/teachers/sb3"), help="rl-baselines3-zoo agents")
+    asked = parser.parse_args()
+    cells = [cell for cell in CELLS if "/".join((cell[0], cell[1], cell[4])).startswith(asked.only)]
+    if asked.quick:
+        cells = [cell for cell in cells if cell[0] != "Pong"]
+    if not cells:
+        parser.error(
+            f"--only: no cell begins with {asked.only!r}; they are {', '.join('/'.join(c[:2]) for c in CELLS)}"
+        )
+    rows: list[dict[str, Any]] = []
+    for env in dict.fromkeys(cell[0] for cell in cells):
+        seeds = [0] if asked.quick else [0, 1, 2] if env == "Pong" else [0, 1, 2, 3, 4]
+        of_env = [cell for cell in cells if cell[0] == env]
+        out = asked.out / ("quick" if asked.quick else "full")
+        rows += rows_of(env, of_env, out, asked.agents, seeds, 30 if env == "Pong" else 100)
+        if asked.json is not None:
+            write_json(asked.json, rows)
+    table = Table("env", "student", "loss", "recipe", "normalised", "95%", "steps", "parameters", "seconds")
+    for row in rows:
+        if row["normalised"] is None:
+            table.add_row(*(row[key] for key in ("env", "student", "loss", "recipe")), row.get("failed", "not defined"))
+            continue
+        low, high = row["ci95"]
+        table.add_row(
+            *(row[key] for key in ("env", "student", "loss", "recipe")), f"{row['normalised']:.3f}",
+            f"{low:.2f} to {high:.2f}", f"{row['env_steps']:,}", f"{row['parameters']:,}", f"{row['seconds']:,.0f}",
+        )  # fmt: skip
+    Console(width=130).print(table)
+
+
+if __name__ == "__main__":
+    main()
