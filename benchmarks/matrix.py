@@ -30,7 +30,7 @@ PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
 # `dagger` collects at first and in each of its rounds.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "CartPole": {"id": "CartPole-v1", "agent": "dqn/CartPole-v1", "steps": 10_000, "rounds": (2_000, 4, 2_000),
+    "CartPole": {"id": "CartPole-v1", "agent": "dqn/CartPole-v1", "steps": 10_000, "rounds": (4_000, 3, 2_000),
                  "train": PPO | {"total_steps": 100_000}, "fit": SMALL},
     "LunarLander": {"id": "LunarLander-v3", "agent": "ppo/LunarLander-v2", "steps": 20_000, "rounds": (8_000, 4, 3_000),
                     "train": PPO | {"total_steps": 1_000_000}, "fit": MIDDLE, "gamma": 0.999},
@@ -58,6 +58,8 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
     """A linear student on these features."""
     return {"type": student, "features": {"type": kind, **settings}}
 
+
+TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12}
 
 # Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from up to 300,000 steps.
 CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
@@ -91,7 +93,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
-    ("Pong", "tree-objects", features("objects", "tree", regions=REGIONS) | {"max_depth": 12}, "gap_weighted_nll", "wide"),
+    ("Pong", "tree-objects", TREE12, "gap_weighted_nll", "wide"),
     ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "wide"),
     ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
     ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
@@ -205,9 +207,7 @@ def main() -> None:
     if asked.quick:
         cells = [cell for cell in cells if cell[0] != "Pong"]
     if not cells:
-        parser.error(
-            f"--only: no cell begins with {asked.only!r}; they are {', '.join('/'.join(c[:2]) for c in CELLS)}"
-        )
+        parser.error(f"--only: no cell begins with {asked.only!r}: {', '.join('/'.join(c[:2]) for c in CELLS)}")
     rows: list[dict[str, Any]] = []
     for env in dict.fromkeys(cell[0] for cell in cells):
         seeds = [0] if asked.quick else [0, 1, 2] if env == "Pong" else [0, 1, 2, 3, 4]
