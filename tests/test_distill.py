@@ -78,10 +78,10 @@ def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> N
 def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
     q_values = dataset.columns["teacher"]
     gap = np.abs(q_values[:, 0] - q_values[:, 1]).mean()  # two actions: best minus second
-    (term,) = with_temperatures((Term(ForwardKL()),), dataset)
+    (term,) = with_temperatures((Term(ForwardKL()),), dataset.spec.head, dataset.action_gap)
     assert isinstance(term.loss, ForwardKL)
     assert term.loss.temperature == pytest.approx(gap / 2, rel=1e-5)
-    (given,) = with_temperatures((Term(ForwardKL(temperature=0.01)),), dataset)
+    (given,) = with_temperatures((Term(ForwardKL(temperature=0.01)),), dataset.spec.head, dataset.action_gap)
     assert given.loss == ForwardKL(temperature=0.01)
 
 

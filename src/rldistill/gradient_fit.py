@@ -49,7 +49,7 @@ class GradientFit:
         initial: NetworkPolicy | None,
     ) -> None:
         self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
-        self.terms = with_temperatures(config.losses, dataset)
+        self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap)
         self.device = _device(config.device)
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from rldistill.data.dataset import Dataset
 from rldistill.errors import SpecMismatchError
 from rldistill.losses import AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
@@ -27,11 +27,12 @@ class Term:
 def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
     """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
     scale = (batch.weight / batch.weight.sum()).flatten()
-    means = [torch.dot(_unreduced(term, output, batch).flatten(), term.weight(progress) * scale) for term in terms]
+    means = [torch.dot(unreduced(term, output, batch).flatten(), term.weight(progress) * scale) for term in terms]
     return reduce(torch.add, means)
 
 
-def _unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
+def unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
+    """A term's loss of each transition; raises SpecMismatchError if it was reduced."""
     loss = term.loss(output, batch)
     if loss.shape != batch.weight.shape:
         raise SpecMismatchError(
@@ -41,14 +42,15 @@ def _unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
     return loss
 
 
-def with_temperatures(terms: tuple[Term, ...], dataset: Dataset) -> tuple[Term, ...]:
+def with_temperatures(terms: tuple[Term, ...], head: ActionHead, action_gap: Callable[[], float]) -> tuple[Term, ...]:
     """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
     distribution prefers its best action by about e^2 : 1; for logits 1."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
         if isinstance(loss, ForwardKL | ReverseKL | Jeffreys) and loss.temperature is None:
-            q_values = dataset.spec.head.kind == "q_values"
-            return dataclasses.replace(loss, temperature=max(dataset.action_gap() / 2, 1e-6) if q_values else 1.0)
+            return dataclasses.replace(
+                loss, temperature=max(action_gap() / 2, 1e-6) if head.kind == "q_values" else 1.0
+            )
         return loss
 
     return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)

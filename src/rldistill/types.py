@@ -219,7 +219,7 @@ class PolicyOutput:
         if kind == "bernoulli":
             return (params > 0).long()
         mean = params[..., : len(self.head.low)]
-        return self._bounded(mean)
+        return self.bounded(mean)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """An action drawn from the policy; of `q_values` and `deterministic` heads, the mode."""
@@ -236,10 +236,19 @@ class PolicyOutput:
             )
         if kind == "bernoulli":
             return (torch.rand(params.shape, generator=generator) < params.sigmoid()).long()
-        mean, log_std = params.chunk(2, -1)
-        return self._bounded(mean + log_std.exp() * torch.randn(mean.shape, generator=generator))
+        return self.bounded(self.draw(generator))
 
-    def _bounded(self, action: Tensor) -> Tensor:
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A draw before it is brought within the bounds of the action: of a Gaussian; elsewhere the action itself."""
+        if "gaussian" not in self.head.kind:
+            return self.sample(generator)
+        mean, log_std = self.params.chunk(2, -1)
+        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+
+    def bounded(self, action: Tensor) -> Tensor:
+        """A draw as an action: clamped, or squashed into the bounds; a discrete one as it is."""
+        if self.head.discrete:
+            return action
         low, high = action.new_tensor(self.head.low), action.new_tensor(self.head.high)
         if self.head.kind == "squashed_gaussian":
             return low + (action.tanh() + 1) / 2 * (high - low)

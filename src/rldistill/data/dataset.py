@@ -176,9 +176,14 @@ class Dataset:
 
     def action_gap(self) -> float:
         """The mean difference between the best and the second-best value in the teacher's labels."""
-        top = np.partition(self.columns["teacher"], -2, axis=1)[:, -2:]
-        choices = top[top[:, 0] > ILLEGAL / 2]  # where only one action is legal, there is nothing to prefer
-        return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
+        return action_gap(self.columns["teacher"])
+
+
+def action_gap(values: NDArray[np.floating[Any]]) -> float:
+    """The mean difference between the best and the second-best of `[N, A]`."""
+    top = np.partition(values, -2, axis=1)[:, -2:]
+    choices = top[top[:, 0] > ILLEGAL / 2]  # where only one action is legal, there is nothing to prefer
+    return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:

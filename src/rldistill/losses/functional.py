@@ -70,6 +70,21 @@ def entropy(policy: PolicyOutput) -> Tensor:
     return (params.chunk(2, -1)[1] + 0.5 * (1 + math.log(2 * math.pi))).sum(-1)
 
 
+def log_prob(policy: PolicyOutput, chosen: Tensor) -> Tensor:
+    """log pi(chosen), summed over an action's parts; of a Gaussian, `chosen` is before its bounds and its tanh."""
+    head, params = policy.head, policy.params
+    if head.kind == "categorical":
+        return F.log_softmax(params, -1).gather(-1, chosen[..., None]).squeeze(-1)
+    if head.kind == "multi_categorical":
+        parts = zip(params.split_with_sizes(head.nvec, -1), chosen.unbind(-1), strict=True)
+        total: Tensor = sum(F.log_softmax(part, -1).gather(-1, at[..., None]).squeeze(-1) for part, at in parts)  # type: ignore[assignment]
+        return total
+    if head.kind == "bernoulli":
+        return -F.binary_cross_entropy_with_logits(params, chosen.float(), reduction="none").sum(-1)
+    require_kind("a likelihood", head, "categorical", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian")
+    return -gaussian_nll(chosen, params)
+
+
 def gaussian_nll(action: Float[Tensor, "*batch A"], params: Float[Tensor, "*batch 2*A"]) -> Float[Tensor, "*batch"]:
     """-log N(action; mean, std), summed over the last dimension."""
     mean, log_std = params.chunk(2, -1)

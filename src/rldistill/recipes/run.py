@@ -24,9 +24,10 @@ class Recipe:
 
     `offline` collects once and distils once. `dagger` (Ross 2011, arXiv 1011.0686) does so `rounds` more times, each on
     all data so far plus `steps_per_round` new steps in which the teacher acts with probability `beta` and the student
-    otherwise; with 0, the default, the teacher acts in the first collection only. `on_policy` (Czarnecki 2019, arXiv 1902.02186) lets the student alone act in these rounds and learns from
-    the newest steps only. `born_again` (Furlanello 2018, arXiv 1805.04770) has each student label the data for the next
-    one, `rounds` times, each with new weights.
+    otherwise; with 0, the default, the teacher acts in the first collection only. `on_policy` (Czarnecki 2019, arXiv
+    1902.02186) lets the student alone act in these rounds and learns from the newest steps only. `born_again`
+    (Furlanello 2018, arXiv 1805.04770) has each student label the data for the next one, `rounds` times, each with new
+    weights.
     """
 
     name: Literal["offline", "dagger", "on_policy", "born_again"] = "offline"

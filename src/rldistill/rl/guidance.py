@@ -1,0 +1,109 @@
+"""What of the teacher counts while a student learns from reward: how much, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rldistill.errors import ConfigError
+from rldistill.objective import Term
+from rldistill.schedules import Constant, Schedule
+
+FALL = 0.2
+"""By what share of its distance from random play a student has to fall after weaning began for a warning."""
+SLACK = 0.1
+"""By what share of that distance the return may fall while the weight is taken back."""
+PATIENT = 0.5
+"""What the weight is multiplied with at each update in which the return holds."""
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The teacher's part in learning from reward.
+
+    Attributes:
+        losses: distillation losses on the student's own states; none without a teacher.
+        weight: what they are weighted with over the course of training.
+        gate: `none`; `performance`, by which the weight is further multiplied with
+            clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the student's return; or `holding`, by which it
+            is halved at each update while the return holds, and restored where it falls.
+        proximal: whether a loss counts with max(r, 1 - clip_range), r the probability ratio of the action taken.
+        teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
+        teacher_return, random_return: what `gate` compares with.
+    """
+
+    losses: tuple[Term, ...] = ()
+    weight: Schedule = Constant(1.0)
+    gate: Literal["none", "performance", "holding"] = "none"
+    proximal: bool = False
+    teacher_steps: Schedule | None = None
+    teacher_return: float | None = None
+    random_return: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gate == "none":
+            return
+        if self.teacher_return is None or self.random_return is None:
+            raise ConfigError(f"guidance.gate: {self.gate} needs the teacher's return and that of random play")
+        if not self.teacher_return > self.random_return:
+            raise ConfigError(
+                f"guidance.gate: it can never open: the teacher's return of {self.teacher_return:.4g} is no better "
+                f"than random play's {self.random_return:.4g}"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether there is anything for a teacher to do."""
+        return bool(self.losses) or self.teacher_steps is not None
+
+    def steps_of_teacher(self, done: float) -> int:
+        """How many first steps of an episode the teacher takes at this point of the training."""
+        return 0 if self.teacher_steps is None else round(self.teacher_steps(done))
+
+
+class Weaning:
+    """The weight of the distillation losses as training goes on."""
+
+    def __init__(self, guidance: Guidance) -> None:
+        self.guidance = guidance
+        self.share = 1.0
+        self.held: float | None = None
+        self.warned = False
+
+    def weight(self, done: float) -> float:
+        """The weight at this point of the training."""
+        return self.guidance.weight(done) * self.share if self.guidance.losses else 0.0
+
+    def update(self, score: float | None, done: float) -> list[str]:
+        """Take up how the student does; returns what is to be warned of."""
+        if score is None or not self.guidance.losses:
+            return []
+        if self.guidance.gate == "performance":
+            self.share = float(np.clip(1 - self._progress(score), 0, 1))
+        if self.guidance.gate == "holding":
+            holds = self.held is None or self._progress(score) >= self._progress(self.held) - SLACK
+            self.share = self.share * PATIENT if holds else 1.0
+        began = self.weight(done) < 0.9 * self.guidance.weight(0.0)
+        self.held = score if self.held is None else max(self.held, score)
+        if self.warned or not began or not self._fell(score):
+            return []
+        self.warned = True
+        return [
+            f"the student's return has fallen from {self.held:.4g} to {score:.4g} since the teacher was weaned off; "
+            "the best policy is kept. Wean later, or with gate: holding"
+        ]
+
+    def _fell(self, score: float) -> bool:
+        assert self.held is not None
+        if self.guidance.teacher_return is None or self.guidance.random_return is None:
+            return self.held - score > FALL * abs(self.held)
+        return self._progress(self.held) - self._progress(score) > FALL
+
+    def _progress(self, score: float) -> float:
+        """0 for random play, 1 for the teacher."""
+        low, high = self.guidance.random_return, self.guidance.teacher_return
+        assert low is not None
+        assert high is not None
+        return (score - low) / (high - low)

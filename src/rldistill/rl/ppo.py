@@ -1,0 +1,417 @@
+"""PPO with a teacher beside it, or without one: one loop for every recipe that learns from reward on its own steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.artifacts import open_stage, provenance
+from rldistill.data.dataset import action_gap
+from rldistill.envs.atari import is_atari
+from rldistill.envs.seeding import block_generator
+from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.losses import functional
+from rldistill.masking import confine
+from rldistill.objective import Term, student_spec, unreduced, with_temperatures
+from rldistill.rl.checkpoint import restore, save
+from rldistill.rl.experience import Experience, Life, advantages
+from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rollouts import Memory
+from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students.gru import GruPolicy
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy, trust
+from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
+
+SAVE_EVERY = 10.0
+"""Seconds between checkpoints."""
+ALONE = Guidance()
+Score = Callable[[NetworkPolicy], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How a policy learns from reward (Schulman 2017, arXiv 1707.06347); names and defaults are mostly SB3's.
+
+    Attributes:
+        total_steps: environment steps.
+        num_envs: environments that are played together.
+        num_steps: steps of each between updates.
+        epochs: passes over the steps of one update.
+        batch_size: steps in a minibatch.
+        learning_rate: Adam's, at the start.
+        schedule: whether the rate falls to zero in a straight line or stays.
+        gamma: discount.
+        gae_lambda: of the advantages.
+        clip_range: how far the probability of an action may move before its gradient is cut.
+        value_coef: weight of the critic's squared error.
+        entropy_coef: weight of the entropy bonus.
+        max_grad_norm: the largest gradient norm, of policy and critic together.
+        critic: the network that says the values; it is thrown away afterwards. By default an mlp of 64x64, or on
+            pictures a small cnn.
+        critic_warmup: steps in which the critic alone learns.
+        eval_every: steps between evaluations; the best policy is kept.
+        threads: of PyTorch.
+    """
+
+    total_steps: int = 100_000
+    num_envs: int = 8
+    num_steps: int = 256
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    schedule: Literal["linear", "constant"] = "constant"
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 0.5
+    critic: AnyStudent | None = None
+    critic_warmup: int = 0
+    eval_every: int = 10_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"ppo.{name}: expected a positive number, found {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"ppo.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
+
+
+def learn(
+    env: EnvConfig,
+    student: AnyStudent,
+    config: PPOConfig,
+    folder: Path,
+    *,
+    teacher: Policy | None = None,
+    guidance: Guidance = ALONE,
+    initial: NetworkPolicy | None = None,
+    score: Score | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NetworkPolicy:
+    """Let a student learn from reward, and from what its teacher says of the states it comes to.
+
+    The loss is -E[min(r A, clip(r, 1 - c, 1 + c) A)] + value_coef E[(V - R)^2] - entropy_coef H + lambda D, r the
+    ratio of the new to the old probability of an action, D the distillation losses of `guidance` and lambda its
+    weight. Without a teacher, or with lambda 0, it is PPO.
+
+    Args:
+        env: the environment; Atari's rewards are clipped to their sign.
+        student: which network.
+        config: how it learns from reward.
+        folder: becomes `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
+        teacher: says what it would do, once for each step.
+        guidance: what of that counts, how much, and for how long.
+        initial: weights to start from.
+        score: full episodes of a policy; the best one is kept. Without it, the last.
+        seed: of weights, episodes and draws.
+        resume: go on from the last checkpoint.
+        overwrite: throw away what is in `folder`.
+        progress: called with the steps done and the steps in all.
+
+    Raises:
+        ConfigError: a student that does not learn by gradient, or guidance without a teacher.
+        SpecMismatchError: teacher, student and environment do not fit.
+    """
+    trust(type(student))
+    if open_stage(folder, folder / "policy.json", resume, overwrite):
+        return load_native(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        training = _Training(env, student, config, folder, teacher, guidance, initial, score, seed)
+        try:
+            training.run(progress)
+        finally:
+            training.life.close()
+        save_policy(training.best_policy(), folder, provenance(seed) | {"env_steps": training.steps})
+        return load_native(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Training:
+    """The state of one run: networks, optimiser, environments, the weight of the teacher, the best policy so far."""
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        student: AnyStudent,
+        config: PPOConfig,
+        folder: Path,
+        teacher: Policy | None,
+        guidance: Guidance,
+        initial: NetworkPolicy | None,
+        score: Score | None,
+        seed: int,
+    ) -> None:
+        self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
+        if teacher is None and guidance.needs_teacher:
+            raise ConfigError("guidance: it needs a teacher, and there is none")
+        if is_atari(env.id):
+            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
+        env = env if teacher is None else env.seen_by(teacher)
+        sight = sight_of(env)
+        self.life = Life(env, sight, config.num_envs, seed)
+        torch.manual_seed(seed)
+        spec = _spec_of_learner(sight.student, teacher, guidance.losses)
+        self.policy = _learner(student, spec)
+        if initial is not None:
+            self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
+        self.critic = _critic(config.critic, spec)
+        if initial is not None and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
+            self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
+        self.player = Memory(sight.shown_to(confine(self.policy, sight.student), "student"), config.num_envs)
+        self.teacher: Memory | None = None
+        self.head: ActionHead | None = None
+        if teacher is not None:
+            confined = confine(teacher, sight.teacher)
+            confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
+            self.head = confined.spec.head
+            self.teacher = Memory(sight.shown_to(confined, "teacher"), config.num_envs)
+        self.terms: tuple[Term, ...] | None = None
+        self.gap = torch.zeros(())
+        self.optimizer = torch.optim.Adam(
+            [*self.policy.parameters(), *self.critic.parameters()], config.learning_rate, eps=1e-5
+        )
+        self.weaning = Weaning(guidance)
+        self.steps = self.updates = 0
+        self.best_score, self.best = -np.inf, _copy(self.policy)
+        self.next_eval = config.eval_every
+        self.saved = time.monotonic()
+        self.exact = restore(self)
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        config, started = self.config, time.monotonic()
+        while self.steps < config.total_steps:
+            rng = block_generator(self.seed, "train", 0, 0, self.updates)
+            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+            done = self.steps / config.total_steps
+            guided = self.guidance.steps_of_teacher(done)
+            experience = self.life.play(self.player, self.teacher, config.num_steps, guided, generator)
+            row = self._improve(experience, done, rng)
+            self.steps += config.num_envs * config.num_steps
+            self.updates += 1
+            self._note(row, time.monotonic() - started)
+            if time.monotonic() - self.saved > SAVE_EVERY:
+                save(self)
+                self.saved = time.monotonic()
+            progress(min(self.steps, config.total_steps), config.total_steps)
+
+    def best_policy(self) -> NetworkPolicy:
+        if self.score is not None:
+            self.policy.load_state_dict(self.best)
+        return self.policy.eval()
+
+    def _improve(self, experience: Experience, done: float, rng: np.random.Generator) -> dict[str, float]:
+        """Some epochs over what was lived through."""
+        config = self.config
+        if config.schedule == "linear":
+            self.optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done)
+        value, next_value = self._values(experience)
+        ended = experience.terminated | experience.truncated
+        gained = advantages(
+            experience.reward, value, next_value, experience.terminated, ended, config.gamma, config.gae_lambda
+        )
+        spread = (gained + value).var()
+        sums = {"explained_variance": float(1 - (gained.var() / spread)) if spread > 0 else 0.0}
+        with torch.no_grad():
+            old = functional.log_prob(PolicyOutput(self.policy.spec.head, experience.said), experience.chosen)
+        weight = self.weaning.weight(done)
+        rows: list[dict[str, float]] = []
+        for _ in range(config.epochs):
+            for part in self._minibatches(experience, rng):
+                rows.append(self._step(experience, part, gained, gained + value, old, weight, done))
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return {**means, **sums, "distillation_weight": weight}
+
+    def _values(self, experience: Experience) -> tuple[Tensor, Tensor]:
+        """V of what was seen and of what each step led to, `[T, N]`."""
+        with torch.no_grad():
+            flat = self._value(experience.obs.flatten(0, 1)).view(experience.reward.shape)
+            following = torch.cat([flat[1:], self._value(experience.next_obs)[None]])
+            if experience.last_obs:
+                at = torch.tensor([*experience.last_obs])
+                following[at[:, 0], at[:, 1]] = self._value(torch.stack([*experience.last_obs.values()]))
+        return flat, following
+
+    def _value(self, obs: Tensor) -> Tensor:
+        value: Tensor = self.critic(obs)[0].params.squeeze(-1)
+        return value
+
+    def _minibatches(self, experience: Experience, rng: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
+        """Steps and slots of each minibatch; whole slots where the student remembers."""
+        steps, slots = experience.reward.shape
+        if isinstance(self.policy, GruPolicy):
+            some = max(1, self.config.batch_size // steps)
+            order = torch.from_numpy(rng.permutation(slots))
+            return [(torch.arange(steps)[:, None], part[None]) for part in torch.split(order, some)]
+        order = torch.from_numpy(rng.permutation(steps * slots))
+        return [(part // slots, part % slots) for part in torch.split(order, self.config.batch_size)]
+
+    def _step(
+        self,
+        experience: Experience,
+        part: tuple[Tensor, Tensor],
+        gained: Tensor,
+        returns: Tensor,
+        old: Tensor,
+        distillation: float,
+        done: float,
+    ) -> dict[str, float]:
+        """One step of the optimiser on a minibatch."""
+        config = self.config
+        output = self._say(experience, part)
+        weight, advantage, target = experience.weight[part], gained[part], returns[part]
+        total = weight.sum().clamp_min(1)
+        if len(advantage.flatten()) > 1:
+            mean = (weight * advantage).sum() / total
+            std = ((weight * (advantage - mean) ** 2).sum() / (total - 1).clamp_min(1)).sqrt()
+            advantage = (advantage - mean) / (std + 1e-8)
+        ratio = (functional.log_prob(output, experience.chosen[part]) - old[part]).exp()
+        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+        surrogate = -torch.min(ratio * advantage, clipped * advantage)
+        obs = experience.obs[part]
+        value = self._value(obs.flatten(0, target.ndim - 1) if target.ndim > 1 else obs)
+        critic_loss = ((value.view_as(target) - target) ** 2).mean()
+        policy_loss = (weight * (surrogate - config.entropy_coef * functional.entropy(output))).sum() / total
+        loss = config.value_coef * critic_loss
+        row = {"value_loss": float(critic_loss.detach())}
+        if self.steps >= config.critic_warmup:
+            loss = loss + policy_loss
+        if distillation > 0 and experience.labels is not None and self.steps >= config.critic_warmup:
+            divergence = self._distillation(output, experience, part, returns, done)
+            if self.guidance.proximal:
+                divergence = ratio.clamp_min(1 - config.clip_range) * divergence
+            loss = loss + distillation * divergence.mean()
+            row["distillation_loss"] = float(divergence.detach().mean())
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([*self.policy.parameters(), *self.critic.parameters()], config.max_grad_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            row["clip_fraction"] = float(((ratio - 1).abs() > config.clip_range).float().mean())
+            row["entropy"] = float(functional.entropy(output).mean())
+        return {"distillation_loss": 0.0, **row}
+
+    def _say(self, experience: Experience, part: tuple[Tensor, Tensor]) -> PolicyOutput:
+        obs = experience.obs[part]
+        if isinstance(self.policy, GruPolicy):
+            assert experience.state is not None
+            slots = part[1][0]
+            output, _ = self.policy.unroll(obs, experience.starts[:, slots], experience.state[slots])
+            return output
+        said: PolicyOutput = self.policy(obs)[0]
+        return said
+
+    def _distillation(
+        self, output: PolicyOutput, experience: Experience, part: tuple[Tensor, Tensor], returns: Tensor, done: float
+    ) -> Tensor:
+        """The distillation losses of a minibatch, weighted and summed, unreduced."""
+        assert experience.labels is not None
+        assert self.head is not None
+        if self.terms is None:
+            if not self.gap:
+                self.gap = torch.tensor(_gap(self.head, experience.labels))
+            self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
+        labels = PolicyOutput(self.head, experience.labels[part])
+        zeros = torch.zeros_like(returns[part], dtype=torch.int64)
+        batch = Batch(
+            obs=experience.obs[part],
+            action=experience.chosen[part],
+            reward=experience.reward[part],
+            return_to_go=returns[part],
+            terminated=experience.terminated[part],
+            truncated=experience.truncated[part],
+            teacher=labels,
+            next_teacher=labels,
+            next_obs=None,
+            weight=torch.ones_like(returns[part]),
+            episode=zeros,
+            step=zeros,
+            actor=zeros,
+            task=zeros,
+        )
+        parts = [term.weight(done) * unreduced(term, output, batch) for term in self.terms]
+        return torch.stack(parts).sum(0)
+
+    def _note(self, row: dict[str, float], seconds: float) -> None:
+        """A row of `metrics.jsonl`; where it is time, the score of the policy, which is kept if it is the best."""
+        recent = float(np.mean(self.life.recent)) if self.life.recent else None
+        document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent, **row}
+        if self.score is not None and (self.steps >= self.next_eval or self.steps >= self.config.total_steps):
+            self.next_eval += self.config.eval_every
+            self.policy.eval()
+            score = float(np.mean(self.score(self.policy)))
+            self.policy.train()
+            document["score"] = score
+            if score >= self.best_score:
+                self.best_score, self.best = score, _copy(self.policy)
+        for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
+            warnings.warn(f"{self.folder}: {text}", stacklevel=2)
+        document["seconds"] = round(seconds, 2)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(document) + "\n")
+
+
+def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term, ...]) -> PolicySpec:
+    """The environment's spec with a head that draws actions: the teacher's kind where it draws, too."""
+    head = env.head if teacher is None else teacher.spec.head
+    if head.kind == "deterministic":
+        head = dataclasses.replace(head, kind="gaussian")
+    spec = student_spec(dataclasses.replace(env, head=head), terms)
+    if spec.head.kind == "q_values":
+        raise SpecMismatchError("a policy that learns by PPO has no Q values: take losses on what it does")
+    return spec
+
+
+def _learner(student: AnyStudent, spec: PolicySpec) -> NetworkPolicy:
+    policy = student.build(spec)
+    if not isinstance(policy, NetworkPolicy) or not any(True for _ in policy.output.parameters()):
+        raise ConfigError(
+            f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
+            "does; take linear, mlp, cnn, impala or gru"
+        )
+    if policy.initial_state(1) is None:
+        # Nothing is preferred before anything is learned.
+        with torch.no_grad():
+            policy.output.weight.mul_(0.01)  # type: ignore[operator]
+    return policy
+
+
+def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
+    """A network that says one number."""
+    pictures = len(spec.obs_shape) == 3
+    chosen = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
+    number = ActionHead("deterministic", low=(-np.inf,), high=(np.inf,))
+    return chosen.build(dataclasses.replace(spec, head=number))
+
+
+def _gap(head: ActionHead, labels: Tensor) -> float:
+    return action_gap(labels.flatten(0, 1).numpy()) if head.kind == "q_values" else 1.0
+
+
+def _copy(policy: NetworkPolicy) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}

@@ -1,0 +1,211 @@
+"""Learning from reward, alone and beside a teacher: by hand, against PyTorch's distributions, and on CartPole."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal
+
+from rldistill.artifacts import sha256_file
+from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.losses import QMSE, ForwardKL
+from rldistill.losses.functional import log_prob
+from rldistill.objective import Term
+from rldistill.rl.experience import advantages
+from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.ppo import PPOConfig, learn
+from rldistill.schedules import Constant, Linear
+from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import ActionHead, PolicyOutput
+
+CARTPOLE = EnvConfig("CartPole-v1")
+SHORT = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=2, batch_size=32)
+KL = (Term(ForwardKL()),)
+
+
+def test_advantages_by_hand() -> None:
+    # gamma 1/2, lambda 1/2; the episode ends at the second step, by a time limit in slot 0, terminated in slot 1.
+    reward = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
+    value = torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
+    following = torch.tensor([[2.0, 2.0], [8.0, 8.0], [6.0, 6.0]])
+    terminated = torch.tensor([[False, False], [False, True], [False, False]])
+    ended = torch.tensor([[False, False], [True, True], [False, False]])
+    found = advantages(reward, value, following, terminated, ended, 0.5, 0.5)
+    # delta: 1 + 1 - 0 = 2; 2 + 4 - 2 = 4, or 2 - 2 = 0 where nothing follows; 4 + 3 - 0 = 7
+    assert found.tolist() == [[2 + 0.25 * 4, 2 + 0.25 * 0], [4, 0], [7, 7]]
+
+
+def test_likelihoods_are_those_of_pytorch() -> None:
+    logits = torch.randn(5, 5)
+    said = PolicyOutput(ActionHead("multi_categorical", (3, 2)), logits)
+    chosen = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
+    expected = sum(
+        Categorical(logits=part).log_prob(at) for part, at in zip(logits.split((3, 2), 1), chosen.T, strict=True)
+    )
+    torch.testing.assert_close(log_prob(said, chosen), expected)
+    bits = torch.randint(0, 2, (5, 5))
+    torch.testing.assert_close(
+        log_prob(PolicyOutput(ActionHead("bernoulli", (5,)), logits), bits),
+        Bernoulli(logits=logits).log_prob(bits.float()).sum(1),
+    )
+    head = ActionHead("gaussian", low=(-1.0,) * 2, high=(1.0,) * 2)
+    action = torch.randn(5, 2)
+    expected = Normal(logits[:, :2], logits[:, 2:4].exp()).log_prob(action).sum(1)
+    torch.testing.assert_close(log_prob(PolicyOutput(head, logits[:, :4]), action), expected)
+
+
+def test_it_learns_to_balance(tmp_path: Path) -> None:
+    config = PPOConfig(total_steps=16_000, num_envs=8, num_steps=64, epochs=6, batch_size=64, learning_rate=1e-3)
+    learn(CARTPOLE, Mlp((32, 32), "tanh"), config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["return"] < 60
+    assert rows[-1]["return"] > 100
+
+
+def test_continuous_actions_and_pictures_of_none(tmp_path: Path) -> None:
+    policy = learn(EnvConfig("Pendulum-v1"), Mlp((8,)), SHORT, tmp_path)
+    assert policy.spec.head.kind == "gaussian"
+
+
+@pytest.mark.parametrize("student", [Mlp((16,)), Gru(8, (8,))], ids=lambda student: type(student).__name__)
+def test_stopped_and_resumed_it_has_the_same_bytes(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent
+) -> None:
+    monkeypatch.setattr("rldistill.rl.ppo.SAVE_EVERY", 0.0)
+    guidance = Guidance(KL, Linear(1.0, 0.0))
+    learn(CARTPOLE, student, SHORT, tmp_path / "whole", teacher=teacher, guidance=guidance, seed=3)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Stop
+
+    for _ in range(3):
+        with pytest.raises(Stop):
+            learn(
+                CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, resume=True,
+                progress=stop,
+            )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learn(CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, resume=True)
+    one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
+    assert sha256_file(one) == sha256_file(other)
+    rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    assert [json.loads(row)["return"] for row in rows[0]] == [json.loads(row)["return"] for row in rows[1]]
+
+
+def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    def agreement(weight: float) -> float:
+        place = tmp_path / str(weight)
+        config = PPOConfig(total_steps=4_096, num_envs=8, num_steps=64, epochs=6, batch_size=64, learning_rate=3e-3)
+        policy = learn(
+            CARTPOLE, Mlp((32,)), config, place, teacher=teacher, guidance=Guidance(KL, Constant(weight)), seed=1
+        )
+        obs = torch.randn(500, 4) * 0.2
+        with torch.no_grad():
+            same = policy(obs)[0].mode() == teacher(obs)[0].mode()
+        return float(same.float().mean())
+
+    heard = agreement(3.0)
+    assert heard > 0.85
+    assert agreement(0.0) < heard
+
+
+def test_without_a_weight_the_teacher_changes_nothing(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    alone = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "alone")
+    beside = learn(
+        CARTPOLE, Mlp((8,)), SHORT, tmp_path / "beside", teacher=teacher, guidance=Guidance(KL, Constant(0.0))
+    )
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, beside.state_dict()[name])
+
+
+def test_the_teacher_takes_the_first_steps(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = PPOConfig(total_steps=128, num_envs=4, num_steps=32, epochs=1)
+    always = Guidance(teacher_steps=Constant(1_000))
+    before = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "taught", teacher=teacher, guidance=always)
+    torch.manual_seed(0)
+    fresh = Mlp((8,)).build(before.spec)
+    with torch.no_grad():
+        fresh.output.weight.mul_(0.01)  # type: ignore[operator]
+    # Every step was the teacher's, so that the policy has nothing to learn from.
+    torch.testing.assert_close(before.output.weight, fresh.output.weight)
+
+
+def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
+    initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
+    config = PPOConfig(total_steps=256, num_envs=4, num_steps=32, critic_warmup=1_000)
+    after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
+    for name, value in initial.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+
+
+def test_the_best_policy_is_kept(tmp_path: Path) -> None:
+    scores = iter([5.0, 9.0, 1.0, 1.0])
+    seen: list[torch.Tensor] = []
+
+    def score(policy: NetworkPolicy) -> np.ndarray:  # type: ignore[type-arg]
+        seen.append(policy.output.weight.detach().clone())  # type: ignore[operator]
+        return np.array([next(scores)])
+
+    config = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=1, eval_every=128)
+    kept = learn(CARTPOLE, Mlp((8,)), config, tmp_path, score=score)
+    assert torch.equal(kept.output.weight, seen[1])  # type: ignore[arg-type]
+
+
+class TestWeaning:
+    def test_by_performance(self) -> None:
+        weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0))
+        assert weaning.weight(0.0) == 2.0
+        for score, weight in ((-250.0, 1.5), (-100.0, 0.0), (-50.0, 0.0), (-400.0, 2.0)):
+            weaning.update(score, 0.5)
+            assert weaning.weight(0.5) == pytest.approx(weight)
+
+    def test_only_while_the_return_holds(self) -> None:
+        weaning = Weaning(Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0))
+        for score, weight in ((50.0, 0.5), (45.0, 0.25), (30.0, 1.0), (49.0, 0.5)):
+            weaning.update(score, 0.5)
+            assert weaning.weight(0.5) == weight
+
+    def test_a_fall_after_it_began_is_warned_of_once(self) -> None:
+        weaning = Weaning(Guidance(KL, Linear(1.0, 0.0)))
+        assert weaning.update(100.0, 0.0) == []
+        assert weaning.update(70.0, 0.05) == []  # nothing has been taken away yet
+        (text,) = weaning.update(70.0, 0.5)
+        assert "fallen from 100 to 70" in text
+        assert weaning.update(10.0, 0.6) == []
+
+    def test_a_gate_that_never_opens_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="can never open"):
+            Guidance(KL, gate="performance", teacher_return=-20.0, random_return=-20.0)
+        with pytest.raises(ConfigError, match="needs the teacher's return"):
+            Guidance(KL, gate="holding")
+
+
+@pytest.mark.parametrize("student", [Tree(), Ridge()])
+def test_what_does_not_learn_by_gradient_is_refused(tmp_path: Path, student: AnyStudent) -> None:
+    if isinstance(student, Tree):
+        with pytest.raises(ConfigError, match="learn by gradient"):
+            learn(CARTPOLE, student, SHORT, tmp_path)
+    else:
+        assert learn(CARTPOLE, student, SHORT, tmp_path).spec == spec_from_env(CARTPOLE)
+
+
+def test_what_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "a", guidance=Guidance(KL))
+    with pytest.raises(SpecMismatchError, match="no Q values"):
+        learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "b", teacher=teacher, guidance=Guidance((Term(QMSE()),)))
+    with pytest.raises(SpecMismatchError, match="observation shape"):
+        learn(EnvConfig("Acrobot-v1"), Mlp((8,)), SHORT, tmp_path / "c", teacher=teacher, guidance=Guidance(KL))
+    with pytest.raises(ConfigError, match=r"ppo\.total_steps"):
+        PPOConfig(total_steps=0)
