@@ -19,7 +19,7 @@ from rldistill.artifacts import read_json, write_json
 from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
 from rldistill.progress import track
-from rldistill.recipes.pipeline import RECIPES, load_teacher, run_collect
+from rldistill.recipes.pipeline import distill_one, load_teacher, run_collect
 from rldistill.recipes.run import Run
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
@@ -156,7 +156,7 @@ def fill(run: Run) -> Entrant:
     students: dict[int | None, Policy | None] = {}
     for seed in run.seeds:
         with track(f"{run.env.id}, {name}, seed {seed}", "epochs") as report:
-            students[seed] = RECIPES[run.recipe.name](run, teacher, dataset, name, seed, True, False, report)
+            students[seed] = distill_one(run, teacher, dataset, name, seed, True, False, report)
     if not (place / "seconds.json").exists():
         write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
     own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]

@@ -121,7 +121,7 @@ def test_examples_are_valid(example: str) -> None:
         ),
         ("teacher={trian: {}}", "teacher.trian: unknown key. Did you mean 'train'?"),
         ("teacher.train.total_steps=1", "teacher is 'teacher.zip', which has nothing inside"),
-        ("recipe.name=dager", "recipe.name: found 'dager', expected 'offline', 'dagger', 'on_policy' or 'born_again'"),
+        ("recipe.name=dager", "recipe.name: there is no 'dager'. Did you mean 'dagger'?"),
         ("recipe={name: dagger}", "recipe: dagger needs rounds and steps_per_round"),
         ("recipe={name: on_policy}", "recipe: on_policy needs rounds and steps_per_round"),
         ("recipe.beta=2", "recipe.beta: found 2, expected at most 1"),

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Discriminator, Field, PrivateAttr, Strict, Tag, ValidationError
@@ -27,7 +27,8 @@ from rldistill.errors import ConfigError, did_you_mean
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES
 from rldistill.objective import Term
-from rldistill.recipes.run import Recipe, Run
+from rldistill.recipes.run import RECIPES, AnyRecipe, Offline, Run
+from rldistill.rl.ppo import PPOConfig
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
 from rldistill.students.features import FEATURES
@@ -90,6 +91,7 @@ SCHEMA = Schema(
         Tagged("type", {c.__name__.lower(): c for c in Schema.members(schedules.Schedule)}),
         Tagged("type", STUDENTS, needs=("build",)),
         Tagged("type", FEATURES),
+        Tagged("name", RECIPES),
         Tagged("name", LOSSES, needs=("__call__", "student_head")),
     ),
     numbers=(schedules.Constant,),
@@ -127,8 +129,10 @@ class RunConfig(Strictly):
     out: Path
     seed: Annotated[int, Strict(), Field(ge=0)] = 0
     collect: Annotated[CollectConfig, SCHEMA] = CollectConfig()
-    recipe: Annotated[Recipe, SCHEMA] = Recipe()
+    recipe: Annotated[AnyRecipe, SCHEMA] = Offline()
     distill: Annotated[DistillConfig, SCHEMA] = DistillConfig()
+    ppo: Annotated[PPOConfig, SCHEMA] = PPOConfig()
+    control: Literal["none", "scratch"] = "none"
     students: Annotated[dict[str, Annotated[AnyStudent, SCHEMA]], AfterValidator(_usable_names)] = Field(
         default_factory=dict
     )
@@ -189,6 +193,8 @@ class RunConfig(Strictly):
             collect=self.collect,
             recipe=self.recipe,
             distill=self.distill,
+            ppo=self.ppo,
+            control=self.control == "scratch",
             students=self.students,
             seeds=self.seeds,
             evaluate=self.evaluate,

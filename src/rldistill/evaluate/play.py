@@ -53,6 +53,7 @@ def play(
     gamma: float = 0.99,
     judge: Policy | None = None,
     side: Side = "student",
+    round: int = 0,
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
@@ -67,6 +68,7 @@ def play(
         gamma: of the discounted return.
         judge: a teacher to compare each action with, on the states of `policy`.
         side: which view of the environment `policy` is shown, where there are two.
+        round: 0 for the episodes that policies are judged by, another for those that they are chosen by.
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
     """
@@ -75,7 +77,9 @@ def play(
     done = 0
     with inference_threads(1):
         parts = [range(group, episodes, groups) for group in range(groups)]
-        plays = [_play(env_config, policy, part, out, seed, sample, gamma, judge, side, num_threads) for part in parts]
+        plays = [
+            _play(env_config, policy, part, out, seed, sample, gamma, judge, side, round, num_threads) for part in parts
+        ]
         for ended in take_turns(plays):
             done += ended
             progress(done)
@@ -92,6 +96,7 @@ def _play(
     gamma: float,
     judge: Policy | None,
     side: Side,
+    round: int,
     num_threads: int,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
@@ -101,12 +106,12 @@ def _play(
         # Beyond the last number, slots go on with other episodes until all have ended.
         place = slot + nth * slots
         number = numbers[place] if place < len(numbers) else numbers[-1] + place
-        return episode_seed(seed, "evaluate", 0, 0, 0, number)
+        return episode_seed(seed, "evaluate", round, 0, 0, number)
 
     env = make_vector_env(env_config, slots, seed_of, num_threads)
     sight = sight_of(env_config)
     sides: tuple[tuple[Policy | None, Side], ...] = ((policy, side), (judge, "teacher"))
-    rng = block_generator(seed, "evaluate", 0, numbers[0], 0)
+    rng = block_generator(seed, "evaluate", round, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
     place = np.arange(slots)

@@ -12,7 +12,7 @@ from rldistill.artifacts import open_stage
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
-from rldistill.recipes.run import Run, report_round
+from rldistill.recipes.run import BornAgain, Run, report_round
 from rldistill.relabel import relabel
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -29,6 +29,7 @@ def distill_student(
     folder = run.folder / "students" / name / f"seed-{seed}"
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
+    assert isinstance(run.recipe, BornAgain)
     rounds, data, student = run.recipe.rounds, dataset, None
     for number in range(rounds + 1):
         if student is not None:

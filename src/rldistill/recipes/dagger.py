@@ -13,8 +13,7 @@ from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
-from rldistill.recipes.run import Run, report_round
-from rldistill.schedules import Schedule
+from rldistill.recipes.run import Dagger, Run, report_round
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
@@ -24,11 +23,13 @@ def distill_student(
     run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
-    return in_rounds(run, teacher, dataset, name, seed, resume, overwrite, report, run.recipe.beta)
+    assert isinstance(run.recipe, Dagger)
+    return in_rounds(run, run.recipe, teacher, dataset, name, seed, resume, overwrite, report)
 
 
 def in_rounds(
     run: Run,
+    recipe: Dagger,
     teacher: Policy,
     dataset: Dataset,
     name: str,
@@ -36,25 +37,24 @@ def in_rounds(
     resume: bool,
     overwrite: bool,
     report: Report,
-    beta: Schedule,
     newest_only: bool = False,
 ) -> NetworkPolicy:
     """Distil on the run's dataset, then round after round on what the student of the round before collects.
 
     Args:
         run, teacher, dataset, name, seed, resume, overwrite, report: as every recipe has them.
-        beta: the probability that the teacher acts rather than the student, over the rounds.
+        recipe: how many rounds, and who acts in them.
         newest_only: whether a round learns from its own steps alone, not from all so far.
     """
     folder = run.folder / "students" / name / f"seed-{seed}"
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
     student: NetworkPolicy | None = None
-    rounds, place, data = run.recipe.rounds, folder / "dataset", dataset
+    rounds, place, data = recipe.rounds, folder / "dataset", dataset
     for number in range(rounds + 1):
         if student is not None:
-            now = beta((number - 1) / max(rounds - 1, 1))
-            asked = dataclasses.replace(run.collect, steps=run.recipe.steps_per_round, beta=now)
+            now = recipe.beta((number - 1) / max(rounds - 1, 1))
+            asked = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=now)
             collect(run.env, teacher, asked, place, seed=seed, student=student, round=number, resume=True)
             both = [place] if newest_only else [run.folder / "dataset", place]
             newest = number if newest_only else None

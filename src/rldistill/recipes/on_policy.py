@@ -9,8 +9,7 @@ from __future__ import annotations
 from rldistill.data.dataset import Dataset
 from rldistill.progress import Report
 from rldistill.recipes.dagger import in_rounds
-from rldistill.recipes.run import Run
-from rldistill.schedules import Constant
+from rldistill.recipes.run import Dagger, OnPolicy, Run
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Policy
 
@@ -19,4 +18,6 @@ def distill_student(
     run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
-    return in_rounds(run, teacher, dataset, name, seed, resume, overwrite, report, beta=Constant(0.0), newest_only=True)
+    assert isinstance(run.recipe, OnPolicy)
+    rounds = Dagger(run.recipe.rounds, run.recipe.steps_per_round)
+    return in_rounds(run, rounds, teacher, dataset, name, seed, resume, overwrite, report, newest_only=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from rldistill.artifacts import provenance, write_atomic, write_json
+from rldistill.artifacts import provenance, read_json, write_atomic, write_json
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -18,30 +19,33 @@ from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
-from rldistill.progress import track
-from rldistill.recipes import born_again, dagger, offline, on_policy
-from rldistill.recipes.run import Run
+from rldistill.progress import Report, track
+from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
+from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
 from rldistill.report import evaluation_table, verdict, write_report
 from rldistill.students import Linear, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
+from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
 
-RECIPES = {
-    "offline": offline.distill_student,
-    "dagger": dagger.distill_student,
-    "on_policy": on_policy.distill_student,
-    "born_again": born_again.distill_student,
+DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, bool, bool, Report], NetworkPolicy]] = {
+    Offline: offline.distill_student,
+    Dagger: dagger.distill_student,
+    OnPolicy: on_policy.distill_student,
+    BornAgain: born_again.distill_student,
 }
+"""Recipes that learn from what was collected; the others learn from reward."""
 
 
 def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:
     """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume, overwrite, quiet)
-    run_collect(run, resume, overwrite, quiet)
+    if not isinstance(run.recipe, FROM_REWARD_ALONE):
+        run_collect(run, resume, overwrite, quiet)
     run_distill(run, resume, overwrite, quiet)
     run_evaluate(run, resume, overwrite, quiet)
     return run_report(run)
@@ -81,11 +85,36 @@ def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
     _note_what_was_asked(run)
     run = _with_teachers_features(run)
     teacher = load_teacher(run)
-    dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
+    unit = "epochs" if type(run.recipe) in DISTIL else "steps"
+    dataset: Dataset | None = None
+    if not isinstance(run.recipe, FROM_REWARD_ALONE):
+        dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     for name in run.students:
         for seed in run.seeds:
-            with track(f"distil {name}, seed {seed}", "epochs", quiet) as report:
-                RECIPES[run.recipe.name](run, teacher, dataset, name, seed, resume, overwrite, report)
+            with track(f"distil {name}, seed {seed}", unit, quiet) as report:
+                distill_one(run, teacher, dataset, name, seed, resume, overwrite, report)
+        for seed in run.seeds if run.control else ():
+            steps = _steps_of(run, name)
+            with track(f"control of {name}, seed {seed}", "steps", quiet) as report:
+                from_reward.control(run, teacher, name, seed, steps, resume, overwrite, report)
+
+
+def distill_one(
+    run: Run,
+    teacher: Policy,
+    dataset: Dataset | None,
+    name: str,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    report: Report,
+) -> NetworkPolicy:
+    """One student with one training seed, by the run's recipe."""
+    by = DISTIL.get(type(run.recipe))
+    if by is None:
+        return from_reward.distill_student(run, teacher, dataset, name, seed, resume, overwrite, report)
+    assert dataset is not None
+    return by(run, teacher, dataset, name, seed, resume, overwrite, report)
 
 
 def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -93,11 +122,11 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
     path = run.folder / "evaluation.json"
     if path.exists() and not (resume or overwrite):
         raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
-    collected = Manifest.read(run.folder / "dataset").num_steps
     taught = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
     entrants = {
         "teacher": Entrant("teacher", {None: load_teacher(run)}, taught),
-        **{name: _student_entrant(run, name, collected) for name in run.students},
+        **{name: _student_entrant(run, name) for name in run.students},
+        **{f"{name}-scratch": _control_entrant(run, name) for name in run.students if run.control},
         "random": Entrant("random", {None: None}, 0),
     }
     with track("evaluate", "episodes", quiet) as report:
@@ -145,18 +174,39 @@ def _look_at_teacher(run: Run) -> None:
         warnings.warn(f"the teacher looks wrong: {text}; `rldistill teachers verify` says more", stacklevel=2)
 
 
-def _student_entrant(run: Run, name: str, collected: int) -> Entrant:
-    folders = {seed: run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds}
+def _student_entrant(run: Run, name: str) -> Entrant:
+    return Entrant("student", _policies(run, run.folder / "students" / name), _steps_of(run, name))
+
+
+def _control_entrant(run: Run, name: str) -> Entrant:
+    place = run.folder / "controls" / name
+    steps = max(_reward_steps(place / f"seed-{seed}") for seed in run.seeds)
+    return Entrant("student", _policies(run, place), steps)
+
+
+def _policies(run: Run, place: Path) -> dict[int | None, Policy | None]:
+    folders = {seed: place / f"seed-{seed}" for seed in run.seeds}
     missing = [folder for folder in folders.values() if not (folder / "policy.json").exists()]
     if missing:
         raise ConfigError(f"{missing[0]}: there is no student yet; run `rldistill distill` first")
-    own = max(_own_steps(folder) for folder in folders.values())
-    return Entrant("student", {seed: load_native(folder) for seed, folder in folders.items()}, collected + own)
+    return {seed: load_native(folder) for seed, folder in folders.items()}
+
+
+def _steps_of(run: Run, name: str) -> int:
+    """Environment steps that a student took: those of the teacher's data, its own rounds, its learning from reward."""
+    collected = Manifest.read(run.folder / "dataset").num_steps if (run.folder / "dataset").exists() else 0
+    folders = [run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds]
+    return collected + max(_own_steps(folder) + _reward_steps(folder) for folder in folders if folder.exists())
 
 
 def _own_steps(folder: Path) -> int:
     dataset = folder / "dataset"
     return Manifest.read(dataset).num_steps if dataset.exists() else 0
+
+
+def _reward_steps(folder: Path) -> int:
+    document = folder / "policy.json"
+    return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
 
 
 def _note_what_was_asked(run: Run) -> None:

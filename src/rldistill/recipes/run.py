@@ -12,34 +12,134 @@ from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.progress import Report
-from rldistill.schedules import Constant, Schedule
+from rldistill.rl.ppo import PPOConfig
+from rldistill.schedules import Constant, Linear, Schedule
 from rldistill.students import AnyStudent
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.train import TrainConfig
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How collecting and distilling are chained.
+class Offline:
+    """Collect once, distil once."""
 
-    `offline` collects once and distils once. `dagger` (Ross 2011, arXiv 1011.0686) does so `rounds` more times, each on
-    all data so far plus `steps_per_round` new steps in which the teacher acts with probability `beta` and the student
-    otherwise; with 0, the default, the teacher acts in the first collection only. `on_policy` (Czarnecki 2019, arXiv
-    1902.02186) lets the student alone act in these rounds and learns from the newest steps only. `born_again`
-    (Furlanello 2018, arXiv 1805.04770) has each student label the data for the next one, `rounds` times, each with new
-    weights.
+
+@dataclass(frozen=True)
+class Dagger:
+    """`rounds` more times: collect, the student acting, and distil on all data so far (Ross 2011, arXiv 1011.0686).
+
+    Attributes:
+        rounds: after the first.
+        steps_per_round: environment steps that each adds.
+        beta: the probability that the teacher acts rather than the student, over these rounds; with 0, the default, the
+            teacher acts in the first collection only.
     """
 
-    name: Literal["offline", "dagger", "on_policy", "born_again"] = "offline"
     rounds: int = 1
     steps_per_round: int = 0
     beta: Schedule = Constant(0.0)
 
     def __post_init__(self) -> None:
-        if self.name in ("dagger", "on_policy") and (self.rounds < 1 or self.steps_per_round < 1):
-            raise ConfigError(f"recipe: {self.name} needs rounds and steps_per_round of at least 1")
-        if self.name == "born_again" and self.rounds < 1:
-            raise ConfigError("recipe: born_again needs rounds of at least 1")
+        _require_rounds("dagger", self.rounds, self.steps_per_round)
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """`rounds` more times: the student alone acts, and learns from its newest steps (Czarnecki 2019, arXiv 1902.02186).
+
+    Attributes:
+        rounds: after the first.
+        steps_per_round: environment steps of each.
+    """
+
+    rounds: int = 1
+    steps_per_round: int = 0
+
+    def __post_init__(self) -> None:
+        _require_rounds("on_policy", self.rounds, self.steps_per_round)
+
+
+@dataclass(frozen=True)
+class BornAgain:
+    """Each student labels the data for the next one, `rounds` times, with new weights (Furlanello 2018, 1805.04770)."""
+
+    rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Ppd:
+    """PPO with a distillation term, weighted with the clipped probability ratio (Spigler 2024, arXiv 2407.15134).
+
+    Attributes:
+        weight: lambda, over the course of training.
+    """
+
+    weight: Schedule = Constant(1.0)
+
+
+@dataclass(frozen=True)
+class Kickstart:
+    """PPO with a distillation term that is weaned off (Schmitt 2018, arXiv 1803.03835).
+
+    Attributes:
+        weight: lambda, over the course of training.
+        gate: `performance` further multiplies it with clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1).
+    """
+
+    weight: Schedule = Linear(1.0, 0.0)
+    gate: Literal["none", "performance"] = "none"
+
+
+@dataclass(frozen=True)
+class JumpStart:
+    """PPO in whose episodes the teacher takes the first steps, ever fewer of them (Uchendu 2023, arXiv 2204.02372).
+
+    Attributes:
+        first_steps: how many, at the start.
+        until: when there are none left, as a share of the training.
+    """
+
+    first_steps: int
+    until: float = 0.7
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Distil, then go on by PPO: the critic first, and the teacher weaned off only while the return holds.
+
+    Attributes:
+        weight: of the distillation losses, at the start.
+        critic_warmup: steps in which the critic alone learns.
+    """
+
+    weight: Schedule = Constant(1.0)
+    critic_warmup: int = 10_000
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """PPO from reward alone: the control."""
+
+
+AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | Scratch
+RECIPES: dict[str, type[AnyRecipe]] = {
+    "offline": Offline,
+    "dagger": Dagger,
+    "on_policy": OnPolicy,
+    "born_again": BornAgain,
+    "ppd": Ppd,
+    "kickstart": Kickstart,
+    "jump_start": JumpStart,
+    "finetune": Finetune,
+    "scratch": Scratch,
+}
+FROM_REWARD_ALONE = (Ppd, Kickstart, JumpStart, Scratch)
+"""Recipes that learn from their own steps and need no dataset."""
+
+
+def _require_rounds(name: str, rounds: int, steps_per_round: int) -> None:
+    if rounds < 1 or steps_per_round < 1:
+        raise ConfigError(f"recipe: {name} needs rounds and steps_per_round of at least 1")
 
 
 def report_round(report: Report, number: int, rounds: int, done: int, total: int) -> None:
@@ -51,7 +151,8 @@ def report_round(report: Report, number: int, rounds: int, done: int, total: int
 class Run:
     """One run file, read and checked; `document` is what it said, overrides included.
 
-    `verify` is whether a teacher from elsewhere is looked at before it teaches.
+    `control` is whether each student also learns from reward alone, `verify` whether a teacher from elsewhere is looked
+    at before it teaches.
     """
 
     name: str
@@ -60,8 +161,10 @@ class Run:
     env: EnvConfig
     teacher: SavedTeacher | TeacherEnsemble | TrainConfig
     collect: CollectConfig
-    recipe: Recipe
+    recipe: AnyRecipe
     distill: DistillConfig
+    ppo: PPOConfig
+    control: bool
     students: dict[str, AnyStudent]
     seeds: tuple[int, ...]
     evaluate: EvaluateConfig

@@ -1,0 +1,123 @@
+"""Learning from reward, beside a teacher or alone: `ppd`, `kickstart`, `jump_start`, `finetune`, and the control.
+
+All are PPO with different guidance; the best policy by episodes of its own is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill.data.dataset import Dataset
+from rldistill.distill import distill
+from rldistill.envs.single import EnvConfig
+from rldistill.evaluate.play import play
+from rldistill.progress import Report
+from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, Run
+from rldistill.rl.guidance import Guidance
+from rldistill.rl.ppo import learn
+from rldistill.schedules import Constant, Linear
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native
+from rldistill.types import Policy
+
+SCORED = 20
+"""Episodes by which the best policy is chosen; others than those that it is judged by at the end."""
+CENSORED = 10
+"""The control takes at most so many times the steps of the student."""
+
+
+def distill_student(
+    run: Run,
+    teacher: Policy,
+    dataset: Dataset | None,
+    name: str,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+    report: Report,
+) -> NetworkPolicy:
+    """One student with one training seed, by the run's recipe."""
+    folder = run.folder / "students" / name / f"seed-{seed}"
+    if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
+        return load_native(folder)
+    initial: NetworkPolicy | None = None
+    ppo = run.ppo
+    if isinstance(run.recipe, Finetune):
+        assert dataset is not None
+        ppo = dataclasses.replace(ppo, critic_warmup=run.recipe.critic_warmup)
+        initial = distill(
+            dataset, run.students[name], run.distill, _beside(folder), seed=seed, resume=resume, overwrite=overwrite
+        )
+    return learn(
+        run.env,
+        run.students[name],
+        ppo,
+        folder,
+        teacher=teacher,
+        guidance=guidance_of(run, teacher),
+        initial=initial,
+        score=partial(_score, run.env.seen_by(teacher), run.seed),
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        progress=report,
+    )
+
+
+def control(
+    run: Run, teacher: Policy, name: str, seed: int, steps: int, resume: bool, overwrite: bool, report: Report
+) -> NetworkPolicy:
+    """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
+    return learn(
+        run.env.seen_by(teacher),
+        run.students[name],
+        dataclasses.replace(run.ppo, total_steps=CENSORED * steps),
+        run.folder / "controls" / name / f"seed-{seed}",
+        score=partial(_score, run.env.seen_by(teacher), run.seed),
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        progress=report,
+    )
+
+
+def guidance_of(run: Run, teacher: Policy) -> Guidance:
+    """What the run's recipe makes of the teacher."""
+    recipe, losses = run.recipe, run.distill.losses
+    if isinstance(recipe, Ppd):
+        return Guidance(losses, recipe.weight, proximal=True)
+    if isinstance(recipe, Kickstart) and recipe.gate == "none":
+        return Guidance(losses, recipe.weight)
+    if isinstance(recipe, JumpStart):
+        return Guidance(teacher_steps=Linear(recipe.first_steps, 0.0, recipe.until))
+    if isinstance(recipe, Kickstart | Finetune):
+        gate: Literal["performance", "holding"] = "performance" if isinstance(recipe, Kickstart) else "holding"
+        env = run.env.seen_by(teacher)
+        best, worst = (float(_returns(env, run.seed, one, side).mean()) for one, side in _ends(teacher))
+        return Guidance(losses, recipe.weight, gate, teacher_return=best, random_return=worst)
+    return Guidance((), Constant(0.0))
+
+
+def _ends(teacher: Policy) -> list[tuple[Policy | None, Literal["student", "teacher"]]]:
+    return [(teacher, "teacher"), (None, "student")]
+
+
+def _beside(folder: Path) -> Path:
+    """Where the student that is fine-tuned lies, since a stage's folder holds one policy."""
+    return folder.with_name(f"{folder.name}-distilled")
+
+
+def _returns(
+    env: EnvConfig, seed: int, policy: Policy | None, side: Literal["student", "teacher"] = "student"
+) -> NDArray[np.float64]:
+    return play(env, policy, SCORED, seed=seed, round=1, side=side).returns
+
+
+def _score(env: EnvConfig, seed: int, policy: NetworkPolicy) -> NDArray[np.float64]:
+    return _returns(env, seed, policy)

@@ -1,0 +1,82 @@
+"""Recipes that learn from reward, as run files have them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+
+RECIPES: list[dict[str, Any]] = [
+    {"name": "ppd", "weight": 2.0},
+    {"name": "kickstart", "gate": "performance"},
+    {"name": "jump_start", "first_steps": 20},
+    {"name": "finetune", "critic_warmup": 512},
+]
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rldistill.cli", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, Any]
+) -> None:
+    with_control = recipe["name"] == "ppd"
+    save_policy(teacher, tmp_path / "teacher", {})
+    document = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 1_000, "epsilon": 0.2},
+        "recipe": recipe,
+        "distill": {"epochs": 15, "batch_size": 64},
+        "ppo": {"total_steps": 1_024, "num_envs": 4, "num_steps": 64, "epochs": 4},
+        "control": "scratch" if with_control else "none",
+        "students": {"mlp": {"type": "mlp", "hidden": [16]}},
+        "evaluate": {"episodes": 5, "videos": False},
+        "out": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    result = run_cli("run", str(tmp_path / "run.yaml"))
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+    policies = json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
+    collected = 1_008 if recipe["name"] == "finetune" else 0
+    assert policies["mlp"]["env_steps"] == 1_024 + collected
+    assert (tmp_path / "run" / "dataset").exists() == (recipe["name"] == "finetune")
+    assert ("mlp-scratch" in policies) == with_control
+    if with_control:
+        assert policies["mlp-scratch"]["env_steps"] == 10_240
+    again = run_cli("run", str(tmp_path / "run.yaml"), "--resume")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_gate_that_never_opens_is_refused_before_the_first_step(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "class Worst:\n"
+        "    def predict(self, obs, **kwargs):\n"
+        "        return (np.asarray(obs)[..., 2] < 0).astype(np.int64), None\n"
+    )
+    document = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": "own:Worst",
+        "recipe": {"name": "kickstart", "gate": "performance"},
+        "students": {"mlp": "mlp"},
+        "out": str(tmp_path / "run"),
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    command = [sys.executable, "-m", "rldistill.cli", "run", "run.yaml", "--no-verify"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode != 0
+    assert "can never open" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
