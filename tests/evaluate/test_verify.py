@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from scipy.stats import ttest_ind
 from torch import nn
 
@@ -69,6 +72,38 @@ def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPol
     policy.standardise(torch.full((4,), 100.0), torch.ones(4))
     policy.obs_clip = {"": 10.0}
     assert any("standard deviations" in text for text in look(policy, CARTPOLE))
+
+
+class Mixed(gymnasium.Env[Any, Any]):
+    """One entry to normalise between an integer and a number that is always 200."""
+
+    observation_space = spaces.Dict(
+        {"cart": spaces.Box(-9, 9, (2,)), "side": spaces.Discrete(3), "wide": spaces.Box(0, 255)}
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._seen(), 0.0, False, False, {}
+
+    def _seen(self) -> dict[str, Any]:
+        cart = self.np_random.choice([-1.0, 1.0], 2).astype(np.float32)
+        return {"cart": cart, "side": int(self.np_random.integers(3)), "wide": np.full(1, 200, np.float32)}
+
+
+def test_of_a_dict_what_the_normaliser_knows_is_looked_at_and_nothing_else() -> None:
+    gymnasium.register("Mixed-v0", Mixed)
+    env = EnvConfig("Mixed-v0")
+    policy = Mlp((4,)).build(spec_from_env(env)).eval()
+    policy.obs_clip = {"cart": 10.0}
+    assert not any("standard deviations" in text for text in look(policy, env))
+    mean = torch.zeros(2 + 3 + 1)
+    mean[0] = 100.0  # of the first of two numbers, which is -1 or 1: half of all are 99 or 101 away
+    policy.standardise(mean, torch.ones(2 + 3 + 1))
+    assert any(text.startswith("50.0% of the observations are more than 5") for text in look(policy, env))
 
 
 def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -> None:

@@ -174,10 +174,13 @@ def _constant(output: PolicyOutput) -> list[str]:
 
 
 def _out_of_range(policy: Policy, seen: NDArray[Any]) -> list[str]:
-    if not isinstance(policy, NetworkPolicy) or not policy.obs_clip or not isinstance(seen, np.ndarray):
+    if not isinstance(policy, NetworkPolicy) or not policy.obs_clip:
         return []
-    scaled = (torch.from_numpy(seen) - policy.obs_mean) / policy.obs_std
-    share = float((scaled.abs() > FAR).float().mean())
+    scaled = policy.scaled(torch.from_numpy(seen))
+    entries = {"": scaled} if isinstance(scaled, Tensor) else scaled
+    # Only what a normaliser clips was normalised: other entries of a dict may be of any size.
+    normalised = torch.cat([entries[key].flatten(1) for key in policy.obs_clip], 1)
+    share = float((normalised.abs() > FAR).float().mean())
     if share <= FAR_SHARE:
         return []
     return [f"{share:.1%} of the observations are more than {FAR:g} standard deviations from the normaliser's mean"]

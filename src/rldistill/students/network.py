@@ -139,10 +139,21 @@ class NetworkPolicy(nn.Module):
         """What the first layer is fed: float32, a dict where the observation is one."""
         if self.as_is:
             return obs
+        scaled = self.scaled(obs)
+        if isinstance(scaled, Tensor):
+            return self._clipped(scaled, "")
+        return {key: self._clipped(entry, key) for key, entry in scaled.items()}
+
+    def scaled(self, obs: Obs) -> Obs:
+        """The same before `obs_clip`: standard deviations from the mean, integers of known size one-hot.
+
+        Raises:
+            SpecMismatchError: a dict, for a policy that takes one tensor.
+        """
         if not self._spec.parts:
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
-            return self._clipped(self._scaled(obs), "")
+            return self._scaled(obs)
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
         scaled = {}
@@ -152,7 +163,7 @@ class NetworkPolicy(nn.Module):
             shape = entry.shape
             of_key = slice(at, at := at + part.width)
             entry = (entry.flatten(1) - self.obs_mean[of_key]) / self.obs_std[of_key]
-            scaled[key] = self._clipped(entry.view(shape).float(), key)
+            scaled[key] = entry.view(shape).float()
         return scaled
 
     def _scaled(self, obs: Tensor) -> Tensor:
