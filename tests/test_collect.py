@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from rldistill.collect import CollectConfig, collect
-from rldistill.data.blocks import read_block
+from rldistill.data.blocks import ACTORS, read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
@@ -67,6 +69,46 @@ def test_observations_beyond_the_cap_stay_on_disk_and_are_the_same(tmp_path: Pat
     np.testing.assert_array_equal(capped.obs, whole.obs)
     assert manifest_bytes(tmp_path / "capped") == manifest_bytes(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "capped").iterdir()) == ["blocks", "manifest.json"]
+
+
+class Grid(gymnasium.Env[Any, Any]):
+    """Takes actions `[2, 2]`, of numbers or of bits, and refuses anything else."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+
+    def __init__(self, bits: bool = False) -> None:
+        spaces = gymnasium.spaces
+        self.action_space = spaces.MultiBinary((2, 2)) if bits else spaces.Box(-1, 1, (2, 2))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action.shape == (2, 2)
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), float(action[1, 0]), False, False, {}
+
+
+@pytest.mark.parametrize("bits", [False, True])
+def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, tmp_path: Path) -> None:
+    gymnasium.register("Grid-v0", Grid, max_episode_steps=15)
+    env = EnvConfig("Grid-v0", {"bits": bits})
+    torch.manual_seed(0)
+    teacher = Mlp((4,)).build(spec_from_env(env)).eval()
+    config = CollectConfig(steps=120, streams=1, slots=2, block=20, epsilon=0.5)
+    data = collect(env, teacher, config, tmp_path)
+    assert data.columns["action"].shape == (120, 4)
+    np.testing.assert_array_equal(data.columns["reward"], data.columns["action"][:, 2])  # [1, 0] is the third of four
+    said = data.batch(np.arange(120)).teacher.mode().numpy()
+    random = data.columns["actor"] == ACTORS.index("random")
+    np.testing.assert_array_equal(data.columns["action"][~random], said[~random])
+    assert (data.columns["action"][random] != said[random]).any()
+    before = manifest_bytes(tmp_path)
+    document = json.loads(before)
+    (tmp_path / document["blocks"][2]["file"]).unlink()
+    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    collect(env, teacher, config, tmp_path, resume=True)
+    assert manifest_bytes(tmp_path) == before
 
 
 def make_teacher_for(env: EnvConfig) -> NetworkPolicy:

@@ -332,7 +332,7 @@ class _Stream:
             if has_mask(self.teacher.spec):
                 random = random_legal(self.sight.of("teacher", obs), self.teacher.spec, rng)
             else:
-                random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype)
+                random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype).reshape(action.shape)
             action = np.where(explore.reshape(-1, *[1] * (action.ndim - 1)), random, action)
         actor[explore] = RANDOM
         record.actors.append(actor)

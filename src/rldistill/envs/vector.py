@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import gymnasium.wrappers
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
@@ -61,8 +62,7 @@ class SeededVectorEnv:
 
     def send(self, actions: NDArray[Any]) -> None:
         """Begin a step with `[num_envs, A]`. ale-py's emulators run in their own threads from here on."""
-        if self.single_action_space.shape and len(self.single_action_space.shape) > 1:
-            actions = actions.reshape(self.num_envs, *self.single_action_space.shape)
+        actions = of_the_space(actions, self.vector.action_space)
         if hasattr(self.vector, "send"):
             self.vector.send(actions)
         else:
@@ -123,7 +123,7 @@ class SeededVectorEnv:
                 np.zeros_like(np.asarray(self.vector.action_space.sample())) if self._idle is None else self._idle(obs)
             )
             for slot in np.flatnonzero(lengths >= longest - step):
-                idle[slot] = actions[int(slot)][step - longest + lengths[slot]]
+                idle[slot] = of_the_space(actions[int(slot)][step - longest + lengths[slot]], self.single_action_space)
             obs, _, terminated, truncated, _ = self.vector.step(idle)
             idle_ended = (terminated | truncated) & (lengths < longest - step)
             if idle_ended.any():
@@ -135,6 +135,11 @@ class SeededVectorEnv:
 
     def close(self) -> None:
         self.vector.close()
+
+
+def of_the_space(action: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
+    """An action `[A]` as its space has it, where that has more dimensions than policies do."""
+    return action.reshape(space.shape) if space.shape and len(space.shape) > 1 else action
 
 
 def make_vector_env(

@@ -16,7 +16,7 @@ from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.single import EnvConfig, make_env, sight_of
 from rldistill.envs.two_views import Side
-from rldistill.envs.vector import make_vector_env
+from rldistill.envs.vector import make_vector_env, of_the_space
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicySpec
@@ -204,7 +204,7 @@ def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDAr
     env.reset(seed=seed)
     frames = [np.asarray(env.render())]
     for action in actions:
-        env.step(action)
+        env.step(of_the_space(action, env.action_space))
         frames.append(np.asarray(env.render()))
     env.close()
     return frames
