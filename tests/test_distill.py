@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from rldistill.artifacts import sha256_file
+from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.losses import QMSE, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
-from rldistill.students import Mlp
+from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
 
 CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
 
@@ -94,6 +96,20 @@ def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_pat
 def test_observations_are_standardised_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=10), tmp_path)
     torch.testing.assert_close(student.obs_mean.numpy(), dataset.obs.mean(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("student", [Mlp((16,)), Ridge(), Tree()], ids=["mlp", "ridge", "tree"])
+def test_a_single_integer_as_observation_is_learned(student: AnyStudent, tmp_path: Path) -> None:
+    env = EnvConfig("FrozenLake-v1")
+    torch.manual_seed(0)
+    teacher = Linear().build(spec_from_env(env)).eval()
+    with torch.no_grad():
+        teacher.output.weight.copy_(20 * torch.eye(4).repeat(1, 4))  # of its 16 fields, one column each: 0 1 2 3 0 ...
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.5), tmp_path / "dataset")
+    learnt = distill(data, student, dataclasses.replace(CONFIG, epochs=20, learning_rate=1e-2), tmp_path / "student")
+    seen = np.unique(data.observations(np.arange(len(data))))
+    assert len(seen) > 8
+    np.testing.assert_array_equal(learnt(torch.from_numpy(seen))[0].mode(), seen % 4)
 
 
 def test_nonsense_is_refused() -> None:

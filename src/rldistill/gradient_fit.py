@@ -258,7 +258,7 @@ def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
         mean, std = np.asarray(seen.mean()), np.asarray(seen.std())
     else:
         seen = dataset.obs.astype(np.float64)
-        mean, std = seen.mean(0), seen.std(0)
+        mean, std = (np.asarray(moment) for moment in (seen.mean(0), seen.std(0)))
     std = np.where(std < 1e-6, 1.0, std)
     return encoded_moments(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), dataset.spec)
 
