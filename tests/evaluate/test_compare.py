@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers, recommend
+from rldistill.report.teachers import comparison_rows, write_comparison
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.actor import Actor
+from rldistill.teachers.module import FunctionPolicy
 from rldistill.types import Wrapper
 
 from ..conftest import CARTPOLE
 
 
-def row(mean: float, teachability: float | None, macs: int) -> dict[str, Any]:
+def row(mean: float, teachability: float | None, macs: int | None) -> dict[str, Any]:
     return {"mean": mean, "teachability": teachability, "macs": macs}
 
 
@@ -32,15 +36,51 @@ def test_of_two_that_teach_alike_the_cheaper_is_taken() -> None:
     assert "cheaper" in why
 
 
+def test_a_cost_that_nobody_measured_wins_nothing() -> None:
+    take, why = recommend({"a": row(9, 0.91, 10), "unknown": row(9, 0.90, None)})
+    assert (take, "cheaper" in why) == ("a", False)
+    take, why = recommend({"unknown": row(9, 0.91, None), "a": row(9, 0.90, 10)})
+    assert (take, "cheaper" in why) == ("unknown", False)
+    assert recommend({"top": row(9, 0.92, 10), "unknown": row(9, 0.91, None), "b": row(9, 0.905, 5)})[0] == "b"
+    take, why = recommend({"b": row(9, 0.90, 10), "a": row(9, 0.91, 10)})
+    assert (take, "cheaper" in why) == ("a", False)
+
+
+def test_the_reason_does_not_contradict_itself() -> None:
+    take, why = recommend({"big": row(10, 0.99, 100), "small": row(9, 0.98, 10)})
+    assert take == "small"
+    assert "it is cheaper to run" in why
+    assert "big plays better itself (10.0 to 9.0)" in why
+    assert "less well" not in why
+    assert "teaches less well (0.700)" in recommend({"a": row(9, 0.7, 10), "b": row(8, 0.9, 10)})[1]
+    assert "better itself" not in recommend({"a": row(9, 0.7, 10), "b": row(9, 0.9, 10)})[1]
+
+
+def test_costs_that_nobody_measured_are_shown_as_such(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    lean = FunctionPolicy(lean_left, spec_from_env(CARTPOLE))
+    found = compare_teachers({"function": lean, "network": teacher}, CARTPOLE, CompareConfig(1, 200, 1))
+    macs = {name: row["macs"] for name, row in found["teachers"].items()}
+    assert macs == {"function": None, "network": 4 * 16 + 16 * 2, "ensemble": None}
+    shown = {cells[0].text: (cells[5].text, cells[6].text) for cells in comparison_rows(found)}
+    assert shown["function"] == ("–", "–")
+    write_comparison(found, tmp_path / "page.html")
+
+
+def lean_left(obs: np.ndarray[Any, Any]) -> int:
+    return int(obs[2] > 0.05)
+
+
 def test_nothing_is_made_of_teachers_no_better_than_random() -> None:
     assert "no teacher is better" in recommend({"a": row(9, None, 1)})[1]
 
 
 def test_a_good_teacher_is_told_from_a_poor_one(teacher: NetworkPolicy) -> None:
+    torch.manual_seed(0)
     poor = Mlp((4,)).build(teacher.spec).eval()
     found = compare_teachers({"poor": poor, "good": teacher}, CARTPOLE, CompareConfig(5, 800, 10))
     assert found["take"] in ("good", "ensemble")
     assert set(found["teachers"]) == {"poor", "good", "ensemble"}
+    assert found["teachers"]["ensemble"]["macs"] == (4 * 4 + 4 * 2) + (4 * 16 + 16 * 2)
     assert 0 <= found["agreement"]["poor / good"] <= 1
     assert found["teachers"]["good"]["teachability"] > found["teachers"]["poor"]["teachability"]
 

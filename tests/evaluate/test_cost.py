@@ -5,9 +5,11 @@ import torch
 from torch import Tensor
 
 from rldistill.evaluate.cost import Cost, measure_cost
+from rldistill.masking import confine
 from rldistill.students import Cnn, Linear, Mlp
 from rldistill.teachers.actor import Actor
-from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
+from rldistill.teachers.ensemble import Ensemble
+from rldistill.types import MASK, ActionHead, Obs, ObsPart, PolicyOutput, PolicySpec
 
 LANDER = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
 ATARI = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
@@ -74,12 +76,29 @@ def test_what_fails_leaves_nothing_behind_either() -> None:
     assert not policy.layer._forward_hooks
 
 
-def test_a_policy_that_is_not_a_network_has_no_parameters_but_takes_time() -> None:
-    cost = measure_cost(FirstAction())
-    assert (cost.parameters, cost.bytes, cost.macs) == (0, 0, 0)
-    assert cost.latency_us is not None
-    assert cost.latency_us["p50"] > 0
+def test_of_what_is_no_network_the_time_alone_is_known() -> None:
+    for policy in (FirstAction(), Ensemble((Mlp((16,)).build(LANDER), FirstAction()))):
+        cost = measure_cost(policy)
+        assert (cost.parameters, cost.bytes, cost.macs) == (None, None, None)
+        assert cost.latency_us is not None
+        assert cost.latency_us["p50"] > 0
     assert measure_cost(None) == Cost(0, 0, 0, None)
+
+
+def test_an_ensemble_costs_the_sum_of_its_members() -> None:
+    recurrent = Actor(lstm=(6, 1), hidden=(5,)).build(LANDER)
+    cost = measure_cost(Ensemble((Linear().build(LANDER), recurrent, recurrent)))
+    # 8 to 4; then twice: four gates of 6 from 8 entries and 6 remembered numbers, 6 to 5, 5 to 4
+    assert cost.macs == 8 * 4 + 2 * (4 * 6 * (8 + 6) + 6 * 5 + 5 * 4)
+    one = sum(parameter.numel() for parameter in recurrent.parameters())
+    assert (cost.parameters, cost.bytes) == (8 * 4 + 4 + one, 4 * (8 * 4 + 4 + one))  # what runs twice is there once
+
+
+def test_a_policy_confined_to_legal_actions_costs_what_it_does_alone() -> None:
+    parts = (("obs", ObsPart((8,), "float32")), (MASK, ObsPart((4,), "int8")))
+    confined = confine(Mlp((16,)).build(LANDER), PolicySpec.of_parts(parts, LANDER.head))
+    cost = measure_cost(confined)
+    assert (cost.parameters, cost.macs) == (8 * 16 + 16 + 16 * 4 + 4, 8 * 16 + 16 * 4)
 
 
 def test_multiply_adds_of_a_recurrent_policy() -> None:

@@ -32,7 +32,7 @@ from rldistill.types import Policy
 
 PROBE_SEEDS = (0, 1, 2)
 NEAR = 0.02
-"""Teachabilities nearer than this are a tie, which the cheaper teacher wins."""
+"""Teachabilities nearer than this are a tie, which the cheaper teacher wins, where costs are known."""
 
 
 @dataclass(frozen=True)
@@ -135,21 +135,23 @@ def _together(teachers: Mapping[str, Policy]) -> tuple[Ensemble | None, str | No
 
 
 def recommend(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The teacher whose probe does best; of those nearly as good, the cheapest; and the reason in a sentence."""
+    """The teacher whose probe does best, or one nearly as good and known to be cheaper; the reason in a sentence."""
     scores = {name: row["teachability"] for name, row in rows.items() if row["teachability"] is not None}
     if not scores:
         return next(iter(rows)), "no teacher is better than random, so none can be preferred"
-    top = max(scores, key=lambda name: scores[name])
-    near = [name for name, score in scores.items() if scores[top] - score <= NEAR]
-    take = min(near, key=lambda name: rows[name]["macs"])
+    top = take = max(scores, key=lambda name: scores[name])
+    if (most := rows[top]["macs"]) is not None:
+        near = [name for name, score in scores.items() if scores[top] - score <= NEAR]
+        cheaper = [name for name in near if rows[name]["macs"] is not None and rows[name]["macs"] < most]
+        take = min(cheaper, key=lambda name: (rows[name]["macs"], -scores[name]), default=top)
     strongest = max(rows, key=lambda name: rows[name]["mean"])
-    why = f"what it teaches reaches {scores[take]:.2f} of the best teacher's score"
+    why = f"what it teaches reaches {scores[take]:.3f} of the best teacher's score"
     if take != top:
-        why += f", within {NEAR} of {top}'s {scores[top]:.2f}, and it is cheaper to run"
-    if take != strongest:
+        why += f", within {NEAR} of {top}'s {scores[top]:.3f}, and it is cheaper to run"
+    if rows[strongest]["mean"] > rows[take]["mean"]:
         why += f"; {strongest} plays better itself ({rows[strongest]['mean']:.1f} to {rows[take]['mean']:.1f})"
-        if strongest in scores:
-            why += f", but teaches less well ({scores[strongest]:.2f})"
+        if strongest in scores and scores[strongest] < scores[take]:
+            why += f", but teaches less well ({scores[strongest]:.3f})"
     return take, why
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rldistill.masking import Masked
 from rldistill.rollouts import inference_threads
+from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import Policy
 
 WARM_UP, TIMED = 20, 200
@@ -21,37 +23,51 @@ class Cost:
     """What one policy takes to store and to run.
 
     Attributes:
-        parameters: how many numbers were learned.
-        bytes: of those numbers, as they are in memory.
-        macs: multiply-adds of matrix products and convolutions for one observation.
+        parameters: how many numbers were learned; None where some of the policy is no network of PyTorch's.
+        bytes: of those numbers, as they are in memory; None likewise.
+        macs: multiply-adds of matrix products and convolutions for one observation; None likewise.
         latency_us: p50 and p99 of one call with one observation on one thread, in microseconds; None for no policy.
     """
 
-    parameters: int
-    bytes: int
-    macs: int
+    parameters: int | None
+    bytes: int | None
+    macs: int | None
     latency_us: dict[str, float] | None
 
 
 def measure_cost(policy: Policy | None) -> Cost:
-    """Measure a policy; None (the random one) costs nothing, and what is not a network has no parameters."""
+    """Measure a policy; None (the random one) costs nothing, and of what is no network only the latency is known.
+
+    An ensemble costs what its members do together; a policy that is confined to legal actions, what it costs itself.
+    """
     if policy is None:
         return Cost(0, 0, 0, None)
     spec = policy.spec
     obs = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
-    module = policy if isinstance(policy, nn.Module) else nn.Module()
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parts = _parts(policy)
+    networks = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
     with torch.no_grad(), inference_threads(1):
-        macs = _macs(policy, obs) if isinstance(policy, nn.Module) else 0
+        if len(networks) < len(parts):
+            return Cost(None, None, None, _latency(policy, obs))
+        parameters = [parameter for parameter in networks.parameters() if parameter.requires_grad]
         return Cost(
             sum(parameter.numel() for parameter in parameters),
             sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-            macs,
+            _macs(policy, networks, obs),
             _latency(policy, obs),
         )
 
 
-def _macs(policy: nn.Module, obs: Tensor) -> int:
+def _parts(policy: Policy) -> list[Policy]:
+    """The policies that a policy is put together of."""
+    if isinstance(policy, Masked):
+        return _parts(policy.policy)
+    if isinstance(policy, Ensemble):
+        return [part for member in policy.members for part in _parts(member)]
+    return [policy]
+
+
+def _macs(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> int:
     recurrent = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
@@ -59,7 +75,7 @@ def _macs(policy: nn.Module, obs: Tensor) -> int:
         steps = inputs[0].numel() // inputs[0].shape[-1]
         recurrent += steps * sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
 
-    hooks = [m.register_forward_hook(count) for m in policy.modules() if isinstance(m, nn.RNNBase)]
+    hooks = [m.register_forward_hook(count) for m in networks.modules() if isinstance(m, nn.RNNBase)]
     try:
         with FlopCounterMode(display=False) as counter:
             policy(obs)

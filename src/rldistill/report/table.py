@@ -45,7 +45,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
     return f"{kept} {steps}{_size_clause(student['parameters'], teacher['parameters'])}."
 
 
-def _size_clause(student: int, teacher: int) -> str:
+def _size_clause(student: int | None, teacher: int | None) -> str:
     if not (student and teacher):
         return ""
     if student > teacher:

@@ -32,6 +32,9 @@ def comparison_rows(found: dict[str, Any]) -> list[list[Cell]]:
     def digits(number: float | None) -> str:
         return NONE if number is None else f"{number:.3f}"
 
+    def count(number: int | None) -> str:
+        return NONE if number is None else f"{number:,}"
+
     rows = []
     for name, row in found["teachers"].items():
         low, high = map(number_text, row["ci95"])
@@ -42,8 +45,8 @@ def comparison_rows(found: dict[str, Any]) -> list[list[Cell]]:
                 Cell("teachability", digits(row["teachability"])),
                 Cell("entropy", digits(row["entropy"])),
                 Cell("action gap", digits(row["action_gap"])),
-                Cell("parameters", f"{row['parameters']:,}"),
-                Cell("MACs", f"{row['macs']:,}"),
+                Cell("parameters", count(row["parameters"])),
+                Cell("MACs", count(row["macs"])),
                 Cell("latency", f"{row['latency_us']['p50']:.0f} us"),
             ]
         )
