@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,142 @@ def test_what_was_recorded_elsewhere_is_labelled_and_learned(
     np.testing.assert_allclose(soft.columns["teacher"], said, atol=1e-5)
 
 
+class Bits(gymnasium.ActionWrapper[Any, Any, Any]):
+    """CartPole, pushed by the first of two by two bits."""
+
+    def __init__(self, env: Any) -> None:
+        super().__init__(env)
+        self.action_space = gymnasium.spaces.MultiBinary((2, 2))
+
+    def action(self, action: Any) -> int:
+        return int(action[0, 0])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bits_go_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    env = EnvConfig("CartPole-v1", wrappers=(Wrapper(f"{__name__}:Bits"),))
+    torch.manual_seed(0)
+    before = collect(env, Mlp((8,)).build(spec_from_env(env)).eval(), SMALL, tmp_path / "first")
+    export_minari(tmp_path / "first", "minari:test/bits-v0")
+    after = import_minari("minari:test/bits-v0", tmp_path / "back")
+    ours, theirs = (np.lexsort((d.columns["step"], d.columns["episode"])) for d in (before, after))
+    for name, column in before.columns.items():
+        np.testing.assert_array_equal(after.columns[name][theirs], column[ours], err_msg=name)
+
+
+def foreign(minari: Any, name: str, actions: Any, infos: dict[str, Any] | None = None, rewards: Any = None) -> None:
+    """Three episodes of four steps, of which the last is cut."""
+    space: gymnasium.Space[Any] = actions
+    space.seed(0)
+    rng = np.random.default_rng(0)
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            observations=rng.uniform(-1, 1, (5, 2)).astype(np.float32),
+            actions=np.stack([space.sample() for _ in range(4)]),
+            rewards=rng.integers(0, 9, 4).astype(np.float64) if rewards is None else rewards,
+            terminations=[False] * 4,
+            truncations=[False, False, False, True],
+            infos={key: [value] * 5 for key, value in (infos or {}).items()},
+        )
+        for _ in range(3)
+    ]
+    box = gymnasium.spaces.Box(-1, 1, (2,))
+    minari.create_dataset_from_buffers(name, buffers, observation_space=box, action_space=space, data_format="arrow")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_infos_from_elsewhere_are_not_taken_for_ours(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import import_minari
+
+    foreign(
+        minari, "other/info-v0", gymnasium.spaces.Discrete(3), {"teacher": 0.5, "cut": True, "actor": 2, "value": 1.0}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # whole rewards lose nothing in float32
+        data = import_minari("minari:other/info-v0", tmp_path / "in")
+    np.testing.assert_array_equal(data.columns["teacher"], 20 * np.eye(3)[data.columns["action"]])
+    assert data.columns["truncated"].sum() == 3
+    assert not data.columns["actor"].any()
+    assert "value" not in data.columns
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_actions_that_do_not_start_at_0_are_refused(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import import_minari
+
+    foreign(minari, "other/start-v0", gymnasium.spaces.Discrete(3, start=-1))
+    with pytest.raises(ConfigError, match=r"start=-1.*start at 0"):
+        import_minari("minari:other/start-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_grids_of_numbers_are_flat_and_what_is_rounded_is_said(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    foreign(minari, "other/grid-v0", gymnasium.spaces.Box(-1, 1, (2, 2)), rewards=[0.5, 0.1, 0.25, 1.0])
+    with pytest.warns(UserWarning, match="other/grid-v0: rewards are float64 there and were rounded"):
+        data = import_minari("minari:other/grid-v0", tmp_path / "in")
+    assert data.columns["action"].shape == data.columns["teacher"].shape == (12, 4)
+    export_minari(tmp_path / "in", "minari:other/again-v0")
+    again = import_minari("minari:other/again-v0", tmp_path / "again")
+    np.testing.assert_array_equal(again.columns["action"], data.columns["action"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_labels_of_ours_that_do_not_fit_are_named(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import OURS, export_minari, import_minari
+
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    export_minari(tmp_path / "first", "minari:test/it-v0")
+    file = tmp_path / "minari" / "test" / "it-v0" / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    ours = json.loads(metadata[OURS])
+    ours["spec"]["head"]["nvec"] = [3]
+    file.write_text(json.dumps(metadata | {OURS: json.dumps(ours)}))
+    with pytest.raises(
+        CorruptArtifactError, match=r"episode 0: infos: teacher: found shape \(\d+, 2\), expected \(\d+, 3\)"
+    ):
+        import_minari("minari:test/it-v0", tmp_path / "in")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), TypeError("no such column"), KeyboardInterrupt()])
+def test_an_export_that_fails_leaves_nothing(
+    teacher: NetworkPolicy, minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(minari.dataset._storages.arrow_storage.ArrowStorage, "update_episodes", fail)
+        expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ConfigError
+        with pytest.raises(expected, match=f"{str(error) or type(error).__name__}|^$"):
+            export_minari(tmp_path / "first", "minari:test/it-v0")
+    assert not (tmp_path / "minari" / "test" / "it-v0").exists()
+    export_minari(tmp_path / "first", "minari:test/it-v0")
+    with pytest.raises(ConfigError, match="there already"):
+        export_minari(tmp_path / "first", "minari:test/it-v0")
+    assert len(import_minari("minari:test/it-v0", tmp_path / "back")) == 320
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_a_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import import_minari
+
+    box = gymnasium.spaces.Box(-1, 1, (2,))
+    minari.create_dataset_from_buffers(
+        "other/none-v0", [], observation_space=box, action_space=gymnasium.spaces.Discrete(2), data_format="arrow"
+    )
+    with pytest.raises(CorruptArtifactError, match="holds no episodes"):
+        import_minari("minari:other/none-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
 def test_a_minari_dataset_that_is_not_there_is_named(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari import import_minari
 
@@ -294,9 +431,11 @@ def test_bad_names_leave_nothing_behind(teacher: NetworkPolicy, minari: Any, tmp
     from rldistill.data.minari import export_minari, import_minari
 
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
-    for name in ("minari:bad", "minari:../up-v0", "minari:a/b", "minari:a b-v0"):
+    for name in ("minari:bad", "minari:../up-v0", "minari:a/b", "minari:a b-v0", "minari:t/dict-v0"):
         with pytest.raises(ConfigError, match="Minari's kind"):
             export_minari(tmp_path / "first", name)
+        with pytest.raises(ConfigError, match="Minari's kind"):
+            import_minari(name, tmp_path / "in")
     assert not (tmp_path / "minari").exists() or not any((tmp_path / "minari").iterdir())
     (tmp_path / "minari" / "broken").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no such dataset here"):

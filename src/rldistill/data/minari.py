@@ -1,4 +1,4 @@
-"""Datasets of Minari, in and out, without loss."""
+"""Datasets of Minari, in and out; ours come back as they were."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -41,11 +42,14 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
     its infos.
 
     Raises:
-        ConfigError: Minari has a dataset of that name, or the name is none of its kind (`game/data-v0`).
+        ConfigError: Minari has a dataset of that name or cannot hold this one, or the name is none of its kind
+            (`game/data-v0`).
     """
     minari = _minari()
-    if re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name.removeprefix(PREFIX)) is None:
-        raise ConfigError(f"{name}: expected a name of Minari's kind, as in {PREFIX}pong/dqn-v0")
+    name = _bare(name)
+    place = _root() / name
+    if place.exists():
+        raise ConfigError(f"{PREFIX}{name}: {place} is there already; choose another name, or delete it")
     data, manifest = Dataset.read([source]), Manifest.read(source)
     observations, actions = _spaces(data.spec)
     infos = [column for column in (*LABELS, "actor") if column in data.columns]
@@ -61,7 +65,7 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         buffers.append(
             minari.data_collector.EpisodeBuffer(
                 observations=_shown(data, rows),
-                actions=data.columns["action"][rows],
+                actions=data.columns["action"][rows].astype(actions.dtype),
                 rewards=data.columns["reward"][rows],
                 terminations=data.columns["terminated"][rows],
                 truncations=truncated,
@@ -69,11 +73,12 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
             )
         )
         progress(int(end), len(data))
+    ours = {"env": manifest.document["env"], "spec": manifest.document["spec"]}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an author, a permalink and the like that are not there
             made = minari.create_dataset_from_buffers(
-                name.removeprefix(PREFIX),
+                name,
                 buffers,
                 observation_space=observations,
                 action_space=actions,
@@ -81,10 +86,13 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
                 jpeg_encoding=False,
                 description=f"Collected by rldistill in {manifest.document['env']['id']}",
             )
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
-    ours = {"env": manifest.document["env"], "spec": manifest.document["spec"]}
-    made.storage.update_metadata({OURS: json.dumps(ours)})
+        made.storage.update_metadata({OURS: json.dumps(ours)})
+    except BaseException as error:
+        shutil.rmtree(place, ignore_errors=True)  # Minari leaves what it has begun, and never writes there again
+        if not isinstance(error, ValueError | TypeError | AssertionError):
+            raise
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{PREFIX}{name}: Minari cannot hold this dataset: {why}") from error
 
 
 def import_minari(
@@ -92,19 +100,20 @@ def import_minari(
 ) -> Dataset:
     """Read Minari's dataset `name`, which has to be on this machine, into a dataset of ours.
 
-    What was recorded elsewhere is labelled with the actions that were taken; `relabel` it with a teacher. What
-    `export_minari` wrote has its teacher's labels again.
+    What was recorded elsewhere is labelled with the actions that were taken, whatever its infos say; `relabel` it with
+    a teacher. What `export_minari` wrote has its teacher's labels again. Rewards, actions and the entries of dicts
+    become float32, as in all datasets, with a warning where that rounds them.
 
     Raises:
-        ConfigError: there is none of that name, or `folder` holds something already.
+        ConfigError: there is none of that name, its spaces are not supported, or `folder` holds something already.
         CorruptArtifactError: it lacks what is needed.
     """
     minari = _minari()
-    name = name.removeprefix(PREFIX)
+    name = _bare(name)
     try:
-        metadata = minari.dataset.minari_storage.MinariStorage.read_raw_metadata(_place(name) / "data")
+        metadata = minari.dataset.minari_storage.MinariStorage.read_raw_metadata(_root() / name / "data")
     except ValueError:
-        here = [str(place.parent.relative_to(_root())) for place in _root().rglob("data") if place.is_dir()]
+        here = [str(file.parents[1].relative_to(_root())) for file in _root().rglob("data/metadata.json")]
         hint = did_you_mean(name, here)
         raise ConfigError(
             f"{PREFIX}{name}: Minari has no such dataset here.{hint} `minari download {name}` fetches it"
@@ -113,6 +122,8 @@ def import_minari(
         if not isinstance(metadata.get(needed), str):  # Minari would build an environment of the file's choice
             raise CorruptArtifactError(f"{PREFIX}{name}: its metadata do not tell its {needed}")
     source = minari.load_dataset(name)
+    if not source.total_episodes:
+        raise CorruptArtifactError(f"{PREFIX}{name}: it holds no episodes, so there is nothing to import")
     env, spec = _about(name, metadata, source)
     open_stage(folder, folder / "manifest.json", False, overwrite)
     document = {"schema": SCHEMA, "env": env, "spec": dataclasses.asdict(spec)}
@@ -120,15 +131,21 @@ def import_minari(
     manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
     entries: list[dict[str, Any]] = []
     waiting: list[Columns] = []
+    rounded: set[str] = set()
     done, total = 0, int(source.total_steps)
     for number, episode in enumerate(source.iterate_episodes()):
-        waiting.append(_episode_columns(episode, number, spec))
+        infos = _our_infos(name, number, episode, spec.head) if isinstance(metadata.get(OURS), str) else {}
+        waiting.append(_episode_columns(episode, number, spec, infos))
+        rounded |= _rounded(episode, spec)
         done += len(episode)
         last = done == total
         if last or sum(int((part["kind"] == STEP).sum()) for part in waiting) >= BLOCK:
             entries.append(_write(folder, len(entries), waiting))
             waiting = []
             progress(done, total)
+    if rounded:
+        lost = " and ".join(sorted(rounded))
+        warnings.warn(f"{PREFIX}{name}: {lost} are float64 there and were rounded to float32", stacklevel=2)
     manifest.add_blocks(entries)
     return Dataset.read([folder])
 
@@ -143,11 +160,20 @@ def _minari() -> Any:
     return minari
 
 
-def _place(name: str) -> Path:
-    place = _root() / name
-    if _root() not in place.resolve().parents:
-        raise ConfigError(f"{PREFIX}{name}: not a name of Minari's kind, such as game/data-v0")
-    return place
+def _bare(name: str) -> str:
+    """The name without `minari:`; raises ConfigError unless it is of the kind that Minari takes."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    bare = name.removeprefix(PREFIX)
+    try:
+        if re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", bare) is None:
+            raise ValueError
+        parse_dataset_id(bare)
+    except ValueError:
+        raise ConfigError(
+            f"{name}: not a name of Minari's kind, such as {PREFIX}pong/dqn-v0, with two letters or more before the /"
+        ) from None
+    return bare
 
 
 def _root() -> Path:
@@ -219,13 +245,42 @@ def _info(column: NDArray[Any]) -> Any:
     return column if column.ndim > 1 else column.tolist()
 
 
-def _episode_columns(episode: Any, number: int, spec: PolicySpec) -> Columns:
-    """An episode of Minari as the steps of a block and the one observation that they led to at last."""
+def _our_infos(name: str, number: int, episode: Any, head: ActionHead) -> dict[str, Any]:
+    """The infos of an episode that we wrote; raises CorruptArtifactError for labels that do not fit the head."""
+    infos = episode.infos if isinstance(episode.infos, dict) else {}
+    wanted = len(episode) + 1, head.num_params
+    for label in ("teacher", "next_teacher"):
+        if np.shape(infos.get(label, ())) != wanted:
+            raise CorruptArtifactError(
+                f"{PREFIX}{name}: episode {number}: infos: {label}: found shape {np.shape(infos.get(label, ()))}, "
+                f"expected {wanted}; export it again"
+            )
+    return infos
+
+
+def _rounded(episode: Any, spec: PolicySpec) -> set[str]:
+    """What of an episode float32 cannot tell exactly."""
+    kept = {"rewards": [episode.rewards], "actions": [episode.actions]}
+    kept["observations"] = [episode.observations[key] for key, _ in spec.parts]
+    return {what for what, arrays in kept.items() if any(map(_is_rounded, arrays))}
+
+
+def _is_rounded(numbers: Any) -> bool:
+    array = np.asarray(numbers)
+    return array.dtype == np.float64 and not np.array_equal(array, array.astype(np.float32), equal_nan=True)
+
+
+def _episode_columns(episode: Any, number: int, spec: PolicySpec, infos: dict[str, Any]) -> Columns:
+    """An episode of Minari as the steps of a block and the one observation that they led to at last.
+
+    `infos` are those that we wrote, none of an episode from elsewhere.
+    """
     steps = len(episode)
     shown = _flat(episode.observations, spec)
-    infos = episode.infos if isinstance(episode.infos, dict) else {}
     cut = bool(np.asarray(infos["cut"])[0]) if "cut" in infos else False
     action = np.asarray(episode.actions)
+    if spec.head.kind not in ("categorical", "q_values"):
+        action = action.reshape(steps, -1)
     truncated = np.asarray(episode.truncations, bool) & ~np.asarray(episode.terminations, bool)
     columns: Columns = {
         "obs": shown if spec.frames is None else shown[:, -1],
@@ -258,9 +313,9 @@ def _labels(infos: dict[str, Any], action: NDArray[Any], head: ActionHead, steps
         return {name: np.asarray(infos[name])[:steps].astype(np.float32) for name in LABELS if name in infos}
     taken: NDArray[Any]
     if not head.discrete:
-        taken = action.astype(np.float32).reshape(steps, -1)
+        taken = action.astype(np.float32)
     elif head.kind == "bernoulli":
-        taken = (FIRM * (2 * action.astype(np.float32) - 1)).reshape(steps, -1)
+        taken = FIRM * (2 * action.astype(np.float32) - 1)
     else:
         choices = action.reshape(steps, -1).astype(np.int64)
         taken = FIRM * np.concatenate([np.eye(n, dtype=np.float32)[choices[:, i]] for i, n in enumerate(head.nvec)], 1)

@@ -216,6 +216,8 @@ def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
 
 
 def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
+    if isinstance(space, spaces.Discrete) and space.start != 0:
+        raise ConfigError(f"env.id: {env_id} has actions {space}; those that start at 0 are supported")
     if isinstance(space, spaces.Discrete):
         return ActionHead("categorical", (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
