@@ -93,6 +93,32 @@ def test_a_privileged_teacher_is_shown_what_was_recorded_for_teachers(tmp_path: 
         relabel(tmp_path / "first", tall, tmp_path / "tall")
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told", "an older manifest"])
+def test_a_file_that_tells_no_spec_is_read_with_that_of_the_teachers_view(told: bool, tmp_path: Path) -> None:
+    doubled = (Wrapper("StackFrames", {"stack": 2}),)
+    env = EnvConfig("CartPole-v1", views=Views(student=doubled))
+    seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    data = collect(env, seeing, dataclasses.replace(SMALL, teacher_obs=True), tmp_path / "first")
+    assert data.spec.obs_shape == (8,)
+    assert Manifest.read(tmp_path / "first").teacher_spec == spec_from_env(CARTPOLE)
+    if not told:
+        file = tmp_path / "first" / "manifest.json"
+        document = json.loads(file.read_text())
+        del document["teacher_spec"]
+        file.write_text(json.dumps(document))
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}  # as CleanRL's DQN has them
+    torch.save(weights, tmp_path / "agent.cleanrl_model")
+    agent = SavedTeacher(str(tmp_path / "agent.cleanrl_model"))
+    for source, out in (("first", "second"), ("second", "third")):
+        relabel_dataset(tmp_path / source, agent, tmp_path / out, False, False, True)
+        after = Dataset.read([tmp_path / out])
+        with torch.no_grad():
+            said = network(torch.from_numpy(after.columns["teacher_obs"]))
+        np.testing.assert_allclose(after.columns["teacher"], said, atol=1e-5)
+
+
 def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     with pytest.raises(SpecMismatchError, match="observation shape"):

@@ -149,7 +149,8 @@ def collect(
         open_stage(folder, folder / "manifest.json", resume, overwrite)
     asked = dataclasses.asdict(config)
     request = {"seed": seed, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
-    manifest = Manifest.open(folder, env, stored, round, request)
+    seen = sight.teacher if sight.packed and config.teacher_obs else None
+    manifest = Manifest.open(folder, env, stored, round, request, seen)
     if not manifest.has_round(round):
         threads = max(1, (os.cpu_count() or 1) // config.workers)
         jobs = [

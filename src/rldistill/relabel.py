@@ -17,7 +17,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, manifest_entry
 from rldistill.envs.vector import Step
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import ConfigError
 from rldistill.masking import confine
 from rldistill.record import Labels
 from rldistill.rollouts import Memory, inference_threads
@@ -82,19 +82,24 @@ def relabel(
     return Dataset.read([folder], gamma)
 
 
+def shown_spec(manifest: Manifest) -> PolicySpec:
+    """What a teacher is shown and does here, under the neutral head: of two views that were recorded, its own."""
+    if manifest.teacher_spec is not None:
+        return manifest.teacher_spec
+    spec = dataclasses.replace(manifest.spec, head=manifest.spec.head.neutral)
+    for entry in manifest.blocks[:1]:
+        columns = read_block(manifest.folder / entry["file"], ["teacher_obs"]).columns
+        if "teacher_obs" in columns:  # of a manifest from before it told the spec
+            seen = columns["teacher_obs"]
+            return PolicySpec(seen.shape[1:], str(seen.dtype), spec.head)
+    return spec
+
+
 def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
     """The teacher, confined to legal actions; what it sees must have been recorded."""
-    columns = read_block(source / manifest.blocks[0]["file"]).columns
-    if "teacher_obs" in columns:
-        shape, dtype = columns["teacher_obs"].shape[1:], str(columns["teacher_obs"].dtype)
-        if (teacher.spec.obs_shape, teacher.spec.obs_dtype) != (shape, dtype):
-            raise SpecMismatchError(
-                f"the teacher sees {teacher.spec.obs_dtype}{list(teacher.spec.obs_shape)}, what {source} recorded for "
-                f"teachers is {dtype}{list(shape)}"
-            )
-        return teacher
-    teacher = confine(teacher, manifest.spec)
-    teacher.spec.require_same_input(manifest.spec, "the teacher", str(source))
+    spec = shown_spec(manifest)
+    teacher = confine(teacher, spec)
+    teacher.spec.require_same_input(spec, "the teacher", f"what {source} recorded for teachers")
     return teacher
 
 

@@ -13,6 +13,7 @@ from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.types import PolicySpec
 
 SCHEMA = 2
+TEACHER_SPEC = "teacher_spec"
 
 
 @dataclass
@@ -23,11 +24,23 @@ class Manifest:
     document: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, env: Any, spec: PolicySpec, round: int, request: dict[str, Any]) -> Manifest:
-        """The manifest of a collection about to run `round`; one that is there must ask for the same things."""
+    def open(
+        cls,
+        folder: Path,
+        env: Any,
+        spec: PolicySpec,
+        round: int,
+        request: dict[str, Any],
+        teacher_spec: PolicySpec | None = None,
+    ) -> Manifest:
+        """The manifest of a collection about to run `round`; one that is there must ask for the same things.
+
+        `teacher_spec` is of the teacher's view, where it is stored beside the student's.
+        """
         path = folder / "manifest.json"
         asked = {"schema": SCHEMA, "env": dataclasses.asdict(env), "spec": dataclasses.asdict(spec)}
-        document = _as_json(asked | {"rounds": {}, "blocks": [], "exact": True})
+        seen = {} if teacher_spec is None else {TEACHER_SPEC: dataclasses.asdict(teacher_spec)}
+        document = _as_json(asked | seen | {"rounds": {}, "blocks": [], "exact": True})
         if path.exists():
             document = cls.read(folder).document
             for key, value in _as_json(asked).items():
@@ -47,7 +60,8 @@ class Manifest:
     def derived(cls, folder: Path, other: Manifest, spec: PolicySpec, rounds: dict[str, Any]) -> Manifest:
         """A new manifest of the same environment as another, without blocks so far."""
         asked = {"schema": SCHEMA, "env": other.document["env"], "spec": dataclasses.asdict(spec), "rounds": rounds}
-        return cls(folder, _as_json(asked | {"blocks": [], "exact": True}))
+        seen = {key: value for key, value in other.document.items() if key == TEACHER_SPEC}
+        return cls(folder, _as_json(asked | seen | {"blocks": [], "exact": True}))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -65,10 +79,18 @@ class Manifest:
     @property
     def spec(self) -> PolicySpec:
         """What the observations are and what the labels mean."""
+        return self._spec_in("spec")
+
+    @property
+    def teacher_spec(self) -> PolicySpec | None:
+        """What the environment shows its teacher, where that is stored beside what it shows its student."""
+        return self._spec_in(TEACHER_SPEC) if TEACHER_SPEC in self.document else None
+
+    def _spec_in(self, key: str) -> PolicySpec:
         try:
-            return PolicySpec.from_json(self.document["spec"])
+            return PolicySpec.from_json(self.document[key])
         except (KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifactError(f"{self.folder / 'manifest.json'}: spec: {error}") from None
+            raise CorruptArtifactError(f"{self.folder / 'manifest.json'}: {key}: {error}") from None
 
     @property
     def blocks(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from rldistill.errors import ConfigError
 from rldistill.progress import track
 from rldistill.recipes.pipeline import load_teacher
 from rldistill.recipes.run import Run
-from rldistill.relabel import relabel
+from rldistill.relabel import relabel, shown_spec
 from rldistill.teachers.load import SavedTeacher
 
 
@@ -25,8 +25,7 @@ def relabel_dataset(
 ) -> dict[str, Any]:
     """Relabel into `out`; returns what is there."""
     source = dataset_folder(path)
-    spec = Manifest.read(source).spec
-    policy = teacher.load(dataclasses.replace(spec, head=spec.head.neutral))
+    policy = teacher.load(shown_spec(Manifest.read(source)))
     with track("relabel", "steps", quiet) as report:
         relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
     return describe(out)
