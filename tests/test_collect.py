@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.evaluate.play import film
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
@@ -75,9 +76,10 @@ class Grid(gymnasium.Env[Any, Any]):
     """Takes actions `[2, 2]`, of numbers or of bits, and refuses anything else."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, bits: bool = False) -> None:
-        spaces = gymnasium.spaces
+    def __init__(self, bits: bool = False, render_mode: str | None = None) -> None:
+        spaces, self.render_mode = gymnasium.spaces, render_mode
         self.action_space = spaces.MultiBinary((2, 2)) if bits else spaces.Box(-1, 1, (2, 2))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -87,6 +89,9 @@ class Grid(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         assert action.shape == (2, 2)
         return self.np_random.uniform(-1, 1, 3).astype(np.float32), float(action[1, 0]), False, False, {}
+
+    def render(self) -> Any:
+        return np.zeros((32, 32, 3), np.uint8)
 
 
 @pytest.mark.parametrize("bits", [False, True])
@@ -103,6 +108,7 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
     random = data.columns["actor"] == ACTORS.index("random")
     np.testing.assert_array_equal(data.columns["action"][~random], said[~random])
     assert (data.columns["action"][random] != said[random]).any()
+    film(env, 0, 0, list(said[:3]), tmp_path / "film.mp4")
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()
