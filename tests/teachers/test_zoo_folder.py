@@ -81,6 +81,53 @@ def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
     assert read_normaliser(tmp_path / "vecnormalize.pkl") is None
 
 
+def normalised(folder: Path, mean: float) -> Path:
+    """A `vecnormalize.pkl` in `folder` with this mean in all four entries."""
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    vector.obs_rms.mean = np.full(4, mean)
+    folder.mkdir(parents=True, exist_ok=True)
+    vector.save(str(folder / "vecnormalize.pkl"))
+    return folder / "vecnormalize.pkl"
+
+
+@pytest.mark.parametrize(
+    ("model", "beside"),
+    [
+        ("CartPole-v1.zip", "CartPole-v1"),
+        ("best_model.zip", "CartPole-v1"),
+        ("rl_model_500_steps.zip", "CartPole-v1"),
+        ("best_model.zip", "best_model"),
+        ("best_model.zip", "."),
+    ],
+)
+def test_a_zip_of_any_name_finds_its_normaliser(tmp_path: Path, model: str, beside: str) -> None:
+    folder = tmp_path / "CartPole-v1_3"
+    normalised(folder / beside, 7.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(folder / model)
+    policy = load_policy(folder / model)
+    assert policy.obs_mean.tolist() == [7.0] * 4
+    assert policy.obs_clip == {"": 10.0}
+
+
+def test_a_checkpoint_has_a_normaliser_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "CartPole-v1_1"
+    normalised(folder / "CartPole-v1", 7.0).rename(folder / "rl_model_vecnormalize_500_steps.pkl")
+    normalised(folder / "CartPole-v1", 8.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(folder / "rl_model_500_steps.zip")
+    assert load_policy(folder / "rl_model_500_steps.zip").obs_mean.tolist() == [7.0] * 4
+
+
+def test_settings_that_may_be_another_agents_are_neither_taken_nor_dropped(tmp_path: Path) -> None:
+    normalised(tmp_path / "CartPole-v1", 7.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(tmp_path / "best_model.zip")
+    with pytest.raises(
+        UntrustedFileError, match=r"best_model\.zip: .*vecnormalize\.pkl.*name the zip CartPole-v1\.zip"
+    ):
+        load_policy(tmp_path / "best_model.zip")
+    (tmp_path / "best_model").mkdir()
+    assert load_policy(tmp_path / "best_model.zip").obs_clip == {}
+
+
 class Calls:
     def __init__(self, function: Any, *args: Any) -> None:
         self.what = (function, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from rldistill.errors import CorruptArtifactError, UntrustedFileError, shown
 from rldistill.types import Wrapper
 
 NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
+SETTINGS = (*NORMALISERS, "args.yml")
+"""Files that show a folder to be an agent's; `config.yml` is many another program's too."""
 TRAINING_ONLY = ("Monitor", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
 """Wrappers that change what is trained on, never what the policy is shown or what its actions do."""
 ATARI = ("AtariWrapper",)
@@ -55,15 +58,15 @@ class ZooFolder:
 
 
 def read_zoo_folder(model: Path) -> ZooFolder:
-    """What lies beside the zip `model`, in its own folder or in one of its name.
+    """What lies beside the zip `model`: in its own folder, in one of its name, or in one of the environment's.
 
     Raises:
-        UntrustedFileError: a wrapper or a setting that this cannot reproduce.
+        UntrustedFileError: a wrapper or a setting that this cannot reproduce, or settings that may be another's.
         CorruptArtifactError: a file that is not what the zoo writes.
     """
-    places = [model.with_suffix(""), model.parent]
+    places = _places(model)
     config, args = _first(places, ("config.yml",)), _first(places, ("args.yml",))
-    normaliser = _first(places, NORMALISERS)
+    normaliser = _first([model.parent], _checkpoints_own(model)) or _first(places, NORMALISERS)
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
     wrappers = _wrappers(settings.get("env_wrapper"), config)
     view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
@@ -84,6 +87,29 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     return ZooFolder(
         _env_id(arguments, args), _env_kwargs(arguments, settings, args or config), tuple(view), atari, normaliser
     )
+
+
+def _places(model: Path) -> list[Path]:
+    """Where its settings may be; the zoo keeps them in `ENV_1/ENV`, beside `ENV.zip` and `best_model.zip` alike."""
+    own, folder = model.with_suffix(""), model.parent
+    if own.is_dir() or _first([folder], SETTINGS):
+        return [own, folder]
+    of_env = folder / re.sub(r"_\d+$", "", folder.resolve().name)
+    if of_env.is_dir():
+        return [of_env, folder]
+    for other in sorted(folder.iterdir()):
+        if other.is_dir() and (found := _first([other], SETTINGS)):
+            raise UntrustedFileError(
+                f"{model}: {found} tells what was wrapped around an agent's environment, and not whether it is this "
+                f"one's: if it is, name the zip {other.name}.zip; if not, make an empty folder {own.name} beside it"
+            )
+    return [own, folder]
+
+
+def _checkpoints_own(model: Path) -> tuple[str, ...]:
+    """`rl_model_vecnormalize_5000_steps.pkl`, which SB3 writes beside the checkpoint `rl_model_5000_steps.zip`."""
+    match = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
+    return (f"{match[1]}_vecnormalize_{match[2]}.pkl",) if match else ()
 
 
 def _first(places: list[Path], names: tuple[str, ...]) -> Path | None:
