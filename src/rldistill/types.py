@@ -123,7 +123,7 @@ class PolicySpec:
         obs_shape: of one observation.
         obs_dtype: by numpy's name.
         head: what comes out.
-        frames: how frames became the observation.
+        frames: how frames became the observation, as far as that is known.
         nvec: sizes of the integers in an observation that are fed as one-hot vectors.
         parts: the entries of a dict observation, in the order of its space; it is passed on as one vector, in which
             they follow one another.
@@ -172,11 +172,12 @@ class PolicySpec:
             ("observation dtype", self.obs_dtype, other.obs_dtype),
             ("number of values", self.nvec, other.nvec),
             ("entries of the observation", self.parts, other.parts),
-            ("frame pipeline", self.frames, other.frames),
             ("kind of action", self.head.discrete, other.head.discrete),
             ("number of actions", self.head.nvec, other.head.nvec),
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]
+        if self.frames is not None and other.frames is not None:  # an agent's file need not tell
+            pairs.append(("frame pipeline", self.frames, other.frames))
         for what, a, b in pairs:
             if a != b:
                 raise SpecMismatchError(

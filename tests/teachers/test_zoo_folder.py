@@ -15,13 +15,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
-from rldistill.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.evaluate.verify import look
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.normaliser import read_normaliser
 from rldistill.teachers.zoo_folder import read_zoo_folder
-from rldistill.types import Wrapper
+from rldistill.types import FramePipeline, Wrapper
 
 PAIRS = "!!python/object/apply:collections.OrderedDict\n- - - {key}\n    - {value}\n"
 
@@ -277,8 +278,8 @@ def test_stacks_of_normalised_observations_are_sb3s(tmp_path: Path) -> None:
 class Pictures(gymnasium.Env[Any, Any]):
     """Pictures with channels last, alone or in a dict."""
 
-    def __init__(self, inside: bool = False) -> None:
-        picture = spaces.Box(0, 255, (40, 44, 3), np.uint8)
+    def __init__(self, inside: bool = False, size: tuple[int, int] = (40, 44)) -> None:
+        picture = spaces.Box(0, 255, (*size, 3), np.uint8)
         self.observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "eye": picture}) if inside else picture
         self.action_space, self.time = spaces.Discrete(3), 0
 
@@ -289,6 +290,48 @@ class Pictures(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.time += 1
         return self.observation_space.sample(), 1.0, self.time > 5, False, {}
+
+
+def test_pictures_of_the_size_of_ataris_need_not_be_ataris(tmp_path: Path) -> None:
+    gymnasium.register("Pictures-v0", Pictures)
+    try:
+        env = EnvConfig("Pictures-v0", {"size": (84, 84)})
+        PPO("CnnPolicy", Pictures(size=(84, 84)), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+        policy = load_policy(tmp_path / "agent.zip")
+        look(policy, env, steps=8)
+        assert play(env.seen_by(policy), policy, 2).returns.tolist() == [6.0, 6.0]
+    finally:
+        gymnasium.registry.pop("Pictures-v0")
+
+
+class Screens(gymnasium.Env[Any, Any]):
+    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = spaces.Discrete(6)
+
+
+@pytest.mark.parametrize(
+    ("config", "skip"),
+    [
+        ("env_wrapper: [stable_baselines3.common.atari_wrappers.AtariWrapper]\nframe_stack: 4", 4),
+        ("env_wrapper:\n- stable_baselines3.common.atari_wrappers.AtariWrapper: {frame_skip: 2}\nframe_stack: 4", 2),
+        ("", None),
+    ],
+    ids=["zoo", "zoo with another skip", "bare"],
+)
+def test_frames_are_compared_where_a_folder_tells_how_they_came_about(
+    config: str, skip: int | None, tmp_path: Path
+) -> None:
+    PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+    if config:
+        (tmp_path / "agent").mkdir()
+        (tmp_path / "agent" / "config.yml").write_text(config)
+    spec, pong = load_policy(tmp_path / "agent.zip").spec, spec_from_env(EnvConfig("ALE/Pong-v5"))
+    assert spec.frames == (None if skip is None else FramePipeline(84, 84, 4, skip))
+    if skip == 2:
+        with pytest.raises(SpecMismatchError, match="frame pipeline"):
+            spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
+    else:
+        spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])

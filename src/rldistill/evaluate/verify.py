@@ -213,7 +213,7 @@ class _TurnedRound:
 
 
 def _frames_turned_round(policy: Policy, env: EnvConfig, returns: NDArray[np.float64], seed: int) -> list[str]:
-    if policy.spec.frames is None:
+    if spec_from_env(env).frames is None:
         return []
     turned = play(env, _TurnedRound(policy), min(len(returns), TURNED_EPISODES), seed=seed).returns
     if turned.mean() <= returns.mean() or _welch(returns, turned) > SMALL_P:

@@ -69,7 +69,7 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
 
     Args:
         model: of any algorithm in `train.ALGORITHMS`.
-        spec: of the environment; without it, frames are taken to come from the default pipeline.
+        spec: of the environment; without it, nothing is known of how frames became an observation.
 
     Raises:
         ConfigError: the network has parts that ours cannot express.
@@ -124,9 +124,9 @@ def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:
     """The spec with what has to be wrapped around the environment; pictures come from it with channels last."""
     view, spec = folder.view, dataclasses.replace(spec, env_kwargs=folder.env_kwargs)
     pictures = spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
-    if pictures and folder.env_id is not None and not folder.atari:
-        return dataclasses.replace(spec, frames=None, view=(*view, Wrapper("ChannelsFirst")))
-    return dataclasses.replace(spec, view=view)
+    if pictures and folder.env_id is not None and folder.frames is None:
+        view = (*view, Wrapper("ChannelsFirst"))
+    return dataclasses.replace(spec, frames=folder.frames, view=view)
 
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:

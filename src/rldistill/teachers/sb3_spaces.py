@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.types import ActionHead, FramePipeline, ObsPart, PolicySpec
+from rldistill.types import ActionHead, ObsPart, PolicySpec
 
-ATARI_FRAME = (84, 84)
 NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 
 
@@ -27,7 +26,7 @@ def spec_from_text(data: dict[str, Any]) -> PolicySpec:
     if kind == "Dict":
         return PolicySpec.of_parts(tuple(_parts_from_text(str(observations["spaces"]))), head)
     part = _part_from_fields(kind, observations)
-    return PolicySpec(part.shape, part.dtype, head, _frames(part), part.nvec)
+    return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
 
 def spec_from_spaces(model: Any) -> PolicySpec:
@@ -37,7 +36,7 @@ def spec_from_spaces(model: Any) -> PolicySpec:
         parts = tuple((key, _part_from_space(inner)) for key, inner in space.spaces.items())
         return PolicySpec.of_parts(parts, head)
     part = _part_from_space(space)
-    return PolicySpec(part.shape, part.dtype, head, _frames(part), part.nvec)
+    return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
 
 def class_name(value: Any) -> str:
@@ -125,12 +124,6 @@ def _discrete_head(kind: str, fields: dict[str, Any]) -> ActionHead:
     if kind == "MultiBinary":
         return ActionHead("bernoulli", (math.prod(_integers(fields["n"])),))
     raise NotRebuilt(f"actions of type {kind}, start {fields.get('start')}")
-
-
-def _frames(part: ObsPart) -> FramePipeline | None:
-    # A file does not say what its frames are of; this size is the one that the field's Atari wrappers make.
-    image = part.dtype == "uint8" and len(part.shape) == 3 and part.shape[1:] == ATARI_FRAME
-    return FramePipeline(*ATARI_FRAME, part.shape[0]) if image else None
 
 
 def divided_in_text(fields: dict[str, Any]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rldistill.errors import CorruptArtifactError, UntrustedFileError, shown
-from rldistill.types import Wrapper
+from rldistill.types import FramePipeline, Wrapper
 
 NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
 SETTINGS = (*NORMALISERS, "args.yml")
@@ -46,14 +46,14 @@ class ZooFolder:
         env_id: the environment it was trained on, if `args.yml` is there.
         env_kwargs: of that environment.
         view: what was wrapped around it, the innermost first.
-        atari: whether that was SB3's Atari preprocessing.
+        frames: what SB3's Atari preprocessing made of the screen, where that was around it.
         normaliser: where the moments of its observations are; None where they were not normalised.
     """
 
     env_id: str | None = None
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     view: tuple[Wrapper, ...] = ()
-    atari: bool = False
+    frames: FramePipeline | None = None
     normaliser: Path | None = None
 
 
@@ -70,7 +70,6 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
     wrappers = _wrappers(settings.get("env_wrapper"), config)
     view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
-    atari = any(name in ATARI for name, _ in wrappers)
     if settings.get("vec_env_wrapper"):
         raise UntrustedFileError(
             f"{config}: vec_env_wrapper: {shown(settings['vec_env_wrapper'])}: cannot be reproduced"
@@ -78,14 +77,15 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
         raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {shown(stack)}")
-    if stack and not atari:
+    frames = _frames(dict(wrappers), stack or 1, config)
+    if stack and frames is None:
         view.append(Wrapper("StackFrames", {"stack": stack}))
     if _normalises(settings.get("normalize"), config) and normaliser is None:
         raise UntrustedFileError(
             f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
         )
     return ZooFolder(
-        _env_id(arguments, args), _env_kwargs(arguments, settings, args or config), tuple(view), atari, normaliser
+        _env_id(arguments, args), _env_kwargs(arguments, settings, args or config), tuple(view), frames, normaliser
     )
 
 
@@ -180,6 +180,19 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
     if not wrapper.modest:
         raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; numbers that large are refused")
     return wrapper
+
+
+def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) -> FramePipeline | None:
+    """How SB3's `AtariWrapper`, if that is among them, and `VecFrameStack` make an observation of the screen."""
+    found = [wrappers[name] for name in ATARI if name in wrappers]
+    if not found:
+        return None
+    skip, size = found[0].get("frame_skip", 4), found[0].get("screen_size", 84)
+    if not all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size)):
+        raise UntrustedFileError(
+            f"{path}: env_wrapper: {ATARI[0]} with {shown(found[0])}; frame_skip and screen_size are from 1 to 1024"
+        )
+    return FramePipeline(size, size, stack, skip, max_pool=skip > 1)
 
 
 def _normalises(value: Any, path: Path | None) -> bool:
