@@ -166,12 +166,15 @@ class PolicySpec:
         return cls(**fields)
 
     def require_same_input(self, other: PolicySpec, mine: str, others: str) -> None:
-        """Raise SpecMismatchError unless both take the same observations and act in the same space."""
+        """Raise SpecMismatchError unless both take the same observations and act in the same space.
+
+        Floats of one length are as good as those of another, since all policies compute in float32.
+        """
         pairs: list[tuple[str, Any, Any]] = [
             ("observation shape", self.obs_shape, other.obs_shape),
-            ("observation dtype", self.obs_dtype, other.obs_dtype),
+            ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
             ("number of values", self.nvec, other.nvec),
-            ("entries of the observation", self.parts, other.parts),
+            ("entries of the observation", _parts_as_float32(self.parts), _parts_as_float32(other.parts)),
             ("kind of action", self.head.discrete, other.head.discrete),
             ("number of actions", self.head.nvec, other.head.nvec),
             ("number of actions", len(self.head.low), len(other.head.low)),
@@ -191,6 +194,14 @@ class PolicySpec:
                         f"{mine} and {others} do not fit: action {number} is bounded by {a:g} for {mine}, by {b:g} for "
                         f"{others}"
                     )
+
+
+def _as_float32(dtype: str) -> str:
+    return "float32" if dtype in ("float16", "float64") else dtype
+
+
+def _parts_as_float32(parts: tuple[tuple[str, ObsPart], ...]) -> tuple[tuple[str, ObsPart], ...]:
+    return tuple((key, replace(part, dtype=_as_float32(part.dtype))) for key, part in parts)
 
 
 @dataclass(frozen=True)

@@ -25,44 +25,64 @@ POSITIONS = {
 """For each environment the entries of its observation that are no velocities."""
 
 
-class TimeFeature(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """Appends the part of the time that is left, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378)."""
+class TimeFeature(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Appends the part of the time that is left, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378).
 
-    def __init__(self, env: Env, max_steps: int = 1000) -> None:
+    As sb3-contrib's, to the entry `observation` of a dict, in the dtype of what it is appended to; always 1 with
+    `test_mode`.
+    """
+
+    def __init__(self, env: Env, max_steps: int = 1000, test_mode: bool = False) -> None:
         super().__init__(env)
-        box = _box(env)
+        space = env.observation_space
+        self._dict = isinstance(space, spaces.Dict)
+        inner = space.spaces.get("observation") if isinstance(space, spaces.Dict) else space
+        if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
+            raise ValueError(f"it needs observations of one vector, alone or as 'observation' of a dict, not {space}")
         limit = env.spec.max_episode_steps if env.spec is not None else None
-        self.max_steps, self._step = limit or max_steps, 0
-        low, high = np.append(box.low, 0.0), np.append(box.high, 1.0)
-        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self.max_steps, self.test_mode, self._step = limit or max_steps, test_mode, 0
+        self._dtype: Any = inner.dtype
+        timed = spaces.Box(self._appended(inner.low, 0), self._appended(inner.high, 1), dtype=self._dtype)
+        self.observation_space = (
+            spaces.Dict({**space.spaces, "observation": timed}) if isinstance(space, spaces.Dict) else timed
+        )
 
-    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
         self._step = 0
         return self._seen(obs), info
 
-    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        obs, *rest = self.env.step(action)
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
         self._step += 1
-        return self._seen(obs), *rest  # type: ignore[return-value]
+        return self._seen(obs), reward, terminated, truncated, info
 
-    def _seen(self, obs: Array) -> Array:
-        return np.append(obs, 1 - self._step / self.max_steps).astype(np.float32)
+    def _seen(self, obs: Any) -> Any:
+        left = 1.0 if self.test_mode else 1 - self._step / self.max_steps
+        if self._dict:
+            return {**obs, "observation": self._appended(obs["observation"], left)}
+        return self._appended(obs, left)
+
+    def _appended(self, obs: Array, left: float) -> Array:
+        return np.append(obs, left).astype(self._dtype)
 
 
 class History(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """The last `horizon` observations, then the last `horizon` actions, zeros before the first."""
+    """The last `horizon` observations, then the last `horizon` actions, zeros before the first.
+
+    As rl-baselines3-zoo's, in the dtype of the observations.
+    """
 
     def __init__(self, env: Env, horizon: int = 2) -> None:
         super().__init__(env)
         obs, action = _box(env), env.action_space
         if not isinstance(action, spaces.Box):
             raise ValueError(f"History needs continuous actions, these are {action}")
-        self._obs, self._actions = (np.zeros((horizon, *box.shape), np.float32) for box in (obs, action))
+        self._obs, self._actions = (np.zeros((horizon, *box.shape), obs.dtype) for box in (obs, action))
         low, high = (
             np.concatenate([np.tile(getattr(box, end), horizon) for box in (obs, action)]) for end in ("low", "high")
         )
-        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = spaces.Box(low.astype(obs.dtype), high.astype(obs.dtype), dtype=obs.dtype)
 
     def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)

@@ -171,8 +171,6 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
             f"{path}: env_wrapper: {name} is not known, and will not be skipped in silence. "
             f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}"
         )
-    if name == "TimeFeatureWrapper":
-        kwargs = {key: value for key, value in kwargs.items() if key != "test_mode"}
     if "shape" in kwargs:
         shape = kwargs["shape"]
         kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
