@@ -22,7 +22,7 @@ from rldistill.masking import confine, random_legal
 from rldistill.objective import Term
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
-from rldistill.types import ILLEGAL, MASK, ActionHead, PolicyOutput
+from rldistill.types import ILLEGAL, MASK, ActionHead, PolicyOutput, Wrapper
 
 
 class Doors(gymnasium.Env[np.ndarray, int]):
@@ -49,6 +49,19 @@ class Doors(gymnasium.Env[np.ndarray, int]):
         self.open = self.np_random.random(4) < 0.5
         self.open[self.np_random.integers(4)] = True
         return self.np_random.random(3).astype(np.float32)
+
+
+class Unasked(Doors):
+    """The same without a word on what is legal."""
+
+    action_masks = None  # type: ignore[assignment]
+
+
+class Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """It tells what is legal, as sb3-contrib's ActionMasker does."""
+
+    def action_masks(self) -> Any:
+        return self.unwrapped.open  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +140,20 @@ def test_a_teacher_that_does_not_look_is_confined(env: EnvConfig, tmp_path: Path
 
     PPO("MlpPolicy", Open(), seed=0, n_steps=64).save(tmp_path / "teacher.zip")
     assert play(env, load_policy(tmp_path / "teacher.zip"), 3).lengths.tolist() == [15, 15, 15]
+
+
+@pytest.mark.parametrize("inner", [(), (Wrapper("TimeFeature"),)], ids=["outermost", "further in"])
+def test_a_wrapper_may_tell_what_is_legal(inner: tuple[Wrapper, ...], tmp_path: Path) -> None:
+    gymnasium.register("Unasked-v0", Unasked)
+    try:
+        env = EnvConfig("Unasked-v0", wrappers=(Wrapper(f"{__name__}:Asked"), *inner))
+        assert list(spec_from_env(env).entries) == [MASK, "obs"]
+        policy = Mlp((4,)).build(spec_from_env(env)).eval()
+        collect(env, policy, CollectConfig(steps=400, epsilon=0.5), tmp_path)
+        for player in (policy, None):
+            assert play(env, player, 3).lengths.tolist() == [15, 15, 15]
+    finally:
+        gymnasium.registry.pop("Unasked-v0")
 
 
 def test_the_gap_is_that_of_legal_actions() -> None:

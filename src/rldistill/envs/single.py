@@ -128,7 +128,7 @@ def _wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymna
 
 
 def _as_array(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    if callable(getattr(env.unwrapped, "action_masks", None)):
+    if env.has_wrapper_attr("action_masks") and callable(env.get_wrapper_attr("action_masks")):
         env = views.ActionMask(env)
     return views.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
 
