@@ -16,6 +16,8 @@ from stable_baselines3 import PPO
 from rldistill.collect import CollectConfig, collect
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.views import ActionMask
+from rldistill.errors import ConfigError
 from rldistill.evaluate.play import play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.masking import confine, random_legal
@@ -62,6 +64,23 @@ class Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def action_masks(self) -> Any:
         return self.unwrapped.open  # type: ignore[attr-defined]
+
+
+class Switches(Doors):
+    """Three switches, each of which may be held off, held on, or free; the reward is how many are on."""
+
+    action_space = spaces.MultiBinary(3)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if not self.open.reshape(3, 2)[np.arange(3), action].all():
+            raise ValueError(f"{action} where only {self.open} may be")
+        self.time += 1
+        return self._next(), float(action.sum()), self.time == 15, False, {}
+
+    def _next(self) -> np.ndarray:
+        pairs = np.array([[True, False], [False, True], [True, True]])
+        self.open = pairs[self.np_random.integers(3, size=3)].ravel()
+        return self.np_random.random(3).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +173,46 @@ def test_a_wrapper_may_tell_what_is_legal(inner: tuple[Wrapper, ...], tmp_path: 
             assert play(env, player, 3).lengths.tolist() == [15, 15, 15]
     finally:
         gymnasium.registry.pop("Unasked-v0")
+
+
+def test_bits_have_two_choices_each_as_maskable_ppo_has_it(tmp_path: Path) -> None:
+    gymnasium.register("Switches-v0", Switches)
+    try:
+        model = MaskablePPO("MlpPolicy", Switches(), seed=0, n_steps=64)
+        model.save(tmp_path / "teacher.zip")
+        env = EnvConfig("Switches-v0")
+        policy = confine(load_policy(tmp_path / "teacher.zip"), spec_from_env(env))
+        data = collect(env, policy, CollectConfig(steps=600, epsilon=0.5, block=64), tmp_path / "dataset")
+        for player in (policy, None):
+            assert play(env, player, 3, sample=True).lengths.tolist() == [15, 15, 15]
+        seen = data.observations(np.arange(len(data)))
+        expected, _ = model.predict(seen[:, 6:].numpy(), deterministic=True, action_masks=seen[:, :6].numpy())
+        np.testing.assert_array_equal(policy(seen)[0].mode().numpy(), expected)
+        student = distill(data, Mlp((8,)), DistillConfig(epochs=2), tmp_path / "student")
+        assert play(env, student, 3, sample=True).lengths.tolist() == [15, 15, 15]
+    finally:
+        gymnasium.registry.pop("Switches-v0")
+
+
+def test_bits_that_are_held_have_no_say() -> None:
+    output = PolicyOutput(ActionHead("bernoulli", (3,)), torch.tensor([[5.0, -5.0, 1.0]]))
+    held = output.masked(torch.tensor([[1, 0, 0, 1, 1, 1]]))  # off, on, free
+    assert held.params.tolist() == [[ILLEGAL, -ILLEGAL, 1.0]]
+    assert held.mode().tolist() == [[0, 1, 1]]
+    assert held.sample(torch.Generator().manual_seed(0))[0, :2].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [(spaces.MultiBinary(2), "6 choices, .* has 4"), (spaces.Box(-1, 1, (2,)), "for discrete actions")],
+    ids=["bits", "continuous"],
+)
+def test_masks_of_the_wrong_size_are_named(actions: Any, words: str) -> None:
+    class Wrong(Switches):
+        action_space = actions
+
+    with pytest.raises(ConfigError, match=words):
+        ActionMask(Wrong()).reset(seed=0)
 
 
 def test_the_gap_is_that_of_legal_actions() -> None:

@@ -57,6 +57,6 @@ def has_mask(spec: PolicySpec) -> bool:
 def random_legal(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator) -> NDArray[np.int64]:
     """One legal action for each observation, uniformly: `[B]` for one choice, `[B, A]` otherwise."""
     mask = split_parts(torch.from_numpy(obs), spec)[MASK].bool().numpy()
-    parts = np.split(mask, np.cumsum(spec.head.nvec)[:-1], axis=1)
+    parts = np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=1)
     chosen = [(rng.random(part.shape) * part).argmax(1) for part in parts]
-    return chosen[0] if len(chosen) == 1 else np.stack(chosen, 1)
+    return chosen[0] if spec.head.kind in ("categorical", "q_values") else np.stack(chosen, 1)

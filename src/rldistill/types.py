@@ -40,6 +40,11 @@ class ActionHead:
         return self.kind in ("categorical", "q_values", "multi_categorical", "bernoulli")
 
     @property
+    def choices(self) -> tuple[int, ...]:
+        """Sizes of the choices that a mask tells of, one after the other: of a bit 2, whether it may be 0 and 1."""
+        return (2,) * sum(self.nvec) if self.kind == "bernoulli" else self.nvec
+
+    @property
     def neutral(self) -> ActionHead:
         """The head that says nothing of how actions are chosen: `categorical`, or `deterministic`."""
         kind: HeadKind = self.kind if self.kind in ("multi_categorical", "bernoulli") else "categorical"
@@ -215,8 +220,14 @@ class PolicyOutput:
     mask: Tensor | None = None
 
     def masked(self, mask: Tensor) -> PolicyOutput:
-        """The same with actions that are not legal ruled out: they are never chosen, and no loss sees them."""
+        """The same with actions that are not legal ruled out: they are never chosen, and no loss sees them.
+
+        Of `[..., sum(head.choices)]`: bits have two numbers each, and what is ruled out stands in their logits alone.
+        """
         legal = mask.bool()
+        if self.head.kind == "bernoulli":
+            off, on = legal[..., ::2], legal[..., 1::2]
+            return replace(self, params=self.params.masked_fill(~on, ILLEGAL).masked_fill(~off, -ILLEGAL))
         return replace(self, params=self.params.masked_fill(~legal, ILLEGAL), mask=legal)
 
     def mode(self) -> Tensor:

@@ -161,15 +161,15 @@ def make_vector_env(
 
 
 def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
-    """The first legal action of each observation of an environment that tells them."""
+    """The first legal action of each observation of an environment that tells them; `spec` is the environment's."""
     at = 0
     for key, part in spec.parts:
         if key == MASK:
             break
         at += math.prod(part.shape)
     mask = obs[..., at : at + math.prod(spec.entries[MASK].shape)]
-    chosen = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.nvec)[:-1], axis=-1)]
-    return chosen[0] if len(chosen) == 1 else np.stack(chosen, -1)
+    chosen = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=-1)]
+    return chosen[0] if spec.head.kind == "categorical" else np.stack(chosen, -1)
 
 
 # BipedalWalker shows it in about one of three pairs of episodes, so several are tried.

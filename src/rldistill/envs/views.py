@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from rldistill.errors import ConfigError
 from rldistill.types import MASK
 
 Env = gymnasium.Env[Any, Any]
@@ -197,14 +199,17 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Shows which actions are legal, as the environment's `action_masks` tells, beside the observation."""
+    """Shows which actions are legal, as the environment's `action_masks` tells, beside the observation.
+
+    One number for each choice, as sb3-contrib has it: of a bit there are two, whether it may be 0 and 1.
+    """
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        space, actions = env.observation_space, env.action_space
-        sizes = [actions.n] if isinstance(actions, spaces.Discrete) else getattr(actions, "nvec", [0])
+        space = env.observation_space
         entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
-        self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(int(np.sum(sizes)))})
+        self._size = _num_choices(env.action_space)
+        self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(self._size)})
         self._dict = isinstance(space, spaces.Dict)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -217,6 +222,11 @@ class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _seen(self, obs: Any) -> dict[str, Any]:
         mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.int8).ravel()
+        if len(mask) != self._size:
+            raise ConfigError(
+                f"env: action_masks() tells of {len(mask)} choices, {self.action_space} has {self._size}; return one "
+                "number for each, 1 where it is legal"
+            )
         return {**(obs if self._dict else {"obs": obs}), MASK: mask}
 
 
@@ -234,6 +244,16 @@ class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
 
     def observation(self, observation: Any) -> Array:
         return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
+
+
+def _num_choices(actions: spaces.Space[Any]) -> int:
+    if isinstance(actions, spaces.Discrete):
+        return int(actions.n)
+    if isinstance(actions, spaces.MultiDiscrete):
+        return int(actions.nvec.sum())
+    if isinstance(actions, spaces.MultiBinary):
+        return 2 * math.prod(actions.shape)
+    raise ConfigError(f"env: it has action_masks(), which are for discrete actions; these are {actions}")
 
 
 def _is_picture(space: spaces.Space[Any]) -> bool:
