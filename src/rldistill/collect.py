@@ -131,12 +131,12 @@ def collect(
     """
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
+    env = env.seen_by(teacher)
     if is_deterministic(env.id, env.kwargs) and config.epsilon < LEAST_EPSILON and not config.sample:
         raise ConfigError(
             f"collect.epsilon: {config.epsilon} without sticky actions gives the same few episodes again and again; "
             f"expected at least {LEAST_EPSILON}"
         )
-    env = env.seen_by(teacher)
     sight = sight_of(env)
     teacher = confine(teacher, sight.teacher)
     teacher.spec.require_same_input(sight.teacher, "the teacher", env.id)

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
-from rldistill.evaluate.verify import look
+from rldistill.evaluate.verify import look, verify
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.normaliser import read_normaliser
@@ -332,6 +332,27 @@ def test_frames_are_compared_where_a_folder_tells_how_they_came_about(
             spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
     else:
         spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sticky"), [("{frame_skip: 3}", 0.0), ("{action_repeat_probability: 0.25, frame_skip: 3}", 0.25)]
+)
+def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, sticky: float, tmp_path: Path) -> None:
+    PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+    bare = load_policy(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "args.yml").write_text("env: PongNoFrameskip-v4")
+    (tmp_path / "agent" / "config.yml").write_text(
+        f"env_wrapper:\n- stable_baselines3.common.atari_wrappers.AtariWrapper: {settings}\nframe_stack: 4"
+    )
+    policy = load_policy(tmp_path / "agent.zip")
+    env = EnvConfig("PongNoFrameskip-v4").seen_by(policy)
+    assert (env.id, env.wrappers) == ("ALE/Pong-v5", ())
+    assert env.kwargs.items() >= {"frameskip": 3, "stack_num": 4, "repeat_action_probability": sticky}.items()
+    policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+    assert EnvConfig("ALE/Pong-v5", {"frameskip": 3}).seen_by(policy).id == "ALE/Pong-v5"
+    found = verify(bare, EnvConfig("PongNoFrameskip-v4"), episodes=1)
+    assert "ALE/Pong-v5 with repeat_action_probability=0" in found["suspicious"][0]
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])

@@ -8,6 +8,7 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from rldistill.errors import ConfigError, did_you_mean
+from rldistill.types import FramePipeline
 
 DEFAULTS: dict[str, Any] = {
     "img_height": 84,
@@ -43,6 +44,25 @@ def is_atari(env_id: str) -> bool:
 def is_deterministic(env_id: str, kwargs: dict[str, Any]) -> bool:
     """Whether equal actions lead to equal episodes, but for the number of no-ops at their start."""
     return is_atari(env_id) and {**DEFAULTS, **kwargs}["repeat_action_probability"] == 0
+
+
+def preprocessed_id(env_id: str) -> str | None:
+    """`ALE/Pong-v5` of `PongNoFrameskip-v4`, which shows the bare screen of the same game; None of anything else."""
+    match = re.fullmatch(r"(\w+)NoFrameskip-v4", env_id)
+    return f"ALE/{match[1]}-v5" if match else None
+
+
+def preprocessing(frames: FramePipeline) -> dict[str, Any]:
+    """The keyword arguments with which ale-py's vector environment makes `frames` of a game without sticky actions."""
+    return {
+        "img_height": frames.height,
+        "img_width": frames.width,
+        "stack_num": frames.stack,
+        "frameskip": frames.skip,
+        "maxpool": frames.max_pool,
+        "grayscale": frames.grayscale,
+        "repeat_action_probability": 0.0,
+    }
 
 
 def rom_name(env_id: str) -> str:

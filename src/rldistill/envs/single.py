@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rldistill.envs import views
-from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, register_atari
+from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, preprocessed_id, preprocessing, register_atari
 from rldistill.envs.two_views import SIDES, Side, Sight, Tap, TwoViews
 from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
 from rldistill.imports import import_name, look_here
@@ -50,10 +50,14 @@ class EnvConfig:
 
         That is with the keyword arguments that it was trained with, where none are given here, and with its wrappers
         around it, unless they are there already; pictures are turned round where it takes them with channels first.
+        A bare `GameNoFrameskip-v4` becomes `ALE/Game-v5`, without sticky actions, for one that takes its frames.
         """
         kwargs = {**dict(teacher.spec.env_kwargs), **self.kwargs}
         if kwargs != self.kwargs:
             return replace(self, kwargs=kwargs).seen_by(teacher)
+        game, frames = preprocessed_id(self.id), teacher.spec.frames
+        if game is not None and frames is not None and not self.wrappers and self.views is None:
+            return replace(self, id=game, kwargs={**preprocessing(frames), **self.kwargs}).seen_by(teacher)
         view = teacher.spec.view
         if CHANNELS_FIRST not in view and _turned_round(teacher.spec, spec_from_env(self.view_of("teacher"))):
             view = (*view, CHANNELS_FIRST)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
+from rldistill.envs.atari import preprocessed_id
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, SpecMismatchError
@@ -95,15 +96,15 @@ def verify(
         policy = confine(policy, spec_from_env(env))
         policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
     except SpecMismatchError as error:
+        game = preprocessed_id(env.id)
+        other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
         return {
             "mean": None,
             "std": None,
             "ci95": None,
             "episodes": 0,
             "claim": None,
-            "suspicious": [
-                f"{error}; another environment, or --env-kwarg and env.wrappers, may be what it was made for"
-            ],
+            "suspicious": [f"{error}; {other}, or --env-kwarg and env.wrappers, may be what it was made for"],
             "ok": False,
         }
     stochastic = policy.spec.head.kind not in ("q_values", "deterministic")

@@ -84,9 +84,8 @@ def read_zoo_folder(model: Path) -> ZooFolder:
         raise UntrustedFileError(
             f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
         )
-    return ZooFolder(
-        _env_id(arguments, args), _env_kwargs(arguments, settings, args or config), tuple(view), frames, normaliser
-    )
+    kwargs = (*_sticky(dict(wrappers), config), *_env_kwargs(arguments, settings, args or config))
+    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normaliser)
 
 
 def _places(model: Path) -> list[Path]:
@@ -191,6 +190,19 @@ def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) 
             f"{path}: env_wrapper: {ATARI[0]} with {shown(found[0])}; frame_skip and screen_size are from 1 to 1024"
         )
     return FramePipeline(size, size, stack, skip, max_pool=skip > 1)
+
+
+def _sticky(wrappers: dict[str, dict[str, Any]], path: Path | None) -> tuple[tuple[str, Any], ...]:
+    """What SB3's `AtariWrapper` was told of sticky actions, as ale-py's environments take it."""
+    for name in ATARI:
+        chance = wrappers.get(name, {}).get("action_repeat_probability", 0)
+        if type(chance) not in (int, float) or not 0 <= chance <= 1:
+            raise UntrustedFileError(
+                f"{path}: env_wrapper: {name}: action_repeat_probability: expected 0 to 1, found {shown(chance)}"
+            )
+        if chance:
+            return (("repeat_action_probability", chance),)
+    return ()
 
 
 def _normalises(value: Any, path: Path | None) -> bool:
