@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.students.network import split_parts
+from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import MASK, Obs, Policy, PolicyOutput, PolicySpec
 
 
@@ -45,7 +46,12 @@ class Masked:
 
 
 def confine(policy: Policy, env_spec: PolicySpec) -> Policy:
-    """The policy, confined to legal actions where the environment tells them and it does not look."""
+    """The policy, confined to legal actions where the environment tells them and it does not look.
+
+    Of an ensemble every member is, so that no vote is lost to an action that nobody can take.
+    """
+    if isinstance(policy, Ensemble):
+        return dataclasses.replace(policy, members=tuple(confine(member, env_spec) for member in policy.members))
     return Masked(policy, env_spec) if has_mask(env_spec) and not has_mask(policy.spec) else policy
 
 

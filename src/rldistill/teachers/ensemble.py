@@ -15,15 +15,26 @@ from rldistill.types import ActionHead, Obs, Policy, PolicyOutput, PolicySpec
 
 Vote = Literal["mean", "majority", "confidence"]
 
+LEAST = 1e-8
+"""Probabilities below it count as this when their logarithm is taken."""
+
+ROUNDING = 1e-5
+"""Of a Q value: differences below it are those of float32, and depend on the size of the batch."""
+
 
 @dataclass(frozen=True)
 class Ensemble:
     """A policy made of policies that see the same and act in the same space.
 
-    `mean` is the mean of their probabilities (as log-probabilities), of their Q values, or of their actions.
-    `majority` is the share of votes for each action, `confidence` the mean of their probabilities weighted with
-    1 - H / log A, H each one's entropy; both need one choice among actions. Where the heads differ, Q values count as
-    probabilities with a temperature of half their action gap.
+    `mean` is the mean of their probabilities, of each part of an action where it has several (as logits), of their Q
+    values, or of their actions. `majority` is the share of votes for each action, `confidence` the mean of their
+    probabilities weighted with 1 - H / log A, H each one's entropy over the A legal actions; both need one choice among
+    actions. Actions that members rule out get no probability, no vote and no say.
+
+    Where Q values meet logits, or are weighted by confidence, they count as the probabilities softmax(Q(s, .) / T(s))
+    with T(s) = 1/2 mean_a (max Q(s, .) - Q(s, a)), the mean over the legal actions but the best: half the action gap,
+    if there are two. It depends on the state alone, does not change with the scale of the rewards, and leaves two
+    actions that are nearly as good nearly as likely.
 
     Attributes:
         members: the policies.
@@ -85,23 +96,57 @@ class Ensemble:
         head = self._head
         if not head.discrete:
             return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0))
-        if head.kind != "categorical":
-            return PolicyOutput(head, torch.stack([output.params for output in outputs]).mean(0))
-        chances = torch.stack([_probabilities(output) for output in outputs])
+        said = PolicyOutput(head, self._params(head, outputs))
+        masks = [output.mask for output in outputs if output.mask is not None]
+        return said.masked(torch.stack(masks).all(0)) if masks else said
+
+    def _params(self, head: ActionHead, outputs: list[PolicyOutput]) -> Tensor:
+        """The head's numbers, `[B, P]`, before any action is ruled out."""
+        params = torch.stack([output.params for output in outputs])
+        if head.kind == "q_values":
+            return params.mean(0)
+        if head.kind == "bernoulli":
+            return _log(params.sigmoid().mean(0)) - _log((-params).sigmoid().mean(0))
+        if head.kind == "multi_categorical":
+            parts = params.split_with_sizes(head.nvec, -1)
+            return torch.cat([_log(part.softmax(-1).mean(0)) for part in parts], -1)
         if self.vote == "majority":
-            chances = F.one_hot(chances.argmax(-1), chances.shape[-1]).to(chances.dtype)
+            votes = torch.stack([output.mode() for output in outputs])
+            return _log(F.one_hot(votes, params.shape[-1]).to(params.dtype).mean(0))
+        chances = torch.stack([_probabilities(output) for output in outputs])
         weight = torch.ones_like(chances[..., :1])
         if self.vote == "confidence":
-            entropy = torch.special.entr(chances).sum(-1, keepdim=True)
-            weight = 1 - entropy / torch.log(torch.tensor(float(chances.shape[-1]))) + 1e-6
-        mean = (weight * chances).sum(0) / weight.sum(0)
-        return PolicyOutput(head, mean.clamp_min(1e-8).log())
+            weight = torch.stack([_confidence(*pair) for pair in zip(chances, outputs, strict=True)])
+        return _log((weight * chances).sum(0) / weight.sum(0))
+
+
+def _log(chances: Tensor) -> Tensor:
+    return chances.clamp_min(LEAST).log()
+
+
+def _legal(output: PolicyOutput) -> Tensor:
+    return torch.ones_like(output.params, dtype=torch.bool) if output.mask is None else output.mask
 
 
 def _probabilities(output: PolicyOutput) -> Tensor:
-    params = output.params
+    """`[B, A]`, 0 for actions that are ruled out."""
+    legal = _legal(output)
+    logits = output.params
     if output.head.kind == "q_values":
-        best = params.topk(2, -1).values
-        gap = (best[..., 0] - best[..., 1]).mean().clamp_min(1e-6)
-        params = params / (gap / 2)
-    return params.softmax(-1)
+        logits = logits / _temperature(logits, legal)
+    return logits.masked_fill(~legal, -torch.inf).softmax(-1)
+
+
+def _temperature(values: Tensor, legal: Tensor) -> Tensor:
+    """T(s) of Q values, `[B, 1]`; values that differ by rounding alone count as equal."""
+    best = values.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)
+    others = (legal.sum(-1, keepdim=True) - 1).clamp_min(1)
+    gap = (best - values).masked_fill(~legal, 0).sum(-1, keepdim=True) / others
+    return (gap / 2).clamp_min(1e-6).maximum(ROUNDING * best.abs())
+
+
+def _confidence(chances: Tensor, output: PolicyOutput) -> Tensor:
+    """1 - H / log A, `[B, 1]`; 1 where there is no choice, and never quite 0."""
+    most = _legal(output).sum(-1, keepdim=True).clamp_min(2).log()
+    entropy: Tensor = torch.special.entr(chances).sum(-1, keepdim=True)
+    return 1 - entropy / most + 1e-6
