@@ -28,8 +28,12 @@ class Masked:
 
     @property
     def spec(self) -> PolicySpec:
-        """The environment's, mask included, with the policy's head."""
-        return dataclasses.replace(self.env_spec, head=self.policy.spec.head)
+        """The policy's, with the mask among the entries, which are in the environment's order."""
+        inner, env = self.policy.spec, self.env_spec.entries
+        own = {**(inner.entries if inner.parts else {"obs": inner.entries[""]}), MASK: env[MASK]}
+        keys = [*(key for key in env if key in own), *(key for key in own if key not in env)]
+        whole = PolicySpec.of_parts(tuple((key, own[key]) for key in keys), inner.head)
+        return dataclasses.replace(whole, view=inner.view, env_kwargs=inner.env_kwargs)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """The policy's."""
@@ -40,7 +44,10 @@ class Masked:
         entries = split_parts(obs, self.env_spec) if isinstance(obs, Tensor) else dict(obs)
         mask = entries.pop(MASK)
         inner = self.policy.spec
-        shown: Obs = entries if inner.parts else entries["obs"].to(getattr(torch, inner.obs_dtype))
+        if inner.parts:
+            shown = torch.cat([entries[key].reshape(len(mask), -1).float() for key in inner.entries], 1)
+        else:
+            shown = entries["obs"].to(getattr(torch, inner.obs_dtype))
         output, state = self.policy(shown, state)
         return output.masked(mask), state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -49,6 +49,18 @@ class ActionHead:
         """The head that says nothing of how actions are chosen: `categorical`, or `deterministic`."""
         kind: HeadKind = self.kind if self.kind in ("multi_categorical", "bernoulli") else "categorical"
         return replace(self, kind=kind if self.discrete else "deterministic")
+
+    def read_as(self, kind: HeadKind | None, name: str) -> ActionHead:
+        """The head of the same actions whose numbers mean `kind`, or this one if none is given.
+
+        Raises:
+            SpecMismatchError: `kind`, which was given for `name`, is for other actions.
+        """
+        head = self if kind is None else replace(self, kind=kind)
+        if head.neutral != self.neutral:
+            known = [other for other in get_args(HeadKind) if replace(self, kind=other).neutral == self.neutral]
+            raise SpecMismatchError(f"{name}: a head of {kind} is for other actions; expected {' or '.join(known)}")
+        return head
 
     @property
     def num_params(self) -> int:
@@ -154,6 +166,18 @@ class PolicySpec:
     def entries(self) -> dict[str, ObsPart]:
         """The parts by name; of an observation that is no dict, itself under an empty name."""
         return dict(self.parts) or {"": ObsPart(self.obs_shape, self.obs_dtype, self.nvec)}
+
+    @property
+    def unmasked(self) -> PolicySpec:
+        """What a policy takes that is not shown which actions are legal; of a dict, what else is in it."""
+        if MASK not in self.entries:
+            return self
+        rest = {key: part for key, part in self.parts if key != MASK}
+        whole = PolicySpec.of_parts(tuple(rest.items()), self.head)
+        if [*rest] == ["obs"]:  # what `ActionMask` calls an observation that was no dict
+            part = rest["obs"]
+            whole = replace(whole, obs_shape=part.shape, obs_dtype=part.dtype, nvec=part.nvec, parts=())
+        return replace(whole, view=self.view, env_kwargs=self.env_kwargs)
 
     @classmethod
     def from_json(cls, value: Any) -> PolicySpec:

@@ -3,24 +3,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from torch import nn
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.masking import confine
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.module import FunctionPolicy, ModulePolicy
+from rldistill.types import ILLEGAL, MASK, PolicySpec
 
 from ..conftest import CARTPOLE
 
 SPEC = spec_from_env(CARTPOLE)
+HERE = Path(__file__)
+ROOM = spaces.Dict(
+    {
+        "k": spaces.Discrete(4),
+        "bits": spaces.MultiBinary(3),
+        "picture": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        "vec": spaces.Box(-5, 5, (2,), np.float64),
+    }
+)
 SOURCE = """
 import torch
 from rldistill import PolicySpec
@@ -96,6 +110,97 @@ def test_a_model_of_sb3_teaches_as_it_predicts() -> None:
     np.testing.assert_array_equal(policy(obs)[0].mode(), model.predict(obs.numpy(), deterministic=True)[0])
 
 
+def remembers(spec: Any) -> Any:
+    """Chooses `k`, and keeps what it was shown."""
+
+    def chooses(obs: Any) -> int:
+        SHOWN.append(obs)
+        return int(obs["k"]) % 3
+
+    return chooses
+
+
+SHOWN: list[Any] = []
+
+
+def flat(space: spaces.Dict, raw: list[Any]) -> torch.Tensor:
+    return torch.stack([torch.cat([torch.as_tensor(o[key]).float().ravel() for key in space]) for o in raw])
+
+
+def test_a_function_is_shown_the_dict_of_its_environment() -> None:
+    policy = load_policy(f"{__name__}:remembers", spec=spec_from_spaces("it", ROOM, spaces.Discrete(3)))
+    ROOM.seed(0)
+    raw = [ROOM.sample() for _ in range(5)]
+    SHOWN.clear()
+    assert policy(flat(ROOM, raw))[0].mode().tolist() == [int(obs["k"]) % 3 for obs in raw]
+    for shown, obs in zip(SHOWN, raw, strict=True):
+        for key in ROOM:
+            np.testing.assert_allclose(shown[key], obs[key], rtol=1e-6)
+            assert np.asarray(shown[key]).dtype == ROOM[key].dtype
+
+
+def test_a_model_of_sb3_predicts_of_dicts() -> None:
+    class Room(gymnasium.Env[Any, int]):
+        observation_space, action_space = ROOM, spaces.Discrete(3)
+
+        def reset(self, **kwargs: Any) -> Any:
+            return ROOM.sample(), {}
+
+    model = PPO("MultiInputPolicy", Room(), seed=0)
+    spec = spec_from_spaces("it", ROOM, spaces.Discrete(3))
+    policy = FunctionPolicy(lambda obs: model.predict(obs, deterministic=True), spec, batched=True)
+    raw = [ROOM.sample() for _ in range(50)]
+    expected, _ = model.predict({key: np.stack([o[key] for o in raw]) for key in ROOM}, deterministic=True)
+    np.testing.assert_array_equal(policy(flat(ROOM, raw))[0].mode(), expected)
+
+
+MASKED = spaces.Dict({"obs": spaces.Box(-1, 1, (4,)), MASK: spaces.MultiBinary(5)})
+MASKED_SPEC = spec_from_spaces("it", MASKED, spaces.Discrete(5))
+
+
+def obeys_nobody() -> Any:
+    return lambda obs: 2 if obs.shape == (4,) else 99
+
+
+def test_a_function_that_takes_no_mask_is_confined() -> None:
+    policy = confine(load_policy(f"{__name__}:obeys_nobody", spec=MASKED_SPEC), MASKED_SPEC)
+    policy.spec.require_same_input(MASKED_SPEC, "the teacher", "it")
+    obs = torch.tensor([[1.0, 1, 1, 1, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0, 0, 0, 0]])
+    output, _ = policy(obs)
+    assert output.mode().tolist() == [2, 3]
+    assert output.params[1, 2] == ILLEGAL
+
+
+def makes_a_network(spec: PolicySpec) -> Any:
+    return nn.Linear(*spec.obs_shape, spec.head.num_params)
+
+
+def test_a_network_is_confined() -> None:
+    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC), MASKED_SPEC)
+    assert policy(torch.tensor([[0.0, 0, 0, 1, 0, 9, 9, 9, 9]]))[0].mode().tolist() == [3]
+
+
+MODELS: list[Any] = []
+
+
+def maskable() -> Any:
+    return MODELS[-1]
+
+
+def test_a_model_with_masks_predicts_with_them() -> None:
+    class Masked(gymnasium.Env[Any, int]):
+        observation_space, action_space = MASKED["obs"], spaces.Discrete(5)
+
+    MODELS.append(MaskablePPO("MlpPolicy", Masked(), seed=0))
+    policy = load_policy(f"{__name__}:maskable", spec=MASKED_SPEC)
+    rng = np.random.default_rng(0)
+    masks, obs = rng.random((200, 5)) < 0.5, rng.normal(size=(200, 4)).astype(np.float32)
+    masks[np.arange(200), rng.integers(0, 5, 200)] = True
+    expected, _ = MODELS[-1].predict(obs, deterministic=True, action_masks=masks)
+    said, _ = confine(policy, MASKED_SPEC)(torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32)))
+    np.testing.assert_array_equal(said.mode(), expected)
+
+
 def test_continuous_actions_are_passed_on() -> None:
     spec = spec_from_env(EnvConfig("Pendulum-v1"))
     policy = FunctionPolicy(lambda obs: [obs[0]], spec)
@@ -118,6 +223,70 @@ def fails() -> None:
     raise ZeroDivisionError("of mine")
 
 
+def fails_later() -> Any:
+    return lambda obs: np.zeros(3).reshape(int(obs[0]) + 7)
+
+
+def fails_in_a_network() -> Any:
+    return nn.Linear(8, 2)
+
+
 def test_a_factory_that_fails_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"fails failed: ZeroDivisionError: of mine"):
+    with pytest.raises(ConfigError, match=rf"fails failed: ZeroDivisionError: of mine \(in fails, {HERE}, line \d+\)"):
         load_policy(f"{__name__}:fails", spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [("fails_later", rf"ValueError: cannot.*{HERE}, line"), ("fails_in_a_network", "RuntimeError")],
+)
+def test_a_function_that_fails_is_named_with_the_place(factory: str, words: str) -> None:
+    policy = load_policy(f"{__name__}:{factory}", spec=SPEC)
+    with pytest.raises(ConfigError, match=f"^teacher: .* failed: {words}"):
+        policy(torch.zeros(3, 4))
+
+
+BITS, PARTS = spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3])
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "words"),
+    [
+        (spaces.Discrete(2), None, r"gives None as its actions; expected an integer from 0 to 1 for each"),
+        (spaces.Discrete(2), {"a": 1}, "as its actions"),
+        (spaces.Discrete(2), [0], r"actions of shape \[1\] for 4 observations"),
+        (spaces.Discrete(2), 0, r"actions of shape \[\]"),
+        (spaces.Discrete(2), [0, 1, 1, 0.7], r"chose action 0\.7; expected an integer from 0 to 1"),
+        (spaces.Discrete(2), [0, 1, 1, float("nan")], "chose action nan"),
+        (spaces.Discrete(2), [[0], [1], [1, 0], [1]], "as its actions"),
+        (PARTS, [0, 1, 1, 0], "expected 2 integers for each, below 2, 3"),
+        (PARTS, [[0, 3]] * 4, "chose action 3"),
+        (BITS, [[0, 1]] * 4, "expected 3 numbers for each, 0 or 1"),
+        (BITS, [[0, 1, 2]] * 4, "chose action 2"),
+        (spaces.Box(-1, 1, (2,)), [0.0] * 4, "expected 2 numbers for each"),
+    ],
+)
+def test_what_is_no_action_is_named(space: Any, said: Any, words: str) -> None:
+    spec = spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space)
+    with pytest.raises(SpecMismatchError, match=rf"^teacher: mine:it .*{words}"):
+        FunctionPolicy(lambda obs: said, spec, batched=True, name="mine:it")(torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "expected"),
+    [
+        (spaces.Discrete(2), np.array([[0], [1]]), [0, 1]),
+        (spaces.Discrete(2), [True, torch.tensor(0)], [1, 0]),
+        (PARTS, [[0, 2], [1, 1]], [[0, 2], [1, 1]]),
+        (BITS, [[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]),
+        (spaces.Box(-1, 1, (2, 1)), [[[0.5], [-1]], [[1], [0]]], [[0.5, -1], [1, 0]]),
+    ],
+)
+def test_actions_of_every_kind_are_taken(space: Any, said: Any, expected: Any) -> None:
+    policy = FunctionPolicy(lambda obs: said, spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space), batched=True)
+    assert policy(torch.zeros(2, 4))[0].mode().tolist() == expected
+
+
+def test_a_head_for_other_actions_is_refused() -> None:
+    with pytest.raises(SpecMismatchError, match=r"Linear: a head of bernoulli .*expected categorical or q_values"):
+        ModulePolicy(nn.Linear(4, 2), SPEC, "bernoulli")

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 
 from rldistill.collect import CollectConfig, collect
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
+from rldistill.masking import confine
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.load import load_policy
+from rldistill.types import ILLEGAL, MASK
 
 from ..conftest import CARTPOLE
 
@@ -55,6 +58,48 @@ def test_labels_are_the_runtimes_own(file: Path) -> None:
     for rows in (obs, obs[:1]):
         (expected,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
         np.testing.assert_allclose(policy(rows)[0].params.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def export_fixed(network: nn.Module, count: int, path: Path) -> Path:
+    network.eval()
+    torch.onnx.export(network, (torch.zeros(count, 4),), path, dynamo=True, external_data=False, verbose=False)
+    return path
+
+
+def test_a_graph_for_one_observation_is_run_for_each(tmp_path: Path) -> None:
+    network = Mlp((16,)).build(SPEC).eval()
+    policy = load_policy(export_fixed(Params(network), 1, tmp_path / "one.onnx"), spec=SPEC)
+    obs = torch.randn(7, 4)
+    torch.testing.assert_close(policy(obs)[0].params, network(obs)[0].params, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_one_size_are_refused(tmp_path: Path) -> None:
+    file = export_fixed(Params(Mlp((16,)).build(SPEC)), 8, tmp_path / "eight.onnx")
+    with pytest.raises(
+        SpecMismatchError, match=r"eight\.onnx: onnxruntime fails on 1 obs.*export it with a batch of any"
+    ):
+        load_policy(file, spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("head", "known"),
+    [("bernoulli", "categorical or q_values"), ("multi_categorical", "categorical or q_values"), ("gaussian", "categ")],
+)
+def test_a_head_for_other_actions_is_refused(file: Path, head: Any, known: str) -> None:
+    with pytest.raises(SpecMismatchError, match=rf"p\.onnx: a head of {head} is for other actions; expected {known}"):
+        load_policy(file, spec=SPEC, head=head)
+
+
+def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
+    box = spaces.Box(-1, 1, (4,))
+    masked = spec_from_spaces("it", spaces.Dict({"obs": box, MASK: spaces.MultiBinary(2)}), spaces.Discrete(2))
+    policy, obs = load_policy(file, spec=masked), torch.randn(6, 4)
+    confined = confine(policy, masked)
+    confined.spec.require_same_input(masked, "the teacher", "it")
+    mask = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]] * 2)
+    output, _ = confined(torch.cat([mask, obs], 1))
+    torch.testing.assert_close(output.params[mask.bool()], policy(obs)[0].params[mask.bool()])
+    assert (output.params[~mask.bool()] == ILLEGAL).all()
 
 
 def test_it_teaches_in_several_processes(file: Path, tmp_path: Path) -> None:

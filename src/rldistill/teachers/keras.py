@@ -68,13 +68,12 @@ def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None
 
     Raises:
         ConfigError: no `spec`.
-        SpecMismatchError: an input or an output that is not the environment's.
+        SpecMismatchError: an input, an output or a head that is not the environment's.
         RLDistillError: what `rldistill.students.keras.read_keras` raises.
     """
     if spec is None:
         raise ConfigError(f"{path}: a Keras file does not tell its environment; give the environment's spec")
     model = read_keras(path)
-    if head is not None:
-        spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=head))
+    spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     require_keras_fit(str(path), model, spec)
     return KerasPolicy(model, path.read_bytes(), spec, scale).eval()

@@ -97,7 +97,7 @@ def load_policy(
             return load_native(folder)
     if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
         return load_module(str(path), spec)
-    return _load_file(Path(path), spec, activation, head, scale)
+    return _load_file(Path(path), None if spec is None else spec.unmasked, activation, head, scale)
 
 
 def _load_file(

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.imports import import_name
+from rldistill.students.network import split_parts
+from rldistill.teachers.foreign import blamed, certain
 from rldistill.teachers.tensors import read_state_dict
-from rldistill.types import HeadKind, Obs, Policy, PolicyOutput, PolicySpec
-
-FIRM = 20.0
-"""The logit of the action that a function chose, where the others have 0: it is certain, and a KL stays finite."""
+from rldistill.types import MASK, HeadKind, Obs, Policy, PolicyOutput, PolicySpec
 
 
 class ModulePolicy(nn.Module):
@@ -38,7 +36,7 @@ class ModulePolicy(nn.Module):
     def __init__(self, network: nn.Module, spec: PolicySpec, kind: HeadKind | None = None) -> None:
         super().__init__()
         self.network = network
-        self._spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=kind or spec.head.kind))
+        self._spec = dataclasses.replace(spec, head=spec.head.read_as(kind, type(network).__name__))
 
     @property
     def spec(self) -> PolicySpec:
@@ -50,9 +48,10 @@ class ModulePolicy(nn.Module):
         return None
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Raises SpecMismatchError if the network gives other than `[B, P]`."""
+        """Raises SpecMismatchError if the network gives other than `[B, P]`, ConfigError if it fails."""
         assert isinstance(obs, Tensor)
-        params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
+        with blamed(type(self.network).__name__):
+            params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         wanted = len(obs), self._spec.head.num_params
         if not isinstance(params, Tensor) or params.shape != wanted:
             found = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
@@ -65,62 +64,70 @@ class FunctionPolicy:
     """A function from observations to actions as a policy: a scripted heuristic, or `predict` of some library.
 
     Attributes:
-        function: takes one observation, or a batch if `batched`, as numpy; gives its action, or a pair of which the
-            action is the first, as SB3's `predict` does.
+        function: takes one observation, or a batch if `batched`, as the environment shows it: a numpy array, or a dict
+            of them; gives its action, or a pair of which the action is the first, as SB3's `predict` does. Where `spec`
+            has a mask, it is called with `action_masks`, too.
         spec: of the environment.
         batched: whether it takes `[B, ...]`.
+        name: what errors call it.
     """
 
     function: Callable[..., Any]
     spec: PolicySpec
     batched: bool = False
+    name: str = "the function"
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """None: it has no state."""
         return None
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What it does, as a head that is certain."""
-        array: Any = obs.numpy() if isinstance(obs, Tensor) else {key: value.numpy() for key, value in obs.items()}
+        """What it does, as a head that is certain.
+
+        Raises:
+            ConfigError: the function raises an error of its own.
+            SpecMismatchError: what it gives is no action of the environment, or not one for each observation.
+        """
+        shown, mask = self._shown(obs)
+        masks = {} if mask is None else {"action_masks": mask.numpy().astype(bool)}
+        count = len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
         if self.batched:
-            actions = self._action(array)
+            said = self._said(shown, masks)
         else:
-            count = len(next(iter(array.values()))) if isinstance(array, dict) else len(array)
-            actions = np.stack([np.asarray(self._action(_row(array, index))) for index in range(count)])
-        return PolicyOutput(self.spec.head, self._params(torch.from_numpy(np.asarray(actions)))), None
+            said = [self._said(_row(shown, row), _row(masks, row)) for row in range(count)]
+        output = PolicyOutput(self.spec.head, certain(self.spec.head, said, count, self.name))
+        return output if mask is None else output.masked(mask), None
 
-    def _action(self, obs: Any) -> Any:
-        said = self.function(obs)
+    def _shown(self, obs: Obs) -> tuple[Any, Tensor | None]:
+        """The observation as the environment gave it, and which actions are legal, where it tells."""
+        if not self.spec.parts and isinstance(obs, Tensor):
+            return obs.numpy(), None
+        entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else dict(obs)
+        mask = entries.pop(MASK, None)
+        arrays = {key: entry.numpy().astype(self.spec.entries[key].dtype) for key, entry in entries.items()}
+        return arrays if self.spec.unmasked.parts else arrays["obs"], mask
+
+    def _said(self, obs: Any, masks: Mapping[str, Any]) -> Any:
+        with blamed(self.name):
+            said = self.function(obs, **masks)
         return said[0] if isinstance(said, tuple) else said
-
-    def _params(self, actions: Tensor) -> Tensor:
-        head = self.spec.head
-        if not head.discrete:
-            return actions.float().reshape(len(actions), -1)
-        if head.kind == "bernoulli":
-            return FIRM * (2 * actions.float() - 1)
-        choices = actions.long().reshape(len(actions), -1).unbind(1)
-        for chosen, size in zip(choices, head.nvec, strict=True):
-            if int(chosen.min()) < 0 or int(chosen.max()) >= size:
-                raise SpecMismatchError(f"the teacher chose action {int(chosen.max())}, there are {size}")
-        return FIRM * torch.cat([F.one_hot(x, n).float() for x, n in zip(choices, head.nvec, strict=True)], 1)
 
 
 def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     """The teacher that `module:factory` makes, with the weights of a file for `module:factory@FILE`.
 
     The factory is called with the environment's spec, or with nothing if it takes nothing. It gives a `Policy`, a
-    network, an object with `predict`, or a function from one observation to an action.
+    network, an object with `predict`, or a function from one observation to an action. Where the environment tells
+    which actions are legal, the last two are told if they have a parameter `action_masks`; the spec says nothing of
+    it, and the rest is confined. What has a parameter `deterministic`, as SB3's `predict` does, is asked for its mode.
 
     Raises:
-        ConfigError: nothing of that name, or what it gives is none of these.
+        ConfigError: nothing of that name, it fails, or what it gives is none of these.
     """
     name, _, weights = reference.partition("@")
     factory = _imported(name)
-    try:
-        made = factory(spec) if _takes_argument(factory) else factory()
-    except Exception as error:  # of somebody else's code
-        raise ConfigError(f"teacher: {name} failed: {type(error).__name__}: {error}") from error
+    with blamed(name):
+        made = factory(spec and spec.unmasked) if _parameters(factory) else factory()
     if weights:
         if not isinstance(made, nn.Module):
             raise ConfigError(f"teacher: {name} made {type(made).__name__}, and only a network takes weights")
@@ -133,11 +140,14 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):
-        return ModulePolicy(made, spec)
-    if callable(predict := getattr(made, "predict", None)):
-        return FunctionPolicy(predict, spec, batched=True)
-    if callable(made):
-        return FunctionPolicy(made, spec)
+        return ModulePolicy(made, spec.unmasked)
+    predict = getattr(made, "predict", None)
+    function = predict if callable(predict) else made
+    if callable(function):
+        taken = _parameters(function)
+        firm = partial(function, deterministic=True) if "deterministic" in taken else function
+        own = spec if "action_masks" in taken else spec.unmasked
+        return FunctionPolicy(firm, own, function is predict, name)
     raise ConfigError(
         f"teacher: {name} made {type(made).__name__}; expected a policy, a network, something with predict, a function"
     )
@@ -150,11 +160,11 @@ def _imported(name: str) -> Callable[..., Any]:
     return factory
 
 
-def _takes_argument(factory: Callable[..., Any]) -> bool:
+def _parameters(function: Callable[..., Any]) -> Sequence[str]:
     try:
-        return bool(inspect.signature(factory).parameters)
-    except ValueError:
-        return False
+        return [*inspect.signature(function).parameters]
+    except (TypeError, ValueError):  # of some that are written in C
+        return []
 
 
 def _load_weights(network: nn.Module, path: Path, name: str) -> None:

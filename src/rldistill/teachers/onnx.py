@@ -37,7 +37,8 @@ DTYPES = {
 class OnnxPolicy:
     """A policy whose head's numbers are one output of an ONNX graph with one input.
 
-    uint8 observations reach a graph of floats as they are, 0 to 255, unless `scale` is given.
+    uint8 observations reach a graph of floats as they are, 0 to 255, unless `scale` is given. A graph that was exported
+    for one observation is run once for each.
     """
 
     def __init__(self, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
@@ -60,8 +61,10 @@ class OnnxPolicy:
         fed = obs.numpy().astype(DTYPES[entry.type], copy=False)
         if self._scale != 1:
             fed = (fed * self._scale).astype(fed.dtype)
-        (params,) = self._session.run([self._output], {entry.name: np.ascontiguousarray(fed)})
-        return PolicyOutput(self._spec.head, torch.from_numpy(params).float()), None
+        rows = 1 if entry.shape[0] == 1 else len(fed)
+        parts = [np.ascontiguousarray(fed[at : at + rows]) for at in range(0, len(fed), rows)]
+        said = [self._session.run([self._output], {entry.name: part})[0] for part in parts]
+        return PolicyOutput(self._spec.head, torch.from_numpy(np.concatenate(said)).float()), None
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._content, self._spec, self._output, self._scale
@@ -83,7 +86,7 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
         ConfigError: no `spec`.
         MissingExtraError: onnxruntime is not installed.
         UntrustedFileError: tensors kept outside the file, operators of no known domain.
-        SpecMismatchError: an input or an output that is not the environment's.
+        SpecMismatchError: an input, an output or a head that is not the environment's, or a batch of one size only.
         CorruptArtifactError: truncated or altered.
     """
     if spec is None:
@@ -111,9 +114,22 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
         session = _session(content)
     except Exception as error:  # onnxruntime has no tree of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({' '.join(str(error).split())})") from None
-    if head is not None:
-        spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=head))
-    return OnnxPolicy(content, spec, _chosen_output(path, session, spec), scale)
+    spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
+    policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec), scale)
+    _try_out(path, policy)
+    return policy
+
+
+def _try_out(path: Path, policy: OnnxPolicy) -> None:
+    """Refuse a graph that does not run on one and on three observations."""
+    for count in (1, 3):
+        try:
+            shape = policy(torch.zeros(count, *policy.spec.obs_shape))[0].params.shape
+        except Exception as error:  # onnxruntime has no tree of errors
+            what = f"onnxruntime fails on {count} observations at a time ({' '.join(str(error).split())})"
+            raise SpecMismatchError(f"{path}: {what}; export it with a batch of any size") from None
+        if shape != (count, policy.spec.head.num_params):
+            raise SpecMismatchError(f"{path}: gives {list(shape)} for {count} observations; export it with batches")
 
 
 def _require_small_values(path: Path, model: Any) -> None:
