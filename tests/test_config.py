@@ -62,7 +62,10 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     ("teacher", "planned"),
     [
         ("{path: a.onnx, head: q_values, scale: 0.5}", SavedTeacher("a.onnx", head="q_values", scale=0.5)),
-        ("{ensemble: [a.zip, b.zip], vote: majority}", TeacherEnsemble(("a.zip", "b.zip"), "majority")),
+        (
+            "{ensemble: [a.zip, {path: q.onnx, head: q_values}], vote: majority}",
+            TeacherEnsemble((SavedTeacher("a.zip"), SavedTeacher("q.onnx", head="q_values")), "majority"),
+        ),
     ],
 )
 def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
@@ -106,6 +109,14 @@ def test_examples_are_valid(example: str) -> None:
         ("students.x={}", "students.x.type: is missing"),
         ("teacher={path: a.onnx, haed: q_values}", "teacher.haed: unknown key. Did you mean 'head'?"),
         ("teacher={path: a.onnx, head: q_value}", "teacher.head: found 'q_value'"),
+        (
+            "teacher={ensemble: [a.zip, {path: a.onnx, haed: q_values}]}",
+            "teacher.ensemble.1.haed: unknown key. Did you",
+        ),
+        ("teacher={ensemble: [{path: a.onnx, head: q_value}]}", "teacher.ensemble.0.head: found 'q_value'"),
+        ("teacher={ensemble: [3]}", "teacher.ensemble.0: found 3, expected keys and values"),
+        ("teacher={ensemble: []}", "teacher.ensemble: found [], expected at least 1"),
+        ("teacher=3", "teacher: found 3, expected keys and values"),
         ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),

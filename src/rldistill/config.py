@@ -95,6 +95,7 @@ SCHEMA = Schema(
         Tagged("name", LOSSES, needs=("__call__", "student_head")),
     ),
     numbers=(schedules.Constant,),
+    texts={SavedTeacher: "path"},
     flat={Term: "loss"},
     checks={EnvConfig: known_env, TrainConfig: _known_algorithm},
 )
@@ -105,15 +106,12 @@ class _Trained(Strictly):
 
 
 def _kind_of_teacher(value: Any) -> str:
-    if isinstance(value, str):
-        return "path"
     keys = value if isinstance(value, Mapping) else {}
-    return "saved" if "path" in keys else "ensemble" if "ensemble" in keys else "trained"
+    return "saved" if isinstance(value, str) or "path" in keys else "ensemble" if "ensemble" in keys else "trained"
 
 
 Teacher = Annotated[
-    Annotated[str, Strict(), Tag("path")]
-    | Annotated[SavedTeacher, SCHEMA, Tag("saved")]
+    Annotated[SavedTeacher, SCHEMA, Tag("saved")]
     | Annotated[TeacherEnsemble, SCHEMA, Tag("ensemble")]
     | Annotated[_Trained, Tag("trained")],
     Discriminator(_kind_of_teacher),
@@ -176,8 +174,6 @@ class RunConfig(Strictly):
         return config
 
     def _planned_teacher(self) -> SavedTeacher | TeacherEnsemble | TrainConfig:
-        if isinstance(self.teacher, str):
-            return SavedTeacher(self.teacher)
         return self.teacher.train if isinstance(self.teacher, _Trained) else self.teacher
 
     def plan(self) -> Run:

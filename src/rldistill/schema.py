@@ -90,12 +90,14 @@ class Tagged:
 class Schema:
     """What is needed beyond the dataclasses themselves.
 
-    `unions` hold the tagged classes, `numbers` the classes that a bare number stands for, `flat` the classes whose one
-    tagged field is written inline (`{name: forward_kl, weight: 1}` for `Term(ForwardKL(), 1)`).
+    `unions` hold the tagged classes, `numbers` the classes that a bare number stands for, `texts` those that a bare
+    text stands for, with the field that it is, `flat` the classes whose one tagged field is written inline
+    (`{name: forward_kl, weight: 1}` for `Term(ForwardKL(), 1)`).
     """
 
     unions: tuple[Tagged, ...] = ()
     numbers: tuple[type, ...] = ()
+    texts: Mapping[type, str] = dataclasses.field(default_factory=dict)
     flat: Mapping[type, str] = dataclasses.field(default_factory=dict)
     checks: Mapping[type, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
 
@@ -195,11 +197,13 @@ class Schema:
             except RLDistillError as error:
                 raise PydanticCustomError("refused", "{message}", {"message": str(error)}) from error
 
+        if record in self.texts:
+            return Annotated[model, AfterValidator(build), BeforeValidator(partial(_named, self.texts[record]))]
         return Annotated[model, AfterValidator(build)]
 
 
 def _named(key: str, value: Any) -> Any:
-    """A bare name is the class of that name with its defaults."""
+    """A bare name is the class of that name, or the class with that field, and its defaults."""
     return {key: value} if isinstance(value, str) else value
 
 

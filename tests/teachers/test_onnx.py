@@ -16,7 +16,8 @@ from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.masking import confine
 from rldistill.students import Cnn, Mlp
-from rldistill.teachers.load import load_policy
+from rldistill.teachers.ensemble import Ensemble
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
 from rldistill.types import ILLEGAL, MASK
 
 from ..conftest import CARTPOLE
@@ -88,6 +89,16 @@ def test_batches_of_one_size_are_refused(tmp_path: Path) -> None:
 def test_a_head_for_other_actions_is_refused(file: Path, head: Any, known: str) -> None:
     with pytest.raises(SpecMismatchError, match=rf"p\.onnx: a head of {head} is for other actions; expected {known}"):
         load_policy(file, spec=SPEC, head=head)
+
+
+def test_members_of_an_ensemble_are_read_each_in_its_way(file: Path) -> None:
+    asked = SavedTeacher(str(file), head="q_values", scale=0.5), SavedTeacher(str(file))
+    together, obs = TeacherEnsemble(asked).load(SPEC), torch.randn(5, 4)
+    assert isinstance(together, Ensemble)
+    assert [member.spec.head.kind for member in together.members] == ["q_values", "categorical"]
+    first, second = (member(obs)[0].params for member in together.members)
+    torch.testing.assert_close(first, load_policy(file, spec=SPEC)(obs / 2)[0].params)
+    torch.testing.assert_close(second, load_policy(file, spec=SPEC)(obs)[0].params)
 
 
 def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:

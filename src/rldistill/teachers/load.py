@@ -41,14 +41,14 @@ class SavedTeacher:
 
 @dataclass(frozen=True)
 class TeacherEnsemble:
-    """Several teachers that teach as one; see `rldistill.teachers.ensemble`."""
+    """Several teachers that teach as one, each with what its file does not tell; see `rldistill.teachers.ensemble`."""
 
-    ensemble: tuple[str, ...]
+    ensemble: tuple[SavedTeacher, ...]
     vote: Vote = "mean"
 
     def load(self, spec: PolicySpec | None) -> Policy:
         """Read them all."""
-        return Ensemble(tuple(load_policy(path, spec=spec) for path in self.ensemble), self.vote)
+        return Ensemble(tuple(member.load(spec) for member in self.ensemble), self.vote)
 
 
 def zoo_names() -> list[str]:
