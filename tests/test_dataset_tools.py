@@ -119,6 +119,26 @@ def test_a_file_that_tells_no_spec_is_read_with_that_of_the_teachers_view(told: 
         np.testing.assert_allclose(after.columns["teacher"], said, atol=1e-5)
 
 
+def test_states_are_labelled_only_by_who_sees_them_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    view = (Wrapper("MaskVelocity"),)
+    plain = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    blind = Mlp((8,)).build(dataclasses.replace(plain.spec, view=view)).eval()
+    behind = EnvConfig("CartPole-v1", wrappers=view)
+    for name, env, policy in (("plain", CARTPOLE, plain), ("blind", CARTPOLE, blind), ("behind", behind, plain)):
+        collect(env, policy, SMALL, tmp_path / name)
+    views = EnvConfig("CartPole-v1", views=Views(teacher=view))
+    collect(views, plain, dataclasses.replace(SMALL, teacher_obs=True), tmp_path / "both")
+    with pytest.raises(SpecMismatchError, match="recorded behind no wrapper, the teacher was trained behind MaskVel"):
+        relabel(tmp_path / "plain", blind, tmp_path / "out")
+    with pytest.raises(SpecMismatchError, match="recorded behind MaskVelocity, the teacher was trained behind no wrap"):
+        relabel(tmp_path / "blind", plain, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    # The run file wrote the wrapper of the last two: who brings it sees the same, who brings none was meant.
+    for name, policy in (("blind", blind), ("behind", blind), ("behind", plain), ("both", blind), ("both", plain)):
+        relabel(tmp_path / name, policy, tmp_path / "out", overwrite=True)
+
+
 def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     with pytest.raises(SpecMismatchError, match="observation shape"):

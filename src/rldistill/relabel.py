@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, suc
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, manifest_entry
+from rldistill.envs.two_views import Side
 from rldistill.envs.vector import Step
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.masking import confine
 from rldistill.record import Labels
 from rldistill.rollouts import Memory, inference_threads
-from rldistill.types import Policy, PolicySpec
+from rldistill.types import Policy, PolicySpec, Wrapper
 
 Columns = dict[str, NDArray[Any]]
 
@@ -87,20 +89,48 @@ def shown_spec(manifest: Manifest) -> PolicySpec:
     if manifest.teacher_spec is not None:
         return manifest.teacher_spec
     spec = dataclasses.replace(manifest.spec, head=manifest.spec.head.neutral)
-    for entry in manifest.blocks[:1]:
-        columns = read_block(manifest.folder / entry["file"], ["teacher_obs"]).columns
-        if "teacher_obs" in columns:  # of a manifest from before it told the spec
-            seen = columns["teacher_obs"]
-            return PolicySpec(seen.shape[1:], str(seen.dtype), spec.head)
+    for seen in _teacher_obs(manifest):  # of a manifest from before it told the spec
+        return PolicySpec(seen.shape[1:], str(seen.dtype), spec.head)
     return spec
+
+
+def _teacher_obs(manifest: Manifest) -> list[NDArray[Any]]:
+    """What the teacher saw in the first block, where that was recorded beside what the student saw."""
+    blocks = [read_block(manifest.folder / entry["file"], ["teacher_obs"]).columns for entry in manifest.blocks[:1]]
+    return [columns["teacher_obs"] for columns in blocks if "teacher_obs" in columns]
 
 
 def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
     """The teacher, confined to legal actions; what it sees must have been recorded."""
+    both = manifest.teacher_spec is not None or bool(_teacher_obs(manifest))
+    _require_view(teacher.spec.view, manifest, "teacher" if both else "student", source)
     spec = shown_spec(manifest)
     teacher = confine(teacher, spec)
     teacher.spec.require_same_input(spec, "the teacher", f"what {source} recorded for teachers")
     return teacher
+
+
+def _require_view(view: Sequence[Wrapper], manifest: Manifest, side: Side, source: Path) -> None:
+    """Refuse a teacher that was trained behind other wrappers than the states were recorded behind.
+
+    The environment tells all of these, the spec which of them the recording teacher brought. A teacher that brings none
+    may see what others wrote around the environment, but not what the recording one brought.
+    """
+    env = manifest.document["env"]
+    around = _comparable([*env.get("wrappers", ()), *(env.get("views") or {}).get(side, ())])
+    brought, own = (_comparable([dataclasses.asdict(w) for w in each]) for each in (manifest.spec.view, view))
+    if own == brought or (len(own) > len(brought) and around[-len(own) :] == own):
+        return
+    seen, known = (", ".join(name for name, _ in each) or "no wrapper" for each in (around, own))
+    raise SpecMismatchError(
+        f"{source} was recorded behind {seen}, the teacher was trained behind {known}; collect with it instead"
+    )
+
+
+def _comparable(wrappers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Names and arguments; whether pictures are turned round is seen in their shape."""
+    kept = [wrapper for wrapper in wrappers if wrapper["name"] != "ChannelsFirst"]
+    return [(wrapper["name"], json.dumps(wrapper["kwargs"], sort_keys=True)) for wrapper in kept]
 
 
 def _labelled(block: Block, memory: Memory, spec: PolicySpec, slots: int, features: bool) -> Block:

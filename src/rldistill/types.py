@@ -93,6 +93,9 @@ class Wrapper:
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    def __str__(self) -> str:
+        return f"{self.name} {shown(self.kwargs)}" if self.kwargs else self.name
+
     @property
     def modest(self) -> bool:
         """Whether its arguments are few, short and of a size that a policy could have needed."""
@@ -204,7 +207,7 @@ class PolicySpec:
             ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
             ("number of values", self.nvec, other.nvec),
             ("entries of the observation", _parts_as_float32(self.parts), _parts_as_float32(other.parts)),
-            ("kind of action", self.head.discrete, other.head.discrete),
+            ("kind of action", self.head.neutral.kind, other.head.neutral.kind),
             ("number of actions", self.head.nvec, other.head.nvec),
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]

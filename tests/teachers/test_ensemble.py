@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from rldistill.masking import confine
 from rldistill.students import Mlp
 from rldistill.teachers.actor import Actor
 from rldistill.teachers.ensemble import Ensemble, Vote
-from rldistill.types import ILLEGAL, MASK, ActionHead, Obs, PolicyOutput, PolicySpec
+from rldistill.types import ILLEGAL, MASK, ActionHead, Obs, PolicyOutput, PolicySpec, Wrapper
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,26 @@ def test_what_cannot_vote_is_refused() -> None:
         Ensemble((Fixed(BOX, (0.0,)),), "majority")
     with pytest.raises(SpecMismatchError, match="kind of action"):
         Ensemble((Fixed(BOX, (0.0,)), Fixed(LOGITS, (0.0, 0.0))))
+    with pytest.raises(SpecMismatchError, match="kind of action"):  # two bits are not one of two actions
+        Ensemble((Fixed(ActionHead("bernoulli", (2,)), (0.0, 0.0)), Fixed(LOGITS, (0.0, 0.0))))
+
+
+def test_members_that_see_different_things_are_refused() -> None:
+    plain = PolicySpec((2,), "float32", LOGITS)
+    masked = dataclasses.replace(plain, view=(Wrapper("MaskVelocity"),))
+    heavy, light, long = (
+        dataclasses.replace(plain, env_kwargs=item)
+        for item in ((("gravity", -10),), (("gravity", -5),), (("steps", 9),))
+    )
+    build = Mlp((4,)).build
+    for pair in ((plain, masked), (masked, plain)):
+        with pytest.raises(SpecMismatchError, match="MaskVelocity"):
+            Ensemble(tuple(map(build, pair)))
+    assert Ensemble((build(masked), build(masked))).spec.view == masked.view
+    with pytest.raises(SpecMismatchError, match=r"member 2 was trained with gravity=-5, one before it with -10"):
+        Ensemble((build(plain), build(heavy), build(light)))
+    together = Ensemble((build(plain), build(heavy), build(long)))
+    assert dict(together.spec.env_kwargs) == {"gravity": -10, "steps": 9}
 
 
 def test_members_remember_each_for_itself() -> None:

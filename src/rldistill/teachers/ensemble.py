@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import ConfigError, SpecMismatchError, shown
 from rldistill.types import ActionHead, Obs, Policy, PolicyOutput, PolicySpec
 
 Vote = Literal["mean", "majority", "confidence"]
@@ -50,13 +50,30 @@ class Ensemble:
         first = self.members[0].spec
         for number, member in enumerate(self.members[1:], 1):
             member.spec.require_same_input(first, f"member {number} of the ensemble", "member 0")
+            if member.spec.view != first.view:
+                here, there = (", ".join(map(str, spec.view)) or "no wrapper" for spec in (member.spec, first))
+                raise SpecMismatchError(
+                    f"member {number} of the ensemble and member 0 do not fit: what they see of the environment is "
+                    f"behind {here} for member {number}, behind {there} for member 0"
+                )
+            for key, value in member.spec.env_kwargs:
+                if (other := self._env_kwargs[key]) != value:
+                    raise SpecMismatchError(
+                        f"ensemble: member {number} was trained with {key}={shown(value)}, one before it with "
+                        f"{shown(other)}; expected members of one environment"
+                    )
         if self.vote != "mean" and first.head.kind not in ("categorical", "q_values"):
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")
 
     @property
     def spec(self) -> PolicySpec:
-        """The members' spec, with the head of what they say together."""
-        return dataclasses.replace(self.members[0].spec, head=self._head)
+        """The members' spec, with the head of what they say together, and all that their environments are made with."""
+        return dataclasses.replace(self.members[0].spec, head=self._head, env_kwargs=tuple(self._env_kwargs.items()))
+
+    @property
+    def _env_kwargs(self) -> dict[str, Any]:
+        """By name; where members differ, the first one's."""
+        return {key: value for member in reversed(self.members) for key, value in member.spec.env_kwargs}
 
     @property
     def _head(self) -> ActionHead:
