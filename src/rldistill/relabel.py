@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.artifacts import open_stage
+from rldistill.channels import channels_last
 from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, successors, write_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
@@ -42,7 +43,8 @@ def relabel(
 
     Observations are shown in the order and in the batches in which they were recorded, so that a recurrent teacher
     remembers what it would have, and the teacher that recorded them says the same again, bit for bit. Where two views
-    were recorded (`collect.teacher_obs`), the teacher is shown its own.
+    were recorded (`collect.teacher_obs`), the teacher is shown its own. Pictures recorded with channels last are turned
+    round for one that takes them first.
 
     Args:
         source: the dataset to label anew, which stays as it is.
@@ -105,7 +107,7 @@ def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
     both = manifest.teacher_spec is not None or bool(_teacher_obs(manifest))
     _require_view(teacher.spec.view, manifest, "teacher" if both else "student", source)
     spec = shown_spec(manifest)
-    teacher = confine(teacher, spec)
+    teacher = confine(channels_last(teacher, spec), spec)
     teacher.spec.require_same_input(spec, "the teacher", f"what {source} recorded for teachers")
     return teacher
 

@@ -197,6 +197,15 @@ class PolicySpec:
         fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
         return cls(**fields)
 
+    def turned_round(self, other: PolicySpec) -> tuple[str, ...]:
+        """The entries that are pictures with channels first here and with channels last in `other`."""
+        if other.frames is not None:
+            return ()
+        shapes = [
+            (key, part.shape, other.entries[key].shape) for key, part in self.entries.items() if key in other.entries
+        ]
+        return tuple(key for key, a, b in shapes if len(b) == 3 and a != b and a == (b[2], *b[:2]))
+
     def require_same_input(self, other: PolicySpec, mine: str, others: str) -> None:
         """Raise SpecMismatchError unless both take the same observations and act in the same space.
 

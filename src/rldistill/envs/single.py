@@ -59,7 +59,7 @@ class EnvConfig:
         if game is not None and frames is not None and not self.wrappers and self.views is None:
             return replace(self, id=game, kwargs={**preprocessing(frames), **self.kwargs}).seen_by(teacher)
         view = teacher.spec.view
-        if CHANNELS_FIRST not in view and _turned_round(teacher.spec, spec_from_env(self.view_of("teacher"))):
+        if CHANNELS_FIRST not in view and teacher.spec.turned_round(spec_from_env(self.view_of("teacher"))):
             view = (*view, CHANNELS_FIRST)
         around = self.view_of("teacher").wrappers
         if around[len(around) - len(view) :] == view:
@@ -70,12 +70,6 @@ class EnvConfig:
 
 
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
-
-
-def _turned_round(teacher: PolicySpec, env: PolicySpec) -> bool:
-    """Whether a teacher takes its pictures with channels first where the environment shows them last."""
-    pairs = [(part.shape, env.entries[key].shape) for key, part in teacher.entries.items() if key in env.entries]
-    return env.frames is None and any(len(b) == 3 and a != b and a == (b[2], *b[:2]) for a, b in pairs)
 
 
 def sight_of(config: EnvConfig) -> Sight:
