@@ -12,7 +12,7 @@ from typing import Any
 from rldistill.artifacts import open_stage, write_atomic
 from rldistill.data.blocks import BlockKey
 from rldistill.data.manifest import Manifest
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import ConfigError, SpecMismatchError, shown
 
 
 def merge(
@@ -57,10 +57,8 @@ def _require_same_kind(manifests: Sequence[Manifest]) -> None:
     for manifest in manifests:
         for what in ("spec", "env"):
             if manifest.document[what] != first.document[what]:
-                raise SpecMismatchError(
-                    f"{manifest.folder} and {first.folder} cannot be merged: {what} is {manifest.document[what]} and "
-                    f"{first.document[what]}"
-                )
+                different = "; ".join(_differences(manifest.document[what], first.document[what], what))
+                raise SpecMismatchError(f"{manifest.folder} and {first.folder} cannot be merged: {different}")
         if not manifest.blocks:
             raise ConfigError(f"{manifest.folder}: the collection is not complete; go on with --resume")
         for entry in manifest.blocks:
@@ -70,3 +68,10 @@ def _require_same_kind(manifests: Sequence[Manifest]) -> None:
                     "count twice"
                 )
             seen[entry["sha256"]] = manifest.folder
+
+
+def _differences(a: Any, b: Any, name: str) -> list[str]:
+    """What differs between two documents, field by field."""
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return [] if a == b else [f"{name} is {shown(a)} and {shown(b)}"]
+    return [text for key in {**a, **b} for text in _differences(a.get(key), b.get(key), f"{name}.{key}")]
