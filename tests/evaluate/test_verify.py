@@ -30,6 +30,7 @@ REAL = Path(__file__).parents[3] / "shared" / "teachers" / "sb3"
         ("-110.4 +- 19.5", Claim(-110.4, 19.5)),
         ("500", Claim(500.0)),
         ("1e3 +/- 2", Claim(1000.0, 2.0)),
+        ("\N{MINUS SIGN}110.4±19.5", Claim(-110.4, 19.5)),
     ],
 )
 def test_claims_are_read(text: str, claim: Claim) -> None:

@@ -43,9 +43,9 @@ class Claim:
 
     @classmethod
     def parse(cls, text: str, episodes: int = 0) -> Claim:
-        """`242.1±31.8`, `242.1+-31.8` or `242.1`; raises ConfigError for anything else."""
+        """`242.1±31.8`, `242.1+-31.8` or `242.1`, with any minus; raises ConfigError for anything else."""
         number = r"([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
-        match = re.fullmatch(rf"\s*{number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*", text)
+        match = re.fullmatch(rf"\s*{number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*", text.replace("\N{MINUS SIGN}", "-"))
         if match is None:
             raise ConfigError(f"--claimed: expected a mean such as 242.1, or 242.1±31.8, found {text!r}")
         return cls(float(match[1]), float(match[2] or 0), episodes)
