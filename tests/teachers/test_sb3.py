@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import CrossQ
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
@@ -86,6 +87,25 @@ def test_a_truncated_zip_is_named(tmp_path: Path, kept: int) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CorruptArtifactError, match=r"model\.zip"):
         load_policy(path)
+
+
+def test_a_zip_cut_off_behind_its_weights_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    PPO("MlpPolicy", "CartPole-v1").save(path)
+    with zipfile.ZipFile(path) as archive:
+        weights = archive.getinfo("policy.pth")
+    # 30 bytes of header, the name, and all of an archive of its own, whose end passes for that of the whole.
+    end = weights.header_offset + 30 + len("policy.pth") + weights.compress_size
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(CorruptArtifactError, match=r"model\.zip: not a whole SB3 zip: its end is missing"):
+        load_policy(path)
+
+
+def test_an_algorithm_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    model = CrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]})
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(UntrustedFileError, match="the algorithm 'crossq' is not supported; supported: DQN"):
+        load_policy(tmp_path / "model.zip")
 
 
 def test_files_that_run_code_are_refused(tmp_path: Path) -> None:

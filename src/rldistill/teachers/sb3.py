@@ -141,11 +141,24 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
         raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error or type(error).__name__})") from None
     if not isinstance(data, dict):
         raise UntrustedFileError(f"{path}: not an SB3 model: data is not what it should be")
+    _require_supported(path, data)
     tensors = read_tensors(weights, path, "policy.pth")
     return data, tensors
 
 
+def _require_supported(path: Path, data: dict[str, Any]) -> None:
+    """Raise UntrustedFileError for an algorithm of SB3 or sb3-contrib that this does not know, before its tensors."""
+    about = data.get("policy_class")
+    module = str(about.get("__module__")) if isinstance(about, dict) else ""
+    if module.startswith(("stable_baselines3.", "sb3_contrib.")) and module not in POLICY_MODULES:
+        name = module.removesuffix(".policies").rpartition(".")[2]
+        raise UntrustedFileError(f"{path}: the algorithm {shown(name)} is not supported; supported: {SUPPORTED}")
+
+
 def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    first = min((info.header_offset for info in archive.infolist()), default=0)
+    if name not in archive.namelist() and first > 0:  # what is left ends with the archive that policy.pth is
+        raise CorruptArtifactError(f"{path}: not a whole SB3 zip: its end is missing; copy or download it again")
     if name not in archive.namelist():
         raise UntrustedFileError(
             f"{path}: not an SB3 model: it has no {name}; give the zip that SB3's model.save() wrote"

@@ -6,6 +6,7 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from rldistill.errors import CorruptArtifactError, RLDistillError, UntrustedFile
 
 MAX_WEIGHTS = 1 << 30
 MAX_PARAMETERS = 1 << 28
+STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,7 +47,9 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
     except RLDistillError:
         raise
     except pickle.UnpicklingError:
-        raise UntrustedFileError(f"{path}: {name} holds more than tensors; refused") from None
+        raise UntrustedFileError(
+            f"{path}: {name} holds more than tensors; refused, since reading it could run code. {STATE_DICT}"
+        ) from None
     except Exception as error:  # damaged bytes make zipfile and torch raise whatever they like
         raise CorruptArtifactError(f"{path}: not a whole file of tensors ({error or type(error).__name__})") from None
     if not isinstance(tensors, dict):
@@ -87,11 +91,21 @@ def require_small(path: Path, name: str, size: int, limit: int) -> None:
         raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
 
 
+def _what_to_save(found: dict[Any, Any]) -> str:
+    """How to come by the state dict that is in `found`, as a checkpoint of a training has it."""
+    inner = next((key for key, item in found.items() if isinstance(item, dict) and isinstance(key, str)), None)
+    if inner is None:
+        return f"refused. {STATE_DICT}"
+    return (
+        f"if the state dict is {shown(inner)} in it, save that alone: torch.save(torch.load(FILE)[{shown(inner)}], NEW)"
+    )
+
+
 def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
     total = 0
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UntrustedFileError(f"{path}: {name} holds more than tensors; refused")
+            raise UntrustedFileError(f"{path}: {name} holds more than tensors; {_what_to_save(tensors)}")
         plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
         held = value.untyped_storage().nbytes() // value.element_size() if plain else 0
         total += value.numel()
