@@ -167,6 +167,19 @@ def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
     torch.testing.assert_close(alone.params, output.params)
 
 
+def test_who_looks_at_the_mask_votes_with_who_does_not() -> None:
+    env, params = masked_spec(3), (9.0, 1.0, 0.0)
+    blind = Fixed(ActionHead("categorical", (3,)), params)
+    looking = confine(blind, env)
+    for members in ((blind, looking), (looking, blind)):
+        together = Ensemble(members)
+        assert together.spec == dataclasses.replace(env, head=blind.head)
+        with pytest.raises(SpecMismatchError, match="observation shape"):
+            together.spec.require_same_input(env.unmasked, "it", "an environment without a mask")
+        output, _ = confine(together, env)(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
+        torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([1.0, 0.0]).sub(0.268941).abs())
+
+
 def test_the_temperature_is_that_of_legal_values() -> None:
     members = Fixed(ActionHead("q_values", (3,)), (99.0, 2.0, 0.0)), Fixed(ActionHead("categorical", (3,)), (0.0,) * 3)
     output, _ = confine(Ensemble(members), masked_spec(3))(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.errors import ConfigError, SpecMismatchError, shown
-from rldistill.types import ActionHead, Obs, Policy, PolicyOutput, PolicySpec
+from rldistill.types import MASK, ActionHead, Obs, Policy, PolicyOutput, PolicySpec
 
 Vote = Literal["mean", "majority", "confidence"]
 
@@ -49,7 +49,7 @@ class Ensemble:
             raise ConfigError("ensemble: expected at least one member")
         first = self.members[0].spec
         for number, member in enumerate(self.members[1:], 1):
-            member.spec.require_same_input(first, f"member {number} of the ensemble", "member 0")
+            member.spec.unmasked.require_same_input(first.unmasked, f"member {number} of the ensemble", "member 0")
             if member.spec.view != first.view:
                 here, there = (", ".join(map(str, spec.view)) or "no wrapper" for spec in (member.spec, first))
                 raise SpecMismatchError(
@@ -67,8 +67,13 @@ class Ensemble:
 
     @property
     def spec(self) -> PolicySpec:
-        """The members' spec, with the head of what they say together, and all that their environments are made with."""
-        return dataclasses.replace(self.members[0].spec, head=self._head, env_kwargs=tuple(self._env_kwargs.items()))
+        """The members' spec, with the head of what they say together, and all that their environments are made with.
+
+        Where some look at which actions are legal, it is theirs; `rldistill.masking.confine` lets all of them look.
+        """
+        specs = [member.spec for member in self.members]
+        shared = next((spec for spec in specs if MASK in spec.entries), specs[0])
+        return dataclasses.replace(shared, head=self._head, env_kwargs=tuple(self._env_kwargs.items()))
 
     @property
     def _env_kwargs(self) -> dict[str, Any]:
