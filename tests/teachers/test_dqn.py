@@ -126,3 +126,18 @@ def test_a_teacher_of_quantiles_goes_on_from_its_means(tmp_path: Path) -> None:
     again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
     with torch.no_grad():
         torch.testing.assert_close(again.q_net(obs).view(5, 8, 2).mean(1), first(obs)[0].params)
+
+
+def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
+    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
+    settings: dict[str, Any] = {"buffer_size": 400, "learning_starts": 16, "batch_size": 4, "n_quantiles": 3}
+    first = train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
+    (tmp_path / "checkpoints" / "last.zip").unlink()
+    frozen = TrainConfig("DoubleDQN", 80, 2, 80, 1, hyperparameters={**settings, "learning_rate": 0.0})
+    train_teacher(pong, frozen, tmp_path, resume=True)
+    again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        q_values = again.q_net(obs).view(3, 3, 6).mean(1)
+        # float16 in the file
+        torch.testing.assert_close(q_values, first(obs)[0].params, rtol=1e-2, atol=1e-3)

@@ -231,7 +231,8 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
             f"{folder}: there is a policy but neither checkpoints/last.zip nor a curve.jsonl to go on from"
         )
     policy = load_native(folder)
-    weights = [value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))]
+    named = {name: value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))}
+    weights = [named[name] for name in sorted(named, key=lambda name: name.startswith("output."))]  # which SB3 has last
     if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) != 3:
         weights[0] = weights[0] / 255  # as to_native has multiplied it
     copies = getattr(model, "n_quantiles", 1)
