@@ -28,6 +28,7 @@ from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES
 from rldistill.objective import Term
 from rldistill.recipes.run import RECIPES, AnyRecipe, Offline, Run
+from rldistill.rl.dqn import DQNConfig
 from rldistill.rl.ppo import PPOConfig
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
@@ -130,6 +131,7 @@ class RunConfig(Strictly):
     recipe: Annotated[AnyRecipe, SCHEMA] = Offline()
     distill: Annotated[DistillConfig, SCHEMA] = DistillConfig()
     ppo: Annotated[PPOConfig, SCHEMA] = PPOConfig()
+    dqn: Annotated[DQNConfig, SCHEMA] = DQNConfig()
     control: Literal["none", "scratch"] = "none"
     students: Annotated[dict[str, Annotated[AnyStudent, SCHEMA]], AfterValidator(_usable_names)] = Field(
         default_factory=dict
@@ -190,6 +192,7 @@ class RunConfig(Strictly):
             recipe=self.recipe,
             distill=self.distill,
             ppo=self.ppo,
+            dqn=self.dqn,
             control=self.control == "scratch",
             students=self.students,
             seeds=self.seeds,

@@ -19,6 +19,7 @@ RECIPES: list[dict[str, Any]] = [
     {"name": "kickstart", "gate": "performance"},
     {"name": "jump_start", "first_steps": 20},
     {"name": "finetune", "critic_warmup": 512},
+    {"name": "qdagger"},
 ]
 
 
@@ -39,6 +40,7 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
         "recipe": recipe,
         "distill": {"epochs": 15, "batch_size": 64},
         "ppo": {"total_steps": 1_024, "num_envs": 4, "num_steps": 64, "epochs": 4},
+        "dqn": {"total_steps": 1_024, "offline_steps": 100, "batch_size": 16, "gradient_steps": 1},
         "control": "scratch" if with_control else "none",
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "evaluate": {"episodes": 5, "videos": False},
@@ -50,9 +52,10 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
     assert "Traceback" not in result.stderr
     assert (tmp_path / "run" / "report.html").exists()
     policies = json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
-    collected = 1_008 if recipe["name"] == "finetune" else 0
+    with_data = recipe["name"] in ("finetune", "qdagger")
+    collected = 1_008 if with_data else 0
     assert policies["mlp"]["env_steps"] == 1_024 + collected
-    assert (tmp_path / "run" / "dataset").exists() == (recipe["name"] == "finetune")
+    assert (tmp_path / "run" / "dataset").exists() == with_data
     assert ("mlp-scratch" in policies) == with_control
     if with_control:
         assert policies["mlp-scratch"]["env_steps"] == 10_240

@@ -1,6 +1,6 @@
-"""Learning from reward, beside a teacher or alone: `ppd`, `kickstart`, `jump_start`, `finetune`, and the control.
+"""Learning from reward, beside a teacher or alone: `ppd kickstart jump_start finetune qdagger`, and the control.
 
-All are PPO with different guidance; the best policy by episodes of its own is kept.
+All are PPO, or DQN, with different guidance; the best policy by episodes of its own is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from rldistill.distill import distill
 from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
-from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, Run
+from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
+from rldistill.rl import dqn
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.ppo import learn
 from rldistill.schedules import Constant, Linear
@@ -46,6 +47,21 @@ def distill_student(
     folder = run.folder / "students" / name / f"seed-{seed}"
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
         return load_native(folder)
+    if isinstance(run.recipe, QDagger):
+        return dqn.learn(
+            run.env,
+            run.students[name],
+            run.dqn,
+            folder,
+            teacher=teacher,
+            guidance=guidance_of(run, teacher),
+            dataset=dataset,
+            score=partial(_score, run.env.seen_by(teacher), run.seed),
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            progress=report,
+        )
     initial: NetworkPolicy | None = None
     ppo = run.ppo
     if isinstance(run.recipe, Finetune):
@@ -74,11 +90,25 @@ def control(
     run: Run, teacher: Policy, name: str, seed: int, steps: int, resume: bool, overwrite: bool, report: Report
 ) -> NetworkPolicy:
     """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
+    place = run.folder / "controls" / name / f"seed-{seed}"
+    env, student, total = run.env.seen_by(teacher), run.students[name], CENSORED * steps
+    if isinstance(run.recipe, QDagger):
+        return dqn.learn(
+            env,
+            student,
+            dataclasses.replace(run.dqn, total_steps=total),
+            place,
+            score=partial(_score, env, run.seed),
+            seed=seed,
+            resume=resume,
+            overwrite=overwrite,
+            progress=report,
+        )
     return learn(
-        run.env.seen_by(teacher),
-        run.students[name],
-        dataclasses.replace(run.ppo, total_steps=CENSORED * steps),
-        run.folder / "controls" / name / f"seed-{seed}",
+        env,
+        student,
+        dataclasses.replace(run.ppo, total_steps=total),
+        place,
         score=partial(_score, run.env.seen_by(teacher), run.seed),
         seed=seed,
         resume=resume,
@@ -96,8 +126,8 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
         return Guidance(losses, recipe.weight)
     if isinstance(recipe, JumpStart):
         return Guidance(teacher_steps=Linear(recipe.first_steps, 0.0, recipe.until))
-    if isinstance(recipe, Kickstart | Finetune):
-        gate: Literal["performance", "holding"] = "performance" if isinstance(recipe, Kickstart) else "holding"
+    if isinstance(recipe, Kickstart | Finetune | QDagger):
+        gate: Literal["performance", "holding"] = "holding" if isinstance(recipe, Finetune) else "performance"
         env = run.env.seen_by(teacher)
         best, worst = (float(_returns(env, run.seed, one, side).mean()) for one, side in _ends(teacher))
         return Guidance(losses, recipe.weight, gate, teacher_return=best, random_return=worst)

@@ -12,6 +12,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.progress import Report
+from rldistill.rl.dqn import DQNConfig
 from rldistill.rl.ppo import PPOConfig
 from rldistill.schedules import Constant, Linear, Schedule
 from rldistill.students import AnyStudent
@@ -117,11 +118,24 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class QDagger:
+    """DQN that learns from the teacher's data first, then from its own (Agarwal 2022, arXiv 2206.01626).
+
+    The distillation losses count with weight clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the return.
+
+    Attributes:
+        weight: what that is multiplied with, over the course of training.
+    """
+
+    weight: Schedule = Constant(1.0)
+
+
+@dataclass(frozen=True)
 class Scratch:
     """PPO from reward alone: the control."""
 
 
-AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | Scratch
+AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | QDagger | Scratch
 RECIPES: dict[str, type[AnyRecipe]] = {
     "offline": Offline,
     "dagger": Dagger,
@@ -131,6 +145,7 @@ RECIPES: dict[str, type[AnyRecipe]] = {
     "kickstart": Kickstart,
     "jump_start": JumpStart,
     "finetune": Finetune,
+    "qdagger": QDagger,
     "scratch": Scratch,
 }
 FROM_REWARD_ALONE = (Ppd, Kickstart, JumpStart, Scratch)
@@ -164,6 +179,7 @@ class Run:
     recipe: AnyRecipe
     distill: DistillConfig
     ppo: PPOConfig
+    dqn: DQNConfig
     control: bool
     students: dict[str, AnyStudent]
     seeds: tuple[int, ...]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -12,65 +14,113 @@ from torch import Tensor
 
 from rldistill.artifacts import write_atomic
 from rldistill.errors import CorruptArtifactError
-
-if TYPE_CHECKING:
-    from rldistill.rl.ppo import _Training
+from rldistill.rl.experience import Life
+from rldistill.rl.guidance import Weaning
+from rldistill.rl.replay import Replay
+from rldistill.rollouts import Memory
+from rldistill.students.network import NetworkPolicy
 
 FILE = "checkpoints/last.safetensors"
 
 
-def save(training: _Training) -> None:
-    """Write networks, optimiser, environments, what is remembered, and how far it has come."""
+class Training(Protocol):
+    """What PPO and DQN have in common to go on from.
+
+    Attributes:
+        folder: where `metrics.jsonl` and the checkpoints are.
+        steps, updates, studied, rows: of the environments, the optimiser, the optimiser on data, in `metrics.jsonl`.
+        best_score, best: of the best policy so far, and its weights.
+        next_eval: the step of the next evaluation.
+        gap: the action gap of a teacher of Q values, once it is known.
+        networks: by name.
+        memories: what policies remember, by who they are.
+    """
+
+    folder: Path
+    steps: int
+    updates: int
+    studied: int
+    rows: int
+    best_score: float
+    best: dict[str, Tensor]
+    next_eval: int
+    gap: Tensor
+    optimizer: torch.optim.Optimizer
+    life: Life
+    weaning: Weaning
+    replay: Replay | None
+    networks: Mapping[str, NetworkPolicy]
+    memories: Mapping[str, Memory]
+
+
+def save(training: Training) -> None:
+    """Write networks, optimiser, environments, replay, what is remembered, and how far it has come."""
     weaning = training.weaning
-    progress = [training.steps, training.updates, training.best_score, training.next_eval, weaning.share]
-    progress += [torch.nan if weaning.held is None else weaning.held, weaning.warned]
+    progress: list[float] = [training.steps, training.updates, training.studied, training.rows, training.next_eval]
+    progress += [
+        training.best_score,
+        weaning.share,
+        torch.nan if weaning.held is None else weaning.held,
+        weaning.warned,
+    ]
     tensors = {"progress": torch.tensor(progress, dtype=torch.float64), "gap": training.gap}
-    for name, part in (("policy", training.policy.state_dict()), ("critic", training.critic.state_dict())):
-        tensors |= {f"{name}.{key}": value for key, value in part.items()}
+    for name, network in training.networks.items():
+        tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"best.{key}": value for key, value in training.best.items()}
     tensors |= {f"life.{key}": value for key, value in training.life.tensors().items()}
     for index, state in training.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    for name, memory in (("student", training.player), ("teacher", training.teacher)):
-        if memory is not None and memory.state is not None:
+    if training.replay is not None:
+        tensors |= {f"replay.{key}": value for key, value in training.replay.tensors().items()}
+    for name, memory in training.memories.items():
+        if memory.state is not None:
             tensors[f"memory.{name}"] = memory.state
     whole = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
     write_atomic(training.folder / FILE, lambda temporary: save_file(whole, temporary))
 
 
-def restore(training: _Training) -> bool:
-    """Take up the last checkpoint, if there is one; whether the open episodes were played again as they were."""
+def restore(training: Training) -> None:
+    """Take up the last checkpoint, if there is one; warns where open episodes did not play again as they were.
+
+    Raises:
+        CorruptArtifactError: it is not whole, or of another run.
+    """
     path = training.folder / FILE
     if not path.exists():
-        return True
+        return
     try:
         tensors = load_file(path)
-        steps, updates, training.best_score, next_eval, share, held, warned = tensors["progress"].tolist()
-        training.steps, training.updates, training.next_eval = int(steps), int(updates), int(next_eval)
-        training.weaning.share, training.weaning.warned = share, bool(warned)
-        training.weaning.held = None if held != held else held
-        training.gap = tensors["gap"]
-        training.policy.load_state_dict(_under("policy.", tensors))
-        training.critic.load_state_dict(_under("critic.", tensors))
-        training.best = _under("best.", tensors)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors).items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
-        groups = training.optimizer.state_dict()["param_groups"]
-        training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _take_up(training, tensors)
         exact = training.life.take_up(_under("life.", tensors))
     except (SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
         raise CorruptArtifactError(f"{path}: {error}; start again with --overwrite") from None
-    for name, memory in (("student", training.player), ("teacher", training.teacher)):
-        if memory is not None and f"memory.{name}" in tensors and exact:
-            memory.state = tensors[f"memory.{name}"]
-    if not exact:
+    if exact:
+        for name, memory in training.memories.items():
+            memory.state = tensors.get(f"memory.{name}")
+    else:
         warnings.warn(f"{path}: the open episodes were not played again as they were; they are dropped", stacklevel=2)
     metrics = training.folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True)[: training.updates] if metrics.exists() else []
+    lines = metrics.read_text().splitlines(keepends=True)[: training.rows] if metrics.exists() else []
     write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
-    return exact
+
+
+def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
+    *counts, training.best_score, share, held, warned = tensors["progress"].tolist()
+    training.steps, training.updates, training.studied, training.rows, training.next_eval = map(int, counts)
+    weaning = training.weaning
+    weaning.share, weaning.held, weaning.warned = share, None if held != held else held, bool(warned)
+    training.gap = tensors["gap"]
+    training.best = _under("best.", tensors)
+    for name, network in training.networks.items():
+        network.load_state_dict(_under(f"network.{name}.", tensors))
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer.", tensors).items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if training.replay is not None:
+        training.replay.take_up(_under("replay.", tensors))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

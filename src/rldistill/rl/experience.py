@@ -111,7 +111,7 @@ class Life:
                 by_teacher = to_env_action(label.mode())
                 action = np.where((age < guided).reshape(-1, *[1] * (action.ndim - 1)), by_teacher, action)
             rows.append(
-                {"obs": self._shown(obs), "chosen": chosen, "said": output.params, "starts": torch.from_numpy(age == 0)}
+                {"obs": self.shown(obs), "chosen": chosen, "said": output.params, "starts": torch.from_numpy(age == 0)}
                 | {"weight": torch.from_numpy((age >= guided).astype(np.float32))}
                 | ({} if label is None else {"labels": label.params})
             )
@@ -126,9 +126,9 @@ class Life:
                 "terminated": torch.from_numpy(step.terminated.copy()),
                 "truncated": torch.from_numpy(step.truncated & ~step.terminated),
             }
-            self._note(transition.action, step.reward, step.ended)
+            self.note(transition.action, step.reward, step.ended)
             for number, slot in enumerate(step.ended):
-                last_obs[len(rows) - 1, int(slot)] = self._shown(step.last_obs)[number]
+                last_obs[len(rows) - 1, int(slot)] = self.shown(step.last_obs)[number]
             for memory in (student, teacher):
                 if memory is not None:
                     memory.forget(step.ended)
@@ -137,13 +137,14 @@ class Life:
                 break
         columns: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         columns.setdefault("labels", None)
-        return Experience(**columns, last_obs=last_obs, next_obs=self._shown(self.obs), state=state)
+        return Experience(**columns, last_obs=last_obs, next_obs=self.shown(self.obs), state=state)
 
-    def _shown(self, obs: NDArray[Any]) -> Tensor:
+    def shown(self, obs: NDArray[Any]) -> Tensor:
         """What the student sees of it."""
         return torch.from_numpy(np.ascontiguousarray(self.sight.of("student", obs)))
 
-    def _note(self, action: NDArray[Any], reward: NDArray[np.float64], ended: NDArray[np.int64]) -> None:
+    def note(self, action: NDArray[Any], reward: NDArray[np.float64], ended: NDArray[np.int64]) -> None:
+        """Keep in mind what was done and what it brought."""
         for slot, actions in enumerate(self.taken):
             actions.append(action[slot])
         self.returns += reward

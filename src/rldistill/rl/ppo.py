@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.experience import Experience, Life, advantages
 from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.replay import Replay
 from rldistill.rollouts import Memory
 from rldistill.students import AnyStudent, Cnn, Mlp
 from rldistill.students.gru import GruPolicy
@@ -180,6 +181,7 @@ class _Training:
         self.policy = _learner(student, spec)
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
+        self.fresh = initial is None
         self.critic = _critic(config.critic, spec)
         if initial is not None and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
             self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
@@ -193,15 +195,20 @@ class _Training:
             self.teacher = Memory(sight.shown_to(confined, "teacher"), config.num_envs)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
-        self.optimizer = torch.optim.Adam(
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [*self.policy.parameters(), *self.critic.parameters()], config.learning_rate, eps=1e-5
         )
         self.weaning = Weaning(guidance)
-        self.steps = self.updates = 0
+        self.steps = self.updates = self.studied = self.rows = 0
+        self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "critic": self.critic}
+        self.memories: Mapping[str, Memory] = {"student": self.player} | (
+            {} if self.teacher is None else {"teacher": self.teacher}
+        )
+        self.replay: Replay | None = None
         self.best_score, self.best = -np.inf, _copy(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
-        self.exact = restore(self)
+        restore(self)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         config, started = self.config, time.monotonic()
@@ -230,6 +237,8 @@ class _Training:
         config = self.config
         if config.schedule == "linear":
             self.optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done)
+        if not self.updates and self.fresh and experience.obs.dtype == torch.uint8:
+            self._standardise(experience)
         value, next_value = self._values(experience)
         ended = experience.terminated | experience.truncated
         gained = advantages(
@@ -246,6 +255,12 @@ class _Training:
                 rows.append(self._step(experience, part, gained, gained + value, old, weight, done))
         means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         return {**means, **sums, "distillation_weight": weight}
+
+    def _standardise(self, experience: Experience) -> None:
+        """Pixels, by the first ones seen: a dark, constant background would drive every ReLU the same way."""
+        pixels = experience.obs / 255
+        for network in self.networks.values():
+            network.standardise(pixels.mean(), pixels.std())
 
     def _values(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """V of what was seen and of what each step led to, `[T, N]`."""
@@ -374,6 +389,7 @@ class _Training:
         document["seconds"] = round(seconds, 2)
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(document) + "\n")
+        self.rows += 1
 
 
 def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term, ...]) -> PolicySpec:

@@ -1,0 +1,397 @@
+"""DQN with a teacher beside it, or without one: double, dueling, n-step, and the phases of QDagger."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rldistill.artifacts import open_stage, provenance
+from rldistill.data.dataset import Dataset, action_gap
+from rldistill.envs.atari import is_atari
+from rldistill.envs.seeding import block_generator
+from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.masking import confine, has_mask, random_legal
+from rldistill.objective import with_temperatures
+from rldistill.rl.checkpoint import restore, save
+from rldistill.rl.experience import Life
+from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.ppo import ALONE, Score
+from rldistill.rl.replay import Drawn, Replay
+from rldistill.rollouts import Memory, rollout
+from rldistill.schedules import Linear, Schedule
+from rldistill.students import AnyStudent
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy, trust
+from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
+
+SAVE_EVERY = 30.0
+"""Seconds between checkpoints, which hold the whole replay."""
+NOTE_EVERY = 2_000
+"""Environment steps between rows of `metrics.jsonl`."""
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """How a policy of Q values learns from reward. Mnih 2015; double: van Hasselt 2015, arXiv 1509.06461.
+
+    Attributes:
+        total_steps: environment steps.
+        num_envs: environments that are played together.
+        buffer_size: transitions that are remembered.
+        learning_starts: steps before the first gradient.
+        batch_size: transitions in a gradient step.
+        gradient_steps: for each step of all environments.
+        learning_rate: Adam's.
+        gamma: discount.
+        n_steps: of the returns.
+        target_update: gradient steps between copies of the network that says the targets.
+        exploration: the share of random actions over the course of training.
+        double: whether the network itself chooses the action whose value the target network says.
+        dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
+        max_grad_norm: the largest gradient norm.
+        offline_steps: gradient steps on the teacher's data before the first of the student's own.
+        eval_every: steps between evaluations; the best policy is kept.
+        threads: of PyTorch.
+    """
+
+    total_steps: int = 50_000
+    num_envs: int = 8
+    buffer_size: int = 50_000
+    learning_starts: int = 1_000
+    batch_size: int = 64
+    gradient_steps: int = 4
+    learning_rate: float = 5e-4
+    gamma: float = 0.99
+    n_steps: int = 1
+    target_update: int = 500
+    exploration: Schedule = Linear(1.0, 0.05, 0.2)
+    double: bool = True
+    dueling: bool = False
+    max_grad_norm: float = 10.0
+    offline_steps: int = 10_000
+    eval_every: int = 10_000
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps", "target_update",
+            "eval_every", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"dqn.learning_rate: expected a positive number, found {self.learning_rate}")
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
+
+
+def learn(
+    env: EnvConfig,
+    student: AnyStudent,
+    config: DQNConfig,
+    folder: Path,
+    *,
+    teacher: Policy | None = None,
+    guidance: Guidance = ALONE,
+    dataset: Dataset | None = None,
+    score: Score | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> NetworkPolicy:
+    """Let a student learn Q values from reward, and from its teacher.
+
+    The loss is the mean over the batch of h(Q(s, a) - R - gamma^n max_a' Q_target(s', a')) + lambda D, h the Huber
+    loss, D the distillation losses of `guidance` for each state and lambda its weight. With a `dataset`, this is
+    minimised on the teacher's data first (QDagger, Agarwal 2022, arXiv 2206.01626).
+
+    Args:
+        env, student, folder, teacher, guidance, score, seed, resume, overwrite, progress: as in `rl.ppo.learn`.
+        config: how it learns from reward.
+        dataset: the teacher's data.
+
+    Raises:
+        ConfigError: a student that does not learn by gradient, or that remembers.
+        SpecMismatchError: actions that are not one choice; teacher, student and environment that do not fit.
+    """
+    trust(type(student))
+    if open_stage(folder, folder / "policy.json", resume, overwrite):
+        return load_native(folder)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        training = _Training(env, student, config, folder, teacher, guidance, score, seed)
+        try:
+            if dataset is not None:
+                training.study(dataset)
+            training.run(progress)
+        finally:
+            training.life.close()
+        save_policy(training.best_policy(), folder, provenance(seed) | {"env_steps": training.steps})
+        return load_native(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Training:
+    """The state of one run: networks, optimiser, environments, replay, the weight of the teacher, the best so far."""
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        student: AnyStudent,
+        config: DQNConfig,
+        folder: Path,
+        teacher: Policy | None,
+        guidance: Guidance,
+        score: Score | None,
+        seed: int,
+    ) -> None:
+        self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
+        if teacher is None and guidance.needs_teacher:
+            raise ConfigError("guidance: it needs a teacher, and there is none")
+        if is_atari(env.id):
+            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
+        env = env if teacher is None else env.seen_by(teacher)
+        sight = sight_of(env)
+        self.spec = sight.student
+        if self.spec.head.kind != "categorical":
+            raise SpecMismatchError(
+                f"DQN learns the values of one choice among actions, and these are {self.spec.head.kind}: take a "
+                "recipe that learns by PPO"
+            )
+        self.life = Life(env, sight, config.num_envs, seed)
+        torch.manual_seed(seed)
+        self.policy = _learner(student, _of_values(sight.student), config)
+        self.target = _learner(student, self.policy.spec, config)
+        self.target.load_state_dict(self.policy.state_dict())
+        self.player = Memory(sight.shown_to(confine(self.policy, sight.student), "student"), config.num_envs)
+        self.teacher: Memory | None = None
+        self.head: ActionHead | None = None
+        if teacher is not None and guidance.losses:
+            confined = confine(teacher, sight.teacher)
+            confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
+            self.head = confined.spec.head
+            self.teacher = Memory(sight.shown_to(confined, "teacher"), config.num_envs)
+        labels = 0 if self.head is None else self.head.num_params
+        self.replay: Replay | None = Replay(sight.student, config.buffer_size, config.num_envs, labels)
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            self.policy.parameters(), config.learning_rate, eps=1.5e-4
+        )
+        self.weaning = Weaning(guidance)
+        self.gap = torch.zeros(())
+        self.steps = self.updates = self.studied = self.rows = 0
+        self.best_score, self.best = -np.inf, _copy(self.policy)
+        self.next_eval = config.eval_every
+        self.saved = time.monotonic()
+        self.noted: list[dict[str, float]] = []
+        self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "target": self.target}
+        self.memories: Mapping[str, Memory] = {"student": self.player} | (
+            {} if self.teacher is None else {"teacher": self.teacher}
+        )
+        restore(self)
+
+    def best_policy(self) -> NetworkPolicy:
+        """What is kept, its last layer in one."""
+        if self.score is not None:
+            self.policy.load_state_dict(self.best)
+        if isinstance(self.policy.output, Dueling):
+            self.policy.output = self.policy.output.joined()
+        return self.policy.eval()
+
+    def study(self, dataset: Dataset) -> None:
+        """Learn from the teacher's data, with the whole weight of the distillation losses."""
+        rows = np.flatnonzero(~dataset.heldout)
+        if self.head is None and self.guidance.losses:
+            raise ConfigError("guidance: it needs a teacher, and there is none")
+        while self.studied < self.config.offline_steps:
+            rng = block_generator(self.seed, "train", 2, 0, self.studied)
+            chosen = rows[rng.integers(0, len(rows), self.config.batch_size)]
+            batch = dataset.batch(chosen)
+            assert isinstance(batch.obs, Tensor)
+            drawn = Drawn(
+                batch.obs,
+                batch.action,
+                batch.reward,
+                dataset.next_observations(chosen),
+                self.config.gamma * ~batch.terminated,
+                batch.teacher.params,
+            )
+            self._step(drawn, self.guidance.weight(0.0))
+            self.studied += 1
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        config = self.config
+        started = time.monotonic()
+        seen: dict[str, NDArray[Any]] = {}
+
+        def act(obs: NDArray[Any]) -> NDArray[Any]:
+            rng = block_generator(self.seed, "train", 1, 0, self.steps)
+            action = self.player.look(obs).mode().numpy()
+            explore = rng.random(len(obs)) < config.exploration(self.steps / config.total_steps)
+            shown = self.life.shown(obs)
+            at_random = rng.integers(0, self.spec.head.nvec[0], len(obs))
+            if has_mask(self.spec):
+                at_random = random_legal(shown.numpy(), self.spec, rng)
+            seen["obs"], seen["age"] = shown.numpy(), np.array([len(actions) for actions in self.life.taken])
+            if self.teacher is not None:
+                seen["labels"] = self.teacher.look(obs).params.numpy()
+            return np.where(explore, at_random, action)
+
+        if self.steps >= config.total_steps:
+            return
+        for transition in rollout(self.life.vector, self.life.obs, act):
+            if transition is None:
+                continue
+            step = transition.step
+            last = self.life.shown(step.last_obs).numpy() if len(step.ended) else step.last_obs
+            cut = {int(slot): last[number] for number, slot in enumerate(step.ended) if not step.terminated[slot]}
+            assert self.replay is not None
+            self.replay.add(
+                seen["obs"], cut, action=transition.action, reward=step.reward, terminated=step.terminated,
+                truncated=step.truncated & ~step.terminated, age=seen["age"],
+                **({"labels": seen["labels"]} if "labels" in seen else {}),
+            )  # fmt: skip
+            self.life.note(transition.action, step.reward, step.ended)
+            for memory in (self.player, self.teacher):
+                if memory is not None:
+                    memory.forget(step.ended)
+            self.life.obs = step.obs
+            self.steps += config.num_envs
+            self._learn_from_replay()
+            self._note(time.monotonic() - started)
+            progress(min(self.steps, config.total_steps), config.total_steps)
+            if self.steps >= config.total_steps:
+                return
+
+    def _learn_from_replay(self) -> None:
+        config = self.config
+        assert self.replay is not None
+        if self.steps < config.learning_starts or not self.replay.ready(config.n_steps):
+            return
+        rng = block_generator(self.seed, "train", 3, 0, self.steps)
+        weight = self.weaning.weight(self.steps / config.total_steps)
+        for _ in range(config.gradient_steps):
+            self.noted.append(
+                self._step(self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng), weight)
+            )
+
+    def _step(self, drawn: Drawn, weight: float) -> dict[str, float]:
+        """One step of the optimiser."""
+        output = self.policy(drawn.obs)[0]
+        with torch.no_grad():
+            following = self.target(drawn.next_obs)[0].params
+            chooser = self.policy(drawn.next_obs)[0].params if self.config.double else following
+            bootstrap = following.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
+            target = drawn.reward + drawn.discount * bootstrap
+        taken = output.params.gather(1, drawn.action[:, None]).squeeze(1)
+        per_sample = F.smooth_l1_loss(taken, target, reduction="none")
+        row = {"td_loss": float(per_sample.detach().mean()), "q_value": float(taken.detach().mean())}
+        if weight > 0 and drawn.labels is not None:
+            divergence = self._distillation(output, drawn)
+            per_sample = per_sample + weight * divergence
+            row["distillation_loss"] = float(divergence.detach().mean())
+        self.optimizer.zero_grad()
+        per_sample.mean().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.updates += 1
+        if self.updates % self.config.target_update == 0:
+            self.target.load_state_dict(self.policy.state_dict())
+        return {"distillation_loss": 0.0, **row}
+
+    def _distillation(self, output: PolicyOutput, drawn: Drawn) -> Tensor:
+        """The distillation losses, weighted and summed, `[B]`."""
+        assert self.head is not None
+        assert drawn.labels is not None
+        if not self.gap and self.head.kind == "q_values":
+            self.gap = torch.tensor(max(action_gap(drawn.labels.numpy()), 1e-6))
+        teacher = PolicyOutput(self.head, drawn.labels)
+        nothing = torch.zeros_like(drawn.action)
+        batch = Batch(
+            drawn.obs, drawn.action, drawn.reward, drawn.reward, drawn.discount == 0, nothing.bool(), teacher, teacher,
+            None, torch.ones_like(drawn.reward), nothing, nothing, nothing, nothing,
+        )  # fmt: skip
+        terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
+        return torch.stack([term.weight(0.0) * term.loss(output, batch) for term in terms]).sum(0)
+
+    def _note(self, seconds: float) -> None:
+        """A row of `metrics.jsonl` now and then; where it is time, the score of the policy, kept if it is the best."""
+        at_end = self.steps >= self.config.total_steps
+        if self.noted and (self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY or at_end):
+            recent = float(np.mean(self.life.recent)) if self.life.recent else None
+            document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
+            document |= {name: float(np.mean([row[name] for row in self.noted])) for name in self.noted[0]}
+            document["distillation_weight"] = self.weaning.weight(self.steps / self.config.total_steps)
+            if self.score is not None and (self.steps >= self.next_eval or at_end):
+                self.next_eval += self.config.eval_every
+                document["score"] = float(np.mean(self.score(self.policy)))
+                if document["score"] >= self.best_score:
+                    self.best_score, self.best = document["score"], _copy(self.policy)
+            for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
+                warnings.warn(f"{self.folder}: {text}", stacklevel=2)
+            document["seconds"] = round(seconds, 2)
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(document) + "\n")
+            self.noted, self.rows = [], self.rows + 1
+            if time.monotonic() - self.saved > SAVE_EVERY:
+                save(self)
+                self.saved = time.monotonic()
+
+
+def _of_values(spec: PolicySpec) -> PolicySpec:
+    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
+
+
+class Dueling(nn.Module):
+    """Q(s, a) = V(s) + A(s, a) - mean_a A(s, a), both linear in the last hidden layer."""
+
+    def __init__(self, width: int, actions: int) -> None:
+        super().__init__()
+        self.value, self.advantage = nn.Linear(width, 1), nn.Linear(width, actions)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        advantage: Tensor = self.advantage(hidden)
+        values: Tensor = self.value(hidden) + advantage - advantage.mean(-1, keepdim=True)
+        return values
+
+    def joined(self) -> nn.Linear:
+        """The same function in one layer, since all of it is linear."""
+        joined = nn.Linear(self.advantage.in_features, self.advantage.out_features)
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                advantage, value = getattr(self.advantage, name), getattr(self.value, name)
+                getattr(joined, name).copy_(value + advantage - advantage.mean(0, keepdim=True))
+        return joined
+
+
+def _learner(student: AnyStudent, spec: PolicySpec, config: DQNConfig) -> NetworkPolicy:
+    policy = student.build(spec)
+    if not isinstance(policy, NetworkPolicy) or not isinstance(policy.output, nn.Linear):
+        raise ConfigError(
+            f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
+            "does; take linear, mlp, cnn or impala"
+        )
+    if policy.initial_state(1) is not None:
+        raise ConfigError("students: a gru student remembers, which DQN's replay does not; take a recipe of PPO")
+    if config.dueling:
+        policy.output = Dueling(policy.output.in_features, policy.output.out_features)
+    return policy
+
+
+def _copy(policy: NetworkPolicy) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}

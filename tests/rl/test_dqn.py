@@ -1,0 +1,156 @@
+"""Q values from reward, alone and beside a teacher; the replay by hand and against plain loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.artifacts import sha256_file
+from rldistill.data.dataset import Dataset
+from rldistill.envs.single import EnvConfig
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.losses import ForwardKL
+from rldistill.objective import Term
+from rldistill.rl.dqn import DQNConfig, Dueling, learn
+from rldistill.rl.guidance import Guidance
+from rldistill.rl.replay import Replay
+from rldistill.schedules import Constant
+from rldistill.students import AnyStudent, Gru, Mlp, Tree
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import ActionHead, FramePipeline, PolicySpec
+
+CARTPOLE = EnvConfig("CartPole-v1")
+KL = (Term(ForwardKL()),)
+SHORT = DQNConfig(total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20)
+SPEC = PolicySpec((1,), "float32", ActionHead("categorical", (2,)))
+
+
+def lived(replay: Replay, steps: int, ends: dict[int, str]) -> None:
+    """Slot 0 sees its step number, slot 1 a hundred more; reward 1, 2, 3, ...; episodes end at the steps of `ends`."""
+    age = 0
+    for step in range(steps):
+        how = ends.get(step, "")
+        cut = {slot: np.array([1000.0 + step + 100 * slot], np.float32) for slot in range(2) if how == "truncated"}
+        replay.add(
+            np.array([[step], [100 + step]], np.float32),
+            cut,
+            action=np.array([step % 2, 0]),
+            reward=np.full(2, step + 1.0),
+            terminated=np.full(2, how == "terminated"),
+            truncated=np.full(2, how == "truncated"),
+            age=np.full(2, age),
+        )
+        age = 0 if how else age + 1
+
+
+def test_windows_of_several_steps_by_hand() -> None:
+    replay = Replay(SPEC, 20, 2)
+    lived(replay, 14, {8: "terminated", 11: "truncated"})
+    drawn = replay.draw(500, 3, 0.5, np.random.default_rng(0))
+    assert set(drawn.obs.flatten().int().tolist()) == {*range(4, 11), *range(104, 111)}  # 10 steps of 14, less 3
+    for obs, reward, following, discount in zip(
+        drawn.obs.flatten(), drawn.reward, drawn.next_obs.flatten(), drawn.discount, strict=True
+    ):
+        step, slot = int(obs) % 100, int(obs) // 100
+        r = step + 1.0
+        if step in (6, 7, 8):  # the episode terminates within the window: at its third, second or first step
+            expected = {6: r + (r + 1) / 2 + (r + 2) / 4, 7: r + (r + 1) / 2, 8: r}[step]
+            assert (float(reward), float(discount)) == (pytest.approx(expected), 0.0)
+        elif step in (9, 10):  # it is cut at step 11, whose last observation is 1011
+            expected = {9: r + (r + 1) / 2 + (r + 2) / 4, 10: r + (r + 1) / 2}[step]
+            assert float(reward) == pytest.approx(expected)
+            assert (float(following), float(discount)) == (1011 + 100 * slot, {9: 0.125, 10: 0.25}[step])
+        else:
+            assert float(reward) == pytest.approx(r + (r + 1) / 2 + (r + 2) / 4)
+            assert (float(following), float(discount)) == (float(obs) + 3, 0.125)
+
+
+def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
+    spec = dataclasses.replace(SPEC, obs_shape=(3, 2, 2), obs_dtype="uint8", frames=FramePipeline(2, 2, 3))
+    replay = Replay(spec, 20, 2)
+    assert replay.columns["obs"].shape == (20, 2, 2)
+    for step in range(15):
+        age = step if step < 7 else step - 7
+        stack = np.stack([np.full((2, 2), max(step - back, 0) if back <= age else 0) for back in (2, 1, 0)])
+        replay.add(
+            np.stack([stack, stack + 100]).astype(np.uint8), {}, action=np.zeros(2, int), reward=np.zeros(2),
+            terminated=np.full(2, step == 6), truncated=np.zeros(2, bool), age=np.full(2, age),
+        )  # fmt: skip
+    drawn = replay.draw(300, 1, 0.9, np.random.default_rng(1))
+    for obs in drawn.obs:
+        newest = int(obs[2, 0, 0]) % 100
+        age = newest if newest < 7 else newest - 7
+        assert [int(frame[0, 0]) % 100 for frame in obs] == [newest - back if back <= age else 0 for back in (2, 1, 0)]
+
+
+def test_a_dueling_layer_is_one_layer_in_the_end() -> None:
+    layer, hidden = Dueling(5, 3), torch.randn(7, 5)
+    torch.testing.assert_close(layer.joined()(hidden), layer(hidden))
+    assert (layer(hidden).mean(1) - layer.value(hidden)[:, 0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{}, {"dueling": True, "n_steps": 3}], ids=["double", "dueling, 3 steps"])
+def test_it_learns_to_balance(tmp_path: Path, settings: dict[str, object]) -> None:
+    config = DQNConfig(total_steps=12_000, learning_rate=1e-3, target_update=200, **settings)  # type: ignore[arg-type]
+    policy = learn(CARTPOLE, Mlp((32, 32)), config, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["return"] > 80 > 40 > rows[0]["return"]
+    assert isinstance(policy.output, torch.nn.Linear)
+
+
+def test_stopped_and_resumed_it_has_the_same_bytes(
+    teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
+    guidance = Guidance(KL, Constant(1.0))
+
+    def train(place: str, resume: bool = False, stop_at: int = -1) -> None:
+        def stop(done: int, total: int) -> None:
+            if done == stop_at:
+                raise KeyError
+
+        learn(
+            CARTPOLE, Mlp((16,)), SHORT, tmp_path / place, teacher=teacher, guidance=guidance, dataset=dataset, seed=3,
+            resume=resume, progress=stop,
+        )  # fmt: skip
+
+    train("whole")
+    for stop_at in (220, 500):
+        with pytest.raises(KeyError):
+            train("cut", True, stop_at)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train("cut", True)
+    one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
+    assert sha256_file(one) == sha256_file(other)
+    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    assert [json.loads(row)["td_loss"] for row in texts[0]] == [json.loads(row)["td_loss"] for row in texts[1]]
+
+
+def test_the_teachers_data_come_first(teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, total_steps=4, offline_steps=1_500, learning_rate=2e-3)
+    policy = learn(CARTPOLE, Mlp((32,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
+    rows = np.flatnonzero(dataset.heldout)
+    with torch.no_grad():
+        same = policy(dataset.observations(rows))[0].mode() == dataset.batch(rows).teacher.mode()
+    assert same.float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("student", "message"), [(Tree(), "learn by gradient"), (Gru(), "remembers")])
+def test_what_cannot_learn_so_is_refused(tmp_path: Path, student: AnyStudent, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        learn(CARTPOLE, student, SHORT, tmp_path)
+
+
+def test_actions_that_are_no_choice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecMismatchError, match="one choice"):
+        learn(EnvConfig("Pendulum-v1"), Mlp((8,)), SHORT, tmp_path)
+    with pytest.raises(ConfigError, match=r"dqn\.batch_size"):
+        DQNConfig(batch_size=0)
