@@ -40,6 +40,20 @@ def make_teacher(env: EnvConfig) -> NetworkPolicy:
     return (Linear() if spec.frames else Mlp((8,))).build(spec).eval()
 
 
+def test_what_other_processes_cannot_be_given_is_said(tmp_path: Path) -> None:
+    class Within:
+        spec = q_spec(CARTPOLE)
+
+        def initial_state(self, batch_size: int) -> None:
+            return None
+
+        def __call__(self, obs: Any, state: Any = None) -> Any:
+            raise AssertionError
+
+    with pytest.raises(ConfigError, match=r"collect\.workers.*Within"):
+        collect(CARTPOLE, Within(), CollectConfig(steps=100, workers=2), tmp_path / "data")
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
     config = CollectConfig(steps=1_500, streams=4, slots=2, block=50, epsilon=0.2)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import multiprocessing
 import os
+import pickle
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -177,6 +178,7 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
             for entry in take_turns(job.run() for job in jobs):
                 note([entry])
     else:
+        _require_portable(jobs[0])
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(config.workers, mp_context=spawn) as pool:
             pending = {pool.submit(_run_to_end, job) for job in jobs}
@@ -185,6 +187,17 @@ def _run_all(jobs: list[_Stream], config: CollectConfig, progress: Callable[[int
                 for future in done:
                     note(future.result())
     return sorted(entries, key=lambda entry: str(entry["file"]))
+
+
+def _require_portable(job: _Stream) -> None:
+    """Raise ConfigError for what other processes cannot be given, such as a class that was made within a function."""
+    try:
+        pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"collect.workers: what acts here cannot be given to other processes ({error}); define it at the top of "
+            "its module, or take workers: 1"
+        ) from None
 
 
 def _run_to_end(job: _Stream) -> list[Entry]:
