@@ -17,25 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.artifacts import open_stage, provenance
 from rldistill.data.dataset import Dataset, action_gap
-from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
-from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
-from rldistill.masking import confine, has_mask, random_legal
+from rldistill.masking import has_mask, random_legal
 from rldistill.objective import with_temperatures
 from rldistill.rl.checkpoint import restore, save
-from rldistill.rl.experience import Life
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, Score
 from rldistill.rl.replay import Drawn, Replay
+from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory, rollout
 from rldistill.schedules import Linear, Schedule
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import load_native, save_policy, trust
-from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
+from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 30.0
 """Seconds between checkpoints, which hold the whole replay."""
@@ -128,23 +125,22 @@ def learn(
         ConfigError: a student that does not learn by gradient, or that remembers.
         SpecMismatchError: actions that are not one choice; teacher, student and environment that do not fit.
     """
-    trust(type(student))
-    if open_stage(folder, folder / "policy.json", resume, overwrite):
-        return load_native(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        training = _Training(env, student, config, folder, teacher, guidance, score, seed)
-        try:
-            if dataset is not None:
-                training.study(dataset)
-            training.run(progress)
-        finally:
-            training.life.close()
-        save_policy(training.best_policy(), folder, provenance(seed) | {"env_steps": training.steps})
-        return load_native(folder)
-    finally:
-        torch.set_num_threads(threads)
+
+    def both_phases(training: _Training) -> None:
+        if dataset is not None:
+            training.study(dataset)
+        training.run(progress)
+
+    return run_stage(
+        student,
+        folder,
+        lambda: _Training(env, student, config, folder, teacher, guidance, score, seed),
+        both_phases,
+        threads=config.threads,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 class _Training:
@@ -162,40 +158,28 @@ class _Training:
         seed: int,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
-        if teacher is None and guidance.needs_teacher:
-            raise ConfigError("guidance: it needs a teacher, and there is none")
-        if is_atari(env.id):
-            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
-        env = env if teacher is None else env.seen_by(teacher)
-        sight = sight_of(env)
-        self.spec = sight.student
+        setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
+        self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
+        self.spec = setting.sight.student
         if self.spec.head.kind != "categorical":
             raise SpecMismatchError(
                 f"DQN learns the values of one choice among actions, and these are {self.spec.head.kind}: take a "
                 "recipe that learns by PPO"
             )
-        self.life = Life(env, sight, config.num_envs, seed)
         torch.manual_seed(seed)
-        self.policy = _learner(student, _of_values(sight.student), config)
+        self.policy = _learner(student, _of_values(self.spec), config)
         self.target = _learner(student, self.policy.spec, config)
         self.target.load_state_dict(self.policy.state_dict())
-        self.player = Memory(sight.shown_to(confine(self.policy, sight.student), "student"), config.num_envs)
-        self.teacher: Memory | None = None
-        self.head: ActionHead | None = None
-        if teacher is not None and guidance.losses:
-            confined = confine(teacher, sight.teacher)
-            confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
-            self.head = confined.spec.head
-            self.teacher = Memory(sight.shown_to(confined, "teacher"), config.num_envs)
+        self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.replay: Replay | None = Replay(sight.student, config.buffer_size, config.num_envs, labels)
+        self.replay: Replay | None = Replay(self.spec, config.buffer_size, config.num_envs, labels)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             self.policy.parameters(), config.learning_rate, eps=1.5e-4
         )
         self.weaning = Weaning(guidance)
         self.gap = torch.zeros(())
         self.steps = self.updates = self.studied = self.rows = 0
-        self.best_score, self.best = -np.inf, _copy(self.policy)
+        self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
         self.noted: list[dict[str, float]] = []
@@ -341,7 +325,7 @@ class _Training:
                 self.next_eval += self.config.eval_every
                 document["score"] = float(np.mean(self.score(self.policy)))
                 if document["score"] >= self.best_score:
-                    self.best_score, self.best = document["score"], _copy(self.policy)
+                    self.best_score, self.best = document["score"], weights_of(self.policy)
             for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             document["seconds"] = round(seconds, 2)
@@ -391,7 +375,3 @@ def _learner(student: AnyStudent, spec: PolicySpec, config: DQNConfig) -> Networ
     if config.dueling:
         policy.output = Dueling(policy.output.in_features, policy.output.out_features)
     return policy
-
-
-def _copy(policy: NetworkPolicy) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}

@@ -16,24 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.artifacts import open_stage, provenance
 from rldistill.data.dataset import action_gap
-from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
-from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import functional
-from rldistill.masking import confine
 from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
-from rldistill.rl.experience import Experience, Life, advantages
+from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.replay import Replay
+from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory
 from rldistill.students import AnyStudent, Cnn, Mlp
 from rldistill.students.gru import GruPolicy
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 10.0
@@ -136,21 +133,16 @@ def learn(
         ConfigError: a student that does not learn by gradient, or guidance without a teacher.
         SpecMismatchError: teacher, student and environment do not fit.
     """
-    trust(type(student))
-    if open_stage(folder, folder / "policy.json", resume, overwrite):
-        return load_native(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        training = _Training(env, student, config, folder, teacher, guidance, initial, score, seed)
-        try:
-            training.run(progress)
-        finally:
-            training.life.close()
-        save_policy(training.best_policy(), folder, provenance(seed) | {"env_steps": training.steps})
-        return load_native(folder)
-    finally:
-        torch.set_num_threads(threads)
+    return run_stage(
+        student,
+        folder,
+        lambda: _Training(env, student, config, folder, teacher, guidance, initial, score, seed),
+        lambda training: training.run(progress),
+        threads=config.threads,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 class _Training:
@@ -169,15 +161,10 @@ class _Training:
         seed: int,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
-        if teacher is None and guidance.needs_teacher:
-            raise ConfigError("guidance: it needs a teacher, and there is none")
-        if is_atari(env.id):
-            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
-        env = env if teacher is None else env.seen_by(teacher)
-        sight = sight_of(env)
-        self.life = Life(env, sight, config.num_envs, seed)
+        setting = Setting.of(env, teacher, guidance, config.num_envs, seed)
+        self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         torch.manual_seed(seed)
-        spec = _spec_of_learner(sight.student, teacher, guidance.losses)
+        spec = _spec_of_learner(setting.sight.student, teacher, guidance.losses)
         self.policy = _learner(student, spec)
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
@@ -185,14 +172,7 @@ class _Training:
         self.critic = _critic(config.critic, spec)
         if initial is not None and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
             self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
-        self.player = Memory(sight.shown_to(confine(self.policy, sight.student), "student"), config.num_envs)
-        self.teacher: Memory | None = None
-        self.head: ActionHead | None = None
-        if teacher is not None:
-            confined = confine(teacher, sight.teacher)
-            confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
-            self.head = confined.spec.head
-            self.teacher = Memory(sight.shown_to(confined, "teacher"), config.num_envs)
+        self.player = setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
@@ -205,7 +185,7 @@ class _Training:
             {} if self.teacher is None else {"teacher": self.teacher}
         )
         self.replay: Replay | None = None
-        self.best_score, self.best = -np.inf, _copy(self.policy)
+        self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
         restore(self)
@@ -383,7 +363,7 @@ class _Training:
             self.policy.train()
             document["score"] = score
             if score >= self.best_score:
-                self.best_score, self.best = score, _copy(self.policy)
+                self.best_score, self.best = score, weights_of(self.policy)
         for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
             warnings.warn(f"{self.folder}: {text}", stacklevel=2)
         document["seconds"] = round(seconds, 2)
@@ -427,7 +407,3 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
 
 def _gap(head: ActionHead, labels: Tensor) -> float:
     return action_gap(labels.flatten(0, 1).numpy()) if head.kind == "q_values" else 1.0
-
-
-def _copy(policy: NetworkPolicy) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}

@@ -1,0 +1,110 @@
+"""What PPO and DQN share: the environments and the teacher that a learner finds, and the folder that it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rldistill.artifacts import open_stage, provenance
+from rldistill.envs.atari import is_atari
+from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.envs.two_views import Sight
+from rldistill.errors import ConfigError
+from rldistill.masking import confine
+from rldistill.rl.experience import Life
+from rldistill.rl.guidance import Guidance
+from rldistill.rollouts import Memory
+from rldistill.students import AnyStudent
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy, trust
+from rldistill.types import ActionHead, Policy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a student learns.
+
+    Attributes:
+        life: the environments, the rewards of Atari's clipped to their sign.
+        sight: what each side sees of them.
+        teacher: in every slot, if there is something for it to do.
+        head: what its numbers mean.
+    """
+
+    life: Life
+    sight: Sight
+    teacher: Memory | None
+    head: ActionHead | None
+
+    @classmethod
+    def of(cls, env: EnvConfig, teacher: Policy | None, guidance: Guidance, num_envs: int, seed: int) -> Setting:
+        """Make the environments, as the teacher needs them; raises SpecMismatchError if it does not fit."""
+        if teacher is None and guidance.needs_teacher:
+            raise ConfigError("guidance: it needs a teacher, and there is none")
+        if is_atari(env.id):
+            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
+        env = env if teacher is None else env.seen_by(teacher)
+        sight = sight_of(env)
+        life = Life(env, sight, num_envs, seed)
+        if teacher is None:
+            return cls(life, sight, None, None)
+        confined = confine(teacher, sight.teacher)
+        confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
+        return cls(life, sight, Memory(sight.shown_to(confined, "teacher"), num_envs), confined.spec.head)
+
+    def player(self, policy: NetworkPolicy) -> Memory:
+        """The student in every slot."""
+        confined = confine(policy, self.sight.student)
+        return Memory(self.sight.shown_to(confined, "student"), self.life.num_envs)
+
+
+class Learner(Protocol):
+    """A run of learning, as the stage needs it."""
+
+    steps: int
+    life: Life
+
+    def best_policy(self) -> NetworkPolicy: ...
+
+
+L = TypeVar("L", bound=Learner)
+
+
+def run_stage(
+    student: AnyStudent,
+    folder: Path,
+    begin: Callable[[], L],
+    learn: Callable[[L], None],
+    *,
+    threads: int,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+) -> NetworkPolicy:
+    """Let a student learn and keep its best policy in `folder`, unless that is done."""
+    trust(type(student))
+    if open_stage(folder, folder / "policy.json", resume, overwrite):
+        return load_native(folder)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        training = begin()
+        try:
+            learn(training)
+        finally:
+            training.life.close()
+        save_policy(training.best_policy(), folder, provenance(seed) | {"env_steps": training.steps})
+        return load_native(folder)
+    finally:
+        torch.set_num_threads(before)
+
+
+def weights_of(policy: NetworkPolicy) -> dict[str, Tensor]:
+    """A copy of all that it has learned."""
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
