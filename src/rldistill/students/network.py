@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,12 +179,12 @@ class NetworkPolicy(nn.Module):
         return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled
 
 
-class FromData(nn.Module):
+class FromData(nn.Module, ABC):
     """A layer with numbers that are taken from the data before training, and then stay."""
 
+    @abstractmethod
     def look(self, x: Tensor) -> None:
         """Take them from a sample of what the layer will be fed."""
-        raise NotImplementedError
 
 
 class Flat(nn.Module):
