@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import gymnasium
 import numpy as np
+import pytest
 import torch
 
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.play import play
+from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
 from rldistill.students import Linear
 from rldistill.students.network import NetworkPolicy
 
@@ -25,8 +31,6 @@ def test_the_same_policy_plays_the_same_episodes(teacher: NetworkPolicy) -> None
 
 
 def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
-    import gymnasium
-
     from rldistill.envs.seeding import episode_seed
 
     played = play(EnvConfig("CartPole-v1"), teacher, 3, seed=9)
@@ -48,3 +52,28 @@ def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy
     )
     policy = Linear().build(spec_from_env(still)).eval()
     assert play(still, policy, 6).distinct == 1
+
+
+def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
+    class Plain(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, **kwargs: Any) -> Any:
+            super().reset(seed=kwargs.get("seed"))
+            self.left = 3
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.left -= 1
+            return np.zeros(2, np.float32), float(action), self.left == 0, False, {}
+
+    gymnasium.register("Plain-v0", Plain)
+    try:
+        players = {"teacher": Entrant("teacher", {None: None}, 0), "random": Entrant("random", {None: None}, 0)}
+        with pytest.warns(UserWarning, match="no videos: Plain-v0"):
+            evaluate(EnvConfig("Plain-v0"), players, EvaluateConfig(episodes=2), tmp_path)
+        assert (tmp_path / "evaluation.json").exists()
+        assert not (tmp_path / "videos").exists()
+    finally:
+        del gymnasium.registry["Plain-v0"]

@@ -52,6 +52,8 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         raise ConfigError(f"{PREFIX}{name}: {place} is there already; choose another name, or delete it")
     data, manifest = Dataset.read([source]), Manifest.read(source)
     observations, actions = _spaces(data.spec)
+    if "teacher_obs" in data.columns:
+        warnings.warn(f"{source}: what the teacher saw beside the student is not exported", stacklevel=2)
     infos = [column for column in (*LABELS, "actor") if column in data.columns]
     order = np.lexsort((data.columns["step"], data.columns["episode"]))
     bounds = np.searchsorted(data.columns["episode"][order], np.arange(data.num_episodes + 1))

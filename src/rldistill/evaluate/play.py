@@ -164,6 +164,16 @@ def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted:
     out.compared += int(counted.sum())
 
 
+def draws_itself(env_config: EnvConfig) -> bool:
+    """Whether there are pictures to film."""
+    if is_atari(env_config.id):
+        return True
+    env = make_env(env_config.view_of("student"))
+    modes: Any = env.metadata.get("render_modes") or ()
+    env.close()
+    return "rgb_array" in modes
+
+
 def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
     """Play an episode again, from its seed and its actions, in colour, and write it as an H.264 file."""
     import imageio.v2 as imageio

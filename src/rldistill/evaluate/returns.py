@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.envs.two_views import Side
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
-from rldistill.evaluate.play import Episodes, film, fits, play
+from rldistill.evaluate.play import Episodes, draws_itself, film, fits, play
 from rldistill.evaluate.statistics import iqm, normalised_interval, normalised_score, stratified_bootstrap
 from rldistill.types import Policy
 
@@ -101,7 +102,9 @@ def evaluate(
         "policies": {name: _summary(name, entrants[name], played, returns) for name in entrants},
     }
     write_json(folder / "evaluation.json", evaluation)
-    if config.videos:
+    if config.videos and not draws_itself(env):
+        warnings.warn(f"no videos: {env.id} has no render mode rgb_array", stacklevel=2)
+    elif config.videos:
         for name, runs in played.items():
             _film(env, seed, name, next(iter(runs.values())), folder / "videos")
     return evaluation

@@ -48,7 +48,9 @@ class Claim:
         match = re.fullmatch(rf"\s*{number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*", text.replace("\N{MINUS SIGN}", "-"))
         if match is None:
             raise ConfigError(f"--claimed: expected a mean such as 242.1, or 242.1±31.8, found {text!r}")
-        return cls(float(match[1]), float(match[2] or 0), episodes)
+        if (std := float(match[2] or 0)) < 0:
+            raise ConfigError(f"--claimed: expected a deviation of at least 0, found {text!r}")
+        return cls(float(match[1]), std, episodes)
 
     def compare(self, returns: NDArray[np.float64]) -> dict[str, Any]:
         """Consistent where the claim is inside the 99% interval of the difference of means, or within 10% of it.

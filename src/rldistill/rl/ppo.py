@@ -253,8 +253,8 @@ class _Training:
         return flat, following
 
     def _value(self, obs: Tensor) -> Tensor:
-        value: Tensor = self.critic(obs)[0].params.squeeze(-1)
-        return value
+        # Not its output, in which what is illegal is ruled out: a value is no action.
+        return self.critic.numbers(obs).squeeze(-1)
 
     def _minibatches(self, experience: Experience, rng: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
         """Steps and slots of each minibatch; whole slots where the student remembers."""
@@ -402,7 +402,10 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
     pictures = len(spec.obs_shape) == 3
     chosen = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
     number = ActionHead("deterministic", low=(-np.inf,), high=(np.inf,))
-    return chosen.build(dataclasses.replace(spec, head=number))
+    network = chosen.build(dataclasses.replace(spec, head=number))
+    if network.initial_state(1) is not None:
+        raise ConfigError("ppo.critic: expected a feed-forward network, such as an mlp or a cnn")
+    return network
 
 
 def _gap(head: ActionHead, labels: Tensor) -> float:

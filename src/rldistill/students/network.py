@@ -114,6 +114,10 @@ class NetworkPolicy(nn.Module):
         features = self.body(self.standardised(entries))
         return self._legal(self._said(features), entries), None
 
+    def numbers(self, obs: Obs) -> Tensor:
+        """The head's parameters, `[B, P]`, with no action ruled out."""
+        return self._params(self.body(self.standardised(self._entries(obs))))
+
     def _said(self, hidden: Tensor) -> PolicyOutput:
         """What follows from the last hidden layer."""
         value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)

@@ -103,7 +103,10 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
         raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error})") from None
     for tensor in [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UntrustedFileError(f"{path}: {tensor.name} is kept outside the file, which is not followed")
+            raise UntrustedFileError(
+                f"{path}: {tensor.name} is kept outside the file, which is not followed; export it again with "
+                "external_data=False"
+            )
     for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
         if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
             raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
