@@ -493,3 +493,15 @@ def test_a_file_for_a_folder_is_one_line(tmp_path: Path) -> None:
     for verb in ("info", "check"):
         result = CliRunner().invoke(app, ["dataset", verb, str(tmp_path / "run.yaml")])
         assert (result.exit_code, "there is no such file" in result.output) == (2, True)
+
+
+def test_what_only_the_student_saw_is_not_relabelled_by_who_sees_otherwise(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("StackFrames", {"stack": 2}),)))
+    seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    collect(env, seeing, SMALL, tmp_path / "first")
+    network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    torch.save(weights, tmp_path / "agent.cleanrl_model")
+    agent = SavedTeacher(str(tmp_path / "agent.cleanrl_model"))
+    with pytest.raises(SpecMismatchError, match="collect with teacher_obs: true"):
+        relabel_dataset(tmp_path / "first", agent, tmp_path / "second", False, False, True)

@@ -12,7 +12,7 @@ from rldistill.data import merge as merging
 from rldistill.data.info import dataset_folder, describe
 from rldistill.data.manifest import Manifest
 from rldistill.data.minari import PREFIX, export_minari, import_minari
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.progress import track
 from rldistill.recipes.pipeline import load_teacher
 from rldistill.recipes.run import Run
@@ -25,7 +25,16 @@ def relabel_dataset(
 ) -> dict[str, Any]:
     """Relabel into `out`; returns what is there."""
     source = dataset_folder(path)
-    policy = teacher.load(shown_spec(Manifest.read(source)))
+    manifest = Manifest.read(source)
+    try:
+        policy = teacher.load(shown_spec(manifest))
+    except (SpecMismatchError, UntrustedFileError) as error:
+        if manifest.document["env"].get("views") is None or manifest.teacher_spec is not None:
+            raise
+        raise SpecMismatchError(
+            f"{error}; {source} holds what the student saw: collect with teacher_obs: true for teachers with a view of "
+            "their own"
+        ) from None
     with track("relabel", "steps", quiet) as report:
         relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
     return describe(out)
