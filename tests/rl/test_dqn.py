@@ -21,7 +21,7 @@ from rldistill.rl.dqn import DQNConfig, Dueling, learn
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Replay
 from rldistill.schedules import Constant
-from rldistill.students import AnyStudent, Gru, Mlp, Tree
+from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
@@ -143,7 +143,9 @@ def test_the_teachers_data_come_first(teacher: NetworkPolicy, dataset: Dataset, 
     assert same.float().mean() > 0.9
 
 
-@pytest.mark.parametrize(("student", "message"), [(Tree(), "learn by gradient"), (Gru(), "remembers")])
+@pytest.mark.parametrize(
+    ("student", "message"), [(Tree(), "learn by gradient"), (Ridge(), "learn by gradient"), (Gru(), "remembers")]
+)
 def test_what_cannot_learn_so_is_refused(tmp_path: Path, student: AnyStudent, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         learn(CARTPOLE, student, SHORT, tmp_path)

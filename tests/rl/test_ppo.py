@@ -14,7 +14,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from rldistill.artifacts import sha256_file
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.functional import log_prob
@@ -71,7 +71,7 @@ def test_it_learns_to_balance(tmp_path: Path) -> None:
     assert rows[-1]["return"] > 100
 
 
-def test_continuous_actions_and_pictures_of_none(tmp_path: Path) -> None:
+def test_continuous_actions_are_drawn_from_a_gaussian(tmp_path: Path) -> None:
     policy = learn(EnvConfig("Pendulum-v1"), Mlp((8,)), SHORT, tmp_path)
     assert policy.spec.head.kind == "gaussian"
 
@@ -195,11 +195,8 @@ class TestWeaning:
 
 @pytest.mark.parametrize("student", [Tree(), Ridge()])
 def test_what_does_not_learn_by_gradient_is_refused(tmp_path: Path, student: AnyStudent) -> None:
-    if isinstance(student, Tree):
-        with pytest.raises(ConfigError, match="learn by gradient"):
-            learn(CARTPOLE, student, SHORT, tmp_path)
-    else:
-        assert learn(CARTPOLE, student, SHORT, tmp_path).spec == spec_from_env(CARTPOLE)
+    with pytest.raises(ConfigError, match="learn by gradient"):
+        learn(CARTPOLE, student, SHORT, tmp_path)
 
 
 def test_what_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:

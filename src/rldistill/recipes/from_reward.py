@@ -6,6 +6,7 @@ All are PPO, or DQN, with different guidance; the best policy by episodes of its
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,9 +20,8 @@ from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
-from rldistill.rl import dqn
+from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.ppo import learn
 from rldistill.schedules import Constant, Linear
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -47,37 +47,20 @@ def distill_student(
     folder = run.folder / "students" / name / f"seed-{seed}"
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
         return load_native(folder)
+    student = run.students[name]
+    learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
-        return dqn.learn(
-            run.env,
-            run.students[name],
-            run.dqn,
-            folder,
-            teacher=teacher,
-            guidance=guidance_of(run, teacher),
-            dataset=dataset,
-            score=partial(_score, run.env.seen_by(teacher), run.seed),
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            progress=report,
-        )
-    initial: NetworkPolicy | None = None
-    ppo = run.ppo
-    if isinstance(run.recipe, Finetune):
+        learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
+    elif isinstance(run.recipe, Finetune):
         assert dataset is not None
-        ppo = dataclasses.replace(ppo, critic_warmup=run.recipe.critic_warmup)
-        initial = distill(
-            dataset, run.students[name], run.distill, _beside(folder), seed=seed, resume=resume, overwrite=overwrite
-        )
+        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, resume=resume, overwrite=overwrite)
+        config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
+        learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
+    else:
+        learn = partial(ppo.learn, run.env, student, run.ppo, folder)
     return learn(
-        run.env,
-        run.students[name],
-        ppo,
-        folder,
         teacher=teacher,
         guidance=guidance_of(run, teacher),
-        initial=initial,
         score=partial(_score, run.env.seen_by(teacher), run.seed),
         seed=seed,
         resume=resume,
@@ -92,29 +75,12 @@ def control(
     """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
     place = run.folder / "controls" / name / f"seed-{seed}"
     env, student, total = run.env.seen_by(teacher), run.students[name], CENSORED * steps
+    learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
-        return dqn.learn(
-            env,
-            student,
-            dataclasses.replace(run.dqn, total_steps=total),
-            place,
-            score=partial(_score, env, run.seed),
-            seed=seed,
-            resume=resume,
-            overwrite=overwrite,
-            progress=report,
-        )
-    return learn(
-        env,
-        student,
-        dataclasses.replace(run.ppo, total_steps=total),
-        place,
-        score=partial(_score, run.env.seen_by(teacher), run.seed),
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-        progress=report,
-    )
+        learn = partial(dqn.learn, env, student, dataclasses.replace(run.dqn, total_steps=total), place)
+    else:
+        learn = partial(ppo.learn, env, student, dataclasses.replace(run.ppo, total_steps=total), place)
+    return learn(score=partial(_score, env, run.seed), seed=seed, resume=resume, overwrite=overwrite, progress=report)
 
 
 def guidance_of(run: Run, teacher: Policy) -> Guidance:

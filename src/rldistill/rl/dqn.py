@@ -21,8 +21,9 @@ from rldistill.data.dataset import Dataset, action_gap
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.gradient_fit import prepare
 from rldistill.masking import has_mask, random_legal
-from rldistill.objective import with_temperatures
+from rldistill.objective import unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, Score
@@ -30,7 +31,7 @@ from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory, rollout
 from rldistill.schedules import Linear, Schedule
-from rldistill.students import AnyStudent
+from rldistill.students import AnyStudent, Ridge, Tree
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
@@ -189,6 +190,11 @@ class _Training:
         )
         restore(self)
 
+    @property
+    def done(self) -> float:
+        """How far along it is, from 0 to 1."""
+        return self.steps / self.config.total_steps
+
     def best_policy(self) -> NetworkPolicy:
         """What is kept, its last layer in one."""
         if self.score is not None:
@@ -200,6 +206,9 @@ class _Training:
     def study(self, dataset: Dataset) -> None:
         """Learn from the teacher's data, with the whole weight of the distillation losses."""
         rows = np.flatnonzero(~dataset.heldout)
+        if not self.updates:
+            prepare(self.policy, dataset)
+            self.target.load_state_dict(self.policy.state_dict())
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
         while self.studied < self.config.offline_steps:
@@ -226,7 +235,7 @@ class _Training:
         def act(obs: NDArray[Any]) -> NDArray[Any]:
             rng = block_generator(self.seed, "train", 1, 0, self.steps)
             action = self.player.look(obs).mode().numpy()
-            explore = rng.random(len(obs)) < config.exploration(self.steps / config.total_steps)
+            explore = rng.random(len(obs)) < config.exploration(self.done)
             shown = self.life.shown(obs)
             at_random = rng.integers(0, self.spec.head.nvec[0], len(obs))
             if has_mask(self.spec):
@@ -268,7 +277,7 @@ class _Training:
         if self.steps < config.learning_starts or not self.replay.ready(config.n_steps):
             return
         rng = block_generator(self.seed, "train", 3, 0, self.steps)
-        weight = self.weaning.weight(self.steps / config.total_steps)
+        weight = self.weaning.weight(self.done)
         for _ in range(config.gradient_steps):
             self.noted.append(
                 self._step(self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng), weight)
@@ -311,7 +320,7 @@ class _Training:
             None, torch.ones_like(drawn.reward), nothing, nothing, nothing, nothing,
         )  # fmt: skip
         terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
-        return torch.stack([term.weight(0.0) * term.loss(output, batch) for term in terms]).sum(0)
+        return torch.stack([term.weight(self.done) * unreduced(term, output, batch) for term in terms]).sum(0)
 
     def _note(self, seconds: float) -> None:
         """A row of `metrics.jsonl` now and then; where it is time, the score of the policy, kept if it is the best."""
@@ -320,13 +329,13 @@ class _Training:
             recent = float(np.mean(self.life.recent)) if self.life.recent else None
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
             document |= {name: float(np.mean([row[name] for row in self.noted])) for name in self.noted[0]}
-            document["distillation_weight"] = self.weaning.weight(self.steps / self.config.total_steps)
+            document["distillation_weight"] = self.weaning.weight(self.done)
             if self.score is not None and (self.steps >= self.next_eval or at_end):
                 self.next_eval += self.config.eval_every
                 document["score"] = float(np.mean(self.score(self.policy)))
                 if document["score"] >= self.best_score:
                     self.best_score, self.best = document["score"], weights_of(self.policy)
-            for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
+            for text in self.weaning.update(document.get("score", recent), self.done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             document["seconds"] = round(seconds, 2)
             with (self.folder / "metrics.jsonl").open("a") as file:
@@ -365,7 +374,7 @@ class Dueling(nn.Module):
 
 def _learner(student: AnyStudent, spec: PolicySpec, config: DQNConfig) -> NetworkPolicy:
     policy = student.build(spec)
-    if not isinstance(policy, NetworkPolicy) or not isinstance(policy.output, nn.Linear):
+    if isinstance(student, Ridge | Tree) or not isinstance(policy.output, nn.Linear):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
             "does; take linear, mlp, cnn or impala"

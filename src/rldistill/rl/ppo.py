@@ -28,7 +28,7 @@ from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.replay import Replay
 from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory
-from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students import AnyStudent, Cnn, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
@@ -385,7 +385,7 @@ def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term,
 
 def _learner(student: AnyStudent, spec: PolicySpec) -> NetworkPolicy:
     policy = student.build(spec)
-    if not isinstance(policy, NetworkPolicy) or not any(True for _ in policy.output.parameters()):
+    if isinstance(student, Ridge | Tree) or not isinstance(policy, NetworkPolicy):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
             "does; take linear, mlp, cnn, impala or gru"
