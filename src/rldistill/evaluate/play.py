@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +211,9 @@ def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[ND
 
 
 def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
+    # Pictures alone are wanted; SDL, looking for a screen and for sound, would write over the progress bars.
+    for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(variable, "dummy")
     env = make_env(env_config.view_of("student"), render_mode="rgb_array")
     env.reset(seed=seed)
     frames = [np.asarray(env.render())]
