@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rldistill import progress
+from rldistill.progress import _rate
 
 
 @pytest.fixture
@@ -40,3 +41,9 @@ def test_what_is_quick_or_quiet_prints_nothing(clock: list[float], capsys: pytes
         clock[0] += 99
         report(2_000, 2_000)
     assert capsys.readouterr().err == ""
+
+
+def test_reports_in_one_moment_have_no_rate() -> None:
+    rate_of = _rate()
+    assert rate_of(3_000) == 0
+    assert rate_of(6_000) == 0

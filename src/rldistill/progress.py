@@ -72,6 +72,10 @@ def _rate_text(rate: float, unit: str) -> str:
     return f"{1 / rate:,.0f} s each" if rate else ""
 
 
+LEAST = 0.5
+"""Seconds between reports below which their rate says nothing: two streams may end in the same moment."""
+
+
 def _rate() -> Callable[[int], float]:
     """What was done since the first report, a second: what a resumed task had done before does not count."""
     first: tuple[float, int] | None = None
@@ -81,6 +85,7 @@ def _rate() -> Callable[[int], float]:
         now = time.monotonic()
         if first is None:
             first = now, done
-        return (done - first[1]) / max(now - first[0], 1e-9)
+        elapsed = now - first[0]
+        return (done - first[1]) / elapsed if elapsed > LEAST else 0.0
 
     return rate_of
