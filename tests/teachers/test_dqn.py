@@ -141,3 +141,20 @@ def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> 
         q_values = again.q_net(obs).view(3, 3, 6).mean(1)
         # float16 in the file
         torch.testing.assert_close(q_values, first(obs)[0].params, rtol=1e-2, atol=1e-3)
+
+
+def test_widened_gaps_are_taken_off_the_targets() -> None:
+    env = "CartPole-v1"
+    model = DoubleDQN("MlpPolicy", env, gap_widening=0.5, device="cpu", policy_kwargs={"net_arch": []})
+    with torch.no_grad():  # Q(s, .) = (3, 1) in both networks, whatever s is
+        for net in (model.q_net, model.q_net_target):
+            net.q_net[-1].weight.zero_()
+            net.q_net[-1].bias.copy_(torch.tensor([3.0, 1.0]))
+    obs, ones = torch.zeros(2, 4), torch.ones(2, 1)
+    part = (obs, torch.tensor([[0], [1]]), obs, 0 * ones, ones, 0.9 * ones, ones)
+    # The target of the best action: 1 + 0.9 * 3 = 3.7, 0.7 above its 3; of the other, also 1/2 * (3 - 1) less: 2.7, 1.7
+    # above its 1.
+    _, td_errors, _ = model._loss_and_gradients(part)
+    torch.testing.assert_close(td_errors, torch.tensor([0.7, 1.7]))
+    with pytest.raises(ValueError, match="gap_widening: expected a number from 0 to below 1, found 1"):
+        DoubleDQN("MlpPolicy", env, gap_widening=1)
