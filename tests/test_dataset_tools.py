@@ -200,6 +200,15 @@ class Tagged(gymnasium.ObservationWrapper[Any, Any, Any]):
         return {"vector": observation, "side": side, "picture": np.full((1, 5, 4), side * 90, np.uint8)}
 
 
+class TwoRows(gymnasium.ObservationWrapper[Any, Any, Any]):
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2, 2))
+
+    def observation(self, observation: Any) -> Any:
+        return observation.reshape(2, 2)
+
+
 @pytest.fixture
 def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = pytest.importorskip("minari", reason="needs the extra minari")
@@ -234,6 +243,23 @@ def test_to_minari_and_back_without_loss(env: EnvConfig, teacher: Any, minari: A
         assert after.columns[name].dtype == column.dtype
     assert torch.equal(after.observations(theirs), before.observations(ours))
     assert torch.equal(after.next_observations(theirs), before.next_observations(ours))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_the_teacher_alone_saw_goes_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari import export_minari, import_minari
+
+    env = EnvConfig("CartPole-v1", views=Views((Wrapper(f"{__name__}:TwoRows"),), (Wrapper("MaskVelocity"),)))
+    seeing = Mlp((8,)).build(spec_from_env(env.view_of("teacher"))).eval()
+    before = collect(env, seeing, dataclasses.replace(SMALL, teacher_obs=True), tmp_path / "first")
+    export_minari(tmp_path / "first", "minari:test/seen-v0")
+    after = import_minari("minari:test/seen-v0", tmp_path / "back")
+    ours, theirs = (np.lexsort((d.columns["step"], d.columns["episode"])) for d in (before, after))
+    np.testing.assert_array_equal(after.columns["teacher_obs"][theirs], before.columns["teacher_obs"][ours])
+    assert after.columns["teacher_obs"].shape[1:] == (2, 2)
+    relabel(tmp_path / "back", seeing, tmp_path / "again")
+    again = Dataset.read([tmp_path / "again"])
+    np.testing.assert_allclose(again.columns["next_teacher"][theirs], before.columns["next_teacher"][ours], atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

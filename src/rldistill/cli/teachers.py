@@ -32,7 +32,9 @@ def verify(
     env: Env,
     env_kwarg: EnvArgument = None,
     claimed: Annotated[str | None, typer.Option(help="Its published return: 242.1±31.8 or 242.1.")] = None,
-    claimed_episodes: Annotated[int, typer.Option(min=0, help="Episodes that the claim is the mean of.")] = 0,
+    claimed_episodes: Annotated[
+        int, typer.Option(min=0, help="Episodes that the claim is the mean of; its ± counts with them.")
+    ] = 0,
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,

@@ -18,9 +18,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rldistill.artifacts import open_stage
-from rldistill.data.blocks import FINAL, LABELS, STEP, Block, BlockKey, write_block
+from rldistill.data.blocks import FINAL, LABELS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import SCHEMA, Manifest, manifest_entry
+from rldistill.data.manifest import SCHEMA, TEACHER_SPEC, Manifest, manifest_entry
 from rldistill.envs.single import EnvConfig, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, did_you_mean
 from rldistill.students.network import split_parts
@@ -31,12 +31,13 @@ OURS = "rldistill"
 FIRM = 20.0
 """The logit of the action that was taken, where the others have 0 and nobody labelled it."""
 BLOCK = 4_096
+SEEN = "teacher_obs"
 Columns = dict[str, NDArray[Any]]
 Progress = Callable[[int, int], None]
 
 
 def export_minari(source: Path, name: str, progress: Progress = lambda done, total: None) -> None:
-    """Write a dataset as Minari's `name`, with the teacher's labels among its infos.
+    """Write a dataset as Minari's `name`, with the teacher's labels, and what it alone saw, among its infos.
 
     Pictures are stored as they are, not as JPEG. An episode that was still going on ends as truncated, marked `cut` in
     its infos.
@@ -52,8 +53,7 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         raise ConfigError(f"{PREFIX}{name}: {place} is there already; choose another name, or delete it")
     data, manifest = Dataset.read([source]), Manifest.read(source)
     observations, actions = _spaces(data.spec)
-    if "teacher_obs" in data.columns:
-        warnings.warn(f"{source}: what the teacher saw beside the student is not exported", stacklevel=2)
+    seen_by_teacher = None if manifest.teacher_spec is None else _seen_by_teacher(manifest)
     infos = [column for column in (*LABELS, "actor") if column in data.columns]
     order = np.lexsort((data.columns["step"], data.columns["episode"]))
     bounds = np.searchsorted(data.columns["episode"][order], np.arange(data.num_episodes + 1))
@@ -64,6 +64,8 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
         truncated = data.columns["truncated"][rows].copy()
         truncated[-1] |= not ended
         said = {column: _info(_one_longer(data.columns[column][rows])) for column in infos}
+        if seen_by_teacher is not None:
+            said[SEEN] = seen_by_teacher[np.append(data.row[rows], data.next_row[rows[-1]])]
         buffers.append(
             minari.data_collector.EpisodeBuffer(
                 observations=_shown(data, rows),
@@ -75,7 +77,7 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
             )
         )
         progress(int(end), len(data))
-    ours = {"env": manifest.document["env"], "spec": manifest.document["spec"]}
+    ours = {key: manifest.document[key] for key in ("env", "spec", TEACHER_SPEC) if key in manifest.document}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an author, a permalink and the like that are not there
@@ -126,9 +128,11 @@ def import_minari(
     source = minari.load_dataset(name)
     if not source.total_episodes:
         raise CorruptArtifactError(f"{PREFIX}{name}: it holds no episodes, so there is nothing to import")
-    env, spec = _about(name, metadata, source)
+    env, spec, seen = _about(name, metadata, source)
     open_stage(folder, folder / "manifest.json", False, overwrite)
     document = {"schema": SCHEMA, "env": env, "spec": dataclasses.asdict(spec)}
+    if seen is not None:
+        document[TEACHER_SPEC] = dataclasses.asdict(seen)
     rounds = {"0": {"slots": 1, "streams": 1, "source": f"{PREFIX}{name}"}}
     manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
     entries: list[dict[str, Any]] = []
@@ -136,7 +140,7 @@ def import_minari(
     rounded: set[str] = set()
     done, total = 0, int(source.total_steps)
     for number, episode in enumerate(source.iterate_episodes()):
-        infos = _our_infos(name, number, episode, spec.head) if isinstance(metadata.get(OURS), str) else {}
+        infos = _our_infos(name, number, episode, spec, seen) if isinstance(metadata.get(OURS), str) else {}
         waiting.append(_episode_columns(episode, number, spec, infos))
         rounded |= _rounded(episode, spec)
         done += len(episode)
@@ -184,12 +188,19 @@ def _root() -> Path:
     return Path(get_dataset_path("")).resolve()
 
 
-def _about(name: str, metadata: dict[str, Any], source: Any) -> tuple[dict[str, Any], PolicySpec]:
-    """The environment and the spec, which is ours where we wrote them."""
+def _seen_by_teacher(manifest: Manifest) -> NDArray[Any]:
+    """What the teacher alone saw, `[M, F]`, numbered as the observations of the dataset are."""
+    blocks = [read_block(manifest.folder / entry["file"], [SEEN]).columns[SEEN] for entry in manifest.blocks]
+    return np.concatenate([seen.reshape(len(seen), -1) for seen in blocks])
+
+
+def _about(name: str, metadata: dict[str, Any], source: Any) -> tuple[dict[str, Any], PolicySpec, PolicySpec | None]:
+    """The environment, the spec and, where it was recorded, that of the teacher's view; ours where we wrote them."""
     if isinstance(metadata.get(OURS), str):
         try:
             ours = json.loads(metadata[OURS])
-            return dict(ours["env"]), PolicySpec.from_json(ours["spec"])
+            seen = PolicySpec.from_json(ours[TEACHER_SPEC]) if TEACHER_SPEC in ours else None
+            return dict(ours["env"]), PolicySpec.from_json(ours["spec"]), seen
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptArtifactError(f"{PREFIX}{name}: metadata: {OURS}: {error}") from None
     env_id, kwargs = f"{PREFIX}{name}", {}
@@ -197,7 +208,7 @@ def _about(name: str, metadata: dict[str, Any], source: Any) -> tuple[dict[str, 
         about = json.loads(metadata["env_spec"])
         env_id, kwargs = str(about.get("id", env_id)), dict(about.get("kwargs") or {})
     spec = spec_from_spaces(env_id, source.observation_space, source.action_space)
-    return dataclasses.asdict(EnvConfig(env_id, kwargs)), spec
+    return dataclasses.asdict(EnvConfig(env_id, kwargs)), spec, None
 
 
 def _spaces(spec: PolicySpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -247,17 +258,22 @@ def _info(column: NDArray[Any]) -> Any:
     return column if column.ndim > 1 else column.tolist()
 
 
-def _our_infos(name: str, number: int, episode: Any, head: ActionHead) -> dict[str, Any]:
-    """The infos of an episode that we wrote; raises CorruptArtifactError for labels that do not fit the head."""
+def _our_infos(name: str, number: int, episode: Any, spec: PolicySpec, seen: PolicySpec | None) -> dict[str, Any]:
+    """The infos of an episode that we wrote; raises CorruptArtifactError for what does not fit the specs."""
     infos = episode.infos if isinstance(episode.infos, dict) else {}
-    wanted = len(episode) + 1, head.num_params
-    for label in ("teacher", "next_teacher"):
-        if np.shape(infos.get(label, ())) != wanted:
+    widths = {"teacher": spec.head.num_params, "next_teacher": spec.head.num_params}
+    if seen is not None:
+        widths[SEEN] = math.prod(seen.obs_shape)
+    for info, width in widths.items():
+        found, wanted = np.shape(infos.get(info, ())), (len(episode) + 1, width)
+        if found != wanted:
             raise CorruptArtifactError(
-                f"{PREFIX}{name}: episode {number}: infos: {label}: found shape {np.shape(infos.get(label, ()))}, "
-                f"expected {wanted}; export it again"
+                f"{PREFIX}{name}: episode {number}: infos: {info}: found shape {found}, expected {wanted}; export it "
+                "again"
             )
-    return infos
+    if seen is None:
+        return infos
+    return {**infos, SEEN: np.asarray(infos[SEEN], seen.obs_dtype).reshape(-1, *seen.obs_shape)}
 
 
 def _rounded(episode: Any, spec: PolicySpec) -> set[str]:
@@ -297,7 +313,9 @@ def _episode_columns(episode: Any, number: int, spec: PolicySpec, infos: dict[st
         "slot": np.zeros(steps, np.int16),
         **_labels(infos, action, spec.head, steps),
     }
-    columns = {name: column if name == "obs" else _one_longer(column) for name, column in columns.items()}
+    if SEEN in infos:
+        columns[SEEN] = infos[SEEN]
+    columns = {name: column if name in ("obs", SEEN) else _one_longer(column) for name, column in columns.items()}
     columns["kind"] = np.append(np.full(steps, STEP, np.int8), np.int8(FINAL))
     return columns
 
