@@ -46,6 +46,14 @@ def test_a_cost_that_nobody_measured_wins_nothing() -> None:
     assert (take, "cheaper" in why) == ("a", False)
 
 
+def test_where_costs_say_nothing_the_stronger_of_two_that_teach_alike_is_taken() -> None:
+    for macs in (None, 10):
+        take, why = recommend({"a": row(8, 0.91, macs), "b": row(9, 0.90, macs)})
+        assert take == "b"
+        assert why.endswith("within 0.02 of a's 0.910, and it plays better itself (9.0)")
+    assert recommend({"a": row(8, 0.91, 10), "b": row(9, 0.90, 20)})[0] == "a"
+
+
 def test_the_reason_does_not_contradict_itself() -> None:
     take, why = recommend({"big": row(10, 0.99, 100), "small": row(9, 0.98, 10)})
     assert take == "small"

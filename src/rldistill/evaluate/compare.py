@@ -32,7 +32,7 @@ from rldistill.types import Policy
 
 PROBE_SEEDS = (0, 1, 2)
 NEAR = 0.02
-"""Teachabilities nearer than this are a tie, which the cheaper teacher wins, where costs are known."""
+"""Teachabilities nearer than this are a tie: the cheaper teacher wins it, where costs are known, else the stronger."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +135,28 @@ def _together(teachers: Mapping[str, Policy]) -> tuple[Ensemble | None, str | No
 
 
 def recommend(rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """The teacher whose probe does best, or one nearly as good and known to be cheaper; the reason in a sentence."""
+    """The teacher whose probe does best; of those nearly as good the cheapest, or the strongest.
+
+    Returns its name, and the reason in a sentence.
+    """
     scores = {name: row["teachability"] for name, row in rows.items() if row["teachability"] is not None}
     if not scores:
         return next(iter(rows)), "no teacher is better than random, so none can be preferred"
-    top = take = max(scores, key=lambda name: scores[name])
-    if (most := rows[top]["macs"]) is not None:
-        near = [name for name, score in scores.items() if scores[top] - score <= NEAR]
-        cheaper = [name for name in near if rows[name]["macs"] is not None and rows[name]["macs"] < most]
-        take = min(cheaper, key=lambda name: (rows[name]["macs"], -scores[name]), default=top)
+    top = max(scores, key=lambda name: scores[name])
+    near = [name for name, score in scores.items() if scores[top] - score <= NEAR]
+    most = rows[top]["macs"]
+    known = [name for name in near if None not in (most, rows[name]["macs"])]
+    cheaper = [name for name in known if rows[name]["macs"] < most]
+    if cheaper:
+        take = min(cheaper, key=lambda name: (rows[name]["macs"], -scores[name]))
+    else:
+        as_cheap = [name for name in near if name not in known or rows[name]["macs"] == most]
+        take = max(as_cheap, key=lambda name: (rows[name]["mean"], scores[name]))
     strongest = max(rows, key=lambda name: rows[name]["mean"])
     why = f"what it teaches reaches {scores[take]:.3f} of the best teacher's score"
     if take != top:
-        why += f", within {NEAR} of {top}'s {scores[top]:.3f}, and it is cheaper to run"
+        better = "is cheaper to run" if cheaper else f"plays better itself ({rows[take]['mean']:.1f})"
+        why += f", within {NEAR} of {top}'s {scores[top]:.3f}, and it {better}"
     if rows[strongest]["mean"] > rows[take]["mean"]:
         why += f"; {strongest} plays better itself ({rows[strongest]['mean']:.1f} to {rows[take]['mean']:.1f})"
         if strongest in scores and scores[strongest] < scores[take]:
