@@ -1,0 +1,176 @@
+"""Environment steps to 90% of the teacher: by distillation, the teacher's data counted, and from reward alone.
+
+The student's steps are the smallest budget of teacher's data from which its mean over the training seeds reaches a
+normalised score of 0.9; the control, the same network, is taken to need those at which an evaluation of its own first
+does, the median over the seeds. One that never does within ten times the student's steps is censored there, so that the
+ratio is a lower bound. Every part goes on after an interruption. `--quick` is one training seed of LunarLander.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rldistill import Policy
+from rldistill.artifacts import read_json, write_json
+from rldistill.config import RunConfig
+from rldistill.evaluate.play import play
+from rldistill.progress import track
+from rldistill.recipes import from_reward
+from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
+from rldistill.recipes.run import Run
+from rldistill.students.storage import load_native
+
+ENOUGH = 0.9
+
+# `trained` is what the teacher itself took. PPO's settings are those of rl-baselines3-zoo, DQN's those of the teacher.
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "LunarLander": {
+        "budgets": [1_000, 2_000, 4_000, 6_000, 8_000, 12_000, 20_000],
+        "seeds": 5,
+        "agent": "ppo/LunarLander-v2_1",
+        "trained": 1_000_000,
+        "run": {
+            "env": {"id": "LunarLander-v3"},
+            "collect": {"gamma": 0.999},
+            "distill": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3},
+            "students": {"mlp": {"type": "mlp", "hidden": [32, 32]}},
+            "ppo": {"num_envs": 16, "num_steps": 1024, "epochs": 4, "gamma": 0.999, "gae_lambda": 0.98,
+                    "entropy_coef": 0.01, "eval_every": 20_000},
+        },
+    },
+    "Pong": {
+        "budgets": [20_000, 40_000, 60_000, 80_000, 100_000],
+        "seeds": 3,
+        "trained": 4_500_000,
+        "run": {
+            "env": {"id": "ALE/Pong-v5"},
+            "teacher": "zoo:pong-dqn",
+            "collect": {"epsilon": 0.05},
+            "distill": {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2},
+            "students": {"cnn": {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1],
+                                 "hidden": [24]}},
+            "ppo": {"num_envs": 8, "num_steps": 128, "epochs": 4, "batch_size": 256, "learning_rate": 2.5e-4,
+                    "schedule": "linear", "clip_range": 0.1, "entropy_coef": 0.01, "eval_every": 50_000, "threads": 2},
+        },
+    },
+}  # fmt: skip
+
+
+def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
+    """The distillation with one budget and one seed, of data and of weights."""
+    about = ENVIRONMENTS[name]["run"]
+    document = {
+        **about,
+        "teacher": teacher,
+        "seed": seed,
+        "seeds": [seed],
+        "out": str(out / name / str(steps) / str(seed)),
+    }
+    document["collect"] = {**about["collect"], "steps": steps}
+    return RunConfig.model_validate(document | {"name": name}).plan()
+
+
+def scores(run: Run, teacher: Policy, policy: Policy) -> float:
+    """A policy's normalised score, on episodes that it was not chosen by."""
+    worst, own, best = (
+        float(play(run.env.seen_by(teacher), one, from_reward.SCORED, seed=run.seed).returns.mean())
+        for one in (None, policy, teacher)
+    )
+    return (own - worst) / (best - worst)
+
+
+def distilled(name: str, out: Path, teacher: str, seeds: range) -> tuple[int | None, dict[int, list[float]]]:
+    """The smallest budget that is enough, and the score of each seed with each budget up to it."""
+    found: dict[int, list[float]] = {}
+    for steps in ENVIRONMENTS[name]["budgets"]:
+        found[steps] = []
+        for seed in seeds:
+            run = planned(name, out, teacher, steps, seed)
+            file = run.folder / "score.json"
+            if not file.exists():
+                run_collect(run, resume=True)
+                run_distill(run, resume=True)
+                (student,) = (load_native(folder) for folder in run.folder.glob(f"students/*/seed-{seed}"))
+                write_json(file, {"normalised": scores(run, load_teacher(run), student)})
+            found[steps].append(read_json(file)["normalised"])
+        mean = sum(found[steps]) / len(found[steps])
+        print(
+            f"{name}: {steps:,} steps of the teacher's data: {mean:.3f} of the teacher ({len(seeds)} seeds)", flush=True
+        )
+        if mean >= ENOUGH:
+            return steps, found
+    return None, found
+
+
+def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int) -> int | None:
+    """The steps at which the control first has enough; None if it has not within ten times `steps`."""
+    run = planned(name, out, teacher, steps, seed)
+    loaded = load_teacher(run)
+    (student,) = run.students
+    with track(f"{name}: control, seed {seed}", "steps") as report:
+        from_reward.control(run, loaded, student, seed, steps, True, False, report)
+    env = run.env.seen_by(loaded)
+    worst, best = (
+        float(play(env, one, from_reward.SCORED, seed=run.seed, round=1).returns.mean()) for one in (None, loaded)
+    )
+    for line in (run.folder / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if "score" in row and (row["score"] - worst) / (best - worst) >= ENOUGH:
+            return int(row["step"])
+    return None
+
+
+def row_of(name: str, out: Path, agents: Path, num_seeds: int) -> dict[str, Any]:
+    about = ENVIRONMENTS[name]
+    teacher = str(agents / about["agent"]) if "agent" in about else about["run"]["teacher"]
+    steps, found = distilled(name, out, teacher, range(num_seeds))
+    row: dict[str, Any] = {"env": name, "student_steps": steps, "scores": found, "seeds": num_seeds}
+    if steps is None:
+        return row | {"control_steps": None, "ratio": None, "censored": None}
+    taken = [from_reward_alone(name, out, teacher, steps, seed) for seed in range(num_seeds)]
+    most = from_reward.CENSORED * steps
+    control = median(most if one is None else one for one in taken)
+    return row | {
+        "control_steps": control,
+        "ratio": control / steps,
+        "censored": sum(one is None for one in taken),
+        "ratio_with_teacher": control / (steps + about["trained"]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one training seed of LunarLander")
+    parser.add_argument("--only", choices=[*ENVIRONMENTS])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/sample-efficiency"))
+    parser.add_argument("--agents", type=Path, default=Path("../shared/teachers/sb3"), help="rl-baselines3-zoo agents")
+    asked = parser.parse_args()
+    names = ["LunarLander"] if asked.quick else [asked.only] if asked.only else [*ENVIRONMENTS]
+    rows = []
+    for name in names:
+        rows.append(row_of(name, asked.out, asked.agents, 1 if asked.quick else ENVIRONMENTS[name]["seeds"]))
+        if asked.json is not None:
+            write_json(asked.json, rows)
+    table = Table("env", "distilled", "from reward alone", "ratio", "with the teacher's training", "censored", "seeds")
+    for row in rows:
+        if row["student_steps"] is None:
+            table.add_row(row["env"], "not enough", *["–"] * 4, str(row["seeds"]))
+            continue
+        least = "≥ " if row["censored"] * 2 > row["seeds"] else ""
+        table.add_row(
+            row["env"], f"{row['student_steps']:,}", f"{least}{row['control_steps']:,}", f"{least}{row['ratio']:.1f}",
+            f"{least}{row['ratio_with_teacher']:.3f}", f"{row['censored']} of {row['seeds']}", str(row["seeds"]),
+        )  # fmt: skip
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
