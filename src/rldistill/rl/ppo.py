@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from rldistill.data.dataset import action_gap
 from rldistill.envs.seeding import block_generator
@@ -25,17 +27,19 @@ from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
 from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory
 from rldistill.students import AnyStudent, Cnn, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import ActionHead, Batch, Policy, PolicyOutput, PolicySpec
+from rldistill.students.network import NetworkPolicy, flatten_weights
+from rldistill.types import ActionHead, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 10.0
 """Seconds between checkpoints."""
 ALONE = Guidance()
+NO_LOSS = torch.zeros(())
 Score = Callable[[NetworkPolicy], NDArray[np.float64]]
 
 
@@ -175,8 +179,9 @@ class _Training:
         self.player = setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
+        self.weights = flatten_weights(self.policy, self.critic)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            [*self.policy.parameters(), *self.critic.parameters()], config.learning_rate, eps=1e-5
+            [self.weights], config.learning_rate, eps=1e-5, fused=True
         )
         self.weaning = Weaning(guidance)
         self.steps = self.updates = self.studied = self.rows = 0
@@ -228,12 +233,17 @@ class _Training:
         sums = {"explained_variance": float(1 - (gained.var() / spread)) if spread > 0 else 0.0}
         with torch.no_grad():
             old = functional.log_prob(PolicyOutput(self.policy.spec.head, experience.said), experience.chosen)
+        if self.terms is None and self.head is not None and experience.labels is not None:
+            self.gap = self.gap or torch.tensor(_gap(self.head, experience.labels))
+            self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
         weight = self.weaning.weight(done)
-        rows: list[dict[str, float]] = []
-        for _ in range(config.epochs):
-            for part in self._minibatches(experience, rng):
-                rows.append(self._step(experience, part, gained, gained + value, old, weight, done))
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        remembers = isinstance(self.policy, GruPolicy)
+        rows = [
+            self._step(part, weight, done)
+            for _ in range(config.epochs)
+            for part in minibatches(experience, old, gained, gained + value, config.batch_size, remembers, rng)
+        ]
+        means = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
         return {**means, **sums, "distillation_weight": weight}
 
     def _standardise(self, experience: Experience) -> None:
@@ -256,101 +266,51 @@ class _Training:
         # Not its output, in which what is illegal is ruled out: a value is no action.
         return self.critic.numbers(obs).squeeze(-1)
 
-    def _minibatches(self, experience: Experience, rng: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
-        """Steps and slots of each minibatch; whole slots where the student remembers."""
-        steps, slots = experience.reward.shape
-        if isinstance(self.policy, GruPolicy):
-            some = max(1, self.config.batch_size // steps)
-            order = torch.from_numpy(rng.permutation(slots))
-            return [(torch.arange(steps)[:, None], part[None]) for part in torch.split(order, some)]
-        order = torch.from_numpy(rng.permutation(steps * slots))
-        return [(part // slots, part % slots) for part in torch.split(order, self.config.batch_size)]
-
-    def _step(
-        self,
-        experience: Experience,
-        part: tuple[Tensor, Tensor],
-        gained: Tensor,
-        returns: Tensor,
-        old: Tensor,
-        distillation: float,
-        done: float,
-    ) -> dict[str, float]:
+    def _step(self, part: Minibatch, distillation: float, done: float) -> dict[str, Tensor]:
         """One step of the optimiser on a minibatch."""
         config = self.config
-        output = self._say(experience, part)
-        weight, advantage, target = experience.weight[part], gained[part], returns[part]
-        total = weight.sum().clamp_min(1)
-        if len(advantage.flatten()) > 1:
-            mean = (weight * advantage).sum() / total
-            std = ((weight * (advantage - mean) ** 2).sum() / (total - 1).clamp_min(1)).sqrt()
-            advantage = (advantage - mean) / (std + 1e-8)
-        ratio = (functional.log_prob(output, experience.chosen[part]) - old[part]).exp()
-        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        surrogate = -torch.min(ratio * advantage, clipped * advantage)
-        obs = experience.obs[part]
-        value = self._value(obs.flatten(0, target.ndim - 1) if target.ndim > 1 else obs)
-        critic_loss = ((value.view_as(target) - target) ** 2).mean()
-        policy_loss = (weight * (surrogate - config.entropy_coef * functional.entropy(output))).sum() / total
+        output = self._say(part)
+        value = self._value(part.obs.flatten(0, part.returns.ndim - 1)).view_as(part.returns)
+        ratio = (functional.log_prob(output, part.chosen) - part.old).exp()
+        entropy = functional.entropy(output if config.entropy_coef else functional.detached(output))
+        critic_loss = F.mse_loss(value, part.returns)
         loss = config.value_coef * critic_loss
-        row = {"value_loss": float(critic_loss.detach())}
+        row = {"value_loss": critic_loss.detach(), "entropy": entropy.detach().mean(), "distillation_loss": NO_LOSS}
+        row["clip_fraction"] = ((ratio.detach() - 1).abs() > config.clip_range).float().mean()
         if self.steps >= config.critic_warmup:
-            loss = loss + policy_loss
-        if distillation > 0 and experience.labels is not None and self.steps >= config.critic_warmup:
-            divergence = self._distillation(output, experience, part, returns, done)
-            if self.guidance.proximal:
-                divergence = ratio.clamp_min(1 - config.clip_range) * divergence
-            loss = loss + distillation * divergence.mean()
-            row["distillation_loss"] = float(divergence.detach().mean())
-        self.optimizer.zero_grad()
+            advantage = part.normalised_advantage()
+            clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+            gain = torch.min(ratio * advantage, clipped * advantage)
+            if config.entropy_coef:
+                gain = gain + config.entropy_coef * entropy
+            loss = loss - torch.dot(part.weight.flatten(), gain.flatten()) / part.weight.sum().clamp_min(1)
+            if distillation > 0 and part.labels is not None:
+                divergence = self._distillation(output, part, done)
+                if self.guidance.proximal:
+                    divergence = ratio.clamp_min(1 - config.clip_range) * divergence
+                loss = loss + distillation * divergence.mean()
+                row["distillation_loss"] = divergence.detach().mean()
+        assert self.weights.grad is not None
+        self.weights.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([*self.policy.parameters(), *self.critic.parameters()], config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_([self.weights], config.max_grad_norm)
         self.optimizer.step()
-        with torch.no_grad():
-            row["clip_fraction"] = float(((ratio - 1).abs() > config.clip_range).float().mean())
-            row["entropy"] = float(functional.entropy(output).mean())
-        return {"distillation_loss": 0.0, **row}
+        return row
 
-    def _say(self, experience: Experience, part: tuple[Tensor, Tensor]) -> PolicyOutput:
-        obs = experience.obs[part]
+    def _say(self, part: Minibatch) -> PolicyOutput:
         if isinstance(self.policy, GruPolicy):
-            assert experience.state is not None
-            slots = part[1][0]
-            output, _ = self.policy.unroll(obs, experience.starts[:, slots], experience.state[slots])
+            assert part.state is not None
+            output, _ = self.policy.unroll(part.obs, part.starts, part.state)
             return output
-        said: PolicyOutput = self.policy(obs)[0]
+        said: PolicyOutput = self.policy(part.obs)[0]
         return said
 
-    def _distillation(
-        self, output: PolicyOutput, experience: Experience, part: tuple[Tensor, Tensor], returns: Tensor, done: float
-    ) -> Tensor:
+    def _distillation(self, output: PolicyOutput, part: Minibatch, done: float) -> Tensor:
         """The distillation losses of a minibatch, weighted and summed, unreduced."""
-        assert experience.labels is not None
         assert self.head is not None
-        if self.terms is None:
-            if not self.gap:
-                self.gap = torch.tensor(_gap(self.head, experience.labels))
-            self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
-        labels = PolicyOutput(self.head, experience.labels[part])
-        zeros = torch.zeros_like(returns[part], dtype=torch.int64)
-        batch = Batch(
-            obs=experience.obs[part],
-            action=experience.chosen[part],
-            reward=experience.reward[part],
-            return_to_go=returns[part],
-            terminated=experience.terminated[part],
-            truncated=experience.truncated[part],
-            teacher=labels,
-            next_teacher=labels,
-            next_obs=None,
-            weight=torch.ones_like(returns[part]),
-            episode=zeros,
-            step=zeros,
-            actor=zeros,
-            task=zeros,
-        )
-        parts = [term.weight(done) * unreduced(term, output, batch) for term in self.terms]
-        return torch.stack(parts).sum(0)
+        assert self.terms is not None
+        batch = part.labelled(self.head)
+        return reduce(torch.add, [term.weight(done) * unreduced(term, output, batch) for term in self.terms])
 
     def _note(self, row: dict[str, float], seconds: float) -> None:
         """A row of `metrics.jsonl`; where it is time, the score of the policy, which is kept if it is the best."""

@@ -282,3 +282,22 @@ def require_positive(field: str, sizes: Sequence[Any]) -> None:
     for size in sizes:
         if type(size) is not int or size < 1:
             raise ConfigError(f"{field}: expected positive integers, found {size!r}")
+
+
+def flatten_weights(*networks: nn.Module) -> nn.Parameter:
+    """One parameter that the networks' own become views of, and its gradient likewise.
+
+    The optimiser and the clipping then take one operation each instead of one for every layer, which for a small
+    student is half of the time.
+    """
+    own = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+    flat = nn.Parameter(torch.empty(sum(parameter.numel() for parameter in own), device=own[0].device))
+    flat.grad = torch.zeros_like(flat)
+    at = 0
+    for parameter in own:
+        weight, gradient = (
+            whole[at:].as_strided(parameter.shape, parameter.stride()) for whole in (flat.detach(), flat.grad)
+        )
+        parameter.data, parameter.grad = weight.copy_(parameter.detach()), gradient
+        at += parameter.numel()
+    return flat
