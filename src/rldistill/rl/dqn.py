@@ -26,13 +26,13 @@ from rldistill.masking import has_mask, random_legal
 from rldistill.objective import unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.guidance import Guidance, Weaning
-from rldistill.rl.ppo import ALONE, Score
+from rldistill.rl.ppo import ALONE, NO_LOSS, Score
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Setting, run_stage, weights_of
 from rldistill.rollouts import Memory, rollout
 from rldistill.schedules import Linear, Schedule
 from rldistill.students import AnyStudent, Ridge, Tree
-from rldistill.students.network import NetworkPolicy
+from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 30.0
@@ -174,8 +174,9 @@ class _Training:
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
         self.replay: Replay | None = Replay(self.spec, config.buffer_size, config.num_envs, labels)
+        self.weights = flatten_weights(self.policy)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            self.policy.parameters(), config.learning_rate, eps=1.5e-4
+            [self.weights], config.learning_rate, eps=1.5e-4, fused=True
         )
         self.weaning = Weaning(guidance)
         self.gap = torch.zeros(())
@@ -183,7 +184,7 @@ class _Training:
         self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
-        self.noted: list[dict[str, float]] = []
+        self.noted: list[dict[str, Tensor]] = []
         self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "target": self.target}
         self.memories: Mapping[str, Memory] = {"student": self.player} | (
             {} if self.teacher is None else {"teacher": self.teacher}
@@ -283,7 +284,7 @@ class _Training:
                 self._step(self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng), weight)
             )
 
-    def _step(self, drawn: Drawn, weight: float) -> dict[str, float]:
+    def _step(self, drawn: Drawn, weight: float) -> dict[str, Tensor]:
         """One step of the optimiser."""
         output = self.policy(drawn.obs)[0]
         with torch.no_grad():
@@ -293,19 +294,20 @@ class _Training:
             target = drawn.reward + drawn.discount * bootstrap
         taken = output.params.gather(1, drawn.action[:, None]).squeeze(1)
         per_sample = F.smooth_l1_loss(taken, target, reduction="none")
-        row = {"td_loss": float(per_sample.detach().mean()), "q_value": float(taken.detach().mean())}
+        row = {"td_loss": per_sample.detach().mean(), "q_value": taken.detach().mean(), "distillation_loss": NO_LOSS}
         if weight > 0 and drawn.labels is not None:
             divergence = self._distillation(output, drawn)
             per_sample = per_sample + weight * divergence
-            row["distillation_loss"] = float(divergence.detach().mean())
-        self.optimizer.zero_grad()
+            row["distillation_loss"] = divergence.detach().mean()
+        assert self.weights.grad is not None
+        self.weights.grad.zero_()
         per_sample.mean().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        nn.utils.clip_grad_norm_([self.weights], self.config.max_grad_norm)
         self.optimizer.step()
         self.updates += 1
         if self.updates % self.config.target_update == 0:
             self.target.load_state_dict(self.policy.state_dict())
-        return {"distillation_loss": 0.0, **row}
+        return row
 
     def _distillation(self, output: PolicyOutput, drawn: Drawn) -> Tensor:
         """The distillation losses, weighted and summed, `[B]`."""
@@ -328,7 +330,7 @@ class _Training:
         if self.noted and (self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY or at_end):
             recent = float(np.mean(self.life.recent)) if self.life.recent else None
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
-            document |= {name: float(np.mean([row[name] for row in self.noted])) for name in self.noted[0]}
+            document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
             document["distillation_weight"] = self.weaning.weight(self.done)
             if self.score is not None and (self.steps >= self.next_eval or at_end):
                 self.next_eval += self.config.eval_every

@@ -1,0 +1,201 @@
+"""Learning from reward beside a teacher: where each recipe ends, on real environments, as a share of its teacher.
+
+`corrupted` adds Gaussian noise to the teacher's weights until it scores about 0.34 of itself, and lets that teach.
+`finetune` also says how far the student ever fell below where it began. Every run goes on after an interruption.
+`--quick` is one training seed, and no Pong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rldistill import Entrant, EvaluateConfig, Policy, evaluate, load_policy
+from rldistill.artifacts import write_json
+from rldistill.config import RunConfig
+from rldistill.data.manifest import Manifest
+from rldistill.evaluate.play import play
+from rldistill.recipes.from_reward import SCORED
+from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
+from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, Run
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.load import SavedTeacher
+
+CORRUPTED, SPOILT = "corrupted", 0.34
+
+LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
+CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
+PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
+
+# `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "ppd-LunarLander": {
+        "wanted": 0.98, "seeds": 5, "episodes": 100, "agent": "ppo/LunarLander-v2_1",
+        "run": {"env": {"id": "LunarLander-v3"}, "recipe": {"name": "ppd"},
+                "students": {"quarter": {"type": "mlp", "hidden": [28, 28]}},
+                "ppo": LANDER_PPO | {"total_steps": 50_000}},
+    },
+    "ppd-Hopper": {
+        "wanted": 0.97, "seeds": 3, "episodes": 30, "agent": "tqc/Hopper-v3_1",
+        "run": {"env": {"id": "Hopper-v5"}, "recipe": {"name": "ppd", "weight": 5.0},
+                "distill": {"losses": ["action_nll"]},
+                "students": {"quarter": {"type": "mlp", "hidden": [96, 96]}},
+                "ppo": {"total_steps": 300_000, "num_envs": 8, "num_steps": 256, "eval_every": 20_000}},
+    },
+    "corrupted-LunarLander": {
+        "wanted": 0.64, "seeds": 5, "episodes": 100, "agent": "ppo/LunarLander-v2_1", CORRUPTED: True,
+        "run": {"env": {"id": "LunarLander-v3"}, "recipe": {"name": "ppd", "weight": {"type": "linear", "end": 0.0}},
+                "students": {"mlp": {"type": "mlp", "hidden": [64, 64]}},
+                "ppo": LANDER_PPO | {"total_steps": 500_000, "epochs": 4, "entropy_coef": 0.01, "eval_every": 25_000}},
+    },
+    "finetune-LunarLander": {
+        "wanted": 1.0, "seeds": 5, "episodes": 100, "agent": "dqn/LunarLander-v2_1",
+        "run": {"env": {"id": "LunarLander-v3"}, "recipe": {"name": "finetune", "critic_warmup": 40_000},
+                "collect": {"steps": 20_000, "gamma": 0.999}, "distill": {"epochs": 20},
+                "students": {"mlp": {"type": "mlp", "hidden": [32, 32]}},
+                "ppo": LANDER_PPO | {"total_steps": 300_000, "epochs": 4, "eval_every": 20_000}},
+    },
+    "qdagger-Pong": {
+        "wanted": 1.0, "seeds": 1, "episodes": 30, "teacher": "zoo:pong-dqn",
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger"},
+                "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62},
+                "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 2e-4,
+                        "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01, "gradient_steps": 1,
+                        "eval_every": 50_000, "threads": 2}},
+    },
+    "finetune-Pong": {
+        "wanted": 1.0, "seeds": 1, "episodes": 30, "shared": "pong-dqn-halfway",
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "finetune", "critic_warmup": 20_000},
+                "collect": {"steps": 60_000, "epsilon": 0.05}, "distill": PIXELS, "students": {"cnn": CNN62},
+                "ppo": {"total_steps": 500_000, "num_steps": 128, "epochs": 4, "batch_size": 256,
+                        "learning_rate": 2.5e-4, "clip_range": 0.1, "entropy_coef": 0.005, "eval_every": 50_000,
+                        "threads": 2}},
+    },
+}  # fmt: skip
+
+
+def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy]:
+    """The run of an experiment, and the sound teacher that its student is compared with."""
+    about = EXPERIMENTS[name]
+    if "agent" in about:
+        teacher = str(agents / "sb3" / about["agent"])
+    else:
+        teacher = str(agents / about["shared"]) if "shared" in about else about["teacher"]
+    document = {**about["run"], "name": name, "teacher": teacher, "out": str(out / name), "seeds": [*range(seeds)]}
+    run = RunConfig.model_validate(document).plan()
+    sound = load_teacher(run)
+    if CORRUPTED in about:
+        corrupt(run, sound, run.folder / CORRUPTED)
+        run = replace(run, teacher=SavedTeacher(str(run.folder / CORRUPTED)))
+    return run, sound
+
+
+def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
+    """Store the teacher with just so much noise on its weights that little of its score is left."""
+    if (folder / "policy.json").exists():
+        return
+    assert isinstance(teacher, NetworkPolicy)
+    worst, best = (float(play(run.env, one, 50, round=2).returns.mean()) for one in (None, teacher))
+    sound = {name: value.clone() for name, value in teacher.state_dict().items()}
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        scale = (low + high) / 2
+        generator = torch.Generator().manual_seed(0)
+        noisy = {
+            name: value + scale * torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+            for name, value in sound.items()
+            if name.endswith((".weight", ".bias"))
+        }
+        teacher.load_state_dict({**sound, **noisy})
+        left = (float(play(run.env, teacher, 50, round=2).returns.mean()) - worst) / (best - worst)
+        print(f"noise of {scale:.3f} leaves {left:.2f} of the teacher")
+        if abs(left - SPOILT) < 0.05:
+            break
+        low, high = (scale, high) if left > SPOILT else (low, scale)
+    save_policy(teacher, folder, {"noise": scale, "left": left})
+    teacher.load_state_dict(sound)
+
+
+def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
+    """The lowest score in fine-tuning, less that at its start, over the way from random play to the teacher."""
+    folder = run.folder / "students" / name / f"seed-{seed}"
+    env = run.env.seen_by(teacher)
+    began, worst, best = (
+        float(play(env, one, SCORED, seed=run.seed, round=1).returns.mean())
+        for one in (load_native(folder.with_name(f"{folder.name}-distilled")), None, teacher)
+    )
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lowest = min(float(row["score"]) for row in rows if "score" in row)
+    return (lowest - began) / (best - worst)
+
+
+def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
+    about = EXPERIMENTS[name]
+    run, sound = planned(name, out, agents, 1 if quick else about["seeds"])
+    steps = 0
+    if not isinstance(run.recipe, FROM_REWARD_ALONE):
+        run_collect(run, resume=True)
+        steps = Manifest.read(run.folder / "dataset").num_steps
+    run_distill(run, resume=True)
+    (student,) = run.students
+    place = run.folder / "students" / student
+    steps += run.dqn.total_steps if about["run"]["recipe"]["name"] == "qdagger" else run.ppo.total_steps
+    players = {
+        "teacher": Entrant("teacher", {None: sound}, 0),
+        student: Entrant("student", {seed: load_native(place / f"seed-{seed}") for seed in run.seeds}, steps),
+        "random": Entrant("random", {None: None}, 0),
+    }
+    if CORRUPTED in about:
+        players[CORRUPTED] = Entrant("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
+    said = evaluate(run.env, players, EvaluateConfig(about["episodes"], videos=False), run.folder)["policies"]
+    row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
+    row |= {"normalised": said[student]["normalised"], "ci95": said[student]["normalised_ci95"]}
+    row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}
+    if CORRUPTED in about:
+        row[CORRUPTED] = said[CORRUPTED]["normalised"]
+    if isinstance(run.recipe, Finetune):
+        row["lowest"] = min(depth(run, sound, student, seed) for seed in run.seeds)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one training seed, and no Pong")
+    parser.add_argument("--only", default="", help="experiments that begin so")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/from-reward"))
+    parser.add_argument(
+        "--teachers", type=Path, default=Path("../shared/teachers"), help="agents, rl-baselines3-zoo's in sb3/"
+    )
+    asked = parser.parse_args()
+    names = [name for name in EXPERIMENTS if name.startswith(asked.only) and not (asked.quick and "Pong" in name)]
+    out = asked.out / ("quick" if asked.quick else "full")
+    table = Table("experiment", "wanted", "reached (95%)", "parameters, of", "steps", "seeds", "besides")
+    rows = []
+    for name in names:
+        row = row_of(name, out, asked.teachers, asked.quick)
+        rows.append(row)
+        besides = f"its teacher has {row[CORRUPTED]:.2f}" if CORRUPTED in row else ""
+        besides = f"lowest {row['lowest']:+.2f} from its start" if "lowest" in row else besides
+        low, high = row["ci95"] or (np.nan, np.nan)
+        table.add_row(
+            name, f"{row['wanted']}", f"{row['normalised']:.3f} ({low:.2f} to {high:.2f})",
+            " of ".join("–" if count is None else f"{count:,}" for count in row["parameters"]), f"{row['env_steps']:,}",
+            str(row["seeds"]), besides,
+        )  # fmt: skip
+        if asked.json is not None:
+            write_json(asked.json, rows)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
