@@ -1,0 +1,70 @@
+"""Learning from reward, killed at random moments and gone on with, ends with the bytes of a run that never was."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rldistill.artifacts import sha256_file
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
+
+# A checkpoint after every update, so that kills also meet those.
+COMMAND = """
+import rldistill.rl.dqn, rldistill.rl.ppo
+from rldistill.cli import main
+rldistill.rl.dqn.SAVE_EVERY = rldistill.rl.ppo.SAVE_EVERY = 0.0
+rldistill.rl.dqn.NOTE_EVERY = 200
+main()
+"""
+
+
+def rows_of(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+@pytest.mark.parametrize("recipe", ["ppd", "finetune", "qdagger"])
+def test_killed_at_random_it_ends_with_the_same_student(tmp_path: Path, teacher: NetworkPolicy, recipe: str) -> None:
+    save_policy(teacher, tmp_path / "teacher", {})
+    document: dict[str, Any] = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 1_000, "epsilon": 0.2},
+        "recipe": {"name": recipe},
+        "distill": {"epochs": 10, "batch_size": 64},
+        "ppo": {"total_steps": 4_096, "num_envs": 4, "num_steps": 32, "epochs": 2, "eval_every": 1_024},
+        "dqn": {"total_steps": 4_000, "offline_steps": 50, "batch_size": 16, "gradient_steps": 1, "eval_every": 1_000},
+        "students": {"mlp": {"type": "mlp", "hidden": [8]}},
+    }
+    if recipe == "finetune":
+        document["recipe"]["critic_warmup"] = 512
+    rng = random.Random(0)
+    hashes = []
+    for name in ("whole", "killed"):
+        run = tmp_path / f"{name}.yaml"
+        run.write_text(yaml.safe_dump(document | {"out": str(tmp_path / name)}))
+        student = tmp_path / name / "students" / "mlp" / "seed-0"
+        command = [sys.executable, "-c", COMMAND]
+        if recipe != "ppd":
+            subprocess.run([*command, "collect", str(run), "--quiet"], check=True)
+        kills = 0
+        for target in sorted(rng.sample(range(1, 15), 3)) if name == "killed" else []:
+            process = subprocess.Popen([*command, "distill", str(run), "--resume", "--quiet"])
+            while process.poll() is None and rows_of(student) < target:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+        assert name == "whole" or kills == 3
+        subprocess.run([*command, "distill", str(run), "--resume", "--quiet"], check=True)
+        hashes.append(sha256_file(student / "policy.safetensors"))
+    assert hashes[0] == hashes[1]
