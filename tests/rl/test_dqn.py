@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from rldistill.artifacts import sha256_file
+from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
-from rldistill.envs.single import EnvConfig
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term
@@ -141,6 +142,20 @@ def test_the_teachers_data_come_first(teacher: NetworkPolicy, dataset: Dataset, 
     with torch.no_grad():
         same = policy(dataset.observations(rows))[0].mode() == dataset.batch(rows).teacher.mode()
     assert same.float().mean() > 0.9
+
+
+def test_only_legal_actions_are_tried_and_valued(strict: EnvConfig, tmp_path: Path) -> None:
+    teacher = Mlp((8,)).build(spec_from_env(strict)).eval()
+    data = collect(strict, teacher, CollectConfig(steps=400, epsilon=0.3), tmp_path / "dataset")
+    config = dataclasses.replace(SHORT, total_steps=1_600, gamma=0.5, offline_steps=200)
+    policy = learn(
+        strict, Mlp((8,)), config, tmp_path / "student", teacher=teacher, guidance=Guidance(KL), dataset=data
+    )
+    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["td_loss"]) and row["distillation_loss"] < 10 for row in rows)
+    # Nearly 1 + 1/2 + 1/4 + ... far from the end; an illegal action's value would be far off.
+    assert 1 < rows[-1]["q_value"] < 2.2
+    assert policy.spec.head.nvec == (3,)
 
 
 @pytest.mark.parametrize(

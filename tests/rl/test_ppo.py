@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -210,29 +208,7 @@ def test_what_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) ->
         PPOConfig(total_steps=0)
 
 
-def test_legal_actions_are_told_to_the_policy_and_not_to_its_critic(tmp_path: Path) -> None:
-    class Strict(gymnasium.Env[np.ndarray, int]):  # type: ignore[type-arg]
-        observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
-        action_space = gymnasium.spaces.Discrete(3)
-
-        def action_masks(self) -> list[bool]:
-            return [False, True, True]
-
-        def reset(self, **kwargs: Any) -> Any:
-            super().reset(seed=kwargs.get("seed"))
-            self.left = 10
-            return self.observation_space.sample(), {}
-
-        def step(self, action: int) -> Any:
-            assert action != 0
-            self.left -= 1
-            return self.observation_space.sample(), 1.0, self.left == 0, False, {}
-
-    gymnasium.register("Strict-v0", Strict)
-    try:
-        config = PPOConfig(total_steps=256, num_envs=2, num_steps=32, epochs=2)
-        learn(EnvConfig("Strict-v0"), Mlp((8,)), config, tmp_path)
-        row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-        assert row["value_loss"] < 100  # and not the square of the value of an illegal action
-    finally:
-        del gymnasium.registry["Strict-v0"]
+def test_legal_actions_are_told_to_the_policy_and_not_to_its_critic(strict: EnvConfig, tmp_path: Path) -> None:
+    learn(strict, Mlp((8,)), PPOConfig(total_steps=256, num_envs=2, num_steps=32, epochs=2), tmp_path)
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["value_loss"] < 100  # and not the square of the value of an illegal action
