@@ -18,7 +18,8 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term
-from rldistill.rl.dqn import DQNConfig, Dueling, learn
+from rldistill.rl.dqn import DQNConfig, learn
+from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Replay
 from rldistill.schedules import Constant

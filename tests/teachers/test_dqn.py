@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
-from rldistill.teachers.dqn import DoubleDQN, FrameReplayBuffer, _quantile_huber
+from rldistill.teachers.dqn import DoubleDQN, _quantile_huber
+from rldistill.teachers.frame_replay import FrameReplayBuffer
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 

@@ -13,11 +13,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
+from rldistill.envs.seeding import episode_seed
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.rollouts import inference_threads
-from rldistill.teachers import train
 from rldistill.teachers.dqn import DoubleDQN
+from rldistill.teachers.keeper import seed_of
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
 
@@ -224,9 +225,9 @@ def test_damaged_checkpoints_and_curves_are_named(tmp_path: Path) -> None:
 
 def test_training_and_choosing_the_best_share_no_episode_with_the_final_evaluation() -> None:
     seeds = {
-        purpose: {train._seed_of(0, purpose, slot, episode) for slot in range(8) for episode in range(50)}
+        purpose: {seed_of(0, purpose, slot, episode) for slot in range(8) for episode in range(50)}
         for purpose in ("train", "evaluate")
     }
-    judged_by = {train.episode_seed(0, "evaluate", 0, 0, 0, episode) for episode in range(400)}
+    judged_by = {episode_seed(0, "evaluate", 0, 0, 0, episode) for episode in range(400)}
     assert not seeds["train"] & seeds["evaluate"]
     assert not seeds["evaluate"] & judged_by

@@ -25,6 +25,7 @@ from rldistill.gradient_fit import prepare
 from rldistill.masking import has_mask, random_legal
 from rldistill.objective import unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
+from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS, Score
 from rldistill.rl.replay import Drawn, Replay
@@ -350,28 +351,6 @@ class _Training:
 
 def _of_values(spec: PolicySpec) -> PolicySpec:
     return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
-
-
-class Dueling(nn.Module):
-    """Q(s, a) = V(s) + A(s, a) - mean_a A(s, a), both linear in the last hidden layer."""
-
-    def __init__(self, width: int, actions: int) -> None:
-        super().__init__()
-        self.value, self.advantage = nn.Linear(width, 1), nn.Linear(width, actions)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        advantage: Tensor = self.advantage(hidden)
-        values: Tensor = self.value(hidden) + advantage - advantage.mean(-1, keepdim=True)
-        return values
-
-    def joined(self) -> nn.Linear:
-        """The same function in one layer, since all of it is linear."""
-        joined = nn.Linear(self.advantage.in_features, self.advantage.out_features)
-        with torch.no_grad():
-            for name in ("weight", "bias"):
-                advantage, value = getattr(self.advantage, name), getattr(self.value, name)
-                getattr(joined, name).copy_(value + advantage - advantage.mean(0, keepdim=True))
-        return joined
 
 
 def _learner(student: AnyStudent, spec: PolicySpec, config: DQNConfig) -> NetworkPolicy:

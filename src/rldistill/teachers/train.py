@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
-import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from gymnasium.spaces import Box
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from rldistill.artifacts import open_stage, provenance, write_atomic
-from rldistill.envs.atari import is_atari
-from rldistill.envs.seeding import Purpose, episode_seed
+from rldistill.artifacts import open_stage
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy, activation
-from rldistill.students.storage import load_native, save_policy
-from rldistill.teachers.dqn import DoubleDQN
+from rldistill.students.storage import load_native
+from rldistill.teachers.keeper import Keeper, read_curve, training_env
 from rldistill.teachers.sb3 import to_native
 from rldistill.teachers.vec_env import SteppingVecEnv
 
@@ -104,7 +95,7 @@ def train_teacher(
     last = folder / "checkpoints" / "last.zip"
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads)
-    vector = _vec_env(env, config.num_envs, seed, "train")
+    vector = training_env(env, config.num_envs, seed, "train")
     try:
         if last.exists():
             model = _load(last, config, vector)
@@ -115,7 +106,7 @@ def train_teacher(
         _require_expressible(model, env)
         # No slot has played more episodes than there were steps, so what is played from here on is new.
         vector.env.episode += model.num_timesteps
-        keeper = _Keeper(model, env, config, folder, seed, progress)
+        keeper = Keeper(model, env, config, folder, seed, progress)
         left = config.total_steps - model.num_timesteps
         try:
             if left > 0:
@@ -225,7 +216,7 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
             f"{folder}: there is a policy but no checkpoints/last.zip; {config.algorithm} cannot go on without its "
             "critic. Start again with --overwrite."
         )
-    rows = _read_curve(folder / "curve.jsonl")
+    rows = read_curve(folder / "curve.jsonl")
     if not rows:
         raise ConfigError(
             f"{folder}: there is a policy but neither checkpoints/last.zip nor a curve.jsonl to go on from"
@@ -246,16 +237,6 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
     _refill_buffer(model, config)
 
 
-def _read_curve(path: Path, last_step: float = np.inf) -> list[dict[str, Any]]:
-    """Rows up to `last_step`; empty if there is no curve yet."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [row for row in rows if row["step"] <= last_step]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorruptArtifactError(f"{path}: not a learning curve ({error!r}); was it cut short or edited?") from None
-
-
 def _refill_buffer(model: OffPolicyAlgorithm, config: TrainConfig) -> None:
     """Let the policy itself, not random actions, fill the buffer until there is enough to learn from."""
     model.learning_starts = model.num_timesteps + int(config.hyperparameters.get("learning_starts", 100))
@@ -269,102 +250,3 @@ def _acting_at_once(model: OffPolicyAlgorithm) -> Callable[..., Any]:
         return sample(model, 0, *args, **kwargs)
 
     return sample_action
-
-
-def _vec_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
-    clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
-    config = replace(env, kwargs={**env.kwargs, **clipped})
-    return SteppingVecEnv(
-        make_vector_env(config, num_envs, lambda slot, episode: _seed_of(seed, purpose, slot, episode))
-    )
-
-
-def _seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
-    # Round 1: the best policy must not be chosen by the episodes that it is later judged by, which are of round 0.
-    return episode_seed(seed, purpose, 1 if purpose == "evaluate" else 0, 0, slot, episode)
-
-
-class _Keeper(BaseCallback):
-    """Evaluates, keeps the best policy, checkpoints, reports progress."""
-
-    def __init__(
-        self,
-        model: BaseAlgorithm,
-        env: EnvConfig,
-        config: TrainConfig,
-        folder: Path,
-        seed: int,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.env_config, self.config, self.folder, self.run_seed = env, config, folder, seed
-        self.progress = progress
-        self.spec = spec_from_env(env)
-        self.rows = _read_curve(folder / "curve.jsonl", model.num_timesteps)
-        self.best = max((row["mean"] for row in self.rows), default=-np.inf)
-        self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
-
-    def _on_training_start(self) -> None:
-        self.next_eval = self._next(self.config.eval_every)
-        self.next_checkpoint = self._next(self.config.checkpoint_every)
-
-    def _next(self, every: int) -> int:
-        return (self.model.num_timesteps // every + 1) * every
-
-    def _on_step(self) -> bool:
-        self.progress(self.num_timesteps, self.config.total_steps)
-        if self.num_timesteps >= self.next_eval:
-            self.next_eval = self._next(self.config.eval_every)
-            self.evaluate()
-        elif self.num_timesteps >= self.next_checkpoint:
-            self.save_checkpoint()
-        return True
-
-    def finish(self) -> None:
-        """Evaluate what training ended with, unless that has been done."""
-        if not self.rows or self.rows[-1]["step"] < self.model.num_timesteps:
-            self.evaluate()
-
-    def evaluate(self) -> None:
-        """One row of the curve, a checkpoint, and the policy if it is the best so far."""
-        average = self.model.acting_on_average() if isinstance(self.model, DoubleDQN) else nullcontext()
-        with average:
-            self._evaluate_and_keep()
-        self.save_checkpoint()
-
-    def _evaluate_and_keep(self) -> None:
-        with closing(_vec_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")) as env:
-            returns, _ = evaluate_policy(
-                self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
-            )
-        row = {
-            "step": self.model.num_timesteps,
-            "updates": int(getattr(self.model, "_n_updates", 0)),
-            "seconds": round(time.monotonic() - self.started, 1),
-            "mean": float(np.mean(returns)),
-            "returns": np.asarray(returns).tolist(),
-        }
-        if row["mean"] >= self.best:
-            self.best = row["mean"]
-            about = provenance(self.run_seed) | {
-                "env_steps": self.model.num_timesteps,
-                "algorithm": self.config.algorithm,
-                "mean_return": self.best,
-            }
-            save_policy(to_native(self.model, self.spec), self.folder, about, half=self.spec.frames is not None)
-            self.save_checkpoint("best")
-        self.rows.append(row)
-        # Before the checkpoint: on resume, rows beyond it are dropped, but a row that is missing is not made up for.
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomic(self.folder / "curve.jsonl", lambda temporary: temporary.write_text(text))
-
-    def save_checkpoint(self, name: str = "last") -> None:
-        """The whole of the algorithm but its replay buffer."""
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                self.model.save(file, exclude=["_sample_action"])
-
-        write_atomic(self.folder / "checkpoints" / f"{name}.zip", write)
-        self.next_checkpoint = self._next(self.config.checkpoint_every)

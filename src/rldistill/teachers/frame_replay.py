@@ -1,0 +1,130 @@
+"""What a DQN of SB3's remembers of frame stacks: each frame once, drawn by priority if asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+from rldistill.data.frames import Padding, stack_frames
+
+
+class FrameReplayBuffer(BaseBuffer):
+    """Replay of n-step transitions over frame stacks, each frame stored once.
+
+    Returned rewards are sum_k gamma^k r_{t+k} up to the end of the episode; windows cut by a time limit are not
+    sampled, because the state they should bootstrap from is not kept.
+
+    With `alpha` > 0, a transition is drawn with a probability proportional to (|its last TD error| + 0.001)^alpha, new
+    ones with the largest so far, and weighted by (its probability times the number of transitions)^-beta over the
+    largest such weight in the batch (Schaul 2016, arXiv 1511.05952).
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Box,
+        action_space: spaces.Discrete,
+        device: torch.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        padding: Padding = "zero",
+        alpha: float = 0.0,
+        beta: float = 0.5,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.depth, *frame = observation_space.shape
+        self.n_steps, self.gamma, self.padding = n_steps, gamma, padding
+        self.alpha, self.beta = alpha, beta
+        rows = self.buffer_size * n_envs
+        self.frames = np.zeros((rows, *frame), np.uint8)
+        self.actions = np.zeros(rows, np.int64)
+        self.rewards = np.zeros(rows, np.float32)
+        self.terminated = np.zeros(rows, bool)
+        self.truncated = np.zeros(rows, bool)
+        self.age = np.zeros(rows, np.int64)
+        self._age = np.zeros(n_envs, np.int64)
+        self.priorities = np.zeros(rows, np.float32)
+        self.drawn = np.zeros(0, np.int64)
+        self.weights = np.zeros(0, np.float32)
+
+    def add(
+        self,
+        obs: NDArray[np.uint8],
+        next_obs: NDArray[np.uint8],
+        action: NDArray[np.int64],
+        reward: NDArray[np.float32],
+        done: NDArray[np.bool_],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        rows = slice(self.pos * self.n_envs, (self.pos + 1) * self.n_envs)
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        self.frames[rows] = obs[:, -1]
+        self.actions[rows], self.rewards[rows] = action.reshape(-1), reward
+        self.terminated[rows], self.truncated[rows] = done & ~truncated, truncated
+        self.age[rows] = self._age
+        self.priorities[rows] = self.priorities.max() or 1.0
+        self._age = np.where(done, 0, self._age + 1)
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full, self.pos = True, 0
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        rows = self._draw_prioritised(2 * batch_size) if self.alpha else self._draw(2 * batch_size)
+        whole = ~self.truncated[self._windows(rows)].any(1)
+        self.drawn = rows[whole][:batch_size]
+        likelihood = self.priorities[self.drawn] if self.alpha else np.ones(len(self.drawn), np.float32)
+        self.weights = (likelihood / likelihood.min()) ** -self.beta
+        return self._get_samples(self.drawn)
+
+    def reprioritise(self, td_errors: NDArray[np.float32]) -> None:
+        """Take up the TD errors of the transitions drawn last."""
+        self.priorities[self.drawn] = (np.abs(td_errors) + 1e-3) ** self.alpha
+
+    def _draw(self, count: int) -> NDArray[np.int64]:
+        """Rows whose stack and n-step window lie wholly inside what the ring holds."""
+        oldest, size = self._held()
+        step = oldest + np.random.randint(self.depth, size - self.n_steps, count)
+        return (step % self.buffer_size) * self.n_envs + np.random.randint(0, self.n_envs, count)
+
+    def _draw_prioritised(self, count: int) -> NDArray[np.int64]:
+        oldest, size = self._held()
+        bounds = np.cumsum(self.priorities, dtype=np.float64)
+        rows = np.searchsorted(bounds, np.random.rand(count) * bounds[-1], side="right")
+        since = (rows // self.n_envs - oldest) % self.buffer_size
+        usable = rows[(self.depth <= since) & (since < size - self.n_steps)]
+        return usable if len(usable) > count // 2 else self._draw(count)
+
+    def _held(self) -> tuple[int, int]:
+        """The oldest step in the ring, and how many steps it holds."""
+        return (self.pos, self.buffer_size) if self.full else (0, self.pos)
+
+    def _windows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (rows[:, None] + np.arange(self.n_steps) * self.n_envs) % len(self.frames)
+
+    def _get_samples(self, batch_inds: NDArray[np.int64], env: Any = None) -> ReplayBufferSamples:
+        window = self._windows(batch_inds)
+        terminated = self.terminated[window]
+        alive = np.cumprod(np.concatenate([np.ones((len(window), 1)), 1 - terminated[:, :-1]], 1), 1)
+        returns = (self.rewards[window] * alive * self.gamma ** np.arange(self.n_steps)).sum(1)
+        after = (batch_inds + self.n_steps * self.n_envs) % len(self.frames)
+        return ReplayBufferSamples(
+            observations=self._stacks(batch_inds),
+            actions=torch.from_numpy(self.actions[batch_inds]).to(self.device)[:, None],
+            next_observations=self._stacks(after),
+            dones=torch.from_numpy(terminated.any(1).astype(np.float32)).to(self.device)[:, None],
+            rewards=torch.from_numpy(returns.astype(np.float32)).to(self.device)[:, None],
+            discounts=torch.full((len(batch_inds), 1), self.gamma**self.n_steps, device=self.device),
+        )
+
+    def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        stacks = stack_frames(self.frames, rows, self.age[rows], self.depth, self.padding, self.n_envs)
+        return torch.from_numpy(stacks).to(self.device, memory_format=torch.channels_last)
