@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rldistill.artifacts import write_atomic
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.losses import QMSE, AnyLoss, BellmanTarget, ForwardKL
+from rldistill.metrics import Metrics
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
 from rldistill.types import Batch, PolicyOutput, PolicySpec
@@ -63,7 +62,7 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
     count = int(dataset.heldout.sum())
     row: dict[str, float | None] = {"epoch": 1, "step": len(dataset) - count, "heldout_loss": error / count}
     row |= {"agreement": _agreement(dataset, policy), "seconds": round(time.monotonic() - started, 3)}
-    write_atomic(folder / "metrics.jsonl", lambda temporary: temporary.write_text(json.dumps(row) + "\n"))
+    Metrics(folder).write([row])
     if not error < variance:
         raise NothingLearnedError(
             f"{folder}: the student learned nothing: its held-out squared error is {error / count:.4g}, and the mean "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from rldistill.artifacts import write_atomic
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.metrics import Metrics
 from rldistill.objective import best_constant_loss, feature_size, student_spec, total_loss, with_temperatures
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
@@ -75,6 +75,8 @@ class GradientFit:
         self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
         if self.checkpoint.exists():
             self._restore()
+        self.metrics = Metrics(folder)
+        self.metrics.keep(self.epoch)
 
     def _add_heads(self) -> None:
         """What the losses train beyond the policy itself."""
@@ -192,8 +194,7 @@ class GradientFit:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": round(seconds, 3),
         }
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.metrics.add(row)
 
     def _save(self) -> None:
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
@@ -219,9 +220,6 @@ class GradientFit:
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
         self.epoch, self.stale = int(epoch), int(stale)
-        metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines(keepends=True)[: self.epoch] if metrics.exists() else []
-        write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
 
 
 def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.artifacts import write_atomic
 from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.metrics import Metrics
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
 from rldistill.types import ILLEGAL, PolicyOutput, PolicySpec
 
@@ -54,7 +53,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
     row |= {"agreement": right if discrete else None, "nodes": int(grown.tree_.node_count)}
     row["seconds"] = round(time.monotonic() - started, 3)
-    write_atomic(folder / "metrics.jsonl", lambda temporary: temporary.write_text(json.dumps(row) + "\n"))
+    Metrics(folder).write([row])
     if not right > constant:
         raise NothingLearnedError(
             f"{folder}: the student learned nothing: on held-out episodes it has {right:.4g}, always saying the same "

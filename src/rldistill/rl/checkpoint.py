@@ -99,9 +99,6 @@ def restore(training: Training) -> None:
             memory.state = tensors.get(f"memory.{name}")
     else:
         warnings.warn(f"{path}: the open episodes were not played again as they were; they are dropped", stacklevel=2)
-    metrics = training.folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True)[: training.rows] if metrics.exists() else []
-    write_atomic(metrics, lambda temporary: temporary.write_text("".join(lines)))
 
 
 def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:

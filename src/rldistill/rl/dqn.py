@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.gradient_fit import prepare
 from rldistill.masking import has_mask, random_legal
+from rldistill.metrics import Metrics
 from rldistill.objective import unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.dueling import Dueling
@@ -191,6 +191,8 @@ class _Training:
             {} if self.teacher is None else {"teacher": self.teacher}
         )
         restore(self)
+        self.metrics = Metrics(folder)
+        self.metrics.keep(self.rows)
 
     @property
     def done(self) -> float:
@@ -341,8 +343,7 @@ class _Training:
             for text in self.weaning.update(document.get("score", recent), self.done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             document["seconds"] = round(seconds, 2)
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(document) + "\n")
+            self.metrics.add(document)
             self.noted, self.rows = [], self.rows + 1
             if time.monotonic() - self.saved > SAVE_EVERY:
                 save(self)

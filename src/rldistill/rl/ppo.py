@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import functional
+from rldistill.metrics import Metrics
 from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.experience import Experience, advantages
@@ -194,6 +194,8 @@ class _Training:
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
         restore(self)
+        self.metrics = Metrics(folder)
+        self.metrics.keep(self.rows)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         config, started = self.config, time.monotonic()
@@ -327,8 +329,7 @@ class _Training:
         for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
             warnings.warn(f"{self.folder}: {text}", stacklevel=2)
         document["seconds"] = round(seconds, 2)
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(document) + "\n")
+        self.metrics.add(document)
         self.rows += 1
 
 

@@ -21,6 +21,7 @@ from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import CorruptArtifactError
+from rldistill.metrics import Metrics
 from rldistill.students.storage import save_policy
 from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.sb3 import to_native
@@ -104,8 +105,7 @@ class Keeper(BaseCallback):
             self.save_checkpoint("best")
         self.rows.append(row)
         # Before the checkpoint: on resume, rows beyond it are dropped, but a row that is missing is not made up for.
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomic(self.folder / "curve.jsonl", lambda temporary: temporary.write_text(text))
+        Metrics(self.folder, "curve.jsonl").write(self.rows)
 
     def save_checkpoint(self, name: str = "last") -> None:
         """The whole of the algorithm but its replay buffer."""
