@@ -107,6 +107,26 @@ def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> Non
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Runs side by side: what each student reached, and what was asked differently."""
+    from rich.console import Console
+
+    from rldistill.report.runs import compare_runs, differences_table, runs_table
+
+    found = compare_runs(runs)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(found["env"], runs_table(found), sep="\n")
+    if found["differences"]:
+        console.print(differences_table(found))
+
+
+@app.command()
 def explain(
     path: Annotated[Path, typer.Argument(help="A student's folder.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Draw weights on pictures there, as PNG.")] = None,

@@ -54,7 +54,7 @@ def write_report(run: Path) -> Path:
     Raises:
         CorruptArtifactError: `evaluation.json` is missing, or it or a learning curve is broken.
     """
-    evaluation = _read_evaluation(run / "evaluation.json")
+    evaluation = read_evaluation(run / "evaluation.json")
     videos, left_out = _videos(run / "videos", evaluation)
     page = (
         templates()
@@ -77,7 +77,8 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """An `evaluation.json`, whole; raises CorruptArtifactError for one that is missing or lacks something."""
     if not path.exists():
         raise CorruptArtifactError(f"{path}: there is nothing to report yet; run `rldistill evaluate` first")
     evaluation = read_json(path)

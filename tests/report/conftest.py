@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+def entry(kind: str, returns: list[list[float]], normalised: float | None, **changes: Any) -> dict[str, Any]:
+    values = [value for run in returns for value in run]
+    interval = None if normalised is None else [normalised - 0.1, normalised + 0.1]
+    return {
+        "kind": kind,
+        "runs": [{"training_seed": seed, "returns": run} for seed, run in enumerate(returns)],
+        "distinct_episodes": len(returns[0]),
+        "mean": sum(values) / len(values),
+        "iqm": sum(values) / len(values),
+        "ci95": [min(values), max(values)],
+        "normalised": normalised,
+        "normalised_ci95": interval,
+        "discounted_mean": 1.0,
+        "agreement": 0.875 if kind == "student" else None,
+        "action_rmse": None,
+        "parameters": 0 if kind == "random" else 1_000,
+        "bytes": 0 if kind == "random" else 4_000,
+        "macs": 0 if kind == "random" else 900,
+        "latency_us": None if kind == "random" else {"p50": 20.0, "p99": 31.0},
+        "env_steps": 5_000 if kind == "student" else 0,
+    } | changes
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    return {
+        "env": "CartPole-v1",
+        "env_kwargs": {},
+        "episodes": 2,
+        "seeds": [0, 1],
+        "versions": {"rldistill": "0.1.0"},
+        "policies": {
+            "teacher": entry("teacher", [[500, 480]], 1.0, normalised_ci95=[1.0, 1.0]),
+            "small-mlp": entry("student", [[450, 400], [480, 470]], 0.9, parameters=250),
+            "wide": entry("student", [[300, 310], [320, 290]], 0.6, parameters=4_000),
+            "random": entry("random", [[20, 22]], 0.0, normalised_ci95=[0.0, 0.0]),
+        },
+    }
