@@ -159,3 +159,16 @@ def test_widened_gaps_are_taken_off_the_targets() -> None:
     torch.testing.assert_close(td_errors, torch.tensor([0.7, 1.7]))
     with pytest.raises(ValueError, match="gap_widening: expected a number from 0 to below 1, found 1"):
         DoubleDQN("MlpPolicy", env, gap_widening=1)
+
+
+def test_each_environment_explores_at_a_rate_of_its_own() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", exploration_spread=2.0, device="cpu")
+    model.exploration_rate = 0.5
+    with torch.no_grad():  # the greedy action is 0, a random one is 1 every other time
+        model.q_net.q_net[-1].bias.copy_(torch.tensor([1e3, 0.0]))
+    np.random.seed(0)
+    actions = np.array([model.predict(np.zeros((3, 4), np.float32))[0] for _ in range(4_000)])
+    # 0.5^1, 0.5^2 and 0.5^3, halved; four standard errors of the first are 0.028
+    np.testing.assert_allclose(actions.mean(0), [0.25, 0.125, 0.0625], atol=0.028)
+    with pytest.raises(ValueError, match="exploration_spread: expected at least 0"):
+        DoubleDQN("MlpPolicy", "CartPole-v1", exploration_spread=-1)

@@ -41,6 +41,9 @@ class DoubleDQN(DQN):
     (advantage learning, Bellemare 2016, arXiv 1512.04860). Where one action changes little, as in Pong, the gaps are
     otherwise smaller than the errors of the fit.
 
+    With `exploration_spread` a > 0, environment i of N explores at the rate epsilon^(1 + a i / (N - 1)) (Horgan 2018,
+    arXiv 1803.00933), so that the replay also holds states that a good policy seldom comes to, and has to get out of.
+
     With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
     step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
     """
@@ -52,6 +55,7 @@ class DoubleDQN(DQN):
         n_quantiles: int = 1,
         kappa: float = 1.0,
         gap_widening: float = 0.0,
+        exploration_spread: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if not 0 <= average_decay < 1:
@@ -63,7 +67,9 @@ class DoubleDQN(DQN):
         if not 0 <= gap_widening < 1:
             raise ValueError(f"gap_widening: expected a number from 0 to below 1, found {gap_widening}")
         self.average_decay, self.n_quantiles, self.kappa = average_decay, n_quantiles, kappa
-        self.gap_widening = gap_widening
+        if exploration_spread < 0:
+            raise ValueError(f"exploration_spread: expected at least 0, found {exploration_spread}")
+        self.gap_widening, self.exploration_spread = gap_widening, exploration_spread
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -206,7 +212,9 @@ class DoubleDQN(DQN):
             action = self._quantiles(self.q_net, self._scaled(obs)).mean(1).argmax(1).cpu().numpy()  # type: ignore[arg-type]
         action = action if vectorized else action[0]
         if not deterministic:
-            explore = np.random.rand(*np.shape(action)) < self.exploration_rate
+            place = np.linspace(0, 1, np.size(action)).reshape(np.shape(action))
+            rate = self.exploration_rate ** (1 + self.exploration_spread * place)
+            explore = np.random.rand(*np.shape(action)) < rate
             action = np.where(explore, np.random.randint(0, self.action_space.n, np.shape(action)), action)  # type: ignore[attr-defined]
         return action, state
 
