@@ -10,16 +10,34 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, collect
+from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, Policy, collect
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.single import spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.rollouts import inference_threads
+
+
+def inference_rate(policy: Policy, batches: Sequence[NDArray[Any]], calls: int = 500) -> float:
+    """Observations a second that go through `policy` on one thread, a batch at a time."""
+    tensors = [torch.from_numpy(batch) for batch in batches]
+    with inference_threads(1), torch.no_grad():
+        started = time.perf_counter()
+        for call in range(calls):
+            policy(tensors[call % len(tensors)])
+        return calls * len(batches[0]) / (time.perf_counter() - started)
+
+
+def limit_of(*rates: float) -> float:
+    """What is done a second if one follows the other: 1 / sum 1 / rate."""
+    return 1 / sum(1 / rate for rate in rates)
 
 
 def main() -> None:
@@ -46,19 +64,14 @@ def main() -> None:
     emulator = rounds * config.slots / (time.perf_counter() - started)
     vector.close()
 
-    batches = [rng.permutation(obs) for _ in range(16)]
-    with inference_threads(1), torch.no_grad():
-        started = time.perf_counter()
-        for step in range(500):
-            teacher(torch.from_numpy(batches[step % 16]))
-        inference = 500 * config.slots / (time.perf_counter() - started)
+    inference = inference_rate(teacher, [rng.permutation(obs) for _ in range(16)])
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         dataset = collect(env, teacher, config, Path(folder) / "dataset")
         ours = len(dataset) / (time.perf_counter() - started)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
-    limit = 1 / (1 / emulator + 1 / inference)
+    limit = limit_of(emulator, inference)
     print(f"emulator {emulator:,.0f}/s, inference {inference:,.0f}/s, limit {limit:,.0f}/s")
     print(f"collect {ours:,.0f}/s, ratio {ours / limit:.2f}")
     arrays = dataset.obs.nbytes + sum(column.nbytes for column in dataset.columns.values())

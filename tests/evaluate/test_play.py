@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.envs.seeding import episode_seed
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.play import play
 from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
 from rldistill.students import Linear
 from rldistill.students.network import NetworkPolicy
+from rldistill.teachers.module import FunctionPolicy
 
 from ..conftest import CARTPOLE
 
@@ -77,3 +80,54 @@ def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
         assert not (tmp_path / "videos").exists()
     finally:
         del gymnasium.registry["Plain-v0"]
+
+
+class Uneven(gymnasium.Env[Any, Any]):
+    """Episodes of 2 or 41 steps, as their seed has it: the short ones are worth 100, the long ones 0."""
+
+    observation_space = gymnasium.spaces.Box(0, 50, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.length = self.left = 2 if self.np_random.random() < 0.5 else 41
+        return np.array([self.left], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        Uneven.steps += 1
+        self.left -= 1
+        return np.array([self.left], np.float32), 50.0 if self.length == 2 else 0.0, self.left == 0, False, {}
+
+
+def test_short_episodes_are_not_favoured() -> None:
+    """Sixteen slots end sixty episodes: had the first sixty to end counted, short ones would be most of them."""
+    gymnasium.register("Uneven-v0", Uneven)
+    try:
+        env = EnvConfig("Uneven-v0")
+        policy = Linear().build(spec_from_env(env)).eval()
+        play(env, policy, 1)  # looks first whether episodes depend on those before
+        Uneven.steps = 0
+        played = play(env, policy, 60, seed=3)
+        assert Uneven.steps == played.lengths.sum()  # no slot plays on when there is no episode left for it
+        alone = gymnasium.make("Uneven-v0")
+        for number in range(60):
+            obs, _ = alone.reset(seed=episode_seed(3, "evaluate", 0, 0, 0, number))
+            assert played.lengths[number] == obs[0]
+        assert set(played.lengths) == {2, 41}
+        np.testing.assert_array_equal(played.returns, np.where(played.lengths == 2, 100.0, 0.0))
+        assert [len(actions) for actions in played.actions] == played.lengths.tolist()
+    finally:
+        del gymnasium.registry["Uneven-v0"]
+
+
+def test_a_slot_without_an_episode_left_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 80})
+    policy = FunctionPolicy(lambda obs: int(obs.sum()) % 6, spec_from_env(short))
+    played = []
+    for slots in (2, 4):  # of each of two groups: of seven episodes, one slot has fewer than the others, or all one
+        monkeypatch.setattr(import_module("rldistill.evaluate.play"), "MAX_SLOTS", slots)
+        played.append(play(short, policy, 7, seed=5))
+    np.testing.assert_array_equal(played[0].lengths, np.full(7, 20))
+    np.testing.assert_array_equal(played[0].actions, played[1].actions)
+    assert played[0].distinct == 7

@@ -37,13 +37,20 @@ class Step:
         return last
 
 
+SeedOf = Callable[[int, int], int | None]
+"""The seed of a slot's n-th episode; None where there is none left for it. Asked once, when the episode begins."""
+
+
 class SeededVectorEnv:
-    """A Gymnasium vector whose ended slots are reset, with their next episode's seed, before the next step."""
+    """A Gymnasium vector whose ended slots are reset, with their next episode's seed, before the next step.
+
+    A slot for which there is no episode left costs no more steps, but for ale-py's, which plays on as it likes.
+    """
 
     def __init__(
         self,
         vector: VectorEnv[Any, Any, Any],
-        seed_of: Callable[[int, int], int],
+        seed_of: SeedOf,
         rebuild: Callable[[], gymnasium.Env[Any, Any]] | None = None,
         idle: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
     ) -> None:
@@ -80,23 +87,35 @@ class SeededVectorEnv:
         last_obs = obs[ended].copy()
         if len(ended):
             self.episode[ended] += 1
-            obs = self._reset(done)
+            obs = self._reset(done, obs)
         return Step(obs, np.asarray(reward, np.float64), terminated, truncated, ended, last_obs)
 
     def step(self, actions: NDArray[Any]) -> Step:
         self.send(actions)
         return self.recv()
 
-    def _reset(self, mask: NDArray[np.bool_]) -> NDArray[Any]:
-        seeds: list[int | None] = [self._seed_of(slot, int(self.episode[slot])) for slot in range(self.num_envs)]
+    def _reset(self, mask: NDArray[np.bool_], shown: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Begin the next episodes of these slots, and park those without one, which go on to show what they do now."""
+        seeds = [self._seed_of(slot, int(self.episode[slot])) if mask[slot] else None for slot in range(self.num_envs)]
+        begun = mask & np.array([seed is not None for seed in seeds])
         if isinstance(self.vector, SyncVectorEnv):
             if self._rebuild is not None:
-                self._renew(self.vector, mask, self._rebuild)
-            obs, _ = self.vector.reset(seed=seeds, options={"reset_mask": mask.copy()})
-        else:
-            obs, _ = self.vector.reset(seed=np.array(seeds)[mask], options={"reset_mask": mask})  # type: ignore[arg-type]
-        fresh: NDArray[Any] = obs.copy()
-        return fresh
+                self._renew(self.vector, begun, self._rebuild)
+            if shown is not None:
+                self._park(self.vector, mask & ~begun, shown)
+            shown, _ = self.vector.reset(seed=seeds, options={"reset_mask": mask.copy()})
+        elif begun.any():
+            shown, _ = self.vector.reset(seed=np.array(seeds)[begun].astype(np.int64), options={"reset_mask": begun})
+        assert shown is not None
+        return shown.copy()
+
+    @staticmethod
+    def _park(vector: SyncVectorEnv, mask: NDArray[np.bool_], shown: NDArray[Any]) -> None:
+        envs = list(vector.envs)
+        for slot in np.flatnonzero(mask):
+            envs[slot].close()
+            envs[slot] = _Parked(shown[slot].copy())
+        vector.envs = envs
 
     @staticmethod
     def _renew(vector: SyncVectorEnv, mask: NDArray[np.bool_], rebuild: Callable[[], gymnasium.Env[Any, Any]]) -> None:
@@ -137,14 +156,25 @@ class SeededVectorEnv:
         self.vector.close()
 
 
+class _Parked(gymnasium.Env[Any, Any]):
+    """What stands in a slot that has no episode left."""
+
+    def __init__(self, shown: Any) -> None:
+        self.shown = shown
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.shown, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.shown, 0.0, False, False, {}
+
+
 def of_the_space(action: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
     """An action `[A]` as its space has it, where that has more dimensions than policies do."""
     return action.reshape(space.shape) if space.shape and len(space.shape) > 1 else action
 
 
-def make_vector_env(
-    config: EnvConfig, num_envs: int, seed_of: Callable[[int, int], int], num_threads: int = 1
-) -> SeededVectorEnv:
+def make_vector_env(config: EnvConfig, num_envs: int, seed_of: SeedOf, num_threads: int = 1) -> SeededVectorEnv:
     """`num_envs` environments whose slot s plays its n-th episode with seed `seed_of(s, n)`."""
     if is_atari(config.id):
         refuse_wrappers(config)
