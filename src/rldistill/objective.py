@@ -42,15 +42,24 @@ def unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
     return loss
 
 
+def temperature_of(terms: tuple[Term, ...]) -> float | None:
+    """The first temperature that was given for the teacher's distribution; None if all are to be measured."""
+    losses = [term.loss for term in terms if isinstance(term.loss, ForwardKL | ReverseKL | Jeffreys)]
+    return next((loss.temperature for loss in losses if loss.temperature is not None), None)
+
+
+def default_temperature(head: ActionHead, action_gap: Callable[[], float]) -> float:
+    """By which a teacher is softened if nothing else is given: half the action gap of Q values, 1 for logits."""
+    return max(action_gap() / 2, 1e-6) if head.kind == "q_values" else 1.0
+
+
 def with_temperatures(terms: tuple[Term, ...], head: ActionHead, action_gap: Callable[[], float]) -> tuple[Term, ...]:
     """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
     distribution prefers its best action by about e^2 : 1; for logits 1."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
         if isinstance(loss, ForwardKL | ReverseKL | Jeffreys) and loss.temperature is None:
-            return dataclasses.replace(
-                loss, temperature=max(action_gap() / 2, 1e-6) if head.kind == "q_values" else 1.0
-            )
+            return dataclasses.replace(loss, temperature=default_temperature(head, action_gap))
         return loss
 
     return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)

@@ -50,15 +50,15 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
 def _lines(title: str, unit: str) -> Report:
     started = last = time.monotonic()
     rate_of = _rate()
-    finished = False
+    finished = -1  # at which total; a task may turn out to have more
 
     def report(done: int, total: int) -> None:
         nonlocal last, finished
         rate, now = rate_of(done), time.monotonic()
-        if finished or (now - last < LINE_EVERY and done < total) or now - started < 2:
+        if finished >= total or (now - last < LINE_EVERY and done < total) or now - started < 2:
             return
-        last, finished = now, done >= total
-        left = f"{(total - done) / rate:,.0f} s left" if rate and not finished else ""
+        last, finished = now, total if done >= total else finished
+        left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
         pace = ", ".join(filter(None, [_rate_text(rate, unit), left]))
         print(f"{title}: {done:,}/{total:,} {unit}" + f" ({pace})" * bool(pace), file=sys.stderr, flush=True)
 

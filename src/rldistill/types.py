@@ -266,6 +266,11 @@ class PolicyOutput:
             return replace(self, params=self.params.masked_fill(~on, ILLEGAL).masked_fill(~off, -ILLEGAL))
         return replace(self, params=self.params.masked_fill(~legal, ILLEGAL), mask=legal)
 
+    def at(self, rows: Tensor) -> PolicyOutput:
+        """What is said of some observations of a batch, without features."""
+        parts = (None if part is None else part[rows] for part in (self.value, None, self.mask))
+        return PolicyOutput(self.head, self.params[rows], *parts)
+
     def mode(self) -> Tensor:
         """The most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""
         kind, params = self.head.kind, self.params

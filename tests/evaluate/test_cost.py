@@ -48,7 +48,9 @@ def test_costs_of_dense_networks_by_hand() -> None:
     mlp = measure_cost(Mlp((16,)).build(LANDER))
     assert (mlp.parameters, mlp.macs) == (8 * 16 + 16 + 16 * 4 + 4, 8 * 16 + 16 * 4)
     assert mlp.bytes == 4 * mlp.parameters
+    assert mlp.activations == 16 + 4
     linear = measure_cost(Linear().build(ATARI))
+    assert linear.activations == 6
     assert (linear.parameters, linear.macs) == (4 * 84 * 84 * 6 + 6, 4 * 84 * 84 * 6)
 
 
@@ -56,16 +58,28 @@ def test_costs_of_a_convolutional_network_by_hand() -> None:
     cnn = measure_cost(Cnn((2,), (8,), (4,), (3,)).build(ATARI))
     # 20 x 20 places, 2 channels, 4 x 8 x 8 weights; 800 to 3; 3 to 6
     assert cnn.macs == 400 * 2 * 256 + 800 * 3 + 18
+    assert cnn.activations == 400 * 2 + 3 + 6
     assert cnn.parameters == (2 * 256 + 2) + (800 * 3 + 3) + (3 * 6 + 6)
 
 
 def test_latencies_are_measured_and_nothing_is_left_behind() -> None:
     policy, threads = Mlp((16,)).build(LANDER), torch.get_num_threads()
-    latency = measure_cost(policy).latency_us
-    assert latency is not None
-    assert 0 < latency["p50"] <= latency["p99"]
+    cost = measure_cost(policy)
+    assert cost.latency_us is not None
+    assert cost.batch_latency_us is not None
+    assert list(cost.batch_latency_us) == ["64", "256"]
+    for latency in (cost.latency_us, *cost.batch_latency_us.values()):
+        assert 0 < latency["p50"] <= latency["p99"]
     assert torch.get_num_threads() == threads
     assert not any(module._forward_hooks for module in policy.modules())
+
+
+def test_a_large_batch_takes_longer_than_one_observation() -> None:
+    cost = measure_cost(Mlp((256, 256)).build(LANDER))
+    assert cost.latency_us is not None
+    assert cost.batch_latency_us is not None
+    one, many = cost.latency_us["p50"], cost.batch_latency_us["256"]["p50"]
+    assert one < many < 256 * one  # all of them together, not each
 
 
 def test_what_fails_leaves_nothing_behind_either() -> None:
@@ -79,10 +93,11 @@ def test_what_fails_leaves_nothing_behind_either() -> None:
 def test_of_what_is_no_network_the_time_alone_is_known() -> None:
     for policy in (FirstAction(), Ensemble((Mlp((16,)).build(LANDER), FirstAction()))):
         cost = measure_cost(policy)
-        assert (cost.parameters, cost.bytes, cost.macs) == (None, None, None)
+        assert (cost.parameters, cost.bytes, cost.macs, cost.activations) == (None, None, None, None)
+        assert cost.batch_latency_us is not None
         assert cost.latency_us is not None
         assert cost.latency_us["p50"] > 0
-    assert measure_cost(None) == Cost(0, 0, 0, None)
+    assert measure_cost(None) == Cost(0, 0, 0, None, 0)
 
 
 def test_an_ensemble_costs_the_sum_of_its_members() -> None:
@@ -104,4 +119,6 @@ def test_a_policy_confined_to_legal_actions_costs_what_it_does_alone() -> None:
 def test_multiply_adds_of_a_recurrent_policy() -> None:
     policy = Actor(lstm=(6, 1), hidden=(5,)).build(PolicySpec((4,), "float32", ActionHead("categorical", (2,))))
     # four gates of 6 from 4 entries and 6 remembered numbers; then 6 to 5 and 5 to 2
-    assert measure_cost(policy).macs == 4 * 6 * (4 + 6) + 6 * 5 + 5 * 2
+    cost = measure_cost(policy)
+    assert cost.macs == 4 * 6 * (4 + 6) + 6 * 5 + 5 * 2
+    assert cost.activations == 4 * 6 + 4 * 6 + 5 + 2  # what each matrix gives: gates from the entries, from the memory

@@ -20,10 +20,12 @@ from rldistill.envs.two_views import Side
 from rldistill.envs.vector import make_vector_env, of_the_space
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
-from rldistill.types import Policy, PolicySpec
+from rldistill.types import Policy, PolicyOutput, PolicySpec
 
 MAX_SLOTS = 16
 VIDEO_FRAMES = 1_200
+NONE = -1
+"""In place of an episode's number, in a slot that has none left to play."""
 
 
 @dataclass
@@ -44,6 +46,20 @@ class Episodes:
         return len({(r, np.asarray(taken).tobytes()) for r, taken in zip(self.returns, self.actions, strict=True)})
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One step of the slots whose episodes count, `[B]`: what the student saw, what it says of it, and what its judge.
+
+    `episode` is the number of the episode, `step` that of the step within it.
+    """
+
+    obs: NDArray[Any]
+    student: PolicyOutput
+    teacher: PolicyOutput
+    episode: NDArray[np.int64]
+    step: NDArray[np.int64]
+
+
 def play(
     env_config: EnvConfig,
     policy: Policy | None,
@@ -53,6 +69,7 @@ def play(
     sample: bool = False,
     gamma: float = 0.99,
     judge: Policy | None = None,
+    watch: Callable[[Seen], None] | None = None,
     side: Side = "student",
     round: int = 0,
     num_threads: int = 2,
@@ -68,6 +85,7 @@ def play(
         sample: whether actions are sampled instead of the mode taken.
         gamma: of the discounted return.
         judge: a teacher to compare each action with, on the states of `policy`.
+        watch: called with what both say of each of them, where there is a judge.
         side: which view of the environment `policy` is shown, where there are two.
         round: 0 for the episodes that policies are judged by, another for those that they are chosen by.
         num_threads: of the emulators.
@@ -79,7 +97,8 @@ def play(
     with inference_threads(1):
         parts = [range(group, episodes, groups) for group in range(groups)]
         plays = [
-            _play(env_config, policy, part, out, seed, sample, gamma, judge, side, round, num_threads) for part in parts
+            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, round, num_threads)
+            for part in parts
         ]
         for ended in take_turns(plays):
             done += ended
@@ -96,18 +115,19 @@ def _play(
     sample: bool,
     gamma: float,
     judge: Policy | None,
+    watch: Callable[[Seen], None] | None,
     side: Side,
     round: int,
     num_threads: int,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
     slots = min(len(numbers), MAX_SLOTS)
+    upcoming, begun = iter(numbers), np.full(slots, NONE)
 
-    def seed_of(slot: int, nth: int) -> int:
-        # Beyond the last number, slots go on with other episodes until all have ended.
-        place = slot + nth * slots
-        number = numbers[place] if place < len(numbers) else numbers[-1] + place
-        return episode_seed(seed, "evaluate", round, 0, 0, number)
+    def seed_of(slot: int, nth: int) -> int | None:
+        # The next number goes to whichever slot is free, and every number is played once, however long it takes.
+        begun[slot] = number = next(upcoming, NONE)
+        return None if number == NONE else episode_seed(seed, "evaluate", round, 0, 0, number)
 
     env = make_vector_env(env_config, slots, seed_of, num_threads)
     sight = sight_of(env_config)
@@ -115,7 +135,7 @@ def _play(
     rng = block_generator(seed, "evaluate", round, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
-    place = np.arange(slots)
+    playing = begun
 
     player, watcher = (
         None if one is None else Memory(sight.shown_to(confine(one, getattr(sight, here)), here), slots)
@@ -123,6 +143,8 @@ def _play(
     )
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
+        nonlocal playing
+        playing = begun.copy()
         if player is None and has_mask(sight.student):
             return random_legal(sight.of("student", obs), sight.student, rng)
         if player is None:
@@ -130,7 +152,10 @@ def _play(
         output = player.look(obs)
         action = output.sample(generator) if sample else output.mode()
         if watcher is not None:
-            _compare(out, action, watcher.look(obs).mode(), place < len(numbers))
+            judged = watcher.look(obs)
+            _compare(out, action, judged.mode(), playing != NONE)
+            if watch is not None:
+                watch(_seen(sight.of("student", obs), output, judged, playing, out.lengths))
         return to_env_action(action)
 
     left = len(numbers)
@@ -140,20 +165,32 @@ def _play(
             continue
         for memory in filter(None, (player, watcher)):
             memory.forget(transition.step.ended)
-        for slot in np.flatnonzero(place < len(numbers)):
-            episode = numbers[place[slot]]
-            out.returns[episode] += transition.step.reward[slot]
-            out.discounted[episode] += gamma ** out.lengths[episode] * transition.step.reward[slot]
-            out.lengths[episode] += 1
-            out.actions[episode].append(transition.action[slot])
-        ended = int((place[transition.step.ended] < len(numbers)).sum())
-        place[transition.step.ended] += slots
+        counted = np.flatnonzero(playing != NONE)
+        episodes, reward = playing[counted], transition.step.reward[counted]
+        out.returns[episodes] += reward
+        out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
+        out.lengths[episodes] += 1
+        for episode, action in zip(episodes.tolist(), transition.action[counted], strict=True):
+            out.actions[episode].append(action)
+        ended = int((playing[transition.step.ended] != NONE).sum())
         left -= ended
         if ended:
             yield ended
         if left == 0:
             break
     env.close()
+
+
+def _seen(
+    obs: NDArray[Any],
+    student: PolicyOutput,
+    teacher: PolicyOutput,
+    playing: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> Seen:
+    counted = np.flatnonzero(playing != NONE)
+    rows, episode = torch.from_numpy(counted), playing[counted]
+    return Seen(obs[counted], student.at(rows), teacher.at(rows), episode, lengths[episode])
 
 
 def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:

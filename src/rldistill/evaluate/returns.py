@@ -11,12 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from rldistill.artifacts import provenance, write_json
-from rldistill.envs.single import EnvConfig
+from rldistill.data.dataset import Dataset
+from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Side
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
+from rldistill.evaluate.fidelity import Watch, fidelity
 from rldistill.evaluate.play import Episodes, draws_itself, film, fits, play
+from rldistill.evaluate.robustness import Players, RobustnessConfig, robustness
 from rldistill.evaluate.statistics import iqm, normalised_interval, normalised_score, stratified_bootstrap
+from rldistill.masking import confine
 from rldistill.types import Policy
 
 
@@ -29,12 +33,14 @@ class EvaluateConfig:
         sample: whether stochastic policies sample their actions.
         gamma: of the discounted return.
         videos: whether the best and the worst episode of each policy are filmed.
+        robustness: what else they play under, if anything.
     """
 
     episodes: int = 30
     sample: bool = False
     gamma: float = 0.99
     videos: bool = True
+    robustness: RobustnessConfig | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -57,9 +63,14 @@ def evaluate(
     folder: Path,
     *,
     seed: int = 0,
+    dataset: Dataset | None = None,
+    temperature: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Play, measure and write `evaluation.json` and `videos/` into `folder`; returns what was written.
+    """Play, measure and write `evaluation.json`, `disagreements/` and `videos/` into `folder`; returns the first.
+
+    `dataset` is what the teacher said of its own states, on which students are compared with it too, and `temperature`
+    what they learned by, as in `rldistill.evaluate.fidelity`.
 
     Normalised score = (policy - random) / (teacher - random), arXiv 2108.13264; null unless the teacher beats random.
 
@@ -75,11 +86,13 @@ def evaluate(
                 fits(policy, name, env, _side(entrant))
     total = config.episodes * sum(len(entrant.runs) for entrant in entrants.values())
     played: dict[str, dict[int | None, Episodes]] = {}
+    watches: dict[str, list[Watch]] = {}
     done = 0
     for name, entrant in entrants.items():
         played[name] = {}
         for training_seed, policy in entrant.runs.items():
-            judge = teacher if entrant.kind == "student" else None
+            judge, watch = (teacher, Watch(training_seed)) if entrant.kind == "student" else (None, None)
+            watches.setdefault(name, []).extend([watch] if watch is not None else [])
             played[name][training_seed] = play(
                 env,
                 policy,
@@ -88,12 +101,13 @@ def evaluate(
                 sample=config.sample,
                 gamma=config.gamma,
                 judge=judge,
+                watch=watch,
                 side=_side(entrant),
                 progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
             )
             done += config.episodes
     returns = {name: np.stack([episodes.returns for episodes in runs.values()]) for name, runs in played.items()}
-    evaluation = {
+    evaluation: dict[str, Any] = {
         "env": env.id,
         "env_kwargs": env.kwargs,
         "episodes": config.episodes,
@@ -101,6 +115,24 @@ def evaluate(
         "versions": provenance(seed)["versions"],
         "policies": {name: _summary(name, entrants[name], played, returns) for name in entrants},
     }
+    for name, entry in evaluation["policies"].items():
+        students = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
+        entry["fidelity"] = fidelity(name, students, watches[name], dataset, folder, temperature)
+    if config.robustness is not None:
+        players = {
+            name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
+            for name, entrant in entrants.items()
+            if entrant.kind != "random"
+        }
+        evaluation["robustness"] = robustness(
+            env,
+            players,
+            returns["random"],
+            config.robustness,
+            seed=seed,
+            sample=config.sample,
+            progress=lambda ended, more: progress(total + ended, total + more),
+        )
     write_json(folder / "evaluation.json", evaluation)
     if config.videos and not draws_itself(env):
         warnings.warn(f"no videos: {env.id} has no render mode rgb_array", stacklevel=2)
@@ -148,7 +180,9 @@ def _summary(
         "parameters": cost.parameters,
         "bytes": cost.bytes,
         "macs": cost.macs,
+        "activations": cost.activations,
         "latency_us": cost.latency_us,
+        "batch_latency_us": cost.batch_latency_us,
         "env_steps": entrant.env_steps,
     }
 

@@ -19,10 +19,11 @@ from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
+from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
-from rldistill.report import evaluation_table, verdict, write_report
+from rldistill.report import evaluation_table, robustness_table, verdict, write_report
 from rldistill.students import Linear, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.network import NetworkPolicy
@@ -130,8 +131,18 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
         "random": Entrant("random", {None: None}, 0),
     }
     with track("evaluate", "episodes", quiet) as report:
-        evaluation = evaluate(run.env, entrants, run.evaluate, run.folder, seed=run.seed, progress=report)
-    Console().print(evaluation_table(evaluation), verdict(evaluation), sep="\n")
+        evaluation = evaluate(
+            run.env,
+            entrants,
+            run.evaluate,
+            run.folder,
+            seed=run.seed,
+            dataset=_collected(run),
+            temperature=temperature_of(run.distill.losses),
+            progress=report,
+        )
+    tables = filter(None, (evaluation_table(evaluation), robustness_table(evaluation)))
+    Console().print(*tables, verdict(evaluation), sep="\n")
     return evaluation
 
 
@@ -190,6 +201,13 @@ def _policies(run: Run, place: Path) -> dict[int | None, Policy | None]:
     if missing:
         raise ConfigError(f"{missing[0]}: there is no student yet; run `rldistill distill` first")
     return {seed: load_native(folder) for seed, folder in folders.items()}
+
+
+def _collected(run: Run) -> Dataset | None:
+    """What the teacher said of its own states, unless nothing was collected."""
+    if isinstance(run.recipe, FROM_REWARD_ALONE) or not (run.folder / "dataset" / "manifest.json").exists():
+        return None
+    return Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
 
 
 def _steps_of(run: Run, name: str) -> int:

@@ -107,6 +107,34 @@ def evaluation_table(evaluation: dict[str, Any]) -> Table:
     return table
 
 
+def robustness_table(evaluation: dict[str, Any]) -> Table | None:
+    """What each policy has left under each perturbation, and what it lost; None if none was tried."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = evaluation.get("robustness")
+    if found is None:
+        return None
+    names = [name for name, entry in evaluation["policies"].items() if entry["kind"] != "random"]
+    table = Table(
+        title=Text(f"under perturbations, {found['episodes']} episodes"),
+        caption=Text("\n".join(f"left out: {name}: {why}" for name, why in found["left_out"].items())),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("perturbation")
+    for name in names:
+        table.add_column(Text(name), justify="right")
+    for name, row in found["perturbations"].items():
+        lost = [f"\nlost {number_text(row[who]['lost'])}" for who in names]
+        cells = zip(names, lost, strict=True)
+        table.add_row(Text(name), *(Text.assemble(number_text(row[who]["mean"]), (note, "dim")) for who, note in cells))
+    return table
+
+
 def _cells(name: str, entry: Entry, teacher: Entry) -> list[Cell]:
     seeds = f", {len(entry['runs'])} seeds" if len(entry["runs"]) > 1 else ""
     return [

@@ -1,0 +1,351 @@
+"""Robustness: what the teacher and its students lose where things are not quite as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.envs.atari import DEFAULTS, is_atari
+from rldistill.envs.physics import ChangedPhysics, has_number
+from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.single import EnvConfig, make_env, sight_of
+from rldistill.envs.two_views import Side
+from rldistill.envs.vector import first_legal, make_vector_env
+from rldistill.errors import ConfigError, RLDistillError
+from rldistill.evaluate.play import play
+from rldistill.evaluate.statistics import normalised_score, stratified_bootstrap
+from rldistill.masking import confine, has_mask
+from rldistill.types import MASK, Obs, Policy, PolicyOutput, PolicySpec, Wrapper
+
+PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
+    ("gravity x 1.15", "gravity", 1.15),
+    ("gravity x 1.15", "g", 1.15),
+    ("gravity x 1.15", "model.opt.gravity", 1.15),
+    ("masses x 1.15", "model.body_mass", 1.15),
+    ("weaker push x 0.8", "force_mag", 0.8),
+    ("weaker engine x 0.9", "force", 0.9),
+    ("weaker engine x 0.9", "power", 0.9),
+    ("heavier link x 1.15", "LINK_MASS_2", 1.15),
+    ("wind", "enable_wind", True),
+)
+"""What a perturbation is called, the attribute of the environment, and what it is multiplied with, or becomes."""
+PHYSICS_WRAPPER = f"{ChangedPhysics.__module__}:{ChangedPhysics.__name__}"
+LOOKED_AT, EPISODES_LOOKED_AT = 100, 3
+MOST_SEEN = 2_000
+"""Observations that their deviation is taken over."""
+
+
+@dataclass(frozen=True)
+class RobustnessConfig:
+    """Under what the policies play again, each perturbation alone.
+
+    Attributes:
+        episodes: full episodes for each policy, training seed and perturbation, the first of those without any.
+        sticky: probability that an environment takes the action before once more; 0 leaves it out.
+        noise: standard deviation of the noise on each number of an observation, as a share of that number's own while
+            the teacher plays; 0 leaves it out.
+        pixel_noise: the same on each pixel, as a share of 255.
+        noop_max: an episode of ale-py's begins with up to so many no-ops; 0 leaves it out.
+        physics: whether gravity, masses, forces and wind are changed, where the environment has such an attribute.
+        env_kwargs: perturbations of your own: by name, keyword arguments of the environment.
+    """
+
+    episodes: int = 20
+    sticky: float = 0.5
+    noise: float = 0.1
+    pixel_noise: float = 0.05
+    noop_max: int = 60
+    physics: bool = True
+    env_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"evaluate.robustness.episodes: expected at least 1, found {self.episodes}")
+        if not 0 <= self.sticky < 1:
+            raise ConfigError(f"evaluate.robustness.sticky: expected a number from 0 to below 1, found {self.sticky}")
+        for name in ("noise", "pixel_noise", "noop_max"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"evaluate.robustness.{name}: expected at least 0, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Players:
+    """One policy with several training seeds, what it is shown, and its returns `[runs, episodes]` unperturbed."""
+
+    runs: Sequence[Policy]
+    side: Side
+    returns: NDArray[np.float64]
+
+
+def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, EnvConfig], dict[str, str]]:
+    """The environments with one thing changed, by the name of what was, and what could not be and why not.
+
+    Those that play on as if nothing had changed are among the latter: equal actions are tried in both.
+    """
+    found: dict[str, EnvConfig] = {}
+    left_out: dict[str, str] = {}
+    for name, changed in _candidates(env, config):
+        if isinstance(changed, str):
+            left_out[name] = changed
+            continue
+        try:
+            acts = _acts(env, changed)
+        except (RLDistillError, AssertionError, ValueError) as error:
+            left_out[name] = f"{env.id} does not take it: {error}"
+            continue
+        if acts:
+            found[name] = changed
+        else:
+            left_out.setdefault(name, f"{env.id} plays on as if nothing had changed")
+    return found, {name: why for name, why in left_out.items() if name not in found}
+
+
+def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str, EnvConfig | str]]:
+    """Names, and the environment with that changed, or why it cannot be."""
+    settings = {**DEFAULTS, **env.kwargs}
+    if config.sticky:
+        name = f"sticky actions {config.sticky:g}"
+        before = settings["repeat_action_probability"] if is_atari(env.id) else 0
+        key = {"repeat_action_probability": config.sticky}
+        if before >= config.sticky:
+            yield name, f"{env.id} has sticky actions of {before:g} as it is"
+        else:
+            yield name, _with_kwargs(env, key) if is_atari(env.id) else _inside(env, Wrapper("StickyAction", key))
+    if config.noop_max:
+        name = f"no-op starts up to {config.noop_max}"
+        if not is_atari(env.id):
+            yield name, f"only ale-py's own emulators begin with no-ops, and {env.id} does not run on them"
+        elif settings["noop_max"] == config.noop_max:
+            yield name, f"{env.id} begins with as many as it is"
+        else:
+            yield name, _with_kwargs(env, {"noop_max": config.noop_max})
+    if config.physics:
+        yield from _physics(env)
+    for name, kwargs in config.env_kwargs.items():
+        yield name, _with_kwargs(env, kwargs)
+
+
+def _physics(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
+    if is_atari(env.id):
+        yield "physics", f"{env.id} is a game in a ROM, whose physics cannot be changed"
+        return
+    bare = make_env(env.view_of("student"))
+    known = [entry for entry in PHYSICS if has_number(bare, entry[1])]
+    bare.close()
+    for name, attribute, change in known:
+        kwargs = {"attribute": attribute, "value" if isinstance(change, bool) else "factor": change}
+        yield name, _inside(env, Wrapper(PHYSICS_WRAPPER, kwargs))
+    if not known:
+        yield "physics", f"{env.id} has none of {', '.join(dict.fromkeys(path for _, path, _ in PHYSICS))}"
+
+
+def _with_kwargs(env: EnvConfig, kwargs: Mapping[str, Any]) -> EnvConfig:
+    return dataclasses.replace(env, kwargs={**env.kwargs, **kwargs})
+
+
+def _inside(env: EnvConfig, wrapper: Wrapper) -> EnvConfig:
+    """The environment with a wrapper below all others, so that everyone is shown the same of it."""
+    return dataclasses.replace(env, wrappers=(wrapper, *env.wrappers))
+
+
+def _acts(env: EnvConfig, changed: EnvConfig) -> bool:
+    """Whether equal actions lead elsewhere within a few hundred steps."""
+    pairs = zip(_look(env), _look(changed), strict=False)
+    return any(not np.array_equal(a, b) for a, b in pairs)
+
+
+def _look(env: EnvConfig) -> Iterator[NDArray[Any]]:
+    vector = make_vector_env(env, EPISODES_LOOKED_AT, lambda slot, nth: episode_seed(0, "evaluate", 2, 0, slot, nth))
+    spec = sight_of(env).student
+    vector.single_action_space.seed(0)
+    try:
+        obs = vector.reset()
+        yield obs
+        for _ in range(LOOKED_AT):
+            action = np.stack([vector.single_action_space.sample() for _ in range(EPISODES_LOOKED_AT)])
+            step = vector.step(first_legal(sight_of(env).of("student", obs), spec) if has_mask(spec) else action)
+            obs = step.obs
+            yield np.concatenate([obs.reshape(EPISODES_LOOKED_AT, -1), step.reward[:, None]], 1)
+    finally:
+        vector.close()
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A policy that sees every observation through noise: another draw each time that it looks.
+
+    `scale` is the standard deviation of each number, `[*obs_shape]` or one for all of them. Pixels stay between 0 and
+    255.
+    """
+
+    policy: Policy
+    scale: Tensor
+    generator: torch.Generator
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's."""
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """The policy's."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """What the policy says of what it can make out."""
+        assert isinstance(obs, Tensor)
+        noise = torch.randn(obs.shape, generator=self.generator) * self.scale
+        if obs.dtype == torch.uint8:
+            return self.policy((obs + noise).round_().clamp_(0, 255).to(torch.uint8), state)
+        low, high = (torch.from_numpy(end) for end in _pixel_bounds(self.spec))
+        return self.policy(torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high), state)
+
+
+def _pixel_bounds(spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Between which the numbers of an observation stay: pixels within a dict, that is."""
+    pixels = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in spec.entries.values()])
+    low, high = np.where(pixels, 0, -np.inf), np.where(pixels, 255, np.inf)
+    return low.reshape(spec.obs_shape).astype(np.float32), high.reshape(spec.obs_shape).astype(np.float32)
+
+
+def noise_scale(spec: PolicySpec, deviation: NDArray[np.floating[Any]], config: RobustnessConfig) -> Tensor:
+    """Standard deviations of the noise, `[*obs_shape]`: none on integers that name something, and none on a mask."""
+    scales, at = [], 0
+    for key, part in spec.entries.items():
+        size = math.prod(part.shape)
+        scale: NDArray[np.floating[Any]] = np.zeros(size)
+        if part.dtype == "uint8":
+            scale[:] = config.pixel_noise * 255
+        elif np.dtype(part.dtype).kind == "f" and key != MASK:
+            scale = config.noise * deviation.ravel()[at : at + size]
+        scales.append(scale)
+        at += size
+    return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """A policy that keeps some of what it sees."""
+
+    policy: Policy
+    seen: list[Tensor]
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        assert isinstance(obs, Tensor)
+        if sum(map(len, self.seen)) < MOST_SEEN:
+            self.seen.append(obs.clone())
+        return self.policy(obs, state)
+
+
+def _deviation(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray[np.float64]:
+    if policy.spec.obs_dtype == "uint8":
+        return np.zeros(policy.spec.obs_shape)  # pixels have a scale of their own
+    recorder = _Recorder(policy, [])
+    play(env, recorder, 4, seed=seed, round=2, side=side)
+    deviation: NDArray[np.float64] = torch.cat(recorder.seen).double().numpy().std(0)
+    return deviation
+
+
+def robustness(
+    env: EnvConfig,
+    players: Mapping[str, Players],
+    random: NDArray[np.float64],
+    config: RobustnessConfig,
+    *,
+    seed: int = 0,
+    sample: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Let every policy play the same episodes again under each perturbation.
+
+    Args:
+        env: the environment.
+        players: who plays, `teacher` among them.
+        random: returns of random play, `[1, episodes]`, unperturbed.
+        config: the perturbations.
+        seed: the run's, by which the episodes are those that the policies were judged by.
+        sample: whether stochastic policies sample their actions.
+        progress: called with the number of episodes that have ended and the number in all.
+
+    Returns:
+        `episodes`, `perturbations.<name>.<policy>` (`mean`, `ci95`, `normalised`: 1 for the teacher without
+        perturbation and 0 for random play without; `lost`: the mean without, less the mean with it, over the same
+        episodes) and `left_out.<name>`, why that was not played.
+    """
+    changed, left_out = perturbed_envs(env, config)
+    sight = sight_of(env)
+    noise = f"observation noise {config.pixel_noise if sight.student.obs_dtype == 'uint8' else config.noise:g}"
+    scales = _scales(env, players, config, seed)
+    noisy = {name: bool((scale > 0).any()) for name, scale in scales.items()}
+    worlds: dict[str, EnvConfig] = {**({noise: env} if all(noisy.values()) else {}), **changed}
+    if not all(noisy.values()) and (config.noise or config.pixel_noise):
+        left_out[noise] = f"nothing in an observation of {env.id} takes noise of this size"
+    episodes = min(config.episodes, *(players[name].returns.shape[1] for name in players))
+    total, done = episodes * len(worlds) * sum(len(each.runs) for each in players.values()), 0
+    found: dict[str, dict[str, Any]] = {}
+    for number, (world, here) in enumerate(worlds.items()):
+        found[world] = {}
+        for name, each in players.items():
+            returns = []
+            for run, policy in enumerate(each.runs):
+                who = confine(policy, getattr(sight, each.side))
+                if world == noise:
+                    draws = block_generator(seed, "evaluate", 2, number, run).integers(2**62)
+                    who = Noisy(who, scales[name], torch.Generator().manual_seed(int(draws)))
+                played = play(
+                    here,
+                    who,
+                    episodes,
+                    seed=seed,
+                    sample=sample,
+                    side=each.side,
+                    progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
+                )
+                returns.append(played.returns)
+                done += episodes
+            found[world][name] = _row(np.stack(returns), each.returns[:, :episodes], players["teacher"].returns, random)
+    return {"episodes": episodes, "perturbations": found, "left_out": left_out}
+
+
+def _scales(env: EnvConfig, players: Mapping[str, Players], config: RobustnessConfig, seed: int) -> dict[str, Tensor]:
+    """Of the noise on what each policy sees; all that see the same have the same."""
+    sight = sight_of(env)
+    scales = {}
+    deviations: dict[str, NDArray[np.float64]] = {}
+    for name, each in players.items():
+        policy, spec = confine(each.runs[0], getattr(sight, each.side)), getattr(sight, each.side)
+        shared = each.side if sight.packed else "both"
+        if shared not in deviations:
+            deviations[shared] = _deviation(env, policy, each.side, seed)
+        scales[name] = noise_scale(spec, deviations[shared], config)
+    return scales
+
+
+def _row(
+    returns: NDArray[np.float64],
+    before: NDArray[np.float64],
+    teacher: NDArray[np.float64],
+    random: NDArray[np.float64],
+) -> dict[str, Any]:
+    low, high = stratified_bootstrap(returns)
+    return {
+        "mean": float(returns.mean()),
+        "ci95": [low, high],
+        "normalised": normalised_score(returns, teacher, random),
+        "lost": float(before.mean() - returns.mean()),
+    }
