@@ -101,7 +101,7 @@ class Uneven(gymnasium.Env[Any, Any]):
 
 
 def test_short_episodes_are_not_favoured() -> None:
-    """Sixteen slots end sixty episodes: had the first sixty to end counted, short ones would be most of them."""
+    """Thirty slots play sixty episodes: had the first sixty to end counted, short ones would be most of them."""
     gymnasium.register("Uneven-v0", Uneven)
     try:
         env = EnvConfig("Uneven-v0")
@@ -126,7 +126,7 @@ def test_a_slot_without_an_episode_left_changes_nothing(monkeypatch: pytest.Monk
     policy = FunctionPolicy(lambda obs: int(obs.sum()) % 6, spec_from_env(short))
     played = []
     for slots in (2, 4):  # of each of two groups: of seven episodes, one slot has fewer than the others, or all one
-        monkeypatch.setattr(import_module("rldistill.evaluate.play"), "MAX_SLOTS", slots)
+        monkeypatch.setattr(import_module("rldistill.evaluate.play"), "MAX_EMULATORS", slots)
         played.append(play(short, policy, 7, seed=5))
     np.testing.assert_array_equal(played[0].lengths, np.full(7, 20))
     np.testing.assert_array_equal(played[0].actions, played[1].actions)

@@ -52,7 +52,7 @@ class Moment:
 
 
 class Moments:
-    """The moments of largest regret so far, at most one in SPAN steps of an episode, and at most MOST in all."""
+    """The moments of largest regret so far, at most one in each SPAN steps of an episode and MOST in all."""
 
     def __init__(self, training_seed: int | None) -> None:
         self._training_seed = training_seed

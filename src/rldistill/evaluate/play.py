@@ -22,7 +22,11 @@ from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput, PolicySpec
 
-MAX_SLOTS = 16
+MAX_SLOTS, MAX_EMULATORS = 128, 8
+"""Environments that are stepped together: the more, the fewer calls of the policy.
+
+Of ale-py's fewer, since those that have no episode left cost as much as ever.
+"""
 VIDEO_FRAMES = 1_200
 NONE = -1
 """In place of an episode's number, in a slot that has none left to play."""
@@ -106,6 +110,12 @@ def play(
     return out
 
 
+def slots_for(env_config: EnvConfig, episodes: int) -> int:
+    """How many environments play so many episodes together: as few as need no more turns than the most would."""
+    turns = -(-episodes // (MAX_EMULATORS if is_atari(env_config.id) else MAX_SLOTS))
+    return -(-episodes // turns)
+
+
 def _play(
     env_config: EnvConfig,
     policy: Policy | None,
@@ -121,7 +131,7 @@ def _play(
     num_threads: int,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
-    slots = min(len(numbers), MAX_SLOTS)
+    slots = slots_for(env_config, len(numbers))
     upcoming, begun = iter(numbers), np.full(slots, NONE)
 
     def seed_of(slot: int, nth: int) -> int | None:
@@ -159,6 +169,7 @@ def _play(
         return to_env_action(action)
 
     left = len(numbers)
+    taken: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
     for transition in rollout(env, env.reset(), act):
         if transition is None:
             yield None
@@ -170,8 +181,9 @@ def _play(
         out.returns[episodes] += reward
         out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
         out.lengths[episodes] += 1
-        for episode, action in zip(episodes.tolist(), transition.action[counted], strict=True):
-            out.actions[episode].append(action)
+        taken.append((episodes, transition.action[counted]))
+        if not len(transition.step.ended):
+            continue
         ended = int((playing[transition.step.ended] != NONE).sum())
         left -= ended
         if ended:
@@ -179,6 +191,16 @@ def _play(
         if left == 0:
             break
     env.close()
+    _sort(taken, out)
+
+
+def _sort(taken: list[tuple[NDArray[np.int64], NDArray[Any]]], out: Episodes) -> None:
+    """Give each episode the actions that were taken in it."""
+    of, actions = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+    order = np.argsort(of, kind="stable")
+    bounds = np.flatnonzero(np.diff(of[order])) + 1
+    for number, rows in zip(of[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
+        out.actions[number] = list(actions[rows])
 
 
 def _seen(
