@@ -9,6 +9,7 @@ import pytest
 from rldistill import schedules
 from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
+from rldistill.evaluate.robustness import RobustnessConfig
 from rldistill.losses import ForwardKL, QHuber
 from rldistill.schedules import Constant
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
@@ -70,6 +71,16 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
 )
 def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
     assert RunConfig.load(file, [f"teacher={teacher}"], {}).plan().teacher == planned
+
+
+def test_perturbations_are_asked_for_in_the_file(file: Path) -> None:
+    def asked(*overrides: str) -> RobustnessConfig | None:
+        return RunConfig.load(file, overrides, {}).plan().evaluate.robustness
+
+    assert asked() is None
+    assert asked("evaluate.robustness={}") == RobustnessConfig()
+    own = asked("evaluate={robustness: {sticky: 0.3, noop_max: 0, env_kwargs: {wind: {enable_wind: true}}}}")
+    assert own == RobustnessConfig(sticky=0.3, noop_max=0, env_kwargs={"wind": {"enable_wind": True}})
 
 
 def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:

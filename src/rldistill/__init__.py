@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         UntrustedFileError,
     )
     from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
+    from rldistill.evaluate.robustness import RobustnessConfig
     from rldistill.losses import (
         QMSE,
         ActionNLL,
@@ -63,6 +64,7 @@ _EXPORTS = {
     "DistillConfig": "rldistill.distill",
     "Term": "rldistill.objective",
     "EvaluateConfig": "rldistill.evaluate.returns",
+    "RobustnessConfig": "rldistill.evaluate.robustness",
     "Entrant": "rldistill.evaluate.returns",
     "Linear": "rldistill.students",
     "Mlp": "rldistill.students",
@@ -116,6 +118,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "DistillConfig",
     "Term",
     "EvaluateConfig",
+    "RobustnessConfig",
     "Entrant",
     "Linear",
     "Mlp",
