@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,37 @@ VIDEO_FRAMES = 1_200
 
 @dataclass
 class Episodes:
-    """What a policy did in episodes 0 to n - 1 of a seed."""
+    """What a policy did in n episodes of a seed, from number `first` on; `success` is NaN where nothing tells of it."""
 
     returns: NDArray[np.float64]
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
     actions: list[list[Any]]
+    success: NDArray[np.float64]
     agreed: float = 0.0
     squared_error: float = 0.0
-    compared: int = field(default=0)
+    compared: int = 0
+    first: int = 0
+
+    def followed_by(self, more: Episodes) -> Episodes:
+        """These and the episodes after them."""
+        return Episodes(
+            np.concatenate([self.returns, more.returns]),
+            np.concatenate([self.discounted, more.discounted]),
+            np.concatenate([self.lengths, more.lengths]),
+            [*self.actions, *more.actions],
+            np.concatenate([self.success, more.success]),
+            self.agreed + more.agreed,
+            self.squared_error + more.squared_error,
+            self.compared + more.compared,
+            self.first,
+        )
+
+    @property
+    def success_rate(self) -> float | None:
+        """Of the episodes whose environment tells; None where it never does."""
+        told = self.success[~np.isnan(self.success)]
+        return float(told.mean()) if len(told) else None
 
     @property
     def distinct(self) -> int:
@@ -55,6 +77,7 @@ def play(
     judge: Policy | None = None,
     side: Side = "student",
     round: int = 0,
+    first: int = 0,
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
@@ -70,14 +93,22 @@ def play(
         judge: a teacher to compare each action with, on the states of `policy`.
         side: which view of the environment `policy` is shown, where there are two.
         round: 0 for the episodes that policies are judged by, another for those that they are chosen by.
+        first: the number of the first episode, where those before it were played already.
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
     """
-    out = Episodes(np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)])
+    out = Episodes(
+        np.zeros(episodes),
+        np.zeros(episodes),
+        np.zeros(episodes, np.int64),
+        [[] for _ in range(episodes)],
+        np.full(episodes, np.nan),
+        first=first,
+    )
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     done = 0
     with inference_threads(1):
-        parts = [range(group, episodes, groups) for group in range(groups)]
+        parts = [range(first + group, first + episodes, groups) for group in range(groups)]
         plays = [
             _play(env_config, policy, part, out, seed, sample, gamma, judge, side, round, num_threads) for part in parts
         ]
@@ -141,11 +172,14 @@ def _play(
         for memory in filter(None, (player, watcher)):
             memory.forget(transition.step.ended)
         for slot in np.flatnonzero(place < len(numbers)):
-            episode = numbers[place[slot]]
+            episode = numbers[place[slot]] - out.first
             out.returns[episode] += transition.step.reward[slot]
             out.discounted[episode] += gamma ** out.lengths[episode] * transition.step.reward[slot]
             out.lengths[episode] += 1
             out.actions[episode].append(transition.action[slot])
+        for slot, success in zip(transition.step.ended, transition.step.success, strict=True):
+            if place[slot] < len(numbers):
+                out.success[numbers[place[slot]] - out.first] = success
         ended = int((place[transition.step.ended] < len(numbers)).sum())
         place[transition.step.ended] += slots
         left -= ended
