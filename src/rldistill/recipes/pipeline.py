@@ -131,7 +131,8 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
     }
     with track("evaluate", "episodes", quiet) as report:
         evaluation = evaluate(run.env, entrants, run.evaluate, run.folder, seed=run.seed, progress=report)
-    Console().print(evaluation_table(evaluation), verdict(evaluation), sep="\n")
+    doubts = [f"warning: {doubt['name']}: {doubt['text']}" for doubt in evaluation["warnings"]]
+    Console().print(evaluation_table(evaluation), verdict(evaluation), *doubts, sep="\n")
     return evaluation
 
 
