@@ -6,7 +6,7 @@ import sys
 import numpy as np
 from rliable import library, metrics
 
-REPS = 2_000
+REPS, SLOW_REPS = 2_000, 400
 matrices = np.load(sys.argv[1])
 ours, theirs, one_task, thresholds = (matrices[name] for name in ("ours", "theirs", "one_task", "thresholds"))
 POINTS = {
@@ -17,10 +17,10 @@ POINTS = {
 }
 
 
-def ends(scores, function, method="percentile"):
+def ends(scores, function, method="percentile", reps=REPS):
     np.random.seed(0)  # what rliable draws with
     _, intervals = library.get_interval_estimates(
-        {"it": scores}, lambda *draw: np.atleast_1d(function(*draw)), method=method, reps=REPS
+        {"it": scores}, lambda *draw: np.atleast_1d(function(*draw)), method=method, reps=reps
     )
     return intervals["it"].tolist()
 
@@ -33,7 +33,7 @@ print(
             "improvement": float(metrics.probability_of_improvement(ours, theirs)),
             "profile": profile(ours, thresholds).tolist(),
             "ends": {name: ends(ours, function) for name, function in POINTS.items()},
-            "improvement_ends": ends([ours, theirs], metrics.probability_of_improvement),
+            "improvement_ends": ends([ours, theirs], metrics.probability_of_improvement, reps=SLOW_REPS),
             "profile_ends": ends(ours, lambda draw: profile(draw, thresholds)),
             "bca_ends": {name: ends(one_task, POINTS[name], "bca") for name in POINTS if name != "median"},
         }

@@ -65,18 +65,18 @@ def test_points_are_rliables(matrices: dict[str, Any], theirs: dict[str, Any]) -
     np.testing.assert_allclose(profile, theirs["profile"], rtol=0, atol=1e-12)
 
 
-def same_ends(found: tuple[float, float], expected: Any) -> None:
+def same_ends(found: tuple[float, float], expected: Any, slack: float = SLACK) -> None:
     (low,), (high,) = expected
-    np.testing.assert_allclose(found, [low, high], rtol=0, atol=SLACK * (high - low))
+    np.testing.assert_allclose(found, [low, high], rtol=0, atol=slack * (high - low))
 
 
 def test_intervals_within_tasks_are_rliables(matrices: dict[str, Any], theirs: dict[str, Any]) -> None:
     for name, statistic in STATISTICS.items():
         same_ends(percentile_interval(bootstrap_within_tasks(statistic, matrices["ours"])), theirs["ends"][name])
     both = matrices["ours"], matrices["theirs"]
-    same_ends(
-        percentile_interval(bootstrap_within_tasks(probability_of_improvement, *both)), theirs["improvement_ends"]
-    )
+    # of which rliable, slow at this, made 400 draws: sqrt((1 + 5) / 2) times the slack
+    improvement = percentile_interval(bootstrap_within_tasks(probability_of_improvement, *both))
+    same_ends(improvement, theirs["improvement_ends"], SLACK * 3**0.5)
     profiles = bootstrap_within_tasks(lambda scores: performance_profile(scores, THRESHOLDS), matrices["ours"])
     low, high = np.percentile(profiles, [2.5, 97.5], axis=0)
     # steps of 1/60 on top of the bootstrap's own error

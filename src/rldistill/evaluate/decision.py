@@ -18,7 +18,7 @@ from scipy.special import ndtr, stdtr, stdtrit
 from rldistill.evaluate.statistics import Returns
 
 RISK = 0.05
-PLANNED_POWER = 0.85
+PLANNED_POWER = 0.88
 """What is planned for, so that skewed returns, whose spread few of them tell badly, come out at 80% or more."""
 MOST_EPISODES = 1_000_000
 """What would take more than this is not decided by episodes."""
