@@ -4,7 +4,7 @@ VENV ?= .venv
 EXTRAS ?= dev,box2d,export,keras,minari
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: install demo test check bench docs clean
+.PHONY: install demo test check rliable bench docs clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,14 @@ check: install
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# What the statistics are compared with; it needs pandas < 3, so it has an environment of its own.
+rliable: .venv-rliable/.installed
+
+.venv-rliable/.installed: constraints-rliable.txt
+	$(PYTHON) -m venv .venv-rliable
+	.venv-rliable/bin/python -m pip install --quiet --constraint constraints-rliable.txt rliable
+	touch $@
 
 bench: install
 	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done

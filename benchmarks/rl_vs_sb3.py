@@ -35,7 +35,7 @@ from rldistill import Cnn, EnvConfig, ForwardKL, Mlp, Policy, load_policy
 from rldistill.artifacts import write_json
 from rldistill.envs.single import spec_from_env
 from rldistill.evaluate.play import play
-from rldistill.evaluate.statistics import stratified_bootstrap
+from rldistill.evaluate.statistics import mean_interval
 from rldistill.losses import functional
 from rldistill.objective import Term
 from rldistill.rl import dqn, ppo
@@ -250,7 +250,7 @@ def main() -> None:
         row: dict[str, Any] = {"task": task.name, "steps": task.config.total_steps}
         for name, found in scores.items():
             row[name] = float(np.mean(found))
-            row[f"{name}_ci95"] = stratified_bootstrap(np.stack(found))
+            row[f"{name}_ci95"] = mean_interval(np.stack(found))
             row[f"{name}_steps_per_second"] = float(np.median(rates[name]))
         row["ratio"] = float(np.median(np.array(rates["ours"]) / rates["SB3"]))
         rows.append(row)

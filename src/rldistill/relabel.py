@@ -182,5 +182,6 @@ def _steps(columns: Columns, spec: PolicySpec, slots: int) -> Iterator[_Recorded
         last_obs = shown[ended].copy()
         if len(ended) and number + 1 < rows.shape[1]:
             shown[ended] = seen(rows[ended, number + 1])
-        step = Step(shown, columns["reward"][at], columns["terminated"][at], columns["truncated"][at], ended, last_obs)
+        ends = columns["terminated"][at], columns["truncated"][at]
+        step = Step(shown, columns["reward"][at], *ends, ended, last_obs, np.full(len(ended), np.nan))
         yield _Recorded(seen(at), step)

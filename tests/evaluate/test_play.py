@@ -48,6 +48,50 @@ def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
         assert played.returns[episode] == total
 
 
+def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> None:
+    whole = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
+    begun = play(CARTPOLE, teacher, 12, seed=4, judge=teacher)
+    both = begun.followed_by(play(CARTPOLE, teacher, 8, seed=4, judge=teacher, first=12))
+    np.testing.assert_array_equal(both.returns, whole.returns)
+    np.testing.assert_array_equal(both.lengths, whole.lengths)
+    assert [np.asarray(taken).tolist() for taken in both.actions] == [np.asarray(a).tolist() for a in whole.actions]
+    assert (both.agreed, both.compared, both.distinct) == (whole.agreed, whole.compared, 20)
+
+
+class Goal(gymnasium.Env[Any, Any]):
+    """Three steps; it succeeds if the last action is 1, and says so, but for every other seed nothing."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, tells: str = "all") -> None:
+        self.tells = tells
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left, self.told = 3, self.tells == "all" or (self.tells == "some" and (seed or 0) % 2 == 0)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        info = {"is_success": bool(action == 1) and self.left == 0} if self.told else {}
+        return np.zeros(2, np.float32), float(action), self.left == 0, False, info
+
+
+@pytest.mark.parametrize("tells", ["all", "some", "none"])
+def test_success_is_what_the_last_step_tells(tells: str) -> None:
+    gymnasium.register("Goal-v0", Goal)
+    try:
+        played = play(EnvConfig("Goal-v0", {"tells": tells}), None, 40)
+    finally:
+        del gymnasium.registry["Goal-v0"]
+    last = np.array([taken[-1] for taken in played.actions], float)
+    told = ~np.isnan(played.success)
+    assert {"all": told.all(), "some": 5 < told.sum() < 35, "none": not told.any()}[tells]
+    np.testing.assert_array_equal(played.success[told], last[told])
+    assert played.success_rate == (None if tells == "none" else pytest.approx(last[told].mean()))
+
+
 def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy) -> None:
     assert play(CARTPOLE, teacher, 12, seed=4).distinct == 12
     still = EnvConfig(

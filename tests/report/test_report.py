@@ -180,6 +180,24 @@ def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("decision", "more", "begins", "ends"),
+    [
+        ("yes", 0, "The student small-mlp keeps 95% of its teacher's lead over random play: it reaches 90.0%", ""),
+        ("no", 0, "The student small-mlp does not keep 95% of its teacher's lead over random play: it reaches", ""),
+        ("undecided", 1_234, "Whether the student small-mlp keeps 95% of its", "; run 1,234 more episodes"),
+        ("undecided", None, "Whether the student small-mlp keeps 95% of its", "; more episodes would not tell"),
+    ],
+)
+def test_verdict_says_whether_the_teacher_was_kept(
+    evaluation: dict[str, Any], decision: str, more: int | None, begins: str, ends: str
+) -> None:
+    answer = {"decision": decision, "within": 0.05, "episodes_needed": more}
+    evaluation["policies"]["small-mlp"]["non_inferior"] = answer
+    assert verdict(evaluation).startswith(begins)
+    assert verdict(evaluation).endswith(f", and is 4.0 times smaller than its teacher{ends}.")
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"parameters": 1_001}, "but is larger than its teacher: 1,001 parameters against 1,000"),

@@ -87,13 +87,17 @@ def distill(
 def evaluate(
     file: File,
     overrides: Overrides = None,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Play on until it is known which students keep the teacher's lead.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Let teacher, students and a random policy play the same episodes."""
-    _stage("run_evaluate", file, overrides, resume, overwrite, quiet, as_json)
+    asked = [*(overrides or ()), *["evaluate.until_decided=true"] * until_decided]
+    _stage("run_evaluate", file, asked, resume, overwrite, quiet, as_json)
 
 
 @app.command()

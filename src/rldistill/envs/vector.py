@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -22,7 +22,10 @@ from rldistill.types import MASK, PolicySpec
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of all environments gave; `obs` already begins the next episode where one ended."""
+    """What one step of all environments gave; `obs` already begins the next episode where one ended.
+
+    `success` is that of each episode that ended, as its last step's info tells it, and NaN where it does not.
+    """
 
     obs: NDArray[Any]
     reward: NDArray[np.float64]
@@ -30,6 +33,7 @@ class Step:
     truncated: NDArray[np.bool_]
     ended: NDArray[np.int64]
     last_obs: NDArray[Any]
+    success: NDArray[np.float64]
 
     def final_obs(self, slot: int) -> NDArray[Any]:
         """The last observation of the episode that ended in `slot`."""
@@ -77,7 +81,7 @@ class SeededVectorEnv:
 
     def recv(self) -> Step:
         """Finish the step begun by `send`."""
-        obs, reward, terminated, truncated, _ = (
+        obs, reward, terminated, truncated, info = (
             self.vector.recv()  # type: ignore[attr-defined]
             if self._actions is None
             else self.vector.step(self._actions)
@@ -88,7 +92,8 @@ class SeededVectorEnv:
         if len(ended):
             self.episode[ended] += 1
             obs = self._reset(done, obs)
-        return Step(obs, np.asarray(reward, np.float64), terminated, truncated, ended, last_obs)
+        success = success_of(info, ended)
+        return Step(obs, np.asarray(reward, np.float64), terminated, truncated, ended, last_obs, success)
 
     def step(self, actions: NDArray[Any]) -> Step:
         self.send(actions)
@@ -167,6 +172,21 @@ class _Parked(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self.shown, 0.0, False, False, {}
+
+
+def success_of(info: Mapping[str, Any], slots: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 or 0 for the episodes in these slots, by `is_success` or `success` of their info; NaN where neither is told."""
+    found = np.full(len(slots), np.nan)
+    for key in SUCCESS:
+        values, told = info.get(key), info.get(f"_{key}")
+        if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and told is not None:
+            found = np.where(told[slots], values[slots].astype(np.float64), np.nan)
+            break
+    return found
+
+
+SUCCESS = ("is_success", "success")
+"""What Gymnasium-Robotics and highway-env, and what others, call it."""
 
 
 def of_the_space(action: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:

@@ -24,7 +24,7 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, play
-from rldistill.evaluate.statistics import normalised_score, stratified_bootstrap
+from rldistill.evaluate.statistics import mean_interval, normalised_score
 from rldistill.masking import confine
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.ensemble import Ensemble
@@ -195,7 +195,7 @@ def _row(
     best: NDArray[np.float64],
     random: NDArray[np.float64],
 ) -> dict[str, Any]:
-    low, high = stratified_bootstrap(returns[None])
+    low, high = mean_interval(returns[None])
     cost = measure_cost(teacher)
     return {
         "returns": returns.tolist(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,37 @@ NONE = -1
 
 @dataclass
 class Episodes:
-    """What a policy did in episodes 0 to n - 1 of a seed."""
+    """What a policy did in n episodes of a seed, from number `first` on; `success` is NaN where nothing tells of it."""
 
     returns: NDArray[np.float64]
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
     actions: list[list[Any]]
+    success: NDArray[np.float64]
     agreed: float = 0.0
     squared_error: float = 0.0
-    compared: int = field(default=0)
+    compared: int = 0
+    first: int = 0
+
+    def followed_by(self, more: Episodes) -> Episodes:
+        """These and the episodes after them."""
+        return Episodes(
+            np.concatenate([self.returns, more.returns]),
+            np.concatenate([self.discounted, more.discounted]),
+            np.concatenate([self.lengths, more.lengths]),
+            [*self.actions, *more.actions],
+            np.concatenate([self.success, more.success]),
+            self.agreed + more.agreed,
+            self.squared_error + more.squared_error,
+            self.compared + more.compared,
+            self.first,
+        )
+
+    @property
+    def success_rate(self) -> float | None:
+        """Of the episodes whose environment tells; None where it never does."""
+        told = self.success[~np.isnan(self.success)]
+        return float(told.mean()) if len(told) else None
 
     @property
     def distinct(self) -> int:
@@ -76,6 +98,7 @@ def play(
     watch: Callable[[Seen], None] | None = None,
     side: Side = "student",
     round: int = 0,
+    first: int = 0,
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
@@ -92,14 +115,22 @@ def play(
         watch: called with what both say of each of them, where there is a judge.
         side: which view of the environment `policy` is shown, where there are two.
         round: 0 for the episodes that policies are judged by, another for those that they are chosen by.
+        first: the number of the first episode, where those before it were played already.
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
     """
-    out = Episodes(np.zeros(episodes), np.zeros(episodes), np.zeros(episodes, np.int64), [[] for _ in range(episodes)])
+    out = Episodes(
+        np.zeros(episodes),
+        np.zeros(episodes),
+        np.zeros(episodes, np.int64),
+        [[] for _ in range(episodes)],
+        np.full(episodes, np.nan),
+        first=first,
+    )
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     done = 0
     with inference_threads(1):
-        parts = [range(group, episodes, groups) for group in range(groups)]
+        parts = [range(first + group, first + episodes, groups) for group in range(groups)]
         plays = [
             _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, round, num_threads)
             for part in parts
@@ -165,7 +196,7 @@ def _play(
             judged = watcher.look(obs)
             _compare(out, action, judged.mode(), playing != NONE)
             if watch is not None:
-                watch(_seen(sight.of("student", obs), output, judged, playing, out.lengths))
+                watch(_seen(sight.of("student", obs), output, judged, playing, out))
         return to_env_action(action)
 
     left = len(numbers)
@@ -177,14 +208,16 @@ def _play(
         for memory in filter(None, (player, watcher)):
             memory.forget(transition.step.ended)
         counted = np.flatnonzero(playing != NONE)
-        episodes, reward = playing[counted], transition.step.reward[counted]
+        episodes, reward = playing[counted] - out.first, transition.step.reward[counted]
         out.returns[episodes] += reward
         out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
         out.lengths[episodes] += 1
         taken.append((episodes, transition.action[counted]))
-        if not len(transition.step.ended):
+        over = playing[transition.step.ended] != NONE
+        if not over.any():
             continue
-        ended = int((playing[transition.step.ended] != NONE).sum())
+        out.success[playing[transition.step.ended[over]] - out.first] = transition.step.success[over]
+        ended = int(over.sum())
         left -= ended
         if ended:
             yield ended
@@ -208,11 +241,11 @@ def _seen(
     student: PolicyOutput,
     teacher: PolicyOutput,
     playing: NDArray[np.int64],
-    lengths: NDArray[np.int64],
+    out: Episodes,
 ) -> Seen:
     counted = np.flatnonzero(playing != NONE)
     rows, episode = torch.from_numpy(counted), playing[counted]
-    return Seen(obs[counted], student.at(rows), teacher.at(rows), episode, lengths[episode])
+    return Seen(obs[counted], student.at(rows), teacher.at(rows), episode, out.lengths[episode - out.first])
 
 
 def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,17 @@ from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Side
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
+from rldistill.evaluate.decision import RISK, Answer, non_inferior
 from rldistill.evaluate.fidelity import Watch, fidelity
+from rldistill.evaluate.looks import boundary, looks
 from rldistill.evaluate.play import Episodes, draws_itself, film, fits, play
 from rldistill.evaluate.robustness import Players, RobustnessConfig, robustness
-from rldistill.evaluate.statistics import iqm, normalised_interval, normalised_score, stratified_bootstrap
+from rldistill.evaluate.scores import doubts, estimates, thresholds
+from rldistill.evaluate.statistics import Returns, normalised_score
 from rldistill.masking import confine
 from rldistill.types import Policy
+
+Played = dict[str, dict[int | None, Episodes]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,14 @@ class EvaluateConfig:
     """How the policies are compared.
 
     Attributes:
-        episodes: full episodes for each policy and training seed.
+        episodes: full episodes for each policy and training seed; with `until_decided`, before each look.
         sample: whether stochastic policies sample their actions.
         gamma: of the discounted return.
         videos: whether the best and the worst episode of each policy are filmed.
+        within: the share of the teacher's lead over random play that a student may lose and still have kept it.
+        until_decided: whether to play on until every student is known to have kept it or not, with a look after every
+            `episodes` under a group-sequential boundary, so that looking often makes no false yes more likely.
+        max_episodes: for each policy and training seed, where it is played until decided.
         robustness: what else they play under, if anything.
     """
 
@@ -40,11 +50,19 @@ class EvaluateConfig:
     sample: bool = False
     gamma: float = 0.99
     videos: bool = True
+    within: float = 0.05
+    until_decided: bool = False
+    max_episodes: int = 300
     robustness: RobustnessConfig | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ConfigError(f"evaluate.episodes: expected at least 1, found {self.episodes}")
+        if not 0 < self.within < 1:
+            raise ConfigError(f"evaluate.within: expected a share between 0 and 1, such as 0.05, found {self.within}")
+        if self.until_decided and self.max_episodes < self.episodes:
+            least = f"evaluate.episodes, {self.episodes}"
+            raise ConfigError(f"evaluate.max_episodes: expected at least {least}, found {self.max_episodes}")
 
 
 @dataclass(frozen=True)
@@ -84,41 +102,33 @@ def evaluate(
         for policy in entrant.runs.values():
             if policy is not None:
                 fits(policy, name, env, _side(entrant))
-    total = config.episodes * sum(len(entrant.runs) for entrant in entrants.values())
-    played: dict[str, dict[int | None, Episodes]] = {}
-    watches: dict[str, list[Watch]] = {}
-    done = 0
-    for name, entrant in entrants.items():
-        played[name] = {}
-        for training_seed, policy in entrant.runs.items():
-            judge, watch = (teacher, Watch(training_seed)) if entrant.kind == "student" else (None, None)
-            watches.setdefault(name, []).extend([watch] if watch is not None else [])
-            played[name][training_seed] = play(
-                env,
-                policy,
-                config.episodes,
-                seed=seed,
-                sample=config.sample,
-                gamma=config.gamma,
-                judge=judge,
-                watch=watch,
-                side=_side(entrant),
-                progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
-            )
-            done += config.episodes
-    returns = {name: np.stack([episodes.returns for episodes in runs.values()]) for name, runs in played.items()}
+    watches = {
+        name: {run: Watch(run) for run in entrant.runs}
+        for name, entrant in entrants.items()
+        if entrant.kind == "student"
+    }
+    played, answers = _play_all(env, entrants, config, seed, teacher, watches, progress)
+    returns = {name: _returns(runs) for name, runs in played.items()}
+    at = thresholds(returns)
+    policies = {
+        name: _summary(name, entrants[name], played, returns, at) | {"non_inferior": answers.get(name)}
+        for name in entrants
+    }
     evaluation: dict[str, Any] = {
         "env": env.id,
         "env_kwargs": env.kwargs,
-        "episodes": config.episodes,
+        "episodes": returns["teacher"].shape[1],
         "seeds": sorted({run for entrant in entrants.values() for run in entrant.runs if run is not None}),
         "versions": provenance(seed)["versions"],
-        "policies": {name: _summary(name, entrants[name], played, returns) for name in entrants},
+        "profile_at": at.tolist(),
+        "warnings": doubts(policies),
+        "policies": policies,
     }
     for name, entry in evaluation["policies"].items():
-        students = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
-        entry["fidelity"] = fidelity(name, students, watches[name], dataset, folder, temperature)
+        own = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
+        entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
+        total = sum(each.size for each in returns.values())
         players = {
             name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
             for name, entrant in entrants.items()
@@ -142,20 +152,86 @@ def evaluate(
     return evaluation
 
 
+def _play_all(
+    env: EnvConfig,
+    entrants: Mapping[str, Entrant],
+    config: EvaluateConfig,
+    seed: int,
+    teacher: Policy | None,
+    watches: Mapping[str, Mapping[int | None, Watch]],
+    progress: Callable[[int, int], None],
+) -> tuple[Played, dict[str, dict[str, Any] | None]]:
+    """All episodes of all, and of each student whether it kept the teacher's lead: as soon as that is decided."""
+    counts, risks = [config.episodes], [RISK]
+    if config.until_decided:
+        counts = looks(config.episodes, config.max_episodes)
+        risks = boundary(counts)
+    runs = sum(len(entrant.runs) for entrant in entrants.values())
+    played: Played = {name: {} for name in entrants}
+    students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
+    answers: dict[str, dict[str, Any] | None] = dict.fromkeys(students)
+    before = done = 0
+    for look, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
+        for name, entrant in entrants.items():
+            for training_seed, policy in entrant.runs.items():
+                more = play(
+                    env,
+                    policy,
+                    count - before,
+                    seed=seed,
+                    sample=config.sample,
+                    gamma=config.gamma,
+                    judge=teacher if name in watches else None,
+                    watch=watches[name][training_seed] if name in watches else None,
+                    side=_side(entrant),
+                    first=before,
+                    progress=lambda ended, base=done: progress(base + ended, counts[-1] * runs),  # type: ignore[misc]
+                )
+                so_far = played[name].get(training_seed)
+                played[name][training_seed] = more if so_far is None else so_far.followed_by(more)
+                done += count - before
+        before = count
+        for name in [name for name in students if not _decided(answers[name])]:
+            answers[name] = _answer(name, played, config.within, risk, look)
+        if all(_decided(answers[name]) for name in students):
+            break
+    progress(done, done)
+    return played, answers
+
+
+def _decided(answer: dict[str, Any] | None) -> bool:
+    return answer is not None and answer["decision"] != "undecided"
+
+
+def _answer(name: str, played: Played, within: float, risk: float, look: int) -> dict[str, Any] | None:
+    """Whether a student kept the teacher's lead; None where that is none."""
+    compared_with = (name, "teacher", "random")
+    own, teacher, random = (_returns(played[who]) for who in compared_with)
+    if normalised_score(teacher, teacher, random) is None:
+        return None
+    distinct = min(_distinct(played[who]) for who in compared_with)
+    answer: Answer = non_inferior(own, teacher, random, within, distinct=distinct, risk=risk)
+    return dataclasses.asdict(answer) | {"look": look}
+
+
+def _returns(runs: Mapping[int | None, Episodes]) -> Returns:
+    return np.stack([episodes.returns for episodes in runs.values()])
+
+
+def _distinct(runs: Mapping[int | None, Episodes]) -> int:
+    return min(episodes.distinct for episodes in runs.values())
+
+
 def _side(entrant: Entrant) -> Side:
     return "teacher" if entrant.kind == "teacher" else "student"
 
 
 def _summary(
-    name: str,
-    entrant: Entrant,
-    everyone: dict[str, dict[int | None, Episodes]],
-    returns: dict[str, np.ndarray[Any, Any]],
+    name: str, entrant: Entrant, everyone: Played, returns: Mapping[str, Returns], at: Returns
 ) -> dict[str, Any]:
     played, compared_with = everyone[name], (name, "teacher", "random")
     own, teacher, random = (returns[who] for who in compared_with)
-    distinct = tuple(min(episodes.distinct for episodes in everyone[who].values()) for who in compared_with)
-    low, high = stratified_bootstrap(own, distinct=distinct[0])
+    distinct = {"own": _distinct(played), "all": min(_distinct(everyone[who]) for who in compared_with)}
     compared = sum(episodes.compared for episodes in played.values())
     policy = next(iter(entrant.runs.values()))
     discrete = compared > 0 and policy is not None and policy.spec.head.discrete
@@ -164,16 +240,13 @@ def _summary(
     if compared and not discrete:
         rmse = float(np.sqrt(sum(episodes.squared_error for episodes in played.values()) / compared))
     cost = measure_cost(policy)
-    interval = normalised_interval(own, teacher, random, distinct=distinct)
+    successes = [episodes.success_rate for episodes in played.values() if episodes.success_rate is not None]
     return {
         "kind": entrant.kind,
         "runs": [{"training_seed": run, "returns": episodes.returns.tolist()} for run, episodes in played.items()],
-        "distinct_episodes": distinct[0],
-        "mean": float(own.mean()),
-        "iqm": iqm(own),
-        "ci95": [low, high],
-        "normalised": normalised_score(own, teacher, random),
-        "normalised_ci95": list(interval) if interval is not None else None,
+        "distinct_episodes": distinct["own"],
+        **estimates(own, teacher, random, at, distinct),
+        "success_rate": float(np.mean(successes)) if successes else None,
         "discounted_mean": float(np.mean([episodes.discounted for episodes in played.values()])),
         "agreement": agreement,
         "action_rmse": rmse,

@@ -21,7 +21,7 @@ from rldistill.envs.two_views import Side
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.errors import ConfigError, RLDistillError
 from rldistill.evaluate.play import play
-from rldistill.evaluate.statistics import normalised_score, stratified_bootstrap
+from rldistill.evaluate.statistics import Returns, mean_interval, normalised_score
 from rldistill.masking import confine, has_mask
 from rldistill.types import MASK, Obs, Policy, PolicyOutput, PolicySpec, Wrapper
 
@@ -82,7 +82,7 @@ class Players:
 
     runs: Sequence[Policy]
     side: Side
-    returns: NDArray[np.float64]
+    returns: Returns
 
 
 def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, EnvConfig], dict[str, str]]:
@@ -264,7 +264,7 @@ def _deviation(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray
 def robustness(
     env: EnvConfig,
     players: Mapping[str, Players],
-    random: NDArray[np.float64],
+    random: Returns,
     config: RobustnessConfig,
     *,
     seed: int = 0,
@@ -337,12 +337,12 @@ def _scales(env: EnvConfig, players: Mapping[str, Players], config: RobustnessCo
 
 
 def _row(
-    returns: NDArray[np.float64],
-    before: NDArray[np.float64],
-    teacher: NDArray[np.float64],
-    random: NDArray[np.float64],
+    returns: Returns,
+    before: Returns,
+    teacher: Returns,
+    random: Returns,
 ) -> dict[str, Any]:
-    low, high = stratified_bootstrap(returns)
+    low, high = mean_interval(returns)
     return {
         "mean": float(returns.mean()),
         "ci95": [low, high],

@@ -19,7 +19,7 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play
-from rldistill.evaluate.statistics import stratified_bootstrap
+from rldistill.evaluate.statistics import mean_interval
 from rldistill.masking import confine
 from rldistill.rollouts import Memory, inference_threads, rollout, to_env_action
 from rldistill.students.network import NetworkPolicy
@@ -119,7 +119,7 @@ def verify(
         )
         suspicious += _better_when_sampled(played.returns, drawn.returns)
     compared = claim.compare(played.returns) if claim is not None else None
-    low, high = stratified_bootstrap(played.returns[None])
+    low, high = mean_interval(played.returns[None])
     return {
         "mean": float(played.returns.mean()),
         "std": float(played.returns.std()),

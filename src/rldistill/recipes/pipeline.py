@@ -141,8 +141,9 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
             temperature=temperature_of(run.distill.losses),
             progress=report,
         )
+    doubts = [f"warning: {doubt['name']}: {doubt['text']}" for doubt in evaluation["warnings"]]
     tables = filter(None, (evaluation_table(evaluation), robustness_table(evaluation)))
-    Console().print(*tables, verdict(evaluation), sep="\n")
+    Console().print(*tables, verdict(evaluation), *doubts, sep="\n")
     return evaluation
 
 

@@ -41,8 +41,30 @@ def verdict(evaluation: dict[str, Any]) -> str:
         return (
             f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}), {steps}."
         )
-    kept = f"The student {name} reaches {student['normalised']:.1%} of its teacher's lead over random play ({score})"
-    return f"{kept} {steps}{_size_clause(student['parameters'], teacher['parameters'])}."
+    reached = f"{student['normalised']:.1%}"
+    size = _size_clause(student["parameters"], teacher["parameters"])
+    answer = student.get("non_inferior")
+    if answer is None:
+        return f"The student {name} reaches {reached} of its teacher's lead over random play ({score}) {steps}{size}."
+    return f"{_kept(name, answer)}: it reaches {reached} ({score}) {steps}{size}{_more_clause(answer)}."
+
+
+def _kept(name: str, answer: Entry) -> str:
+    lead = f"{_percent(1 - answer['within'])} of its teacher's lead over random play"
+    if answer["decision"] == "undecided":
+        return f"Whether the student {name} keeps {lead} is undecided"
+    return f"The student {name} {'keeps' if answer['decision'] == 'yes' else 'does not keep'} {lead}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"
+
+
+def _more_clause(answer: Entry) -> str:
+    if answer["decision"] != "undecided":
+        return ""
+    more = answer["episodes_needed"]
+    return f"; run {more:,} more episodes" if more else "; more episodes would not tell"
 
 
 def _size_clause(student: int | None, teacher: int | None) -> str:
