@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from rldistill.config import known_env, parse_value
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, did_you_mean
+from rldistill.recipes.search import Measure
 from rldistill.teachers.load import SavedTeacher
 from rldistill.types import HeadKind
 
@@ -34,6 +35,22 @@ def teacher_from_options(path: str, activation: str | None, head: str | None, sc
     if head is not None and head not in get_args(HeadKind):
         raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, get_args(HeadKind))}")
     return SavedTeacher(path, activation, cast(HeadKind | None, head), scale)
+
+
+def share_from_options(text: str) -> float:
+    """`5%` or `0.05`."""
+    number = parse_value(text.strip().removesuffix("%"), "--within")
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ConfigError(f"--within: expected a share such as 5%, found {text!r}")
+    return number / 100 if text.strip().endswith("%") else float(number)
+
+
+def measure_from_options(name: str) -> Measure:
+    """What a search is to make small."""
+    if name not in get_args(Measure):
+        known = get_args(Measure)
+        raise ConfigError(f"--by: there is no {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
+    return cast(Measure, name)
 
 
 def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:

@@ -111,6 +111,33 @@ def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> Non
 
 
 @app.command()
+def search(
+    file: File,
+    overrides: Overrides = None,
+    within: Annotated[str, typer.Option(help="The share of the teacher's lead that may be lost.")] = "5%",
+    by: Annotated[str, typer.Option(help="What is to be small: parameters, bytes, macs, latency.")] = "parameters",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the smallest student that keeps what its teacher does."""
+    from rldistill.artifacts import write_json
+    from rldistill.config import RunConfig
+    from rldistill.options import measure_from_options, share_from_options
+    from rldistill.recipes import search as recipe
+
+    _require_one(resume, overwrite)
+    config = recipe.SearchConfig(share_from_options(within), measure_from_options(by))
+    with output(quiet):
+        found = recipe.run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
+    if json_file is not None:
+        write_json(json_file, found)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False)],
     as_json: AsJson = False,
@@ -166,8 +193,7 @@ def _stage(
     as_json: bool = False,
     no_verify: bool = False,
 ) -> None:
-    if resume and overwrite:
-        raise ConfigError("--resume goes on with what is there and --overwrite throws it away: choose one")
+    _require_one(resume, overwrite)
     from rldistill.artifacts import read_json
     from rldistill.config import RunConfig
     from rldistill.recipes import pipeline
@@ -177,6 +203,11 @@ def _stage(
         getattr(pipeline, name)(plan, resume, overwrite, quiet)
     if as_json:
         typer.echo(json.dumps(read_json(plan.folder / "evaluation.json"), indent=2))
+
+
+def _require_one(resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ConfigError("--resume goes on with what is there and --overwrite throws it away: choose one")
 
 
 def _warn(

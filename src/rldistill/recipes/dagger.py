@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 from rldistill.artifacts import open_stage
 from rldistill.collect import collect
@@ -38,6 +39,7 @@ def in_rounds(
     overwrite: bool,
     report: Report,
     newest_only: bool = False,
+    taught: Path | None = None,
 ) -> NetworkPolicy:
     """Distil on the run's dataset, then round after round on what the student of the round before collects.
 
@@ -45,6 +47,7 @@ def in_rounds(
         run, teacher, dataset, name, seed, resume, overwrite, report: as every recipe has them.
         recipe: how many rounds, and who acts in them.
         newest_only: whether a round learns from its own steps alone, not from all so far.
+        taught: where the teacher's dataset is; in the run's folder by default.
     """
     folder = run.folder / "students" / name / f"seed-{seed}"
     if open_stage(folder, folder / "policy.json", resume, overwrite):
@@ -56,7 +59,7 @@ def in_rounds(
             now = recipe.beta((number - 1) / max(rounds - 1, 1))
             asked = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=now)
             collect(run.env, teacher, asked, place, seed=seed, student=student, round=number, resume=True)
-            both = [place] if newest_only else [run.folder / "dataset", place]
+            both = [place] if newest_only else [taught or run.folder / "dataset", place]
             newest = number if newest_only else None
             data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
         student = distill(

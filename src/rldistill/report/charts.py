@@ -114,6 +114,28 @@ def lines_chart(
     return _draw("lines", drawn=drawn, x=x, y=y, across=across, title=title, height=PLOT)
 
 
+def scatter_chart(
+    points: Mapping[str, tuple[float, float]], joined: Sequence[str], across: str, up: str, wanted: float
+) -> Markup:
+    """A dot for each name; those of `joined` are named and joined in this order, and `wanted` is a dashed line.
+
+    Across is logarithmic; dots far below the others and the dashed line lie on the bottom.
+    """
+    floor = min(0.0, wanted)
+    shown = {name: (a, max(b, floor)) for name, (a, b) in points.items()}
+    x = Scale.over([a for a, _ in shown.values()] or [1.0], room=0.06, log=True)
+    y = Scale.over([wanted, *(b for _, b in shown.values())])
+    dots = [
+        {"name": name, "x": x(a), "y": 1 - y(b), "on": name in joined, "said": f"{name}: {a:,.0f} {across}, {b:.3f}"}
+        for name, (a, b) in shown.items()
+    ]
+    line = " ".join(f"{100 * x(a):.2f},{PLOT * (1 - y(b)):.1f}" for a, b in (shown[name] for name in joined))
+    title = f"{up} against {across}, logarithmic"
+    return _draw(
+        "scatter", dots=dots, line=line, x=x, y=y, across=across, title=title, height=PLOT, wanted=1 - y(wanted)
+    )
+
+
 def number_text(value: float) -> str:
     """A return, with as many digits as are read."""
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
