@@ -51,7 +51,8 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert (tmp_path / "run" / "report.html").exists()
-    policies = json.loads((tmp_path / "run" / "evaluation.json").read_text())["policies"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    policies = evaluation["policies"]
     with_data = recipe["name"] in ("finetune", "qdagger")
     collected = 1_008 if with_data else 0
     assert policies["mlp"]["env_steps"] == 1_024 + collected
@@ -59,6 +60,10 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
     assert ("mlp-scratch" in policies) == with_control
     if with_control:
         assert policies["mlp-scratch"]["env_steps"] == 10_240
+    steps = [point[0] for point in evaluation["efficiency"]["mlp"]["curve"]]
+    assert steps == sorted(steps)
+    assert steps[-2:] == [1_024 + collected] * 2  # the last score while it learned, and that of the evaluation
+    assert ("mlp-scratch" in evaluation["efficiency"]) == with_control
     again = run_cli("run", str(tmp_path / "run.yaml"), "--resume")
     assert again.returncode == 0, again.stderr
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from rldistill.envs.two_views import Side
 from rldistill.errors import ConfigError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, Answer, non_inferior
+from rldistill.evaluate.efficiency import Curve, efficiency
 from rldistill.evaluate.fidelity import Watch, fidelity
 from rldistill.evaluate.looks import boundary, looks
 from rldistill.evaluate.play import Episodes, draws_itself, film, fits, play
@@ -83,12 +85,14 @@ def evaluate(
     seed: int = 0,
     dataset: Dataset | None = None,
     temperature: float | None = None,
+    curves: Mapping[str, Curve] = MappingProxyType({}),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Play, measure and write `evaluation.json`, `disagreements/` and `videos/` into `folder`; returns the first.
 
     `dataset` is what the teacher said of its own states, on which students are compared with it too, and `temperature`
-    what they learned by, as in `rldistill.evaluate.fidelity`.
+    what they learned by, as in `rldistill.evaluate.fidelity`. `curves` are mean returns against environment steps while
+    they learned; what is played here is the last point of each.
 
     Normalised score = (policy - random) / (teacher - random), arXiv 2108.13264; null unless the teacher beats random.
 
@@ -123,6 +127,7 @@ def evaluate(
         "profile_at": at.tolist(),
         "warnings": doubts(policies),
         "policies": policies,
+        "efficiency": _efficiency(curves, policies),
     }
     for name, entry in evaluation["policies"].items():
         own = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
@@ -150,6 +155,16 @@ def evaluate(
         for name, runs in played.items():
             _film(env, seed, name, next(iter(runs.values())), folder / "videos")
     return evaluation
+
+
+def _efficiency(curves: Mapping[str, Curve], policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    ends = {kind: next(entry for entry in policies.values() if entry["kind"] == kind) for kind in ("teacher", "random")}
+    whole = {
+        name: [*curves.get(name, ()), (entry["env_steps"], entry["mean"])]
+        for name, entry in policies.items()
+        if entry["env_steps"] or name in curves
+    }
+    return efficiency(whole, ends["teacher"]["mean"], ends["random"]["mean"])
 
 
 def _play_all(

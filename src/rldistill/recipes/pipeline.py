@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
+from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
 from rldistill.objective import temperature_of
@@ -139,6 +141,7 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
             seed=run.seed,
             dataset=_collected(run),
             temperature=temperature_of(run.distill.losses),
+            curves=_curves(run),
             progress=report,
         )
     doubts = [f"warning: {doubt['name']}: {doubt['text']}" for doubt in evaluation["warnings"]]
@@ -202,6 +205,31 @@ def _policies(run: Run, place: Path) -> dict[int | None, Policy | None]:
     if missing:
         raise ConfigError(f"{missing[0]}: there is no student yet; run `rldistill distill` first")
     return {seed: load_native(folder) for seed, folder in folders.items()}
+
+
+def _curves(run: Run) -> dict[str, Curve]:
+    """Mean returns against environment steps of all that learned from reward, the teacher's data counted."""
+    curves: dict[str, Curve] = {}
+    if isinstance(run.teacher, TrainConfig):
+        curves["teacher"] = _scores(run.folder / "teacher" / "curve.jsonl", "mean", 0)
+    collected = Manifest.read(run.folder / "dataset").num_steps if (run.folder / "dataset").exists() else 0
+    for name in run.students:
+        curves[name] = _mean_curve(run, run.folder / "students" / name, collected)
+        if run.control:
+            curves[f"{name}-scratch"] = _mean_curve(run, run.folder / "controls" / name, 0)
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _mean_curve(run: Run, place: Path, before: int) -> Curve:
+    """Of all training seeds, at the steps at which each was scored."""
+    seeds = [dict(_scores(place / f"seed-{seed}" / "metrics.jsonl", "score", before)) for seed in run.seeds]
+    common = sorted(set.intersection(*map(set, seeds)))
+    return [(steps, sum(scores[steps] for scores in seeds) / len(seeds)) for steps in common]
+
+
+def _scores(path: Path, column: str, before: int) -> Curve:
+    rows = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+    return [(before + row["step"], row[column]) for row in rows if row.get(column) is not None]
 
 
 def _collected(run: Run) -> Dataset | None:
