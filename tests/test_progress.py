@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rldistill import progress
-from rldistill.progress import _rate
+from rldistill.progress import _rate, note_score
 
 
 @pytest.fixture
@@ -47,3 +47,18 @@ def test_reports_in_one_moment_have_no_rate() -> None:
     rate_of = _rate()
     assert rate_of(3_000) == 0
     assert rate_of(6_000) == 0
+
+
+def test_the_score_so_far_is_shown_once_it_is_known(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.track("learn", "steps") as report:
+        note_score(report, None)
+        clock[0] += 30
+        report(0, 40)
+        note_score(report, 123.456)
+        clock[0] += 30
+        report(30, 40)
+    note_score(lambda done, total: None, 1.0)  # a function of the user's own is told nothing, and need not know
+    assert capsys.readouterr().err.splitlines() == [
+        "learn: 0/40 steps",
+        "learn: 30/40 steps (1 steps/s, 10 s left, score 123.5)",
+    ]

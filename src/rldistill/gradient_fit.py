@@ -22,6 +22,7 @@ from rldistill.data.sequences import windows
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.metrics import Metrics
 from rldistill.objective import best_constant_loss, feature_size, student_spec, total_loss, with_temperatures
+from rldistill.progress import note_score
 from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
 from rldistill.students.gru import GruPolicy
@@ -101,6 +102,7 @@ class GradientFit:
             if time.monotonic() - self.saved > SAVE_EVERY:
                 self._save()
                 self.saved = time.monotonic()
+            note_score(progress, agreement)
             progress(self.epoch, self.config.epochs)
 
     def best_policy(self) -> NetworkPolicy:

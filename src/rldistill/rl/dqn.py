@@ -24,6 +24,7 @@ from rldistill.gradient_fit import prepare
 from rldistill.masking import has_mask, random_legal
 from rldistill.metrics import Metrics
 from rldistill.objective import unreduced, with_temperatures
+from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
@@ -271,6 +272,7 @@ class _Training:
             self.steps += config.num_envs
             self._learn_from_replay()
             self._note(time.monotonic() - started)
+            note_score(progress, self.life.mean_return)
             progress(min(self.steps, config.total_steps), config.total_steps)
             if self.steps >= config.total_steps:
                 return
@@ -331,7 +333,7 @@ class _Training:
         """A row of `metrics.jsonl` now and then; where it is time, the score of the policy, kept if it is the best."""
         at_end = self.steps >= self.config.total_steps
         if self.noted and (self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY or at_end):
-            recent = float(np.mean(self.life.recent)) if self.life.recent else None
+            recent = self.life.mean_return
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
             document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
             document["distillation_weight"] = self.weaning.weight(self.done)

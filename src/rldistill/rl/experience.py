@@ -93,6 +93,11 @@ class Life:
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.seed, "train", 0, 0, slot, episode)
 
+    @property
+    def mean_return(self) -> float | None:
+        """Of the last episodes; None before the first has ended."""
+        return float(np.mean(self.recent)) if self.recent else None
+
     def play(
         self, student: Memory, teacher: Memory | None, length: int, guided: int, generator: torch.Generator
     ) -> Experience:

@@ -24,6 +24,7 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import functional
 from rldistill.metrics import Metrics
 from rldistill.objective import Term, student_spec, unreduced, with_temperatures
+from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning
@@ -212,6 +213,7 @@ class _Training:
             if time.monotonic() - self.saved > SAVE_EVERY:
                 save(self)
                 self.saved = time.monotonic()
+            note_score(progress, self.life.mean_return)
             progress(min(self.steps, config.total_steps), config.total_steps)
 
     def best_policy(self) -> NetworkPolicy:
@@ -316,7 +318,7 @@ class _Training:
 
     def _note(self, row: dict[str, float], seconds: float) -> None:
         """A row of `metrics.jsonl`; where it is time, the score of the policy, which is kept if it is the best."""
-        recent = float(np.mean(self.life.recent)) if self.life.recent else None
+        recent = self.life.mean_return
         document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent, **row}
         if self.score is not None and (self.steps >= self.next_eval or self.steps >= self.config.total_steps):
             self.next_eval += self.config.eval_every

@@ -22,6 +22,7 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import CorruptArtifactError
 from rldistill.metrics import Metrics
+from rldistill.progress import note_score
 from rldistill.students.storage import save_policy
 from rldistill.teachers.dqn import DoubleDQN
 from rldistill.teachers.sb3 import to_native
@@ -60,6 +61,7 @@ class Keeper(BaseCallback):
         return (self.model.num_timesteps // every + 1) * every
 
     def _on_step(self) -> bool:
+        note_score(self.progress, self.rows[-1]["mean"] if self.rows else None)
         self.progress(self.num_timesteps, self.config.total_steps)
         if self.num_timesteps >= self.next_eval:
             self.next_eval = self._next(self.config.eval_every)
