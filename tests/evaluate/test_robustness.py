@@ -9,9 +9,10 @@ import torch
 
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.errors import ConfigError
+from rldistill.evaluate.noise import Noisy, noise_scale
 from rldistill.evaluate.play import play
 from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
-from rldistill.evaluate.robustness import Noisy, RobustnessConfig, noise_scale, perturbed_envs
+from rldistill.evaluate.robustness import RobustnessConfig, perturbed_envs
 from rldistill.report import robustness_table
 from rldistill.students import Linear
 from rldistill.students.network import NetworkPolicy
@@ -102,7 +103,7 @@ class Echo:
 def test_noise_has_the_size_that_was_asked_for() -> None:
     head = ActionHead("categorical", (2,))
     spec = PolicySpec((2,), "float32", head)
-    scale = noise_scale(spec, np.array([1.0, 20.0]), RobustnessConfig(noise=0.25))
+    scale = noise_scale(spec, np.array([1.0, 20.0]), 0.25, 0.0)
     assert scale.tolist() == [0.25, 5.0]
     seen = Noisy(Echo(spec), scale, torch.Generator().manual_seed(0))(torch.full((20_000, 2), 3.0))[0].params
     # the standard error of a standard deviation is s / sqrt(2 n), 0.5% here
@@ -110,7 +111,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
     torch.testing.assert_close(seen.mean(0), torch.tensor([3.0, 3.0]), rtol=0, atol=0.15)
 
     pixels = PolicySpec((1, 2, 2), "uint8", head)
-    scale = noise_scale(pixels, np.zeros((1, 2, 2)), RobustnessConfig(pixel_noise=0.1))
+    scale = noise_scale(pixels, np.zeros((1, 2, 2)), 0.0, 0.1)
     assert scale.flatten().tolist() == pytest.approx([25.5] * 4)
     obs = torch.tensor([0, 255, 128, 128], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(20_000, 1, 2, 2)
     seen = Noisy(Echo(pixels), scale, torch.Generator().manual_seed(0))(obs)[0].params
@@ -123,7 +124,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
 def test_masks_and_names_take_no_noise() -> None:
     parts = (("a", ObsPart((2,), "float32")), ("n", ObsPart((), "int64", (5,))), (MASK, ObsPart((3,), "int8")))
     spec = PolicySpec.of_parts(parts, ActionHead("categorical", (3,)))
-    scale = noise_scale(spec, np.full(6, 2.0), RobustnessConfig(noise=0.5))
+    scale = noise_scale(spec, np.full(6, 2.0), 0.5, 0.0)
     assert scale.tolist() == [1, 1, 0, 0, 0, 0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +19,11 @@ from rldistill.envs.single import EnvConfig, make_env, sight_of
 from rldistill.envs.two_views import Side
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.errors import ConfigError, RLDistillError
+from rldistill.evaluate.noise import Noisy, deviation_of, noise_scale
 from rldistill.evaluate.play import play
 from rldistill.evaluate.statistics import Returns, mean_interval, normalised_score
 from rldistill.masking import confine, has_mask
-from rldistill.types import MASK, Obs, Policy, PolicyOutput, PolicySpec, Wrapper
+from rldistill.types import Policy, Wrapper
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
     ("gravity x 1.15", "gravity", 1.15),
@@ -39,8 +39,6 @@ PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
 """What a perturbation is called, the attribute of the environment, and what it is multiplied with, or becomes."""
 PHYSICS_WRAPPER = f"{ChangedPhysics.__module__}:{ChangedPhysics.__name__}"
 LOOKED_AT, EPISODES_LOOKED_AT = 100, 3
-MOST_SEEN = 2_000
-"""Observations that their deviation is taken over."""
 
 
 @dataclass(frozen=True)
@@ -178,89 +176,6 @@ def _look(env: EnvConfig) -> Iterator[NDArray[Any]]:
         vector.close()
 
 
-@dataclass(frozen=True)
-class Noisy:
-    """A policy that sees every observation through noise: another draw each time that it looks.
-
-    `scale` is the standard deviation of each number, `[*obs_shape]` or one for all of them. Pixels stay between 0 and
-    255.
-    """
-
-    policy: Policy
-    scale: Tensor
-    generator: torch.Generator
-
-    @property
-    def spec(self) -> PolicySpec:
-        """The policy's."""
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """The policy's."""
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the policy says of what it can make out."""
-        assert isinstance(obs, Tensor)
-        noise = torch.randn(obs.shape, generator=self.generator) * self.scale
-        if obs.dtype == torch.uint8:
-            return self.policy((obs + noise).round_().clamp_(0, 255).to(torch.uint8), state)
-        low, high = (torch.from_numpy(end) for end in _pixel_bounds(self.spec))
-        return self.policy(torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high), state)
-
-
-def _pixel_bounds(spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Between which the numbers of an observation stay: pixels within a dict, that is."""
-    pixels = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in spec.entries.values()])
-    low, high = np.where(pixels, 0, -np.inf), np.where(pixels, 255, np.inf)
-    return low.reshape(spec.obs_shape).astype(np.float32), high.reshape(spec.obs_shape).astype(np.float32)
-
-
-def noise_scale(spec: PolicySpec, deviation: NDArray[np.floating[Any]], config: RobustnessConfig) -> Tensor:
-    """Standard deviations of the noise, `[*obs_shape]`: none on integers that name something, and none on a mask."""
-    scales, at = [], 0
-    for key, part in spec.entries.items():
-        size = math.prod(part.shape)
-        scale: NDArray[np.floating[Any]] = np.zeros(size)
-        if part.dtype == "uint8":
-            scale[:] = config.pixel_noise * 255
-        elif np.dtype(part.dtype).kind == "f" and key != MASK:
-            scale = config.noise * deviation.ravel()[at : at + size]
-        scales.append(scale)
-        at += size
-    return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
-
-
-@dataclass(frozen=True)
-class _Recorder:
-    """A policy that keeps some of what it sees."""
-
-    policy: Policy
-    seen: list[Tensor]
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        assert isinstance(obs, Tensor)
-        if sum(map(len, self.seen)) < MOST_SEEN:
-            self.seen.append(obs.clone())
-        return self.policy(obs, state)
-
-
-def _deviation(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray[np.float64]:
-    if policy.spec.obs_dtype == "uint8":
-        return np.zeros(policy.spec.obs_shape)  # pixels have a scale of their own
-    recorder = _Recorder(policy, [])
-    play(env, recorder, 4, seed=seed, round=2, side=side)
-    deviation: NDArray[np.float64] = torch.cat(recorder.seen).double().numpy().std(0)
-    return deviation
-
-
 def robustness(
     env: EnvConfig,
     players: Mapping[str, Players],
@@ -331,8 +246,8 @@ def _scales(env: EnvConfig, players: Mapping[str, Players], config: RobustnessCo
         policy, spec = confine(each.runs[0], getattr(sight, each.side)), getattr(sight, each.side)
         shared = each.side if sight.packed else "both"
         if shared not in deviations:
-            deviations[shared] = _deviation(env, policy, each.side, seed)
-        scales[name] = noise_scale(spec, deviations[shared], config)
+            deviations[shared] = deviation_of(env, policy, each.side, seed)
+        scales[name] = noise_scale(spec, deviations[shared], config.noise, config.pixel_noise)
     return scales
 
 
