@@ -104,7 +104,7 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
 
 
 def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    def agreement(weight: float) -> float:
+    def agreement(weight: float) -> tuple[float, float]:
         place = tmp_path / str(weight)
         config = PPOConfig(total_steps=4_096, num_envs=8, num_steps=64, epochs=6, batch_size=64, learning_rate=3e-3)
         policy = learn(
@@ -113,11 +113,18 @@ def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_pat
         obs = torch.randn(500, 4) * 0.2
         with torch.no_grad():
             same = policy(obs)[0].mode() == teacher(obs)[0].mode()
-        return float(same.float().mean())
+        row = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
+        return float(same.float().mean()), row["teacher_kl"]
 
-    heard = agreement(3.0)
+    (heard, near), (unheard, far) = agreement(3.0), agreement(0.0)
     assert heard > 0.85
-    assert agreement(0.0) < heard
+    assert unheard < heard
+    assert 0 < near < far
+
+
+def test_of_a_teacher_worse_than_random_play_is_warned() -> None:
+    with pytest.warns(UserWarning, match="-5 is no better than random play's 3: there is nothing to be learned"):
+        Guidance(KL, teacher_return=-5.0, random_return=3.0)
 
 
 def test_without_a_weight_the_teacher_changes_nothing(teacher: NetworkPolicy, tmp_path: Path) -> None:

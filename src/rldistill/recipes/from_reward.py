@@ -22,7 +22,7 @@ from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
-from rldistill.schedules import Constant, Linear
+from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
@@ -85,19 +85,22 @@ def control(
 
 def guidance_of(run: Run, teacher: Policy) -> Guidance:
     """What the run's recipe makes of the teacher."""
-    recipe, losses = run.recipe, run.distill.losses
+    recipe = run.recipe
+    env = run.env.seen_by(teacher)
+    best, worst = (float(_returns(env, run.seed, one, side).mean()) for one, side in _ends(teacher))
+    known = Guidance(run.distill.losses, teacher_return=best, random_return=worst)
     if isinstance(recipe, Ppd):
-        return Guidance(losses, recipe.weight, proximal=True)
-    if isinstance(recipe, Kickstart) and recipe.gate == "none":
-        return Guidance(losses, recipe.weight)
+        return dataclasses.replace(known, weight=recipe.weight, proximal=True)
+    if isinstance(recipe, Kickstart):
+        return dataclasses.replace(known, weight=recipe.weight, gate=recipe.gate)
     if isinstance(recipe, JumpStart):
-        return Guidance(teacher_steps=Linear(recipe.first_steps, 0.0, recipe.until))
-    if isinstance(recipe, Kickstart | Finetune | QDagger):
-        gate: Literal["performance", "holding"] = "holding" if isinstance(recipe, Finetune) else "performance"
-        env = run.env.seen_by(teacher)
-        best, worst = (float(_returns(env, run.seed, one, side).mean()) for one, side in _ends(teacher))
-        return Guidance(losses, recipe.weight, gate, teacher_return=best, random_return=worst)
-    return Guidance((), Constant(0.0))
+        steps = Linear(recipe.first_steps, 0.0, recipe.until)
+        return dataclasses.replace(known, losses=(), teacher_steps=steps)
+    if isinstance(recipe, Finetune):
+        return dataclasses.replace(known, weight=recipe.weight, gate="holding")
+    if isinstance(recipe, QDagger):
+        return dataclasses.replace(known, weight=recipe.weight, gate="performance")
+    return Guidance()
 
 
 def _ends(teacher: Policy) -> list[tuple[Policy | None, Literal["student", "teacher"]]]:

@@ -336,7 +336,7 @@ class _Training:
             recent = self.life.mean_return
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
             document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
-            document["distillation_weight"] = self.weaning.weight(self.done)
+            document |= {"distillation_weight": self.weaning.weight(self.done), **self.guidance.ends}
             if self.score is not None and (self.steps >= self.next_eval or at_end):
                 self.next_eval += self.config.eval_every
                 document["score"] = float(np.mean(self.score(self.policy)))

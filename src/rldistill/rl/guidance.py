@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,7 @@ class Guidance:
             is halved at each update while the return holds, and restored where it falls.
         proximal: whether a loss counts with max(r, 1 - clip_range), r the probability ratio of the action taken.
         teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
-        teacher_return, random_return: what `gate` compares with.
+        teacher_return, random_return: what `gate` compares with, and what the student's return is seen beside.
     """
 
     losses: tuple[Term, ...] = ()
@@ -43,20 +44,28 @@ class Guidance:
     random_return: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gate == "none":
-            return
         if self.teacher_return is None or self.random_return is None:
-            raise ConfigError(f"guidance.gate: {self.gate} needs the teacher's return and that of random play")
-        if not self.teacher_return > self.random_return:
-            raise ConfigError(
-                f"guidance.gate: it can never open: the teacher's return of {self.teacher_return:.4g} is no better "
-                f"than random play's {self.random_return:.4g}"
+            if self.gate != "none":
+                raise ConfigError(f"guidance.gate: {self.gate} needs the teacher's return and that of random play")
+        elif not self.teacher_return > self.random_return:
+            poor = (
+                f"the teacher's return of {self.teacher_return:.4g} is no better than random play's "
+                f"{self.random_return:.4g}"
             )
+            if self.gate != "none":
+                raise ConfigError(f"guidance.gate: it can never open: {poor}")
+            warnings.warn(f"{poor}: there is nothing to be learned from it", stacklevel=3)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether there is anything for a teacher to do."""
         return bool(self.losses) or self.teacher_steps is not None
+
+    @property
+    def ends(self) -> dict[str, float]:
+        """What a student's return stands beside in its metrics: those that are known."""
+        ends = {"teacher_return": self.teacher_return, "random_return": self.random_return}
+        return {name: value for name, value in ends.items() if value is not None}
 
     def steps_of_teacher(self, done: float) -> int:
         """How many first steps of an episode the teacher takes at this point of the training."""
@@ -97,7 +106,8 @@ class Weaning:
 
     def _fell(self, score: float) -> bool:
         assert self.held is not None
-        if self.guidance.teacher_return is None or self.guidance.random_return is None:
+        best, worst = self.guidance.teacher_return, self.guidance.random_return
+        if best is None or worst is None or not best > worst:
             return self.held - score > FALL * abs(self.held)
         return self._progress(self.held) - self._progress(score) > FALL
 

@@ -241,6 +241,7 @@ class _Training:
             self.gap = self.gap or torch.tensor(_gap(self.head, experience.labels))
             self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
         weight = self.weaning.weight(done)
+        sums |= self._beside_teacher(experience)
         remembers = isinstance(self.policy, GruPolicy)
         rows = [
             self._step(part, weight, done)
@@ -249,6 +250,17 @@ class _Training:
         ]
         means = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
         return {**means, **sums, "distillation_weight": weight}
+
+    def _beside_teacher(self, experience: Experience) -> dict[str, float]:
+        """KL(teacher || student) on the student's states, whatever the losses are and however much they count."""
+        if self.head is None or experience.labels is None or self.head.kind == "deterministic":
+            return {}
+        temperature = max(float(self.gap) / 2, 1e-6) if self.head.kind == "q_values" else 1.0
+        teacher, student = (
+            PolicyOutput(self.head, experience.labels),
+            PolicyOutput(self.policy.spec.head, experience.said),
+        )
+        return {"teacher_kl": float(functional.kl(teacher, student, temperature, 1.0).mean())}
 
     def _standardise(self, experience: Experience) -> None:
         """Pixels, by the first ones seen: a dark, constant background would drive every ReLU the same way."""
@@ -320,6 +332,7 @@ class _Training:
         """A row of `metrics.jsonl`; where it is time, the score of the policy, which is kept if it is the best."""
         recent = self.life.mean_return
         document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent, **row}
+        document |= self.guidance.ends
         if self.score is not None and (self.steps >= self.next_eval or self.steps >= self.config.total_steps):
             self.next_eval += self.config.eval_every
             self.policy.eval()
