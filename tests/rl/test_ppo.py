@@ -148,6 +148,16 @@ def test_the_teacher_takes_the_first_steps(teacher: NetworkPolicy, tmp_path: Pat
     torch.testing.assert_close(before.output.weight, fresh.output.weight)
 
 
+def test_the_teacher_is_not_weaned_off_before_the_policy_learns(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = PPOConfig(total_steps=2_560, num_envs=4, num_steps=64, epochs=1, critic_warmup=1_280)
+    holding = Guidance(KL, gate="holding", teacher_return=500.0, random_return=-4_000.0)  # so that all returns hold
+    learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=holding)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # Ten updates of 256 steps; the sixth row is the first after 1,280, and halves what the seventh learns with.
+    weights = [row["distillation_weight"] for row in rows]
+    assert weights == [1.0] * 6 + [0.5, 0.25, 0.125, 0.0625]
+
+
 def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
     initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
     config = PPOConfig(total_steps=256, num_envs=4, num_steps=32, critic_warmup=1_000)

@@ -86,7 +86,10 @@ class Weaning:
         return self.guidance.weight(done) * self.share if self.guidance.losses else 0.0
 
     def update(self, score: float | None, done: float) -> list[str]:
-        """Take up how the student does; returns what is to be warned of."""
+        """Take up the mean return of its last episodes while it learned; returns what is to be warned of.
+
+        Not now and then the score of its best guesses: that is another measure, and higher.
+        """
         if score is None or not self.guidance.losses:
             return []
         if self.guidance.gate == "performance":

@@ -341,8 +341,9 @@ class _Training:
             document["score"] = score
             if score >= self.best_score:
                 self.best_score, self.best = score, weights_of(self.policy)
-        for text in self.weaning.update(document.get("score", recent), self.steps / self.config.total_steps):
-            warnings.warn(f"{self.folder}: {text}", stacklevel=2)
+        if self.steps > self.config.critic_warmup:  # until then the policy stays, so that it holds is no merit
+            for text in self.weaning.update(recent, self.steps / self.config.total_steps):
+                warnings.warn(f"{self.folder}: {text}", stacklevel=2)
         document["seconds"] = round(seconds, 2)
         self.metrics.add(document)
         self.rows += 1
