@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -333,6 +333,28 @@ class Policy(Protocol):
     def initial_state(self, batch_size: int) -> Tensor | None: ...
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """A policy that is shown what `look` makes of each batch of observations."""
+
+    policy: Policy
+    look: Callable[[Tensor], Tensor]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's."""
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """The policy's."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """What the policy says of what it is shown."""
+        assert isinstance(obs, Tensor)
+        return self.policy(self.look(obs), state)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.errors import ConfigError
-from rldistill.evaluate.noise import Noisy, noise_scale
+from rldistill.evaluate.noise import noise_scale, noisy
 from rldistill.evaluate.play import play
 from rldistill.evaluate.returns import Entrant, EvaluateConfig, evaluate
 from rldistill.evaluate.robustness import RobustnessConfig, perturbed_envs
@@ -105,7 +105,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
     spec = PolicySpec((2,), "float32", head)
     scale = noise_scale(spec, np.array([1.0, 20.0]), 0.25, 0.0)
     assert scale.tolist() == [0.25, 5.0]
-    seen = Noisy(Echo(spec), scale, torch.Generator().manual_seed(0))(torch.full((20_000, 2), 3.0))[0].params
+    seen = noisy(Echo(spec), scale, torch.Generator().manual_seed(0))(torch.full((20_000, 2), 3.0))[0].params
     # the standard error of a standard deviation is s / sqrt(2 n), 0.5% here
     torch.testing.assert_close(seen.std(0), scale, rtol=0.02, atol=0)
     torch.testing.assert_close(seen.mean(0), torch.tensor([3.0, 3.0]), rtol=0, atol=0.15)
@@ -114,7 +114,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
     scale = noise_scale(pixels, np.zeros((1, 2, 2)), 0.0, 0.1)
     assert scale.flatten().tolist() == pytest.approx([25.5] * 4)
     obs = torch.tensor([0, 255, 128, 128], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(20_000, 1, 2, 2)
-    seen = Noisy(Echo(pixels), scale, torch.Generator().manual_seed(0))(obs)[0].params
+    seen = noisy(Echo(pixels), scale, torch.Generator().manual_seed(0))(obs)[0].params
     assert seen.dtype == torch.uint8
     flat = seen.float().flatten(1)
     assert flat[:, 2].std() == pytest.approx(25.5, rel=0.02)

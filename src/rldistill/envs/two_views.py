@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.errors import ConfigError
-from rldistill.types import Obs, Policy, PolicyOutput, PolicySpec
+from rldistill.types import Policy, PolicySpec, Seeing
 
 Env = gymnasium.Env[Any, Any]
 Side = Literal["student", "teacher"]
@@ -127,30 +128,10 @@ class Sight:
 
     def shown_to(self, policy: Policy, side: Side) -> Policy:
         """The policy, shown its side of each observation."""
-        return Seeing(policy, self, side) if self.packed else policy
+        return Seeing(policy, partial(self._part, side)) if self.packed else policy
 
-
-@dataclass(frozen=True)
-class Seeing:
-    """A policy that is given what both sides see and looks at its own."""
-
-    policy: Policy
-    sight: Sight
-    side: Side
-
-    @property
-    def spec(self) -> PolicySpec:
-        """The policy's."""
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """The policy's."""
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the policy says of its side."""
-        assert isinstance(obs, Tensor)
-        return self.policy(torch.from_numpy(self.sight.of(self.side, obs.numpy())), state)
+    def _part(self, side: Side, obs: Tensor) -> Tensor:
+        return torch.from_numpy(self.of(side, obs.numpy()))
 
 
 def _size(spec: PolicySpec) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,41 +13,27 @@ from torch import Tensor
 from rldistill.envs.single import EnvConfig
 from rldistill.envs.two_views import Side
 from rldistill.evaluate.play import play
-from rldistill.types import MASK, Obs, Policy, PolicyOutput, PolicySpec
+from rldistill.types import MASK, Policy, PolicySpec, Seeing
 
 MOST_SEEN = 2_000
 """Observations that their deviation is taken over."""
 
 
-@dataclass(frozen=True)
-class Noisy:
+def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> Seeing:
     """A policy that sees every observation through noise: another draw each time that it looks.
 
     `scale` is the standard deviation of each number, `[*obs_shape]` or one for all of them. Pixels stay between 0 and
     255.
     """
+    low, high = (torch.from_numpy(end) for end in _pixel_bounds(policy.spec))
 
-    policy: Policy
-    scale: Tensor
-    generator: torch.Generator
-
-    @property
-    def spec(self) -> PolicySpec:
-        """The policy's."""
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """The policy's."""
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the policy says of what it can make out."""
-        assert isinstance(obs, Tensor)
-        noise = torch.randn(obs.shape, generator=self.generator) * self.scale
+    def look(obs: Tensor) -> Tensor:
+        noise = torch.randn(obs.shape, generator=generator) * scale
         if obs.dtype == torch.uint8:
-            return self.policy((obs + noise).round_().clamp_(0, 255).to(torch.uint8), state)
-        low, high = (torch.from_numpy(end) for end in _pixel_bounds(self.spec))
-        return self.policy(torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high), state)
+            return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
+        return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high)
+
+    return Seeing(policy, look)
 
 
 def _pixel_bounds(spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -76,32 +61,17 @@ def noise_scale(spec: PolicySpec, deviation: NDArray[np.floating[Any]], noise: f
     return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
 
 
-@dataclass(frozen=True)
-class _Recorder:
-    """A policy that keeps some of what it sees."""
-
-    policy: Policy
-    seen: list[Tensor]
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        assert isinstance(obs, Tensor)
-        if sum(map(len, self.seen)) < MOST_SEEN:
-            self.seen.append(obs.clone())
-        return self.policy(obs, state)
-
-
 def deviation_of(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray[np.float64]:
     """Of each number that a policy sees while it plays a few episodes, `[*obs_shape]`; of pixels 0."""
     if policy.spec.obs_dtype == "uint8":
         return np.zeros(policy.spec.obs_shape)  # pixels have a scale of their own
-    recorder = _Recorder(policy, [])
-    play(env, recorder, 4, seed=seed, round=2, side=side)
-    deviation: NDArray[np.float64] = torch.cat(recorder.seen).double().numpy().std(0)
+    seen: list[Tensor] = []
+
+    def look(obs: Tensor) -> Tensor:
+        if sum(map(len, seen)) < MOST_SEEN:
+            seen.append(obs.clone())
+        return obs
+
+    play(env, Seeing(policy, look), 4, seed=seed, round=2, side=side)
+    deviation: NDArray[np.float64] = torch.cat(seen).double().numpy().std(0)
     return deviation

@@ -19,7 +19,7 @@ from rldistill.envs.single import EnvConfig, make_env, sight_of
 from rldistill.envs.two_views import Side
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.errors import ConfigError, RLDistillError
-from rldistill.evaluate.noise import Noisy, deviation_of, noise_scale
+from rldistill.evaluate.noise import deviation_of, noise_scale, noisy
 from rldistill.evaluate.play import play
 from rldistill.evaluate.statistics import Returns, mean_interval, normalised_score
 from rldistill.masking import confine, has_mask
@@ -206,9 +206,9 @@ def robustness(
     sight = sight_of(env)
     noise = f"observation noise {config.pixel_noise if sight.student.obs_dtype == 'uint8' else config.noise:g}"
     scales = _scales(env, players, config, seed)
-    noisy = {name: bool((scale > 0).any()) for name, scale in scales.items()}
-    worlds: dict[str, EnvConfig] = {**({noise: env} if all(noisy.values()) else {}), **changed}
-    if not all(noisy.values()) and (config.noise or config.pixel_noise):
+    can_be = {name: bool((scale > 0).any()) for name, scale in scales.items()}
+    worlds: dict[str, EnvConfig] = {**({noise: env} if all(can_be.values()) else {}), **changed}
+    if not all(can_be.values()) and (config.noise or config.pixel_noise):
         left_out[noise] = f"nothing in an observation of {env.id} takes noise of this size"
     episodes = min(config.episodes, *(players[name].returns.shape[1] for name in players))
     total, done = episodes * len(worlds) * sum(len(each.runs) for each in players.values()), 0
@@ -221,7 +221,7 @@ def robustness(
                 who = confine(policy, getattr(sight, each.side))
                 if world == noise:
                     draws = block_generator(seed, "evaluate", 2, number, run).integers(2**62)
-                    who = Noisy(who, scales[name], torch.Generator().manual_seed(int(draws)))
+                    who = noisy(who, scales[name], torch.Generator().manual_seed(int(draws)))
                 played = play(
                     here,
                     who,

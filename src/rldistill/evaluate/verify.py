@@ -23,7 +23,7 @@ from rldistill.evaluate.statistics import mean_interval
 from rldistill.masking import confine
 from rldistill.rollouts import Memory, inference_threads, rollout, to_env_action
 from rldistill.students.network import NetworkPolicy
-from rldistill.types import Obs, Policy, PolicyOutput, PolicySpec
+from rldistill.types import Policy, PolicyOutput, Seeing
 
 WITHIN, LEVEL = 0.10, 0.99
 LOOKED_AT = 512
@@ -197,28 +197,10 @@ def _wrong_scale(policy: Policy, seen: NDArray[Any]) -> list[str]:
     return []
 
 
-@dataclass(frozen=True)
-class _TurnedRound:
-    """A policy that is shown its frames the other way round."""
-
-    policy: Policy
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self.policy.spec
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        assert isinstance(obs, Tensor)
-        return self.policy(obs.flip(1), state)
-
-
 def _frames_turned_round(policy: Policy, env: EnvConfig, returns: NDArray[np.float64], seed: int) -> list[str]:
     if spec_from_env(env).frames is None:
         return []
-    turned = play(env, _TurnedRound(policy), min(len(returns), TURNED_EPISODES), seed=seed).returns
+    turned = play(env, Seeing(policy, lambda obs: obs.flip(1)), min(len(returns), TURNED_EPISODES), seed=seed).returns
     if turned.mean() <= returns.mean() or _welch(returns, turned) > SMALL_P:
         return []
     return [f"frames of the wrong order: {returns.mean():.1f}, but {turned.mean():.1f} when the stack is turned round"]
