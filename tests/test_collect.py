@@ -24,7 +24,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.evaluate.play import film
+from rldistill.evaluate.films import film
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy

@@ -118,6 +118,8 @@ def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
     gymnasium.register("Plain-v0", Plain)
     try:
         players = {"teacher": Entrant("teacher", {None: None}, 0), "random": Entrant("random", {None: None}, 0)}
+        (tmp_path / "videos").mkdir()
+        (tmp_path / "videos" / "of-before-best.mp4").touch()
         with pytest.warns(UserWarning, match="no videos: Plain-v0"):
             evaluate(EnvConfig("Plain-v0"), players, EvaluateConfig(episodes=2), tmp_path)
         assert (tmp_path / "evaluation.json").exists()

@@ -1,23 +1,20 @@
-"""Play full episodes with fixed seeds, and film some of them."""
+"""Play full episodes with fixed seeds."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.artifacts import write_atomic
-from rldistill.envs.atari import is_atari, make_atari
+from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.single import EnvConfig, make_env, sight_of
+from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Side
-from rldistill.envs.vector import make_vector_env, of_the_space
+from rldistill.envs.vector import make_vector_env
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput, PolicySpec
@@ -27,7 +24,6 @@ MAX_SLOTS, MAX_EMULATORS = 128, 8
 
 Of ale-py's fewer, since those that have no episode left cost as much as ever.
 """
-VIDEO_FRAMES = 1_200
 NONE = -1
 """In place of an episode's number, in a slot that has none left to play."""
 
@@ -255,65 +251,6 @@ def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted:
     else:
         out.squared_error += float(((action - judged)[rows] ** 2).mean(-1).sum())
     out.compared += int(counted.sum())
-
-
-def draws_itself(env_config: EnvConfig) -> bool:
-    """Whether there are pictures to film."""
-    if is_atari(env_config.id):
-        return True
-    env = make_env(env_config.view_of("student"))
-    modes: Any = env.metadata.get("render_modes") or ()
-    env.close()
-    return "rgb_array" in modes
-
-
-def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
-    """Play an episode again, from its seed and its actions, in colour, and write it as an H.264 file."""
-    import imageio.v2 as imageio
-
-    frames = (_film_atari if is_atari(env_config.id) else _film_any)(
-        env_config, episode_seed(seed, "evaluate", 0, 0, 0, episode), actions[:VIDEO_FRAMES]
-    )
-
-    def write(temporary: Path) -> None:
-        with imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=30,
-            codec="libx264",
-            macro_block_size=2,
-            ffmpeg_params=["-f", "mp4", "-crf", "30"],
-        ) as writer:
-            for frame in frames:
-                writer.append_data(frame)  # type: ignore[attr-defined]
-
-    write_atomic(path, write)
-
-
-def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
-    picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    vector = make_atari(env_config.id, 1, 1, {**env_config.kwargs, **picture})
-    obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
-    frames = [obs[0, 0].copy()]
-    for action in actions:
-        obs, *_ = vector.step(np.array([action]))
-        frames.append(obs[0, 0].copy())
-    vector.close()
-    return frames
-
-
-def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> list[NDArray[np.uint8]]:
-    # Pictures alone are wanted; SDL, looking for a screen and for sound, would write over the progress bars.
-    for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-        os.environ.setdefault(variable, "dummy")
-    env = make_env(env_config.view_of("student"), render_mode="rgb_array")
-    env.reset(seed=seed)
-    frames = [np.asarray(env.render())]
-    for action in actions:
-        env.step(of_the_space(action, env.action_space))
-        frames.append(np.asarray(env.render()))
-    env.close()
-    return frames
 
 
 def fits(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:

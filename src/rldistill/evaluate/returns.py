@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, Answer, non_inferior
 from rldistill.evaluate.efficiency import Curve, efficiency
 from rldistill.evaluate.fidelity import Watch, fidelity
+from rldistill.evaluate.films import film_all
 from rldistill.evaluate.looks import boundary, looks
-from rldistill.evaluate.play import Episodes, draws_itself, film, fits, play
+from rldistill.evaluate.play import Episodes, fits, play
 from rldistill.evaluate.robustness import Players, RobustnessConfig, robustness
 from rldistill.evaluate.scores import doubts, estimates, thresholds
 from rldistill.evaluate.statistics import Returns, normalised_score
@@ -40,7 +41,7 @@ class EvaluateConfig:
         episodes: full episodes for each policy and training seed; with `until_decided`, before each look.
         sample: whether stochastic policies sample their actions.
         gamma: of the discounted return.
-        videos: whether the best and the worst episode of each policy are filmed.
+        videos: whether each student's best, median and worst episode are filmed, and its teacher in the same three.
         within: the share of the teacher's lead over random play that a student may lose and still have kept it.
         until_decided: whether to play on until every student is known to have kept it or not, with a look after every
             `episodes` under a group-sequential boundary, so that looking often makes no false yes more likely.
@@ -148,12 +149,12 @@ def evaluate(
             sample=config.sample,
             progress=lambda ended, more: progress(total + ended, total + more),
         )
+    shutil.rmtree(folder / "videos", ignore_errors=True)  # films of other episodes would go by the same names
     write_json(folder / "evaluation.json", evaluation)
-    if config.videos and not draws_itself(env):
-        warnings.warn(f"no videos: {env.id} has no render mode rgb_array", stacklevel=2)
-    elif config.videos:
-        for name, runs in played.items():
-            _film(env, seed, name, next(iter(runs.values())), folder / "videos")
+    if config.videos:
+        first = {name: next(iter(runs.values())) for name, runs in played.items()}
+        students = {name: first[name] for name, entrant in entrants.items() if entrant.kind == "student"}
+        film_all(env, seed, first["teacher"], students, folder / "videos")
     return evaluation
 
 
@@ -273,8 +274,3 @@ def _summary(
         "batch_latency_us": cost.batch_latency_us,
         "env_steps": entrant.env_steps,
     }
-
-
-def _film(env: EnvConfig, seed: int, name: str, episodes: Episodes, folder: Path) -> None:
-    for label, episode in (("best", int(episodes.returns.argmax())), ("worst", int(episodes.returns.argmin()))):
-        film(env, seed, episode, episodes.actions[episode], folder / f"{name}-{label}.mp4")

@@ -65,9 +65,12 @@ def estimates(
 
 
 def thresholds(everyone: Mapping[str, Returns]) -> Returns:
-    """The returns at which profiles are drawn, from the lowest to the highest of all policies."""
+    """The returns at which profiles are drawn, from the lowest to the highest of all policies.
+
+    As many of all episodes lie between any two of them, so that one that ends far away from all others does not matter.
+    """
     found = np.concatenate([returns.ravel() for returns in everyone.values()])
-    return np.linspace(found.min(), found.max(), THRESHOLDS)
+    return np.unique(np.quantile(found, np.linspace(0, 1, THRESHOLDS), method="nearest"))
 
 
 def _profile(own: Returns, at: Returns, distinct: int) -> dict[str, list[float]]:
