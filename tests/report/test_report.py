@@ -12,8 +12,10 @@ from rich.console import Console
 
 from rldistill.errors import CorruptArtifactError
 from rldistill.report import evaluation_table, verdict, write_report
-from rldistill.report.charts import Scale, lines_chart, palette
-from rldistill.report.page import VIDEO_BYTES, _seed_lines
+from rldistill.report.charts import Scale, bulk, lines_chart, palette
+from rldistill.report.curves import epoch_lines, step_lines
+from rldistill.report.front import pareto
+from rldistill.report.page import MOST_BYTES
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
     curve = [{"step": n * 1_000, "seconds": n, "mean": n, "returns": [n]} for n in (1, 2)]
     (tmp_path / "teacher" / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
     (tmp_path / "videos").mkdir()
-    for name in ("teacher-best", "teacher-worst", "small-mlp-best"):
+    for name in ("small-mlp-best", "small-mlp-best-teacher", "small-mlp-worst"):
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(name.encode())
     return tmp_path
 
@@ -45,7 +47,7 @@ def test_repeated_episodes_are_said(run: Path, evaluation: dict[str, Any]) -> No
 class Page(HTMLParser):
     """The tags of a page, and whether they are closed in order."""
 
-    VOID = ("meta",)
+    VOID = ("meta", "img")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(run: Path) -> None:
     assert page.count("script") == page.count("link") == page.count("img") == 0
     links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert links
-    assert all(link is not None and link.startswith("data:") for link in links)
+    assert all(link is not None and link.startswith(("data:", "#")) for link in links)
     assert not re.search(r"url\(|@import|https?://", text)
     assert not list(run.glob(".*tmp*"))
 
@@ -90,12 +92,15 @@ def test_the_report_shows_everything(run: Path, evaluation: dict[str, Any]) -> N
     assert "4.0 times smaller" in text
     assert page.count("video") == 3
     assert "<b>small-mlp</b>, best episode: 450.00" in text
+    assert "<b>teacher</b>, same seed: 500.00" in text
+    assert "<b>small-mlp</b>, worst episode: 400.00" in text
     assert "rldistill run config.yaml" in text
     assert "env: {id: CartPole-v1}" in text
-    # a dot for each of 12 episodes and a mark for each of 4 policies; ends of three curves: teacher, loss, agreement
-    assert page.count("circle") == 12 + 4 + 3
-    # in two charts, two training seeds and their mean; in one, the teacher
-    assert page.count("polyline") == 2 * 3 + 1
+    # a dot for each of 12 episodes and a mark for each of 4 policies; ends of three curves: teacher, loss, agreement;
+    # the front of 3 policies that have parameters
+    assert page.count("circle") == 12 + 4 + 3 + 3
+    # in two charts, two training seeds and their mean; in one, the teacher; and the front
+    assert page.count("polyline") == 2 * 3 + 1 + 1
 
 
 def test_what_a_file_says_is_text_not_markup(run: Path, evaluation: dict[str, Any]) -> None:
@@ -111,19 +116,84 @@ def test_what_a_file_says_is_text_not_markup(run: Path, evaluation: dict[str, An
 def test_an_evaluation_alone_makes_a_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     text = write_report(tmp_path).read_text()
-    assert "Learning curves" not in text
-    assert "<video" not in text
+    for left_out in ("Learning curves", "Fidelity", "Robustness", "Performance profiles", "<video"):
+        assert left_out not in text
+    assert "No episodes were filmed" in text
+    assert "<code>config.yaml</code> is missing" in text
 
 
 def test_videos_have_room_for_the_best_first(run: Path) -> None:
-    for name in ("teacher-worst", "small-mlp-best", "wide-best"):
-        (run / "videos" / f"{name}.mp4").write_bytes(bytes(VIDEO_BYTES // 2 - 10))
+    for path in (run / "videos").iterdir():
+        path.unlink()
+    # three quarters of what a page may have become base64: two films of a third each, and no third
+    third = bytes(MOST_BYTES * 3 // 4 // 3)
+    for name in ("small-mlp-worst", "small-mlp-best", "wide-best"):
+        (run / "videos" / f"{name}.mp4").write_bytes(third)
+    (run / "videos" / "wide-median.mp4").write_bytes(b"small enough")
     (run / "videos" / "unknown-best.mp4").write_bytes(b"of another run")
+    path = write_report(run)
+    assert path.stat().st_size <= MOST_BYTES
+    shown = re.findall(r"<b>(.*?)</b>, (\w+) episode", path.read_text())
+    assert shown == [("small-mlp", "best"), ("wide", "best"), ("wide", "median")]
+    assert "1 more did not fit" in path.read_text()
+
+
+def test_what_is_broken_is_named_and_the_rest_is_shown(run: Path) -> None:
+    (run / "disagreements" / "wide").mkdir(parents=True)
+    (run / "disagreements" / "wide" / "disagreements.json").write_text('{"unit": "nats", "groups": [[{"regret": 1}]]}')
+    (run / "search").mkdir()
+    (run / "search" / "search.json").write_text("{")
+    (run / "students" / "small-mlp" / "seed-0" / "policy.json").write_text('{"student": "linear"}')
     text = write_report(run).read_text()
-    assert len(text) < 10_000_000
-    shown = re.findall(r"<b>(.*?)</b>, (\w+) episode", text)
-    assert shown == [("teacher", "best"), ("small-mlp", "best"), ("wide", "best")]
-    assert "1 more did not fit" in text
+    said = re.findall("Not shown: (.*?)</p>", text)
+    assert len(said) == 3
+    assert all(any(f"{name}.json" in each for each in said) for name in ("search", "disagreements", "policy"))
+    assert "What was compared" in text
+
+
+def test_moments_are_shown_as_values(run: Path) -> None:
+    folder = run / "disagreements" / "small-mlp"
+    folder.mkdir(parents=True)
+    moment = {
+        "training_seed": 1,
+        "episode": 7,
+        "step": 40,
+        "regret": 1.25,
+        "student_action": 0,
+        "teacher_action": [1, 0.5],
+        "frame": None,
+        "obs": [0.125, *range(30)],
+    }
+    (folder / "disagreements.json").write_text(json.dumps({"unit": "return", "groups": [[moment]]}))
+    text = write_report(run).read_text()
+    assert "teacher <b>(1, 0.5)</b>, student <b>0</b>; regret 1.25" in text
+    assert "training seed 1, episode 7, step 40" in text
+    assert "<dt>obs[0]</dt><dd>0.125</dd>" in text
+    assert "and 7 more" in text  # 31 numbers, of which 24 are shown
+
+
+def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
+    seed = run / "students" / "wide" / "seed-0"
+    seed.mkdir(parents=True)
+    rows = [{"step": 100, "return": 20.0}, {"step": 200, "return": None, "score": 30.0}]
+    (seed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert step_lines(seed.parent, "return") == [[(100, 20.0)]]
+    assert step_lines(seed.parent, "score") == [[(200, 30.0)]]
+    assert epoch_lines(seed.parent, "heldout_loss") == []
+    assert "Students: return of the episodes they are tested on" in write_report(run).read_text()
+
+
+def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
+    points = {"teacher": (1_000.0, 1.0), "tied": (300.0, 0.9), "small": (250.0, 0.9), "bad": (400.0, 0.2)}
+    assert pareto(points) == ["small", "teacher"]
+    assert pareto({"equal-size": (9.0, 0.1), "better": (9.0, 0.3)}) == ["better"]
+
+
+def test_outliers_leave_room_for_the_others() -> None:
+    # Of -1,000 and 0 to 20, 90% lie between 0 and 19: -1,000 is more than that span away, so that the end is -19 / 4.
+    assert bulk([*range(21), -1_000]) == (-4.75, 20)
+    assert bulk([3, 5, 4]) == (3, 5)
+    assert bulk([7, 7]) == (7, 7)
 
 
 def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
@@ -131,14 +201,14 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
     for number in (2, 10):
         (seed / f"round-{number}").mkdir()
         (seed / f"round-{number}" / "metrics.jsonl").write_text('{"epoch": 1, "heldout_loss": 2, "agreement": null}\n')
-    assert _seed_lines(run / "students" / "small-mlp", "heldout_loss")[0] == [
+    assert epoch_lines(run / "students" / "small-mlp", "heldout_loss")[0] == [
         (1, 2),
         (2, 2),
         (3, 1),
         (4, 1 / 2),
         (5, 1 / 3),
     ]
-    assert [x for x, _ in _seed_lines(run / "students" / "small-mlp", "agreement")[0]] == [3, 4, 5]
+    assert [x for x, _ in epoch_lines(run / "students" / "small-mlp", "agreement")[0]] == [3, 4, 5]
     write_report(run)
 
 

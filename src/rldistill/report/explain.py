@@ -61,6 +61,11 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
     write_atomic(path, lambda temporary: imageio.imwrite(temporary, whole, format="PNG"))
 
 
+def is_drawn(policy: NetworkPolicy) -> bool:
+    """Whether its weights are pictures rather than a table."""
+    return not isinstance(policy, TreePolicy) and _pictures(policy) is not None
+
+
 def _pictures(policy: NetworkPolicy) -> tuple[int, ...] | None:
     """Channels, height and width of the pictures that weights on pixels or on cells of the screen are."""
     features, shape = policy.config.features, policy.spec.obs_shape

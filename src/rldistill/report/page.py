@@ -2,79 +2,122 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
+from typing import Any, TypeVar
 
 from rldistill.artifacts import read_json, write_atomic
-from rldistill.errors import CorruptArtifactError
-from rldistill.report.charts import Line, Series, lines_chart, number_text, palette, returns_chart, templates
+from rldistill.errors import CorruptArtifactError, RLDistillError
+from rldistill.report import details
+from rldistill.report.card import model_card
+from rldistill.report.charts import returns_chart, templates
+from rldistill.report.curves import efficiency_charts, learning_charts, profiles_chart
+from rldistill.report.films import films
+from rldistill.report.front import run_front, search_front
+from rldistill.report.gallery import gallery
+from rldistill.report.readable import readable
 from rldistill.report.table import highlights, rows, verdict
 
-VIDEO_BYTES = 7_000_000
-"""What base64 makes of it leaves room for the rest within 10 MB."""
+Part = TypeVar("Part")
 
+MOST_BYTES = 10_000_000
 EVALUATION_KEYS = ("env", "env_kwargs", "episodes", "seeds", "versions", "policies")
 POLICY_KEYS = (
-    *(
-        "kind",
-        "runs",
-        "distinct_episodes",
-        "mean",
-        "iqm",
-        "ci95",
-        "normalised",
-        "normalised_ci95",
-        "discounted_mean",
-        "agreement",
-    ),
-    *("action_rmse", "parameters", "bytes", "macs", "latency_us", "env_steps"),
+    *("kind", "runs", "distinct_episodes", "mean", "iqm", "ci95", "normalised", "normalised_ci95", "discounted_mean"),
+    *("agreement", "action_rmse", "parameters", "bytes", "macs", "latency_us", "env_steps"),
 )
-
-
-@dataclass(frozen=True)
-class Video:
-    """One filmed episode."""
-
-    policy: str
-    label: str
-    result: str
-    url: str
+SECTIONS = {
+    "compared": "What was compared",
+    "front": "Size and score",
+    "returns": "Returns",
+    "learning": "Learning curves",
+    "fidelity": "Fidelity",
+    "robustness": "Robustness",
+    "episodes": "Episodes",
+    "readable": "Students that can be read",
+    "again": "Do it again",
+}
 
 
 def write_report(run: Path) -> Path:
-    """Write the report of the run in folder `run`; returns its path.
+    """Write the report of the run in folder `run`, and `MODEL_CARD.md` beside it; returns the report's path.
+
+    What a run has not got, such as films or a search, is left out.
 
     Raises:
         CorruptArtifactError: `evaluation.json` is missing, or it or a learning curve is broken.
     """
     evaluation = read_evaluation(run / "evaluation.json")
-    videos, left_out = _videos(run / "videos", evaluation)
-    page = (
-        templates()
-        .get_template("report.html.jinja")
-        .render(
-            evaluation=evaluation,
-            verdict=verdict(evaluation),
-            highlights=highlights(evaluation),
-            rows=rows(evaluation),
-            returns=returns_chart(evaluation),
-            charts=list(_learning_charts(run, palette(evaluation))),
-            videos=videos,
-            left_out=left_out,
-            config=_text(run / "config.yaml"),
-            provenance=_text(run / "provenance.json"),
-        )
-    )
+    given = _given(run, evaluation)
+    template = templates().get_template("report.html.jinja")
+    # What else there is goes first, and films have what is left of the room.
+    room = MOST_BYTES - len(template.render(given, films={}, left_out=0, beside=False).encode()) - 20_000
+    shown, left_out = films(run / "videos", evaluation, room)
+    beside = any(len(pair.films) > 1 for pairs in shown.values() for pair in pairs)
+    page = template.render(given, films=shown, left_out=left_out, beside=beside)
     path = run / "report.html"
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    card = model_card(evaluation, given["config"])
+    write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     return path
+
+
+def _given(run: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What the templates are given, but for the films."""
+    unshown: list[str] = []
+
+    def unless_broken(part: Callable[[], Part]) -> Part | None:
+        try:
+            return part()
+        except RLDistillError as error:
+            unshown.append(str(error))
+            return None
+
+    students = {name: entry for name, entry in evaluation["policies"].items() if entry["kind"] == "student"}
+    firsts = {name: entry["runs"][0].get("training_seed") for name, entry in students.items()}
+    search = unless_broken(lambda: search_front(run))
+    galleries = [unless_broken(lambda name=name: gallery(run, name)) for name in students]  # type: ignore[misc]
+    words = [unless_broken(lambda name=name: readable(run, name, firsts[name])) for name in students]  # type: ignore[misc]
+    front, statistics = run_front(evaluation), details.statistics_rows(evaluation)
+    given = {
+        "evaluation": evaluation,
+        "verdict": verdict(evaluation),
+        "highlights": highlights(evaluation),
+        # The means of the middle half stand among the other statistics, where there are any.
+        "rows": [[cell for cell in row if not statistics or cell.column != "IQM"] for row in rows(evaluation)],
+        "statistics": statistics,
+        "doubts": [doubt["text"][:1].upper() + doubt["text"][1:] for doubt in evaluation.get("warnings", [])],
+        "fronts": [
+            *([("This run", front)] if front is not None else []),
+            *([("The search", search[0])] if search is not None else []),
+        ],
+        "search": search[1] if search is not None else "",
+        "returns": returns_chart(evaluation),
+        "profiles": profiles_chart(evaluation),
+        "efficiency_charts": list(efficiency_charts(evaluation)),
+        "efficiency_rows": details.efficiency_rows(evaluation),
+        "learning_charts": list(learning_charts(run, evaluation)),
+        "fidelity": details.fidelity_rows(evaluation),
+        "regret_unit": details.regret_unit(evaluation),
+        "galleries": [found for found in galleries if found is not None],
+        "robustness": details.robustness_rows(evaluation),
+        "readable": [found for found in words if found is not None],
+        "config": _text(run / "config.yaml"),
+        "provenance": _text(run / "provenance.json"),
+        "unshown": unshown,
+    }
+    return given | {"sections": [(name, title) for name, title in SECTIONS.items() if _has(name, given)]}
+
+
+def _has(section: str, given: dict[str, Any]) -> bool:
+    needs = {
+        "front": given["fronts"],
+        "learning": given["efficiency_charts"] or given["learning_charts"],
+        "fidelity": given["fidelity"] or given["galleries"],
+        "robustness": given["evaluation"].get("robustness"),
+        "readable": given["readable"],
+    }
+    return bool(needs.get(section, True))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -101,75 +144,3 @@ def _require(path: Path, where: str, value: object, keys: tuple[str, ...]) -> No
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _learning_charts(run: Path, paint: dict[str, str]) -> Iterator[tuple[str, Markup]]:
-    curve = _points(_rows(run / "teacher" / "curve.jsonl"), "step", "mean")
-    if curve:
-        title = "Teacher: mean return while it was trained"
-        yield title, lines_chart({"teacher": curve}, "environment steps", title, paint={"teacher": "teacher"})
-    for key, title in (
-        ("heldout_loss", "Students: loss on held-out episodes"),
-        ("agreement", "Students: agreement with the teacher on held-out episodes"),
-    ):
-        seeds = {name: _seed_lines(run / "students" / name, key) for name in paint}
-        seeds = {name: lines for name, lines in seeds.items() if lines}
-        if seeds:
-            means: Series = {name: _mean_line(lines) for name, lines in seeds.items()}
-            faint = {name: lines for name, lines in seeds.items() if len(lines) > 1}
-            yield title, lines_chart(means, "epochs", title, faint, paint)
-
-
-def _seed_lines(student: Path, key: str) -> list[Line]:
-    """One line for each training seed; the rounds of DAgger stand one after the other."""
-    lines = []
-    for seed in sorted(student.glob("seed-*")):
-        rounds = sorted(seed.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
-        epochs = [row for folder in (*rounds, seed) for row in _rows(folder / "metrics.jsonl")]
-        line = _points([{**row, "epoch": number} for number, row in enumerate(epochs, 1)], "epoch", key)
-        lines += [line] if line else []
-    return lines
-
-
-def _mean_line(lines: list[Line]) -> Line:
-    """The mean over the seeds that got so far."""
-    ys: dict[float, list[float]] = {}
-    for x, y in (point for line in lines for point in line):
-        ys.setdefault(x, []).append(y)
-    return [(x, sum(ys[x]) / len(ys[x])) for x in sorted(ys)]
-
-
-def _points(table: list[dict[str, Any]], x: str, y: str) -> Line:
-    return [(row[x], row[y]) for row in table if row.get(y) is not None and math.isfinite(row[y])]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    table = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            table.append(dict(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, ValueError):
-            raise CorruptArtifactError(f"{path}, line {number}: not a JSON object; was it cut short?") from None
-    return table
-
-
-def _videos(folder: Path, evaluation: dict[str, Any]) -> tuple[list[Video], int]:
-    """Best episodes first, as many as fit, then in the order of the policies; and how many did not fit."""
-    room, left_out = VIDEO_BYTES, 0
-    chosen: dict[tuple[str, str], Video] = {}
-    policies = evaluation["policies"]
-    for label, pick in (("best", max), ("worst", min)):
-        for name, entry in policies.items():
-            path = folder / f"{name}-{label}.mp4"
-            if not path.exists():
-                continue
-            data = path.read_bytes()
-            if len(data) > room:
-                left_out += 1
-                continue
-            room -= len(data)
-            url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
-            # the first training seed's episodes are the ones that are filmed
-            chosen[name, label] = Video(name, label, number_text(pick(entry["runs"][0]["returns"])), url)
-    order = [(name, label) for name in policies for label in ("best", "worst")]
-    return [chosen[key] for key in order if key in chosen], left_out

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from markupsafe import Markup
 
 from rldistill.artifacts import write_atomic
 from rldistill.report.charts import scatter_chart, templates
@@ -73,14 +74,18 @@ def search_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def write_search(found: dict[str, Any], path: Path) -> None:
-    """Write what `search` found as one HTML file that opens offline."""
+def front_chart(found: dict[str, Any]) -> Markup:
+    """Size and score of all that were tried."""
     points = {
         trial["name"]: (trial["size"][found["by"]], (trial["test"] or trial["rungs"][-1])["normalised"])
         for trial in found["tried"]
         if trial["size"].get(found["by"]) and trial["rungs"][-1]["normalised"] is not None
     }
-    chart = scatter_chart(points, found["front"], found["by"], "normalised score", 1 - found["within"])
+    return scatter_chart(points, found["front"], found["by"], "normalised score", 1 - found["within"])
+
+
+def write_search(found: dict[str, Any], path: Path) -> None:
+    """Write what `search` found as one HTML file that opens offline."""
     page = (
         templates()
         .get_template("search.html.jinja")
@@ -88,7 +93,7 @@ def write_search(found: dict[str, Any], path: Path) -> None:
             found=found,
             verdict=search_verdict(found),
             rows=search_rows(found),
-            chart=chart,
+            chart=front_chart(found),
             written=as_students(found) if found["winner"] else "",
         )
     )

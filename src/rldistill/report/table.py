@@ -50,13 +50,14 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 
 def _kept(name: str, answer: Entry) -> str:
-    lead = f"{_percent(1 - answer['within'])} of its teacher's lead over random play"
+    lead = f"{percent_text(1 - answer['within'])} of its teacher's lead over random play"
     if answer["decision"] == "undecided":
         return f"Whether the student {name} keeps {lead} is undecided"
     return f"The student {name} {'keeps' if answer['decision'] == 'yes' else 'does not keep'} {lead}"
 
 
-def _percent(share: float) -> str:
+def percent_text(share: float) -> str:
+    """A share as a percentage, with as many digits as it has."""
     return f"{100 * share:.4g}%"
 
 
@@ -161,11 +162,13 @@ def _cells(name: str, entry: Entry, teacher: Entry) -> list[Cell]:
     seeds = f", {len(entry['runs'])} seeds" if len(entry["runs"]) > 1 else ""
     return [
         Cell("policy", name, entry["kind"] + seeds if entry["kind"] + seeds != name else ""),
-        Cell("mean return", number_text(entry["mean"]), _interval(entry["ci95"], number_text)),
+        Cell("mean return", number_text(entry["mean"]), interval_text(entry["ci95"], number_text)),
         Cell("IQM", number_text(entry["iqm"])),
         Cell("discounted", number_text(entry["discounted_mean"])),
         Cell(
-            "normalised", _optional(entry["normalised"], "{:.3f}"), _interval(entry["normalised_ci95"], "{:.3f}".format)
+            "normalised",
+            optional_text(entry["normalised"], "{:.3f}"),
+            interval_text(entry["normalised_ci95"], "{:.3f}".format),
         ),
         _agreement(entry),
         _parameters(entry, teacher),
@@ -178,7 +181,7 @@ def _cells(name: str, entry: Entry, teacher: Entry) -> list[Cell]:
 def _agreement(entry: Entry) -> Cell:
     if entry["action_rmse"] is not None:
         return Cell("agreement", f"{entry['action_rmse']:.3g}", "RMS error of actions")
-    return Cell("agreement", _optional(entry["agreement"], "{:.1%}"))
+    return Cell("agreement", optional_text(entry["agreement"], "{:.1%}"))
 
 
 def _parameters(entry: Entry, teacher: Entry) -> Cell:
@@ -211,9 +214,11 @@ def _bytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def _interval(ends: list[float] | None, form: Callable[[float], str]) -> str:
+def interval_text(ends: list[float] | None, form: Callable[[float], str]) -> str:
+    """Both ends; nothing where there is no interval or it has no width."""
     return f"{form(ends[0])} to {form(ends[1])}" if ends and ends[0] < ends[1] else ""
 
 
-def _optional(value: float | None, form: str) -> str:
-    return NONE if value is None else form.format(value)
+def optional_text(value: float | None, form: str, none: str = NONE) -> str:
+    """A figure in the form of `str.format`, or what stands for one that is not there."""
+    return none if value is None else form.format(value)
