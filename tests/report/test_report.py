@@ -189,6 +189,15 @@ def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
     assert pareto({"equal-size": (9.0, 0.1), "better": (9.0, 0.3)}) == ["better"]
 
 
+def test_of_very_many_episodes_some_are_drawn(run: Path, evaluation: dict[str, Any]) -> None:
+    assert "not every one has its dot" not in write_report(run).read_text()
+    evaluation["policies"]["random"]["runs"][0]["returns"] = [20.0] * 1_300
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    text = write_report(run).read_text()
+    assert text.count("<title>20.00</title>") == 434  # every third: ceil(1,300 / 3)
+    assert "not every one has its dot" in text
+
+
 def test_outliers_leave_room_for_the_others() -> None:
     # Of -1,000 and 0 to 20, 90% lie between 0 and 19: -1,000 is more than that span away, so that the end is -19 / 4.
     assert bulk([*range(21), -1_000]) == (-4.75, 20)

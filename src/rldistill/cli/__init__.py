@@ -102,7 +102,7 @@ def evaluate(
 
 @app.command()
 def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Write report.html from what the other stages left."""
+    """Write report.html and MODEL_CARD.md from what the other stages left."""
     from rldistill.config import RunConfig
     from rldistill.recipes import pipeline
 

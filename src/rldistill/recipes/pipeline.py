@@ -151,7 +151,7 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
 
 
 def run_report(run: Run) -> Path:
-    """Write `report.html` from what the other stages left."""
+    """Write `report.html` and `MODEL_CARD.md` from what the other stages left."""
     path = write_report(run.folder)
     print(f"report: {path}")
     return path

@@ -92,6 +92,7 @@ def returns_chart(evaluation: dict[str, Any]) -> Markup:
         height=ROW * len(rows),
         number=number_text,
         beyond=beyond,
+        thinned=any(len(values) > MOST_DOTS for values in returns.values()),
     )
 
 
