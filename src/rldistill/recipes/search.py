@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.data.dataset import Dataset
-from rldistill.distill import distill
+from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.evaluate.cost import measure_cost
@@ -33,7 +33,7 @@ from rldistill.recipes.run import Dagger, Run
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
 from rldistill.students import AnyStudent, Cnn, Mlp, Tree
 from rldistill.teachers.train import TrainConfig
-from rldistill.types import Policy
+from rldistill.types import Policy, PolicySpec
 
 Measure = Literal["parameters", "bytes", "macs", "latency"]
 RUNGS = 3
@@ -141,7 +141,8 @@ def search(
     teacher = load_teacher(run)
     data = _shared_data(run, config, teacher, run_collect(run, resume=True, quiet=quiet), folder, quiet)
     arena = Arena(run.env.seen_by(teacher), teacher, run.seed, run.evaluate.gamma)
-    if normalised_score(*(arena.reference("teacher", config.episodes, CHOOSING),) * 2, _random(arena, config)) is None:
+    best, worst = (arena.reference(who, config.episodes, CHOOSING).mean() for who in ("teacher", "random"))
+    if not best > worst:
         raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")
     cost = measure_cost(teacher)
     tried = {
@@ -188,7 +189,7 @@ def run_search(
     return found
 
 
-def front(trials: Sequence[Trial] | Any, by: Measure) -> list[Trial]:
+def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
     """Those that no smaller student is as good as, from the smallest on."""
     best, kept = -math.inf, []
     for trial in sorted(trials, key=lambda trial: (trial.of(by), -trial.score)):
@@ -308,16 +309,12 @@ def _shared_data(
     return Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
 
 
-def _fit(run: Run, student: AnyStudent, epochs: int) -> Any:
+def _fit(run: Run, student: AnyStudent, epochs: int) -> DistillConfig:
     losses = (Term(ActionNLL()),) if isinstance(student, Tree) else run.distill.losses
     return dataclasses.replace(run.distill, epochs=epochs, losses=losses)
 
 
-def _random(arena: Arena, config: SearchConfig) -> Returns:
-    return arena.reference("random", config.episodes, CHOOSING)
-
-
-def _spec_of_students(data: Dataset) -> Any:
+def _spec_of_students(data: Dataset) -> PolicySpec:
     return dataclasses.replace(data.spec, head=data.spec.head.neutral)
 
 
