@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,28 +133,40 @@ def evaluate(
         own = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
-        total = sum(each.size for each in returns.values())
-        players = {
-            name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
-            for name, entrant in entrants.items()
-            if entrant.kind != "random"
-        }
-        evaluation["robustness"] = robustness(
-            env,
-            players,
-            returns["random"],
-            config.robustness,
-            seed=seed,
-            sample=config.sample,
-            progress=lambda ended, more: progress(total + ended, total + more),
-        )
-    shutil.rmtree(folder / "videos", ignore_errors=True)  # films of other episodes would go by the same names
+        evaluation["robustness"] = _perturbed(env, entrants, returns, config.robustness, seed, config.sample, progress)
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in played.items()}
         students = {name: first[name] for name, entrant in entrants.items() if entrant.kind == "student"}
         film_all(env, seed, first["teacher"], students, folder / "videos")
     return evaluation
+
+
+def _perturbed(
+    env: EnvConfig,
+    entrants: Mapping[str, Entrant],
+    returns: Mapping[str, Returns],
+    config: RobustnessConfig,
+    seed: int,
+    sample: bool,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """What all but random play return where one thing is changed."""
+    total = sum(each.size for each in returns.values())
+    players = {
+        name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
+        for name, entrant in entrants.items()
+        if entrant.kind != "random"
+    }
+    return robustness(
+        env,
+        players,
+        returns["random"],
+        config,
+        seed=seed,
+        sample=sample,
+        progress=lambda ended, more: progress(total + ended, total + more),
+    )
 
 
 def _efficiency(curves: Mapping[str, Curve], policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
