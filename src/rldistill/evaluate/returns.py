@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,7 @@ def evaluate(
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
         evaluation["robustness"] = _perturbed(env, entrants, returns, config.robustness, seed, config.sample, progress)
+    shutil.rmtree(folder / "videos", ignore_errors=True)  # films of other episodes would go by the same names
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in played.items()}
