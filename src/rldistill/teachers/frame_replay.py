@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class FrameReplayBuffer(BaseBuffer):
         self.n_steps, self.gamma, self.padding = n_steps, gamma, padding
         self.alpha, self.beta = alpha, beta
         rows = self.buffer_size * n_envs
-        self.frames = np.zeros((rows, *frame), np.uint8)
+        self.frames: NDArray[Any] = np.zeros((rows, *frame), np.uint8)
         self.actions = np.zeros(rows, np.int64)
         self.rewards = np.zeros(rows, np.float32)
         self.terminated = np.zeros(rows, bool)
@@ -67,7 +68,7 @@ class FrameReplayBuffer(BaseBuffer):
     ) -> None:
         rows = slice(self.pos * self.n_envs, (self.pos + 1) * self.n_envs)
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        self.frames[rows] = obs[:, -1]
+        self._remember(obs, rows)
         self.actions[rows], self.rewards[rows] = action.reshape(-1), reward
         self.terminated[rows], self.truncated[rows] = done & ~truncated, truncated
         self.age[rows] = self._age
@@ -125,6 +126,24 @@ class FrameReplayBuffer(BaseBuffer):
             discounts=torch.full((len(batch_inds), 1), self.gamma**self.n_steps, device=self.device),
         )
 
+    def _remember(self, obs: NDArray[np.uint8], rows: slice) -> None:
+        self.frames[rows] = obs[:, -1]
+
     def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
         stacks = stack_frames(self.frames, rows, self.age[rows], self.depth, self.padding, self.n_envs)
         return torch.from_numpy(stacks).to(self.device, memory_format=torch.channels_last)
+
+
+class FeatureReplayBuffer(FrameReplayBuffer):
+    """The same over what `encode` makes of frame stacks, `[N, F]`, in half precision, which need no more stacking."""
+
+    encode: Callable[[NDArray[np.uint8]], torch.Tensor]
+
+    def _remember(self, obs: NDArray[np.uint8], rows: slice) -> None:
+        features = self.encode(obs).half().cpu().numpy()
+        if self.frames.dtype != np.float16:
+            self.frames = np.zeros((len(self.frames), features.shape[1]), np.float16)
+        self.frames[rows] = features
+
+    def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(self.frames[rows]).to(self.device)
