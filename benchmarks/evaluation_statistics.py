@@ -127,7 +127,7 @@ def say_decision(draws: int, rng: np.random.Generator) -> None:
         shares = [at_the_margin(law, episodes, 5 * draws, rng) for episodes in SIZES]
         print(f"  {name}: " + ", ".join(f"n = {n} {share:.4f}" for n, share in zip(SIZES, shares, strict=True)))
     for runs in (3, 5):
-        shares = [seeds_at_the_margin(runs, between, 50, draws, rng) for between in (0.0, 0.3, 1.0)]
+        shares = [seeds_at_the_margin(runs, between, 60, draws, rng) for between in (0.0, 0.3, 1.0)]
         print(f"  {runs} training seeds that differ by 0, 0.3 and 1: " + ", ".join(f"{share:.4f}" for share in shares))
     print(f"--until-decided, a look every {FIRST} of {MOST} episodes")
     for name, law in (LAWS | FAILURES).items():

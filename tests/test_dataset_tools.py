@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import warnings
@@ -143,7 +144,7 @@ def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     with pytest.raises(SpecMismatchError, match="observation shape"):
         relabel(tmp_path / "first", recurrent(EnvConfig("Acrobot-v1")), tmp_path / "other")
-    with pytest.raises(ConfigError, match="is the dataset itself"):
+    with pytest.raises(ConfigError, match="name another folder"):
         relabel(tmp_path / "first", teacher, tmp_path / "first")
     assert not (tmp_path / "other").exists()
 
@@ -171,9 +172,9 @@ def test_what_does_not_belong_together_is_not_merged(teacher: NetworkPolicy, tmp
         merge([tmp_path / "a", tmp_path / "a"], tmp_path / "out")
     with pytest.raises(ConfigError, match="at least two"):
         merge([tmp_path / "a"], tmp_path / "out")
-    with pytest.raises(ConfigError, match="one of the datasets themselves"):
-        merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
     collect(CARTPOLE, teacher, SMALL, tmp_path / "c", seed=1)
+    with pytest.raises(ConfigError, match="name another folder"):
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "a", overwrite=True)
     block = next((tmp_path / "c" / "blocks").iterdir())
     block.write_bytes(block.read_bytes()[:-9])
     with pytest.raises(CorruptArtifactError, match=r"\.parquet"):
@@ -512,6 +513,29 @@ def test_bad_names_leave_nothing_behind(teacher: NetworkPolicy, minari: Any, tmp
     (tmp_path / "minari" / "broken").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no such dataset here"):
         import_minari("minari:cart/nope-v0", tmp_path / "in")
+
+
+def test_only_a_dataset_is_thrown_away_for_another(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    collect(CARTPOLE, teacher, SMALL, run / "dataset")
+    with pytest.raises(ConfigError, match="name another folder"):
+        relabel(run / "dataset", teacher, run, overwrite=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds more than a dataset"):
+        relabel(run / "dataset", teacher, tmp_path / "notes", overwrite=True)
+    assert (tmp_path / "notes" / "precious.txt").read_text() == "mine"
+    for _ in range(2):
+        relabel(run / "dataset", teacher, tmp_path / "again", overwrite=True)
+    assert block_hashes(tmp_path / "again") == block_hashes(run / "dataset")
+
+
+def test_labels_that_are_no_numbers_are_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    broken = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(SpecMismatchError, match="teacher's params of some observations are NaN or infinite"):
+        collect(CARTPOLE, broken, SMALL, tmp_path / "nan")
 
 
 def test_a_file_for_a_folder_is_one_line(tmp_path: Path) -> None:

@@ -108,12 +108,12 @@ class _Trained(Strictly):
 
 def _kind_of_teacher(value: Any) -> str:
     keys = value if isinstance(value, Mapping) else {}
-    return "saved" if isinstance(value, str) or "path" in keys else "ensemble" if "ensemble" in keys else "trained"
+    return "saved" if isinstance(value, str) or "path" in keys else "several" if "ensemble" in keys else "trained"
 
 
 Teacher = Annotated[
     Annotated[SavedTeacher, SCHEMA, Tag("saved")]
-    | Annotated[TeacherEnsemble, SCHEMA, Tag("ensemble")]
+    | Annotated[TeacherEnsemble, SCHEMA, Tag("several")]
     | Annotated[_Trained, Tag("trained")],
     Discriminator(_kind_of_teacher),
 ]

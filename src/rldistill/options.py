@@ -66,5 +66,7 @@ def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:
         scale = parse_value(values.get("scale", "1"), text)
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise ConfigError(f"{text}: scale: expected a number, found {values['scale']!r}")
+        if path in found:
+            raise ConfigError(f"{path}: named twice; a second reading of one file needs a copy of it")
         found[path] = teacher_from_options(path, values.get("activation"), values.get("head"), float(scale))
     return found

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block
 from rldistill.envs.two_views import Side, Sight
 from rldistill.envs.vector import Step
+from rldistill.errors import SpecMismatchError
 from rldistill.rollouts import Memory, Transition
 from rldistill.types import PolicyOutput
 
@@ -47,6 +48,11 @@ class Labels:
             if getattr(said[0], attribute) is None:
                 continue
             labels = np.stack([getattr(label, attribute).numpy() for label in said], 1)
+            if not np.isfinite(labels).all():
+                raise SpecMismatchError(
+                    f"the teacher's {attribute} of some observations are NaN or infinite; `rldistill teachers verify` "
+                    "looks for weights or a scale of observations that are wrong"
+                )
             columns[name], following = labels[:, :-1], labels[:, 1:].copy()
             if attribute == "features":
                 continue

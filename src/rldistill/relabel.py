@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.artifacts import open_stage
 from rldistill.channels import channels_last
 from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, successors, write_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import Manifest, manifest_entry
+from rldistill.data.manifest import Manifest, manifest_entry, open_derived
 from rldistill.envs.two_views import Side
 from rldistill.envs.vector import Step
 from rldistill.errors import ConfigError, SpecMismatchError
@@ -59,14 +58,12 @@ def relabel(
         SpecMismatchError: the teacher sees or does something else than what was recorded.
         ConfigError: `folder` is `source`, or holds something already.
     """
-    if folder.resolve() == source.resolve():
-        raise ConfigError(f"--out: {folder} is the dataset itself, which stays as it is; name another folder")
     before = Manifest.read(source)
     before.check()
     if not before.blocks:
         raise ConfigError(f"{source}: the collection is not complete; go on with --resume")
     teacher = _fitting(teacher, before, source)
-    open_stage(folder, folder / "manifest.json", False, overwrite)
+    open_derived(folder, [source], overwrite)
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
     manifest = Manifest.derived(folder, before, spec, before.document["rounds"])
     entries, done = [], 0

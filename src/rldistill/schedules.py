@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rldistill.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -34,6 +36,10 @@ class Exponential:
 
     start: float = 1.0
     end: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.end <= 0:
+            raise ConfigError(f"exponential: expected start and end above 0, found {self.start} and {self.end}")
 
     def __call__(self, progress: float) -> float:
         return float(self.start * (self.end / self.start) ** min(progress, 1.0))

@@ -37,7 +37,7 @@ def test_claims_are_read(text: str, claim: Claim) -> None:
     assert Claim.parse(text) == claim
 
 
-@pytest.mark.parametrize("text", ["", "good", "1±", "±3", "1±2±3"])
+@pytest.mark.parametrize("text", ["", "good", "1±", "±3", "1±2±3", "1e400", "1±1e400"])
 def test_what_is_no_claim_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--claimed"):
         Claim.parse(text)

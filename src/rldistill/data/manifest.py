@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rldistill.artifacts import read_json, sha256_file, write_json
+from rldistill.artifacts import open_stage, read_json, sha256_file, write_json
 from rldistill.data.blocks import Block, BlockKey
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.types import PolicySpec
@@ -147,3 +148,17 @@ def _as_json(value: dict[str, Any]) -> dict[str, Any]:
         return [convert(inner) for inner in item] if isinstance(item, list | tuple) else item
 
     return {key: convert(item) for key, item in value.items()}
+
+
+def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> None:
+    """Prepare a folder for a dataset that is made of others; only another dataset may be thrown away for it.
+
+    Raises:
+        ConfigError: a source is in `folder`, or something that is no dataset, or a dataset and no `overwrite`.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"--out: {source} is in {folder}, and stays as it is; name another folder")
+    if overwrite and folder.exists() and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}:
+        raise ConfigError(f"--out: {folder} holds more than a dataset, and is not thrown away; name another folder")
+    open_stage(folder, folder / "manifest.json", False, overwrite)

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rldistill.artifacts import open_stage, write_atomic
+from rldistill.artifacts import write_atomic
 from rldistill.data.blocks import BlockKey
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import Manifest, open_derived
 from rldistill.errors import ConfigError, SpecMismatchError, shown
 
 
@@ -31,13 +31,11 @@ def merge(
     """
     if len(sources) < 2:
         raise ConfigError("nothing to merge: name at least two datasets")
-    if folder.resolve() in [source.resolve() for source in sources]:
-        raise ConfigError(f"--out: {folder} is one of the datasets themselves; name another folder")
     manifests = [Manifest.read(source) for source in sources]
     _require_same_kind(manifests)
     for manifest in manifests:
         manifest.check()
-    open_stage(folder, folder / "manifest.json", False, overwrite)
+    open_derived(folder, sources, overwrite)
     rounds: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     total = sum(manifest.num_steps for manifest in manifests)

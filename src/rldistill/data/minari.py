@@ -17,10 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rldistill.artifacts import open_stage
 from rldistill.data.blocks import FINAL, LABELS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import SCHEMA, TEACHER_SPEC, Manifest, manifest_entry
+from rldistill.data.manifest import SCHEMA, TEACHER_SPEC, Manifest, manifest_entry, open_derived
 from rldistill.envs.single import EnvConfig, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, MissingExtraError, did_you_mean
 from rldistill.students.network import split_parts
@@ -129,7 +128,7 @@ def import_minari(
     if not source.total_episodes:
         raise CorruptArtifactError(f"{PREFIX}{name}: it holds no episodes, so there is nothing to import")
     env, spec, seen = _about(name, metadata, source)
-    open_stage(folder, folder / "manifest.json", False, overwrite)
+    open_derived(folder, [], overwrite)
     document = {"schema": SCHEMA, "env": env, "spec": dataclasses.asdict(spec)}
     if seen is not None:
         document[TEACHER_SPEC] = dataclasses.asdict(seen)

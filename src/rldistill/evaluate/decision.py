@@ -89,7 +89,12 @@ class _Error:
             return float(stdtr(self.freedom, -score))
         # Between those of its parts.
         low, high = sorted(float(stdtr(freedom, -score)) for freedom in (self.episodes - 1, self.runs - 1))
-        return float(brentq(lambda risk: self.quantile(risk) - score, low, high)) if low < high else low
+        # Where one part is all there is, rounding puts the score beyond them.
+        if self.quantile(low) <= score:
+            return low
+        if self.quantile(high) >= score:
+            return high
+        return float(brentq(lambda risk: self.quantile(risk) - score, low, high))
 
 
 @dataclass(frozen=True)
@@ -163,14 +168,14 @@ def non_inferior(
     episodes = min(distinct or found.shape[1], found.shape[1])
     estimate = float(found.mean())
     if episodes < 2:
-        needed = None if found.shape[1] > 1 else least_episodes(within, len(found)) - 1
+        needed = None if found.shape[1] > 1 else least_episodes(within) - 1
         return Answer("undecided", within, estimate, None, None, None, risk, episodes, needed)
     spread = _Spread.of(found)
     error = spread.at(episodes)
     quantile = error.quantile(risk) if error.size > 0 else 0.0
     lower = estimate - error.size * _needed_score(quantile, error.skew)
     upper = estimate + error.size * _needed_score(quantile, -error.skew)
-    least = least_episodes(within, len(found))
+    least = least_episodes(within)
     decision: Decision = "yes" if lower > 0 and episodes >= least else "no" if upper < 0 else "undecided"
     more: int | None = 0
     if decision == "undecided":
@@ -179,9 +184,12 @@ def non_inferior(
     return Answer(decision, within, estimate, lower, upper, p, risk, episodes, more)
 
 
-def least_episodes(within: float, runs: int = 1) -> int:
-    """So many episodes, for each of the runs, show one total failure in 1 / `within` with 95% probability."""
-    return max(2, math.ceil(math.log(RISK) / math.log1p(-within) / runs))
+def least_episodes(within: float) -> int:
+    """So many episodes show one total failure in 1 / `within` with 95% probability.
+
+    Several runs need as many: they share their episodes' seeds, and may all fail on the same.
+    """
+    return max(2, math.ceil(math.log(RISK) / math.log1p(-within)))
 
 
 def _score(t: float, skew: float) -> float:

@@ -50,6 +50,8 @@ class Claim:
             raise ConfigError(f"--claimed: expected a mean such as 242.1, or 242.1±31.8, found {text!r}")
         if (std := float(match[2] or 0)) < 0:
             raise ConfigError(f"--claimed: expected a deviation of at least 0, found {text!r}")
+        if not math.isfinite(float(match[1])) or not math.isfinite(std):
+            raise ConfigError(f"--claimed: expected finite numbers, found {text!r}")
         return cls(float(match[1]), std, episodes)
 
     def compare(self, returns: NDArray[np.float64]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """On-policy distillation: the student acts, and learns from what the teacher says of its newest steps.
 
-Czarnecki 2019, arXiv 1902.02186. With the losses `reverse_kl` and `entropy` this is their expected entropy
-regularised form. The first round is the run's own collection, in which the teacher acts.
+Czarnecki 2019, arXiv 1902.02186. With the losses `reverse_kl` and, with a weight of -1, `entropy`, what is minimised is
+their per-step cross-entropy -sum_a student(a|s) log teacher(a|s), without their term for later steps. The first round
+is the run's own collection, in which the teacher acts.
 """
 
 from __future__ import annotations

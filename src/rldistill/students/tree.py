@@ -44,6 +44,8 @@ class Tree:
             raise ConfigError(f"max_depth: expected at most {DEEPEST}, found {self.max_depth}")
         if self.max_leaves is not None:
             require_positive("max_leaves", [self.max_leaves])
+            if self.max_leaves < 2:
+                raise ConfigError(f"max_leaves: expected at least 2, found {self.max_leaves}")
         if type(self.nodes) is not int or not 0 <= self.nodes < 1 << (DEEPEST + 1):
             raise ConfigError(f"nodes: expected a size, found {self.nodes!r}")
 

@@ -50,7 +50,9 @@ class Keeper(BaseCallback):
         self.progress = progress
         self.spec = spec_from_env(env)
         self.rows = read_curve(folder / "curve.jsonl", model.num_timesteps)
-        self.best = max((row["mean"] for row in self.rows), default=-np.inf)
+        # Means over fewer episodes scatter more widely: the best of those would never be reached again.
+        judged = [row["mean"] for row in self.rows if len(row["returns"]) >= config.eval_episodes]
+        self.best = max(judged, default=-np.inf)
         self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
 
     def _on_training_start(self) -> None:
