@@ -30,11 +30,13 @@ def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
         raise ConfigError(f"--env: {error.message()}") from None
 
 
-def teacher_from_options(path: str, activation: str | None, head: str | None, scale: float) -> SavedTeacher:
+def teacher_from_options(
+    path: str, activation: str | None, head: str | None, scale: float, output: str | None
+) -> SavedTeacher:
     """The teacher of a command line."""
     if head is not None and head not in get_args(HeadKind):
         raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, get_args(HeadKind))}")
-    return SavedTeacher(path, activation, cast(HeadKind | None, head), scale)
+    return SavedTeacher(path, activation, cast(HeadKind | None, head), scale, output)
 
 
 def share_from_options(text: str) -> float:
@@ -60,13 +62,14 @@ def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:
         path, *options = text.split(",") if not Path(text).exists() else [text]
         values = dict(option.partition("=")[::2] for option in options)
         for key, value in values.items():
-            if key not in ("activation", "head", "scale") or not value:
-                known = ("activation=", "head=", "scale=")
+            if key not in ("activation", "head", "scale", "output") or not value:
+                known = ("activation=", "head=", "scale=", "output=")
                 raise ConfigError(f"{text}: after a comma expected one of {', '.join(known)}{did_you_mean(key, known)}")
         scale = parse_value(values.get("scale", "1"), text)
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             raise ConfigError(f"{text}: scale: expected a number, found {values['scale']!r}")
         if path in found:
             raise ConfigError(f"{path}: named twice; a second reading of one file needs a copy of it")
-        found[path] = teacher_from_options(path, values.get("activation"), values.get("head"), float(scale))
+        told = values.get("activation"), values.get("head"), float(scale), values.get("output")
+        found[path] = teacher_from_options(path, *told)
     return found

@@ -114,12 +114,17 @@ def softmaxed(shape: tuple[int, ...], outputs: int) -> Any:
     return keras.Sequential([layers.Input(shape), layers.Dense(outputs, activation="softmax")])
 
 
+def softmaxed_within(shape: tuple[int, ...], outputs: int) -> Any:
+    return keras.Sequential([layers.Input(shape), softmaxed(shape, outputs)])
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
         ("no/such.keras", "no such file"),
         (f"{__name__}:nothing", "there is no 'nothing'"),
         (f"{__name__}:softmaxed", "softmax"),
+        (f"{__name__}:softmaxed_within", "softmax"),
     ],
 )
 def test_what_cannot_be_a_student_says_why(model: str, words: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
 from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.actor import Actor
 from rldistill.types import ActionHead, PolicySpec
 
 FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
@@ -105,6 +106,8 @@ def test_a_description_that_was_altered_is_refused(tmp_path: Path, change: dict[
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="lstm: expected at most 100 layers"):
+        Actor(lstm=(8, 1 << 70))
     with pytest.raises(ConfigError, match="hidden"):
         Mlp((0,))
     with pytest.raises(ConfigError, match="Did you mean 'relu'"):

@@ -121,8 +121,15 @@ def test_a_model_with_branches(tmp_path: Path) -> None:
     np.testing.assert_allclose(params(policy, obs), model(obs).detach(), rtol=1e-5, atol=1e-5)
 
 
-def test_probabilities_become_logits(tmp_path: Path) -> None:
-    model = small(activation="softmax")
+def small_within(*last: Any) -> Any:
+    return keras.Sequential([layers.Input((4,)), small(activation="softmax"), *last])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: small(activation="softmax"), small_within, lambda: small_within(layers.Reshape((2,)))]
+)
+def test_probabilities_become_logits(make: Any, tmp_path: Path) -> None:
+    model = make()
     policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
     obs = torch.randn(20, 4)
     np.testing.assert_allclose(params(policy, obs).softmax(-1), model(obs).detach(), atol=1e-6)

@@ -15,6 +15,7 @@ from rldistill.collect import CollectConfig, collect
 from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.masking import confine
+from rldistill.options import teachers_from_options
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.ensemble import Ensemble
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
@@ -132,6 +133,56 @@ def test_pixels_are_scaled_on_request(tmp_path: Path) -> None:
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     params = load_policy(path, spec=spec, scale=1 / 255)(obs)[0].params
     torch.testing.assert_close(params, network(obs / 255)[0].params, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
+def test_probabilities_become_logits(actions: Any, tmp_path: Path) -> None:
+    spec = spec_from_spaces("mine", spaces.Box(-1, 1, (4,)), actions)
+    network = Mlp((16,)).build(spec).eval()
+
+    def chances(params: torch.Tensor) -> torch.Tensor:
+        if spec.head.kind == "bernoulli":
+            return params.sigmoid()
+        return torch.cat([part.softmax(-1) for part in params.split(spec.head.nvec, 1)], 1)
+
+    class Chances(Params):
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            return chances(super().forward(obs))
+
+    policy = load_policy(export(Chances(network), torch.zeros(3, 4), tmp_path / "p.onnx"), spec=spec)
+    obs = torch.randn(5, 4)
+    said, expected = (who(obs)[0].params for who in (pickle.loads(pickle.dumps(policy)), network))
+    torch.testing.assert_close(chances(said), chances(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
+    network = Mlp((16,)).build(SPEC).eval()
+
+    class Two(Params):
+        def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+            return -super().forward(obs), super().forward(obs)
+
+    path = export(Two(network), torch.zeros(3, 4), tmp_path / "p.onnx")
+    first, second = (output.name for output in onnxruntime.InferenceSession(path.read_bytes()).get_outputs())
+    with pytest.raises(ConfigError, match=rf"{first} and {second} could be its categorical; say which one: output="):
+        load_policy(path, spec=SPEC)
+    with pytest.raises(SpecMismatchError, match=rf"no output '{second}x' of 2 numbers.*Did you mean '{second}'"):
+        load_policy(path, spec=SPEC, output=f"{second}x")
+    obs = torch.randn(5, 4)
+    (asked,) = teachers_from_options([f"{path},output={second}"]).values()
+    torch.testing.assert_close(asked.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("wrong", "words"), [(np.nan, "holds NaN"), (np.inf, "gives NaN or infinite")])
+def test_weights_that_are_no_numbers_are_refused(wrong: float, words: str, file: Path, tmp_path: Path) -> None:
+    model = onnx.load(file)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
+    numbers = onnx.numpy_helper.to_array(tensor).copy()
+    numbers.flat[0] = wrong
+    tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CorruptArtifactError, match=rf"odd\.onnx.*{words}"):
+        load_policy(tmp_path / "odd.onnx", spec=SPEC)
 
 
 def test_tensors_outside_the_file_are_not_followed(file: Path, tmp_path: Path) -> None:

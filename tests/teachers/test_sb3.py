@@ -37,6 +37,13 @@ class Pictures(gymnasium.Env[np.ndarray, int]):
     action_space = spaces.Discrete(3)
 
 
+class Sighted(gymnasium.Env[dict[str, np.ndarray], int]):
+    observation_space = spaces.Dict(
+        {"eye": spaces.Box(0, 255, (3, 40, 44), np.uint8), "bytes": spaces.Box(0, 9, (2, 3, 4), np.uint8)}
+    )
+    action_space = spaces.Discrete(3)
+
+
 @pytest.mark.parametrize(
     ("path", "env", "least"),
     [
@@ -115,6 +122,20 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
             load_policy(tmp_path / name)
     with pytest.raises(ConfigError, match="no such file"):
         load_policy(tmp_path / "nothing.zip")
+
+
+def test_pictures_in_a_dict_as_old_gyms_print_them(tmp_path: Path) -> None:
+    model = PPO("MultiInputPolicy", Sighted())
+    model.save(tmp_path / "model.zip")
+    # gym 0.19 to 0.21 print the arrays of the bounds
+    entries = Sighted.observation_space.spaces.items()
+    text = ", ".join(f"('{key}', Box({box.low}, {box.high}, {box.shape}, {box.dtype}))" for key, box in entries)
+    fields = {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": f"OrderedDict([{text}])"}
+    obs = {key: torch.from_numpy(box.sample())[None] for key, box in entries}
+    with torch.no_grad():
+        expected = model.policy.get_distribution(obs).distribution.logits
+        said = load_policy(rewrite(tmp_path / "model.zip", {"observation_space": fields}))(obs)[0]
+    torch.testing.assert_close(said.params.log_softmax(-1), expected, rtol=1e-5, atol=1e-5)
 
 
 def rewrite(path: Path, data: dict[str, Any] | None = None, weights: Any = None) -> Path:

@@ -38,6 +38,7 @@ def relabel(
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
     head: Annotated[str | None, typer.Option(help="What the numbers of ONNX and Keras mean: q_values.")] = None,
     scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
+    numbers: Annotated[str | None, typer.Option("--output", help="Of ONNX, where several outputs fit.")] = None,
     features: Annotated[bool, typer.Option("--features", help="Store its last hidden layer, too.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -46,7 +47,7 @@ def relabel(
     from rldistill.options import teacher_from_options
     from rldistill.recipes import datasets as recipe
 
-    asked = teacher_from_options(teacher, activation, head, scale)
+    asked = teacher_from_options(teacher, activation, head, scale, numbers)
     with output(quiet):
         show(recipe.relabel_dataset(path, asked, out, features, overwrite, quiet), as_json=False)
 

@@ -40,6 +40,7 @@ def verify(
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
     head: Annotated[str | None, typer.Option(help="What the numbers of ONNX and Keras mean: q_values.")] = None,
     scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
+    numbers: Annotated[str | None, typer.Option("--output", help="Of ONNX, where several outputs fit.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +50,7 @@ def verify(
     from rldistill.recipes.teachers import print_verification, verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
-    teacher = teacher_from_options(path, activation, head, scale)
+    teacher = teacher_from_options(path, activation, head, scale, numbers)
     found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), claim, episodes, seed, quiet)
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -215,6 +215,8 @@ def require_keras_fit(name: str, model: Any, spec: PolicySpec) -> None:
 def ends_in(model: Any) -> str:
     """The activation of the last layer, in words."""
     last = model.layers[-1]
+    if hasattr(last, "layers"):
+        return ends_in(last)
     if type(last).__name__ == "Softmax":
         return "softmax"
     return str(getattr(getattr(last, "activation", None), "__name__", ""))

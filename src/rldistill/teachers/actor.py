@@ -14,6 +14,8 @@ from rldistill.types import Obs, PolicyOutput, PolicySpec
 
 KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
 Noise = Literal["none", "free", "learned", "state"]
+MOST_LAYERS = 100
+"""Of an LSTM; a file that names a billion would keep its reader busy for ever."""
 STILL = -20.0
 """The log_std of a policy without noise whose actions are squashed all the same."""
 
@@ -58,6 +60,8 @@ class Actor:
             raise ConfigError(f"noise: expected none, free, learned or state, found {self.noise!r}")
         if len(self.lstm) not in (0, 2) or len(self.channels) != len(KERNELS):
             raise ConfigError("lstm: expected hidden size and layers; channels: expected three")
+        if self.lstm and self.lstm[1] > MOST_LAYERS:
+            raise ConfigError(f"lstm: expected at most {MOST_LAYERS} layers, found {self.lstm[1]}")
 
     def build(self, spec: PolicySpec) -> ActorPolicy:
         """The policy for `spec`, with new weights."""

@@ -10,23 +10,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from rldistill.errors import ConfigError
-from rldistill.students.keras import channels_last, ends_in, keras_on_torch, read_keras, require_keras_fit
+from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
+from rldistill.teachers.probabilities import gives_probabilities, logits
 from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
-
-EPSILON = 1e-8
-"""Added to the probabilities of a last softmax before their logarithm is taken."""
 
 
 class KerasPolicy(nn.Module):
     """A policy whose head's numbers are the output of a Keras model with one input.
 
     Frames `[B, C, H, W]` reach a model that takes `[B, H, W, C]`, or those as one vector, with channels last. uint8
-    comes as it is, 0 to 255, unless `scale` is given. Where the last layer is a softmax, the logits are log(p + 1e-8).
+    comes as it is, 0 to 255, unless `scale` is given. Where the model gives `probabilities`, they become logits.
     """
 
-    def __init__(self, model: Any, content: bytes, spec: PolicySpec, scale: float) -> None:
+    def __init__(self, model: Any, content: bytes, spec: PolicySpec, scale: float, probabilities: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.probabilities = model, probabilities
         self._content, self._spec, self._scale = content, spec, scale
 
     @property
@@ -44,17 +42,17 @@ class KerasPolicy(nn.Module):
         with keras_on_torch().device("cpu"):
             fed = channels_last(obs, tuple(self.model.inputs[0].shape[1:])) * self._scale
             said: Tensor = self.model(fed, training=False)
-        return PolicyOutput(self._spec.head, (said + EPSILON).log() if ends_in(self.model) == "softmax" else said), None
+        return PolicyOutput(self._spec.head, logits(self._spec.head, said) if self.probabilities else said), None
 
     def __reduce__(self) -> Any:
-        return _from_content, (self._content, self._spec, self._scale)
+        return _from_content, (self._content, self._spec, self._scale, self.probabilities)
 
 
-def _from_content(content: bytes, spec: PolicySpec, scale: float) -> KerasPolicy:
+def _from_content(content: bytes, spec: PolicySpec, scale: float, probabilities: bool) -> KerasPolicy:
     with tempfile.TemporaryDirectory() as folder:  # Keras reads from a path only
         copy = Path(folder) / "model.keras"
         copy.write_bytes(content)
-        return KerasPolicy(read_keras(copy), content, spec, scale)
+        return KerasPolicy(read_keras(copy), content, spec, scale, probabilities)
 
 
 def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
@@ -76,4 +74,6 @@ def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None
     model = read_keras(path)
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     require_keras_fit(str(path), model, spec)
-    return KerasPolicy(model, path.read_bytes(), spec, scale).eval()
+    policy = KerasPolicy(model, path.read_bytes(), spec, scale).eval()
+    policy.probabilities = gives_probabilities(policy)
+    return policy

@@ -33,10 +33,12 @@ class SavedTeacher:
     activation: str | None = None
     head: HeadKind | None = None
     scale: float = 1.0
+    output: str | None = None
 
     def load(self, spec: PolicySpec | None) -> Policy:
         """Read it."""
-        return load_policy(self.path, spec=spec, activation=self.activation, head=self.head, scale=self.scale)
+        told = {key: value for key, value in vars(self).items() if key != "path"}
+        return load_policy(self.path, spec=spec, **told)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def load_policy(
     activation: str | None = None,
     head: HeadKind | None = None,
     scale: float = 1.0,
+    output: str | None = None,
 ) -> Policy:
     """A policy from elsewhere, by what its path is.
 
@@ -83,6 +86,7 @@ def load_policy(
         activation: of its dense layers, where a file does not tell.
         head: what the numbers of ONNX and Keras mean: `q_values`, or the neutral head of the action space if none.
         scale: what the input of ONNX and Keras is multiplied with, 1/255 where it expects pixels from 0 to 1.
+        output: of an ONNX graph, the one that holds the head's numbers, where several could.
 
     Raises:
         ConfigError: there is nothing of that name.
@@ -97,11 +101,16 @@ def load_policy(
             return load_native(folder)
     if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
         return load_module(str(path), spec)
-    return _load_file(Path(path), None if spec is None else spec.unmasked, activation, head, scale)
+    return _load_file(Path(path), None if spec is None else spec.unmasked, activation, head, scale, output)
 
 
 def _load_file(
-    path: Path, spec: PolicySpec | None, activation: str | None, head: HeadKind | None, scale: float
+    path: Path,
+    spec: PolicySpec | None,
+    activation: str | None,
+    head: HeadKind | None,
+    scale: float,
+    output: str | None,
 ) -> Policy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
@@ -112,7 +121,7 @@ def _load_file(
     if path.suffix == ".zip":
         return load_sb3(path, activation)
     if path.suffix == ".onnx":
-        return load_onnx(path, spec, head, scale)
+        return load_onnx(path, spec, head, scale, output)
     if path.suffix == ".keras":
         return load_keras(path, spec, head, scale)
     if path.suffix in STATE_DICTS:

@@ -18,14 +18,18 @@ from rldistill.errors import (
     MissingExtraError,
     SpecMismatchError,
     UntrustedFileError,
+    did_you_mean,
     shown,
 )
+from rldistill.teachers.probabilities import gives_probabilities, logits, made_up
 from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
 from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
 ENDLESS = ("Loop", "Scan")
 MOST_ACTIVATIONS = 1 << 26
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+FLOATS = (1, 10, 11)
+"""TensorProto's float, float16 and double."""
 DTYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -38,11 +42,14 @@ class OnnxPolicy:
     """A policy whose head's numbers are one output of an ONNX graph with one input.
 
     uint8 observations reach a graph of floats as they are, 0 to 255, unless `scale` is given. A graph that was exported
-    for one observation is run once for each.
+    for one observation is run once for each. Where it gives `probabilities`, they become logits.
     """
 
-    def __init__(self, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
+    def __init__(
+        self, content: bytes, spec: PolicySpec, output: str, scale: float, probabilities: bool = False
+    ) -> None:
         self._content, self._spec, self._output, self._scale = content, spec, output, scale
+        self.probabilities = probabilities
         self._session = _session(content)
 
     @property
@@ -64,16 +71,23 @@ class OnnxPolicy:
         rows = 1 if entry.shape[0] == 1 else len(fed)
         parts = [np.ascontiguousarray(fed[at : at + rows]) for at in range(0, len(fed), rows)]
         said = [self._session.run([self._output], {entry.name: part})[0] for part in parts]
-        return PolicyOutput(self._spec.head, torch.from_numpy(np.concatenate(said)).float()), None
+        params = torch.from_numpy(np.concatenate(said)).float()
+        return PolicyOutput(self._spec.head, logits(self._spec.head, params) if self.probabilities else params), None
 
     def __getstate__(self) -> tuple[Any, ...]:
-        return self._content, self._spec, self._output, self._scale
+        return self._content, self._spec, self._output, self._scale, self.probabilities
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
 
-def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None, scale: float = 1.0) -> OnnxPolicy:
+def load_onnx(
+    path: Path,
+    spec: PolicySpec | None,
+    head: HeadKind | None = None,
+    scale: float = 1.0,
+    output: str | None = None,
+) -> OnnxPolicy:
     """Read an ONNX file.
 
     Args:
@@ -81,13 +95,14 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
         spec: of the environment, which it does not tell.
         head: what its numbers mean, where that is not the neutral head of the action space: `q_values`.
         scale: what its input is multiplied with, 1/255 for a graph that expects pixels from 0 to 1.
+        output: the name of the output that holds the head's numbers, where several could.
 
     Raises:
-        ConfigError: no `spec`.
+        ConfigError: no `spec`, or several outputs that fit and no `output`.
         MissingExtraError: onnxruntime is not installed.
         UntrustedFileError: tensors kept outside the file, operators of no known domain.
         SpecMismatchError: an input, an output or a head that is not the environment's, or a batch of one size only.
-        CorruptArtifactError: truncated or altered.
+        CorruptArtifactError: truncated or altered, or NaN among its weights.
     """
     if spec is None:
         raise ConfigError(f"{path}: an ONNX file does not tell its environment; give the environment's spec")
@@ -107,6 +122,8 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
                 f"{path}: {tensor.name} is kept outside the file, which is not followed; export it again with "
                 "external_data=False"
             )
+        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN")
     for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
         if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
             raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
@@ -118,8 +135,9 @@ def load_onnx(path: Path, spec: PolicySpec | None, head: HeadKind | None = None,
     except Exception as error:  # onnxruntime has no tree of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({' '.join(str(error).split())})") from None
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
-    policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec), scale)
+    policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
     _try_out(path, policy)
+    policy.probabilities = gives_probabilities(policy)
     return policy
 
 
@@ -127,12 +145,15 @@ def _try_out(path: Path, policy: OnnxPolicy) -> None:
     """Refuse a graph that does not run on one and on three observations."""
     for count in (1, 3):
         try:
-            shape = policy(torch.zeros(count, *policy.spec.obs_shape))[0].params.shape
+            said = policy(made_up(policy.spec, count))[0].params
         except Exception as error:  # onnxruntime has no tree of errors
             what = f"onnxruntime fails on {count} observations at a time ({' '.join(str(error).split())})"
             raise SpecMismatchError(f"{path}: {what}; export it with a batch of any size") from None
-        if shape != (count, policy.spec.head.num_params):
-            raise SpecMismatchError(f"{path}: gives {list(shape)} for {count} observations; export it with batches")
+        if said.shape != (count, policy.spec.head.num_params):
+            found = list(said.shape)
+            raise SpecMismatchError(f"{path}: gives {found} for {count} observations; export it with batches")
+        if not torch.isfinite(said).all():
+            raise CorruptArtifactError(f"{path}: gives NaN or infinite numbers for observations of a usual size")
 
 
 def _require_small_values(path: Path, model: Any) -> None:
@@ -179,7 +200,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
                 yield from _tensors(inner)
 
 
-def _chosen_output(path: Path, session: Any, spec: PolicySpec) -> str:
+def _chosen_output(path: Path, session: Any, spec: PolicySpec, asked: str | None) -> str:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:
         raise SpecMismatchError(f"{path}: {len(inputs)} inputs of {[i.type for i in inputs]}; expected one of numbers")
@@ -188,8 +209,15 @@ def _chosen_output(path: Path, session: Any, spec: PolicySpec) -> str:
         isinstance(size, int) and size != wanted for size, wanted in zip(shape, spec.obs_shape, strict=True)
     ):
         raise SpecMismatchError(f"{path}: takes observations of {shape}, the environment gives {spec.obs_shape}")
-    wide = [o for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == spec.head.num_params]
+    wide = [o.name for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == spec.head.num_params]
+    found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+    if asked is not None and asked not in wide:
+        hint = did_you_mean(asked, wide)
+        raise SpecMismatchError(f"{path}: no output {asked!r} of {spec.head.num_params} numbers; it has {found}.{hint}")
     if not wide:
-        found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
         raise SpecMismatchError(f"{path}: gives {found}; expected [batch, {spec.head.num_params}] for {spec.head.kind}")
-    return str(wide[0].name)
+    if asked is None and len(wide) > 1:
+        raise ConfigError(
+            f"{path}: {' and '.join(wide)} could be its {spec.head.kind}; say which one: output={wide[0]}"
+        )
+    return asked or str(wide[0])

@@ -67,13 +67,19 @@ def _part_from_space(space: Any) -> ObsPart:
 
 def _parts_from_text(text: str) -> Iterable[tuple[str, ObsPart]]:
     """`{'a': Box(-1.0, 1.0, (3,), float32), 'b': Discrete(4)}`, or an OrderedDict of such pairs."""
+    found = [(key, _part_from_repr(kind, inside)) for key, kind, inside in _entries_in_text(text)]
+    if not found:
+        raise NotRebuilt("a dict of observations whose text names no entries")
+    return found
+
+
+def _entries_in_text(text: str) -> Iterable[tuple[str, str, str]]:
+    """The key of each entry, its kind and what stands between its brackets."""
     at = 0
     while match := re.compile(r"'([^']+)'\s*[:,]\s*(\w+)\(").search(text, at):
         key, kind = match.groups()
         at = _closing(text, match.end())
-        yield key, _part_from_repr(kind, text[match.end() : at])
-    if not at:
-        raise NotRebuilt("a dict of observations whose text names no entries")
+        yield key, kind, text[match.end() : at]
 
 
 def _closing(text: str, at: int) -> int:
@@ -129,11 +135,19 @@ def _discrete_head(kind: str, fields: dict[str, Any]) -> ActionHead:
 def divided_in_text(fields: dict[str, Any]) -> tuple[str, ...]:
     """The entries of an observation that SB3 divides by 255: bytes from 0 to 255 in three dimensions."""
     if class_name(fields[":type:"]) == "Dict":
-        found = re.finditer(r"'([^']+)'\s*[:,]\s*Box\(0, 255, \(\d+, \d+, \d+\), uint8\)", str(fields["spaces"]))
-        return tuple(match[1] for match in found)
+        entries = _entries_in_text(str(fields["spaces"]))
+        return tuple(key for key, kind, inside in entries if kind == "Box" and _is_picture_in_text(inside))
     low, high = (set(_floats(fields.get(name, ""))) for name in ("low", "high"))
     bytes_of_pictures = str(fields.get("dtype")) == "uint8" and low == {0.0} and high == {255.0}
     return ("",) if bytes_of_pictures and len(_integers(fields.get("shape", fields.get("_shape")))) == 3 else ()
+
+
+def _is_picture_in_text(inside: str) -> bool:
+    """Of `0, 255, (3, 40, 44), uint8`, or with arrays for the bounds, as gym 0.19 to 0.21 print them."""
+    match = re.fullmatch(r"(.*)\(\d+, \d+, \d+\), uint8", inside, re.DOTALL)
+    bounds = _floats(match[1]) if match else ()
+    half = len(bounds) // 2
+    return set(bounds[:half]) == {0.0} and set(bounds[half:]) == {255.0}
 
 
 def divided_in(space: Any) -> tuple[str, ...]:

@@ -1,0 +1,43 @@
+"""Networks from elsewhere that give probabilities where a head has logits, which their files do not tell."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rldistill.types import ActionHead, Policy, PolicySpec
+
+EPSILON = 1e-8
+"""Added to probabilities before their logarithm is taken."""
+
+
+def gives_probabilities(policy: Policy) -> bool:
+    """Whether the numbers of each choice are from 0 to 1, and sum to 1, for 64 made-up observations.
+
+    The last layer may be a softmax by any name, or in another model; what it gives tells it apart. For on-off actions
+    numbers from 0 to 1 are enough, for they are the outputs of a sigmoid.
+    """
+    head = policy.spec.head
+    if head.kind not in ("categorical", "multi_categorical", "bernoulli"):
+        return False
+    with torch.no_grad():
+        said = policy(made_up(policy.spec, 64))[0].params
+    if not ((said >= 0) & (said <= 1)).all():
+        return False
+    sums = torch.stack([choice.sum(1) for choice in torch.split(said, list(head.nvec), 1)])
+    return head.kind == "bernoulli" or bool((sums - 1).abs().max() < 1e-3)
+
+
+def logits(head: ActionHead, probabilities: Tensor) -> Tensor:
+    """log(p + 1e-8), and for on-off actions log(p + 1e-8) - log(1 - p + 1e-8)."""
+    said = (probabilities + EPSILON).log()
+    return said - (1 - probabilities + EPSILON).log() if head.kind == "bernoulli" else said
+
+
+def made_up(spec: PolicySpec, count: int) -> Tensor:
+    """Observations `[B, *obs_shape]` of an environment that is not at hand, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    if getattr(torch, spec.obs_dtype).is_floating_point:
+        return torch.randn(count, *spec.obs_shape, generator=generator)
+    high = min(spec.nvec, default=256)
+    return torch.randint(0, high, (count, *spec.obs_shape), generator=generator).to(getattr(torch, spec.obs_dtype))
