@@ -100,6 +100,16 @@ def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monk
     np.testing.assert_array_equal(found["policies"]["teacher"]["runs"][0]["returns"], whole)
 
 
+def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = EvaluateConfig(60, videos=False)
+    found = evaluate(CARTPOLE, entrants(teacher, same=teacher, again=teacher), config, tmp_path)["policies"]
+    answers = [found[name]["non_inferior"] for name in ("same", "again")]
+    # 0.95^71 = 0.0262, 0.95^72 = 0.0249: half of 5% takes 72 episodes
+    assert [(answer["risk"], answer["decision"], answer["episodes_needed"]) for answer in answers] == [
+        (0.025, "undecided", 12)
+    ] * 2
+
+
 def test_what_is_never_decided_ends_with_the_most_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(4, videos=False, until_decided=True, max_episodes=10)
     found = evaluate(CARTPOLE, entrants(teacher, same=teacher), config, tmp_path)

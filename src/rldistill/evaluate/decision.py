@@ -139,6 +139,7 @@ def non_inferior(
     *,
     distinct: int | None = None,
     risk: float = RISK,
+    whole: float | None = None,
 ) -> Answer:
     """Test whether the student loses less than `within` of the teacher's lead over random play.
 
@@ -153,8 +154,8 @@ def non_inferior(
 
     Few returns with a long lower tail (rare failures) make a t too lenient. So a yes needs the score that Hall (1992)
     corrects for skewness, too: T + k T^2 / 3 + k^2 T^3 / 27 + k / 6, k the skewness of the mean, doubled. And failures
-    so rare that none was seen are feared all the same: a yes needs log(0.05) / log(1 - within) episodes, 59 for 5%,
-    because a student that loses all in one of 20 may show none in fewer.
+    so rare that none was seen are feared all the same: a yes needs log(risk) / log(1 - within) episodes, 59 for 5% and
+    5%, because a student that loses all in one of 20 may show none in fewer.
 
     Args:
         student: returns `[runs, episodes]`.
@@ -163,33 +164,35 @@ def non_inferior(
         within: the share that may be lost.
         distinct: how many episodes differ from each other, if not all.
         risk: of a false yes, and of a false no.
+        whole: that of all looks together, where this is one of several; `risk`, if not given.
     """
+    whole = risk if whole is None else whole
     found = np.asarray(student - (1 - within) * teacher.mean(0) - within * random.mean(0), np.float64)
     episodes = min(distinct or found.shape[1], found.shape[1])
     estimate = float(found.mean())
     if episodes < 2:
-        needed = None if found.shape[1] > 1 else least_episodes(within) - 1
+        needed = None if found.shape[1] > 1 else least_episodes(within, whole) - 1
         return Answer("undecided", within, estimate, None, None, None, risk, episodes, needed)
     spread = _Spread.of(found)
     error = spread.at(episodes)
     quantile = error.quantile(risk) if error.size > 0 else 0.0
     lower = estimate - error.size * _needed_score(quantile, error.skew)
     upper = estimate + error.size * _needed_score(quantile, -error.skew)
-    least = least_episodes(within)
+    least = least_episodes(within, whole)
     decision: Decision = "yes" if lower > 0 and episodes >= least else "no" if upper < 0 else "undecided"
     more: int | None = 0
     if decision == "undecided":
-        more = None if episodes < found.shape[1] else _more(estimate, spread, episodes, least)
+        more = None if episodes < found.shape[1] else _more(estimate, spread, episodes, least, whole)
     p = error.p(_score(estimate / error.size, error.skew)) if error.size > 0 else float(estimate <= 0)
     return Answer(decision, within, estimate, lower, upper, p, risk, episodes, more)
 
 
-def least_episodes(within: float) -> int:
-    """So many episodes show one total failure in 1 / `within` with 95% probability.
+def least_episodes(within: float, risk: float = RISK) -> int:
+    """So many episodes show one total failure in 1 / `within` with a probability of 1 - `risk`.
 
     Several runs need as many: they share their episodes' seeds, and may all fail on the same.
     """
-    return max(2, math.ceil(math.log(RISK) / math.log1p(-within)))
+    return max(2, math.ceil(math.log(risk) / math.log1p(-within)))
 
 
 def _score(t: float, skew: float) -> float:
@@ -203,7 +206,7 @@ def _needed_score(quantile: float, skew: float) -> float:
     return max(quantile, bent)
 
 
-def _more(estimate: float, spread: _Spread, episodes: int, least: int) -> int | None:
+def _more(estimate: float, spread: _Spread, episodes: int, least: int, risk: float) -> int | None:
     """Episodes to play on top of those that were, for a power of 80% or more."""
     if estimate == 0:
         return None
@@ -213,7 +216,7 @@ def _more(estimate: float, spread: _Spread, episodes: int, least: int) -> int | 
         error = spread.at(count)
         if error.size == 0:
             return True
-        needed = _needed_score(error.quantile(RISK), sign * error.skew)
+        needed = _needed_score(error.quantile(risk), sign * error.skew)
         # The noncentral t's tail, which SciPy's own does not give far out (Abramowitz & Stegun 26.7.10).
         shift = abs(estimate) / error.size - needed * (1 - 1 / (4 * error.freedom))
         return float(ndtr(shift / math.sqrt(1 + needed**2 / (2 * error.freedom)))) >= PLANNED_POWER

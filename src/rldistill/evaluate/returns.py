@@ -22,6 +22,7 @@ from rldistill.evaluate.decision import RISK, Answer, non_inferior
 from rldistill.evaluate.efficiency import Curve, efficiency
 from rldistill.evaluate.fidelity import Watch, fidelity
 from rldistill.evaluate.films import film_all
+from rldistill.evaluate.looks import RISK as OF_LOOKS
 from rldistill.evaluate.looks import boundary, looks
 from rldistill.evaluate.play import Episodes, fits, play
 from rldistill.evaluate.robustness import Players, RobustnessConfig, robustness
@@ -191,13 +192,15 @@ def _play_all(
     progress: Callable[[int, int], None],
 ) -> tuple[Played, dict[str, dict[str, Any] | None]]:
     """All episodes of all, and of each student whether it kept the teacher's lead: as soon as that is decided."""
-    counts, risks = [config.episodes], [RISK]
+    students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
+    # The best of several is chosen by the same episodes, so they share the risk (Bonferroni).
+    share = 1 / max(1, len(students))
+    counts, risks = [config.episodes], [RISK * share]
     if config.until_decided:
         counts = looks(config.episodes, config.max_episodes)
-        risks = boundary(counts)
+        risks = boundary(counts, OF_LOOKS * share)
     runs = sum(len(entrant.runs) for entrant in entrants.values())
     played: Played = {name: {} for name in entrants}
-    students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
     answers: dict[str, dict[str, Any] | None] = dict.fromkeys(students)
     before = done = 0
     for look, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
@@ -221,7 +224,7 @@ def _play_all(
                 done += count - before
         before = count
         for name in [name for name in students if not _decided(answers[name])]:
-            answers[name] = _answer(name, played, config.within, risk, look)
+            answers[name] = _answer(name, played, config.within, risk, RISK * share, look)
         if all(_decided(answers[name]) for name in students):
             break
     progress(done, done)
@@ -232,14 +235,14 @@ def _decided(answer: dict[str, Any] | None) -> bool:
     return answer is not None and answer["decision"] != "undecided"
 
 
-def _answer(name: str, played: Played, within: float, risk: float, look: int) -> dict[str, Any] | None:
+def _answer(name: str, played: Played, within: float, risk: float, whole: float, look: int) -> dict[str, Any] | None:
     """Whether a student kept the teacher's lead; None where that is none."""
     compared_with = (name, "teacher", "random")
     own, teacher, random = (_returns(played[who]) for who in compared_with)
     if normalised_score(teacher, teacher, random) is None:
         return None
     distinct = min(_distinct(played[who]) for who in compared_with)
-    answer: Answer = non_inferior(own, teacher, random, within, distinct=distinct, risk=risk)
+    answer: Answer = non_inferior(own, teacher, random, within, distinct=distinct, risk=risk, whole=whole)
     return dataclasses.asdict(answer) | {"look": look}
 
 

@@ -20,6 +20,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, non_inferior
+from rldistill.evaluate.looks import RISK as OF_LOOKS
 from rldistill.evaluate.looks import boundary, looks
 from rldistill.evaluate.play import Episodes, play
 from rldistill.evaluate.statistics import Returns, normalised_interval, normalised_score
@@ -275,12 +276,13 @@ def _test(
     counts = looks(first, config.max_episodes)
     returns = np.zeros((len(students), 0))
     answer: dict[str, Any] = {}
-    for count, risk in zip(counts, boundary(counts, RISK / tests), strict=True):
+    for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
         before = returns.shape[1]
         more = [arena.play(student, count - before, JUDGING, before).returns for student in students]
         returns = np.concatenate([returns, np.stack(more)], 1)
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
-        answer = dataclasses.asdict(non_inferior(returns, teacher, random, config.within, risk=risk))
+        found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
+        answer = dataclasses.asdict(found)
         if answer["decision"] != "undecided":
             break
     interval = normalised_interval(returns, teacher, random)
