@@ -107,7 +107,7 @@ def test_resume_and_overwrite_exclude_each_other(file: Path) -> None:
 
 
 def test_a_bad_file_ends_the_process_without_a_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rldistill.cli", "run", str(tmp_path / "none.yaml")]
+    command = [sys.executable, "-m", "rldistill", "run", str(tmp_path / "none.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: {tmp_path / 'none.yaml'}: there is no such file.\n"

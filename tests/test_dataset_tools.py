@@ -522,6 +522,9 @@ def test_only_a_dataset_is_thrown_away_for_another(teacher: NetworkPolicy, tmp_p
         relabel(run / "dataset", teacher, run, overwrite=True)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "precious.txt").write_text("mine")
+    relabel(run / "dataset", teacher, tmp_path / "there")
+    with pytest.raises(ConfigError, match=r"there exists\. Throw it away: --overwrite\.$"):
+        relabel(run / "dataset", teacher, tmp_path / "there")
     with pytest.raises(ConfigError, match="holds more than a dataset"):
         relabel(run / "dataset", teacher, tmp_path / "notes", overwrite=True)
     assert (tmp_path / "notes" / "precious.txt").read_text() == "mine"

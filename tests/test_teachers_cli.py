@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from stable_baselines3 import PPO
 from typer.testing import CliRunner
 
 from rldistill.cli import app
@@ -43,6 +44,25 @@ def test_a_claim_that_holds_and_one_that_does_not(teacher: NetworkPolicy, tmp_pa
     assert "verified" in teachers("verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5")[1]
 
 
+def test_a_teacher_of_another_environment_is_told_by_its_folder(tmp_path: Path) -> None:
+    agent = tmp_path / "CartPole-v1_1" / "CartPole-v1.zip"
+    agent.parent.mkdir()
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(agent)
+    agent.with_suffix("").mkdir()
+    (agent.with_suffix("") / "args.yml").write_text("env: Balance-v3")
+    asked = ["--episodes", "1", "--json"]
+    found = json.loads(teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1])
+    assert "trained on Balance-v3" in found["suspicious"][-1]
+    assert not found["ok"]
+    (agent.with_suffix("") / "args.yml").write_text("env: CartPole-v0")
+    assert "trained" not in teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1]
+    code, out = teachers("verify", str(agent), "--env", "Acrobot-v1", *asked)
+    assert code == 1
+    (first, second) = json.loads(out)["suspicious"]
+    assert first.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
+    assert "trained on CartPole-v0" in second
+
+
 def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "a", {})
     save_policy(teacher, tmp_path / "b", {})
@@ -63,6 +83,10 @@ def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
     assert result.exit_code == 2
     assert "Did you mean 'pong-dqn'?" in result.stderr
+    asked = ["teachers", "verify", "q.onnx", "--env", "CartPole-v1", "--head", "probs"]
+    said = CliRunner().invoke(app, asked).stderr
+    assert "--head: there is no 'probs'" in said
+    assert "q_values" in said
 
 
 def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Path) -> None:

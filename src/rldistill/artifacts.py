@@ -76,15 +76,17 @@ def provenance(seed: int) -> dict[str, Any]:
     }
 
 
-def open_stage(folder: Path, done: Path, resume: bool, overwrite: bool) -> bool:
+def open_stage(folder: Path, done: Path, resume: bool | None, overwrite: bool) -> bool:
     """Prepare a stage's folder; True if what it makes (`done`) is there already and may be used as it is.
 
-    A folder with something in it is only gone on with (`resume`) or thrown away (`overwrite`) when asked.
+    A folder with something in it is only gone on with (`resume`; None where that cannot be asked for) or thrown away
+    (`overwrite`) when asked.
     """
     if folder.exists() and any(folder.iterdir()):
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:
-            raise ConfigError(f"{folder} exists. Go on with it: --resume. Throw it away: --overwrite.")
+            step = "" if resume is None else " Go on with it: --resume."
+            raise ConfigError(f"{folder} exists.{step} Throw it away: --overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
     return done.exists()

@@ -35,7 +35,8 @@ def teacher_from_options(
 ) -> SavedTeacher:
     """The teacher of a command line."""
     if head is not None and head not in get_args(HeadKind):
-        raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, get_args(HeadKind))}")
+        known = get_args(HeadKind)
+        raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, known)} Known: {', '.join(known)}")
     return SavedTeacher(path, activation, cast(HeadKind | None, head), scale, output)
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.envs.vector import SeededVectorEnv, Step
+from rldistill.errors import SpecMismatchError
 from rldistill.types import Policy, PolicyOutput
 
 T = TypeVar("T")
@@ -94,9 +95,15 @@ class Memory:
 
 
 def to_env_action(action: torch.Tensor) -> NDArray[Any]:
-    """A policy's action as an environment takes it."""
+    """A policy's action as an environment takes it; raises SpecMismatchError for one that is no number."""
     array: NDArray[Any] = action.numpy()
-    return array if array.dtype == np.int64 else array.astype(np.float32)
+    if array.dtype == np.int64:
+        return array
+    if not np.isfinite(array).all():
+        raise SpecMismatchError(
+            "a policy's actions are NaN or infinite; look at its weights, and at the scale of its observations"
+        )
+    return array.astype(np.float32)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.single import EnvConfig, make_env, resolve, spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
 from rldistill.errors import ConfigError
+from rldistill.evaluate.films import draws_itself
 from rldistill.types import Wrapper
 
 from ..conftest import CARTPOLE
@@ -150,3 +151,26 @@ def test_what_is_named_is_found_in_the_working_directory(tmp_path: Path, monkeyp
     assert make_env(EnvConfig("of_mine:Mine-v0", wrappers=(Wrapper("of_mine:Same"),))).observation_space.shape == (4,)
     with pytest.raises(ConfigError, match="Did you mean 'Same'"):
         make_env(EnvConfig("CartPole-v1", wrappers=(Wrapper("of_mine:Sane"),)))
+
+
+def test_a_function_of_ones_own_makes_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "envs_of_mine.py").write_text(
+        "from gymnasium.envs.classic_control import PendulumEnv\n"
+        "def heavy(gravity=20.0):\n    return PendulumEnv(g=gravity)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    env = RunConfig.load(_written(tmp_path, "env: {id: 'envs_of_mine:heavy'}\nteacher: t.zip\n"), environment={}).env
+    assert make_env(env).unwrapped.g == 20
+    assert make_env(EnvConfig(env.id, {"gravity": 5.0})).unwrapped.g == 5
+    assert spec_from_env(env).obs_shape == (3,)
+    assert not draws_itself(env)
+    for wrong, words in (("envs_of_mine:havy", "Did you mean 'heavy'"), ("no_such:heavy", "cannot be imported")):
+        with pytest.raises(ConfigError, match=rf"env\.id: .*{words}"):
+            make_env(EnvConfig(wrong))
+    with pytest.raises(ConfigError, match=r"env\.kwargs: envs_of_mine:heavy does not take"):
+        make_env(EnvConfig(env.id, {"gravty": 5.0}))
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "run.yaml").write_text(text)
+    return folder / "run.yaml"

@@ -107,6 +107,8 @@ def test_teachers_of_all_kinds_are_compared(teacher: NetworkPolicy) -> None:
     found = compare_teachers(line_up, CARTPOLE, CompareConfig(2, 400, 2))
     assert set(found["teachers"]) == set(line_up)
     assert list(found["agreement"]) == ["values / logits"]
+    assert found["no_agreement"]["values / recurrent"] == "one remembers, and cannot be asked about single states"
+    assert found["no_agreement"]["logits / timed"] == "they see different things"
     assert "do not fit" in found["no_ensemble"]
 
 

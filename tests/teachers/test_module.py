@@ -17,6 +17,7 @@ from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.evaluate.verify import look
 from rldistill.masking import confine
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
@@ -41,6 +42,14 @@ from rldistill import PolicySpec
 
 def network(spec: PolicySpec):
     return torch.nn.Linear(4, spec.head.num_params)
+
+def broken(spec):
+    made = torch.nn.Linear(spec.obs_shape[0], spec.head.num_params)
+    torch.nn.init.constant_(made.bias, float("nan"))
+    return made
+
+def lost():
+    return lambda obs: float("nan")
 
 def heuristic():
     return lambda obs: int(obs[2] + obs[3] > 0)
@@ -70,6 +79,19 @@ def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
     data = collect(CARTPOLE, teacher, CollectConfig(steps=2_000, epsilon=0.2), mine / "dataset")
     student = distill(data, Mlp((16,)), DistillConfig(epochs=15), mine / "student")
     assert play(CARTPOLE, student, 3).returns.mean() > 100
+
+
+@pytest.mark.parametrize("factory", ["broken", "lost"])
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -> None:
+    env = EnvConfig(env_id)
+    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env))
+    if factory == "broken" and env_id == "CartPole-v1":  # the largest of NaN is an action
+        assert "NaN or infinite" in look(policy, env)[0]
+        return
+    for ask in (lambda: look(policy, env), lambda: play(env, policy, 1)):
+        with pytest.raises(SpecMismatchError, match=r"NaN or infinite|chose action nan"):
+            ask()
 
 
 def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:

@@ -199,6 +199,14 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
         ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is not known"),
         ("vec_env_wrapper: some.VecThing", UntrustedFileError, "vec_env_wrapper"),
         ("frame_stack: many", UntrustedFileError, "frame_stack"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: 0}}]", UntrustedFileError, "FrameSkip.*skip: an integer from 1 to"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: x}}]", UntrustedFileError, "FrameSkip.*skip: an integer from 1 to"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: 100000}}]", UntrustedFileError, "FrameSkip.*skip: an integer from"),
+        ("env_wrapper: [{utils.FrameSkip: {skp: 2}}]", UntrustedFileError, "FrameSkip.*known: skip"),
+        ("env_wrapper: [{gym.ResizeObservation: {shape: null}}]", UntrustedFileError, "shape: one or two integers"),
+        ("env_wrapper: gym.ResizeObservation", UntrustedFileError, "ResizeObservation.*shape: one or two integers"),
+        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: a}}]", UntrustedFileError, "smoothing_coef: num"),
+        ("env_kwargs: {gravity: .nan}", UntrustedFileError, "gravity.*nan"),
         ("normalize: true", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
@@ -211,7 +219,7 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
     ],
 )
 def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: str, error: type, words: str) -> None:
-    with pytest.raises(error, match=rf"config\.yml.*{words}"):
+    with pytest.raises(error, match=rf"(config|args)\.yml.*{words}"):
         load_policy(agent(tmp_path, config=config))
 
 

@@ -161,4 +161,4 @@ def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> None
             raise ConfigError(f"--out: {source} is in {folder}, and stays as it is; name another folder")
     if overwrite and folder.exists() and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}:
         raise ConfigError(f"--out: {folder} holds more than a dataset, and is not thrown away; name another folder")
-    open_stage(folder, folder / "manifest.json", False, overwrite)
+    open_stage(folder, folder / "manifest.json", None, overwrite)

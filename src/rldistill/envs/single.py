@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -12,6 +13,7 @@ import gymnasium
 import gymnasium.wrappers
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from rldistill.envs import views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, preprocessed_id, preprocessing, register_atari
@@ -28,7 +30,7 @@ class EnvConfig:
     """Which environment.
 
     Attributes:
-        id: any Gymnasium id.
+        id: any Gymnasium id, or `module:function`, which gives a `gymnasium.Env`.
         kwargs: its keyword arguments.
         wrappers: what is wrapped around it, the innermost first.
         views: what else is wrapped around that for the teacher and for the student, where they see different things.
@@ -97,7 +99,7 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     register_atari()
     look_here()  # for ids such as `module:Name-v0`
     try:
-        env = gymnasium.make(config.id, **{**config.kwargs, **kwargs})
+        env = gymnasium.make(_own(config.id) or config.id, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
@@ -112,6 +114,13 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     both = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_as_array(_wrapped(tap, wrappers)) for tap, wrappers in both)
     return TwoViews(env, taps, (student, teacher))
+
+
+def _own(env_id: str) -> EnvSpec | None:
+    """What makes the environment of `module:function`; None of any other id."""
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", env_id) is None:
+        return None
+    return EnvSpec(env_id, entry_point=import_name(env_id, "env.id"))
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:

@@ -27,6 +27,12 @@ POSITIONS = {
 """For each environment the entries of its observation that are no velocities."""
 
 
+def _count(name: str, value: Any, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{name}: expected an integer from 1 to {most:,}, found {value!r}")
+    return value
+
+
 class TimeFeature(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Appends the part of the time that is left, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378).
 
@@ -42,7 +48,7 @@ class TimeFeature(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
             raise ValueError(f"it needs observations of one vector, alone or as 'observation' of a dict, not {space}")
         limit = env.spec.max_episode_steps if env.spec is not None else None
-        self.max_steps, self.test_mode, self._step = limit or max_steps, test_mode, 0
+        self.max_steps, self.test_mode, self._step = limit or _count("max_steps", max_steps, 1_000_000), test_mode, 0
         self._dtype: Any = inner.dtype
         timed = spaces.Box(self._appended(inner.low, 0), self._appended(inner.high, 1), dtype=self._dtype)
         self.observation_space = (
@@ -78,6 +84,7 @@ class History(gymnasium.Wrapper[Array, Any, Array, Any]):
     def __init__(self, env: Env, horizon: int = 2) -> None:
         super().__init__(env)
         obs, action = _box(env), env.action_space
+        _count("horizon", horizon, 1_000)
         if not isinstance(action, spaces.Box):
             raise ValueError(f"History needs continuous actions, these are {action}")
         self._obs, self._actions = (np.zeros((horizon, *box.shape), obs.dtype) for box in (obs, action))
@@ -108,7 +115,7 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: Env, skip: int = 4) -> None:
         super().__init__(env)
-        self.skip = skip
+        self.skip = _count("skip", skip, 1_000)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         total = 0.0
@@ -140,6 +147,8 @@ class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: Env, smoothing_coef: float = 0.0) -> None:
         super().__init__(env)
+        if type(smoothing_coef) not in (int, float) or not 0 <= smoothing_coef < 1:
+            raise ValueError(f"smoothing_coef: expected a number from 0 to below 1, found {smoothing_coef!r}")
         self.coef, self._action = smoothing_coef, None
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -158,7 +167,7 @@ class StackFrames(gymnasium.Wrapper[Array, Any, Array, Any]):
     def __init__(self, env: Env, stack: int = 4, padding: Sequence[float] = (0.0,)) -> None:
         super().__init__(env)
         box = _box(env)
-        self._frames = np.zeros((stack, *box.shape), box.dtype)
+        self._frames = np.zeros((_count("stack", stack, 1_000), *box.shape), box.dtype)
         self._padding = np.asarray(padding, box.dtype).reshape(box.shape if len(padding) > 1 else ())
         low, high = (np.concatenate([getattr(box, end)] * stack, -1) for end in ("low", "high"))
         self.observation_space = spaces.Box(low, high, dtype=box.dtype)

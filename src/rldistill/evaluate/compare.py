@@ -72,7 +72,8 @@ def compare_teachers(
 
     Returns:
         `env`, `random`, `discrete`, `teachers.<name>` (`returns mean ci95 entropy action_gap parameters macs latency_us
-        teachability probe_mean`), `no_ensemble` (why there is none), `agreement` of pairs, `take` and `why`.
+        teachability probe_mean`), `no_ensemble` (why there is none), `agreement` of pairs, `no_agreement` (of which,
+        and why), `take` and `why`.
 
     Raises:
         SpecMismatchError: a teacher does not fit the environment, or two do not fit each other.
@@ -110,7 +111,7 @@ def compare_teachers(
             )
             probes = _probes(states[name], envs[name], random, config, seed, place, step)
             rows[name] = _row(teacher, states[name], played[name].returns, probes, best, random)
-        agreement = _agreement({name: entrants[name] for name in teachers}, states)
+        agreement, not_asked = _agreement({name: entrants[name] for name in teachers}, states)
     take, why = recommend(rows)
     return {
         "env": env.id,
@@ -121,6 +122,7 @@ def compare_teachers(
         "teachers": rows,
         "no_ensemble": alone,
         "agreement": agreement,
+        "no_agreement": not_asked,
         "take": take,
         "why": why,
     }
@@ -219,21 +221,26 @@ def _entropy(data: Dataset) -> float | None:
     return float(torch.special.entr(chances).sum(-1).mean())
 
 
-def _agreement(teachers: Mapping[str, Policy], states: Mapping[str, Dataset]) -> dict[str, float]:
+def _agreement(
+    teachers: Mapping[str, Policy], states: Mapping[str, Dataset]
+) -> tuple[dict[str, float], dict[str, str]]:
     """How often two teachers choose the same action on the states of both, or their root mean squared difference.
 
-    Left out are pairs that see different things, and teachers that remember, who cannot be asked about single states.
+    Pairs that cannot be asked about the same states are left out, with the reason.
     """
-    found = {}
+    found, left_out = {}, {}
     for a, b in combinations(teachers, 2):
         pair = teachers[a], teachers[b]
-        remember = any(teacher.initial_state(1) is not None for teacher in pair)
-        if remember or pair[0].spec.view != pair[1].spec.view or pair[0].spec.obs_shape != pair[1].spec.obs_shape:
+        if any(teacher.initial_state(1) is not None for teacher in pair):
+            left_out[f"{a} / {b}"] = "one remembers, and cannot be asked about single states"
+            continue
+        if pair[0].spec.view != pair[1].spec.view or pair[0].spec.obs_shape != pair[1].spec.obs_shape:
+            left_out[f"{a} / {b}"] = "they see different things"
             continue
         differences = [_difference(*pair, states[name]) for name in (a, b)]
         mean = torch.cat(differences).mean()
         found[f"{a} / {b}"] = float(1 - mean if pair[0].spec.head.discrete else mean.sqrt())
-    return found
+    return found, left_out
 
 
 def _difference(a: Policy, b: Policy, states: Dataset) -> torch.Tensor:

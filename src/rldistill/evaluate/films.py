@@ -17,6 +17,7 @@ from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.single import EnvConfig, make_env
 from rldistill.envs.vector import of_the_space
+from rldistill.errors import ConfigError
 from rldistill.evaluate.play import Episodes
 
 VIDEO_FRAMES = 1_200
@@ -69,7 +70,13 @@ def draws_itself(env_config: EnvConfig) -> bool:
     env = make_env(env_config.view_of("student"))
     modes: Any = env.metadata.get("render_modes") or ()
     env.close()
-    return "rgb_array" in modes
+    if "rgb_array" not in modes:
+        return False
+    try:
+        make_env(env_config.view_of("student"), render_mode="rgb_array").close()
+    except ConfigError:  # a function of the user's that takes no render mode
+        return False
+    return True
 
 
 def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:

@@ -83,6 +83,7 @@ def verify(
     *,
     episodes: int = 100,
     seed: int = 0,
+    name: str = "the teacher",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Score a teacher, compare it with what is claimed, and look for the usual mistakes.
@@ -95,10 +96,8 @@ def verify(
     """
     if episodes < 1:
         raise ConfigError(f"--episodes: expected at least 1, found {episodes}")
-    env = env.seen_by(policy).view_of("teacher")
     try:
-        policy = confine(policy, spec_from_env(env))
-        policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+        policy, env = fitted(policy, env, name)
     except SpecMismatchError as error:
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
@@ -133,16 +132,29 @@ def verify(
     }
 
 
+def fitted(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tuple[Policy, EnvConfig]:
+    """A policy, confined to legal actions, and the environment as it needs it.
+
+    Raises:
+        SpecMismatchError: what `name` names does not fit the environment.
+    """
+    env = env.seen_by(policy).view_of("teacher")
+    spec = spec_from_env(env)
+    policy = confine(policy, spec)
+    policy.spec.require_same_input(spec, name, env.id)
+    return policy, env
+
+
 def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
     """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
 
     Raises:
         SpecMismatchError: the policy does not fit the environment.
     """
-    env = env.seen_by(policy).view_of("teacher")
-    policy = confine(policy, spec_from_env(env))
-    policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+    policy, env = fitted(policy, env)
     seen, outputs = _watch(policy, env, seed, steps)
+    if not torch.isfinite(outputs.params).all():
+        return ["its outputs are NaN or infinite in some states: look at its weights, and at the scale of observations"]
     return [*_constant(outputs), *_out_of_range(policy, seen), *_wrong_scale(policy, seen)]
 
 

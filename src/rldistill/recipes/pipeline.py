@@ -20,7 +20,7 @@ from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
-from rldistill.evaluate.verify import look
+from rldistill.evaluate.verify import fitted, look
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
@@ -30,7 +30,7 @@ from rldistill.students import Linear, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
-from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy
+from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
 
@@ -161,7 +161,10 @@ def load_teacher(run: Run) -> Policy:
     """The run's teacher, trained or from elsewhere."""
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
-    return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+    policy = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+    if isinstance(run.teacher, SavedTeacher):
+        fitted(policy, run.env, run.teacher.path)
+    return policy
 
 
 def _with_teachers_features(run: Run) -> Run:
@@ -185,7 +188,10 @@ def _look_at_teacher(run: Run) -> None:
         isinstance(run.teacher, SavedTeacher) and run.teacher.path.startswith(ZOO)
     ):
         return
-    for text in look(load_teacher(run), run.env, run.seed):
+    doubts = look(load_teacher(run), run.env, run.seed)
+    if isinstance(run.teacher, SavedTeacher):
+        doubts += filter(None, [trained_elsewhere(run.teacher.path, run.env.id)])
+    for text in doubts:
         warnings.warn(f"the teacher looks wrong: {text}; `rldistill teachers verify` says more", stacklevel=2)
 
 

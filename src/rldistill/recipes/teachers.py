@@ -14,7 +14,7 @@ from rldistill.evaluate.compare import CompareConfig, compare_teachers
 from rldistill.evaluate.verify import Claim, verify
 from rldistill.progress import track
 from rldistill.report.teachers import comparison_table, write_comparison
-from rldistill.teachers.load import SavedTeacher, zoo_documents
+from rldistill.teachers.load import SavedTeacher, trained_elsewhere, zoo_documents
 
 
 def list_teachers() -> list[dict[str, Any]]:
@@ -41,11 +41,10 @@ def verify_teacher(
     """Load a teacher and verify it; see `rldistill.evaluate.verify.verify`."""
     policy = teacher.load(spec_from_env(env))
     with track("verify", "episodes", quiet) as report:
-        return {
-            "teacher": teacher.path,
-            "env": env.id,
-            **verify(policy, env, claim, episodes=episodes, seed=seed, progress=report),
-        }
+        found = verify(policy, env, claim, episodes=episodes, seed=seed, name=teacher.path, progress=report)
+    if (other := trained_elsewhere(teacher.path, env.id)) is not None:
+        found |= {"suspicious": [*found["suspicious"], other], "ok": False}
+    return {"teacher": teacher.path, "env": env.id, **found}
 
 
 def compare(
@@ -76,6 +75,8 @@ def print_comparison(found: dict[str, Any]) -> None:
     console.print(comparison_table(found))
     for pair, share in found["agreement"].items():
         console.print(f"{'agreement' if found['discrete'] else 'difference'} {pair}: {share:.3f}")
+    for pair, why in found["no_agreement"].items():
+        console.print(f"no agreement {pair}: {why}")
     if found["no_ensemble"] is not None:
         console.print(f"no ensemble of them: {found['no_ensemble']}")
     console.print(f"take {found['take']}: {found['why']}.")

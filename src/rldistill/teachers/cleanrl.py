@@ -45,7 +45,10 @@ def load_cleanrl(path: Path, spec: PolicySpec | None) -> ActorPolicy:
             if ours != theirs:
                 raise UntrustedFileError(f"{path}: {name} is {theirs} where the environment needs {ours}")
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise UntrustedFileError(f"{path}: not the tensors of {SUPPORTED} ({error})") from None
+        raise UntrustedFileError(
+            f"{path}: not the tensors of CleanRL's {SUPPORTED} ({error}); name the function that makes its network: "
+            f"module:factory@{path}"
+        ) from None
     except RLDistillError as error:
         raise UntrustedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     policy = config.build(spec)

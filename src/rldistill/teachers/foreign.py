@@ -40,6 +40,8 @@ def certain(head: ActionHead, said: Any, count: int, name: str) -> Tensor:
         raise SpecMismatchError(f"teacher: {name} gives {found}; expected {_expected(head)}")
     actions = actions.reshape(count, each)
     if not head.discrete:
+        if not np.isfinite(actions).all():
+            raise SpecMismatchError(f"teacher: {name} gives NaN or infinite actions; expected {_expected(head)}")
         return torch.from_numpy(actions.astype(np.float32))
     sizes = [2] * each if head.kind == "bernoulli" else head.nvec
     for chosen, size in zip(actions.T, sizes, strict=True):

@@ -17,6 +17,7 @@ from rldistill.teachers.keras import load_keras
 from rldistill.teachers.module import load_module
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.sb3 import load_sb3
+from rldistill.teachers.zoo_folder import read_zoo_folder
 from rldistill.types import HeadKind, Policy, PolicySpec
 
 ZOO = "zoo:"
@@ -102,6 +103,24 @@ def load_policy(
     if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
         return load_module(str(path), spec)
     return _load_file(Path(path), None if spec is None else spec.unmasked, activation, head, scale, output)
+
+
+def trained_elsewhere(path: str, env_id: str) -> str | None:
+    """What the folder of rl-baselines3-zoo around a zip says of another environment, None if it says nothing of one."""
+    place = Path(path)
+    if not place.exists() or path.startswith(ZOO):
+        return None
+    place = _zip_in(place) if place.is_dir() and not (place / DOCUMENT).exists() else place
+    told = read_zoo_folder(place).env_id if place.suffix == ".zip" else None
+    if told is None or _bare(told) == _bare(env_id):
+        return None
+    return f"the args.yml beside it says that it was trained on {told}"
+
+
+def _bare(env_id: str) -> str:
+    """Without the version, and for Atari without what tells how the screen is shown."""
+    name = re.sub(r"-v\d+$", "", env_id).rpartition("/")[2]
+    return re.sub(r"(NoFrameskip|Deterministic)$", "", name)
 
 
 def _load_file(

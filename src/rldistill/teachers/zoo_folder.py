@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,23 @@ RENAMED = {
     "TimeAwareObservation": "TimeAwareObservation",
     "TimeLimit": "TimeLimit",
 }
+COUNT, FEW, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
+NUMBERS, NAMES, SWITCH = "numbers", "names", "true or false"
+NEEDED: dict[str, dict[str, str]] = {
+    "ResizeObservation": {"shape": SIZES},
+    "FilterObservation": {"filter_keys": NAMES},
+    "RescaleAction": {"min_action": NUMBERS, "max_action": NUMBERS},
+    "TimeLimit": {"max_episode_steps": COUNT},
+}
+TAKEN: dict[str, dict[str, str]] = {
+    "TimeFeature": {"max_steps": COUNT, "test_mode": SWITCH},
+    "History": {"horizon": FEW},
+    "FrameSkip": {"skip": FEW},
+    "ActionSmoothing": {"smoothing_coef": NUMBERS},
+    "GrayscaleObservation": {"keep_dim": SWITCH},
+    "TimeAwareObservation": {"flatten": SWITCH, "normalize_time": SWITCH},
+}
+"""What a wrapper must be told, and what it may be told besides."""
 
 
 @dataclass(frozen=True)
@@ -170,13 +188,33 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
             f"{path}: env_wrapper: {name} is not known, and will not be skipped in silence. "
             f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}"
         )
-    if "shape" in kwargs:
+    ours = RENAMED[name]
+    needed = NEEDED.get(ours, {})
+    known = needed | TAKEN.get(ours, {})
+    for key in {**needed, **kwargs}:
+        if key not in known or key not in kwargs or not _is(known[key], kwargs[key]):
+            expected = f"expected {key}: {known[key]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
+            raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; {expected}")
+    if ours == "ResizeObservation":
         shape = kwargs["shape"]
         kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
-    wrapper = Wrapper(RENAMED[name], kwargs)
+    wrapper = Wrapper(ours, kwargs)
     if not wrapper.modest:
         raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; numbers that large are refused")
     return wrapper
+
+
+def _is(kind: str, value: Any) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    if kind == SWITCH:
+        return isinstance(value, bool)
+    if kind == NAMES:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in values)
+    if kind == NUMBERS:
+        return bool(values) and all(type(item) in (int, float) and math.isfinite(item) for item in values)
+    if len(values) not in ((1, 2) if kind == SIZES else (1,)) or (kind != SIZES and values is value):
+        return False
+    return all(type(item) is int and 1 <= item <= (1_000 if kind == FEW else math.inf) for item in values)
 
 
 def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) -> FramePipeline | None:
@@ -233,7 +271,7 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
             raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {shown(value)}")
         found |= value
     for key, value in found.items():
-        if not isinstance(value, bool | int | float):
+        if not isinstance(value, bool | int | float) or not math.isfinite(value):
             raise UntrustedFileError(
                 f"{path}: env_kwargs: {shown(key)} is {shown(value)}, which is not taken from a file; give it "
                 "yourself, in env.kwargs or with --env-kwarg, and delete it there"
