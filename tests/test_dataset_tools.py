@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -23,7 +25,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.losses import ActionNLL
 from rldistill.objective import Term
 from rldistill.recipes.datasets import relabel_dataset
@@ -229,7 +231,8 @@ def minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ids=["values", "continuous", "frames", "dict"],
 )
 def test_to_minari_and_back_without_loss(env: EnvConfig, teacher: Any, minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     policy = teacher() if teacher else Mlp((8,)).build(spec_from_env(env)).eval()
     before = collect(env, policy, SMALL, tmp_path / "first")
@@ -248,7 +251,8 @@ def test_to_minari_and_back_without_loss(env: EnvConfig, teacher: Any, minari: A
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_the_teacher_alone_saw_goes_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     env = EnvConfig("CartPole-v1", views=Views((Wrapper(f"{__name__}:TwoRows"),), (Wrapper("MaskVelocity"),)))
     seeing = Mlp((8,)).build(spec_from_env(env.view_of("teacher"))).eval()
@@ -267,7 +271,7 @@ def test_what_the_teacher_alone_saw_goes_to_minari_and_back(minari: Any, tmp_pat
 def test_what_was_recorded_elsewhere_is_labelled_and_learned(
     teacher: NetworkPolicy, minari: Any, tmp_path: Path
 ) -> None:
-    from rldistill.data.minari import import_minari
+    from rldistill.data.minari_read import import_minari
 
     env, buffers = gymnasium.make("CartPole-v1"), []
     for seed in range(12):
@@ -309,7 +313,8 @@ class Bits(gymnasium.ActionWrapper[Any, Any, Any]):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_bits_go_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     env = EnvConfig("CartPole-v1", wrappers=(Wrapper(f"{__name__}:Bits"),))
     torch.manual_seed(0)
@@ -321,7 +326,14 @@ def test_bits_go_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(after.columns[name][theirs], column[ours], err_msg=name)
 
 
-def foreign(minari: Any, name: str, actions: Any, infos: dict[str, Any] | None = None, rewards: Any = None) -> None:
+def foreign(
+    minari: Any,
+    name: str,
+    actions: Any,
+    infos: dict[str, Any] | None = None,
+    rewards: Any = None,
+    data_format: str = "arrow",
+) -> None:
     """Three episodes of four steps, of which the last is cut."""
     space: gymnasium.Space[Any] = actions
     space.seed(0)
@@ -338,12 +350,14 @@ def foreign(minari: Any, name: str, actions: Any, infos: dict[str, Any] | None =
         for _ in range(3)
     ]
     box = gymnasium.spaces.Box(-1, 1, (2,))
-    minari.create_dataset_from_buffers(name, buffers, observation_space=box, action_space=space, data_format="arrow")
+    minari.create_dataset_from_buffers(
+        name, buffers, observation_space=box, action_space=space, data_format=data_format
+    )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_infos_from_elsewhere_are_not_taken_for_ours(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import import_minari
+    from rldistill.data.minari_read import import_minari
 
     foreign(
         minari, "other/info-v0", gymnasium.spaces.Discrete(3), {"teacher": 0.5, "cut": True, "actor": 2, "value": 1.0}
@@ -359,7 +373,7 @@ def test_infos_from_elsewhere_are_not_taken_for_ours(minari: Any, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_actions_that_do_not_start_at_0_are_refused(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import import_minari
+    from rldistill.data.minari_read import import_minari
 
     foreign(minari, "other/start-v0", gymnasium.spaces.Discrete(3, start=-1))
     with pytest.raises(ConfigError, match=r"start=-1.*start at 0"):
@@ -369,7 +383,8 @@ def test_actions_that_do_not_start_at_0_are_refused(minari: Any, tmp_path: Path)
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_grids_of_numbers_are_flat_and_what_is_rounded_is_said(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     foreign(minari, "other/grid-v0", gymnasium.spaces.Box(-1, 1, (2, 2)), rewards=[0.5, 0.1, 0.25, 1.0])
     with pytest.warns(UserWarning, match="other/grid-v0: rewards are float64 there and were rounded"):
@@ -382,7 +397,8 @@ def test_grids_of_numbers_are_flat_and_what_is_rounded_is_said(minari: Any, tmp_
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_labels_of_ours_that_do_not_fit_are_named(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import OURS, export_minari, import_minari
+    from rldistill.data.minari import OURS, export_minari
+    from rldistill.data.minari_read import import_minari
 
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     export_minari(tmp_path / "first", "minari:test/it-v0")
@@ -401,7 +417,8 @@ def test_labels_of_ours_that_do_not_fit_are_named(teacher: NetworkPolicy, minari
 def test_an_export_that_fails_leaves_nothing(
     teacher: NetworkPolicy, minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     def fail(*_: Any) -> None:
         raise error
@@ -421,7 +438,7 @@ def test_an_export_that_fails_leaves_nothing(
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 def test_a_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import import_minari
+    from rldistill.data.minari_read import import_minari
 
     box = gymnasium.spaces.Box(-1, 1, (2,))
     minari.create_dataset_from_buffers(
@@ -432,8 +449,262 @@ def test_a_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Pat
     assert not (tmp_path / "in").exists()
 
 
+def told(**fields: Any) -> Callable[[Path], None]:
+    """A dataset whose metadata tell something else; None takes a field away."""
+
+    def change(data: Path) -> None:
+        metadata = json.loads((data / "metadata.json").read_text()) | fields
+        left = {key: value for key, value in metadata.items() if value is not None}
+        (data / "metadata.json").write_text(json.dumps(left))
+
+    return change
+
+
+def cut(file: str) -> Callable[[Path], None]:
+    return lambda data: (data / file).write_bytes((data / file).read_bytes()[:-200])
+
+
+def gone(file: str) -> Callable[[Path], None]:
+    return lambda data: (data / file).unlink()
+
+
+DAMAGED = {
+    "few steps": (told(total_steps=8), "found 12 steps in its episodes, expected 8"),
+    "many steps": (told(total_steps=16), "found 12 steps in its episodes, expected 16"),
+    "no steps told": (told(total_steps=None), "total_steps: found None, expected a whole number"),
+    "few episodes": (told(total_episodes=2, total_steps=8), "found 3 episodes, expected 2"),
+    "many episodes": (told(total_episodes=99), "found 3 episodes, expected 99"),
+    "half a spec": (told(env_spec='{"id": "Cart'), "env_spec: expected JSON with an id and kwargs"),
+    "a list as spec": (told(env_spec="[]"), "env_spec: expected JSON with an id and kwargs"),
+    "a number as id": (told(env_spec='{"id": 5}'), "env_spec: expected JSON with an id and kwargs .* the id is 5"),
+    "no wrappers told": (told(env_spec='{"id": "A-v0"}'), "Minari cannot read it .*additional_wrappers"),
+    "half a space": (told(observation_space='{"type": "Box'), "observation_space: found .* expected a space"),
+    "no such space": (told(action_space='{"type": "Bax"}'), "action_space: found .*Bax.* expected a space"),
+    "another format": (told(data_format="csv"), "data_format: found 'csv', expected one of arrow, hdf5, parquet"),
+    "another version": (told(minari_version="9.9.9"), "Minari cannot read it .*9.9.9"),
+    "half the metadata": (cut("metadata.json"), "metadata.json: not valid JSON"),
+    "metadata of text": (lambda data: (data / "metadata.json").write_text('"it"'), "found 'it', expected an object"),
+    "half an episode": (cut("1/part-0.arrow"), "episode 1: found nothing that can be read"),
+    "no episode": (gone("1/part-0.arrow"), "episode 1: found nothing that can be read"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_minari_dataset_is_named_and_leaves_nothing(damage: str, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    change, expected = DAMAGED[damage]
+    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
+    change(tmp_path / "minari" / "other" / "it-v0" / "data")
+    with pytest.raises(CorruptArtifactError, match=f"^minari:other/it-v0: .*{expected}"):
+        import_minari("minari:other/it-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+def put(array: str, content: Any) -> Callable[[Any], None]:
+    """A Minari HDF5 file with something else in its second episode; None takes an array away."""
+
+    def change(file: Any) -> None:
+        del file[f"episode_1/{array}"]
+        if content is not None:
+            file[f"episode_1/{array}"] = content
+
+    return change
+
+
+def empty(file: Any) -> None:
+    for array in ("actions", "rewards", "terminations", "truncations"):
+        put(array, np.zeros(0))(file)
+
+
+NAN = [0.0, 1.0, np.nan, 2.0]
+IMPOSSIBLE = {
+    "no such action": (put("actions", [0, 1, -1, 2]), "actions: found -1 at step 2, expected 0 to 2"),
+    "one action too high": (put("actions", [0, 1, 2, 3]), "actions: found 3 at step 3, expected 0 to 2"),
+    "half an action": (put("actions", [0, 1, 0.5, 2]), "actions: found float64 numbers, expected those of int64"),
+    "actions of two": (put("actions", np.zeros((4, 2), int)), r"actions: found shape \(4, 2\), expected \(4,\)"),
+    "few observations": (
+        put("observations", np.zeros((4, 2))),
+        r"observations: found shape \(4, 2\), expected \(5, 2\)",
+    ),
+    "an observation of NaN": (put("observations", np.full((5, 2), np.nan)), "observations: found NaN or infinite"),
+    "a reward of NaN": (put("rewards", NAN), "rewards: found NaN or infinite"),
+    "a reward beyond float32": (put("rewards", [1e300] * 4), "rewards: found NaN or infinite"),
+    "rewards of text": (put("rewards", ["a"] * 4), "rewards: found object, expected numbers"),
+    "few terminations": (put("terminations", [False]), r"terminations: found shape \(1,\), expected \(4,\)"),
+    "truncated twice": (put("truncations", [0, 0, 0, 2]), "truncations: found int64 numbers, expected those of bool"),
+    "no rewards": (put("rewards", None), "found nothing that can be read .*rewards"),
+    "no steps": (empty, "found no steps, expected one at least"),
+}
+
+
+def change_hdf5(tmp_path: Path, change: Callable[[Any], Any]) -> Path:
+    h5py = pytest.importorskip("h5py", reason="needs the extra minari")
+    path = tmp_path / "minari" / "other" / "it-v0" / "data" / "main_data.hdf5"
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_numbers_that_cannot_be_are_refused(case: str, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    change, expected = IMPOSSIBLE[case]
+    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    change_hdf5(tmp_path, change)
+    with pytest.raises(CorruptArtifactError, match=f"^minari:other/it-v0: episode 1: {expected}"):
+        import_minari("minari:other/it-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("size", [0, -200])
+def test_half_an_hdf5_file_is_one_line(size: int, minari: Any, tmp_path: Path) -> None:
+    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    path = tmp_path / "minari" / "other" / "it-v0" / "data" / "main_data.hdf5"
+    path.write_bytes(path.read_bytes()[:size])
+    result = CliRunner().invoke(app, ["dataset", "import", "minari:other/it-v0", "--out", str(tmp_path / "in")])
+    assert (result.exit_code, "minari:other/it-v0: Minari cannot read it" in result.output) == (2, True)
+    path.unlink()
+    result = CliRunner().invoke(app, ["dataset", "import", "minari:other/it-v0", "--out", str(tmp_path / "in")])
+    assert (result.exit_code, "main_data.hdf5" in result.output) == (2, True)
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+@pytest.mark.parametrize("kind", ["storage", "external", "soft", "virtual", "claim"])
+def test_a_minari_file_that_leads_to_other_files_is_refused(kind: str, minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    h5py = pytest.importorskip("h5py", reason="needs the extra minari")
+    (tmp_path / "secret").write_bytes(np.arange(4.0).tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["rewards"] = np.arange(4.0)
+
+    def change(file: Any) -> None:
+        group = file["episode_1"]
+        del group["rewards"]
+        if kind == "storage":
+            group.create_dataset("rewards", (4,), "f8", external=[(str(tmp_path / "secret"), 0, 32)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((4,), "f8")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "rewards", (4,))
+            group.create_virtual_dataset("rewards", layout)
+        elif kind == "claim":
+            group.create_dataset("rewards", (1 << 30,), "f8", chunks=(1 << 10,))
+        else:
+            elsewhere = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/rewards")
+            group["rewards"] = elsewhere if kind == "external" else h5py.SoftLink("/episode_0/rewards")
+
+    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    change_hdf5(tmp_path, change)
+    with pytest.raises(UntrustedFileError, match=r"^minari:other/it-v0: main_data.hdf5: episode_1/rewards .*"):
+        import_minari("minari:other/it-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_nothing_in_a_minari_dataset_is_run(minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    marker = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {marker}\n")
+    (tmp_path / "gs").chmod(0o755)
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = {"id": "evil:It-v0", "entry_point": "evil:It", "additional_wrappers": [], "kwargs": {}}
+    for picture, is_read in (
+        (None, True),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n", False),
+    ):
+        buffers = [
+            minari.data_collector.EpisodeBuffer(
+                observations=np.full((3, 32, 32, 3), 9 * number, np.uint8),
+                actions=[0, number],
+                rewards=[0.0, 1.0],
+                terminations=[False, True],
+                truncations=[False, False],
+            )
+            for number in range(2)
+        ]
+        name = f"other/picture-v{int(is_read)}"
+        box = gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+        minari.create_dataset_from_buffers(
+            name, buffers, observation_space=box, action_space=gymnasium.spaces.Discrete(2), data_format="arrow"
+        )
+        data = tmp_path / "minari" / name / "data"
+        told(env_spec=json.dumps(spec))(data)
+        if picture is None:
+            assert len(import_minari(name, tmp_path / "in")) == 4
+            assert Manifest.read(tmp_path / "in").document["env"]["id"] == "evil:It-v0"
+            continue
+        table = pa.ipc.open_file(data / "0" / "part-0.arrow").read_all()
+        table = table.set_column(table.column_names.index("observations"), "observations", pa.array([picture] * 3))
+        with pa.ipc.new_file(data / "0" / "part-0.arrow", table.schema) as file:
+            file.write_table(table)
+        with pytest.raises(CorruptArtifactError, match=r"episode 0: .*Ghostscript"):
+            import_minari(name, tmp_path / "other")
+    assert not marker.exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_an_import_that_fails_takes_nothing_of_the_users(
+    teacher: NetworkPolicy, minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rldistill.data import minari_read
+
+    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
+    monkeypatch.setattr(minari_read, "BLOCK", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "add_blocks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        (tmp_path / "empty").mkdir()
+        for folder in ("new", "empty"):
+            with pytest.raises(KeyboardInterrupt):
+                minari_read.import_minari("minari:other/it-v0", tmp_path / folder)
+    assert not (tmp_path / "new").exists()
+    assert not any((tmp_path / "empty").iterdir())
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "mine")
+    told(total_steps=16)(tmp_path / "minari" / "other" / "it-v0" / "data")
+    with pytest.raises(CorruptArtifactError, match="found 12 steps"):
+        minari_read.import_minari("minari:other/it-v0", tmp_path / "mine", overwrite=True)
+    assert len(Dataset.read([tmp_path / "mine"])) == 320
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_actions_beyond_their_bounds_are_said_and_those_without_bounds_refused(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    foreign(minari, "other/it-v0", gymnasium.spaces.Box(-1, 1, (2,)), data_format="hdf5")
+    change_hdf5(tmp_path, put("actions", np.full((4, 2), 1.5, np.float32)))
+    with pytest.warns(UserWarning, match="other/it-v0: some actions are beyond the bounds"):
+        assert import_minari("minari:other/it-v0", tmp_path / "in").columns["action"].max() == 1.5
+    change_hdf5(tmp_path, put("actions", np.full((4, 2), np.nan)))
+    with pytest.raises(CorruptArtifactError, match="episode 1: actions: found NaN"):
+        import_minari("minari:other/it-v0", tmp_path / "in", overwrite=True)
+    foreign(minari, "other/free-v0", gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
+    with pytest.raises(ConfigError, match="other/free-v0: found infinite numbers"):
+        import_minari("minari:other/free-v0", tmp_path / "free")
+    assert not (tmp_path / "free").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_grids_of_choices_are_flat_and_start_at_0(minari: Any, tmp_path: Path) -> None:
+    from rldistill.data.minari_read import import_minari
+
+    foreign(minari, "other/grid-v0", gymnasium.spaces.MultiDiscrete([[2, 3], [4, 2]]))
+    data = import_minari("minari:other/grid-v0", tmp_path / "in")
+    assert (data.columns["action"].shape, data.columns["teacher"].shape) == ((12, 4), (12, 11))
+    foreign(minari, "other/start-v0", gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 1]))
+    with pytest.raises(ConfigError, match="start at 0"):
+        import_minari("minari:other/start-v0", tmp_path / "start")
+
+
 def test_a_minari_dataset_that_is_not_there_is_named(minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import import_minari
+    from rldistill.data.minari_read import import_minari
 
     with pytest.raises(ConfigError, match="minari download"):
         import_minari("minari:no/such-v0", tmp_path / "in")
@@ -501,7 +772,8 @@ def test_a_teacher_whose_file_tells_no_head_has_the_neutral_one(tmp_path: Path) 
 
 
 def test_bad_names_leave_nothing_behind(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
-    from rldistill.data.minari import export_minari, import_minari
+    from rldistill.data.minari import export_minari
+    from rldistill.data.minari_read import import_minari
 
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     for name in ("minari:bad", "minari:../up-v0", "minari:a/b", "minari:a b-v0", "minari:t/dict-v0"):

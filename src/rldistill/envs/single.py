@@ -212,7 +212,7 @@ def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
 def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return ObsPart((), "int64", (int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
         return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return ObsPart(space.shape, str(space.dtype))
@@ -223,12 +223,12 @@ def _part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
 
 
 def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
-    if isinstance(space, spaces.Discrete) and space.start != 0:
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         raise ConfigError(f"env.id: {env_id} has actions {space}; those that start at 0 are supported")
     if isinstance(space, spaces.Discrete):
         return ActionHead("categorical", (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
-        return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec))
+        return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, spaces.MultiBinary):
         return ActionHead("bernoulli", (math.prod(space.shape),))
     if isinstance(space, spaces.Box):

@@ -11,7 +11,8 @@ from rldistill.collect import collect
 from rldistill.data import merge as merging
 from rldistill.data.info import dataset_folder, describe
 from rldistill.data.manifest import Manifest
-from rldistill.data.minari import PREFIX, export_minari, import_minari
+from rldistill.data.minari import PREFIX, export_minari
+from rldistill.data.minari_read import import_minari
 from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.progress import track
 from rldistill.recipes.pipeline import load_teacher

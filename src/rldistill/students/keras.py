@@ -31,6 +31,7 @@ from rldistill.errors import (
     UntrustedFileError,
     shown,
 )
+from rldistill.hdf5 import arrays_inside
 from rldistill.imports import import_name
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, require_small
@@ -283,31 +284,12 @@ def _numbers_stored(path: Path, weights: bytes) -> int:
     """How many numbers the weights' file holds; refuses what leads outside it."""
     import h5py
 
-    found, seen = 0, set[int]()
-
-    def visit(group: Any) -> None:
-        nonlocal found
-        for name in group:
-            if len(seen) > MOST_ARRAYS:
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: more than {MOST_ARRAYS:,} entries; refused")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is a link to somewhere else; refused")
-            item = group[name]
-            place = h5py.h5o.get_info(item.id).addr
-            if place in seen:
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is there under two names; refused")
-            seen.add(place)
-            if isinstance(item, h5py.Group):
-                visit(item)
-            elif item.is_virtual or item.external or item.dtype.kind not in "fiu":
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array kept in the file; refused")
-            elif item.nbytes > 64 * max(item.id.get_storage_size(), 16):
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} claims more numbers than the file holds; refused")
-            else:
-                found += math.prod(item.shape)
-
+    found = 0
     with h5py.File(io.BytesIO(weights), "r") as file:
-        visit(file)
+        for name, item in arrays_inside(file, f"{path}: {WEIGHTS}", MOST_ARRAYS, packed=64):
+            if item.dtype.kind not in "fiu":
+                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
+            found += math.prod(item.shape)
     return found
 
 
