@@ -116,14 +116,13 @@ def load_onnx(
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises its own
         raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error})") from None
-    for tensor in [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]:
+    tensors = [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]
+    for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise UntrustedFileError(
                 f"{path}: {tensor.name} is kept outside the file, which is not followed; export it again with "
                 "external_data=False"
             )
-        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
-            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN")
     for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
         if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
             raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
@@ -134,6 +133,9 @@ def load_onnx(
         session = _session(content)
     except Exception as error:  # onnxruntime has no tree of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({' '.join(str(error).split())})") from None
+    for tensor in tensors:  # of which the runtime has seen by now that they hold what they claim
+        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN")
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
     _try_out(path, policy)
