@@ -61,6 +61,10 @@ def test_a_teacher_of_another_environment_is_told_by_its_folder(tmp_path: Path) 
     (first, second) = json.loads(out)["suspicious"]
     assert first.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
     assert "trained on CartPole-v0" in second
+    small = ["--env", "Acrobot-v1", "--episodes", "1", "--steps", "64"]
+    said = CliRunner().invoke(app, ["teachers", "compare", str(agent), *small]).stderr
+    assert said.startswith(f"error: {agent} and Acrobot-v1 do not fit")
+    assert "trained on CartPole-v0" in said
 
 
 def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:

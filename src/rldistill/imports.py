@@ -22,8 +22,8 @@ def import_name(name: str, where: str) -> Any:
     look_here()
     try:
         place = importlib.import_module(module)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"{where}: {name}: cannot be imported ({error})") from None
+    except Exception as error:  # whatever a person's module does when it is imported
+        raise ConfigError(f"{where}: {name}: cannot be imported ({error})") from error
     if not hasattr(place, attribute):
         raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(place))}")
     return getattr(place, attribute)

@@ -21,10 +21,17 @@ import torch
 from safetensors.torch import save_file
 from stable_baselines3 import DQN, PPO, SAC
 
+from rldistill.collect import CollectConfig, collect
+from rldistill.data.info import describe
+from rldistill.data.info import verify as check
+from rldistill.data.merge import merge
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import RLDistillError
+from rldistill.recipes.teachers import verify_teacher
+from rldistill.relabel import relabel
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
-from rldistill.teachers.load import load_policy
+from rldistill.teachers.load import SavedTeacher, load_policy
 from rldistill.types import ActionHead, PolicySpec
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.link")
@@ -612,3 +619,24 @@ def test_safetensors_of_ours_are_read_back(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, tmp_path / "policy.safetensors")
     with pytest.raises(RLDistillError, match="SHA-256"):
         load_policy(tmp_path)
+
+
+def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = beside("args.yml", yml("env: 'planted:make'"))(tmp_path, tmp_path)
+    policy, env = load_policy(path), EnvConfig("CartPole-v1")
+    found = verify_teacher(SavedTeacher(str(path)), env, None, 1, 0, quiet=True)
+    assert "trained on planted:make" in found["suspicious"][-1]
+    for seed, name in enumerate("ab"):
+        collect(env, policy, CollectConfig(steps=32, block=4), tmp_path / name, seed=seed)
+        manifest = tmp_path / name / "manifest.json"
+        manifest.write_text(manifest.read_text().replace("CartPole-v1", "planted:make"))
+        check(tmp_path / name)
+    assert describe(tmp_path / "a")["env"] == "planted:make"
+    relabel(tmp_path / "a", policy, tmp_path / "relabelled")
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    assert "planted" not in sys.modules
+    with pytest.raises(SystemExit, match="it ran"):
+        spec_from_env(EnvConfig("planted:make"))

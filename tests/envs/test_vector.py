@@ -157,6 +157,9 @@ def test_a_function_of_ones_own_makes_an_environment(tmp_path: Path, monkeypatch
     (tmp_path / "envs_of_mine.py").write_text(
         "from gymnasium.envs.classic_control import PendulumEnv\n"
         "def heavy(gravity=20.0):\n    return PendulumEnv(g=gravity)\n"
+        "def locked():\n    raise RuntimeError('no licence')\n"
+        "def none():\n    pass\n"
+        "three = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     env = RunConfig.load(_written(tmp_path, "env: {id: 'envs_of_mine:heavy'}\nteacher: t.zip\n"), environment={}).env
@@ -164,7 +167,17 @@ def test_a_function_of_ones_own_makes_an_environment(tmp_path: Path, monkeypatch
     assert make_env(EnvConfig(env.id, {"gravity": 5.0})).unwrapped.g == 5
     assert spec_from_env(env).obs_shape == (3,)
     assert not draws_itself(env)
-    for wrong, words in (("envs_of_mine:havy", "Did you mean 'heavy'"), ("no_such:heavy", "cannot be imported")):
+    assert make_vector_env(env, 2, lambda slot, nth: slot).reset().shape == (2, 3)
+    (tmp_path / "unwritten.py").write_text("def (")
+    for wrong, words in {
+        "envs_of_mine:havy": "Did you mean 'heavy'",
+        "no_such:heavy": "cannot be imported",
+        "unwritten:heavy": "cannot be imported",
+        "envs_of_mine:locked": "cannot be made: RuntimeError: no licence",
+        "envs_of_mine:none": "cannot be made: .*must inherit",
+        "envs_of_mine:three": "expected a function, found int",
+        ":heavy": "cannot be made",
+    }.items():
         with pytest.raises(ConfigError, match=rf"env\.id: .*{words}"):
             make_env(EnvConfig(wrong))
     with pytest.raises(ConfigError, match=r"env\.kwargs: envs_of_mine:heavy does not take"):

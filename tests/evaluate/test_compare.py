@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.compare import CompareConfig, compare_teachers, recommend
+from rldistill.recipes.teachers import print_comparison
 from rldistill.report.teachers import comparison_rows, write_comparison
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
@@ -93,7 +96,9 @@ def test_a_good_teacher_is_told_from_a_poor_one(teacher: NetworkPolicy) -> None:
     assert found["teachers"]["good"]["teachability"] > found["teachers"]["poor"]["teachability"]
 
 
-def test_teachers_of_all_kinds_are_compared(teacher: NetworkPolicy) -> None:
+def test_teachers_of_all_kinds_are_compared(
+    teacher: NetworkPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(0)
     spec = spec_from_env(CARTPOLE)
     timed = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
@@ -110,6 +115,11 @@ def test_teachers_of_all_kinds_are_compared(teacher: NetworkPolicy) -> None:
     assert found["no_agreement"]["values / recurrent"] == "one remembers, and cannot be asked about single states"
     assert found["no_agreement"]["logits / timed"] == "they see different things"
     assert "do not fit" in found["no_ensemble"]
+    write_comparison(found, tmp_path / "page.html")
+    print_comparison(found)
+    for said in ((tmp_path / "page.html").read_text(), capsys.readouterr().out):
+        assert re.search("values / recurrent.*one remembers", said)
+        assert re.search("logits / timed.*they see different things", said)
 
 
 def test_agreement_by_hand(teacher: NetworkPolicy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from rldistill.envs.single import EnvConfig, make_env, spec_from_env
 from rldistill.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
 from rldistill.evaluate.verify import look, verify
+from rldistill.recipes.teachers import load_fitting
 from rldistill.students.storage import save_policy
-from rldistill.teachers.load import load_policy
+from rldistill.teachers.load import SavedTeacher, load_policy
 from rldistill.teachers.normaliser import read_normaliser
 from rldistill.teachers.zoo_folder import read_zoo_folder
 from rldistill.types import FramePipeline, Wrapper
 
+HUGE = "1" + 400 * "0"
 PAIRS = "!!python/object/apply:collections.OrderedDict\n- - - {key}\n    - {value}\n"
 
 
@@ -205,8 +208,11 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
         ("env_wrapper: [{utils.FrameSkip: {skp: 2}}]", UntrustedFileError, "FrameSkip.*known: skip"),
         ("env_wrapper: [{gym.ResizeObservation: {shape: null}}]", UntrustedFileError, "shape: one or two integers"),
         ("env_wrapper: gym.ResizeObservation", UntrustedFileError, "ResizeObservation.*shape: one or two integers"),
-        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: a}}]", UntrustedFileError, "smoothing_coef: num"),
+        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: a}}]", UntrustedFileError, "smoothing_coef: a num"),
+        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: 1}}]", UntrustedFileError, "from 0 to below 1"),
+        (f"env_wrapper: [{{u.RescaleAction: {{min_action: 0, max_action: {HUGE}}}}}]", UntrustedFileError, "max_a"),
         ("env_kwargs: {gravity: .nan}", UntrustedFileError, "gravity.*nan"),
+        (f"env_kwargs: {{gravity: {HUGE}}}", UntrustedFileError, "gravity.*not taken"),
         ("normalize: true", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
@@ -221,6 +227,24 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
 def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: str, error: type, words: str) -> None:
     with pytest.raises(error, match=rf"(config|args)\.yml.*{words}"):
         load_policy(agent(tmp_path, config=config))
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "words"),
+    [
+        ("env_wrapper: gym.GrayScaleObservation", "", r"agent/config\.yml.*: GrayscaleObservation does not take"),
+        ("", "env_kwargs: {wings: 2}", r"agent/args\.yml: CartPole-v1 does not take {'wings': 2}"),
+    ],
+)
+def test_what_an_environment_does_not_take_is_named_with_its_file(
+    tmp_path: Path, config: str, args: str, words: str
+) -> None:
+    path = agent(tmp_path, config=config, args=args)
+    policy = load_policy(path)
+    assert re.search(words, verify(policy, EnvConfig("CartPole-v1"), name=str(path))["suspicious"][0])
+    (tmp_path / "agent" / "args.yml").write_text(f"{args}\nenv: Pendulum-v1")
+    with pytest.raises(SpecMismatchError, match=f"{words}.*; the args.yml beside it says"):
+        load_fitting(SavedTeacher(str(path)), EnvConfig("CartPole-v1"))
 
 
 @pytest.mark.parametrize("config", ["normalize: false", "normalize: dict(norm_obs=False, norm_reward=True)"])

@@ -59,7 +59,7 @@ NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not look at a te
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Teacher = Annotated[str, typer.Argument(help="zoo:NAME, a policy's folder, an SB3 zip.", show_default=False)]
-Env = Annotated[str, typer.Option("--env", help="A Gymnasium id.", show_default=False)]
+Env = Annotated[str, typer.Option("--env", help="A Gymnasium id, or module:function.", show_default=False)]
 EnvArgument = Annotated[
     list[str] | None, typer.Option("--env-kwarg", metavar="KEY=VALUE", help="Of the environment.", show_default=False)
 ]

@@ -98,15 +98,18 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
     register_atari()
     look_here()  # for ids such as `module:Name-v0`
+    known = _own(config.id) or config.id
     try:
-        env = gymnasium.make(_own(config.id) or config.id, **{**config.kwargs, **kwargs})
+        env = gymnasium.make(known, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
-    except TypeError as error:
-        raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
+    except Exception as error:  # of whoever wrote the environment
+        if isinstance(error, TypeError) and config.kwargs:
+            raise ConfigError(f"env.kwargs: {config.id} does not take {config.kwargs}: {error}") from None
+        raise ConfigError(f"env.id: {config.id} cannot be made: {type(error).__name__}: {error}") from error
     env = _wrapped(env, config.wrappers)
     if config.views is None:
         return _as_array(env)
@@ -117,10 +120,16 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 
 def _own(env_id: str) -> EnvSpec | None:
-    """What makes the environment of `module:function`; None of any other id."""
+    """What makes the environment of `module:function`; None of any other id.
+
+    Only a person's own word comes here: what a dataset or a policy tells of its environment is compared, never made.
+    """
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", env_id) is None:
         return None
-    return EnvSpec(env_id, entry_point=import_name(env_id, "env.id"))
+    function = import_name(env_id, "env.id")
+    if not callable(function):
+        raise ConfigError(f"env.id: {env_id}: expected a function, found {type(function).__name__}")
+    return EnvSpec(env_id, entry_point=function)
 
 
 def _wrapped(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:

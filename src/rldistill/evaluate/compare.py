@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.play import Episodes, play
 from rldistill.evaluate.statistics import mean_interval, normalised_score
-from rldistill.masking import confine
+from rldistill.evaluate.verify import fitted
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.ensemble import Ensemble
 from rldistill.types import Policy
@@ -84,10 +84,9 @@ def compare_teachers(
     together, alone = _together(teachers) if config.ensemble and len(teachers) > 1 else (None, None)
     if together is not None:
         entrants["ensemble"] = together
-    envs = {name: env.seen_by(teacher).view_of("teacher") for name, teacher in entrants.items()}
+    envs = {}
     for name, teacher in entrants.items():
-        entrants[name] = confine(teacher, spec_from_env(envs[name]))
-        entrants[name].spec.require_same_input(spec_from_env(envs[name]), name, env.id)
+        entrants[name], envs[name] = fitted(teacher, env, name)
     total, done = len(entrants) * (1 + len(PROBE_SEEDS)) + 1, 0
 
     def step() -> None:

@@ -23,6 +23,7 @@ from rldistill.evaluate.statistics import mean_interval
 from rldistill.masking import confine
 from rldistill.rollouts import Memory, inference_threads, rollout, to_env_action
 from rldistill.students.network import NetworkPolicy
+from rldistill.teachers.load import told_in
 from rldistill.types import Policy, PolicyOutput, Seeing
 
 WITHIN, LEVEL = 0.10, 0.99
@@ -136,10 +137,16 @@ def fitted(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tuple[P
     """A policy, confined to legal actions, and the environment as it needs it.
 
     Raises:
-        SpecMismatchError: what `name` names does not fit the environment.
+        SpecMismatchError: what `name` names does not fit the environment, or what was around its own does not.
     """
-    env = env.seen_by(policy).view_of("teacher")
-    spec = spec_from_env(env)
+    try:
+        env = env.seen_by(policy).view_of("teacher")
+        spec = spec_from_env(env)
+    except ConfigError as error:
+        if not policy.spec.view and not policy.spec.env_kwargs:
+            raise
+        what = str(error).removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
+        raise SpecMismatchError(f"{name} and {env.id} do not fit: {told_in(name)}: {what}") from None
     policy = confine(policy, spec)
     policy.spec.require_same_input(spec, name, env.id)
     return policy, env

@@ -20,11 +20,12 @@ from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
-from rldistill.evaluate.verify import fitted, look
+from rldistill.evaluate.verify import look
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
+from rldistill.recipes.teachers import load_fitting
 from rldistill.report import evaluation_table, robustness_table, verdict, write_report
 from rldistill.students import Linear, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
@@ -161,10 +162,9 @@ def load_teacher(run: Run) -> Policy:
     """The run's teacher, trained or from elsewhere."""
     if isinstance(run.teacher, TrainConfig):
         return load_policy(run.folder / "teacher")
-    policy = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
     if isinstance(run.teacher, SavedTeacher):
-        fitted(policy, run.env, run.teacher.path)
-    return policy
+        return load_fitting(run.teacher, run.env)
+    return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
 
 
 def _with_teachers_features(run: Run) -> Run:

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from rldistill.artifacts import write_json
 from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.errors import SpecMismatchError
 from rldistill.evaluate.compare import CompareConfig, compare_teachers
-from rldistill.evaluate.verify import Claim, verify
+from rldistill.evaluate.verify import Claim, fitted, verify
 from rldistill.progress import track
 from rldistill.report.teachers import comparison_table, write_comparison
 from rldistill.teachers.load import SavedTeacher, trained_elsewhere, zoo_documents
+from rldistill.types import Policy
 
 
 def list_teachers() -> list[dict[str, Any]]:
@@ -35,6 +37,21 @@ def list_teachers() -> list[dict[str, Any]]:
     return rows
 
 
+def load_fitting(teacher: SavedTeacher, env: EnvConfig) -> Policy:
+    """Load a teacher for an environment.
+
+    Raises:
+        SpecMismatchError: it does not fit; where its folder names another environment, that too.
+    """
+    policy = teacher.load(spec_from_env(env.view_of("teacher")))
+    try:
+        fitted(policy, env, teacher.path)
+    except SpecMismatchError as error:
+        told = trained_elsewhere(teacher.path, env.id)
+        raise SpecMismatchError(f"{error}; {told}" if told else str(error)) from None
+    return policy
+
+
 def verify_teacher(
     teacher: SavedTeacher, env: EnvConfig, claim: Claim | None, episodes: int, seed: int, quiet: bool
 ) -> dict[str, Any]:
@@ -53,7 +70,7 @@ def compare(
     """Load teachers and compare them; see `rldistill.evaluate.compare.compare_teachers`."""
     with track("compare", "parts", quiet) as report:
         return compare_teachers(
-            {name: teacher.load(spec_from_env(env)) for name, teacher in teachers.items()},
+            {name: load_fitting(teacher, env) for name, teacher in teachers.items()},
             env,
             config,
             seed=seed,

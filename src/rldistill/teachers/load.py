@@ -17,7 +17,7 @@ from rldistill.teachers.keras import load_keras
 from rldistill.teachers.module import load_module
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.sb3 import load_sb3
-from rldistill.teachers.zoo_folder import read_zoo_folder
+from rldistill.teachers.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.types import HeadKind, Policy, PolicySpec
 
 ZOO = "zoo:"
@@ -107,14 +107,23 @@ def load_policy(
 
 def trained_elsewhere(path: str, env_id: str) -> str | None:
     """What the folder of rl-baselines3-zoo around a zip says of another environment, None if it says nothing of one."""
-    place = Path(path)
-    if not place.exists() or path.startswith(ZOO):
-        return None
-    place = _zip_in(place) if place.is_dir() and not (place / DOCUMENT).exists() else place
-    told = read_zoo_folder(place).env_id if place.suffix == ".zip" else None
+    told = _zoo_folder(path).env_id
     if told is None or _bare(told) == _bare(env_id):
         return None
     return f"the args.yml beside it says that it was trained on {told}"
+
+
+def told_in(path: str) -> str:
+    """The files that tell what was around a teacher's environment: those beside a zip, else its own."""
+    return " and ".join(map(str, _zoo_folder(path).told_in)) or path
+
+
+def _zoo_folder(path: str) -> ZooFolder:
+    """What lies beside a teacher; of what is no zip, nothing does."""
+    place = Path(path)
+    if place.is_dir() and not (place / DOCUMENT).exists():
+        place = _zip_in(place)
+    return read_zoo_folder(place) if place.suffix == ".zip" and place.exists() else ZooFolder()
 
 
 def _bare(env_id: str) -> str:

@@ -31,12 +31,15 @@ class ModulePolicy(nn.Module):
         network: called with float32, uint8 observations divided by 255.
         spec: of the environment.
         kind: what its numbers mean: `q_values`, or the neutral head of the action space.
+        name: what errors call it, its class if none.
     """
 
-    def __init__(self, network: nn.Module, spec: PolicySpec, kind: HeadKind | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, spec: PolicySpec, kind: HeadKind | None = None, name: str | None = None
+    ) -> None:
         super().__init__()
-        self.network = network
-        self._spec = dataclasses.replace(spec, head=spec.head.read_as(kind, type(network).__name__))
+        self.network, self.name = network, name or type(network).__name__
+        self._spec = dataclasses.replace(spec, head=spec.head.read_as(kind, self.name))
 
     @property
     def spec(self) -> PolicySpec:
@@ -48,14 +51,21 @@ class ModulePolicy(nn.Module):
         return None
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Raises SpecMismatchError if the network gives other than `[B, P]`, ConfigError if it fails."""
+        """Raises SpecMismatchError if the network gives other than `[B, P]` numbers, ConfigError if it fails."""
         assert isinstance(obs, Tensor)
-        with blamed(type(self.network).__name__):
+        with blamed(self.name):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         wanted = len(obs), self._spec.head.num_params
         if not isinstance(params, Tensor) or params.shape != wanted:
             found = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
-            raise SpecMismatchError(f"the network gives {found}, a head of {self._spec.head.kind} is {wanted}")
+            raise SpecMismatchError(
+                f"teacher: the network of {self.name} gives {found}, a head of {self._spec.head.kind} is {wanted}"
+            )
+        if not params.isfinite().all():  # the largest of NaN is an action like any other
+            raise SpecMismatchError(
+                f"teacher: the network of {self.name} gives NaN or infinite numbers; look at its weights, and at the "
+                "scale of its observations"
+            )
         return PolicyOutput(self._spec.head, params), None
 
 
@@ -140,7 +150,7 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):
-        return ModulePolicy(made, spec.unmasked)
+        return ModulePolicy(made, spec.unmasked, name=name)
     predict = getattr(made, "predict", None)
     function = predict if callable(predict) else made
     if callable(function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ RENAMED = {
     "TimeLimit": "TimeLimit",
 }
 COUNT, FEW, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
-NUMBERS, NAMES, SWITCH = "numbers", "names", "true or false"
+NUMBERS, NAMES, SWITCH, SHARE = "numbers", "names", "true or false", "a number from 0 to below 1"
+LARGEST = sys.float_info.max
+"""YAML has integers above it, which no environment can compute with."""
 NEEDED: dict[str, dict[str, str]] = {
     "ResizeObservation": {"shape": SIZES},
     "FilterObservation": {"filter_keys": NAMES},
@@ -49,7 +52,7 @@ TAKEN: dict[str, dict[str, str]] = {
     "TimeFeature": {"max_steps": COUNT, "test_mode": SWITCH},
     "History": {"horizon": FEW},
     "FrameSkip": {"skip": FEW},
-    "ActionSmoothing": {"smoothing_coef": NUMBERS},
+    "ActionSmoothing": {"smoothing_coef": SHARE},
     "GrayscaleObservation": {"keep_dim": SWITCH},
     "TimeAwareObservation": {"flatten": SWITCH, "normalize_time": SWITCH},
 }
@@ -66,6 +69,7 @@ class ZooFolder:
         view: what was wrapped around it, the innermost first.
         frames: what SB3's Atari preprocessing made of the screen, where that was around it.
         normaliser: where the moments of its observations are; None where they were not normalised.
+        told_in: the `config.yml` and `args.yml` that are there.
     """
 
     env_id: str | None = None
@@ -73,6 +77,7 @@ class ZooFolder:
     view: tuple[Wrapper, ...] = ()
     frames: FramePipeline | None = None
     normaliser: Path | None = None
+    told_in: tuple[Path, ...] = ()
 
 
 def read_zoo_folder(model: Path) -> ZooFolder:
@@ -103,7 +108,8 @@ def read_zoo_folder(model: Path) -> ZooFolder:
             f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
         )
     kwargs = (*_sticky(dict(wrappers), config), *_env_kwargs(arguments, settings, args or config))
-    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normaliser)
+    told_in = tuple(path for path in (config, args) if path is not None)
+    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normaliser, told_in)
 
 
 def _places(model: Path) -> list[Path]:
@@ -211,7 +217,9 @@ def _is(kind: str, value: Any) -> bool:
     if kind == NAMES:
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in values)
     if kind == NUMBERS:
-        return bool(values) and all(type(item) in (int, float) and math.isfinite(item) for item in values)
+        return bool(values) and all(type(item) in (int, float) and abs(item) <= LARGEST for item in values)
+    if kind == SHARE:
+        return type(value) in (int, float) and 0 <= value < 1
     if len(values) not in ((1, 2) if kind == SIZES else (1,)) or (kind != SIZES and values is value):
         return False
     return all(type(item) is int and 1 <= item <= (1_000 if kind == FEW else math.inf) for item in values)
@@ -271,7 +279,7 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
             raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {shown(value)}")
         found |= value
     for key, value in found.items():
-        if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST:
             raise UntrustedFileError(
                 f"{path}: env_kwargs: {shown(key)} is {shown(value)}, which is not taken from a file; give it "
                 "yourself, in env.kwargs or with --env-kwarg, and delete it there"
