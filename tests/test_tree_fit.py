@@ -18,7 +18,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.losses import QMSE
+from rldistill.losses import QMSE, ActionNLL
 from rldistill.objective import Term
 from rldistill.students import Mlp, Tree
 from rldistill.students.storage import content_hash, load_native
@@ -63,6 +63,17 @@ def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path
     # what a mistake costs: the difference between the best and the worst Q value
     labels = dataset.columns["teacher"]
     np.testing.assert_allclose(weights, labels.max(1) - labels.min(1), atol=1e-6)
+
+
+def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(losses=(Term(ActionNLL()),))
+    student = distill(dataset, Tree(max_depth=3), config, tmp_path)
+    obs, actions, _ = _table(dataset, student)  # type: ignore[arg-type]
+    train = ~dataset.heldout
+    plain = _sklearn_tree(Tree(max_depth=3), student.spec, 0).fit(obs[train], actions[train])
+    with torch.no_grad():
+        said = student(dataset.observations(np.arange(len(dataset))))[0]
+    np.testing.assert_allclose(said.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
 
 
 def test_a_continuous_teacher(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ SAMPLE = 5_000
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
     """Grow the tree, and write `metrics.jsonl`.
 
-    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell.
+    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell: max_a Q(s, a)
+    - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With the loss `action_nll`, all states count the same.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
@@ -45,6 +46,8 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     assert isinstance(blank, TreePolicy)
     blank.look(dataset.observations(dataset.spread(SAMPLE)))
     obs, actions, weights = _table(dataset, blank)
+    if any(isinstance(loss, ActionNLL) for loss in losses):
+        weights = np.ones_like(weights)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     grown = _sklearn_tree(student, spec, seed).fit(obs[train], actions[train], sample_weight=weights[train])
     policy = _policy(blank, grown)
