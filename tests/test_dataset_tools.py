@@ -96,6 +96,14 @@ def test_a_privileged_teacher_is_shown_what_was_recorded_for_teachers(tmp_path: 
         relabel(tmp_path / "first", tall, tmp_path / "tall")
 
 
+def test_what_students_saw_is_not_shown_to_a_teacher_that_saw_more(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
+    seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    collect(env, seeing, SMALL, tmp_path / "first")
+    with pytest.raises(SpecMismatchError, match=r"holds what students saw.*teacher_obs: true"):
+        relabel(tmp_path / "first", seeing, tmp_path / "again")
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["told", "an older manifest"])
 def test_a_file_that_tells_no_spec_is_read_with_that_of_the_teachers_view(told: bool, tmp_path: Path) -> None:
     doubled = (Wrapper("StackFrames", {"stack": 2}),)

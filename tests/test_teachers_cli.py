@@ -12,8 +12,10 @@ import yaml
 from stable_baselines3 import PPO
 from typer.testing import CliRunner
 
+import rldistill
 from rldistill.cli import app
 from rldistill.envs.single import spec_from_env
+from rldistill.report.teachers import _short
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
@@ -29,7 +31,10 @@ def teachers(*arguments: str) -> tuple[int, str]:
 def test_those_that_ship_are_listed() -> None:
     code, out = teachers("list", "--json")
     assert code == 0
-    assert "zoo:pong-dqn" in [row["name"] for row in json.loads(out)]
+    (ours,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
+    folder = Path(rldistill.__file__).parent / "zoo" / "pong-dqn"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert ours["mean_return"] == evaluation["policies"]["teacher"]["mean"]
     assert "zoo:pong-dqn" in teachers("list")[1]
 
 
@@ -116,3 +121,9 @@ def test_what_a_file_does_not_tell_stands_after_a_comma(teacher: NetworkPolicy, 
         assert (result.exit_code, words in result.output) == (2, True), result.output
     code, out = teachers("compare", f"{tmp_path / 'a'},scale=1.0", *small, "--json")
     assert (code, list(json.loads(out)["teachers"])) == (0, [str(tmp_path / "a")])
+
+
+def test_paths_are_told_apart_without_what_they_share() -> None:
+    assert _short(["/a/b/c/x.zip", "/a/b/d/x.zip", "ensemble"]) == ["c/x.zip", "d/x.zip", "ensemble"]
+    assert _short(["a/x.zip", "/b/x.zip"]) == ["a/x.zip", "/b/x.zip"]
+    assert _short(["/a/b/x.zip"]) == ["/a/b/x.zip"]

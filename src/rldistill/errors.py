@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 1_500
+FETCH_AGAIN = "copy or download it again"
+SAVE_AGAIN = "save it again, from weights that are numbers"
 
 
 class RLDistillError(Exception):
@@ -53,6 +55,11 @@ _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 4
 def shown(value: Any) -> str:
     """A value from elsewhere, in a few words, however large it is and however often it holds itself."""
     return _short.repr(value)
+
+
+def why(error: Exception) -> str:
+    """What a library says of its failure, in one line; the kind of error where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, suc
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, manifest_entry, open_derived
-from rldistill.envs.two_views import Side
+from rldistill.envs.two_views import SIDES, Side
 from rldistill.envs.vector import Step
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.masking import confine
@@ -113,11 +113,17 @@ def _require_view(view: Sequence[Wrapper], manifest: Manifest, side: Side, sourc
     """Refuse a teacher that was trained behind other wrappers than the states were recorded behind.
 
     The environment tells all of these, the spec which of them the recording teacher brought. A teacher that brings none
-    may see what others wrote around the environment, but not what the recording one brought.
+    may see what others wrote around the environment, but not what the recording one brought, nor what is for students
+    alone.
     """
     env = manifest.document["env"]
-    around = _comparable([*env.get("wrappers", ()), *(env.get("views") or {}).get(side, ())])
+    views = {name: _comparable((env.get("views") or {}).get(name, ())) for name in SIDES}
+    around = _comparable(env.get("wrappers", ())) + views[side]
     brought, own = (_comparable([dataclasses.asdict(w) for w in each]) for each in (manifest.spec.view, view))
+    if side == "student" and views["student"] != views["teacher"] and own != around:
+        raise SpecMismatchError(
+            f"{source} holds what students saw, and teachers saw something else: collect with teacher_obs: true"
+        )
     if own == brought or (len(own) > len(brought) and around[-len(own) :] == own):
         return
     seen, known = (", ".join(name for name, _ in each) or "no wrapper" for each in (around, own))

@@ -27,8 +27,8 @@ SAMPLE = 5_000
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
     """Grow the tree, and write `metrics.jsonl`.
 
-    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell: max_a Q(s, a)
-    - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With the loss `action_nll`, all states count the same.
+    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell,
+    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.

@@ -102,13 +102,14 @@ def verify(
     except SpecMismatchError as error:
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
+        other = f"{other}, --env-kwarg, or --env module:function for one with wrappers"
         return {
             "mean": None,
             "std": None,
             "ci95": None,
             "episodes": 0,
             "claim": None,
-            "suspicious": [f"{error}; {other}, or --env-kwarg and env.wrappers, may be what it was made for"],
+            "suspicious": [f"{error}; {other}, may be what it was made for"],
             "ok": False,
         }
     stochastic = policy.spec.head.kind not in ("q_values", "deterministic")

@@ -37,7 +37,10 @@ def relabel_dataset(
             "their own"
         ) from None
     with track("relabel", "steps", quiet) as report:
-        relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
+        try:
+            relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
+        except SpecMismatchError as error:
+            raise SpecMismatchError(f"{teacher.path}: {error}") from None
     return describe(out)
 
 

@@ -21,7 +21,7 @@ from rldistill.types import Policy
 
 def list_teachers() -> list[dict[str, Any]]:
     """The teachers that ship: name, algorithm, what they see and do, mean return, environment steps."""
-    rows = []
+    rows, evaluations = [], zoo_documents("evaluation.json")
     for name, document in zoo_documents().items():
         about, spec = document["provenance"], document["spec"]
         rows.append(
@@ -30,7 +30,7 @@ def list_teachers() -> list[dict[str, Any]]:
                 "algorithm": about.get("algorithm"),
                 "observation": "x".join(map(str, spec["obs_shape"])),
                 "actions": spec["head"]["kind"],
-                "mean_return": about.get("mean_return"),
+                "mean_return": evaluations[name]["policies"]["teacher"]["mean"],
                 "env_steps": about.get("env_steps"),
             }
         )
@@ -89,6 +89,7 @@ def save_comparison(found: dict[str, Any], out: Path | None, page: Path | None) 
 def print_comparison(found: dict[str, Any]) -> None:
     """The comparison as a table, and which teacher to take."""
     console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 160  # a file has no edge
     console.print(comparison_table(found))
     for pair, share in found["agreement"].items():
         console.print(f"{'agreement' if found['discrete'] else 'difference'} {pair}: {share:.3f}")

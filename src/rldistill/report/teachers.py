@@ -53,12 +53,21 @@ def comparison_rows(found: dict[str, Any]) -> list[list[Cell]]:
     return rows
 
 
+def _short(names: list[str]) -> list[str]:
+    """Paths without the folders that all of them are in."""
+    folders = [name.split("/")[:-1] for name in names if "/" in name]
+    alike = [len(set(level)) == 1 for level in zip(*folders, strict=False)] if len(folders) > 1 else []
+    shared = "/".join(folders[0][: [*alike, False].index(False)]) + "/" if any(alike) else ""
+    return [name.removeprefix(shared) for name in names]
+
+
 def comparison_table(found: dict[str, Any]) -> Table:
     """The same for a terminal."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     rows = comparison_rows(found)
-    table = Table(*(cell.column for cell in rows[0]))
-    for row in rows:
+    table = Table(*(Column(cell.column, overflow="fold") for cell in rows[0]))
+    for row, name in zip(rows, _short(list(found["teachers"])), strict=True):
+        row[0] = Cell("teacher", name)
         table.add_row(*(cell.text + (f" ({cell.note})" if cell.note else "") for cell in row))
     return table

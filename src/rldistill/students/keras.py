@@ -23,6 +23,8 @@ from torch import Tensor
 
 from rldistill.artifacts import write_atomic
 from rldistill.errors import (
+    FETCH_AGAIN,
+    SAVE_AGAIN,
     ConfigError,
     CorruptArtifactError,
     MissingExtraError,
@@ -30,6 +32,7 @@ from rldistill.errors import (
     SpecMismatchError,
     UntrustedFileError,
     shown,
+    why,
 )
 from rldistill.hdf5 import arrays_inside
 from rldistill.imports import import_name
@@ -188,10 +191,10 @@ def read_keras(path: Path) -> Any:
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole Keras file ({' '.join(str(error).split())[:300]})") from None
+        raise CorruptArtifactError(f"{path}: not a whole Keras file ({why(error)}); {FETCH_AGAIN}") from None
     for variable in model.weights:
         if not torch.isfinite(variable.value).all():
-            raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights")
+            raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights; {SAVE_AGAIN}")
     return model
 
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rldistill.errors import ConfigError, UntrustedFileError, did_you_mean
+from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.cleanrl import load_cleanrl
 from rldistill.teachers.ensemble import Ensemble, Vote
@@ -51,7 +51,12 @@ class TeacherEnsemble:
 
     def load(self, spec: PolicySpec | None) -> Policy:
         """Read them all."""
-        return Ensemble(tuple(member.load(spec) for member in self.ensemble), self.vote)
+        members = tuple(member.load(spec) for member in self.ensemble)
+        try:
+            return Ensemble(members, self.vote)
+        except SpecMismatchError as error:
+            who = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
+            raise SpecMismatchError(f"{error}; {who}") from None
 
 
 def zoo_names() -> list[str]:
@@ -60,10 +65,10 @@ def zoo_names() -> list[str]:
     return sorted(entry.name for entry in zoo.iterdir() if (entry / "policy.json").is_file())
 
 
-def zoo_documents() -> dict[str, Any]:
-    """What `policy.json` says of each teacher that ships."""
+def zoo_documents(file: str = DOCUMENT) -> dict[str, Any]:
+    """What `policy.json`, or another file beside it, says of each teacher that ships."""
     zoo = resources.files("rldistill") / "zoo"
-    return {name: json.loads((zoo / name / DOCUMENT).read_text()) for name in zoo_names()}
+    return {name: json.loads((zoo / name / file).read_text()) for name in zoo_names()}
 
 
 def load_policy(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.errors import CorruptArtifactError, UntrustedFileError, shown
+from rldistill.errors import FETCH_AGAIN, CorruptArtifactError, UntrustedFileError, shown, why
 from rldistill.types import PolicySpec
 
 MAX_BYTES = 64 << 20
@@ -83,7 +83,7 @@ def read_normaliser(path: Path) -> Normaliser | None:
     except _Refused as error:
         raise UntrustedFileError(f"{path}: {error}; nothing of it was run") from None
     except Exception as error:  # damaged bytes make pickle and numpy raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole VecNormalize file ({error or type(error).__name__})") from None
+        raise CorruptArtifactError(f"{path}: not a whole VecNormalize file ({why(error)}); {FETCH_AGAIN}") from None
 
 
 class _Refused(Exception):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import (
+    FETCH_AGAIN,
+    SAVE_AGAIN,
     ConfigError,
     CorruptArtifactError,
     MissingExtraError,
@@ -20,6 +22,7 @@ from rldistill.errors import (
     UntrustedFileError,
     did_you_mean,
     shown,
+    why,
 )
 from rldistill.teachers.probabilities import gives_probabilities, logits, made_up
 from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
@@ -115,7 +118,7 @@ def load_onnx(
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises its own
-        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error})") from None
+        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({why(error)}); {FETCH_AGAIN}") from None
     tensors = [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -132,10 +135,10 @@ def load_onnx(
     try:
         session = _session(content)
     except Exception as error:  # onnxruntime has no tree of errors
-        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({' '.join(str(error).split())})") from None
+        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({why(error)}); export it again") from None
     for tensor in tensors:  # of which the runtime has seen by now that they hold what they claim
         if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
-            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN")
+            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN; {SAVE_AGAIN}")
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
     _try_out(path, policy)
@@ -165,7 +168,7 @@ def _require_small_values(path: Path, model: Any) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx has no tree of errors
-        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({error})") from None
+        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({why(error)})") from None
     for value in inferred.graph.value_info:
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if math.prod(dim for dim in dims if dim) > MOST_ACTIVATIONS:

@@ -11,11 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.errors import ConfigError, CorruptArtifactError, RLDistillError, UntrustedFileError, shown
+from rldistill.errors import (
+    FETCH_AGAIN,
+    ConfigError,
+    CorruptArtifactError,
+    RLDistillError,
+    UntrustedFileError,
+    shown,
+    why,
+)
 from rldistill.students.network import ACTIVATIONS
 from rldistill.teachers.actor import ActorPolicy
 from rldistill.teachers.normaliser import Normaliser, read_normaliser
-from rldistill.teachers.sb3_spaces import NotRebuilt, divided_in, divided_in_text, spec_from_spaces, spec_from_text
+from rldistill.teachers.sb3_spaces import (
+    Disagree,
+    NotRebuilt,
+    divided_in,
+    divided_in_text,
+    spec_from_spaces,
+    spec_from_text,
+)
 from rldistill.teachers.sb3_tensors import Settings, Tensors, rebuild
 from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, read_tensors
 from rldistill.teachers.zoo_folder import ZooFolder, read_zoo_folder
@@ -52,6 +67,10 @@ def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
         settings = _settings_from_text(data, tensors, activation)
         spec = _with_view(spec_from_text(data), folder)
         policy = rebuild(tensors, spec, settings, divided_in_text(data["observation_space"]))
+    except Disagree as error:
+        raise UntrustedFileError(
+            f"{path}: {error}: its text and its tensors are not of one policy; save it again with model.save()"
+        ) from None
     except NotRebuilt as error:
         raise UntrustedFileError(f"{path}: {error}; supported: {SUPPORTED}") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -99,7 +118,7 @@ def _normalise(policy: ActorPolicy, path: Path) -> None:
         normaliser, spec = _before_stacking(normaliser, policy.spec)
         mean, std = normaliser.flat(spec)
     except UntrustedFileError as error:
-        raise UntrustedFileError(f"{path}: {error}") from None
+        raise UntrustedFileError(f"{path}: {error}; give the normaliser that was saved beside this agent") from None
     policy.respec(spec)
     policy.standardise(mean, std * policy.obs_std)
     policy.obs_clip = dict.fromkeys(normaliser.moments, normaliser.clip)
@@ -138,9 +157,9 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zlib, zipfile and json raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error or type(error).__name__})") from None
+        raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({why(error)}); {FETCH_AGAIN}") from None
     if not isinstance(data, dict):
-        raise UntrustedFileError(f"{path}: not an SB3 model: data is not what it should be")
+        raise UntrustedFileError(f"{path}: not an SB3 model: its data is no mapping; give what model.save() wrote")
     _require_supported(path, data)
     tensors = read_tensors(weights, path, "policy.pth")
     return data, tensors
@@ -172,7 +191,7 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
     if module not in POLICY_MODULES and activation is None:
         raise NotRebuilt(
             f"a policy class of {shown(module)}, whose activation its file does not tell: if its layers are SB3's own, "
-            "name it (activation: relu)"
+            "name it (activation: relu, or --activation relu)"
         )
     kwargs = data.get("policy_kwargs") or {}
     if "features_extractor_class" in kwargs:

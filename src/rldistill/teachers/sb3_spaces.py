@@ -18,6 +18,10 @@ class NotRebuilt(Exception):
     """A policy that ours cannot express; the text says why."""
 
 
+class Disagree(NotRebuilt):
+    """What a file says of its policy in words is not what its tensors are."""
+
+
 def spec_from_text(data: dict[str, Any]) -> PolicySpec:
     """From the fields that SB3 writes in plain text beside each pickle, which is never read."""
     observations, actions = data["observation_space"], data["action_space"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from rldistill.errors import RLDistillError
 from rldistill.students.network import ACTIVATIONS
 from rldistill.teachers.actor import KERNELS, Actor, ActorPolicy, Noise
-from rldistill.teachers.sb3_spaces import NotRebuilt
+from rldistill.teachers.sb3_spaces import Disagree, NotRebuilt
 from rldistill.types import ActionHead, PolicySpec
 
 Tensors = dict[str, Tensor]
@@ -133,7 +133,7 @@ def _same_features(tensors: Tensors) -> bool:
 
 def _as_kind(head: ActionHead, kind: str) -> ActionHead:
     if head.discrete != (kind == "q_values") or (kind == "q_values" and head.kind != "categorical"):
-        raise NotRebuilt(f"a network for {kind} actions where the action space is {head.kind}")
+        raise Disagree(f"a network for {kind} actions where the action space is {head.kind}")
     return dataclasses.replace(head, kind=kind)  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ def _mean_quantile(last: Layer, head: ActionHead) -> Layer:
     weight, bias = last
     actions = head.num_params
     if not head.discrete or weight.ndim != 2 or len(weight) % actions:
-        raise NotRebuilt(f"quantiles of shape {tuple(weight.shape)} for {actions} actions")
+        raise Disagree(f"quantiles of shape {tuple(weight.shape)} for {actions} actions")
     # The mean over quantiles is linear, so it is taken once, in the weights.
     return weight.view(-1, actions, weight.shape[1]).mean(0), bias.view(-1, actions).mean(0)
 
@@ -200,7 +200,7 @@ def _state(parts: _Parts, images: dict[str, list[Layer]], critic: list[Layer] | 
 
 def _named(prefix: str, layers: list[Layer], places: range | list[int]) -> Tensors:
     if len(layers) != len(places):
-        raise NotRebuilt(f"{len(layers)} layers where {prefix[:-1]} has {len(places)}")
+        raise Disagree(f"{len(layers)} layers where {prefix[:-1]} has {len(places)}")
     return {
         f"{prefix}{place}.{name}": value
         for place, layer in zip(places, layers, strict=True)
@@ -215,10 +215,10 @@ def _require_fit(config: Actor, spec: PolicySpec, state: Tensors) -> None:
     except (RLDistillError, RuntimeError, TypeError, OverflowError, KeyError) as error:
         raise NotRebuilt(str(error)) from None
     if set(state) != set(wanted):
-        raise NotRebuilt(f"tensors that the network has no place for or lacks: {', '.join(set(state) ^ set(wanted))}")
+        raise Disagree(f"tensors that the network has no place for or lacks: {', '.join(set(state) ^ set(wanted))}")
     for name, value in state.items():
         if value.shape != wanted[name].shape:
-            raise NotRebuilt(f"a tensor of {tuple(value.shape)} where {name} is {tuple(wanted[name].shape)}")
+            raise Disagree(f"a tensor of {tuple(value.shape)} where {name} is {tuple(wanted[name].shape)}")
 
 
 def _plain_bytes(spec: PolicySpec, divided: Collection[str]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from rldistill.errors import CorruptArtifactError, RLDistillError, UntrustedFileError, shown
+from rldistill.errors import (
+    FETCH_AGAIN,
+    SAVE_AGAIN,
+    CorruptArtifactError,
+    RLDistillError,
+    UntrustedFileError,
+    shown,
+    why,
+)
 
 MAX_WEIGHTS = 1 << 30
 MAX_PARAMETERS = 1 << 28
@@ -33,7 +41,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             tensors = load_safetensors(path.read_bytes())
         except (SafetensorError, ValueError) as error:
-            raise CorruptArtifactError(f"{path}: not a whole safetensors file ({error})") from None
+            raise CorruptArtifactError(f"{path}: not a whole safetensors file ({why(error)}); {FETCH_AGAIN}") from None
         return _checked(tensors, path)
     return read_tensors(path.read_bytes(), path, "the file")
 
@@ -51,7 +59,7 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
             f"{path}: {name} holds more than tensors; refused, since reading it could run code. {STATE_DICT}"
         ) from None
     except Exception as error:  # damaged bytes make zipfile and torch raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole file of tensors ({error or type(error).__name__})") from None
+        raise CorruptArtifactError(f"{path}: not a whole file of tensors ({why(error)}); {FETCH_AGAIN}") from None
     if not isinstance(tensors, dict):
         raise UntrustedFileError(f"{path}: {name} is not what it should be, a state dict")
     return _checked(tensors, path, name)
@@ -112,5 +120,5 @@ def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> 
         if not plain or value.numel() > held or total > MAX_PARAMETERS:
             raise UntrustedFileError(f"{path}: {shown(key)} is not a plain tensor of a sensible size; refused")
         if not torch.isfinite(value).all():
-            raise CorruptArtifactError(f"{path}: {shown(key)} holds NaN or infinite weights")
+            raise CorruptArtifactError(f"{path}: {shown(key)} holds NaN or infinite weights; {SAVE_AGAIN}")
     return tensors
