@@ -51,6 +51,10 @@ def broken(spec):
 def lost():
     return lambda obs: float("nan")
 
+def policy(spec):
+    from rldistill.teachers.module import ModulePolicy
+    return ModulePolicy(torch.nn.Linear(4, 2), spec)
+
 def heuristic():
     return lambda obs: int(obs[2] + obs[3] > 0)
 
@@ -89,7 +93,8 @@ def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -> None:
     env = EnvConfig(env_id)
-    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env))
+    head: Any = "q_values" if factory == "broken" and env_id == "CartPole-v1" else None
+    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env), head=head)
     for ask in (
         lambda: verify(policy, env, episodes=1),
         lambda: play(env, policy, 1),
@@ -102,9 +107,33 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
 def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
     network = nn.Linear(4, 2)
     torch.save(network.state_dict(), mine / "weights.pt")
-    policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC)
+    policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC, head="q_values")
+    assert policy.spec.head.kind == "q_values"
     obs = torch.randn(5, 4)
     torch.testing.assert_close(policy(obs)[0].params, network(obs))
+
+
+def test_a_network_whose_numbers_may_be_q_values_is_warned_of(mine: Path) -> None:
+    with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its numbers are taken as logits;.*head=q_values"):
+        assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
+    load_policy("mine_for_tests:network", spec=SPEC, head="categorical")
+    load_policy("mine_for_tests:network", spec=spec_from_env(EnvConfig("Pendulum-v1")))
+
+
+@pytest.mark.parametrize(
+    ("factory", "told", "words"),
+    [
+        ("heuristic", {"head": "q_values"}, "head: function gives actions"),
+        ("Predicts", {"head": "categorical"}, "head: Predicts gives actions"),
+        ("policy", {"head": "categorical"}, "head: ModulePolicy tells what its numbers mean"),
+        ("network", {"activation": "relu"}, "activation: what a factory makes tells its activation"),
+        ("network", {"scale": 0.5}, "scale: what a factory makes scales its input itself"),
+        ("network", {"output": "q"}, "output: what a factory makes has one output"),
+    ],
+)
+def test_what_cannot_count_is_refused(factory: str, told: Any, words: str, mine: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^teacher: mine_for_tests:{factory}: {words}.*; leave it out$"):
+        load_policy(f"mine_for_tests:{factory}", spec=SPEC, **told)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +232,14 @@ def makes_a_network(spec: PolicySpec) -> Any:
 
 
 def test_a_network_is_confined() -> None:
-    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC), MASKED_SPEC)
+    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC)
     assert policy(torch.tensor([[0.0, 0, 0, 1, 0, 9, 9, 9, 9]]))[0].mode().tolist() == [3]
 
 
 MODELS: list[Any] = []
 
 
-def maskable() -> Any:
+def latest() -> Any:
     return MODELS[-1]
 
 
@@ -219,7 +248,7 @@ def test_a_model_with_masks_predicts_with_them() -> None:
         observation_space, action_space = MASKED["obs"], spaces.Discrete(5)
 
     MODELS.append(MaskablePPO("MlpPolicy", Masked(), seed=0))
-    policy = load_policy(f"{__name__}:maskable", spec=MASKED_SPEC)
+    policy = load_policy(f"{__name__}:latest", spec=MASKED_SPEC)
     rng = np.random.default_rng(0)
     masks, obs = rng.random((200, 5)) < 0.5, rng.normal(size=(200, 4)).astype(np.float32)
     masks[np.arange(200), rng.integers(0, 5, 200)] = True
@@ -268,7 +297,7 @@ def test_a_factory_that_fails_is_named() -> None:
     [("fails_later", rf"ValueError: cannot.*{HERE}, line"), ("fails_in_a_network", "RuntimeError")],
 )
 def test_a_function_that_fails_is_named_with_the_place(factory: str, words: str) -> None:
-    policy = load_policy(f"{__name__}:{factory}", spec=SPEC)
+    policy = load_policy(f"{__name__}:{factory}", spec=SPEC, head="q_values" if "network" in factory else None)
     with pytest.raises(ConfigError, match=f"^teacher: .* failed: {words}"):
         policy(torch.zeros(3, 4))
 

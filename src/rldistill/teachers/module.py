@@ -20,6 +20,7 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.imports import import_name
 from rldistill.students.network import split_parts
 from rldistill.teachers.foreign import blamed, certain
+from rldistill.teachers.probabilities import warn_of_logits
 from rldistill.teachers.tensors import read_state_dict
 from rldistill.types import MASK, HeadKind, Obs, Policy, PolicyOutput, PolicySpec
 
@@ -123,7 +124,7 @@ class FunctionPolicy:
         return said[0] if isinstance(said, tuple) else said
 
 
-def load_module(reference: str, spec: PolicySpec | None) -> Policy:
+def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
     """The teacher that `module:factory` makes, with the weights of a file for `module:factory@FILE`.
 
     The factory is called with the environment's spec, or with nothing if it takes nothing. It gives a `Policy`, a
@@ -131,8 +132,14 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     which actions are legal, the last two are told if they have a parameter `action_masks`; the spec says nothing of
     it, and the rest is confined. What has a parameter `deterministic`, as SB3's `predict` does, is asked for its mode.
 
+    Args:
+        reference: the factory.
+        spec: of the environment.
+        head: what the numbers of a network mean: `q_values`, or the neutral head of the action space if none.
+
     Raises:
-        ConfigError: nothing of that name, it fails, or what it gives is none of these.
+        ConfigError: nothing of that name, it fails, or what it gives is none of these; `head` for what is no network.
+        SpecMismatchError: `head` is for other actions.
     """
     name, _, weights = reference.partition("@")
     factory = _imported(name)
@@ -144,13 +151,18 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
         _load_weights(made, Path(weights), name)
     if isinstance(made, nn.Module):
         made.eval()
-    if callable(getattr(made, "initial_state", None)):
-        policy: Policy = made
-        return policy
+    native = callable(getattr(made, "initial_state", None))
+    if head is not None and (native or not isinstance(made, nn.Module)):
+        says = "tells what its numbers mean" if native else "gives actions, no numbers of a head"
+        raise ConfigError(f"teacher: {reference}: head: {type(made).__name__} {says}; leave it out")
+    if native:
+        return made  # type: ignore[no-any-return]
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):
-        return ModulePolicy(made, spec.unmasked, name=name)
+        if head is None:
+            warn_of_logits(reference, spec.head)
+        return ModulePolicy(made, spec.unmasked, head, name)
     predict = getattr(made, "predict", None)
     function = predict if callable(predict) else made
     if callable(function):
