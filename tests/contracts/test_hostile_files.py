@@ -587,6 +587,7 @@ def test_there_are_as_many_as_is_promised() -> None:
     assert len(CASES) >= 60
 
 
+@pytest.mark.filterwarnings("ignore:.* its numbers are taken as logits")
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_hostile_file_runs(name: str, tmp_path: Path) -> None:
     folder, canary = tmp_path / "file", tmp_path / "canary"

@@ -124,6 +124,36 @@ def test_a_checkpoint_says_what_its_network_said(
                 torch.testing.assert_close(output.value, theirs.value(rows.float())[:, 0], rtol=1e-5, atol=1e-5)
 
 
+def test_an_activation_stands_in_for_that_of_its_script(tmp_path: Path) -> None:
+    theirs = Ppo(4, 2)
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    for layers in (theirs.actor, theirs.critic):
+        layers[1] = layers[3] = nn.ReLU()
+    policy = load_policy(tmp_path / "model.pt", spec=CARTPOLE, activation="relu", head="categorical")
+    obs = torch.randn(20, 4)
+    output, _ = policy(obs)
+    assert output.value is not None
+    torch.testing.assert_close(output.params, theirs(obs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.value, theirs.value(obs)[:, 0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "told", "words"),
+    [
+        (Ppo, {"head": "q_values"}, "head: q_values, but its tensors are those of categorical; leave it out"),
+        (Ppo, {"scale": 0.5}, "scale: a network of CleanRL scales its input itself; leave it out"),
+        (Ppo, {"output": "q"}, "output: a network of CleanRL has one output; leave it out"),
+        (Ppo, {"activation": "rellu"}, r"activation: there is no activation 'rellu'\. Did you mean"),
+        (PpoAtari, {"activation": "tanh"}, "activation: none of its dense layers takes another; leave it out"),
+    ],
+)
+def test_what_cannot_count_is_refused(network: Any, told: Any, words: str, tmp_path: Path) -> None:
+    spec = spec_from_env(EnvConfig("ALE/Pong-v5" if network is PpoAtari else "CartPole-v1"))
+    torch.save(network(4, *spec.head.nvec).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match=rf"^teacher: .*model\.pt: {words}"):
+        load_policy(tmp_path / "model.pt", spec=spec, **told)
+
+
 CARTPOLE = PolicySpec((4,), "float32", dataclasses.replace(spec_from_env(EnvConfig("CartPole-v1")).head))
 
 

@@ -78,7 +78,7 @@ def by_hand(model: Any, obs: Tensor) -> Tensor:
 
 def test_labels_are_the_models_own(tmp_path: Path) -> None:
     model = small()
-    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC, head="categorical")
     obs = torch.randn(1_000, 4)
     first, first_bias, second, second_bias = model.get_weights()
     expected = np.tanh(obs.numpy() @ first + first_bias) @ second + second_bias
@@ -103,7 +103,7 @@ def test_the_dense_network_on_all_pixels(inputs: tuple[int, ...], tmp_path: Path
     model = keras.Sequential(
         [layers.Input(inputs), layers.Flatten(), layers.Dense(512, activation="relu"), layers.Dense(6)]
     )
-    policy = load_policy(save(model, tmp_path / "p.keras"), spec=PONG, scale=1 / 255)
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=PONG, head="q_values", scale=1 / 255)
     obs = frames(100)
     first, first_bias, second, second_bias = map(torch.from_numpy, model.get_weights())
     flat = obs.movedim(1, -1).flatten(1) / 255
@@ -116,7 +116,7 @@ def test_a_model_with_branches(tmp_path: Path) -> None:
     hidden = layers.Dense(8, activation="relu")(entry)
     q = layers.Add()([layers.Dense(2)(hidden), layers.Dense(1)(hidden)])
     model = keras.Model(entry, q)
-    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
+    policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC, head="q_values")
     obs = torch.randn(5, 4)
     np.testing.assert_allclose(params(policy, obs), model(obs).detach(), rtol=1e-5, atol=1e-5)
 
@@ -138,15 +138,37 @@ def test_probabilities_become_logits(make: Any, tmp_path: Path) -> None:
 def test_a_compiled_model_is_read_without_its_optimiser(tmp_path: Path) -> None:
     model = small()
     model.compile("adam", "mse")
-    assert load_policy(save(model, tmp_path / "p.keras"), spec=SPEC).spec.head.nvec == (2,)
+    assert load_policy(save(model, tmp_path / "p.keras"), spec=SPEC, head="q_values").spec.head.nvec == (2,)
 
 
 def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
-    policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC)
+    policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC, head="q_values")
     config = CollectConfig(steps=200, slots=2, block=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
     two = collect(CARTPOLE, policy, dataclasses.replace(config, workers=2), tmp_path / "two")
     np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
+
+
+def test_numbers_that_may_be_q_values_are_warned_of(tmp_path: Path) -> None:
+    file = save(small(), tmp_path / "p.keras")
+    with pytest.warns(
+        UserWarning, match=r"p\.keras: its numbers are taken as logits; if they are Q values, say head=q_v"
+    ):
+        load_policy(file, spec=SPEC)
+
+
+def test_integers_are_not_scaled(tmp_path: Path) -> None:
+    model = keras.Sequential([layers.Input((4,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(2)])
+    file = save(model, tmp_path / "p.keras")
+    with pytest.raises(ConfigError, match=r"^teacher: .*p\.keras: scale: its input is uint8.*leave it out$"):
+        load_policy(file, spec=SPEC, head="q_values", scale=1 / 255)
+
+
+@pytest.mark.parametrize("told", [{"activation": "relu"}, {"output": "q"}])
+def test_what_cannot_count_is_refused(told: Any, tmp_path: Path) -> None:
+    file = save(small(), tmp_path / "p.keras")
+    with pytest.raises(ConfigError, match=rf"^teacher: .*p\.keras: {next(iter(told))}: a Keras file .*leave it out$"):
+        load_policy(file, spec=SPEC, **told)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import MaskablePPO
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from torch import nn
 
@@ -19,6 +20,7 @@ from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.evaluate.play import play
 from rldistill.evaluate.verify import verify
 from rldistill.masking import confine
+from rldistill.rollouts import Memory
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.module import FunctionPolicy, ModulePolicy
@@ -50,6 +52,10 @@ def broken(spec):
 
 def lost():
     return lambda obs: float("nan")
+
+def policy(spec):
+    from rldistill.teachers.module import ModulePolicy
+    return ModulePolicy(torch.nn.Linear(4, 2), spec)
 
 def heuristic():
     return lambda obs: int(obs[2] + obs[3] > 0)
@@ -89,7 +95,8 @@ def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -> None:
     env = EnvConfig(env_id)
-    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env))
+    head: Any = "q_values" if factory == "broken" and env_id == "CartPole-v1" else None
+    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env), head=head)
     for ask in (
         lambda: verify(policy, env, episodes=1),
         lambda: play(env, policy, 1),
@@ -102,9 +109,33 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
 def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
     network = nn.Linear(4, 2)
     torch.save(network.state_dict(), mine / "weights.pt")
-    policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC)
+    policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC, head="q_values")
+    assert policy.spec.head.kind == "q_values"
     obs = torch.randn(5, 4)
     torch.testing.assert_close(policy(obs)[0].params, network(obs))
+
+
+def test_a_network_whose_numbers_may_be_q_values_is_warned_of(mine: Path) -> None:
+    with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its numbers are taken as logits;.*head=q_values"):
+        assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
+    load_policy("mine_for_tests:network", spec=SPEC, head="categorical")
+    load_policy("mine_for_tests:network", spec=spec_from_env(EnvConfig("Pendulum-v1")))
+
+
+@pytest.mark.parametrize(
+    ("factory", "told", "words"),
+    [
+        ("heuristic", {"head": "q_values"}, "head: function gives actions"),
+        ("Predicts", {"head": "categorical"}, "head: Predicts gives actions"),
+        ("policy", {"head": "categorical"}, "head: ModulePolicy tells what its numbers mean"),
+        ("network", {"activation": "relu"}, "activation: what a factory makes tells its activation"),
+        ("network", {"scale": 0.5}, "scale: what a factory makes scales its input itself"),
+        ("network", {"output": "q"}, "output: what a factory makes has one output"),
+    ],
+)
+def test_what_cannot_count_is_refused(factory: str, told: Any, words: str, mine: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^teacher: mine_for_tests:{factory}: {words}.*; leave it out$"):
+        load_policy(f"mine_for_tests:{factory}", spec=SPEC, **told)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +234,14 @@ def makes_a_network(spec: PolicySpec) -> Any:
 
 
 def test_a_network_is_confined() -> None:
-    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC), MASKED_SPEC)
+    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC)
     assert policy(torch.tensor([[0.0, 0, 0, 1, 0, 9, 9, 9, 9]]))[0].mode().tolist() == [3]
 
 
 MODELS: list[Any] = []
 
 
-def maskable() -> Any:
+def latest() -> Any:
     return MODELS[-1]
 
 
@@ -219,13 +250,94 @@ def test_a_model_with_masks_predicts_with_them() -> None:
         observation_space, action_space = MASKED["obs"], spaces.Discrete(5)
 
     MODELS.append(MaskablePPO("MlpPolicy", Masked(), seed=0))
-    policy = load_policy(f"{__name__}:maskable", spec=MASKED_SPEC)
+    policy = load_policy(f"{__name__}:latest", spec=MASKED_SPEC)
     rng = np.random.default_rng(0)
     masks, obs = rng.random((200, 5)) < 0.5, rng.normal(size=(200, 4)).astype(np.float32)
     masks[np.arange(200), rng.integers(0, 5, 200)] = True
     expected, _ = MODELS[-1].predict(obs, deterministic=True, action_masks=masks)
     said, _ = confine(policy, MASKED_SPEC)(torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32)))
     np.testing.assert_array_equal(said.mode(), expected)
+
+
+class Still(gymnasium.Env[Any, Any]):
+    """Shows and takes what it is made with."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("observations", [spaces.Box(-1, 1, (4,)), ROOM], ids=["vector", "dict"])
+def test_a_model_that_remembers_acts_as_it_predicts(observations: spaces.Space[Any], layers: int) -> None:
+    actions = spaces.Box(-1, 1, (2,))
+    kind = "MultiInputLstmPolicy" if isinstance(observations, spaces.Dict) else "MlpLstmPolicy"
+    settings = {"lstm_hidden_size": 8, "n_lstm_layers": layers, "log_std_init": -9.0}
+    model = RecurrentPPO(kind, Still(observations, actions), n_steps=8, seed=0, policy_kwargs=settings)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100)  # so that what it remembers shows in its actions
+    MODELS.append(model)
+    spec = spec_from_spaces("it", observations, actions)
+    model.env = None  # as of one that was loaded
+    policy = pickle.loads(pickle.dumps(load_policy(f"{__name__}:latest", spec=spec)))
+    ours, theirs, starts = Memory(policy, 3), None, np.ones(3, bool)
+    assert ours.state is not None
+    assert ours.state.shape == (3, 2, layers, 8)
+    rng = np.random.default_rng(0)
+    observations.seed(0)
+    forgetful = 0.0
+    for _ in range(40):
+        raw = [observations.sample() for _ in starts]
+        if isinstance(observations, spaces.Dict):
+            shown: Any = {key: np.stack([obs[key] for obs in raw]) for key in observations}
+            seen = flat(observations, raw).numpy()
+        else:
+            shown = seen = np.stack(raw)
+        acted, theirs = model.predict(shown, theirs, starts, deterministic=True)
+        forgetful = max(forgetful, np.abs(acted - model.predict(shown, deterministic=True)[0]).max())
+        np.testing.assert_allclose(ours.look(seen).mode(), acted, atol=1e-6)
+        starts = rng.random(3) < 0.2
+        ours.forget(np.flatnonzero(starts))
+    assert forgetful > 0.01
+
+
+class Keeps:
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None) -> Any:
+        return np.zeros(len(obs), int), self.kept
+
+
+class Untold(Keeps):
+    def predict(self, obs: Any, state: Any = None) -> Any:
+        return super().predict(obs)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (Keeps(np.zeros((1, 2, 8))), "a state that is a ndarray of no arrays; expected a pair of arrays"),
+        (Keeps((np.zeros((2, 8)),) * 2), r"a tuple of \[2, 8\] and \[2, 8\]"),
+        (Keeps((np.zeros((1, 2, 8)), np.zeros((1, 2, 7)))), r"\[1, 2, 8\] and \[1, 2, 7\]"),
+        (Keeps((np.zeros((1, 2, 8), object),) * 2), "failed: TypeError"),
+        (Keeps({"h": 1}), "a dict of no arrays"),
+        (Untold(1), "a parameter episode_start"),
+    ],
+)
+def test_a_state_of_another_form_is_refused(made: Any, words: str) -> None:
+    MODELS.append(made)
+    with pytest.raises((ConfigError, SpecMismatchError), match=rf"^teacher: {__name__}:latest .*{words}"):
+        load_policy(f"{__name__}:latest", spec=SPEC)
+
+
+def test_a_state_that_changes_its_form_is_refused() -> None:
+    MODELS.append(Keeps((np.zeros((1, 2, 8)),) * 2))
+    policy = load_policy(f"{__name__}:latest", spec=SPEC)
+    assert policy(torch.zeros(2, 4))[1] is not None
+    for kept in ((np.zeros((1, 2, 9)),) * 2, None):
+        MODELS[-1].kept = kept
+        with pytest.raises(SpecMismatchError, match="at every step"):
+            policy(torch.zeros(2, 4))
 
 
 def test_continuous_actions_are_passed_on() -> None:
@@ -268,7 +380,7 @@ def test_a_factory_that_fails_is_named() -> None:
     [("fails_later", rf"ValueError: cannot.*{HERE}, line"), ("fails_in_a_network", "RuntimeError")],
 )
 def test_a_function_that_fails_is_named_with_the_place(factory: str, words: str) -> None:
-    policy = load_policy(f"{__name__}:{factory}", spec=SPEC)
+    policy = load_policy(f"{__name__}:{factory}", spec=SPEC, head="q_values" if "network" in factory else None)
     with pytest.raises(ConfigError, match=f"^teacher: .* failed: {words}"):
         policy(torch.zeros(3, 4))
 

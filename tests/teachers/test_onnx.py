@@ -54,7 +54,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_are_the_runtimes_own(file: Path) -> None:
-    policy = load_policy(file, spec=SPEC)
+    policy = load_policy(file, spec=SPEC, head="categorical")
     session = onnxruntime.InferenceSession(file.read_bytes())
     obs = torch.randn(1_000, 4)
     for rows in (obs, obs[:1]):
@@ -70,7 +70,7 @@ def export_fixed(network: nn.Module, count: int, path: Path) -> Path:
 
 def test_a_graph_for_one_observation_is_run_for_each(tmp_path: Path) -> None:
     network = Mlp((16,)).build(SPEC).eval()
-    policy = load_policy(export_fixed(Params(network), 1, tmp_path / "one.onnx"), spec=SPEC)
+    policy = load_policy(export_fixed(Params(network), 1, tmp_path / "one.onnx"), spec=SPEC, head="q_values")
     obs = torch.randn(7, 4)
     torch.testing.assert_close(policy(obs)[0].params, network(obs)[0].params, rtol=1e-4, atol=1e-5)
 
@@ -93,19 +93,19 @@ def test_a_head_for_other_actions_is_refused(file: Path, head: Any, known: str) 
 
 
 def test_members_of_an_ensemble_are_read_each_in_its_way(file: Path) -> None:
-    asked = SavedTeacher(str(file), head="q_values", scale=0.5), SavedTeacher(str(file))
+    asked = SavedTeacher(str(file), head="q_values", scale=0.5), SavedTeacher(str(file), head="categorical")
     together, obs = TeacherEnsemble(asked).load(SPEC), torch.randn(5, 4)
     assert isinstance(together, Ensemble)
     assert [member.spec.head.kind for member in together.members] == ["q_values", "categorical"]
     first, second = (member(obs)[0].params for member in together.members)
-    torch.testing.assert_close(first, load_policy(file, spec=SPEC)(obs / 2)[0].params)
-    torch.testing.assert_close(second, load_policy(file, spec=SPEC)(obs)[0].params)
+    torch.testing.assert_close(first, load_policy(file, spec=SPEC, head="q_values")(obs / 2)[0].params)
+    torch.testing.assert_close(second, load_policy(file, spec=SPEC, head="q_values")(obs)[0].params)
 
 
 def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
     box = spaces.Box(-1, 1, (4,))
     masked = spec_from_spaces("it", spaces.Dict({"obs": box, MASK: spaces.MultiBinary(2)}), spaces.Discrete(2))
-    policy, obs = load_policy(file, spec=masked), torch.randn(6, 4)
+    policy, obs = load_policy(file, spec=masked, head="q_values"), torch.randn(6, 4)
     confined = confine(policy, masked)
     confined.spec.require_same_input(masked, "the teacher", "it")
     mask = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]] * 2)
@@ -131,8 +131,38 @@ def test_pixels_are_scaled_on_request(tmp_path: Path) -> None:
     network = Cnn((4,), (8,), (8,), (8,)).build(floats).eval()
     path = export(Params(network), torch.zeros(2, 4, 84, 84), tmp_path / "p.onnx")
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
-    params = load_policy(path, spec=spec, scale=1 / 255)(obs)[0].params
+    params = load_policy(path, spec=spec, head="q_values", scale=1 / 255)(obs)[0].params
     torch.testing.assert_close(params, network(obs / 255)[0].params, rtol=1e-4, atol=1e-5)
+
+
+def test_integers_are_not_scaled(tmp_path: Path) -> None:
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            return self.layer(obs.float() / 255)
+
+    spec = spec_from_spaces("it", spaces.Box(0, 255, (4,), np.uint8), spaces.Discrete(2))
+    network, obs = Pixels(), torch.randint(0, 256, (3, 4), dtype=torch.uint8)
+    path = export(network, obs, tmp_path / "p.onnx")
+    params = load_policy(path, spec=spec, head="q_values")(obs)[0].params
+    torch.testing.assert_close(params, network(obs), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ConfigError, match=r"^teacher: .*p\.onnx: scale: its input is tensor\(uint8\).*leave it out$"):
+        load_policy(path, spec=spec, head="q_values", scale=1 / 255)
+
+
+def test_numbers_that_may_be_q_values_are_warned_of(file: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"p\.onnx: its numbers are taken as logits; if they are Q values, say head=q_v"
+    ):
+        assert load_policy(file, spec=SPEC).spec.head.kind == "categorical"
+
+
+def test_an_activation_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^teacher: .*p\.onnx: activation: an ONNX file .*leave it out$"):
+        load_policy(file, spec=SPEC, activation="relu")
 
 
 @pytest.mark.parametrize("actions", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
@@ -169,7 +199,7 @@ def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match=rf"no output '{second}x' of 2 numbers.*Did you mean '{second}'"):
         load_policy(path, spec=SPEC, output=f"{second}x")
     obs = torch.randn(5, 4)
-    (asked,) = teachers_from_options([f"{path},output={second}"]).values()
+    (asked,) = teachers_from_options([f"{path},output={second},head=q_values"]).values()
     torch.testing.assert_close(asked.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
 
 

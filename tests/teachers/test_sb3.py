@@ -18,6 +18,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
 from rldistill.evaluate.play import play
+from rldistill.students.network import NetworkPolicy
+from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.sb3 import MAX_DATA, to_native
 
@@ -187,6 +189,40 @@ def test_what_cannot_be_rebuilt_is_refused(tmp_path: Path, data: dict[str, Any],
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
     with pytest.raises(UntrustedFileError, match=rf"model\.zip.*({words})"):
         load_policy(rewrite(tmp_path / "model.zip", data))
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"head": "q_values"}, "head: a Stable-Baselines3 zip tells what its numbers mean"),
+        ({"scale": 0.5}, "scale: a Stable-Baselines3 zip scales its input itself"),
+        ({"output": "q"}, "output: a Stable-Baselines3 zip has one output"),
+        ({"activation": "relu"}, "activation: the zip says tanh"),
+    ],
+)
+def test_what_a_zip_tells_is_not_told_again(told: Any, words: str, tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    with pytest.raises(ConfigError, match=rf"^teacher: .*model\.zip: {words}; leave it out$"):
+        load_policy(tmp_path / "model.zip", **told)
+    load_policy(tmp_path / "model.zip", activation="tanh", scale=1.0)
+
+
+def test_the_activation_of_an_unknown_policy_class_is_told(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    mine = {"policy_class": {"__module__": "my.policies"}}
+    policy = load_policy(rewrite(tmp_path / "model.zip", mine), activation="relu")
+    assert policy.config.activation == "relu"  # type: ignore[attr-defined]
+    tells = mine | {"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.ELU'>"}}
+    with pytest.raises(ConfigError, match=r"model\.zip: activation: the zip says elu; leave it out"):
+        load_policy(rewrite(tmp_path / "model.zip", tells), activation="relu")
+
+
+@pytest.mark.parametrize("told", [{"head": "q_values"}, {"scale": 0.5}, {"output": "q"}, {"activation": "relu"}])
+def test_what_our_own_files_tell_is_not_told_again(told: Any, teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path, {})
+    for path, what in (("zoo:pong-dqn", "a teacher of the zoo"), (tmp_path, "a folder with policy.json")):
+        with pytest.raises(ConfigError, match=rf"^teacher: {path}: {next(iter(told))}: {what} .*; leave it out$"):
+            load_policy(path, **told)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def verify(
     episodes: Annotated[int, typer.Option(min=1)] = 100,
     seed: Seed = 0,
     activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
-    head: Annotated[str | None, typer.Option(help="What the numbers of ONNX and Keras mean: q_values.")] = None,
+    head: Annotated[str | None, typer.Option(help="What a network's numbers mean: q_values.")] = None,
     scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
     numbers: Annotated[str | None, typer.Option("--output", help="Of ONNX, where several outputs fit.")] = None,
     quiet: Quiet = False,

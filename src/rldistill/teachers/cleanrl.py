@@ -10,34 +10,43 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import ConfigError, RLDistillError, UntrustedFileError
+from rldistill.students.network import activation as known_activation
 from rldistill.teachers.actor import Actor, ActorPolicy
 from rldistill.teachers.tensors import read_state_dict
-from rldistill.types import PolicySpec
+from rldistill.types import HeadKind, PolicySpec
 
 Tensors = dict[str, Tensor]
 CONVOLUTIONS, DENSE = (0, 2, 4), 7
 SUPPORTED = "dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action"
 
 
-def load_cleanrl(path: Path, spec: PolicySpec | None) -> ActorPolicy:
+def load_cleanrl(
+    path: Path, spec: PolicySpec | None, activation: str | None = None, head: HeadKind | None = None
+) -> ActorPolicy:
     """Read `agent.state_dict()` or `q_network.state_dict()` of CleanRL's single-file scripts.
 
     Args:
         path: what `torch.save` wrote, or safetensors.
         spec: of the environment, which these files say nothing of.
+        activation: of its dense layers, in place of the one in its script.
+        head: what its numbers mean, which its tensors tell, too.
 
     Raises:
-        ConfigError: no `spec`.
+        ConfigError: no `spec`, an `activation` that there is not or nowhere in it, a `head` that is not its own.
         UntrustedFileError: not the tensors of one of these scripts, or not of a network for `spec`.
     """
     tensors = read_state_dict(path)
     if spec is None:
         raise ConfigError(f"{path}: a state dict does not tell its environment; give the environment's spec")
+    if activation is not None:
+        known_activation(activation, f"teacher: {path}: activation")
     try:
         config, state, kind = _described(tensors)
         if (kind == "gaussian") == spec.head.discrete:
             raise UntrustedFileError(f"{path}: a network for {kind} actions, the environment has {spec.head.kind}")
         spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=kind))  # type: ignore[arg-type]
+        if activation is not None:
+            config = dataclasses.replace(config, activation=activation)
         with torch.device("meta"):
             wanted = dict(config.build(spec).named_parameters())
         for name in wanted.keys() | state.keys():
@@ -51,6 +60,10 @@ def load_cleanrl(path: Path, spec: PolicySpec | None) -> ActorPolicy:
         ) from None
     except RLDistillError as error:
         raise UntrustedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    if activation is not None and not config.hidden and not config.critic:
+        raise ConfigError(f"teacher: {path}: activation: none of its dense layers takes another; leave it out")
+    if head not in (None, kind):
+        raise ConfigError(f"teacher: {path}: head: {head}, but its tensors are those of {kind}; leave it out")
     policy = config.build(spec)
     policy.load_state_dict(state, strict=False)
     return policy.eval()

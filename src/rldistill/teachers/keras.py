@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rldistill.errors import ConfigError
 from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
-from rldistill.teachers.probabilities import gives_probabilities, logits
+from rldistill.teachers.probabilities import gives_probabilities, logits, warn_of_logits
 from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
 
@@ -65,7 +65,7 @@ def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None
         scale: what its input is multiplied with, 1/255 for a model that expects pixels from 0 to 1.
 
     Raises:
-        ConfigError: no `spec`.
+        ConfigError: no `spec`, or a `scale` for integers.
         SpecMismatchError: an input, an output or a head that is not the environment's.
         RLDistillError: what `rldistill.students.keras.read_keras` raises.
     """
@@ -74,6 +74,11 @@ def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None
     model = read_keras(path)
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     require_keras_fit(str(path), model, spec)
+    taken = str(model.inputs[0].dtype)
+    if scale != 1 and "int" in taken:
+        raise ConfigError(f"teacher: {path}: scale: its input is {taken}, which holds no fractions; leave it out")
     policy = KerasPolicy(model, path.read_bytes(), spec, scale).eval()
     policy.probabilities = gives_probabilities(policy)
+    if head is None and not policy.probabilities:
+        warn_of_logits(str(path), spec.head)
     return policy

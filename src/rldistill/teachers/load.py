@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,13 @@ from rldistill.types import HeadKind, Policy, PolicySpec
 ZOO = "zoo:"
 STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
 RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy", ".h5", ".hdf5")
+UNUSED = {
+    "activation": "tells its activation",
+    "head": "tells what its numbers mean",
+    "scale": "scales its input itself",
+    "output": "has one output",
+}
+"""Why a teacher of some format is not told a thing."""
 KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, Keras, a state dict, or module:factory"
 
 
@@ -89,25 +97,36 @@ def load_policy(
     Args:
         path: where it is.
         spec: of the environment, for formats that do not tell what the policy takes and gives.
-        activation: of its dense layers, where a file does not tell.
-        head: what the numbers of ONNX and Keras mean: `q_values`, or the neutral head of the action space if none.
+        activation: of its dense layers, where a zip does not tell, or other than in CleanRL's own script.
+        head: what the numbers of ONNX, Keras and a network of `module:factory` mean: `q_values`, or the neutral head
+            of the action space, which is also what is taken where none is given, with a warning.
         scale: what the input of ONNX and Keras is multiplied with, 1/255 where it expects pixels from 0 to 1.
         output: of an ONNX graph, the one that holds the head's numbers, where several could.
 
     Raises:
-        ConfigError: there is nothing of that name.
+        ConfigError: there is nothing of that name, or what is told of it cannot count.
         UntrustedFileError: a file that would run code, or of an unknown format.
         CorruptArtifactError: truncated or altered.
     """
+    told = {"activation": activation, "head": head, "scale": scale, "output": output}
     if str(path).startswith(ZOO):
+        _require_used(path, "a teacher of the zoo", told)
         name = str(path).removeprefix(ZOO)
         if name not in zoo_names():
             raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, zoo_names())}")
         with resources.as_file(resources.files("rldistill") / "zoo" / name) as folder:
             return load_native(folder)
     if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
-        return load_module(str(path), spec)
-    return _load_file(Path(path), None if spec is None else spec.unmasked, activation, head, scale, output)
+        _require_used(path, "what a factory makes", told, "head")
+        return load_module(str(path), spec, head)
+    return _load_file(Path(path), None if spec is None else spec.unmasked, told)
+
+
+def _require_used(path: str | Path, what: str, told: Mapping[str, Any], *used: str) -> None:
+    """Raise ConfigError for what is told of a teacher and makes no difference to its kind."""
+    for key, value in told.items():
+        if key not in used and value not in (None, 1):  # 1 is a scale that is not given
+            raise ConfigError(f"teacher: {path}: {key}: {what} {UNUSED[key]}; leave it out")
 
 
 def trained_elsewhere(path: str, env_id: str) -> str | None:
@@ -137,28 +156,26 @@ def _bare(env_id: str) -> str:
     return re.sub(r"(NoFrameskip|Deterministic)$", "", name)
 
 
-def _load_file(
-    path: Path,
-    spec: PolicySpec | None,
-    activation: str | None,
-    head: HeadKind | None,
-    scale: float,
-    output: str | None,
-) -> Policy:
+def _load_file(path: Path, spec: PolicySpec | None, told: Mapping[str, Any]) -> Policy:
     if not path.exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder")
     if path.is_dir():
         if (path / DOCUMENT).exists():
+            _require_used(path, f"a folder with {DOCUMENT}", told)
             return load_native(path)
         path = _zip_in(path)
     if path.suffix == ".zip":
-        return load_sb3(path, activation)
+        _require_used(path, "a Stable-Baselines3 zip", told, "activation")
+        return load_sb3(path, told["activation"])
     if path.suffix == ".onnx":
-        return load_onnx(path, spec, head, scale, output)
+        _require_used(path, "an ONNX file", told, "head", "scale", "output")
+        return load_onnx(path, spec, told["head"], told["scale"], told["output"])
     if path.suffix == ".keras":
-        return load_keras(path, spec, head, scale)
+        _require_used(path, "a Keras file", told, "head", "scale")
+        return load_keras(path, spec, told["head"], told["scale"])
     if path.suffix in STATE_DICTS:
-        return load_cleanrl(path, spec)
+        _require_used(path, "a network of CleanRL", told, "activation", "head")
+        return load_cleanrl(path, spec, told["activation"], told["head"])
     if path.suffix in RUN_CODE:
         raise UntrustedFileError(
             f"{path}: files of this kind can run code when they are read; give a state dict, safetensors or a zip"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.imports import import_name
 from rldistill.students.network import split_parts
 from rldistill.teachers.foreign import blamed, certain
+from rldistill.teachers.probabilities import made_up, warn_of_logits
 from rldistill.teachers.tensors import read_state_dict
 from rldistill.types import MASK, HeadKind, Obs, Policy, PolicyOutput, PolicySpec
 
@@ -80,33 +82,62 @@ class FunctionPolicy:
         spec: of the environment.
         batched: whether it takes `[B, ...]`.
         name: what errors call it.
+        memory: `(2, layers, hidden)` of a `predict` that remembers as SB3's does: it is called with `state` and
+            `episode_start`, too, and gives back a pair of arrays `[layers, B, hidden]`, which begin as zeros. The state
+            here is `[B, 2, layers, hidden]`.
     """
 
     function: Callable[..., Any]
     spec: PolicySpec
     batched: bool = False
     name: str = "the function"
+    memory: tuple[int, ...] = ()
+
+    def remembering(self) -> FunctionPolicy:
+        """Itself with a `memory`, if it gives back a state for made-up observations.
+
+        Raises:
+            ConfigError: it raises an error of its own, or has no parameter `episode_start` and yet a state.
+            SpecMismatchError: its state is of another form.
+        """
+        shown, mask = self._shown(made_up(self.spec, 2))
+        _, kept = self._said(shown, {} if mask is None else {"action_masks": np.ones(mask.shape, bool)})
+        if kept is None:
+            return self
+        if "episode_start" not in _parameters(self.function):
+            raise ConfigError(
+                f"teacher: {self.name} takes and gives back a state, but is not told when an episode begins; give it "
+                "a parameter episode_start"
+            )
+        return dataclasses.replace(self, memory=tuple(self._packed(kept, 2).shape[1:]))
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: it has no state."""
-        return None
+        """Zeros, or None where it does not remember."""
+        return torch.zeros(batch_size, *self.memory) if self.memory else None
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """What it does, as a head that is certain.
 
         Raises:
             ConfigError: the function raises an error of its own.
-            SpecMismatchError: what it gives is no action of the environment, or not one for each observation.
+            SpecMismatchError: what it gives is no action of the environment, or not one for each observation, or a
+                state of another form than before.
         """
         shown, mask = self._shown(obs)
-        masks = {} if mask is None else {"action_masks": mask.numpy().astype(bool)}
+        told: dict[str, Any] = {} if mask is None else {"action_masks": mask.numpy().astype(bool)}
         count = len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
+        if self.memory:
+            before = torch.zeros(count, *self.memory) if state is None else state
+            told["state"] = tuple(part.transpose(0, 1).numpy() for part in before.unbind(1))
+            told["episode_start"] = ~before.flatten(1).any(1).numpy()  # what remembers nothing has just begun
+        kept = None
         if self.batched:
-            said = self._said(shown, masks)
+            said, kept = self._said(shown, told)
         else:
-            said = [self._said(_row(shown, row), _row(masks, row)) for row in range(count)]
+            said = [self._said(_row(shown, row), _row(told, row))[0] for row in range(count)]
         output = PolicyOutput(self.spec.head, certain(self.spec.head, said, count, self.name))
-        return output if mask is None else output.masked(mask), None
+        after = self._packed(kept, count) if self.memory else None
+        return output if mask is None else output.masked(mask), after
 
     def _shown(self, obs: Obs) -> tuple[Any, Tensor | None]:
         """The observation as the environment gave it, and which actions are legal, where it tells."""
@@ -117,22 +148,46 @@ class FunctionPolicy:
         arrays = {key: entry.numpy().astype(self.spec.entries[key].dtype) for key, entry in entries.items()}
         return arrays if self.spec.unmasked.parts else arrays["obs"], mask
 
-    def _said(self, obs: Any, masks: Mapping[str, Any]) -> Any:
+    def _said(self, obs: Any, told: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Its action, and what it gives beside it."""
         with blamed(self.name):
-            said = self.function(obs, **masks)
-        return said[0] if isinstance(said, tuple) else said
+            said = self.function(obs, **told)
+        pair = [*said, None, None] if isinstance(said, tuple) else [said, None]
+        return pair[0], pair[1]
+
+    def _packed(self, kept: Any, count: int) -> Tensor:
+        """The state that SB3's `predict` gives back as `[B, 2, layers, hidden]`."""
+        parts = kept if isinstance(kept, tuple | list) else ()
+        shapes: list[tuple[int, ...]] = [tuple(getattr(part, "shape", ())) for part in parts]
+        alike = len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 3 and shapes[0][1] == count
+        if not alike or shapes[0][::2] != (self.memory[1:] or shapes[0][::2]):
+            found = f"{type(kept).__name__} of {' and '.join(str(list(shape)) for shape in shapes) or 'no arrays'}"
+            raise SpecMismatchError(
+                f"teacher: {self.name} gives back a state that is a {found}; expected a pair of arrays [layers, "
+                f"{count}, hidden] at every step, as of SB3's LSTM, or a policy with an initial_state of its own"
+            )
+        with blamed(self.name):
+            tensors = [torch.as_tensor(part, dtype=torch.float32, device="cpu") for part in parts]
+        return torch.stack(tensors).permute(2, 0, 1, 3)
 
 
-def load_module(reference: str, spec: PolicySpec | None) -> Policy:
+def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
     """The teacher that `module:factory` makes, with the weights of a file for `module:factory@FILE`.
 
     The factory is called with the environment's spec, or with nothing if it takes nothing. It gives a `Policy`, a
     network, an object with `predict`, or a function from one observation to an action. Where the environment tells
     which actions are legal, the last two are told if they have a parameter `action_masks`; the spec says nothing of
-    it, and the rest is confined. What has a parameter `deterministic`, as SB3's `predict` does, is asked for its mode.
+    it, and the rest is confined. What has a parameter `deterministic`, as SB3's `predict` does, is asked for its mode;
+    a `predict` with a parameter `state`, too, remembers its episode where it gives a state back.
+
+    Args:
+        reference: the factory.
+        spec: of the environment.
+        head: what the numbers of a network mean: `q_values`, or the neutral head of the action space if none.
 
     Raises:
-        ConfigError: nothing of that name, it fails, or what it gives is none of these.
+        ConfigError: nothing of that name, it fails, or what it gives is none of these; `head` for what is no network.
+        SpecMismatchError: `head` is for other actions, or the state of `predict` is not like that of SB3's.
     """
     name, _, weights = reference.partition("@")
     factory = _imported(name)
@@ -144,20 +199,26 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
         _load_weights(made, Path(weights), name)
     if isinstance(made, nn.Module):
         made.eval()
-    if callable(getattr(made, "initial_state", None)):
-        policy: Policy = made
-        return policy
+    native = callable(getattr(made, "initial_state", None))
+    if head is not None and (native or not isinstance(made, nn.Module)):
+        says = "tells what its numbers mean" if native else "gives actions, no numbers of a head"
+        raise ConfigError(f"teacher: {reference}: head: {type(made).__name__} {says}; leave it out")
+    if native:
+        return made  # type: ignore[no-any-return]
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):
-        return ModulePolicy(made, spec.unmasked, name=name)
+        if head is None:
+            warn_of_logits(reference, spec.head)
+        return ModulePolicy(made, spec.unmasked, head, name)
     predict = getattr(made, "predict", None)
     function = predict if callable(predict) else made
     if callable(function):
         taken = _parameters(function)
         firm = partial(function, deterministic=True) if "deterministic" in taken else function
         own = spec if "action_masks" in taken else spec.unmasked
-        return FunctionPolicy(firm, own, function is predict, name)
+        policy = FunctionPolicy(firm, own, function is predict, name)
+        return policy.remembering() if policy.batched and "state" in taken else policy
     raise ConfigError(
         f"teacher: {name} made {type(made).__name__}; expected a policy, a network, something with predict, a function"
     )

@@ -24,7 +24,7 @@ from rldistill.errors import (
     shown,
     why,
 )
-from rldistill.teachers.probabilities import gives_probabilities, logits, made_up
+from rldistill.teachers.probabilities import gives_probabilities, logits, made_up, warn_of_logits
 from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
 from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
@@ -101,7 +101,7 @@ def load_onnx(
         output: the name of the output that holds the head's numbers, where several could.
 
     Raises:
-        ConfigError: no `spec`, or several outputs that fit and no `output`.
+        ConfigError: no `spec`, several outputs that fit and no `output`, or a `scale` for integers.
         MissingExtraError: onnxruntime is not installed.
         UntrustedFileError: tensors kept outside the file, operators of no known domain.
         SpecMismatchError: an input, an output or a head that is not the environment's, or a batch of one size only.
@@ -141,8 +141,13 @@ def load_onnx(
             raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN; {SAVE_AGAIN}")
     spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
     policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
+    (entry,) = session.get_inputs()
+    if scale != 1 and "int" in entry.type:
+        raise ConfigError(f"teacher: {path}: scale: its input is {entry.type}, which holds no fractions; leave it out")
     _try_out(path, policy)
     policy.probabilities = gives_probabilities(policy)
+    if head is None and not policy.probabilities:
+        warn_of_logits(str(path), spec.head)
     return policy
 
 

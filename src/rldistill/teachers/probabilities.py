@@ -1,11 +1,13 @@
-"""Networks from elsewhere that give probabilities where a head has logits, which their files do not tell."""
+"""Networks from elsewhere that give probabilities or Q values for logits, which their files do not tell."""
 
 from __future__ import annotations
+
+import warnings
 
 import torch
 from torch import Tensor
 
-from rldistill.types import ActionHead, Policy, PolicySpec
+from rldistill.types import ActionHead, ObsPart, Policy, PolicySpec
 
 EPSILON = 1e-8
 """Added to probabilities before their logarithm is taken."""
@@ -34,10 +36,25 @@ def logits(head: ActionHead, probabilities: Tensor) -> Tensor:
     return said - (1 - probabilities + EPSILON).log() if head.kind == "bernoulli" else said
 
 
+def warn_of_logits(name: str, head: ActionHead) -> None:
+    """Warn that nobody said what the numbers mean, where Q values would look the same."""
+    if head.kind == "categorical":
+        warnings.warn(
+            f"{name}: its numbers are taken as logits; if they are Q values, say head=q_values, and head=categorical "
+            "if they are not",
+            stacklevel=2,
+        )
+
+
 def made_up(spec: PolicySpec, count: int) -> Tensor:
     """Observations `[B, *obs_shape]` of an environment that is not at hand, always the same."""
     generator = torch.Generator().manual_seed(0)
-    if getattr(torch, spec.obs_dtype).is_floating_point:
-        return torch.randn(count, *spec.obs_shape, generator=generator)
-    high = min(spec.nvec, default=256)
-    return torch.randint(0, high, (count, *spec.obs_shape), generator=generator).to(getattr(torch, spec.obs_dtype))
+    drawn = [_drawn(part, count, generator) for part in spec.entries.values()]
+    return torch.cat([entry.reshape(count, -1).float() for entry in drawn], 1) if spec.parts else drawn[0]
+
+
+def _drawn(part: ObsPart, count: int, generator: torch.Generator) -> Tensor:
+    dtype = getattr(torch, part.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(count, *part.shape, generator=generator)
+    return torch.randint(0, min(part.nvec, default=256), (count, *part.shape), generator=generator).to(dtype)

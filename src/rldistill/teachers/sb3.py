@@ -58,6 +58,7 @@ def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
         activation: of its dense layers, for a policy class whose text does not tell.
 
     Raises:
+        ConfigError: it tells another `activation`.
         UntrustedFileError: not an SB3 zip, or a network that cannot be rebuilt from plain text and tensors.
         CorruptArtifactError: truncated or altered.
     """
@@ -78,6 +79,8 @@ def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
             f"{path}: data is not what SB3's model.save() writes ({type(error).__name__}: {shown(str(error))}); save "
             "it again, or give its state dict to module:factory"
         ) from None
+    if activation not in (None, settings.activation):
+        raise ConfigError(f"teacher: {path}: activation: the zip says {settings.activation}; leave it out")
     if folder.normaliser is not None:
         _normalise(policy, folder.normaliser)
     return policy
@@ -188,18 +191,20 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> byte
 def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:
     """What the tensors do not tell, once the policy is known to be one of SB3's own."""
     module = data["policy_class"]["__module__"]
-    if module not in POLICY_MODULES and activation is None:
-        raise NotRebuilt(
-            f"a policy class of {shown(module)}, whose activation its file does not tell: if its layers are SB3's own, "
-            "name it (activation: relu, or --activation relu)"
-        )
+    default = "tanh" if "action_net.weight" in tensors else "relu"
+    if module not in POLICY_MODULES:
+        if activation is None:
+            raise NotRebuilt(
+                f"a policy class of {shown(module)}, whose activation its file does not tell: if its layers are SB3's "
+                "own, name it (activation: relu, or --activation relu)"
+            )
+        default = activation
     kwargs = data.get("policy_kwargs") or {}
     if "features_extractor_class" in kwargs:
         _require_known_features(_dotted(kwargs["features_extractor_class"]))
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
     linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
-    default = activation or ("tanh" if "action_net.weight" in tensors else "relu")
     return Settings(
         _activation_of(_dotted(kwargs["activation_fn"])) if "activation_fn" in kwargs else default,
         _truth(kwargs.get("normalize_images", True)),
