@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.imports import import_name
 from rldistill.students.network import split_parts
+from rldistill.teachers.ensemble import Ensemble
 from rldistill.teachers.foreign import blamed, certain
 from rldistill.teachers.tensors import read_state_dict
 from rldistill.types import MASK, HeadKind, Obs, Policy, PolicyOutput, PolicySpec
@@ -123,6 +124,27 @@ class FunctionPolicy:
         return said[0] if isinstance(said, tuple) else said
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnPolicy:
+    """A policy of the user's own class, with the `name` by which it is known again."""
+
+    policy: Policy
+    name: str
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's."""
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """The policy's."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """What the policy says."""
+        return self.policy(obs, state)
+
+
 def load_module(reference: str, spec: PolicySpec | None) -> Policy:
     """The teacher that `module:factory` makes, with the weights of a file for `module:factory@FILE`.
 
@@ -146,7 +168,7 @@ def load_module(reference: str, spec: PolicySpec | None) -> Policy:
         made.eval()
     if callable(getattr(made, "initial_state", None)):
         policy: Policy = made
-        return policy
+        return policy if isinstance(made, nn.Module | Ensemble) else OwnPolicy(policy, name)
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):
