@@ -27,8 +27,9 @@ from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchErro
 from rldistill.evaluate.films import film
 from rldistill.students import Linear, Mlp
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import save_policy
+from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.actor import Actor
+from rldistill.teachers.module import FunctionPolicy
 from rldistill.types import Wrapper
 
 from .conftest import CARTPOLE, manifest_bytes, q_spec
@@ -349,3 +350,46 @@ def test_what_a_step_of_a_game_led_to_is_kept(tmp_path: Path) -> None:
     for row, following in itertools.pairwise(order):
         if data.columns["episode"][row] == data.columns["episode"][following]:
             assert torch.equal(after[row], data.observations(np.array([following]))[0])
+
+
+def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = CollectConfig(steps=100, block=10)
+    collect(CARTPOLE, teacher, config, tmp_path)
+    before = manifest_bytes(tmp_path)
+    other = make_teacher(CARTPOLE)
+    for number in (0, 1):
+        with pytest.raises(ConfigError, match=r"collected with the teacher.*--overwrite.*relabel"):
+            collect(CARTPOLE, other, config, tmp_path, round=number, resume=True)
+    assert manifest_bytes(tmp_path) == before
+    save_policy(teacher, tmp_path / "elsewhere", {})
+    collect(CARTPOLE, load_native(tmp_path / "elsewhere"), config, tmp_path, round=1, resume=True)
+    assert Manifest.read(tmp_path).has_round(1)
+
+
+def test_a_dataset_that_does_not_tell_its_teacher_is_gone_on_with_aloud(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = CollectConfig(steps=100, block=10)
+    collect(CARTPOLE, teacher, config, tmp_path)
+    document = json.loads(manifest_bytes(tmp_path))
+    del document["rounds"]["0"]["teacher"]
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    assert len(Dataset.read([tmp_path])) == 112
+    with pytest.warns(UserWarning, match="does not tell whose labels it holds"):
+        collect(CARTPOLE, teacher, config, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
+    def fail(obs: Any) -> int:
+        raise ValueError("no")
+
+    failing = FunctionPolicy(fail, spec_from_env(CARTPOLE))
+    config = CollectConfig(steps=100, block=10)
+    with pytest.raises(ConfigError, match="failed: ValueError"):
+        collect(CARTPOLE, failing, config, tmp_path / "new", round=number)
+    assert not (tmp_path / "new").exists()
+    collect(CARTPOLE, teacher, config, tmp_path / "old")
+    before = manifest_bytes(tmp_path / "old")
+    with pytest.raises(ConfigError):
+        collect(CARTPOLE, failing, config, tmp_path / "old", overwrite=True)
+    assert manifest_bytes(tmp_path / "old") == before
+    Manifest.read(tmp_path / "old").check()

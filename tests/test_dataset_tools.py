@@ -35,6 +35,7 @@ from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 from rldistill.teachers.actor import Actor
 from rldistill.teachers.load import SavedTeacher
+from rldistill.teachers.module import FunctionPolicy
 from rldistill.types import Views, Wrapper
 
 from .conftest import CARTPOLE, manifest_bytes
@@ -838,3 +839,33 @@ def test_what_only_the_student_saw_is_not_relabelled_by_who_sees_otherwise(tmp_p
     agent = SavedTeacher(str(tmp_path / "agent.cleanrl_model"))
     with pytest.raises(SpecMismatchError, match="collect with teacher_obs: true"):
         relabel_dataset(tmp_path / "first", agent, tmp_path / "second", False, False, True)
+
+
+@pytest.mark.parametrize("calls", [0, 70], ids=["at once", "later"])
+def test_a_teacher_that_fails_leaves_no_half_of_a_dataset(teacher: NetworkPolicy, tmp_path: Path, calls: int) -> None:
+    asked = 0
+
+    def fail(obs: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return np.zeros(len(obs), np.int64) if asked <= calls else 1 / 0
+
+    failing = FunctionPolicy(fail, spec_from_env(CARTPOLE), batched=True)
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    relabel(tmp_path / "first", teacher, tmp_path / "old")
+    for name in ("new", "old"):
+        asked = 0
+        with pytest.raises(ConfigError, match="ZeroDivisionError"):
+            relabel(tmp_path / "first", failing, tmp_path / name, overwrite=name == "old")
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "old" / "manifest.json").exists() == (calls == 0)
+    assert (tmp_path / "old" / "blocks").exists() == (calls == 0)
+
+
+def test_relabelled_steps_are_the_new_teachers(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
+    other = Mlp((8,)).build(teacher.spec).eval()
+    relabel(tmp_path / "first", other, tmp_path / "other")
+    with pytest.raises(ConfigError, match="collected with the teacher"):
+        collect(CARTPOLE, teacher, SMALL, tmp_path / "other", round=1, resume=True)
+    collect(CARTPOLE, other, SMALL, tmp_path / "other", round=1, resume=True)

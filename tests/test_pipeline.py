@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -13,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from typer.testing import CliRunner
 
 from rldistill.artifacts import sha256_file
+from rldistill.cli import app
+from rldistill.config import RunConfig
+from rldistill.errors import ConfigError
+from rldistill.recipes.pipeline import run_distill
+from rldistill.recipes.taught import open_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -117,3 +125,46 @@ def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPo
     assert run_cli("collect", str(path), "--resume").returncode == 0
     info = run_cli("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
     assert json.loads(info.stdout)["steps"] == 3_008
+
+
+def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    path, run = write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), tmp_path / "run"
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    save_policy(other, tmp_path / "other", {})
+
+    def invoke(verb: str, *arguments: str) -> str:
+        return CliRunner().invoke(app, [verb, str(path), "--quiet", "--no-verify", *arguments]).output
+
+    def record() -> list[bytes]:
+        return [(run / name).read_bytes() for name in ("config.yaml", "provenance.json")]
+
+    assert "no:such" in invoke("collect", "teacher=no:such")
+    assert not run.exists()
+    invoke("collect")
+    before = record()
+    assert "epsilon" in invoke("collect", "collect.epsilon=0.5", "--resume")
+    for verb in ("collect", "run"):
+        said = invoke(verb, f"teacher={tmp_path / 'other'}", "--resume")
+        assert "collected with the teacher" in said
+        assert said.count("\n") == 1
+    assert record() == before
+    plan = RunConfig.load(path, [f"teacher={tmp_path / 'other'}"]).plan()
+    with pytest.raises(ConfigError, match="collected with the teacher"):
+        run_distill(plan, resume=True, quiet=True)
+    assert record() == before
+
+
+def test_a_student_stays_with_the_teacher_that_taught_it(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    folder = tmp_path / "student"
+    assert not open_student(folder, teacher, False, False)
+    assert not open_student(folder, other, False, False)  # nothing came of the first
+    (folder / "policy.json").write_text("{}")
+    assert open_student(folder, other, True, False)
+    with pytest.raises(ConfigError, match="--resume"):
+        open_student(folder, other, False, False)
+    with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
+        open_student(folder, teacher, True, False)
+    assert not open_student(folder, teacher, False, True)

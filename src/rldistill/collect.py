@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rldistill.artifacts import open_stage
+from rldistill.artifacts import open_stage, write_json
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import Manifest, discard
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.errors import ConfigError
 from rldistill.masking import confine
 from rldistill.rollouts import inference_threads, take_turns
 from rldistill.streams import Entry, Stream
+from rldistill.teachers.identity import identity
 from rldistill.types import Policy
 
 ONLY_SPEED = ("workers", "memory_gb")
@@ -116,9 +117,12 @@ def collect(
     Raises:
         SpecMismatchError: the teacher or the student does not fit the environment.
         ConfigError: the folder holds another collection.
+
+    Nothing is thrown away for a teacher that fails at once, and nothing is left where no block came of it.
     """
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
+    who = identity(teacher)
     env = env.seen_by(teacher)
     if is_deterministic(env.id, env.kwargs) and config.epsilon < LEAST_EPSILON and not config.sample:
         raise ConfigError(
@@ -133,19 +137,29 @@ def collect(
         student = sight.shown_to(student, "student")
     stored = dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
     teacher = sight.shown_to(teacher, "teacher")
+    threads = max(1, (os.cpu_count() or 1) // config.workers)
+    jobs = [
+        Stream(env, sight, teacher, student, config, seed, round, stream, folder, threads)
+        for stream in range(config.streams)
+    ]
+    path, there = folder / "manifest.json", folder.exists()
     if round == 0:
-        open_stage(folder, folder / "manifest.json", resume, overwrite)
+        if overwrite and path.exists():
+            with inference_threads(1):
+                jobs[0].ask()
+        open_stage(folder, path, resume, overwrite)
+    before = Manifest.read(folder).document if path.exists() else None
     asked = dataclasses.asdict(config)
-    request = {"seed": seed, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
+    request = {"seed": seed, "teacher": who, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
     seen = sight.teacher if sight.packed and config.teacher_obs else None
     manifest = Manifest.open(folder, env, stored, round, request, seen)
     if not manifest.has_round(round):
-        threads = max(1, (os.cpu_count() or 1) // config.workers)
-        jobs = [
-            Stream(env, sight, teacher, student, config, seed, round, stream, folder, threads)
-            for stream in range(config.streams)
-        ]
-        manifest.add_round(round, _run_all(jobs, config, progress))
+        try:
+            manifest.add_round(round, _run_all(jobs, config, progress))
+        except Exception:
+            if not any(job.has_begun() for job in jobs):
+                discard(folder, there) if before is None else write_json(path, before)
+            raise
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
 
 

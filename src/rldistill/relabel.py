@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.masking import confine
 from rldistill.record import Labels
 from rldistill.rollouts import Memory, inference_threads
+from rldistill.teachers.identity import identity
 from rldistill.types import Policy, PolicySpec, Wrapper
 
 Columns = dict[str, NDArray[Any]]
@@ -57,30 +58,39 @@ def relabel(
     Raises:
         SpecMismatchError: the teacher sees or does something else than what was recorded.
         ConfigError: `folder` is `source`, or holds something already.
+
+    Nothing is thrown away for a teacher that fails at once.
     """
     before = Manifest.read(source)
     before.check()
     if not before.blocks:
         raise ConfigError(f"{source}: the collection is not complete; go on with --resume")
+    rounds = {key: {**asked, "teacher": identity(teacher)} for key, asked in before.document["rounds"].items()}
     teacher = _fitting(teacher, before, source)
-    open_derived(folder, [source], overwrite)
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
-    manifest = Manifest.derived(folder, before, spec, before.document["rounds"])
+    manifest = Manifest.derived(folder, before, spec, rounds)
     entries, done = [], 0
     with inference_threads(1):
-        for (round_number, stream), blocks in groupby(before.blocks, key=lambda b: (b["round"], b["stream"])):
-            slots = before.document["rounds"][str(round_number)]["slots"]
-            memory = Memory(teacher, slots)
-            for entry in blocks:
-                block = read_block(source / entry["file"])
-                block = _labelled(block, memory, before.spec, slots, features)
-                key = BlockKey(round_number, stream, entry["block"])
+        blocks = _blocks(before, teacher, features)
+        first = next(blocks)  # which may fail, and then nothing has been thrown away
+        with open_derived(folder, [source], overwrite):
+            for key, steps, block in chain([first], blocks):
                 write_block(folder / key.file, block)
-                entries.append(manifest_entry(key, folder / key.file, block, entry["steps"]))
-                done += entry["steps"]
+                entries.append(manifest_entry(key, folder / key.file, block, steps))
+                done += steps
                 progress(done, before.num_steps)
-    manifest.add_blocks(entries)
+            manifest.add_blocks(entries)
     return Dataset.read([folder], gamma)
+
+
+def _blocks(before: Manifest, teacher: Policy, features: bool) -> Iterator[tuple[BlockKey, int, Block]]:
+    """The blocks of a dataset with the labels of `teacher`, each with its key and its steps."""
+    for (round_number, stream), entries in groupby(before.blocks, key=lambda b: (b["round"], b["stream"])):
+        slots = before.document["rounds"][str(round_number)]["slots"]
+        memory = Memory(teacher, slots)
+        for entry in entries:
+            block = _labelled(read_block(before.folder / entry["file"]), memory, before.spec, slots, features)
+            yield BlockKey(round_number, stream, entry["block"]), entry["steps"], block
 
 
 def shown_spec(manifest: Manifest) -> PolicySpec:

@@ -23,7 +23,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.envs.two_views import Sight
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.masking import has_mask, random_legal
-from rldistill.record import BlockRecord, obs_hash
+from rldistill.record import BlockRecord, Labels, obs_hash
 from rldistill.rollouts import Memory, rollout, to_env_action
 from rldistill.types import Policy, PolicyOutput
 
@@ -87,6 +87,21 @@ class Stream:
             write_block(path, block)
             yield self._entry(key, length, path, block)
         env.close()
+
+    def ask(self) -> None:
+        """Let the teacher label what the stream begins with, for nothing, to see whether it can."""
+        env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
+        try:
+            obs = env.reset()
+            labels = Labels(Memory(self.teacher, self.config.slots), self.config.features)
+            labels.label(obs)
+            labels.columns(obs)
+        finally:
+            env.close()
+
+    def has_begun(self) -> bool:
+        """Whether its first block is there."""
+        return (self.folder / BlockKey(self.round, self.stream, 0).file).exists()
 
     def _entry(self, key: BlockKey, length: int, path: Path, block: Block) -> Entry:
         return manifest_entry(key, path, block, length * self.config.slots)

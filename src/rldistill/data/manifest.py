@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ class Manifest:
     ) -> Manifest:
         """The manifest of a collection about to run `round`; one that is there must ask for the same things.
 
+        `request` names the `teacher`; a dataset from before that may hold the labels of another, which is warned of.
         `teacher_spec` is of the teacher's view, where it is stored beside the student's.
         """
         path = folder / "manifest.json"
@@ -43,13 +47,19 @@ class Manifest:
         seen = {} if teacher_spec is None else {TEACHER_SPEC: dataclasses.asdict(teacher_spec)}
         document = _as_json(asked | seen | {"rounds": {}, "blocks": [], "exact": True})
         if path.exists():
-            document = cls.read(folder).document
+            manifest = cls.read(folder)
+            document = manifest.document
+            manifest.require_teacher(request["teacher"], round)
+            if any("teacher" not in known for known in document["rounds"].values()):
+                warnings.warn(
+                    f"{path} does not tell whose labels it holds; expected {request['teacher']}", stacklevel=3
+                )
             for key, value in _as_json(asked).items():
                 if document[key] != value:
                     raise ConfigError(f"{path}: {key} is {document[key]}, but {value} is asked for now; --overwrite?")
         known = document["rounds"].setdefault(str(round), _as_json(request))
         for key, value in _as_json(request).items():
-            if known.get(key) != value:
+            if key != "teacher" and known.get(key) != value:
                 raise ConfigError(
                     f"{path}: round {round} was begun with {key} = {known.get(key)}, now it is {value}. "
                     "Go on with the old value, or start again with --overwrite."
@@ -103,6 +113,18 @@ class Manifest:
         """Environment steps in all blocks."""
         return sum(block["steps"] for block in self.blocks)
 
+    def require_teacher(self, teacher: str, round: int | None = None) -> None:
+        """Raise ConfigError if the labels, of a `round` that has begun those in it, are another teacher's."""
+        rounds = self.document["rounds"]
+        asked = [rounds[str(round)]] if str(round) in rounds else rounds.values()
+        known = [request["teacher"] for request in asked if "teacher" in request]
+        if known and teacher not in known:
+            raise ConfigError(
+                f"{self.folder}: it was collected with the teacher {' and '.join(dict.fromkeys(known))}, now it is "
+                f"{teacher}. Go on with the old one, start again with --overwrite, or let the new one label what is "
+                "there: `rldistill dataset relabel`."
+            )
+
     def has_round(self, round: int) -> bool:
         return any(block["round"] == round for block in self.blocks)
 
@@ -150,8 +172,11 @@ def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     return {key: convert(item) for key, item in value.items()}
 
 
-def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> None:
-    """Prepare a folder for a dataset that is made of others; only another dataset may be thrown away for it.
+@contextmanager
+def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> Iterator[None]:
+    """Prepare a folder for a dataset that is made of others within; only another dataset may be thrown away for it.
+
+    What fails leaves no part of a dataset there, since it could not be gone on with.
 
     Raises:
         ConfigError: a source is in `folder`, or something that is no dataset, or a dataset and no `overwrite`.
@@ -161,4 +186,19 @@ def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> None
             raise ConfigError(f"--out: {source} is in {folder}, and stays as it is; name another folder")
     if overwrite and folder.exists() and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}:
         raise ConfigError(f"--out: {folder} holds more than a dataset, and is not thrown away; name another folder")
+    there = folder.exists()
     open_stage(folder, folder / "manifest.json", None, overwrite)
+    try:
+        yield
+    except BaseException:
+        discard(folder, there)
+        raise
+
+
+def discard(folder: Path, there: bool) -> None:
+    """Take away a dataset that came to nothing, with its folder unless that was `there` before."""
+    shutil.rmtree(folder / "blocks", ignore_errors=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    if not there:
+        with suppress(OSError):  # somebody put something else there
+            folder.rmdir()

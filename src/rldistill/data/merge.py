@@ -35,19 +35,19 @@ def merge(
     _require_same_kind(manifests)
     for manifest in manifests:
         manifest.check()
-    open_derived(folder, sources, overwrite)
     rounds: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     total = sum(manifest.num_steps for manifest in manifests)
-    for manifest in manifests:
-        new = {old: str(len(rounds) + number) for number, old in enumerate(manifest.document["rounds"])}
-        rounds |= {new[old]: request for old, request in manifest.document["rounds"].items()}
-        for entry in manifest.blocks:
-            key = BlockKey(int(new[str(entry["round"])]), entry["stream"], entry["block"])
-            write_atomic(folder / key.file, partial(shutil.copyfile, manifest.folder / entry["file"]))
-            entries.append({**entry, **dataclasses.asdict(key), "file": key.file})
-            progress(sum(entry["steps"] for entry in entries), total)
-    Manifest.derived(folder, manifests[0], manifests[0].spec, rounds).add_blocks(entries)
+    with open_derived(folder, sources, overwrite):
+        for manifest in manifests:
+            new = {old: str(len(rounds) + number) for number, old in enumerate(manifest.document["rounds"])}
+            rounds |= {new[old]: request for old, request in manifest.document["rounds"].items()}
+            for entry in manifest.blocks:
+                key = BlockKey(int(new[str(entry["round"])]), entry["stream"], entry["block"])
+                write_atomic(folder / key.file, partial(shutil.copyfile, manifest.folder / entry["file"]))
+                entries.append({**entry, **dataclasses.asdict(key), "file": key.file})
+                progress(sum(entry["steps"] for entry in entries), total)
+        Manifest.derived(folder, manifests[0], manifests[0].spec, rounds).add_blocks(entries)
 
 
 def _require_same_kind(manifests: Sequence[Manifest]) -> None:

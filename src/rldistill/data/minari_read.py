@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,9 +58,7 @@ def import_minari(
     if overwrite and (folder / "manifest.json").exists():
         for _ in episodes():  # a dataset is not thrown away for one that turns out to be damaged
             pass
-    there = folder.exists()
-    open_derived(folder, [], overwrite)
-    try:
+    with open_derived(folder, [], overwrite):
         rounds = {"0": {"slots": 1, "streams": 1, "source": f"{PREFIX}{name}"}}
         manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
         entries: list[dict[str, Any]] = []
@@ -70,13 +67,6 @@ def import_minari(
             progress(sum(entry["steps"] for entry in entries), metadata["total_steps"])
         manifest.add_blocks(entries)
         data = Dataset.read([folder])
-    except BaseException:
-        shutil.rmtree(folder / "blocks", ignore_errors=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        if not there:
-            with suppress(OSError):  # somebody put something else there
-                folder.rmdir()
-        raise
     for note in sorted(notes):
         warnings.warn(f"{PREFIX}{name}: {note}", stacklevel=2)
     return data

@@ -8,14 +8,16 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from rldistill.artifacts import open_stage
 from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import BornAgain, Run, report_round
+from rldistill.recipes.taught import open_student
 from rldistill.relabel import relabel
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
+from rldistill.teachers.identity import identity
 from rldistill.types import Policy
 
 NEXT_SEED = 1_000_003
@@ -27,7 +29,7 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` generations after the first."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_stage(folder, folder / "policy.json", resume, overwrite):
+    if open_student(folder, teacher, resume, overwrite):
         return load_native(folder)
     assert isinstance(run.recipe, BornAgain)
     rounds, data, student = run.recipe.rounds, dataset, None
@@ -49,5 +51,6 @@ def distill_student(
 
 def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
     if (folder / "manifest.json").exists():
+        Manifest.read(folder).require_teacher(identity(student))
         return Dataset.read([folder], run.collect.gamma, memory_gb=run.collect.memory_gb)
     return relabel(run.folder / "dataset", student, folder, gamma=run.collect.gamma, overwrite=True)

@@ -20,6 +20,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
+from rldistill.recipes.taught import open_student
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.schedules import Linear
@@ -46,6 +47,7 @@ def distill_student(
     """One student with one training seed, by the run's recipe."""
     folder = run.folder / "students" / name / f"seed-{seed}"
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
+        open_student(folder, teacher, resume, overwrite)
         return load_native(folder)
     student = run.students[name]
     learn: Callable[..., NetworkPolicy]
@@ -53,18 +55,20 @@ def distill_student(
         learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
     elif isinstance(run.recipe, Finetune):
         assert dataset is not None
-        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, resume=resume, overwrite=overwrite)
+        open_student(_beside(folder), teacher, resume, overwrite)
+        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, resume=True)
         config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
         learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
+    guidance = guidance_of(run, teacher)
+    open_student(folder, teacher, resume, overwrite)
     return learn(
         teacher=teacher,
-        guidance=guidance_of(run, teacher),
+        guidance=guidance,
         score=partial(_score, run.env.seen_by(teacher), run.seed),
         seed=seed,
-        resume=resume,
-        overwrite=overwrite,
+        resume=True,
         progress=report,
     )
 

@@ -6,6 +6,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import Run
+from rldistill.recipes.taught import open_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Policy
 
@@ -15,13 +16,13 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed."""
     folder = run.folder / "students" / name / f"seed-{seed}"
+    open_student(folder, teacher, resume, overwrite)
     return distill(
         dataset,
         run.students[name],
         run.distill,
         folder,
         seed=seed,
-        resume=resume,
-        overwrite=overwrite,
+        resume=True,
         progress=report,
     )

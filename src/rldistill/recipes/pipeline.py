@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.single import spec_from_env
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, RLDistillError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
-from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
+from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy, taught
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
 from rldistill.recipes.teachers import load_fitting
 from rldistill.report import evaluation_table, robustness_table, verdict, write_report
@@ -31,6 +32,7 @@ from rldistill.students import Linear, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
+from rldistill.teachers.identity import identity
 from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
 from rldistill.teachers.train import TrainConfig, train_teacher
 from rldistill.types import Policy
@@ -59,8 +61,7 @@ def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bo
     """Train the run's teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
         raise ConfigError(f"teacher: {run.document['teacher']} is there already; to train one, give teacher.train")
-    _note_what_was_asked(run)
-    with track("train teacher", "steps", quiet) as report:
+    with _noted(run, "teacher"), track("train teacher", "steps", quiet) as report:
         return train_teacher(
             run.env, run.teacher, run.folder / "teacher", run.seed, resume=resume, overwrite=overwrite, progress=report
         )
@@ -68,10 +69,9 @@ def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bo
 
 def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
     """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
-    _note_what_was_asked(run)
     if run.verify and (overwrite or not (run.folder / "dataset" / "manifest.json").exists()):
         _look_at_teacher(run)
-    with track("collect", "steps", quiet) as report:
+    with _noted(run, "dataset"), track("collect", "steps", quiet) as report:
         return collect(
             run.env,
             load_teacher(run),
@@ -86,12 +86,17 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
 
 def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
-    _note_what_was_asked(run)
+    with _noted(run, "students", "controls"):
+        _distill_all(run, resume, overwrite, quiet)
+
+
+def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
     run = _with_teachers_features(run)
     teacher = load_teacher(run)
     unit = "epochs" if type(run.recipe) in DISTIL else "steps"
     dataset: Dataset | None = None
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
+        Manifest.read(run.folder / "dataset").require_teacher(identity(teacher))
         dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     for name in run.students:
         for seed in run.seeds:
@@ -262,7 +267,33 @@ def _reward_steps(folder: Path) -> int:
     return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
 
 
-def _note_what_was_asked(run: Run) -> None:
-    text = yaml.safe_dump(run.document, sort_keys=False)
-    write_atomic(run.folder / "config.yaml", lambda temporary: temporary.write_text(text))
-    write_json(run.folder / "provenance.json", provenance(run.seed))
+@contextmanager
+def _noted(run: Run, *places: str) -> Iterator[None]:
+    """Note what is asked and of which machine while a stage is at work in `places`.
+
+    The note is taken back where the stage is refused, or its teacher fails, before anything has changed there.
+    """
+    config, machine = run.folder / "config.yaml", run.folder / "provenance.json"
+    before = {path: path.read_text() if path.exists() else None for path in (config, machine)}
+    there = _times(run, places)
+
+    def write(path: Path, text: str) -> None:
+        write_atomic(path, lambda temporary: temporary.write_text(text))
+
+    write(config, yaml.safe_dump(run.document, sort_keys=False))
+    write_json(machine, provenance(run.seed))
+    try:
+        yield
+    except RLDistillError:
+        if _times(run, places) == there:
+            for path, text in before.items():
+                path.unlink() if text is None else write(path, text)
+            with suppress(OSError):  # others have something in it
+                run.folder.rmdir()
+        raise
+
+
+def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:
+    """The files in some of the run's folders, and when they were written; that of who teaches comes before any work."""
+    files = [path for place in places for path in (run.folder / place).rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files if path.name != taught.FILE}

@@ -50,7 +50,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
     Raises:
         ConfigError: weights that are not finite, or are beyond float16 with `half`.
     """
-    tensors = _learned(policy)
+    tensors = learned(policy)
     if half:
         # Not the buffers: a small obs_std would become 0, and a large obs_mean infinite.
         tensors |= {name: tensors[name].half() for name, _ in policy.named_parameters() if name in tensors}
@@ -118,7 +118,7 @@ def content_hash(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -152,7 +152,7 @@ class _Fields:
                 raise CorruptArtifactError(f"{self.path}: {self.name}{name} is no field of {known.__name__}")
 
 
-def _learned(policy: NetworkPolicy) -> dict[str, Tensor]:
+def learned(policy: NetworkPolicy) -> dict[str, Tensor]:
     """The numbers of a policy; Keras also counts, in integers, what it has seen."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class KerasPolicy(nn.Module):
         super().__init__()
         self.model, self.probabilities = model, probabilities
         self._content, self._spec, self._scale = content, spec, scale
+        self.digest, self.asked = hashlib.sha256(content).hexdigest(), (scale,)
 
     @property
     def spec(self) -> PolicySpec:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.imports import import_name
 from rldistill.students.network import split_parts
+from rldistill.teachers.ensemble import Ensemble
 from rldistill.teachers.foreign import blamed, certain
 from rldistill.teachers.probabilities import made_up, warn_of_logits
 from rldistill.teachers.tensors import read_state_dict
@@ -171,6 +172,27 @@ class FunctionPolicy:
         return torch.stack(tensors).permute(2, 0, 1, 3)
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnPolicy:
+    """A policy of the user's own class, with the `name` by which it is known again."""
+
+    policy: Policy
+    name: str
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's."""
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """The policy's."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """What the policy says."""
+        return self.policy(obs, state)
+
+
 def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
     """The teacher that `module:factory` makes, with the weights of a file for `module:factory@FILE`.
 
@@ -204,7 +226,8 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
         says = "tells what its numbers mean" if native else "gives actions, no numbers of a head"
         raise ConfigError(f"teacher: {reference}: head: {type(made).__name__} {says}; leave it out")
     if native:
-        return made  # type: ignore[no-any-return]
+        policy: Policy = made
+        return policy if isinstance(made, nn.Module | Ensemble) else OwnPolicy(policy, name)
     if spec is None:
         raise ConfigError(f"teacher: {name} does not tell its environment; give the environment's spec")
     if isinstance(made, nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,7 @@ class OnnxPolicy:
         self._content, self._spec, self._output, self._scale = content, spec, output, scale
         self.probabilities = probabilities
         self._session = _session(content)
+        self.digest, self.asked = hashlib.sha256(content).hexdigest(), (output, scale)
 
     @property
     def spec(self) -> PolicySpec:
