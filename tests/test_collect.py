@@ -360,6 +360,11 @@ def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Pat
     for number in (0, 1):
         with pytest.raises(ConfigError, match=r"collected with the teacher.*--overwrite.*relabel"):
             collect(CARTPOLE, other, config, tmp_path, round=number, resume=True)
+    short = EnvConfig("CartPole-v1", {"max_episode_steps": 50})
+    with pytest.raises(
+        ConfigError, match=r"env has \{'kwargs': \{\}\}, but .*50.* is asked for now; name another folder"
+    ):
+        collect(short, teacher, config, tmp_path, round=1, resume=True)
     assert manifest_bytes(tmp_path) == before
     save_policy(teacher, tmp_path / "elsewhere", {})
     collect(CARTPOLE, load_native(tmp_path / "elsewhere"), config, tmp_path, round=1, resume=True)

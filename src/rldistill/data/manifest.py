@@ -56,7 +56,11 @@ class Manifest:
                 )
             for key, value in _as_json(asked).items():
                 if document[key] != value:
-                    raise ConfigError(f"{path}: {key} is {document[key]}, but {value} is asked for now; --overwrite?")
+                    was, now = _differing(document[key], value)
+                    raise ConfigError(
+                        f"{path}: {key} has {was}, but {now} is asked for now; name another folder (out=...), or "
+                        "collect again with --overwrite"
+                    )
         known = document["rounds"].setdefault(str(round), _as_json(request))
         for key, value in _as_json(request).items():
             if key != "teacher" and known.get(key) != value:
@@ -170,6 +174,14 @@ def _as_json(value: dict[str, Any]) -> dict[str, Any]:
         return [convert(inner) for inner in item] if isinstance(item, list | tuple) else item
 
     return {key: convert(item) for key, item in value.items()}
+
+
+def _differing(one: Any, other: Any) -> tuple[Any, Any]:
+    """Both, without what they have in common."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: one.get(key) for key in keys}, {key: other.get(key) for key in keys}
 
 
 @contextmanager
