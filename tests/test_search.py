@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -93,6 +94,8 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
     with pytest.raises(ConfigError, match="--resume"):
         search(run, config, quiet=True)
+    with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
+        search(run, dataclasses.replace(config, within=0.1), resume=True, quiet=True)
     again = search(run, config, resume=True, quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig
-from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.errors import ConfigError, NothingLearnedError, shown
 from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, non_inferior
 from rldistill.evaluate.looks import RISK as OF_LOOKS
@@ -33,6 +34,7 @@ from rldistill.recipes.pipeline import load_teacher, run_collect, run_train
 from rldistill.recipes.run import Dagger, Run
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
 from rldistill.students import AnyStudent, Cnn, Mlp, Tree
+from rldistill.teachers.identity import identity
 from rldistill.teachers.train import TrainConfig
 from rldistill.types import Policy, PolicySpec
 
@@ -132,14 +134,18 @@ def search(
         `env within by teacher winner tried front seconds`, as written to `search/search.json`.
 
     Raises:
-        ConfigError: the teacher is no better than random play.
+        ConfigError: the teacher is no better than random play, or what is there was asked for otherwise.
     """
     folder, started = run.folder / "search", time.monotonic()
-    if open_stage(folder, folder / "search.json", resume, overwrite):
-        return dict(read_json(folder / "search.json"))
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume=True, quiet=quiet)
     teacher = load_teacher(run)
+    asked = _asked(run, config, teacher)
+    if (folder / "asked.json").exists() and not overwrite:
+        _require_same(folder / "asked.json", asked)
+    if open_stage(folder, folder / "search.json", resume, overwrite):
+        return dict(read_json(folder / "search.json"))
+    write_json(folder / "asked.json", asked)
     data = _shared_data(run, config, teacher, run_collect(run, resume=True, quiet=quiet), folder, quiet)
     arena = Arena(run.env.seen_by(teacher), teacher, run.seed, run.evaluate.gamma)
     best, worst = (arena.reference(who, config.episodes, CHOOSING).mean() for who in ("teacher", "random"))
@@ -173,6 +179,23 @@ def search(
     }
     write_json(folder / "search.json", found)
     return found
+
+
+def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
+    """All that a search depends on, as JSON."""
+    parts = {key: run.document.get(key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate")}
+    asked = {**dataclasses.asdict(config), **parts, "teacher": identity(teacher)}
+    return dict(json.loads(json.dumps(asked, default=str)))
+
+
+def _require_same(path: Path, asked: dict[str, Any]) -> None:
+    known = read_json(path)
+    for key, value in asked.items():
+        if known.get(key) != value:
+            raise ConfigError(
+                f"{path}: {key} was {shown(known.get(key))}, now it is {shown(value)}. Go on with the old value, or "
+                "start again with --overwrite."
+            )
 
 
 def run_search(
