@@ -22,8 +22,8 @@ from rldistill.artifacts import sha256_file
 from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
-from rldistill.recipes.pipeline import run_distill
-from rldistill.recipes.taught import open_student
+from rldistill.recipes.pipeline import run_distill, run_evaluate
+from rldistill.recipes.taught import open_student, require_taught_by
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -165,6 +165,13 @@ def test_a_student_stays_with_the_teacher_that_taught_it(tmp_path: Path, teacher
     assert open_student(folder, other, True, False)
     with pytest.raises(ConfigError, match="--resume"):
         open_student(folder, other, False, False)
+    for ask in (lambda: open_student(folder, teacher, True, False), lambda: require_taught_by(folder, teacher)):
+        with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
+            ask()
+    require_taught_by(folder, other)
+    run = RunConfig.load(write_run(tmp_path, teacher, seeds=[0])).plan()
+    open_student(run.folder / "students" / "mlp" / "seed-0", other, False, False)
+    (run.folder / "students" / "mlp" / "seed-0" / "policy.json").write_text("{}")
     with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
-        open_student(folder, teacher, True, False)
+        run_evaluate(run)
     assert not open_student(folder, teacher, False, True)
