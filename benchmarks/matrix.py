@@ -37,7 +37,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Acrobot": {"id": "Acrobot-v1", "steps": 20_000, "rounds": (8_000, 4, 3_000),
                 "train": PPO | {"total_steps": 200_000}, "fit": SMALL},
     "BipedalWalker": {"id": "BipedalWalker-v3", "agent": "ppo/BipedalWalker-v3", "steps": 100_000,
-                      "rounds": (40_000, 4, 15_000), "train": PPO | {"total_steps": 2_000_000}, "fit": MIDDLE},
+                      "rounds": (40_000, 4, 15_000), "train": PPO | {"total_steps": 2_000_000},
+                      "fit": MIDDLE | {"epochs": 100}},
     "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
                     "rounds": (40_000, 4, 15_000), "fit": MIDDLE,
                     "train": {"algorithm": "SAC", "num_envs": 1, "total_steps": 300_000}},
@@ -49,6 +50,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 
 REGIONS = [["opponent", 14, 78, 0, 12], ["ball", 14, 78, 12, 72], ["player", 14, 78, 72, 84]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
+TANH64 = MLP64 | {"activation": "tanh"}
 WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 CNN10 = {"type": "cnn", "channels": [8, 8, 8], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [12]}
@@ -84,8 +86,8 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Acrobot", "mlp", MLP32, "jeffreys", "offline"),
     ("BipedalWalker", "linear", LINEAR, "action_nll", "dagger"),
     ("BipedalWalker", "tree", {"type": "tree", "max_depth": 14, "min_samples": 4}, "action_nll", "dagger"),
-    ("BipedalWalker", "mlp", MLP64, "forward_kl", "offline"),
-    ("BipedalWalker", "mlp-dagger", MLP64, "forward_kl", "dagger"),
+    ("BipedalWalker", "mlp", TANH64, "forward_kl", "offline"),
+    ("BipedalWalker", "mlp-dagger", TANH64, "forward_kl", "dagger"),
     ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp", MLP64, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),

@@ -22,6 +22,7 @@ from rldistill.artifacts import sha256_file
 from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
+from rldistill.recipes import from_reward
 from rldistill.recipes.pipeline import run_distill, run_evaluate
 from rldistill.recipes.taught import open_student, require_taught_by
 from rldistill.students.network import NetworkPolicy
@@ -175,3 +176,11 @@ def test_a_student_stays_with_the_teacher_that_taught_it(tmp_path: Path, teacher
     with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
         run_evaluate(run)
     assert not open_student(folder, teacher, False, True)
+
+
+def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
+    folder = run.folder / "students" / "mlp" / "seed-0"
+    save_policy(teacher, folder, {})
+    from_reward.distill_student(run, teacher, None, "mlp", 0, True, False, lambda *_: None)
+    assert not (folder / "teacher.json").exists()

@@ -96,6 +96,11 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
         search(run, config, quiet=True)
     with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
         search(run, dataclasses.replace(config, within=0.1), resume=True, quiet=True)
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    more = dataclasses.replace(run, collect=dataclasses.replace(run.collect, steps=run.collect.steps + 64))
+    with pytest.raises(ConfigError, match=r"steps.*rldistill collect FILE --overwrite"):
+        search(more, config, overwrite=True, quiet=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
     again = search(run, config, resume=True, quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}

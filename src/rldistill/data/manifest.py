@@ -66,7 +66,7 @@ class Manifest:
             if key != "teacher" and known.get(key) != value:
                 raise ConfigError(
                     f"{path}: round {round} was begun with {key} = {known.get(key)}, now it is {value}. "
-                    "Go on with the old value, or start again with --overwrite."
+                    "Go on with the old value, or collect again: `rldistill collect FILE --overwrite`."
                 )
         write_json(path, document)
         return cls(folder, document)
@@ -125,8 +125,8 @@ class Manifest:
         if known and teacher not in known:
             raise ConfigError(
                 f"{self.folder}: it was collected with the teacher {' and '.join(dict.fromkeys(known))}, now it is "
-                f"{teacher}. Go on with the old one, start again with --overwrite, or let the new one label what is "
-                "there: `rldistill dataset relabel`."
+                f"{teacher}. Go on with the old one, collect again (`rldistill collect FILE --overwrite`), or let the "
+                "new one label what is there: `rldistill dataset relabel`."
             )
 
     def has_round(self, round: int) -> bool:

@@ -14,12 +14,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.artifacts import open_stage
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
-from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
+from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
 from rldistill.recipes.taught import open_student
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
@@ -46,8 +47,14 @@ def distill_student(
 ) -> NetworkPolicy:
     """One student with one training seed, by the run's recipe."""
     folder = run.folder / "students" / name / f"seed-{seed}"
+    # From reward alone nobody teaches, so that any teacher may stand beside it.
+    begin = (
+        partial(open_stage, folder, folder / "policy.json")
+        if isinstance(run.recipe, Scratch)
+        else partial(open_student, folder, teacher)
+    )
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
-        open_student(folder, teacher, resume, overwrite)
+        begin(resume, overwrite)
         return load_native(folder)
     student = run.students[name]
     learn: Callable[..., NetworkPolicy]
@@ -62,7 +69,7 @@ def distill_student(
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
     guidance = guidance_of(run, teacher)
-    open_student(folder, teacher, resume, overwrite)
+    begin(resume, overwrite)
     return learn(
         teacher=teacher,
         guidance=guidance,

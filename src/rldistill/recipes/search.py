@@ -143,10 +143,13 @@ def search(
     asked = _asked(run, config, teacher)
     if (folder / "asked.json").exists() and not overwrite:
         _require_same(folder / "asked.json", asked)
-    if open_stage(folder, folder / "search.json", resume, overwrite):
+    if resume and not overwrite and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
+    # Before anything is thrown away or noted: what was collected otherwise is refused.
+    collected = run_collect(run, resume=True, quiet=quiet)
+    open_stage(folder, folder / "search.json", resume, overwrite)
     write_json(folder / "asked.json", asked)
-    data = _shared_data(run, config, teacher, run_collect(run, resume=True, quiet=quiet), folder, quiet)
+    data = _shared_data(run, config, teacher, collected, folder, quiet)
     arena = Arena(run.env.seen_by(teacher), teacher, run.seed, run.evaluate.gamma)
     best, worst = (arena.reference(who, config.episodes, CHOOSING).mean() for who in ("teacher", "random"))
     if not best > worst:
@@ -184,7 +187,7 @@ def search(
 def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
     """All that a search depends on, as JSON."""
     parts = {key: run.document.get(key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate")}
-    asked = {**dataclasses.asdict(config), **parts, "teacher": identity(teacher)}
+    asked = {**dataclasses.asdict(config), **parts, "seed": run.seed, "teacher": identity(teacher)}
     return dict(json.loads(json.dumps(asked, default=str)))
 
 

@@ -18,7 +18,7 @@ def require_taught_by(folder: Path, teacher: Policy) -> None:
     if path.exists() and (known := read_json(path)) != asked:
         raise ConfigError(
             f"{path}: the student was taught by {known}, now the teacher is {asked}. Go on with the teacher "
-            "that it had, or start again with --overwrite."
+            "that it had, or let the new one teach: `rldistill distill FILE --overwrite`."
         )
 
 
