@@ -46,7 +46,7 @@ class DoubleDQN(DQN):
     `exploration_spread` and `exploration_zeta` are those of `Exploration`.
 
     With `freeze_convolutions` those stay as they are, their outputs are what the replay holds, and only the dense
-    layers learn: seven times as many samples a second, for a policy whose convolutions already see what matters.
+    layers learn: many more samples a second, for a policy whose convolutions already see what matters.
 
     With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
     step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
