@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.envs import FakeImageEnv
 
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.teachers.dqn import DoubleDQN, _quantile_huber
-from rldistill.teachers.exploration import Exploration
 from rldistill.teachers.frame_replay import FrameReplayBuffer
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.train import TrainConfig, train_teacher
@@ -146,78 +144,19 @@ def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> 
         torch.testing.assert_close(q_values, first(obs)[0].params, rtol=1e-2, atol=1e-3)
 
 
-def test_widened_gaps_are_taken_off_the_targets() -> None:
-    env = "CartPole-v1"
-    model = DoubleDQN("MlpPolicy", env, gap_widening=0.5, device="cpu", policy_kwargs={"net_arch": []})
-    with torch.no_grad():  # Q(s, .) = (3, 1) in both networks, whatever s is
-        for net in (model.q_net, model.q_net_target):
-            net.q_net[-1].weight.zero_()
-            net.q_net[-1].bias.copy_(torch.tensor([3.0, 1.0]))
-    obs, ones = torch.zeros(2, 4), torch.ones(2, 1)
-    part = (obs, torch.tensor([[0], [1]]), obs, 0 * ones, ones, 0.9 * ones, ones)
-    # The target of the best action: 1 + 0.9 * 3 = 3.7, 0.7 above its 3; of the other, also 1/2 * (3 - 1) less: 2.7, 1.7
-    # above its 1.
-    _, td_errors, _ = model._loss_and_gradients(part)
-    torch.testing.assert_close(td_errors, torch.tensor([0.7, 1.7]))
-    with pytest.raises(ValueError, match="gap_widening: expected a number from 0 to below 1, found 1"):
-        DoubleDQN("MlpPolicy", env, gap_widening=1)
+def test_where_rewards_end_returns_nothing_after_them_counts() -> None:
+    data = filled(terminal_on_reward=True)._get_samples(np.array([0, 4]))
+    assert data.rewards.flatten().tolist() == [0 + 0.5 * 1, 4]  # the frame shown at step n pays n
+    assert data.dones.flatten().tolist() == [1, 1]
+    assert filled()._get_samples(np.array([4])).dones.flatten().tolist() == [0]
 
 
-def test_each_environment_explores_at_a_rate_of_its_own() -> None:
-    model = DoubleDQN("MlpPolicy", "CartPole-v1", exploration_spread=2.0, device="cpu")
+def test_each_environment_tosses_a_coin_of_its_own() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", device="cpu")
     model.exploration_rate = 0.5
     with torch.no_grad():  # the greedy action is 0, a random one is 1 every other time
         model.q_net.q_net[-1].bias.copy_(torch.tensor([1e3, 0.0]))
     np.random.seed(0)
-    actions = np.array([model.predict(np.zeros((3, 4), np.float32))[0] for _ in range(4_000)])
-    # 0.5^1, 0.5^2 and 0.5^3, halved; four standard errors of the first are 0.028
-    np.testing.assert_allclose(actions.mean(0), [0.25, 0.125, 0.0625], atol=0.028)
-    with pytest.raises(ValueError, match="exploration_spread: expected at least 0"):
-        DoubleDQN("MlpPolicy", "CartPole-v1", exploration_spread=-1)
-
-
-def test_random_actions_are_kept_up_for_as_long_as_zeta_says() -> None:
-    explore, lengths, left = Exploration(zeta=2.0), [], 0
-    np.random.seed(0)
-    for _ in range(30_000):
-        action = explore(np.array([9]), 0.05, 9)[0]  # 9 is the greedy action, and no random one
-        if action != 9:
-            left += 1
-        elif left:
-            lengths.append(left)
-            left = 0
-    # A step is kept up alone with probability 1 / zeta(2) = 0.608, for two with 0.152; in one of 20 cases another one
-    # follows at once. Some 1,000 of them: four standard errors are 0.06.
-    assert np.mean(np.array(lengths) == 1) == pytest.approx(0.608 * 0.95, abs=0.06)
-    assert max(lengths) > 10
-    with pytest.raises(ValueError, match="exploration_zeta: expected 0, or a number above 1"):
-        Exploration(zeta=0.5)
-
-
-def test_frozen_convolutions_stay_and_the_dense_layers_learn_from_what_they_see(tmp_path: Path) -> None:
-    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
-    settings: dict[str, Any] = {"buffer_size": 400, "learning_starts": 16, "batch_size": 4, "n_steps": 2}
-    train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
-    before = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu").q_net.state_dict()
-    frozen = {**settings, "freeze_convolutions": True, "learning_rate": 0.01}
-    train_teacher(pong, TrainConfig("DoubleDQN", 120, 2, 120, 1, hyperparameters=frozen), tmp_path, resume=True)
-    after = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu").q_net.state_dict()
-    same = {name: torch.equal(before[name], after[name]) for name in before}
-    assert same == {name: ".cnn." in name for name in before}
-
-
-def test_what_is_kept_of_frames_is_what_the_convolutions_make_of_them() -> None:
-    frames = spaces.Box(0, 255, (2, 36, 36), np.uint8)
-    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=2, channel_first=True)
-    assert env.observation_space == frames
-    model = DoubleDQN("CnnPolicy", env, buffer_size=20, freeze_convolutions=True, device="cpu")
-    buffer = cast(Any, model.replay_buffer)
-    shown = np.random.default_rng(0).integers(0, 256, (6, 1, 2, 36, 36)).astype(np.uint8)
-    for step, obs in enumerate(shown):
-        buffer.add(obs, obs, np.array([step]), np.array([step], np.float32), np.zeros(1, bool), [{}])
-    rows = np.array([2, 4])
-    of_frames = model._quantiles(model.q_net, model._scaled(torch.from_numpy(shown[rows, 0])))
-    of_features = model._quantiles(model.q_net, model._scaled(buffer._get_samples(rows).observations))
-    torch.testing.assert_close(of_features, of_frames, rtol=1e-2, atol=1e-3)  # half precision
-    with pytest.raises(ValueError, match="freeze_convolutions: the policy has no convolutions"):
-        DoubleDQN("MlpPolicy", "CartPole-v1", freeze_convolutions=True)
+    actions = np.array([model.predict(np.zeros((2, 4), np.float32))[0] for _ in range(4_000)])
+    np.testing.assert_allclose(actions.mean(0), 0.25, atol=0.028)  # four standard errors
+    assert np.mean(actions[:, 0] & actions[:, 1]) == pytest.approx(0.25**2, abs=0.016)

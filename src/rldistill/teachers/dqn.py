@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, reduce
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.dqn.policies import QNetwork
@@ -24,8 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rldistill.students.network import keep_scale
-from rldistill.teachers.exploration import Exploration
-from rldistill.teachers.frame_replay import FeatureReplayBuffer, FrameReplayBuffer
+from rldistill.teachers.frame_replay import FrameReplayBuffer
 from rldistill.teachers.vec_env import SteppingVecEnv
 
 
@@ -38,16 +36,6 @@ class DoubleDQN(DQN):
     Huber loss is delta^2 / (2 kappa) below `kappa` and |delta| - kappa / 2 above. As a teacher, such a network is
     stored with one output an action: the mean is linear.
 
-    With `gap_widening` alpha > 0, alpha (max_b Q'(s, b) - Q'(s, a)), Q' the target network's means, is taken off every
-    target: in the limit the best actions keep their values, and all others lie 1 / (1 - alpha) times as far below
-    (advantage learning, Bellemare 2016, arXiv 1512.04860). Where one action changes little, as in Pong, the gaps are
-    otherwise smaller than the errors of the fit.
-
-    `exploration_spread` and `exploration_zeta` are those of `Exploration`.
-
-    With `freeze_convolutions` those stay as they are, their outputs are what the replay holds, and only the dense
-    layers learn: many more samples a second, for a policy whose convolutions already see what matters.
-
     With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
     step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
     """
@@ -58,10 +46,6 @@ class DoubleDQN(DQN):
         average_decay: float = 0.0,
         n_quantiles: int = 1,
         kappa: float = 1.0,
-        gap_widening: float = 0.0,
-        exploration_spread: float = 0.0,
-        exploration_zeta: float = 0.0,
-        freeze_convolutions: bool = False,
         **kwargs: Any,
     ) -> None:
         if not 0 <= average_decay < 1:
@@ -70,19 +54,13 @@ class DoubleDQN(DQN):
             raise ValueError(f"n_quantiles: expected at least 1, found {n_quantiles}")
         if kappa <= 0:
             raise ValueError(f"kappa: expected a number above 0, found {kappa}")
-        if not 0 <= gap_widening < 1:
-            raise ValueError(f"gap_widening: expected a number from 0 to below 1, found {gap_widening}")
         self.average_decay, self.n_quantiles, self.kappa = average_decay, n_quantiles, kappa
-        self.gap_widening, self.freeze_convolutions = gap_widening, freeze_convolutions
-        self.exploration_spread, self.exploration_zeta = exploration_spread, exploration_zeta
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
-        self._explore = Exploration(self.exploration_spread, self.exploration_zeta)
         n_steps = self.n_steps
         if _is_frame_stack(self.observation_space):
-            kind = FeatureReplayBuffer if self.freeze_convolutions else FrameReplayBuffer
-            self.replay_buffer_class = kind  # type: ignore[assignment]
+            self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
             self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
             self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
         super()._setup_model()
@@ -93,32 +71,12 @@ class DoubleDQN(DQN):
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.freeze_convolutions:
-            self._freeze_convolutions()
         self._due = 0
         self._average: list[torch.Tensor] = []
         self._averaged = 0
-        self._seen: tuple[Any, torch.Tensor] = (None, torch.empty(0))
         # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def _freeze_convolutions(self) -> None:
-        extractor, buffer = self.q_net.features_extractor, cast(object, self.replay_buffer)
-        if not isinstance(buffer, FeatureReplayBuffer) or not isinstance(extractor, NatureCNN):
-            raise ValueError("freeze_convolutions: the policy has no convolutions over frames")
-        extractor.cnn.requires_grad_(False)
-        buffer.encode = self._convolved
-
-    def _convolved(self, observation: NDArray[np.uint8]) -> torch.Tensor:
-        """What the convolutions make of frame stacks `[N, T, H, W]`; those seen last are not looked at again."""
-        if self._seen[0] is not observation:
-            extractor = self.q_net.features_extractor
-            assert isinstance(extractor, NatureCNN)
-            obs, _ = self.policy.obs_to_tensor(observation)
-            with torch.no_grad():
-                self._seen = observation, extractor.cnn(self._scaled(obs).float())  # type: ignore[arg-type]
-        return self._seen[1]
 
     def _widen_outputs(self) -> None:
         for net in (self.q_net, self.q_net_target):
@@ -160,7 +118,7 @@ class DoubleDQN(DQN):
         fields = (*data[:5], discounts, weights)
         parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)
         losses, td_errors, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
-        for parameter, *summands in zip(self._learning(), *gradients, strict=True):
+        for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
             parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
@@ -179,16 +137,10 @@ class DoubleDQN(DQN):
             scaled = self._scaled(next_obs)
             best = self._quantiles(self.q_net, scaled).mean(1).argmax(1)
             target = rewards + (1 - dones) * discounts * _of_action(self._quantiles(self.q_net_target, scaled), best)
-            if self.gap_widening:
-                values = self._quantiles(self.q_net_target, self._scaled(obs)).mean(1)
-                target = target - self.gap_widening * (values.amax(1, keepdim=True) - values.gather(1, actions.long()))
         current = _of_action(self._quantiles(self.q_net, self._scaled(obs)), actions.long().flatten())
         loss = (weights * _quantile_huber(current, target, self.kappa)).sum()
         td_errors = target.mean(1) - current.detach().mean(1)
-        return loss.item(), td_errors, torch.autograd.grad(loss, self._learning())
-
-    def _learning(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.q_net.parameters() if parameter.requires_grad]
+        return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _add_to_average(self) -> None:
         parameters = [parameter.detach() for parameter in self.q_net.parameters()]
@@ -212,7 +164,7 @@ class DoubleDQN(DQN):
             torch._foreach_copy_(parameters, kept)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_pool", "_average", "_averaged", "_seen", "_explore"]
+        return [*super()._excluded_save_params(), "_pool", "_average", "_averaged"]
 
     def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
         # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.
@@ -223,9 +175,7 @@ class DoubleDQN(DQN):
     def _quantiles(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
         """Of each action's return, (batch, quantile, action)."""
         extractor = net.features_extractor
-        if scaled_obs.ndim == 2 and isinstance(extractor, NatureCNN):  # what the convolutions have made of it
-            features = extractor.linear(scaled_obs)
-        elif scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
+        if scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
             # The convolutions alone: the action gaps of Pong are smaller than bfloat16's steps near its Q values.
             with torch.autocast(self.device.type, torch.bfloat16):
                 features = extractor.cnn(scaled_obs)
@@ -241,10 +191,12 @@ class DoubleDQN(DQN):
         """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
         obs, vectorized = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            inputs = self._convolved(observation) if self.freeze_convolutions else self._scaled(obs)  # type: ignore[arg-type]
-            action = self._quantiles(self.q_net, inputs).mean(1).argmax(1).cpu().numpy()
+            q_values = self._quantiles(self.q_net, self._scaled(obs)).mean(1)  # type: ignore[arg-type]
+        action = q_values.argmax(1).cpu().numpy()
         if not deterministic:
-            action = self._explore(action, self.exploration_rate, int(self.action_space.n))  # type: ignore[attr-defined]
+            explores = np.random.rand(len(action)) < self.exploration_rate
+            random = np.random.randint(0, self.action_space.n, len(action))  # type: ignore[attr-defined]
+            action = np.where(explores, random, action)
         action = action if vectorized else action[0]
         return action, state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,9 @@ class FrameReplayBuffer(BaseBuffer):
     With `alpha` > 0, a transition is drawn with a probability proportional to (|its last TD error| + 0.001)^alpha, new
     ones with the largest so far, and weighted by (its probability times the number of transitions)^-beta over the
     largest such weight in the batch (Schaul 2016, arXiv 1511.05952).
+
+    With `terminal_on_reward`, returns end at each reward that is not 0, as they do at a lost life: in a game of many
+    points that are played for one by one, values are then those of the point at hand, in [-1, 1].
     """
 
     def __init__(
@@ -39,12 +41,13 @@ class FrameReplayBuffer(BaseBuffer):
         padding: Padding = "zero",
         alpha: float = 0.0,
         beta: float = 0.5,
+        terminal_on_reward: bool = False,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.depth, *frame = observation_space.shape
         self.n_steps, self.gamma, self.padding = n_steps, gamma, padding
-        self.alpha, self.beta = alpha, beta
+        self.alpha, self.beta, self.terminal_on_reward = alpha, beta, terminal_on_reward
         rows = self.buffer_size * n_envs
         self.frames: NDArray[Any] = np.zeros((rows, *frame), np.uint8)
         self.actions = np.zeros(rows, np.int64)
@@ -68,9 +71,10 @@ class FrameReplayBuffer(BaseBuffer):
     ) -> None:
         rows = slice(self.pos * self.n_envs, (self.pos + 1) * self.n_envs)
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        self._remember(obs, rows)
+        self.frames[rows] = obs[:, -1]
         self.actions[rows], self.rewards[rows] = action.reshape(-1), reward
-        self.terminated[rows], self.truncated[rows] = done & ~truncated, truncated
+        ends = done | (reward != 0) if self.terminal_on_reward else done
+        self.terminated[rows], self.truncated[rows] = ends & ~truncated, truncated
         self.age[rows] = self._age
         self.priorities[rows] = self.priorities.max() or 1.0
         self._age = np.where(done, 0, self._age + 1)
@@ -126,24 +130,6 @@ class FrameReplayBuffer(BaseBuffer):
             discounts=torch.full((len(batch_inds), 1), self.gamma**self.n_steps, device=self.device),
         )
 
-    def _remember(self, obs: NDArray[np.uint8], rows: slice) -> None:
-        self.frames[rows] = obs[:, -1]
-
     def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
         stacks = stack_frames(self.frames, rows, self.age[rows], self.depth, self.padding, self.n_envs)
         return torch.from_numpy(stacks).to(self.device, memory_format=torch.channels_last)
-
-
-class FeatureReplayBuffer(FrameReplayBuffer):
-    """The same over what `encode` makes of frame stacks, `[N, F]`, in half precision, which need no more stacking."""
-
-    encode: Callable[[NDArray[np.uint8]], torch.Tensor]
-
-    def _remember(self, obs: NDArray[np.uint8], rows: slice) -> None:
-        features = self.encode(obs).half().cpu().numpy()
-        if self.frames.dtype != np.float16:
-            self.frames = np.zeros((len(self.frames), features.shape[1]), np.float16)
-        self.frames[rows] = features
-
-    def _stacks(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(self.frames[rows]).to(self.device)
