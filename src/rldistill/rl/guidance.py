@@ -16,7 +16,7 @@ FALL = 0.2
 """By what share of its distance from random play a student has to fall after weaning began for a warning."""
 SLACK = 0.1
 """By what share of that distance the return may fall while the weight is taken back."""
-PATIENT = 0.5
+PATIENT = 0.9
 """What the weight is multiplied with at each update in which the return holds."""
 
 
@@ -29,7 +29,7 @@ class Guidance:
         weight: what they are weighted with over the course of training.
         gate: `none`; `performance`, by which the weight is further multiplied with
             clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the student's return; or `holding`, by which it
-            is halved at each update while the return holds, and restored where it falls.
+            loses a tenth at each update while the return holds, and is restored where it falls.
         proximal: whether a loss counts with max(r, 1 - clip_range), r the probability ratio of the action taken.
         teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
         teacher_return, random_return: what `gate` compares with, and what the student's return is seen beside.
