@@ -153,7 +153,7 @@ def test_the_teacher_is_not_weaned_off_before_the_policy_learns(teacher: Network
     holding = Guidance(KL, gate="holding", teacher_return=500.0, random_return=-4_000.0)  # so that all returns hold
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=holding)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    # Ten updates of 256 steps; the sixth row is the first after 1,280, and takes a tenth off what the seventh learns with.
+    # Ten updates of 256 steps; the sixth row is the first after 1,280, and takes a tenth off the weight of the seventh.
     weights = [row["distillation_weight"] for row in rows]
     assert weights == pytest.approx([1.0] * 6 + [0.9, 0.81, 0.729, 0.6561])
 
