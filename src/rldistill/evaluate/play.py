@@ -26,6 +26,8 @@ Of ale-py's fewer, since those that have no episode left cost as much as ever.
 """
 NONE = -1
 """In place of an episode's number, in a slot that has none left to play."""
+CHUNK = 1024
+"""Steps whose actions are kept in one array."""
 
 
 @dataclass
@@ -196,7 +198,7 @@ def _play(
         return to_env_action(action)
 
     left = len(numbers)
-    taken: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
+    taken = _Taken()
     for transition in rollout(env, env.reset(), act):
         if transition is None:
             yield None
@@ -208,7 +210,7 @@ def _play(
         out.returns[episodes] += reward
         out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
         out.lengths[episodes] += 1
-        taken.append((episodes, transition.action[counted]))
+        taken.add(playing, transition.action)
         over = playing[transition.step.ended] != NONE
         if not over.any():
             continue
@@ -220,16 +222,39 @@ def _play(
         if left == 0:
             break
     env.close()
-    _sort(taken, out)
+    taken.give_to(out)
 
 
-def _sort(taken: list[tuple[NDArray[np.int64], NDArray[Any]]], out: Episodes) -> None:
-    """Give each episode the actions that were taken in it."""
-    of, actions = (np.concatenate(parts) for parts in zip(*taken, strict=True))
-    order = np.argsort(of, kind="stable")
-    bounds = np.flatnonzero(np.diff(of[order])) + 1
-    for number, rows in zip(of[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
-        out.actions[number] = list(actions[rows])
+class _Taken:
+    """What was done in every slot, step after step, in chunks.
+
+    Small arrays that were kept from between the large ones of each step, which are not, would leave the heap in shreds:
+    it grows by a batch of observations with each step.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
+        self.used = CHUNK
+
+    def add(self, playing: NDArray[np.int64], action: NDArray[Any]) -> None:
+        """Note the actions of one step of the slots, which play these episodes."""
+        if self.used == CHUNK:
+            numbers = np.full((CHUNK, len(playing)), NONE)
+            self.chunks.append((numbers, np.zeros((CHUNK, *action.shape), action.dtype)))
+            self.used = 0
+        numbers, actions = self.chunks[-1]
+        numbers[self.used], actions[self.used] = playing, action
+        self.used += 1
+
+    def give_to(self, out: Episodes) -> None:
+        """Give each episode the actions that were taken in it."""
+        of = np.concatenate([numbers.reshape(-1) for numbers, _ in self.chunks])
+        actions = np.concatenate([chosen.reshape(-1, *chosen.shape[2:]) for _, chosen in self.chunks])
+        of, actions = of[of != NONE], actions[of != NONE]
+        order = np.argsort(of, kind="stable")
+        bounds = np.flatnonzero(np.diff(of[order])) + 1
+        for number, rows in zip(of[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
+            out.actions[number - out.first] = list(actions[rows])
 
 
 def _seen(

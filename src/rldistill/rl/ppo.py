@@ -303,7 +303,9 @@ class _Training:
             if distillation > 0 and part.labels is not None:
                 divergence = self._distillation(output, part, done)
                 if self.guidance.proximal:
-                    divergence = ratio.clamp_min(1 - config.clip_range) * divergence
+                    # The divergence is one of states, whatever was done in them, so that its product with the gradient
+                    # of the ratio is noise of mean zero, which drives Gaussian policies away from all they do.
+                    divergence = ratio.detach().clamp_min(1 - config.clip_range) * divergence
                 loss = loss + distillation * divergence.mean()
                 row["distillation_loss"] = divergence.detach().mean()
         assert self.weights.grad is not None
