@@ -19,7 +19,6 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.dqn.policies import QNetwork
-from torch import nn
 from torch.nn import functional as F
 
 from rldistill.students.network import keep_scale
@@ -28,13 +27,7 @@ from rldistill.teachers.vec_env import SteppingVecEnv
 
 
 class DoubleDQN(DQN):
-    """SB3's DQN with double Q-learning, quantiles if asked, and a schedule of work that suits CPUs.
-
-    With `n_quantiles` > 1 each action has that many outputs theta_i, its Q value is their mean, and the loss is
-    2 sum_i mean_j |tau_i - 1(delta_ij < 0)| Huber(delta_ij), delta_ij = r + gamma theta'_j(s', a*) - theta_i(s, a),
-    tau_i = (i + 1/2) / n_quantiles (QR-DQN, Dabney 2017, arXiv 1710.10044); one quantile is plain double DQN. The
-    Huber loss is delta^2 / (2 kappa) below `kappa` and |delta| - kappa / 2 above. As a teacher, such a network is
-    stored with one output an action: the mean is linear.
+    """SB3's DQN with double Q-learning, and a schedule of work that suits CPUs.
 
     With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
     step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
@@ -44,17 +37,11 @@ class DoubleDQN(DQN):
         self,
         *args: Any,
         average_decay: float = 0.0,
-        n_quantiles: int = 1,
-        kappa: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if not 0 <= average_decay < 1:
             raise ValueError(f"average_decay: expected a number from 0 to below 1, found {average_decay}")
-        if n_quantiles < 1:
-            raise ValueError(f"n_quantiles: expected at least 1, found {n_quantiles}")
-        if kappa <= 0:
-            raise ValueError(f"kappa: expected a number above 0, found {kappa}")
-        self.average_decay, self.n_quantiles, self.kappa = average_decay, n_quantiles, kappa
+        self.average_decay = average_decay
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -65,8 +52,6 @@ class DoubleDQN(DQN):
             self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
         super()._setup_model()
         self.n_steps = n_steps
-        if self.n_quantiles > 1:
-            self._widen_outputs()
         if len(self.observation_space.shape or ()) == 3:
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
@@ -77,16 +62,6 @@ class DoubleDQN(DQN):
         # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def _widen_outputs(self) -> None:
-        for net in (self.q_net, self.q_net_target):
-            *_, last = net.q_net
-            assert isinstance(last, nn.Linear)
-            wide = nn.Linear(last.in_features, self.n_quantiles * last.out_features, device=self.device)
-            net.q_net[-1] = wide
-        self.q_net_target.load_state_dict(self.q_net.state_dict())
-        kind, settings = self.policy.optimizer_class, self.policy.optimizer_kwargs
-        self.policy.optimizer = kind(self.q_net.parameters(), lr=self.lr_schedule(1), **settings)  # type: ignore[call-arg]
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Note that `gradient_steps` are due; they run while the environments take their next step."""
@@ -135,11 +110,11 @@ class DoubleDQN(DQN):
         obs, actions, next_obs, dones, rewards, discounts, weights = part
         with torch.no_grad():
             scaled = self._scaled(next_obs)
-            best = self._quantiles(self.q_net, scaled).mean(1).argmax(1)
-            target = rewards + (1 - dones) * discounts * _of_action(self._quantiles(self.q_net_target, scaled), best)
-        current = _of_action(self._quantiles(self.q_net, self._scaled(obs)), actions.long().flatten())
-        loss = (weights * _quantile_huber(current, target, self.kappa)).sum()
-        td_errors = target.mean(1) - current.detach().mean(1)
+            best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
+            target = rewards + (1 - dones) * discounts * self._q_values(self.q_net_target, scaled).gather(1, best)
+        current = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
+        loss = (weights * F.smooth_l1_loss(current, target, reduction="none")).sum()
+        td_errors = (target - current.detach()).squeeze(1)
         return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _add_to_average(self) -> None:
@@ -172,8 +147,7 @@ class DoubleDQN(DQN):
             return obs.float()
         return obs.to(_fastest_dtype(self.device.type), memory_format=torch.channels_last).mul_(1 / 255)
 
-    def _quantiles(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
-        """Of each action's return, (batch, quantile, action)."""
+    def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
         extractor = net.features_extractor
         if scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
             # The convolutions alone: the action gaps of Pong are smaller than bfloat16's steps near its Q values.
@@ -182,8 +156,8 @@ class DoubleDQN(DQN):
             features = extractor.linear(features.float())
         else:
             features = extractor(scaled_obs.float())
-        outputs: torch.Tensor = net.q_net(features)
-        return outputs.view(len(outputs), self.n_quantiles, -1)
+        q_values: torch.Tensor = net.q_net(features)
+        return q_values
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -191,7 +165,7 @@ class DoubleDQN(DQN):
         """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
         obs, vectorized = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            q_values = self._quantiles(self.q_net, self._scaled(obs)).mean(1)  # type: ignore[arg-type]
+            q_values = self._q_values(self.q_net, self._scaled(obs))  # type: ignore[arg-type]
         action = q_values.argmax(1).cpu().numpy()
         if not deterministic:
             explores = np.random.rand(len(action)) < self.exploration_rate
@@ -199,19 +173,6 @@ class DoubleDQN(DQN):
             action = np.where(explores, random, action)
         action = action if vectorized else action[0]
         return action, state
-
-
-def _of_action(quantiles: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-    return quantiles[torch.arange(len(actions)), :, actions]
-
-
-def _quantile_huber(current: torch.Tensor, target: torch.Tensor, kappa: float) -> torch.Tensor:
-    """Of each row, as `DoubleDQN` says; (batch, quantile) both."""
-    count = current.shape[1]
-    tau = (torch.arange(count, device=current.device)[:, None] + 0.5) / count
-    current, target = current[:, :, None].expand(-1, -1, count), target[:, None].expand(-1, count, -1)
-    side = (tau - (target < current.detach()).float()).abs()
-    return 2 * (side * F.smooth_l1_loss(current, target, reduction="none", beta=kappa)).mean(2).sum(1, keepdim=True)
 
 
 @cache

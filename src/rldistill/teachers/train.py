@@ -226,8 +226,6 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
     weights = [named[name] for name in sorted(named, key=lambda name: name.startswith("output."))]  # which SB3 has last
     if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) != 3:
         weights[0] = weights[0] / 255  # as to_native has multiplied it
-    copies = getattr(model, "n_quantiles", 1)
-    weights[-2:] = [weights[-2].repeat(copies, 1), weights[-1].repeat(copies)]
     for net in (model.q_net, model.q_net_target):
         try:
             net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
