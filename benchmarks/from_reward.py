@@ -47,9 +47,10 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "ppd-Hopper": {
         "wanted": 0.97, "seeds": 3, "episodes": 30, "agent": "tqc/Hopper-v3_1",
         "run": {"env": {"id": "Hopper-v5"}, "recipe": {"name": "ppd", "weight": 5.0},
-                "distill": {"losses": ["action_nll"]},
+                "distill": {"losses": ["wasserstein"]},
                 "students": {"quarter": {"type": "mlp", "hidden": [96, 96]}},
-                "ppo": {"total_steps": 300_000, "num_envs": 8, "num_steps": 256, "eval_every": 20_000}},
+                "ppo": {"total_steps": 300_000, "num_envs": 8, "num_steps": 512, "batch_size": 256,
+                        "learning_rate": 1e-3, "schedule": "linear", "max_grad_norm": 5.0, "eval_every": 20_000}},
     },
     "corrupted-LunarLander": {
         "wanted": 0.64, "seeds": 5, "episodes": 100, "agent": "ppo/LunarLander-v2_1", CORRUPTED: True,
