@@ -58,6 +58,14 @@ def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> Non
     assert (both.agreed, both.compared, both.distinct) == (whole.agreed, whole.compared, 20)
 
 
+def test_actions_are_whole_however_they_are_kept(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = play(CARTPOLE, teacher, 5, seed=4)
+    monkeypatch.setattr(import_module("rldistill.evaluate.play"), "CHUNK", 7)
+    again = play(CARTPOLE, teacher, 5, seed=4)
+    assert whole.lengths.min() > 7
+    assert [np.asarray(taken).tolist() for taken in again.actions] == [np.asarray(a).tolist() for a in whole.actions]
+
+
 class Goal(gymnasium.Env[Any, Any]):
     """Three steps; it succeeds if the last action is 1, and says so, but for every other seed nothing."""
 

@@ -18,7 +18,7 @@ from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.functional import log_prob
 from rldistill.objective import Term
 from rldistill.rl.experience import advantages
-from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.ppo import PPOConfig, learn
 from rldistill.schedules import Constant, Linear
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
@@ -177,6 +177,17 @@ def test_the_best_policy_is_kept(tmp_path: Path) -> None:
     config = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=1, eval_every=128)
     kept = learn(CARTPOLE, Mlp((8,)), config, tmp_path, score=score)
     assert torch.equal(kept.output.weight, seen[1])  # type: ignore[arg-type]
+
+
+def test_a_divergence_is_weighed_with_the_ratio_and_drives_it_nowhere() -> None:
+    ratio = torch.tensor([0.5, 1.0, 3.0], requires_grad=True)
+    divergence = torch.tensor([2.0, 2.0, 2.0], requires_grad=True)
+    weighed = proximal_weight(ratio, 0.2) * divergence
+    assert weighed.tolist() == pytest.approx([1.6, 2.0, 6.0])
+    weighed.sum().backward()
+    assert ratio.grad is None
+    assert divergence.grad is not None
+    assert divergence.grad.tolist() == pytest.approx([0.8, 1.0, 3.0])
 
 
 class TestWeaning:

@@ -26,7 +26,6 @@ from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy, taught
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
-from rldistill.recipes.taught import require_taught_by
 from rldistill.recipes.teachers import load_fitting
 from rldistill.report import evaluation_table, robustness_table, verdict, write_report
 from rldistill.students import Linear, Ridge, Tree
@@ -132,13 +131,13 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
     path = run.folder / "evaluation.json"
     if path.exists() and not (resume or overwrite):
         raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
-    taught = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
+    trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
     teacher = load_teacher(run)
     for name in run.students:
         for seed in run.seeds:
-            require_taught_by(run.folder / "students" / name / f"seed-{seed}", teacher)
+            taught.require_taught_by(run.folder / "students" / name / f"seed-{seed}", teacher)
     entrants = {
-        "teacher": Entrant("teacher", {None: teacher}, taught),
+        "teacher": Entrant("teacher", {None: teacher}, trained),
         **{name: _student_entrant(run, name) for name in run.students},
         **{f"{name}-scratch": _control_entrant(run, name) for name in run.students if run.control},
         "random": Entrant("random", {None: None}, 0),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
 from rldistill.errors import ConfigError
 from rldistill.objective import Term
@@ -30,7 +31,7 @@ class Guidance:
         gate: `none`; `performance`, by which the weight is further multiplied with
             clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the student's return; or `holding`, by which it
             loses a tenth at each update while the return holds, and is restored where it falls.
-        proximal: whether a loss counts with max(r, 1 - clip_range), r the probability ratio of the action taken.
+        proximal: whether a loss counts with `proximal_weight`.
         teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
         teacher_return, random_return: what `gate` compares with, and what the student's return is seen beside.
     """
@@ -70,6 +71,15 @@ class Guidance:
     def steps_of_teacher(self, done: float) -> int:
         """How many first steps of an episode the teacher takes at this point of the training."""
         return 0 if self.teacher_steps is None else round(self.teacher_steps(done))
+
+
+def proximal_weight(ratio: Tensor, clip_range: float) -> Tensor:
+    """max(r, 1 - clip_range), r the probability ratio of the action taken, as a number without a gradient.
+
+    A divergence is one of states, whatever was done in them, so that its product with the gradient of r is noise of
+    mean zero, which drives Gaussian policies away from all that they do.
+    """
+    return ratio.detach().clamp_min(1 - clip_range)
 
 
 class Weaning:

@@ -27,7 +27,7 @@ from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.experience import Experience, advantages
-from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
 from rldistill.rl.stage import Setting, run_stage, weights_of
@@ -303,9 +303,7 @@ class _Training:
             if distillation > 0 and part.labels is not None:
                 divergence = self._distillation(output, part, done)
                 if self.guidance.proximal:
-                    # The divergence is one of states, whatever was done in them, so that its product with the gradient
-                    # of the ratio is noise of mean zero, which drives Gaussian policies away from all they do.
-                    divergence = ratio.detach().clamp_min(1 - config.clip_range) * divergence
+                    divergence = proximal_weight(ratio, config.clip_range) * divergence
                 loss = loss + distillation * divergence.mean()
                 row["distillation_loss"] = divergence.detach().mean()
         assert self.weights.grad is not None
