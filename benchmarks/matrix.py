@@ -25,6 +25,8 @@ from rldistill.recipes.run import Run
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
 MIDDLE = {"epochs": 20, "batch_size": 256, "learning_rate": 2e-3}
+# Warm-started rounds begin at the full rate, which at first undoes some of what the round before had learned.
+PATIENT = MIDDLE | {"patience": 0}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
@@ -37,10 +39,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Acrobot": {"id": "Acrobot-v1", "steps": 20_000, "rounds": (8_000, 4, 3_000),
                 "train": PPO | {"total_steps": 200_000}, "fit": SMALL},
     "BipedalWalker": {"id": "BipedalWalker-v3", "agent": "ppo/BipedalWalker-v3", "steps": 100_000,
-                      "rounds": (40_000, 4, 15_000), "train": PPO | {"total_steps": 2_000_000},
-                      "fit": MIDDLE | {"epochs": 100}},
+                      "rounds": (40_000, 4, 15_000), "wide": (80_000, 4, 30_000),
+                      "train": PPO | {"total_steps": 2_000_000}, "fit": PATIENT | {"epochs": 60}},
     "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
-                    "rounds": (40_000, 4, 15_000), "fit": MIDDLE,
+                    "rounds": (40_000, 4, 15_000), "fit": PATIENT | {"epochs": 40},
                     "train": {"algorithm": "SAC", "num_envs": 1, "total_steps": 300_000}},
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
@@ -48,8 +50,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
              "wide": (60_000, 4, 60_000), "fit": PIXELS, "epsilon": 0.05},
 }  # fmt: skip
 
-REGIONS = [["opponent", 14, 78, 0, 12], ["ball", 14, 78, 12, 72], ["player", 14, 78, 72, 84]]
+REGIONS = [["opponent", 14, 77, 0, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 84]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
+MLP128 = {"type": "mlp", "hidden": [128, 128]}
 TANH64 = MLP64 | {"activation": "tanh"}
 WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
@@ -63,7 +66,7 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
 
 TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12}
 
-# Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from up to 300,000 steps.
+# Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps.
 CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("CartPole", "linear", LINEAR, "forward_kl", "offline"),
     ("CartPole", "linear-dagger", LINEAR, "forward_kl", "dagger"),
@@ -87,9 +90,9 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("BipedalWalker", "linear", LINEAR, "action_nll", "dagger"),
     ("BipedalWalker", "tree", {"type": "tree", "max_depth": 14, "min_samples": 4}, "action_nll", "dagger"),
     ("BipedalWalker", "mlp", TANH64, "forward_kl", "offline"),
-    ("BipedalWalker", "mlp-dagger", TANH64, "forward_kl", "dagger"),
+    ("BipedalWalker", "mlp-dagger", TANH64, "forward_kl", "wide"),
     ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
-    ("HalfCheetah", "mlp", MLP64, "forward_kl", "dagger"),
+    ("HalfCheetah", "mlp", MLP128, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
     ("Hopper", "mlp", MLP64, "forward_kl", "dagger"),
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),

@@ -48,7 +48,7 @@ from rldistill.students.screen import Basic, Bprost, Objects
 from rldistill.types import Batch
 
 PONG = EnvConfig("ALE/Pong-v5")
-REGIONS = (("opponent", 14, 78, 0, 12), ("ball", 14, 78, 12, 72), ("player", 14, 78, 72, 84))
+REGIONS = (("opponent", 14, 77, 0, 11), ("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 84))
 
 # Of logits or Q values `x` of the student, labels `t` of the teacher, in the words of a person who writes one script.
 BARE: dict[str, Callable[[Tensor, Tensor, Any, Any], Tensor]] = {

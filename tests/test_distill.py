@@ -17,6 +17,8 @@ from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedEr
 from rldistill.losses import QMSE, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
+from rldistill.students.screen import Basic, Objects
+from rldistill.types import ActionHead, PolicySpec
 
 CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
 
@@ -96,6 +98,36 @@ def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_pat
 def test_observations_are_standardised_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=10), tmp_path)
     torch.testing.assert_close(student.obs_mean.numpy(), dataset.obs.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def pictures(count: int, memory_gb: float) -> Dataset:
+    """A bright pixel somewhere on a dark screen; the teacher goes left or right with it."""
+    rng = np.random.default_rng(0)
+    obs = np.zeros((count, 2, 8, 10), np.uint8)
+    row, column = rng.integers(0, 8, count), rng.integers(0, 10, count)
+    obs[np.arange(count), :, row, column] = 236
+    rows, sides = np.arange(count), np.stack([5.5 - column, column - 5.5], 1).astype(np.float32)
+    columns = {name: np.zeros(count, np.float32) for name in ("reward", "return_to_go")}
+    columns |= {name: np.zeros(count, bool) for name in ("terminated", "truncated")}
+    columns |= {name: np.zeros(count, np.int32) for name in ("action", "step", "actor", "episode")}
+    spec = PolicySpec((2, 8, 10), "uint8", ActionHead("categorical", (2,)))
+    columns |= {"teacher": sides, "next_teacher": sides}
+    return Dataset(spec, columns, obs, rows, rows, rows % 10 == 0, count, memory_gb)
+
+
+@pytest.mark.parametrize("student", [Mlp((8,), "tanh", Objects((("ball", 0, 8, 0, 10),))), Linear(Basic(2, 2))])
+def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear, tmp_path: Path) -> None:
+    """Or worked out again for each batch, with the same end."""
+    config = DistillConfig(epochs=20, learning_rate=1e-2, batch_size=32)
+    kept, fresh = (
+        distill(pictures(600, room), student, config, tmp_path / str(room)) for room in (1.0, 600 * 160 / 1e9)
+    )
+    assert pictures(600, 1.0).has_room_for(kept.num_features)
+    assert not pictures(600, 600 * 160 / 1e9).has_room_for(kept.num_features)
+    obs = torch.from_numpy(pictures(600, 1.0).obs)
+    torch.testing.assert_close(kept(obs)[0].params, fresh(obs)[0].params, rtol=1e-4, atol=1e-4)
+    right = kept(obs)[0].mode() == torch.from_numpy(pictures(600, 1.0).columns["teacher"]).argmax(1)
+    assert right.float().mean() > 0.97
 
 
 @pytest.mark.parametrize("student", [Mlp((16,)), Ridge(), Tree()], ids=["mlp", "ridge", "tree"])

@@ -27,12 +27,13 @@ from rldistill.schedules import Cosine
 from rldistill.students import AnyStudent
 from rldistill.students.gru import GruPolicy
 from rldistill.students.network import NetworkPolicy, encoded_moments, flatten_weights
-from rldistill.types import Batch, PolicyOutput
+from rldistill.types import Batch, Obs, PolicyOutput
 
 if TYPE_CHECKING:
     from rldistill.distill import DistillConfig
 
 HELDOUT_ROWS = 5_000
+FRAMES_AT_ONCE = 512
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, which are fsynced and so cost as much as some epochs of a small student."""
 
@@ -64,6 +65,9 @@ class GradientFit:
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.policy.to(self.device)
+        self.cached = _is_worth_keeping(self.policy, dataset)
+        if self.cached:
+            self.dataset = dataset.seen_as(_fixed_features(self.policy, dataset, self.device))
         self.weights = flatten_weights(self.policy)
         self.optimizer = torch.optim.AdamW(
             [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -157,7 +161,7 @@ class GradientFit:
         if not isinstance(self.policy, GruPolicy):
             for batch in self.dataset.batches(rows if rng is None else rng.permutation(rows), size):
                 batch = batch if self.device.type == "cpu" else _to(batch, self.device)
-                yield batch, self.policy(batch.obs)[0]
+                yield batch, self._said(batch.obs)
             return
         length = self.policy.config.window
         state: Tensor | None = None
@@ -170,12 +174,20 @@ class GradientFit:
             output, state = self.policy.unroll(batch.obs, window.starts.to(self.device), state.detach().to(self.device))
             yield batch, output
 
+    def _said(self, seen: Obs) -> PolicyOutput:
+        """What the student says of observations, or of what its fixed layers made of them."""
+        if self.cached:
+            assert isinstance(seen, Tensor)
+            return self.policy.after_fixed(seen)
+        output: PolicyOutput = self.policy(seen)[0]
+        return output
+
     def _heldout(self) -> tuple[float, float | None]:
         """Held-out loss with the final weights of the terms, so that epochs can be compared, and agreement."""
         self.policy.eval()
         loss, agreed = 0.0, 0.0
         with torch.no_grad():
-            size = HELDOUT_ROWS if self.dataset.spec.frames is None else 512
+            size = HELDOUT_ROWS if self.dataset.spec.frames is None else FRAMES_AT_ONCE
             for batch, output in self._outputs(self.heldout_rows, size):
                 weight = batch.weight.sum()
                 loss += float(total_loss(self.terms, output, batch, 1.0) * weight)
@@ -222,6 +234,22 @@ class GradientFit:
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
         self.epoch, self.stale = int(epoch), int(stale)
+
+
+def _is_worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
+    """Whether layers that are not trained are asked about each picture once, rather than once an epoch."""
+    pictures = len(dataset.spec.obs_shape) == 3
+    return pictures and policy.num_fixed > 0 and dataset.has_room_for(policy.num_features)
+
+
+def _fixed_features(policy: NetworkPolicy, dataset: Dataset, device: torch.device) -> NDArray[np.float32]:
+    """`[N, F]`, of all transitions."""
+    features = np.empty((len(dataset), policy.num_features), np.float32)
+    rows = np.arange(len(dataset))
+    with torch.no_grad():
+        for part in np.array_split(rows, max(1, len(rows) // FRAMES_AT_ONCE)):
+            features[part] = policy.fixed(dataset.observations(part).to(device)).cpu().numpy()
+    return features
 
 
 def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:

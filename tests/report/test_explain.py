@@ -14,6 +14,7 @@ from rldistill.cli import app
 from rldistill.errors import ConfigError
 from rldistill.report.explain import draw, explain
 from rldistill.students import Linear, Mlp, Tree
+from rldistill.students.screen import Objects
 from rldistill.students.storage import save_policy
 from rldistill.types import ActionHead, PolicySpec
 
@@ -46,6 +47,19 @@ def test_a_linear_student_as_a_table() -> None:
         ["obs[1]", "0", "6"],
         ["constant", "0.5", "-12"],
     ]
+
+
+def test_a_linear_student_on_objects_as_a_table() -> None:
+    """In pixels, although it was trained on standard deviations."""
+    spec = PolicySpec((1, 5, 6), "uint8", ActionHead("categorical", (2,)))
+    policy = Linear(Objects((("ball", 0, 5, 0, 6),))).build(spec)
+    policy.look(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
+    obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
+    obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is seen
+    rows = [line.split() for line in explain(policy).splitlines()[1:]]
+    table = {row[-3]: [float(number) for number in row[-2:]] for row in rows}
+    said = [3 * table["row"][k] + table["column"][k] + table["seen"][k] + table["constant"][k] for k in (0, 1)]
+    assert said == pytest.approx(policy(obs)[0].params[0].tolist(), abs=1e-3)
 
 
 def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def built(name: str, student: type[Linear | Ridge | Tree], cnn: Path) -> NetworkPolicy:
+def built(name: str, student: type[Linear | Mlp | Ridge | Tree], cnn: Path) -> NetworkPolicy:
     torch.manual_seed(0)
     features = TeacherFeatures(str(cnn)) if name == "teacher" else SMALL[name]
     policy = student(features=features).build(SCREEN)
@@ -73,7 +73,7 @@ def test_every_kind_is_under_contract() -> None:
     assert SMALL.keys() == FEATURES.keys()
 
 
-@pytest.mark.parametrize("student", [Linear, Ridge, Tree])
+@pytest.mark.parametrize("student", [Linear, Mlp, Ridge, Tree])
 @pytest.mark.parametrize("name", FEATURES)
 def test_what_is_saved_says_the_same(name: str, student: type[Linear], cnn: Path, tmp_path: Path) -> None:
     policy, obs = built(name, student, cnn), screens(20, 1)

@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Dataset:
         next_row: `[N]`, where that of what it led to stands.
         heldout: `[N]`, whether the transition's episode is held out. Equal episodes are on the same side.
         num_steps: environment steps it took.
+        memory_gb: what the observations may take in memory.
     """
 
     spec: PolicySpec
@@ -50,6 +51,7 @@ class Dataset:
     next_row: NDArray[np.integer[Any]]
     heldout: NDArray[np.bool_]
     num_steps: int
+    memory_gb: float = np.inf
 
     @classmethod
     def read(
@@ -116,7 +118,7 @@ class Dataset:
         heldout = _heldout(joined, order, bounds)
         joined.pop("ended")
         row, next_row = (np.concatenate(numbers).astype(_index_dtype(num_rows)) for numbers in (rows, next_rows))
-        return cls(spec, joined, obs, row, next_row, heldout, sum(b["steps"] for _, _, b in blocks))
+        return cls(spec, joined, obs, row, next_row, heldout, sum(b["steps"] for _, _, b in blocks), memory_gb)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -144,6 +146,18 @@ class Dataset:
         if self.spec.frames is None:
             return newest
         return torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
+
+    def has_room_for(self, num_features: int) -> bool:
+        """Whether so many numbers for each transition take no more memory than its observation, and than is allowed."""
+        size = 4 * num_features
+        whole = math.prod(self.spec.obs_shape) * np.dtype(self.spec.obs_dtype).itemsize
+        return size <= whole and self.obs.nbytes + size * len(self) <= self.memory_gb * 1e9
+
+    def seen_as(self, features: NDArray[np.float32]) -> Dataset:
+        """The same transitions with `[N, F]` numbers, made of their observations, in place of these."""
+        spec = replace(self.spec, obs_shape=features.shape[1:], obs_dtype="float32", frames=None)
+        rows = np.arange(len(self))
+        return replace(self, spec=spec, obs=features, row=rows, next_row=rows)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""

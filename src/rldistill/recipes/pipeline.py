@@ -28,7 +28,7 @@ from rldistill.recipes import born_again, dagger, from_reward, offline, on_polic
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
 from rldistill.recipes.teachers import load_fitting
 from rldistill.report import evaluation_table, robustness_table, verdict, write_report
-from rldistill.students import Linear, Ridge, Tree
+from rldistill.students import Linear, Mlp, Ridge, Tree
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -180,7 +180,7 @@ def _with_teachers_features(run: Run) -> Run:
     """The run with the teacher named where a student takes features of a network that is not."""
     students = dict(run.students)
     for name, student in run.students.items():
-        if not isinstance(student, Linear | Ridge | Tree) or student.features != TeacherFeatures():
+        if not isinstance(student, Linear | Mlp | Ridge | Tree) or student.features != TeacherFeatures():
             continue
         if isinstance(run.teacher, TeacherEnsemble):
             raise ConfigError(

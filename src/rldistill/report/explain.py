@@ -85,17 +85,15 @@ def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.floa
         )
     features, layer = config.features, policy.output
     weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))  # type: ignore[operator]
-    if isinstance(features, Basic | Objects):
-        return weight, bias
-    if not isinstance(features, Raw | Standardised):
+    if not isinstance(features, Raw | Standardised | Basic | Objects):
         raise ConfigError(
             f"weights on {type(features).__name__.lower()} features say nothing to a person; raw, standardised, basic "
             "and objects do"
         )
     if policy.spec.nvec or any(part.nvec for _, part in policy.spec.parts):
         raise ConfigError("a linear student on choices has no weights for its entries; take a tree")
-    scale = 255.0 if policy.spec.obs_dtype == "uint8" else 1.0
-    moments = [(policy.obs_mean, policy.obs_std)]
+    scale = 255.0 if policy.spec.obs_dtype == "uint8" and not policy.as_is else 1.0
+    moments = [] if policy.as_is else [(policy.obs_mean, policy.obs_std)]
     moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
     for mean, std in reversed(moments):
         weight = weight / np.broadcast_to(std.double().numpy().ravel(), weight.shape[1])

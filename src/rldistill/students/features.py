@@ -1,4 +1,4 @@
-"""What linear students and trees are a function of: the observation itself, or fixed features of it."""
+"""What linear students, mlps and trees are a function of: the observation itself, or fixed features of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Raw:
 
     as_is = False
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
         return nn.Sequential(Flat()), flat_width(spec)
 
@@ -40,7 +40,7 @@ class Standardised:
 
     as_is = False
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
         width = flat_width(spec)
         return nn.Sequential(Flat(), Standardiser(width)), width
@@ -63,7 +63,7 @@ class Fourier:
         if not self.bandwidth > 0:
             raise ConfigError(f"bandwidth: expected a positive number, found {self.bandwidth}")
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, with new random numbers, and how many features it gives."""
         width = flat_width(spec)
         waves = Waves(width, self.num_features, self.bandwidth * math.sqrt(width))
@@ -85,7 +85,7 @@ class RandomConv:
         if not len(self.channels) == len(self.kernels) == len(self.strides):
             raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, with new random weights, and how many features it gives."""
         depth, height, width = require_pictures("random_conv", spec)
         layers: list[nn.Module] = []
@@ -136,7 +136,7 @@ class TeacherFeatures:
         config, head = dataclasses.asdict(teacher.config), dataclasses.asdict(teacher.spec.head)
         return TeacherFeatures(self.policy, names[type(teacher.config)], config, head), teacher
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, its weights still to come from a file, and how many features it gives."""
         from rldistill.students.storage import NETWORKS
         from rldistill.types import ActionHead
@@ -147,7 +147,7 @@ class TeacherFeatures:
         return _frozen(kind(**self.config).build(dataclasses.replace(spec, head=ActionHead(**self.head))))
 
 
-def _frozen(network: NetworkPolicy) -> tuple[nn.Module, int]:
+def _frozen(network: NetworkPolicy) -> tuple[nn.Sequential, int]:
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return nn.Sequential(LastHidden(network), Standardiser(network.width)), network.width
@@ -166,7 +166,7 @@ FEATURES: dict[str, type[AnyFeatures]] = {
 }
 
 
-def body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Module, int]:
+def body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Sequential, int]:
     """The student with its `features` as a file describes them, their map, and how many there are."""
     features: AnyFeatures = student.features
     if isinstance(features, TeacherFeatures) and not features.network:
@@ -175,11 +175,17 @@ def body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Module, int]:
     return student, *features.build(spec)
 
 
+def standardised_body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Sequential, int]:
+    """The same for a student that weighs features: pixels that objects are apart become standard deviations."""
+    student, body, width = body_of(student, spec)
+    return student, body.append(Standardiser(width)) if isinstance(student.features, Objects) else body, width
+
+
 def linear_in_features(student: Any, spec: PolicySpec) -> NetworkPolicy:
     """A policy that is linear in `student.features`, with new weights."""
-    student, body, width = body_of(student, spec)
+    student, body, width = standardised_body_of(student, spec)
     policy = NetworkPolicy(student, spec, body, width)
-    policy.as_is = student.features.as_is
+    policy.as_is, policy.num_fixed, policy.num_features = student.features.as_is, len(body), width
     return policy
 
 

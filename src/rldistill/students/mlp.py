@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on the flattened observation."""
+"""A multi-layer perceptron on the flattened observation, or on fixed features of it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rldistill.students.network import Flat, NetworkPolicy, activation, dense, flat_width, keep_scale, require_positive
+from rldistill.students.features import AnyFeatures, Raw, standardised_body_of
+from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
 from rldistill.types import PolicySpec
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Dense layers of the sizes `hidden`, then a linear one."""
+    """Dense layers of the sizes `hidden` on the flattened observation or other `features`, then a linear one."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "relu"
+    features: AnyFeatures = Raw()
 
     def __post_init__(self) -> None:
         require_positive("hidden", self.hidden)
@@ -23,7 +25,9 @@ class Mlp:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
-        layers, width = dense(flat_width(spec), self.hidden, activation(self.activation, "activation"))
-        policy = NetworkPolicy(self, spec, nn.Sequential(Flat(), *layers), width)
-        keep_scale(policy, self.activation)
+        student, fixed, num_features = standardised_body_of(self, spec)
+        layers, width = dense(num_features, self.hidden, activation(self.activation, "activation"))
+        policy = NetworkPolicy(student, spec, nn.Sequential(*fixed, *layers), width)
+        policy.as_is, policy.num_fixed, policy.num_features = self.features.as_is, len(fixed), num_features
+        keep_scale(nn.Sequential(*layers, policy.output), self.activation)
         return policy

@@ -39,6 +39,8 @@ class NetworkPolicy(nn.Module):
     `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them: one number for all pixels, one for each
     entry of other observations, flat for dicts. What `obs_clip` names (an empty name for an observation that is no
     dict) is clipped to +- its number. A policy that takes observations `as_is` does none of this.
+
+    The first `num_fixed` layers of the body are not trained; they give `num_features` numbers.
     """
 
     obs_mean: Tensor
@@ -56,6 +58,7 @@ class NetworkPolicy(nn.Module):
         self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
         self.obs_clip: dict[str, float] = {}
         self.as_is = False
+        self.num_fixed = self.num_features = 0
         self.width = width
         self.value_head: nn.Linear | None = None
         self.feature_head: nn.Linear | None = None
@@ -113,6 +116,17 @@ class NetworkPolicy(nn.Module):
         entries = self._entries(obs)
         features = self.body(self.standardised(entries))
         return self._legal(self._said(features), entries), None
+
+    def fixed(self, obs: Obs) -> Tensor:
+        """What the layers that are not trained make of observations, `[B, N]`."""
+        assert isinstance(self.body, nn.Sequential)
+        features: Tensor = self.body[: self.num_fixed](self.standardised(self._entries(obs)))
+        return features
+
+    def after_fixed(self, features: Tensor) -> PolicyOutput:
+        """What the policy says, given what `fixed` made of observations without a mask."""
+        assert isinstance(self.body, nn.Sequential)
+        return self._said(self.body[self.num_fixed :](features))
 
     def numbers(self, obs: Obs) -> Tensor:
         """The head's parameters, `[B, P]`, with no action ruled out."""

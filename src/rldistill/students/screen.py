@@ -38,7 +38,7 @@ class Basic:
     def __post_init__(self) -> None:
         _require_sizes(self.cell, self.colours, self.threshold)
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
         _, rows, columns = _grid("basic", spec, self.cell)
         return nn.Sequential(Cells(spec.obs_shape, self), Newest()), self.colours * rows * columns
@@ -68,7 +68,7 @@ class Bprost:
         _require_sizes(self.cell, self.colours, self.threshold)
         require_positive("lags, num_features", [*self.lags, self.num_features])
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, which keeps nothing until it has looked at data, and how many features it gives."""
         frames, rows, columns = _grid("bprost", spec, self.cell)
         if max(self.lags, default=0) >= frames:
@@ -107,7 +107,7 @@ class Objects:
                 raise ConfigError(f"regions: {name}: expected top < bottom and left < right, found {sides}")
         _require_sizes(1, 1, self.threshold)
 
-    def build(self, spec: PolicySpec) -> tuple[nn.Module, int]:
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
         frames, height, width = require_pictures("objects", spec)
         for name, _, bottom, _, right in self.regions:

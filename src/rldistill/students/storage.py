@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
-from rldistill.students import STUDENTS, AnyStudent, Linear, Ridge, Tree
+from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import FEATURES, AnyFeatures
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
@@ -175,9 +175,11 @@ def _build(fields: _Fields, folder: Path) -> NetworkPolicy:
     expected = f"one of {', '.join(known)}, or one of your own after rldistill.trust(Class)"
     kind = fields.get("student", lambda value: isinstance(value, str) and value in known, expected)
     spec, config = _spec(fields.inside("spec")), fields.inside("config")
+    if kind == "mlp":  # whose first files had none
+        config = dataclasses.replace(config, value={"features": {"type": "raw"}, **config.value})
     config.require_only(known[kind])
     values = _tuples(config.value)
-    if issubclass(known[kind], Linear | Ridge | Tree):
+    if issubclass(known[kind], Linear | Mlp | Ridge | Tree):
         values["features"] = _features(config.inside("features"))
     if kind == "keras":
         return load_keras_student(Keras(**values), spec, folder)
