@@ -208,7 +208,7 @@ students:
   plain: linear
   waves: {type: ridge, l2: 1e-3, features: {type: fourier, num_features: 12}}
   standardised: {type: linear, features: standardised}
-  objects: {type: tree, features: {type: objects, regions: [[ball, 14, 78, 12, 72]]}}
+  objects: {type: tree, features: {type: objects, regions: [[ball, 0, 78, 0, 72]]}}
 """
     file.write_text(text)
     students = RunConfig.load(file).plan().students
@@ -216,7 +216,7 @@ students:
         "plain": Linear(),
         "waves": Ridge(1e-3, Fourier(12)),
         "standardised": Linear(Standardised()),
-        "objects": Tree(features=Objects((("ball", 14, 78, 12, 72),))),
+        "objects": Tree(features=Objects((("ball", 0, 78, 0, 72),))),
     }
     for override, message in (
         ("students.waves.features.type=furier", "Did you mean 'fourier'"),

@@ -321,13 +321,16 @@ def _test(
 def _shared_data(
     run: Run, config: SearchConfig, teacher: Policy, dataset: Dataset, folder: Path, quiet: bool
 ) -> Dataset:
-    """What all students learn from: the teacher's steps, and those of rounds in which one of middle size acted."""
+    """What all students learn from: the teacher's steps, and those of rounds in which one of middle size acted.
+
+    A run file that names one of its students `scout` says itself which.
+    """
     recipe = run.recipe
     if not isinstance(recipe, Dagger):
         recipe = Dagger(config.rounds, max(1, run.collect.steps // (2 * config.rounds)))
     pictures = len(dataset.spec.obs_shape) == 3
     scout: AnyStudent = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,)) if pictures else Mlp((32, 32))
-    asked = dataclasses.replace(run, students={**run.students, "scout": scout}, folder=folder)
+    asked = dataclasses.replace(run, students={"scout": scout, **run.students}, folder=folder)
     with track("scout", "epochs", quiet) as report:
         place = folder / "students" / "scout" / "seed-0"
         dagger.in_rounds(
