@@ -36,7 +36,8 @@ class DistillConfig:
         schedule: whether the rate falls to zero in half a cosine or stays.
         weight_decay: AdamW's.
         clip: the largest gradient norm.
-        patience: stop after so many epochs without a better held-out loss; 0 never stops early.
+        patience: stop after so many epochs without a better held-out loss; 0 never stops early, which suits DAgger with
+            many epochs: a round begins at the full rate, and for some epochs that undoes what the round before learned.
         threads: of PyTorch; gradients differ between numbers of threads.
         device: `auto` takes a GPU if there is one.
     """
