@@ -70,7 +70,7 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
 def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     tmp_path: Path, teacher: NetworkPolicy
 ) -> None:
-    run = RunConfig.load(run_file(tmp_path, teacher)).plan()
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60)
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
@@ -90,6 +90,8 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     assert "<script" not in (tmp_path / "search.html").read_text()
 
     folder = tmp_path / "run" / "search"
+    acted = json.loads((folder / "students" / "scout" / "seed-0" / "policy.json").read_text())
+    assert acted["student"] == "linear"
     (folder / "search.json").unlink()
     stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
     with pytest.raises(ConfigError, match="--resume"):
