@@ -115,7 +115,7 @@ def pictures(count: int, memory_gb: float) -> Dataset:
     return Dataset(spec, columns, obs, rows, rows, rows % 10 == 0, count, memory_gb)
 
 
-@pytest.mark.parametrize("student", [Mlp((8,), "tanh", Objects((("ball", 0, 8, 0, 10),))), Linear(Basic(2, 2))])
+@pytest.mark.parametrize("student", [Mlp((8,), "tanh", Objects((("ball", 0, 8, 0, 10),))), Linear(Basic(2, 1))])
 def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear, tmp_path: Path) -> None:
     """Or worked out again for each batch, with the same end."""
     config = DistillConfig(epochs=20, learning_rate=1e-2, batch_size=32)

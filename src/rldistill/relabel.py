@@ -36,6 +36,7 @@ def relabel(
     *,
     features: bool = False,
     gamma: float = 0.99,
+    memory_gb: float = np.inf,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
@@ -52,6 +53,7 @@ def relabel(
         folder: where the new dataset will be.
         features: whether the teacher's last hidden layer is stored too.
         gamma: discount of the returns-to-go.
+        memory_gb: what the observations may take in memory.
         overwrite: throw away what is in `folder`.
         progress: called with the steps done and the steps in all.
 
@@ -80,7 +82,7 @@ def relabel(
                 done += steps
                 progress(done, before.num_steps)
             manifest.add_blocks(entries)
-    return Dataset.read([folder], gamma)
+    return Dataset.read([folder], gamma, memory_gb=memory_gb)
 
 
 def _blocks(before: Manifest, teacher: Policy, features: bool) -> Iterator[tuple[BlockKey, int, Block]]:

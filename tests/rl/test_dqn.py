@@ -24,6 +24,7 @@ from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Replay
 from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
+from rldistill.students.features import Standardised, Standardiser
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
@@ -157,6 +158,13 @@ def test_only_legal_actions_are_tried_and_valued(strict: EnvConfig, tmp_path: Pa
     # Nearly 1 + 1/2 + 1/4 + ... far from the end; an illegal action's value would be far off.
     assert 1 < rows[-1]["q_value"] < 2.2
     assert policy.spec.head.nvec == (3,)
+
+
+def test_features_look_at_what_was_played(tmp_path: Path) -> None:
+    config = DQNConfig(total_steps=1_200, learning_starts=1_000, num_envs=4)
+    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardised()), config, tmp_path)
+    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardiser))
+    assert (standardiser.std != 1).all()
 
 
 @pytest.mark.parametrize(

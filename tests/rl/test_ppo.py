@@ -22,6 +22,7 @@ from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.ppo import PPOConfig, learn
 from rldistill.schedules import Constant, Linear
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
+from rldistill.students.features import Standardised, Standardiser
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import ActionHead, PolicyOutput
 
@@ -164,6 +165,14 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
     after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
     for name, value in initial.state_dict().items():
         assert torch.equal(value, after.state_dict()[name])
+
+
+def test_features_look_at_the_first_observations(tmp_path: Path) -> None:
+    config = PPOConfig(total_steps=512, num_steps=64)
+    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardised()), config, tmp_path)
+    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardiser))
+    assert (standardiser.mean != 0).all()
+    assert (standardiser.std != 1).all()
 
 
 def test_the_best_policy_is_kept(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_features_of_a_teacher_are_its_last_hidden_layer(cnn: Path) -> None:
     torch.testing.assert_close(policy(obs)[0].features.mean(0), torch.zeros(9), atol=1e-5, rtol=0)  # type: ignore[union-attr]
 
 
+def test_features_of_a_network_that_has_features_and_a_value(tmp_path: Path) -> None:
+    spec = PolicySpec((4,), "float32", HEAD)
+    network, obs = Mlp((5,), features=Fourier(6)).build(spec), torch.randn(7, 4)
+    network.add_value()
+    save_policy(network, tmp_path / "teacher", {})
+    policy = Mlp((3,), features=TeacherFeatures(str(tmp_path / "teacher"))).build(spec)
+    assert torch.equal(policy.fixed(obs), network(obs)[0].features)  # type: ignore[arg-type]
+    save_policy(policy, tmp_path / "student", {})
+    assert torch.equal(load_native(tmp_path / "student")(obs)[0].params, policy(obs)[0].params)
+
+
 def cells_by_hand(frame: np.ndarray[Any, Any], background: np.ndarray[Any, Any], cell: int, colours: int) -> set[Any]:
     found = set()
     for row, column in itertools.product(range(frame.shape[0]), range(frame.shape[1])):

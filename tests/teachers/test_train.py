@@ -40,14 +40,19 @@ def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm
 
 
 def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
+    """From where the policy stands, which is the best so far: the curve may go on beyond it."""
     env = EnvConfig("CartPole-v1")
     train_teacher(env, TrainConfig("DoubleDQN", 512, 4, 256, 2), tmp_path)
     before = load_policy(tmp_path).state_dict()
     (tmp_path / "checkpoints" / "last.zip").unlink()
+    curve = tmp_path / "curve.jsonl"
+    best = json.loads((tmp_path / "policy.json").read_text())["provenance"]["env_steps"]
+    curve.write_text(curve.read_text() + json.dumps({"step": 9_999, "seconds": 1.0, "mean": 0.0, "returns": [0.0]}))
     frozen = TrainConfig("DoubleDQN", 768, 4, 256, 2, hyperparameters={"learning_rate": 0.0})
     after = train_teacher(env, frozen, tmp_path, resume=True).state_dict()
     last = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
-    assert last["step"] >= 768
+    assert best <= 512
+    assert 768 <= last["step"] < 9_999
     for name, value in before.items():
         torch.testing.assert_close(after[name], value)
 

@@ -148,10 +148,10 @@ class Dataset:
         return torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
 
     def has_room_for(self, num_features: int) -> bool:
-        """Whether so many numbers for each transition take no more memory than its observation, and than is allowed."""
+        """Whether so many numbers a transition take less memory than its observation, and no more than allowed."""
         size = 4 * num_features
         whole = math.prod(self.spec.obs_shape) * np.dtype(self.spec.obs_dtype).itemsize
-        return size <= whole and self.obs.nbytes + size * len(self) <= self.memory_gb * 1e9
+        return size < whole and self.obs.nbytes + size * len(self) <= self.memory_gb * 1e9
 
     def seen_as(self, features: NDArray[np.float32]) -> Dataset:
         """The same transitions with `[N, F]` numbers, made of their observations, in place of these."""

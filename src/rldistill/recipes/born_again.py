@@ -53,4 +53,7 @@ def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
     if (folder / "manifest.json").exists():
         Manifest.read(folder).require_teacher(identity(student))
         return Dataset.read([folder], run.collect.gamma, memory_gb=run.collect.memory_gb)
-    return relabel(run.folder / "dataset", student, folder, gamma=run.collect.gamma, overwrite=True)
+    collected = run.collect
+    return relabel(
+        run.folder / "dataset", student, folder, gamma=collected.gamma, memory_gb=collected.memory_gb, overwrite=True
+    )

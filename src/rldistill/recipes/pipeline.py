@@ -91,7 +91,7 @@ def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
 
 
 def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
-    run = _with_teachers_features(run)
+    run = with_teachers_features(run)
     teacher = load_teacher(run)
     unit = "epochs" if type(run.recipe) in DISTIL else "steps"
     dataset: Dataset | None = None
@@ -176,7 +176,7 @@ def load_teacher(run: Run) -> Policy:
     return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
 
 
-def _with_teachers_features(run: Run) -> Run:
+def with_teachers_features(run: Run) -> Run:
     """The run with the teacher named where a student takes features of a network that is not."""
     students = dict(run.students)
     for name, student in run.students.items():

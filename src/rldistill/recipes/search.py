@@ -30,7 +30,7 @@ from rldistill.objective import Term
 from rldistill.progress import Report, track
 from rldistill.recipes import dagger
 from rldistill.recipes.candidates import as_written, candidates
-from rldistill.recipes.pipeline import load_teacher, run_collect, run_train
+from rldistill.recipes.pipeline import load_teacher, run_collect, run_train, with_teachers_features
 from rldistill.recipes.run import Dagger, Run
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
 from rldistill.students import AnyStudent, Cnn, Mlp, Tree
@@ -139,7 +139,7 @@ def search(
     folder, started = run.folder / "search", time.monotonic()
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume=True, quiet=quiet)
-    teacher = load_teacher(run)
+    run, teacher = with_teachers_features(run), load_teacher(run)
     asked = _asked(run, config, teacher)
     if (folder / "asked.json").exists() and not overwrite:
         _require_same(folder / "asked.json", asked)

@@ -30,7 +30,7 @@ from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS, Score
 from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.stage import Setting, run_stage, weights_of
+from rldistill.rl.stage import Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory, rollout
 from rldistill.schedules import Linear, Schedule
 from rldistill.students import AnyStudent, Ridge, Tree
@@ -41,6 +41,8 @@ SAVE_EVERY = 30.0
 """Seconds between checkpoints, which hold the whole replay."""
 NOTE_EVERY = 2_000
 """Environment steps between rows of `metrics.jsonl`."""
+LOOKED_AT = 1_000
+"""Observations that pixels are standardised by where there are no teacher's data."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,10 @@ class _Training:
         assert self.replay is not None
         if self.steps < config.learning_starts or not self.replay.ready(config.n_steps):
             return
+        if not self.updates:
+            rng = block_generator(self.seed, "train", 4, 0, 0)
+            show([self.policy], self.replay.draw(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
+            self.target.load_state_dict(self.policy.state_dict())
         rng = block_generator(self.seed, "train", 3, 0, self.steps)
         weight = self.weaning.weight(self.done)
         for _ in range(config.gradient_steps):

@@ -30,7 +30,7 @@ from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
-from rldistill.rl.stage import Setting, run_stage, weights_of
+from rldistill.rl.stage import Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory
 from rldistill.students import AnyStudent, Cnn, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
@@ -173,10 +173,11 @@ class _Training:
         self.policy = _learner(student, spec)
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
-        self.fresh = initial is None
         self.critic = _critic(config.critic, spec)
-        if initial is not None and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
+        self.unseeing = [self.critic] if initial is not None else [self.policy, self.critic]
+        if initial is not None and not initial.as_is and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
             self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
+            self.unseeing = []
         self.player = setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
@@ -226,8 +227,8 @@ class _Training:
         config = self.config
         if config.schedule == "linear":
             self.optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done)
-        if not self.updates and self.fresh and experience.obs.dtype == torch.uint8:
-            self._standardise(experience)
+        if not self.updates:
+            show(self.unseeing, experience.obs.flatten(0, 1))
         value, next_value = self._values(experience)
         ended = experience.terminated | experience.truncated
         gained = advantages(
@@ -261,12 +262,6 @@ class _Training:
             PolicyOutput(self.policy.spec.head, experience.said),
         )
         return {"teacher_kl": float(functional.kl(teacher, student, temperature, 1.0).mean())}
-
-    def _standardise(self, experience: Experience) -> None:
-        """Pixels, by the first ones seen: a dark, constant background would drive every ReLU the same way."""
-        pixels = experience.obs / 255
-        for network in self.networks.values():
-            network.standardise(pixels.mean(), pixels.std())
 
     def _values(self, experience: Experience) -> tuple[Tensor, Tensor]:
         """V of what was seen and of what each step led to, `[T, N]`."""

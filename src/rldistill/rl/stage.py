@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -103,6 +103,19 @@ def run_stage(
         return load_native(folder)
     finally:
         torch.set_num_threads(before)
+
+
+def show(networks: Sequence[NetworkPolicy], obs: Tensor) -> None:
+    """Let new networks see the first observations, `[B, *obs_shape]`, for what they take from data.
+
+    Pixels are standardised by them, since a dark, constant background would drive every ReLU the same way; then fixed
+    features look.
+    """
+    for network in networks:
+        if obs.dtype == torch.uint8 and not network.as_is:
+            pixels = obs / 255
+            network.standardise(pixels.mean(), pixels.std())
+        network.look(obs)
 
 
 def weights_of(policy: NetworkPolicy) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ class TeacherFeatures:
         if teacher.initial_state(1) is not None:
             raise ConfigError(f"features.policy: {self.policy} remembers; expected a feed-forward network")
         spec.require_same_input(teacher.spec, "the student", self.policy)
-        config, head = dataclasses.asdict(teacher.config), dataclasses.asdict(teacher.spec.head)
+        teacher.value_head = None  # which is not asked
+        config, head = config_document(teacher.config), dataclasses.asdict(teacher.spec.head)
         return TeacherFeatures(self.policy, names[type(teacher.config)], config, head), teacher
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
@@ -144,7 +145,10 @@ class TeacherFeatures:
         if self.network not in FEED_FORWARD:
             raise ConfigError(f"features.network: expected one of {', '.join(FEED_FORWARD)}, found {self.network!r}")
         kind: Any = NETWORKS[self.network]
-        return _frozen(kind(**self.config).build(dataclasses.replace(spec, head=ActionHead(**self.head))))
+        config = dict(self.config)
+        if isinstance(own := config.get("features"), dict):
+            config["features"] = FEATURES[own["type"]](**{key: own[key] for key in own if key != "type"})
+        return _frozen(kind(**config).build(dataclasses.replace(spec, head=ActionHead(**self.head))))
 
 
 def _frozen(network: NetworkPolicy) -> tuple[nn.Sequential, int]:
@@ -164,6 +168,15 @@ FEATURES: dict[str, type[AnyFeatures]] = {
     "bprost": Bprost,
     "objects": Objects,
 }
+
+
+def config_document(config: Any) -> dict[str, Any]:
+    """A student's fields, its features with their type."""
+    document = dataclasses.asdict(config)
+    names = {kind: name for name, kind in FEATURES.items()}
+    if "features" in document and type(config.features) in names:
+        document["features"] = {"type": names[type(config.features)], **document["features"]}
+    return document
 
 
 def body_of(student: Any, spec: PolicySpec) -> tuple[Any, nn.Sequential, int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
 from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import FEATURES, AnyFeatures
+from rldistill.students.features import FEATURES, AnyFeatures, config_document
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.tree import TreePolicy
@@ -62,7 +62,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
     document = {
         "schema": SCHEMA,
         "student": names[type(policy.config)],
-        "config": _config_document(policy.config),
+        "config": config_document(policy.config),
         "spec": dataclasses.asdict(policy.spec),
         "obs_clip": policy.obs_clip,
         "value": policy.value_head is not None,
@@ -73,14 +73,6 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         policy.save_model(folder)
     write_atomic(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
     write_json(folder / DOCUMENT, document)
-
-
-def _config_document(config: Any) -> dict[str, Any]:
-    document = dataclasses.asdict(config)
-    names = {kind: name for name, kind in FEATURES.items()}
-    if "features" in document and type(config.features) in names:
-        document["features"] = {"type": names[type(config.features)], **document["features"]}
-    return document
 
 
 def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
@@ -190,7 +182,7 @@ def _build(fields: _Fields, folder: Path) -> NetworkPolicy:
             return policy
     except (ConfigError, SpecMismatchError) as error:
         raise CorruptArtifactError(f"{fields.path}: config: {error}") from None
-    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError):
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError, AttributeError):
         raise CorruptArtifactError(f"{fields.path}: config: no network can have these sizes") from None
 
 

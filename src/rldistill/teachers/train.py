@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from rldistill.artifacts import open_stage
+from rldistill.artifacts import open_stage, read_json
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.schedules import Linear
@@ -231,7 +231,8 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
             net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder}: its policy is not the network of train.hyperparameters: {error}") from None
-    model.num_timesteps = rows[-1]["step"]
+    # The curve may go beyond the policy, which is the best so far.
+    model.num_timesteps = read_json(folder / "policy.json")["provenance"].get("env_steps", rows[-1]["step"])
     _refill_buffer(model, config)
 
 
