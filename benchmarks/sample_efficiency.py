@@ -48,7 +48,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Pong": {
         "budgets": [20_000, 40_000, 60_000, 80_000, 100_000],
         "seeds": 3,
-        "trained": 4_500_000,
+        "trained": 6_300_000,
         "run": {
             "env": {"id": "ALE/Pong-v5"},
             "teacher": "zoo:pong-dqn",
