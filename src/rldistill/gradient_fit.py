@@ -263,13 +263,17 @@ def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what the student will see, over all pixels or for each entry."""
     if dataset.spec.obs_dtype == "uint8":
         # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
-        seen = dataset.obs[_spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)] / np.float32(255)
-        mean, std = np.asarray(seen.mean()), np.asarray(seen.std())
+        counts, grey = np.zeros(256), np.arange(256) / 255
+        rows = _spread(np.arange(len(dataset.obs)), HELDOUT_ROWS)
+        for part in np.array_split(rows, max(1, len(rows) // FRAMES_AT_ONCE)):
+            counts += np.bincount(dataset.obs[part].ravel(), minlength=256)
+        mean = np.average(grey, weights=counts)
+        std = np.sqrt(np.average((grey - mean) ** 2, weights=counts))
     else:
         seen = dataset.obs.astype(np.float64)
-        mean, std = (np.asarray(moment) for moment in (seen.mean(0), seen.std(0)))
+        mean, std = seen.mean(0), seen.std(0)
     std = np.where(std < 1e-6, 1.0, std)
-    return encoded_moments(torch.from_numpy(mean).float(), torch.from_numpy(std).float(), dataset.spec)
+    return encoded_moments(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), dataset.spec)
 
 
 def _device(name: str) -> torch.device:
