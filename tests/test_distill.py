@@ -14,6 +14,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.gradient_fit import GradientFit
 from rldistill.losses import QMSE, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
@@ -124,6 +125,8 @@ def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear
     )
     assert pictures(600, 1.0).has_room_for(kept.num_features)
     assert not pictures(600, 600 * 160 / 1e9).has_room_for(kept.num_features)
+    fits = (GradientFit(pictures(600, gb), student, config, tmp_path / "new", 0, None) for gb in (1.0, 600 * 160 / 1e9))
+    assert [fit.dataset.spec.obs_shape for fit in fits] == [(kept.num_features,), (2, 8, 10)]
     obs = torch.from_numpy(pictures(600, 1.0).obs)
     torch.testing.assert_close(kept(obs)[0].params, fresh(obs)[0].params, rtol=1e-4, atol=1e-4)
     right = kept(obs)[0].mode() == torch.from_numpy(pictures(600, 1.0).columns["teacher"]).argmax(1)

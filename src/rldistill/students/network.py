@@ -189,8 +189,8 @@ class NetworkPolicy(nn.Module):
         if self._spec.nvec:
             return (_encoded(obs, self._spec.entries[""]) - self.obs_mean) / self.obs_std
         if obs.dtype == torch.uint8:
-            # Converted first: an operation on bytes and floats at once takes five times as long, and for a small
-            # student this is what costs the most.
+            # Converted first: an operation on bytes and floats at once is slower, and for a small student this is much
+            # of a step.
             return torch.addcmul(-self.obs_mean / self.obs_std, obs.float(), 1 / (255 * self.obs_std))
         return ((obs - self.obs_mean) / self.obs_std).float()
 
