@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,23 @@ def sha256_file(path: Path) -> str:
 
 def provenance(seed: int) -> dict[str, Any]:
     """What a result depends on besides its config: versions, seed, command, machine."""
+    return {
+        "seed": seed,
+        "versions": {"python": platform.python_version(), **_versions()},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "machine": {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
+    }
+
+
+@cache
+def _versions() -> dict[str, str]:
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return {
-        "seed": seed,
-        "versions": {"python": platform.python_version(), **versions},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "machine": {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
-    }
+    return versions
 
 
 def open_stage(folder: Path, done: Path, resume: bool | None, overwrite: bool) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rldistill.adamw import FlatAdamW
 from rldistill.artifacts import write_atomic
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
@@ -69,9 +69,7 @@ class GradientFit:
         if self.cached:
             self.dataset = dataset.seen_as(_fixed_features(self.policy, dataset, self.device))
         self.weights = flatten_weights(self.policy)
-        self.optimizer = torch.optim.AdamW(
-            [self.weights], config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = FlatAdamW(self.weights, config.learning_rate, config.weight_decay)
         self.train_rows = np.flatnonzero(~dataset.heldout)
         self.heldout_rows = np.flatnonzero(dataset.heldout)
         if not isinstance(self.policy, GruPolicy):  # which needs whole episodes
@@ -129,16 +127,15 @@ class GradientFit:
         rng = np.random.default_rng([self.seed, self.epoch])
         an_epoch = -(-len(self.train_rows) // self.config.batch_size)
         total_steps, step = self.config.epochs * an_epoch, self.epoch * an_epoch
-        sum_loss = torch.zeros((), device=self.device)
-        count = 0
+        losses: list[Tensor] = []
         rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
         for batch, output in self._outputs(self.train_rows, self.config.batch_size, rng):
             progress = min(step / total_steps, 1.0)
             if rate is not None:
-                self.optimizer.param_groups[0]["lr"] = rate(progress)
-            sum_loss += self.step(batch, output, progress)
-            step, count = step + 1, count + 1
-        return float(sum_loss) / count
+                self.optimizer.learning_rate = rate(progress)
+            losses.append(self.step(batch, output, progress))
+            step += 1
+        return float(torch.stack(losses).mean())
 
     def step(self, batch: Batch, output: PolicyOutput, progress: float) -> Tensor:
         """One step of the optimiser, given what the student says of a batch; returns the loss."""
@@ -147,8 +144,8 @@ class GradientFit:
         assert gradient is not None
         gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        gradient.div_((gradient.norm() / self.config.clip).clamp_min_(1))
-        self.optimizer.step()
+        gradient.div_((torch.linalg.vector_norm(gradient) / self.config.clip).clamp_min_(1))
+        self.optimizer.step(gradient)
         return loss.detach()
 
     def _outputs(
@@ -205,7 +202,7 @@ class GradientFit:
             "train_loss": train_loss,
             "heldout_loss": heldout_loss,
             "agreement": agreement,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.learning_rate,
             "seconds": round(seconds, 3),
         }
         self.metrics.add(row)
@@ -213,8 +210,7 @@ class GradientFit:
     def _save(self) -> None:
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
         tensors["progress"] = torch.tensor([self.epoch, self.best_loss, self.stale], dtype=torch.float64)
         whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         write_atomic(self.checkpoint, lambda temporary: save_file(whole, temporary))
@@ -225,12 +221,7 @@ class GradientFit:
             epoch, self.best_loss, stale = tensors.pop("progress").tolist()
             self.policy.load_state_dict(_under("policy.", tensors))
             self.best = _under("best.", tensors)
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in _under("optimizer.", tensors).items():
-                index, key = name.split(".", 1)
-                state.setdefault(int(index), {})[key] = value
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+            self.optimizer.load(_under("optimizer.", tensors))
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
         self.epoch, self.stale = int(epoch), int(stale)
@@ -298,7 +289,7 @@ def _spread(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 
 def _copy(policy: nn.Module) -> dict[str, Tensor]:
-    return copy.deepcopy({name: value.detach().cpu() for name, value in policy.state_dict().items()})
+    return {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

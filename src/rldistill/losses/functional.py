@@ -112,7 +112,7 @@ def _softened(logits: Tensor, temperature: float) -> Tensor:
 
 def detached(teacher: PolicyOutput) -> PolicyOutput:
     """The teacher's output as a constant: it is a label, even where a gradient could reach it."""
-    return dataclasses.replace(teacher, params=teacher.params.detach())
+    return dataclasses.replace(teacher, params=teacher.params.detach()) if teacher.params.requires_grad else teacher
 
 
 def require_same_space(loss: str, a: ActionHead, b: ActionHead) -> None:
