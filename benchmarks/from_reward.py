@@ -34,7 +34,7 @@ CORRUPTED, SPOILT = "corrupted", 0.34
 
 LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
-PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
+PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
 
 # `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -68,18 +68,17 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "qdagger-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "teacher": "zoo:pong-dqn",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger"},
-                "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62},
+                "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
                 "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 2e-4,
                         "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01, "gradient_steps": 1,
-                        "eval_every": 50_000, "threads": 2}},
+                        "eval_every": 50_000}},
     },
     "finetune-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "shared": "pong-dqn-halfway",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "finetune", "critic_warmup": 20_000},
                 "collect": {"steps": 60_000, "epsilon": 0.05}, "distill": PIXELS, "students": {"cnn": CNN62},
                 "ppo": {"total_steps": 500_000, "num_steps": 128, "epochs": 4, "batch_size": 256,
-                        "learning_rate": 2.5e-4, "clip_range": 0.1, "entropy_coef": 0.005, "eval_every": 50_000,
-                        "threads": 2}},
+                        "learning_rate": 2.5e-4, "clip_range": 0.1, "entropy_coef": 0.005, "eval_every": 50_000}},
     },
 }  # fmt: skip
 

@@ -53,11 +53,11 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
             "env": {"id": "ALE/Pong-v5"},
             "teacher": "zoo:pong-dqn",
             "collect": {"epsilon": 0.05},
-            "distill": {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2},
+            "distill": {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3},
             "students": {"cnn": {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1],
                                  "hidden": [24]}},
             "ppo": {"num_envs": 8, "num_steps": 128, "epochs": 4, "batch_size": 256, "learning_rate": 2.5e-4,
-                    "schedule": "linear", "clip_range": 0.1, "entropy_coef": 0.01, "eval_every": 50_000, "threads": 2},
+                    "schedule": "linear", "clip_range": 0.1, "entropy_coef": 0.01, "eval_every": 50_000},
         },
     },
 }  # fmt: skip
