@@ -80,6 +80,8 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     assert winner["test"]["decision"] == "yes"
     assert winner["test"]["lower"] > 0
     assert (Path(winner["test"]["folder"]) / "seed-0" / "policy.json").exists()
+    last = tmp_path / "run/search/trials" / found["winner"] / "rung-2/policy.safetensors"
+    assert last.read_bytes() == (Path(winner["test"]["folder"]) / "seed-0" / "policy.safetensors").read_bytes()
     smaller = [e for e in found["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
     assert all(entry["test"]["decision"] != "yes" for entry in smaller)
     console = Console(width=100, record=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ LEAST_UPDATES = 2_000
 """Gradient steps below which a student says nothing of what it could learn, if it is to have that many in the end."""
 SLACK = 1.0
 """By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
+SEED = 0
+"""The training seed of those that are tried."""
 CHOOSING, JUDGING = 1, 0
 """Rounds of evaluation seeds: students are chosen by others than those that they are judged by."""
 
@@ -260,7 +263,8 @@ def _halve(
             _climb(run, config, data, arena, trial, rung, folder)
             done += 1
             report(done, total)
-    smaller = [trial for trial in left if most is None or trial.of(config.by) < most]
+    learned = [trial for trial in left if "failed" not in trial.rungs[-1]]
+    smaller = [trial for trial in learned if most is None or trial.of(config.by) < most]
     holding = [trial for trial in smaller if trial.score >= 1 - config.within]
     return promoted(holding or smaller, config, FINALISTS)
 
@@ -275,7 +279,7 @@ def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: T
         episodes = config.episodes << rung
         row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalised": None, "ci95": None}
         try:
-            policy = distill(data, trial.student, _fit(run, trial.student, epochs), place, resume=True)
+            policy = distill(data, trial.student, _fit(run, trial.student, epochs), place, seed=SEED, resume=True)
         except NothingLearnedError as error:
             write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
         else:
@@ -296,6 +300,7 @@ def _test(
     place = folder / "tested" / trial.name
     if (place / "test.json").exists():
         return dict(read_json(place / "test.json"))
+    _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
     fit = _fit(run, trial.student, run.distill.epochs)
     students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in config.seeds]
     first = min(run.evaluate.episodes, config.max_episodes)
@@ -316,6 +321,13 @@ def _test(
     answer |= {"seeds": [*config.seeds], "folder": str(place)}
     write_json(place / "test.json", answer)
     return answer
+
+
+def _take_over(last: Path, place: Path) -> None:
+    """The student of the last rung, which had all epochs, instead of fitting the same once more."""
+    if last.exists() and not place.exists():
+        shutil.copytree(last, draft := place.with_name(f".{place.name}"), dirs_exist_ok=True)
+        draft.rename(place)
 
 
 def _shared_data(
