@@ -70,11 +70,14 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
 def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     tmp_path: Path, teacher: NetworkPolicy
 ) -> None:
-    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
+    run = RunConfig.load(
+        run_file(tmp_path, teacher), ["students.scout=linear", "students.hidden={type: linear, features: teacher}"]
+    ).plan()
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60)
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
     tried = {entry["name"]: entry for entry in found["tried"]}
+    assert tried["hidden"]["rungs"][0]["normalised"] > 0.5
     winner = tried[found["winner"]]
     assert winner["size"]["parameters"] < found["teacher"]["parameters"]
     assert winner["test"]["decision"] == "yes"
