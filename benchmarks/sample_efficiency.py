@@ -1,9 +1,10 @@
 """Environment steps to 90% of the teacher: by distillation, the teacher's data counted, and from reward alone.
 
-The student's steps are the smallest budget of teacher's data from which its mean over the training seeds reaches a
-normalised score of 0.9; the control, the same network, is taken to need those at which an evaluation of its own first
-does, the median over the seeds. One that never does within ten times the student's steps is censored there, so that the
-ratio is a lower bound. Every part goes on after an interruption. `--quick` is one training seed of LunarLander.
+The student's steps are the smallest budget, of the teacher's and its own, from which its mean over the training seeds
+reaches a normalised score of 0.9; the control, the same network, is taken to need those at which an evaluation of its
+own first does, the median over the seeds. One that never does within ten times the student's steps is censored there,
+so that the ratio is a lower bound. Every part goes on after an interruption. `--quick` is one training seed of
+LunarLander.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from rldistill.students.storage import load_native
 
 ENOUGH = 0.9
 
-# `trained` is what the teacher itself took. PPO's settings are those of rl-baselines3-zoo, DQN's those of the teacher.
+# `trained` is what the teacher itself took; with `rounds` of DAgger, these take half of a budget. PPO's settings are
+# those of rl-baselines3-zoo.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "LunarLander": {
         "budgets": [1_000, 2_000, 4_000, 6_000, 8_000, 12_000, 20_000],
@@ -46,7 +48,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         },
     },
     "Pong": {
-        "budgets": [20_000, 40_000, 60_000, 80_000, 100_000],
+        "budgets": [48_000, 72_000, 96_000],
+        "rounds": 2,
         "seeds": 3,
         "trained": 6_300_000,
         "run": {
@@ -73,7 +76,10 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
         "seeds": [seed],
         "out": str(out / name / str(steps) / str(seed)),
     }
-    document["collect"] = {**about["collect"], "steps": steps}
+    rounds = ENVIRONMENTS[name].get("rounds", 0)
+    if rounds:
+        document["recipe"] = {"name": "dagger", "rounds": rounds, "steps_per_round": steps // 2 // rounds}
+    document["collect"] = {**about["collect"], "steps": steps // 2 if rounds else steps}
     return RunConfig.model_validate(document | {"name": name}).plan()
 
 
@@ -101,9 +107,7 @@ def distilled(name: str, out: Path, teacher: str, seeds: range) -> tuple[int | N
                 write_json(file, {"normalised": scores(run, load_teacher(run), student)})
             found[steps].append(read_json(file)["normalised"])
         mean = sum(found[steps]) / len(found[steps])
-        print(
-            f"{name}: {steps:,} steps of the teacher's data: {mean:.3f} of the teacher ({len(seeds)} seeds)", flush=True
-        )
+        print(f"{name}: {steps:,} steps: {mean:.3f} of the teacher ({len(seeds)} seeds)", flush=True)
         if mean >= ENOUGH:
             return steps, found
     return None, found
