@@ -16,7 +16,8 @@ from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
 from rldistill.options import measure_from_options, share_from_options
 from rldistill.recipes.candidates import as_written, candidates
-from rldistill.recipes.search import SearchConfig, Trial, front, promoted, search
+from rldistill.recipes.halving import SearchConfig, Trial, front, promoted
+from rldistill.recipes.search import search
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.features import Fourier

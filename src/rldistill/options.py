@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from rldistill.config import known_env, parse_value
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, did_you_mean
-from rldistill.recipes.search import Measure
+from rldistill.recipes.halving import Measure
 from rldistill.teachers.load import SavedTeacher
 from rldistill.types import HeadKind
 

@@ -127,12 +127,13 @@ def search(
     from rldistill.artifacts import write_json
     from rldistill.config import RunConfig
     from rldistill.options import measure_from_options, share_from_options
-    from rldistill.recipes import search as recipe
+    from rldistill.recipes.halving import SearchConfig
+    from rldistill.recipes.search import run_search
 
     _require_one(resume, overwrite)
-    config = recipe.SearchConfig(share_from_options(within), measure_from_options(by))
+    config = SearchConfig(share_from_options(within), measure_from_options(by))
     with output(quiet):
-        found = recipe.run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
+        found = run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
     if json_file is not None:
         write_json(json_file, found)
 

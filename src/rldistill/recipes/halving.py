@@ -1,0 +1,240 @@
+"""Successive halving: students get more epochs and more episodes rung by rung, and the last few are tested."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rldistill.artifacts import read_json, write_json
+from rldistill.data.dataset import Dataset
+from rldistill.distill import DistillConfig, distill
+from rldistill.envs.single import EnvConfig
+from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.evaluate.cost import measure_cost
+from rldistill.evaluate.decision import RISK, non_inferior
+from rldistill.evaluate.looks import RISK as OF_LOOKS
+from rldistill.evaluate.looks import boundary, looks
+from rldistill.evaluate.play import Episodes, play
+from rldistill.evaluate.statistics import Returns, normalised_interval, normalised_score
+from rldistill.losses import ActionNLL
+from rldistill.objective import Term
+from rldistill.progress import Report
+from rldistill.recipes.run import Run
+from rldistill.students import AnyStudent, Tree
+from rldistill.types import Policy
+
+Measure = Literal["parameters", "bytes", "macs", "latency"]
+RUNGS = 3
+"""Of successive halving: each has twice the epochs and twice the episodes of the one before, for half the students."""
+FINALISTS = 4
+LEAST_UPDATES = 2_000
+"""Gradient steps below which a student says nothing of what it could learn, if it is to have that many in the end."""
+SLACK = 1.0
+"""By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
+SEED = 0
+"""The training seed of those that are tried."""
+CHOOSING, JUDGING = 1, 0
+"""Rounds of evaluation seeds: students are chosen by others than those that they are judged by."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is looked for.
+
+    Attributes:
+        within: the share of the teacher's lead over random play that the student may lose.
+        by: what is to be small.
+        rounds: of DAgger, in which one student acts for all; a run file whose recipe is `dagger` says it itself.
+        seeds: training seeds of those that are tested.
+        episodes: of a student in the first rung.
+        max_episodes: for each training seed of those that are tested.
+    """
+
+    within: float = 0.05
+    by: Measure = "parameters"
+    rounds: int = 2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    episodes: int = 10
+    max_episodes: int = 300
+
+    def __post_init__(self) -> None:
+        if not 0 < self.within < 1:
+            raise ConfigError(f"--within: expected a share such as 5%, found {self.within:.4g}")
+
+
+@dataclass
+class Trial:
+    """One student: what it is, and how it did in each rung that it came to."""
+
+    name: str
+    student: AnyStudent
+    size: dict[str, float | None] = field(default_factory=dict)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    test: dict[str, Any] | None = None
+
+    @property
+    def score(self) -> float:
+        """The latest; that of random play if nothing was learned."""
+        return float(self.rungs[-1]["normalised"] or 0.0) if self.rungs else 0.0
+
+    def of(self, by: Measure) -> float:
+        """Its size; of what is not known, infinite."""
+        return math.inf if self.size.get(by) is None else float(self.size[by] or 0.0)
+
+
+@dataclass
+class Arena:
+    """The environment, and what teacher and random play return in it: each episode is played once."""
+
+    env: EnvConfig
+    teacher: Policy
+    seed: int
+    gamma: float
+    played: dict[tuple[str, int], Episodes] = field(default_factory=dict)
+
+    def play(self, policy: Policy | None, episodes: int, round: int, first: int = 0) -> Episodes:
+        side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
+        return play(self.env, policy, episodes, seed=self.seed, round=round, first=first, side=side, gamma=self.gamma)
+
+    def reference(self, who: Literal["teacher", "random"], episodes: int, round: int) -> Returns:
+        """Returns `[1, episodes]`."""
+        known = self.played.get((who, round))
+        have = 0 if known is None else len(known.returns)
+        if have < episodes:
+            more = self.play(self.teacher if who == "teacher" else None, episodes - have, round, have)
+            known = self.played[who, round] = more if known is None else known.followed_by(more)
+        assert known is not None
+        return known.returns[None, :episodes]
+
+
+def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
+    """Those that no smaller student is as good as, from the smallest on."""
+    best, kept = -math.inf, []
+    for trial in sorted(trials, key=lambda trial: (trial.of(by), -trial.score)):
+        if trial.rungs and trial.score > best:
+            best = trial.score
+            kept.append(trial)
+    return kept
+
+
+def promoted(trials: Sequence[Trial], config: SearchConfig, keep: int) -> list[Trial]:
+    """The smallest of those that are good enough for now, and if these are too few, the best of the others."""
+    wanted = 1 - config.within * (1 + SLACK)
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        enough = trial.score >= wanted
+        return not enough, trial.of(config.by) if enough else -trial.score
+
+    return sorted(trials, key=rank)[:keep]
+
+
+def halve(
+    run: Run,
+    config: SearchConfig,
+    data: Dataset,
+    arena: Arena,
+    tried: Mapping[str, Trial],
+    folder: Path,
+    report: Report,
+    most: float | None,
+) -> list[Trial]:
+    """The students that are left after all rungs and seem to keep what is wanted, the smallest first.
+
+    None is as large as `most`, the teacher's size, where that is known.
+    """
+    left = [*tried.values()]
+    sizes = [max(FINALISTS, math.ceil(len(left) / 2**rung)) for rung in range(RUNGS)]
+    done, total = 0, sum(min(size, len(left)) for size in sizes)
+    for rung in range(RUNGS):
+        left = promoted(left, config, sizes[rung]) if rung else left
+        for trial in left:
+            _climb(run, config, data, arena, trial, rung, folder)
+            done += 1
+            report(done, total)
+    learned = [trial for trial in left if "failed" not in trial.rungs[-1]]
+    smaller = [trial for trial in learned if most is None or trial.of(config.by) < most]
+    holding = [trial for trial in smaller if trial.score >= 1 - config.within]
+    return promoted(holding or smaller, config, FINALISTS)
+
+
+def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: Trial, rung: int, folder: Path) -> None:
+    """One student, with the epochs and the episodes of a rung."""
+    place = folder / "trials" / trial.name / f"rung-{rung}"
+    file = place / "trial.json"
+    least = math.ceil(LEAST_UPDATES * run.distill.batch_size / len(data))
+    epochs = max(1, run.distill.epochs >> (RUNGS - 1 - rung), min(least, run.distill.epochs))
+    if not file.exists():
+        episodes = config.episodes << rung
+        row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalised": None, "ci95": None}
+        try:
+            policy = distill(data, trial.student, _fit(run, trial.student, epochs), place, seed=SEED, resume=True)
+        except NothingLearnedError as error:
+            write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
+        else:
+            returns = arena.play(policy, episodes, CHOOSING).returns[None]
+            teacher, random = (arena.reference(who, episodes, CHOOSING) for who in ("teacher", "random"))
+            interval = normalised_interval(returns, teacher, random)
+            row |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
+            write_json(file, {"size": sizes_of(policy), "row": row})
+    said = read_json(file)
+    trial.size = said["size"] or trial.size
+    trial.rungs.append(said["row"])
+
+
+def judge(
+    run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: Trial, tests: int, folder: Path
+) -> dict[str, Any]:
+    """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided."""
+    place = folder / "tested" / trial.name
+    if (place / "test.json").exists():
+        return dict(read_json(place / "test.json"))
+    _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
+    fit = _fit(run, trial.student, run.distill.epochs)
+    students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in config.seeds]
+    first = min(run.evaluate.episodes, config.max_episodes)
+    counts = looks(first, config.max_episodes)
+    returns = np.zeros((len(students), 0))
+    answer: dict[str, Any] = {}
+    for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
+        before = returns.shape[1]
+        more = [arena.play(student, count - before, JUDGING, before).returns for student in students]
+        returns = np.concatenate([returns, np.stack(more)], 1)
+        teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
+        found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
+        answer = dataclasses.asdict(found)
+        if answer["decision"] != "undecided":
+            break
+    interval = normalised_interval(returns, teacher, random)
+    answer |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
+    answer |= {"seeds": [*config.seeds], "folder": str(place)}
+    write_json(place / "test.json", answer)
+    return answer
+
+
+def _take_over(last: Path, place: Path) -> None:
+    """The student of the last rung, which had all epochs, instead of fitting the same once more."""
+    if last.exists() and not place.exists():
+        shutil.copytree(last, draft := place.with_name(f".{place.name}"), dirs_exist_ok=True)
+        draft.rename(place)
+
+
+def _fit(run: Run, student: AnyStudent, epochs: int) -> DistillConfig:
+    losses = (Term(ActionNLL()),) if isinstance(student, Tree) else run.distill.losses
+    return dataclasses.replace(run.distill, epochs=epochs, losses=losses)
+
+
+def sizes_of(policy: Policy) -> dict[str, float | None]:
+    cost = measure_cost(policy)
+    return {
+        "parameters": cost.parameters,
+        "bytes": cost.bytes,
+        "macs": cost.macs,
+        "latency": None if cost.latency_us is None else cost.latency_us["p50"],
+    }
