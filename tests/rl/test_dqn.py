@@ -30,7 +30,9 @@ from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
 CARTPOLE = EnvConfig("CartPole-v1")
 KL = (Term(ForwardKL()),)
-SHORT = DQNConfig(total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20)
+SHORT = DQNConfig(
+    total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20, schedule="linear"
+)
 SPEC = PolicySpec((1,), "float32", ActionHead("categorical", (2,)))
 
 
@@ -134,7 +136,11 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(one) == sha256_file(other)
     texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
-    assert [json.loads(row)["td_loss"] for row in texts[0]] == [json.loads(row)["td_loss"] for row in texts[1]]
+    for column in ("td_loss", "learning_rate"):
+        assert [json.loads(row)[column] for row in texts[0]] == [json.loads(row)[column] for row in texts[1]]
+    # a quarter of the way, half, three quarters, and the end
+    rates = [json.loads(row)["learning_rate"] for row in texts[0]]
+    assert rates == pytest.approx([SHORT.learning_rate * share for share in (0.75, 0.5, 0.25, 0.0)])
 
 
 def test_the_teachers_data_come_first(teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ class DQNConfig:
         learning_starts: steps before the first gradient.
         batch_size: transitions in a gradient step.
         gradient_steps: for each step of all environments.
-        learning_rate: Adam's.
+        learning_rate: Adam's, at the start.
+        schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.
         gamma: discount.
         n_steps: of the returns.
         target_update: gradient steps between copies of the network that says the targets.
@@ -76,6 +77,7 @@ class DQNConfig:
     batch_size: int = 64
     gradient_steps: int = 4
     learning_rate: float = 5e-4
+    schedule: Literal["linear", "constant"] = "constant"
     gamma: float = 0.99
     n_steps: int = 1
     target_update: int = 500
@@ -290,6 +292,8 @@ class _Training:
             self.target.load_state_dict(self.policy.state_dict())
         rng = block_generator(self.seed, "train", 3, 0, self.steps)
         weight = self.weaning.weight(self.done)
+        if config.schedule == "linear":
+            self.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - self.done, 0.0)
         for _ in range(config.gradient_steps):
             self.noted.append(
                 self._step(self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng), weight)
@@ -341,6 +345,7 @@ class _Training:
         if self.noted and (self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY or at_end):
             recent = self.life.mean_return
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
+            document["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
             document |= {"distillation_weight": self.weaning.weight(self.done), **self.guidance.ends}
             if self.score is not None and (self.steps >= self.next_eval or at_end):
