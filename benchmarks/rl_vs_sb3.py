@@ -145,7 +145,7 @@ def tasks() -> list[Task]:
         total_steps=200_000, num_envs=16, num_steps=256, epochs=4, gamma=0.999, gae_lambda=0.98, entropy_coef=0.01
     )
     of_minatar = dqn.DQNConfig(
-        total_steps=150_000, num_envs=4, buffer_size=100_000, learning_starts=5_000, gradient_steps=1, batch_size=32,
+        total_steps=100_000, num_envs=4, buffer_size=100_000, learning_starts=5_000, gradient_steps=1, batch_size=32,
         learning_rate=2.5e-4, target_update=250, exploration=Linear(1.0, 0.1, 0.5),
     )  # fmt: skip
     small = Cnn((16,), (3,), (1,), (128,))
