@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,8 @@ from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.errors import ConfigError
 from rldistill.recipes import from_reward
-from rldistill.recipes.pipeline import run_distill, run_evaluate
-from rldistill.recipes.taught import open_student, require_taught_by
+from rldistill.recipes.pipeline import run_collect, run_distill, run_evaluate
+from rldistill.recipes.taught import asked_of, open_student, require_same
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -156,31 +159,56 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
     assert record() == before
 
 
-def test_a_student_stays_with_the_teacher_that_taught_it(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
-    folder = tmp_path / "student"
-    assert not open_student(folder, teacher, False, False)
-    assert not open_student(folder, other, False, False)  # nothing came of the first
+    path = write_run(tmp_path, teacher, seeds=[0], collect={"steps": 100})
+    run = RunConfig.load(path).plan()
+    run_collect(run, quiet=True)
+    folder = run.folder / "students" / "mlp" / "seed-0"
+    asked, of_other = asked_of(run, "mlp", teacher), asked_of(run, "mlp", other)
+    assert not open_student(folder, of_other, False, False)
+    assert not open_student(folder, asked, False, False)  # nothing came of the first
     (folder / "policy.json").write_text("{}")
-    assert open_student(folder, other, True, False)
+    assert open_student(folder, asked, True, False)
     with pytest.raises(ConfigError, match="--resume"):
-        open_student(folder, other, False, False)
-    for ask in (lambda: open_student(folder, teacher, True, False), lambda: require_taught_by(folder, teacher)):
-        with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
-            ask()
-    require_taught_by(folder, other)
-    run = RunConfig.load(write_run(tmp_path, teacher, seeds=[0])).plan()
-    open_student(run.folder / "students" / "mlp" / "seed-0", other, False, False)
-    (run.folder / "students" / "mlp" / "seed-0" / "policy.json").write_text("{}")
+        open_student(folder, asked, False, False)
     with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
-        run_evaluate(run)
-    assert not open_student(folder, teacher, False, True)
+        open_student(folder, of_other, True, False)
+
+    changes = {
+        "distill.epochs=50": r"distill\.epochs was 8, now it is 50",
+        "distill.losses=[action_nll]": r"distill\.losses was .*ForwardKL.*, now it is .*ActionNLL",
+        "students.mlp={type: mlp, hidden: [8]}": r"students\.mlp was .*, now it is Mlp\(hidden=\(8,\)",
+        "recipe={name: dagger, rounds: 1, steps_per_round: 64}": "recipe was Offline, now it is Dagger",
+    }
+    for change, said in changes.items():
+        changed = RunConfig.load(path, [change]).plan()
+        for stage in (run_distill, run_evaluate):
+            with pytest.raises(ConfigError, match=said):
+                stage(changed, resume=True, quiet=True)
+    open_student(folder, asked_of(RunConfig.load(path, ["distill.threads=2"]).plan(), "mlp", teacher), True, False)
+
+    run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), overwrite=True, quiet=True)
+    for stage in (run_distill, run_evaluate):
+        with pytest.raises(ConfigError, match=r"learned from other data .* `rldistill distill FILE --overwrite`"):
+            stage(run, resume=True, quiet=True)
+    assert not open_student(folder, asked_of(run, "mlp", teacher), False, True)
+    shutil.rmtree(run.folder / "dataset")  # to save room
+    require_same(folder, asked_of(run, "mlp", teacher))
 
 
 def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
-    folder = run.folder / "students" / "mlp" / "seed-0"
-    save_policy(teacher, folder, {})
-    from_reward.distill_student(run, teacher, None, "mlp", 0, True, False, lambda *_: None)
-    assert not (folder / "teacher.json").exists()
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    assert asked_of(run, "mlp", teacher) == asked_of(run, "mlp", other)
+
+
+def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={num_steps: 8, num_envs: 2, batch_size: 8}"]).plan()
+    control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, resume=True, overwrite=False)
+    control(run, steps=4, report=lambda *_: None)
+    changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))
+    with pytest.raises(ConfigError, match=r"ppo\.gamma was 0\.99, now it is 0\.5"):
+        control(changed, steps=4, report=lambda *_: None)

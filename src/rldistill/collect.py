@@ -153,7 +153,7 @@ def collect(
     request = {"seed": seed, "teacher": who, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
     seen = sight.teacher if sight.packed and config.teacher_obs else None
     manifest = Manifest.open(folder, env, stored, round, request, seen)
-    if not manifest.has_round(round):
+    if not manifest.has_files_of(round):
         try:
             manifest.add_round(round, _run_all(jobs, config, progress))
         except Exception:

@@ -90,9 +90,13 @@ def read_block(path: Path, columns: list[str] | None = None) -> Block:
             end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
             states = {who: _unpacked(*packed) for who, packed in json.loads(metadata.get(b"states", b"{}")).items()}
     except FileNotFoundError:
-        raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume") from None
+        raise CorruptArtifactError(
+            f"{path}: the block is missing; `rldistill collect FILE --resume` plays it again"
+        ) from None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise CorruptArtifactError(f"{path}: not a whole block ({error}); delete it and --resume") from None
+        raise CorruptArtifactError(
+            f"{path}: not a whole block ({error}); delete it, and `rldistill collect FILE --resume` plays it again"
+        ) from None
     found = {name: _from_arrow(table[name], shapes[name]) for name in table.column_names}
     return Block(found, end_hash, exact, states)
 

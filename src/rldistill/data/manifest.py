@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
@@ -82,7 +83,10 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read and check; raises CorruptArtifactError for what is not a manifest of ours."""
         path = folder / "manifest.json"
-        document = read_json(path)
+        try:
+            document = read_json(path)
+        except CorruptArtifactError as error:
+            raise CorruptArtifactError(f"{error}; `rldistill collect FILE --overwrite` makes it anew") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__
             raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}; collect again")
@@ -113,6 +117,11 @@ class Manifest:
         return blocks
 
     @property
+    def digest(self) -> str:
+        """A hash of all that is in it."""
+        return hashlib.sha256(" ".join(block["sha256"] for block in self.blocks).encode()).hexdigest()
+
+    @property
     def num_steps(self) -> int:
         """Environment steps in all blocks."""
         return sum(block["steps"] for block in self.blocks)
@@ -132,6 +141,11 @@ class Manifest:
     def has_round(self, round: int) -> bool:
         return any(block["round"] == round for block in self.blocks)
 
+    def has_files_of(self, round: int) -> bool:
+        """Whether the round is complete, and no block of it was lost since."""
+        files = [self.folder / block["file"] for block in self.blocks if block["round"] == round]
+        return bool(files) and all(file.exists() for file in files)
+
     def add_round(self, round: int, entries: list[dict[str, Any]]) -> None:
         """Take up the blocks of a round that is complete."""
         self.document["blocks"] = [block for block in self.blocks if block["round"] != round]
@@ -148,9 +162,14 @@ class Manifest:
         for block in self.blocks:
             path = self.folder / block["file"]
             if not path.exists():
-                raise CorruptArtifactError(f"{path}: the block is missing; collect again with --resume")
+                raise CorruptArtifactError(
+                    f"{path}: the block is missing; `rldistill collect FILE --resume` plays it again"
+                )
             if sha256_file(path) != block["sha256"]:
-                raise CorruptArtifactError(f"{path}: its bytes are not those that were written; delete it and --resume")
+                raise CorruptArtifactError(
+                    f"{path}: its bytes are not those that were written; delete it, and "
+                    "`rldistill collect FILE --resume` plays it again"
+                )
 
 
 def manifest_entry(key: BlockKey, path: Path, block: Block, steps: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import BornAgain, Run, report_round
-from rldistill.recipes.taught import open_student
+from rldistill.recipes.taught import asked_of, open_student
 from rldistill.relabel import relabel
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -29,7 +29,7 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` generations after the first."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, teacher, resume, overwrite):
+    if open_student(folder, asked_of(run, name, teacher), resume, overwrite):
         return load_native(folder)
     assert isinstance(run.recipe, BornAgain)
     rounds, data, student = run.recipe.rounds, dataset, None

@@ -14,7 +14,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import Dagger, Run, report_round
-from rldistill.recipes.taught import open_student
+from rldistill.recipes.taught import asked_of, open_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
@@ -50,7 +50,7 @@ def in_rounds(
         taught: where the teacher's dataset is; in the run's folder by default.
     """
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, teacher, resume, overwrite):
+    if open_student(folder, asked_of(run, name, teacher, taught), resume, overwrite):
         return load_native(folder)
     student: NetworkPolicy | None = None
     rounds, place, data = recipe.rounds, folder / "dataset", dataset

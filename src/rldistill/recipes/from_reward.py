@@ -14,14 +14,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.artifacts import open_stage
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
-from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
-from rldistill.recipes.taught import open_student
+from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
+from rldistill.recipes.taught import asked_of, open_student, settings
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.schedules import Linear
@@ -47,14 +46,9 @@ def distill_student(
 ) -> NetworkPolicy:
     """One student with one training seed, by the run's recipe."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    # From reward alone nobody teaches, so that any teacher may stand beside it.
-    begin = (
-        partial(open_stage, folder, folder / "policy.json")
-        if isinstance(run.recipe, Scratch)
-        else partial(open_student, folder, teacher)
-    )
+    asked = asked_of(run, name, teacher)
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
-        begin(resume, overwrite)
+        open_student(folder, asked, resume, overwrite)
         return load_native(folder)
     student = run.students[name]
     learn: Callable[..., NetworkPolicy]
@@ -62,14 +56,14 @@ def distill_student(
         learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
     elif isinstance(run.recipe, Finetune):
         assert dataset is not None
-        open_student(_beside(folder), teacher, resume, overwrite)
+        open_student(_beside(folder), asked, resume, overwrite)
         initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, resume=True)
         config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
         learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
     guidance = guidance_of(run, teacher)
-    begin(resume, overwrite)
+    open_student(folder, asked, resume, overwrite)
     return learn(
         teacher=teacher,
         guidance=guidance,
@@ -88,10 +82,13 @@ def control(
     env, student, total = run.env.seen_by(teacher), run.students[name], CENSORED * steps
     learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
-        learn = partial(dqn.learn, env, student, dataclasses.replace(run.dqn, total_steps=total), place)
+        of_dqn = dataclasses.replace(run.dqn, total_steps=total)
+        learn, asked = partial(dqn.learn, env, student, of_dqn, place), settings("dqn", of_dqn)
     else:
-        learn = partial(ppo.learn, env, student, dataclasses.replace(run.ppo, total_steps=total), place)
-    return learn(score=partial(_score, env, run.seed), seed=seed, resume=resume, overwrite=overwrite, progress=report)
+        of_ppo = dataclasses.replace(run.ppo, total_steps=total)
+        learn, asked = partial(ppo.learn, env, student, of_ppo, place), settings("ppo", of_ppo)
+    open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), resume, overwrite)
+    return learn(score=partial(_score, env, run.seed), seed=seed, resume=True, progress=report)
 
 
 def guidance_of(run: Run, teacher: Policy) -> Guidance:

@@ -6,7 +6,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.progress import Report
 from rldistill.recipes.run import Run
-from rldistill.recipes.taught import open_student
+from rldistill.recipes.taught import asked_of, open_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.types import Policy
 
@@ -16,7 +16,7 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    open_student(folder, teacher, resume, overwrite)
+    open_student(folder, asked_of(run, name, teacher), resume, overwrite)
     return distill(
         dataset,
         run.students[name],

@@ -132,10 +132,10 @@ def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet:
     if path.exists() and not (resume or overwrite):
         raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
     trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
-    teacher = load_teacher(run)
+    run, teacher = with_teachers_features(run), load_teacher(run)
     for name in run.students:
         for seed in run.seeds:
-            taught.require_taught_by(run.folder / "students" / name / f"seed-{seed}", teacher)
+            taught.require_same(run.folder / "students" / name / f"seed-{seed}", taught.asked_of(run, name, teacher))
     entrants = {
         "teacher": Entrant("teacher", {None: teacher}, trained),
         **{name: _student_entrant(run, name) for name in run.students},
@@ -298,6 +298,6 @@ def _noted(run: Run, *places: str) -> Iterator[None]:
 
 
 def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:
-    """The files in some of the run's folders, and when they were written; that of who teaches comes before any work."""
+    """The files in some of the run's folders, and when they were written, but for notes that come before any work."""
     files = [path for place in places for path in (run.folder / place).rglob("*") if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files if path.name != taught.FILE}

@@ -1,40 +1,96 @@
-"""The folder of a student, which tells who taught it."""
+"""The folder of a student, which tells what it was made of."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rldistill.artifacts import open_stage, read_json, write_json
+from rldistill.data.manifest import Manifest
 from rldistill.errors import ConfigError
+from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, QDagger, Run, Scratch
 from rldistill.teachers.identity import identity
 from rldistill.types import Policy
 
-FILE = "teacher.json"
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+FILE = "asked.json"
+ONLY_SPEED = ("threads", "device")
+"""Settings by which results differ in the last digits at most."""
 
 
-def require_taught_by(folder: Path, teacher: Policy) -> None:
-    """Raise ConfigError if it is noted that another teacher taught the student of a folder."""
-    path, asked = folder / FILE, identity(teacher)
-    if path.exists() and (known := read_json(path)) != asked:
+def asked_of(run: Run, name: str, teacher: Policy, dataset: Path | None = None) -> dict[str, Any]:
+    """All that a student depends on but its seed, as JSON: its teacher, the dataset, and its part of the run file.
+
+    From reward alone nobody teaches, so that any teacher may stand beside it. The dataset is in the run's folder where
+    no other is named.
+    """
+    asked: dict[str, Any] = {"teacher": None if isinstance(run.recipe, Scratch) else identity(teacher)}
+    asked |= {"recipe": type(run.recipe).__name__, **settings("recipe", run.recipe)}
+    asked |= {f"students.{name}": _text(run.students[name]), **settings("distill", run.distill)}
+    place = dataset or run.folder / "dataset"
+    if isinstance(run.recipe, FROM_REWARD_ALONE):
+        asked |= settings("env", run.env)
+    elif place.exists():  # or it was taken away to save room
+        asked["dataset"] = Manifest.read(place).digest
+    if isinstance(run.recipe, (*FROM_REWARD_ALONE, Finetune)):
+        asked |= settings("ppo", run.ppo)
+    if isinstance(run.recipe, QDagger):
+        asked |= settings("dqn", run.dqn)
+    return asked
+
+
+def settings(key: str, part: DataclassInstance) -> dict[str, str]:
+    """All of a part of a run file that results depend on, by where it stands."""
+    known = [setting.name for setting in dataclasses.fields(part) if setting.name not in ONLY_SPEED]
+    return {f"{key}.{name}": _text(getattr(part, name)) for name in known}
+
+
+def _text(value: object) -> str:
+    """A value of a run file, without the addresses that Python tells of a user's own functions and classes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def require_same(folder: Path, asked: dict[str, Any]) -> None:
+    """Raise ConfigError if it is noted that the student of a folder was made of something else."""
+    path = folder / FILE
+    if not path.exists():  # what was made before this was noted, nobody knows
+        return
+    known, again = read_json(path), "`rldistill distill FILE --overwrite`"
+    if known.get("teacher") != asked.get("teacher"):
         raise ConfigError(
-            f"{path}: the student was taught by {known}, now the teacher is {asked}. Go on with the teacher "
-            "that it had, or let the new one teach: `rldistill distill FILE --overwrite`."
+            f"{path}: the student was taught by {known.get('teacher')}, now the teacher is {asked.get('teacher')}. Go "
+            f"on with the teacher that it had, or let the new one teach: {again}."
         )
+    if known.get("dataset") != asked.get("dataset", known.get("dataset")):
+        raise ConfigError(
+            f"{path}: the student learned from other data than those that are there now. Let it learn from these: "
+            f"{again}."
+        )
+    for key in {**known, **asked}:
+        if key != "dataset" and known.get(key) != asked.get(key):
+            raise ConfigError(
+                f"{path}: {key} was {known.get(key)}, now it is {asked.get(key)}. Go on with the old value, or distil "
+                f"again: {again}."
+            )
 
 
-def open_student(folder: Path, teacher: Policy, resume: bool, overwrite: bool) -> bool:
+def open_student(folder: Path, asked: dict[str, Any], resume: bool, overwrite: bool) -> bool:
     """Prepare a student's folder as `open_stage` does; True if the student is there already.
 
     Raises:
-        ConfigError: another teacher has begun to teach it.
+        ConfigError: what is there was begun with something else.
     """
     path = folder / FILE
     if folder.exists() and [*folder.iterdir()] == [path]:
         path.unlink()  # nothing came of it
     if not overwrite:
-        require_taught_by(folder, teacher)
+        require_same(folder, asked)
     old = folder.exists() and any(folder.iterdir())
     done = open_stage(folder, folder / "policy.json", resume, overwrite)
-    if overwrite or not old:  # who taught what is there from before this was noted, nobody knows
-        write_json(path, identity(teacher))
+    if overwrite or not old:
+        write_json(path, asked)
     return done
