@@ -76,6 +76,7 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         (CorruptArtifactError("x.parquet: cut\nshort"), 2, "error: x.parquet: cut short\n"),
         (KeyboardInterrupt(), 130, "stopped; go on with --resume\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: the disk is full (a/b): make room"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), 2, "error: /proc/x: No such file or"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: the disk is full: make room"),
     ],
 )

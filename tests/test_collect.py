@@ -265,6 +265,36 @@ def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage
             read_block(path)
 
 
+@pytest.mark.parametrize("number", [0, 4])
+def test_a_lost_block_is_played_again(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
+    config = CollectConfig(steps=800, slots=4, block=20, epsilon=0.1)
+    collect(CARTPOLE, teacher, config, tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
+    lost = tmp_path / "blocks" / sorted(before)[number]
+    lost.unlink()
+    with pytest.raises(CorruptArtifactError, match=rf"{lost.name}.*`rldistill collect FILE --resume`"):
+        Dataset.read([tmp_path])
+    collect(CARTPOLE, teacher, config, tmp_path, resume=True)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
+
+
+def test_a_manifest_cut_short_says_what_helps(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = CollectConfig(steps=100)
+    collect(CARTPOLE, teacher, config, tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema"')
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json: not valid JSON.*--overwrite"):
+        collect(CARTPOLE, teacher, config, tmp_path, resume=True)
+    assert len(collect(CARTPOLE, teacher, config, tmp_path, overwrite=True))
+
+
+def test_some_episodes_are_always_left_to_learn_from(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rldistill.data.dataset.HELDOUT_FRACTION", 1.0)
+    heldout = collect(CARTPOLE, teacher, CollectConfig(steps=200, epsilon=0.5), tmp_path).heldout
+    assert 0 < heldout.mean() < 1
+
+
 def test_equal_episodes_are_on_the_same_side_of_the_split(dataset: Dataset) -> None:
     assert 0 < dataset.heldout.mean() < 0.5
     sides: dict[bytes, set[bool]] = {}

@@ -151,6 +151,8 @@ def test_examples_are_valid(example: str) -> None:
         ("seeds=[0, 0]", "seeds: the same seed is there twice"),
         ("seeds=[-1]", "seeds.0: found -1, expected at least 0"),
         ("studnets={}", "studnets: unknown key. Did you mean 'students'?"),
+        ("distil.epochs=3", "distil: unknown key. Did you mean 'distill'?"),
+        (f"out={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
         ("name=a/b", "name: found 'a/b', expected letters, digits"),
         ("seeds=[1", "seeds: line 1: not valid YAML"),
         ("seeds", "found 'seeds', expected key=value"),

@@ -7,13 +7,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
 
 from rldistill.config import RunConfig
-from rldistill.errors import ConfigError
+from rldistill.distill import distill
+from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.options import measure_from_options, share_from_options
 from rldistill.recipes.candidates import as_written, candidates
 from rldistill.recipes.halving import SearchConfig, Trial, front, promoted
@@ -112,6 +114,22 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     again = search(run, config, resume=True, quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
+
+
+def test_a_seed_that_learns_nothing_is_a_no(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any, seed: int = 0, **settings: Any) -> NetworkPolicy:
+        if seed == 1:
+            raise NothingLearnedError("nothing was learned")
+        return distill(*arguments, seed=seed, **settings)
+
+    monkeypatch.setattr("rldistill.recipes.halving.distill", fails)
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
+    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60), quiet=True)
+    assert found["winner"] is None
+    assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}
+    Console(record=True).print(search_table(found), search_verdict(found))
 
 
 def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolicy) -> None:

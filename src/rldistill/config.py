@@ -173,6 +173,8 @@ class RunConfig(Strictly):
         except ValidationError as error:
             raise ConfigError(explained(error.errors(), document, sources)) from None
         config._document = document
+        if not (there := next(place for place in (config.out, *config.out.parents) if place.exists())).is_dir():
+            raise ConfigError(f"{sources.get('out', file)}: out: {there} is a file, expected a folder")
         return config
 
     def _planned_teacher(self) -> SavedTeacher | TeacherEnsemble | TrainConfig:

@@ -79,11 +79,12 @@ def _path(location: Iterable[int | str], document: Any) -> list[str]:
 
 
 def _source(path: Sequence[str], sources: Mapping[str, str]) -> str:
-    """Who said the value at `path`: the override nearest to it, or the file."""
+    """Who said the value at `path`: the override nearest to it, one of something inside it, or the file."""
     for depth in range(len(path), 0, -1):
         if (near := ".".join(path[:depth])) in sources:
             return sources[near]
-    return sources[""]
+    inside = (source for key, source in sources.items() if path and key.startswith(".".join(path) + "."))
+    return next(inside, sources[""])
 
 
 def short(value: Any) -> str:

@@ -52,7 +52,7 @@ class GradientFit:
     ) -> None:
         self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
         self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap)
-        self.device = _device(config.device)
+        self.device = device_named(config.device)
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))
         if not isinstance(self.policy, NetworkPolicy):
@@ -267,7 +267,8 @@ def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
     return encoded_moments(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), dataset.spec)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda`; raises ConfigError if there is no GPU and one was asked for."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("distill.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -221,7 +221,14 @@ class PolicySpec:
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]
         if self.frames is not None and other.frames is not None:  # an agent's file need not tell
-            pairs.append(("frame pipeline", self.frames, other.frames))
+            pairs += [
+                (
+                    f"{part.name} of the frame pipeline",
+                    getattr(self.frames, part.name),
+                    getattr(other.frames, part.name),
+                )
+                for part in fields(FramePipeline)
+            ]
         for what, a, b in pairs:
             if a != b:
                 raise SpecMismatchError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rldistill.config import RunConfig
 from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.single import EnvConfig, make_env, resolve, spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, MissingExtraError
 from rldistill.evaluate.films import draws_itself
 from rldistill.types import Wrapper
 
@@ -124,12 +125,23 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
         (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes no wrappers"),
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
+        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": "abc"}), "found 'abc', expected a number from 0 to 1"),
+        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 2}), "found 2, expected a number from 0 to 1"),
+        (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: found 3\.5, expected an integer of at least 0"),
+        (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: found -3, expected an integer of at least 1"),
+        (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: found 1, expected true or false"),
         (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],
 )
 def test_what_cannot_be_built_says_why(env: EnvConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec_from_env(env)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("highway_env") is not None, reason="highway-env is installed")
+def test_driving_names_what_has_to_be_installed() -> None:
+    with pytest.raises(MissingExtraError, match=r"highway-fast-v0 needs .*pip install 'rldistill\[driving\]'"):
+        spec_from_env(EnvConfig("highway-fast-v0"))
 
 
 def test_wrappers_come_from_the_run_file(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -28,10 +28,12 @@ def test_the_notable_episodes_of_a_few_returns() -> None:
 def test_a_student_is_filmed_beside_its_teacher_in_the_same_episodes(tmp_path: Path, teacher: NetworkPolicy) -> None:
     short = EnvConfig("CartPole-v1", {"max_episode_steps": 25})
     taught, random = play(short, teacher, 3), play(short, None, 3)
-    film_all(short, 0, taught, {"own": random, "twin": random}, tmp_path)
+    film_all(short, 0, {"teacher": taught, "own": random, "twin": random}, ("own", "twin"), tmp_path)
     labels = ("best", "median", "worst")
     names = {f"{who}-{label}{beside}.mp4" for who in ("own", "twin") for label in labels for beside in ("", "-teacher")}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {f"teacher-{label}.mp4" for label in labels}
+    for label, number in notable(taught.returns.tolist()).items():
+        assert count_frames_and_secs(tmp_path / f"teacher-{label}.mp4")[0] == taught.lengths[number] + 1
     for label, number in notable(random.returns.tolist()).items():
         own, beside = tmp_path / f"own-{label}.mp4", tmp_path / f"own-{label}-teacher.mp4"
         assert count_frames_and_secs(own)[0] == random.lengths[number] + 1
@@ -40,7 +42,7 @@ def test_a_student_is_filmed_beside_its_teacher_in_the_same_episodes(tmp_path: P
 
 
 def test_without_students_the_teacher_is_filmed(tmp_path: Path) -> None:
-    film_all(CARTPOLE, 0, play(CARTPOLE, None, 1), {}, tmp_path)
+    film_all(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         f"teacher-{label}.mp4" for label in ("best", "median", "worst")
     }
@@ -52,7 +54,7 @@ def test_a_codec_that_is_not_there_costs_the_films_alone(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(imageio, "get_writer", without_ffmpeg)
     with pytest.warns(UserWarning, match=r"no more videos: .*\(No ffmpeg exe could be found\.\)"):
-        film_all(CARTPOLE, 0, play(CARTPOLE, None, 1), {}, tmp_path)
+        film_all(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

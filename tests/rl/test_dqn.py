@@ -173,6 +173,14 @@ def test_features_look_at_what_was_played(tmp_path: Path) -> None:
     assert (standardiser.std != 1).all()
 
 
+def test_a_replay_without_room_for_a_return_is_refused(tmp_path: Path) -> None:
+    # 4 environments, 5 steps of return and the state it began with: 24 transitions
+    config = dataclasses.replace(SHORT, buffer_size=20, n_steps=5)
+    with pytest.raises(ConfigError, match=r"dqn\.buffer_size: 20 transitions of 4 environments .* at least 24"):
+        learn(CARTPOLE, Mlp((8,)), config, tmp_path / "small")
+    learn(CARTPOLE, Mlp((8,)), dataclasses.replace(config, buffer_size=24), tmp_path / "enough")
+
+
 @pytest.mark.parametrize(
     ("student", "message"), [(Tree(), "learn by gradient"), (Ridge(), "learn by gradient"), (Gru(), "remembers")]
 )

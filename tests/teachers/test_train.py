@@ -63,6 +63,8 @@ def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
         train_teacher(env, TrainConfig("PPOO"), tmp_path / "a")
     with pytest.raises(ConfigError, match="Did you mean 'n_steps'"):
         train_teacher(env, TrainConfig("PPO", hyperparameters={"nsteps": 3}), tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"train\.hyperparameters\.gamma: found 'abc', expected a number"):
+        train_teacher(env, TrainConfig("PPO", hyperparameters={"gamma": "abc"}), tmp_path / "b")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")

@@ -17,6 +17,8 @@ from typer.core import TyperGroup
 from rldistill.errors import RLDistillError
 
 FAILED, INTERRUPTED = 2, 130
+NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+"""What the system says of a place where nothing can be written."""
 
 
 class Verbs(TyperGroup):
@@ -31,10 +33,12 @@ class Verbs(TyperGroup):
             typer.echo("stopped; go on with --resume", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if not _disk_full(error):
-                raise
-            where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-            _fail(f"the disk is full{where}: make room, then go on with --resume")
+            where = error.filename if isinstance(error, OSError) else None
+            if _disk_full(error):
+                _fail(f"the disk is full{f' ({where})' if where else ''}: make room, then go on with --resume")
+            if where and isinstance(error, OSError) and error.errno in NO_PLACE:
+                _fail(f"{where}: {error.strerror}; name another place (out=...), or make room for it there")
+            raise
 
 
 def _fail(message: str) -> None:

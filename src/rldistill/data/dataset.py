@@ -259,6 +259,6 @@ def _heldout(
     if len(set(keys)) < 2:
         raise ConfigError("the dataset holds fewer than two distinct episodes: collect more steps or add epsilon noise")
     held = key < HELDOUT_FRACTION
-    held |= key == key.min()
+    held = (held | (key == key.min())) & (key != key.max())
     chosen: NDArray[np.bool_] = held[columns["episode"]]
     return chosen

@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rldistill.errors import ConfigError, did_you_mean
+from rldistill.errors import ConfigError, did_you_mean, shown
 from rldistill.types import FramePipeline
 
 DEFAULTS: dict[str, Any] = {
@@ -88,4 +88,21 @@ def make_atari(env_id: str, num_envs: int, num_threads: int, kwargs: dict[str, A
             f"env.kwargs.{unknown[0]}: {env_id} has no such setting.{did_you_mean(unknown[0], DEFAULTS)} "
             f"It takes {', '.join(DEFAULTS)}."
         )
+    for name, value in kwargs.items():
+        _require_sound(name, value)
     return AtariVectorEnv(rom_name(env_id), num_envs, num_threads=num_threads, **{**DEFAULTS, **kwargs})
+
+
+def _require_sound(name: str, value: Any) -> None:
+    """Raise ConfigError for a setting that the emulator does not check."""
+    default = DEFAULTS[name]
+    if isinstance(default, bool):
+        sound, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        sound, expected = number and 0 <= value <= 1, "a number from 0 to 1"
+    else:
+        least = 0 if name == "noop_max" else 1
+        sound, expected = type(value) is int and value >= least, f"an integer of at least {least}"
+    if not sound:
+        raise ConfigError(f"env.kwargs.{name}: found {shown(value)}, expected {expected}")

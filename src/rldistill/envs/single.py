@@ -22,6 +22,8 @@ from rldistill.errors import ConfigError, MissingExtraError, did_you_mean
 from rldistill.imports import import_name, look_here
 from rldistill.types import ActionHead, FramePipeline, ObsPart, Policy, PolicySpec, Views, Wrapper
 
+DRIVING = r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+"
+"""Ids of highway-env, which Gymnasium knows only once it is imported."""
 VIEWS = ("TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst")
 
 
@@ -98,6 +100,8 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """One environment, wrapped, or a ConfigError with the nearest id if there is none of that name."""
     register_atari()
     look_here()  # for ids such as `module:Name-v0`
+    if re.fullmatch(DRIVING, config.id) and config.id not in gymnasium.registry:
+        _register_driving(config.id)
     known = _own(config.id) or config.id
     try:
         env = gymnasium.make(known, **{**config.kwargs, **kwargs})
@@ -117,6 +121,14 @@ def make_env(config: EnvConfig, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     both = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_as_array(_wrapped(tap, wrappers)) for tap, wrappers in both)
     return TwoViews(env, taps, (student, teacher))
+
+
+def _register_driving(env_id: str) -> None:
+    try:
+        import highway_env
+    except ImportError:
+        raise MissingExtraError(env_id, "driving") from None
+    gymnasium.register_envs(highway_env)
 
 
 def _own(env_id: str) -> EnvSpec | None:

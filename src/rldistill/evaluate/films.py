@@ -1,11 +1,11 @@
-"""Films of a student's best, median and worst episode, each beside its teacher's of the same seed."""
+"""Films of each policy's best, median and worst episode, a student's beside its teacher's of the same seed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,30 @@ def notable(returns: Sequence[float]) -> dict[str, int]:
     }
 
 
-def film_all(env: EnvConfig, seed: int, teacher: Episodes, students: Mapping[str, Episodes], folder: Path) -> None:
-    """Write `<student>-<label>.mp4` and `<student>-<label>-teacher.mp4` into `folder`.
+def film_all(
+    env: EnvConfig, seed: int, played: Mapping[str, Episodes], students: Collection[str], folder: Path
+) -> None:
+    """Write `<policy>-<label>.mp4` and, for students, `<policy>-<label>-teacher.mp4` into `folder`.
 
-    Without students, the teacher's own. What cannot be filmed, for want of pictures or of a codec, is left out with a
-    warning.
+    One of those who `played` is the `teacher`. What cannot be filmed, for want of pictures or of a codec, is left out
+    with a warning.
     """
     if not draws_itself(env):
         warnings.warn(f"no videos: {env.id} has no render mode rgb_array", stacklevel=2)
         return
     try:
-        filmed: dict[int, Path] = {}
-        for name, episodes in (students or {"teacher": teacher}).items():
+        filmed: dict[tuple[str, int], Path] = {}
+        for name, episodes in played.items():
             for label, number in notable(episodes.returns.tolist()).items():
-                film(env, seed, number, episodes.actions[number], folder / f"{name}-{label}.mp4")
-                beside = folder / f"{name}-{label}-teacher.mp4"
-                if number in filmed:
-                    shutil.copyfile(filmed[number], beside)
-                elif students:
-                    film(env, seed, number, teacher.actions[number], beside)
-                    filmed[number] = beside
+                asked = {name: f"{name}-{label}.mp4"} | (
+                    {"teacher": f"{name}-{label}-teacher.mp4"} if name in students else {}
+                )
+                for who, file in asked.items():
+                    if (who, number) in filmed:
+                        shutil.copyfile(filmed[who, number], folder / file)
+                        continue
+                    film(env, seed, number, played[who].actions[number], folder / file)
+                    filmed[who, number] = folder / file
     except (OSError, RuntimeError, ImportError) as error:
         # All else of an evaluation is written by now, and is worth as much without its films.
         said = str(error).strip().splitlines() or [type(error).__name__]

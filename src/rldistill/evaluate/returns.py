@@ -140,8 +140,8 @@ def evaluate(
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in played.items()}
-        students = {name: first[name] for name, entrant in entrants.items() if entrant.kind == "student"}
-        film_all(env, seed, first["teacher"], students, folder / "videos")
+        students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
+        film_all(env, seed, first, students, folder / "videos")
     return evaluation
 
 

@@ -197,23 +197,27 @@ def judge(
         return dict(read_json(place / "test.json"))
     _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
     fit = _fit(run, trial.student, run.distill.epochs)
-    students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in config.seeds]
+    answer: dict[str, Any] = {"seeds": [*config.seeds], "folder": str(place)}
+    try:
+        students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in config.seeds]
+    except NothingLearnedError as error:
+        answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
+        write_json(place / "test.json", answer)
+        return answer
     first = min(run.evaluate.episodes, config.max_episodes)
     counts = looks(first, config.max_episodes)
     returns = np.zeros((len(students), 0))
-    answer: dict[str, Any] = {}
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
         before = returns.shape[1]
         more = [arena.play(student, count - before, JUDGING, before).returns for student in students]
         returns = np.concatenate([returns, np.stack(more)], 1)
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
         found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
-        answer = dataclasses.asdict(found)
-        if answer["decision"] != "undecided":
+        if found.decision != "undecided":
             break
     interval = normalised_interval(returns, teacher, random)
     answer |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
-    answer |= {"seeds": [*config.seeds], "folder": str(place)}
+    answer |= dataclasses.asdict(found)
     write_json(place / "test.json", answer)
     return answer
 

@@ -22,6 +22,7 @@ from rldistill.errors import ConfigError, RLDistillError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
+from rldistill.gradient_fit import device_named
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy, taught
@@ -48,6 +49,7 @@ DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, bool, bool, Report]
 
 def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:
     """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
+    device_named(run.distill.device)  # before there is anything to wait for
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume, overwrite, quiet)
     if not isinstance(run.recipe, FROM_REWARD_ALONE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,16 @@ def data_url(path: Path, kind: str) -> str:
 def films(folder: Path, evaluation: dict[str, Any], room: int) -> tuple[dict[str, list[Pair]], int]:
     """By policy, what of the episodes in `folder` fits into `room` characters; and how many do not.
 
-    The best episodes of all students come first, then the worst, then the median ones.
+    The best episodes of all students come first, then the worst, then the median ones, then those of other policies.
     """
     policies = evaluation["policies"]
     teacher = next(name for name, entry in policies.items() if entry["kind"] == "teacher")
     students = [name for name, entry in policies.items() if entry["kind"] == "student"]
+    others = [name for name in policies if name not in students]
     chosen: dict[tuple[str, str], Pair] = {}
     left_out = 0
-    for label in sorted(LABELS, key=["best", "worst", "median"].index):
-        for name in students or [teacher]:
+    for names, label in itertools.product((students, others), ("best", "worst", "median")):
+        for name in names:
             pair = _pair(folder, evaluation, name, label, teacher)
             if pair is None:
                 continue
@@ -55,7 +57,9 @@ def films(folder: Path, evaluation: dict[str, Any], room: int) -> tuple[dict[str
                 continue
             room -= size
             chosen[name, label] = pair
-    shown = {name: [chosen[name, label] for label in LABELS if (name, label) in chosen] for name in policies}
+    shown = {
+        name: [chosen[name, label] for label in LABELS if (name, label) in chosen] for name in (*students, *others)
+    }
     return {name: pairs for name, pairs in shown.items() if pairs}, left_out
 
 

@@ -180,6 +180,7 @@ class _Training:
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
         self.replay: Replay | None = Replay(self.spec, config.buffer_size, config.num_envs, labels)
+        self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [self.weights], config.learning_rate, eps=1.5e-4, fused=True

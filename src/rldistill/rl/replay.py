@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.data.frames import stack_frames
+from rldistill.errors import ConfigError
 from rldistill.types import FramePipeline, PolicySpec
 
 
@@ -101,7 +102,19 @@ class Replay:
 
     def ready(self, n_steps: int) -> bool:
         """Whether there is a whole window to draw."""
-        return self.taken >= n_steps + (self.frames.stack if self.frames else 1)
+        return self.taken >= self._window(n_steps)
+
+    def require_room(self, n_steps: int) -> None:
+        """Raise ConfigError if it can never hold a whole window."""
+        least = self._window(n_steps) * self.num_envs
+        if self.steps * self.num_envs < least:
+            raise ConfigError(
+                f"dqn.buffer_size: {self.steps * self.num_envs} transitions of {self.num_envs} environments hold no "
+                f"return of {n_steps} steps; expected at least {least}"
+            )
+
+    def _window(self, n_steps: int) -> int:
+        return n_steps + (self.frames.stack if self.frames else 1)
 
     def _seen(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if self.frames is None:

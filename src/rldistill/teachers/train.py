@@ -18,7 +18,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 
 from rldistill.artifacts import open_stage, read_json
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean
+from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean, shown
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy, activation
 from rldistill.students.storage import load_native
@@ -127,27 +127,31 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
         hint = did_you_mean(config.algorithm, ALGORITHMS)
         raise ConfigError(f"train.algorithm: there is no {config.algorithm!r}.{hint} Known: {', '.join(ALGORITHMS)}")
     kind: type[BaseAlgorithm] = getattr(importlib.import_module(ALGORITHMS[config.algorithm]), config.algorithm)
-    known = [name for name in _parameters(kind) if name not in OURS]
-    for name in config.hyperparameters:
+    known = {name: default for name, default in _parameters(kind).items() if name not in OURS}
+    for name, value in config.hyperparameters.items():
         if name not in known:
             hint = did_you_mean(name, known)
             raise ConfigError(f"train.hyperparameters.{name}: {config.algorithm} has no such setting.{hint}")
+        if isinstance(known[name], int | float) and isinstance(value, str):
+            expected = "true or false" if isinstance(known[name], bool) else "a number"
+            raise ConfigError(f"train.hyperparameters.{name}: found {shown(value)}, expected {expected}")
     return kind
 
 
-def _parameters(kind: type[BaseAlgorithm]) -> list[str]:
-    """Names that the class takes, itself and through the keyword arguments that it passes on."""
-    names: list[str] = []
+def _parameters(kind: type[BaseAlgorithm]) -> dict[str, Any]:
+    """What the class takes, itself and through the keyword arguments that it passes on, and the defaults."""
+    found: dict[str, Any] = {}
     for cls in kind.__mro__:
         signature = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters
-        names += [
-            name
+        named = {
+            name: value.default
             for name, value in signature.items()
             if value.kind is value.POSITIONAL_OR_KEYWORD or value.kind is value.KEYWORD_ONLY
-        ]
+        }
+        found = named | found
         if not any(value.kind is value.VAR_KEYWORD for value in signature.values()):
-            return names
-    return names
+            return found
+    return found
 
 
 def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
