@@ -24,12 +24,15 @@ from typer.testing import CliRunner
 from rldistill.artifacts import sha256_file
 from rldistill.cli import app
 from rldistill.config import RunConfig
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError
 from rldistill.recipes import from_reward
 from rldistill.recipes.pipeline import run_collect, run_distill, run_evaluate
 from rldistill.recipes.taught import asked_of, open_student, require_same
+from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
+from rldistill.teachers.load import load_policy
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,18 +87,15 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     assert len(page) < 10_000_000
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
-def test_distillation_killed_at_random_ends_with_the_same_student(
-    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
-) -> None:
+def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: int, **asked: object) -> list[list[str]]:
+    """Of the student and its data: once in one go, once killed at random moments and resumed."""
     hashes = []
     rng = random.Random(1)
     for name in ("whole", "killed"):
-        distill = {"epochs": 40, "patience": 0, "batch_size": 16, "losses": [{"name": "forward_kl"}]}
-        run = write_run(tmp_path, teacher, recipe=recipe, distill=distill, seeds=[0], out=str(tmp_path / name))
+        run = write_run(tmp_path, teacher, **asked, seeds=[0], out=str(tmp_path / name))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
         assert run_cli("collect", str(run)).returncode == 0
-        for target in sorted(rng.sample(range(1, 35), 3)) if name == "killed" else []:
+        for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
             process = subprocess.Popen([sys.executable, "-m", "rldistill.cli", "distill", str(run), "--resume", "-q"])
             while process.poll() is None and epochs_logged(student) < target:
                 time.sleep(0.002)
@@ -103,10 +103,39 @@ def test_distillation_killed_at_random_ends_with_the_same_student(
             process.kill()
             assert process.wait() == -signal.SIGKILL
         assert run_cli("distill", str(run), "--resume").returncode == 0
-        hashes.append(sha256_file(student / "policy.safetensors"))
-        if "steps_per_round" in recipe:
-            hashes.append(sha256_file(student / "dataset" / "manifest.json"))
-    assert hashes[: len(hashes) // 2] == hashes[len(hashes) // 2 :]
+        files = [student / "policy.safetensors", student / "dataset" / "manifest.json"]
+        hashes.append([sha256_file(file) for file in files if file.exists()])
+    return hashes
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_distillation_killed_at_random_ends_with_the_same_student(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
+) -> None:
+    distill = {"epochs": 40, "patience": 0, "batch_size": 16, "losses": [{"name": "forward_kl"}]}
+    whole, killed = hashes_of_whole_and_killed(tmp_path, teacher, 3, recipe=recipe, distill=distill)
+    assert whole == killed
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "ALE/Pong-v5"])
+def test_dagger_killed_at_random_ends_with_the_same_student_there_too(tmp_path: Path, env_id: str) -> None:
+    torch.manual_seed(0)
+    atari = env_id.startswith("ALE/")
+    if atari:
+        teacher = load_policy("zoo:pong-dqn")
+    else:
+        teacher = Mlp((8,)).build(spec_from_env(EnvConfig(env_id))).eval()
+        torch.nn.init.normal_(teacher.output.weight)  # or all states are nearly alike to it
+    student = {"type": "cnn", "channels": [8, 8], "hidden": [16]} if atari else {"type": "mlp"}
+    recipe = {"name": "dagger", "rounds": 2, "steps_per_round": 320}
+    distill = {"epochs": 13, "patience": 0, "batch_size": 32, "learning_rate": 3e-3, "losses": ["forward_kl"]}
+    collect = {"steps": 1_600, "epsilon": 0.1}
+    whole, killed = hashes_of_whole_and_killed(
+        tmp_path, teacher, 4, env={"id": env_id}, students={"mlp": student}, recipe=recipe, distill=distill,
+        collect=collect,
+    )  # fmt: skip
+    assert len(whole) == 2
+    assert whole == killed
 
 
 def epochs_logged(student: Path) -> int:
