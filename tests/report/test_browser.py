@@ -95,7 +95,7 @@ def test_every_section_is_there_and_every_figure_is_drawn(page: Browser) -> None
     assert drawn.count(("returns", "svg")) == drawn.count(("learning", "svg")) == 2
     assert drawn.count(("front", "svg")) == 1
     # two students beside their teacher, the teacher and random play
-        assert drawn.count(("episodes", "VIDEO")) == (2 * 2 + 1 + 1) * 3
+    assert drawn.count(("episodes", "VIDEO")) == (2 * 2 + 1 + 1) * 3
 
 
 def test_its_films_play(page: Browser) -> None:
