@@ -86,6 +86,8 @@ class Manifest:
         try:
             document = read_json(path)
         except CorruptArtifactError as error:
+            if not path.exists():
+                raise
             raise CorruptArtifactError(f"{error}; `rldistill collect FILE --overwrite` makes it anew") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__

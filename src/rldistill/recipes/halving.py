@@ -195,7 +195,8 @@ def judge(
     place = folder / "tested" / trial.name
     if (place / "test.json").exists():
         return dict(read_json(place / "test.json"))
-    _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
+    if SEED in config.seeds:
+        _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
     fit = _fit(run, trial.student, run.distill.epochs)
     answer: dict[str, Any] = {"seeds": [*config.seeds], "folder": str(place)}
     try:
