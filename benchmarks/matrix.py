@@ -47,13 +47,13 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
     "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (50_000, 2, 24_000),
-             "wide": (60_000, 4, 60_000), "fit": PIXELS, "epsilon": 0.05},
+             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000), "fit": PIXELS, "epsilon": 0.05},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 0, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 84]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
 MLP128 = {"type": "mlp", "hidden": [128, 128]}
-TANH64 = MLP64 | {"activation": "tanh"}
+TANH64, TANH128 = ({"type": "mlp", "hidden": [size, size], "activation": "tanh"} for size in (64, 128))
 WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 CNN10 = {"type": "cnn", "channels": [8, 8, 8], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [12]}
@@ -65,8 +65,10 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
 
 
 TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12}
+SETTINGS = {"next_gap_nll": {"name": "gap_weighted_nll", "against": "next"}}
 
-# Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps.
+# Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps, `many` in more
+# rounds, too.
 CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("CartPole", "linear", LINEAR, "forward_kl", "offline"),
     ("CartPole", "linear-dagger", LINEAR, "forward_kl", "dagger"),
@@ -90,7 +92,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("BipedalWalker", "linear", LINEAR, "action_nll", "dagger"),
     ("BipedalWalker", "tree", {"type": "tree", "max_depth": 14, "min_samples": 4}, "action_nll", "dagger"),
     ("BipedalWalker", "mlp", TANH64, "forward_kl", "offline"),
-    ("BipedalWalker", "mlp-dagger", TANH64, "forward_kl", "wide"),
+    ("BipedalWalker", "mlp-dagger", TANH128, "forward_kl", "wide"),
     ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp", MLP128, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
@@ -98,7 +100,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
-    ("Pong", "tree-objects", TREE12, "gap_weighted_nll", "wide"),
+    ("Pong", "tree-objects", TREE12, "next_gap_nll", "many"),
     ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "wide"),
     ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
     ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
@@ -131,8 +133,8 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
     """The run that a cell is."""
     env, name, student, loss, recipe = cell
     about = ENVIRONMENTS[env]
-    first, rounds, more = about["wide" if recipe == "wide" else "rounds"]
-    in_rounds = {"name": "dagger" if recipe == "wide" else recipe, "rounds": rounds, "steps_per_round": more}
+    first, rounds, more = about.get(recipe, about["rounds"])
+    in_rounds = {"name": "dagger" if recipe in about else recipe, "rounds": rounds, "steps_per_round": more}
     document = {
         "name": name,
         "env": {"id": about["id"]},
@@ -144,7 +146,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
             "gamma": about.get("gamma", 0.99),
         },
         "recipe": {"name": "offline"} if recipe == "offline" else in_rounds,
-        "distill": {**about["fit"], "losses": [loss]},
+        "distill": {**about["fit"], "losses": [SETTINGS.get(loss, loss)]},
         "students": {name: student},
         "seeds": seeds,
     }

@@ -50,7 +50,7 @@ def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entr
 
 def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
-    obs, actions, weights = _table(dataset, student)  # type: ignore[arg-type]
+    obs, actions, weights = _table(dataset, student, ())  # type: ignore[arg-type]
     train = ~dataset.heldout
     reference = _sklearn_tree(Tree(max_depth=5), student.spec, 0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path
 def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(ActionNLL()),))
     student = distill(dataset, Tree(max_depth=3), config, tmp_path)
-    obs, actions, _ = _table(dataset, student)  # type: ignore[arg-type]
+    obs, actions, _ = _table(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
     train = ~dataset.heldout
     plain = _sklearn_tree(Tree(max_depth=3), student.spec, 0).fit(obs[train], actions[train])
     with torch.no_grad():

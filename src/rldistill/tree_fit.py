@@ -17,7 +17,7 @@ from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.metrics import Metrics
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
-from rldistill.types import ILLEGAL, PolicyOutput, PolicySpec
+from rldistill.types import PolicyOutput, PolicySpec
 
 ROWS = 4_096
 SAMPLE = 5_000
@@ -27,8 +27,9 @@ SAMPLE = 5_000
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
     """Grow the tree, and write `metrics.jsonl`.
 
-    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell,
-    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike.
+    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
+    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328) unless `gap_weighted_nll` says otherwise.
+    With `action_nll`, all states count alike.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
@@ -45,9 +46,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     blank = dataclasses.replace(student, nodes=0).build(spec)
     assert isinstance(blank, TreePolicy)
     blank.look(dataset.observations(dataset.spread(SAMPLE)))
-    obs, actions, weights = _table(dataset, blank)
-    if any(isinstance(loss, ActionNLL) for loss in losses):
-        weights = np.ones_like(weights)
+    obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     grown = _sklearn_tree(student, spec, seed).fit(obs[train], actions[train], sample_weight=weights[train])
     policy = _policy(blank, grown)
@@ -84,8 +83,12 @@ def _sklearn_tree(student: Tree, spec: PolicySpec, seed: int) -> Any:
     )
 
 
-def _table(dataset: Dataset, blank: TreePolicy) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
+def _table(
+    dataset: Dataset, blank: TreePolicy, losses: tuple[AnyLoss, ...]
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
     """What the policy compares, the teacher's actions `[N, parts]`, and weights."""
+    gap = next((loss for loss in losses if isinstance(loss, GapWeightedNLL)), GapWeightedNLL())
+    weighted = dataset.spec.head.kind == "q_values" and not any(isinstance(loss, ActionNLL) for loss in losses)
     obs = np.empty((len(dataset), blank.num_features), np.float32)
     actions, weights = [], []
     rows = np.arange(len(dataset))
@@ -94,15 +97,9 @@ def _table(dataset: Dataset, blank: TreePolicy) -> tuple[NDArray[np.float32], ND
             batch = dataset.batch(rows[start : start + ROWS])
             obs[start : start + ROWS] = blank.compared(batch.obs).numpy()
             actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
-            weights.append(_weights(batch.teacher.params.numpy(), dataset.spec))
-    return obs, np.concatenate(actions), np.concatenate(weights)
-
-
-def _weights(labels: NDArray[np.float32], spec: PolicySpec) -> NDArray[np.float64]:
-    if spec.head.kind != "q_values":
-        return np.ones(len(labels))
-    worst = np.where(labels <= ILLEGAL / 2, np.inf, labels).min(1)
-    return np.asarray(labels.max(1) - worst, np.float64) + 1e-9
+            weights.append(gap.weights(batch.teacher.params).numpy() if weighted else np.ones(len(batch.action)))
+    # One with no weight at all would be none that scikit-learn could split.
+    return obs, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9
 
 
 def _policy(blank: TreePolicy, grown: Any) -> TreePolicy:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.errors import SpecMismatchError
+from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import (
     QMSE,
     ActionNLL,
@@ -141,6 +141,16 @@ def test_a_gap_does_not_count_what_is_illegal() -> None:
     batch = make_batch(torch.tensor([[-1.0, 5.0, -1e8]]), head)
     loss = GapWeightedNLL()(PolicyOutput(ActionHead("categorical", (3,)), torch.zeros(1, 3)), batch)
     assert loss.item() == pytest.approx(6 * math.log(3), abs=1e-5)
+
+
+def test_a_gap_to_the_next_best_action_by_hand() -> None:
+    """5 - 3.5; nothing where two are as good, or where nothing else is legal."""
+    values = torch.tensor([[-1.0, 5.0, 3.5], [-1.0, 5.0, 5.0], [-1e8, 5.0, -1e8]])
+    batch = make_batch(values, ActionHead("q_values", (3,)))
+    loss = GapWeightedNLL("next")(PolicyOutput(ActionHead("categorical", (3,)), torch.zeros(3, 3)), batch)
+    assert loss.tolist() == pytest.approx([1.5 * math.log(3), 0.0, 0.0], abs=1e-5)
+    with pytest.raises(ConfigError, match="against"):
+        GapWeightedNLL("last")  # type: ignore[arg-type]
 
 
 def test_advantage_weighted_nll_by_hand() -> None:

@@ -55,10 +55,10 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
     policy = Linear(Objects((("ball", 0, 5, 0, 6),))).build(spec)
     policy.look(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
     obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
-    obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is seen
+    obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is one pixel
     rows = [line.split() for line in explain(policy).splitlines()[1:]]
     table = {row[-3]: [float(number) for number in row[-2:]] for row in rows}
-    said = [3 * table["row"][k] + table["column"][k] + table["seen"][k] + table["constant"][k] for k in (0, 1)]
+    said = [3 * table["row"][k] + table["column"][k] + table["size"][k] + table["constant"][k] for k in (0, 1)]
     assert said == pytest.approx(policy(obs)[0].params[0].tolist(), abs=1e-3)
 
 

@@ -178,20 +178,38 @@ def test_those_bits_are_kept_that_change_most() -> None:
 def test_objects_by_hand() -> None:
     regions = (("left", 0, 12, 0, 6), ("right", 0, 12, 6, 16))
     obs = torch.full((1, 2, 12, 16), 87, dtype=torch.uint8)
-    obs[0, 0, 4:6, 8:10] = 236  # at (4.5, 8.5), then at (6.5, 12.5), and one pixel at (3, 1) which was not there
+    obs[0, 0, 4:6, 8:10] = 236  # at (4.5, 8.5), then at (6.5, 12.5), and two pixels at (3, 1) which were not there
     obs[0, 1, 6:8, 12:14] = 236
-    obs[0, 1, 3, 1] = 200
+    obs[0, 1, 3, 0], obs[0, 1, 3, 1] = 127, 207  # which differ by 40 and by 120
     features = Objects(regions)
     said = Linear(features).build(SCREEN)(obs)[0].features
     assert said is not None
     named = dict(zip(features.names(2), said[0].tolist(), strict=True))
     assert named == {
-        "left row": 3, "left column": 1, "left row moved": 0, "left column moved": 0,
-        "left row moved since the oldest": 0, "left column moved since the oldest": 0,
+        "left row": 3, "left column": 0.75, "left row moved": 0, "left column moved": 0,
         "right row": 6.5, "right column": 12.5, "right row moved": 2, "right column moved": 4,
-        "right row moved since the oldest": 2, "right column moved since the oldest": 4,
-        "left seen": 1, "right seen": 1, "left row - right row": -3.5, "left column - right column": -11.5,
+        "left size": 2, "right size": 4,
+        "left row - right row": -3.5, "left column - right column": -11.75,
+        "left soon in right column": 0, "left row - right row when in right column": 0,
+        "left soon in right row": 0, "left column - right column when in right row": 0,
+        "right soon in left column": 0, "right row - left row when in left column": 0,
+        "right soon in left row": 0, "right column - left column when in left row": 0,
     }  # fmt: skip
+
+
+def test_where_objects_will_meet() -> None:
+    """The ball, 3 to the right and 2 down a frame from (8, 4), is in the paddle's column 13 after 3 frames: at row 14,
+    were it not for the wall at 11, so at 8, which is 6 below the paddle's row 2. It never comes to that row."""
+    obs = torch.zeros(1, 2, 12, 16, dtype=torch.uint8)
+    obs[0, 0, 6, 1] = obs[0, 1, 8, 4] = obs[0, :, 2, 13] = 200
+    features = Objects((("ball", 0, 12, 0, 12), ("paddle", 0, 12, 12, 16)))
+    said = Linear(features).build(SCREEN)(obs)[0].features
+    assert said is not None
+    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    assert named["ball soon in paddle column"] == 1 / (1 + 3)
+    assert named["ball row - paddle row when in paddle column"] == 6
+    assert named["ball soon in paddle row"] == named["ball column - paddle column when in paddle row"] == 0
+    assert named["paddle soon in ball column"] == 0
 
 
 @pytest.mark.parametrize(

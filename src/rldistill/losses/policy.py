@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -119,20 +119,36 @@ class Entropy:
 
 @dataclass(frozen=True)
 class GapWeightedNLL:
-    """(max_a Q_t - min_a Q_t) * -log student(a* | s): what a mistake costs weighs what is learned.
+    """(max_a Q_t - Q') * -log student(a* | s): what a mistake costs weighs what is learned.
 
-    The weight of VIPER (Bastani 2018, arXiv 1805.08328) with V = max_a Q.
+    With Q' = min_a Q_t, what the worst one costs, this is the weight of VIPER (Bastani 2018, arXiv 1805.08328) with
+    V = max_a Q. With Q' the next best value it is what the least one costs: states in which two actions are as good
+    then count for nothing, however bad a third one is.
+
+    Attributes:
+        against: `worst` or `next`.
     """
 
+    against: Literal["worst", "next"] = "worst"
     student_head: ClassVar[str] = "any"
+
+    def __post_init__(self) -> None:
+        if self.against not in ("worst", "next"):
+            raise ConfigError(f"against: expected worst or next, found {self.against!r}")
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         require_kind("GapWeightedNLL's teacher", batch.teacher.head, "q_values")
-        labels = batch.teacher.params.detach()
-        illegal = labels <= ILLEGAL / 2
-        worst = labels.masked_fill(illegal, torch.inf).amin(-1)
-        return (labels.amax(-1) - worst) * ActionNLL()(student, batch)
+        return self.weights(batch.teacher.params.detach()) * ActionNLL()(student, batch)
+
+    def weights(self, q_values: Tensor) -> Tensor:
+        """What a mistake costs, `[...]`, given the teacher's values of each action, `[..., A]`."""
+        illegal = q_values <= ILLEGAL / 2
+        best = q_values.amax(-1)
+        if self.against == "worst":
+            return best - q_values.masked_fill(illegal, torch.inf).amin(-1)
+        following = q_values.topk(min(2, q_values.shape[-1]), -1).values[..., -1]
+        return torch.where(following > ILLEGAL / 2, best - following, 0.0)
 
 
 @dataclass(frozen=True)

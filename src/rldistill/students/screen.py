@@ -80,11 +80,14 @@ class Bprost:
 
 @dataclass(frozen=True)
 class Objects:
-    """Where what moves in each region of the screen is, and how fast: by its pixels that differ from the background.
+    """Where what moves in each region of the screen is, how fast, and where it will meet the others.
 
-    For each region row and column of the centre, how far each has moved since the frame before and since the oldest
-    one, and whether anything is there; for each two regions the difference in row and in column. In pixels; 0 where
-    nothing is there. The background is, in each frame, the most frequent value of the region.
+    Of each region the pixels that differ from its background, which is in each frame its most frequent value: row and
+    column of their centre, each pixel with the weight of its difference, so that what lies between two pixels is told;
+    how far that moved between each two frames; how many pixels they are. For each two regions the difference in row
+    and in column. And, with the speed of the last frame and the edges of its own region as walls, for each region and
+    each other one when it is in the other's column, as 1 / (1 + frames until then), and by how much its row is then
+    another; the same for rows. In pixels; 0 where nothing is there or nothing moves that way.
 
     Attributes:
         regions: by name, in pixels: top, bottom (excluded), left, right (excluded).
@@ -117,11 +120,16 @@ class Objects:
 
     def names(self, frames: int) -> list[str]:
         """Of the features, in their order."""
-        movements = ["", " moved", " moved since the oldest"] if frames > 1 else [""]
-        own = [f"{name} {axis}{how}" for name, *_ in self.regions for how in movements for axis in ("row", "column")]
-        own += [f"{name} seen" for name, *_ in self.regions]
-        pairs = itertools.combinations([name for name, *_ in self.regions], 2)
-        return own + [f"{a} {axis} - {b} {axis}" for a, b in pairs for axis in ("row", "column")]
+        regions = [name for name, *_ in self.regions]
+        moved = [" moved", *(f" moved {ago} before" for ago in range(1, frames - 1))][: frames - 1]
+        own = [f"{name} {axis}{how}" for name in regions for how in ("", *moved) for axis in ("row", "column")]
+        own += [f"{name} size" for name in regions]
+        apart = itertools.product(itertools.combinations(regions, 2), ("row", "column"))
+        own += [f"{a} {axis} - {b} {axis}" for (a, b), axis in apart]
+        ways = [("column", "row"), ("row", "column")] if frames > 1 else []
+        for (a, b), (along, across) in itertools.product(itertools.permutations(regions, 2), ways):
+            own += [f"{a} soon in {b} {along}", f"{a} {across} - {b} {across} when in {b} {along}"]
+        return own
 
 
 class Cells(FromData):
@@ -244,28 +252,53 @@ class Centres(nn.Module):
         self.regions, self.threshold, self.frames = regions, threshold, frames
 
     def forward(self, obs: Tensor) -> Tensor:
-        places, seen = [], []
+        place, size = self._found(obs)
+        seen = size > 0
+        speed = (place[:, :, 1:] - place[:, :, :-1]) * (seen[:, :, 1:] & seen[:, :, :-1])[..., None]
+        own = torch.cat([place[:, :, -1:], speed.flip(2)], 2)  # [B, regions, T, 2]
+        place, seen = place[:, :, -1], seen[:, :, -1]
+        regions = range(len(self.regions))
+        pairs = itertools.combinations(regions, 2)
+        apart = [(place[:, a] - place[:, b]) * (seen[:, a] & seen[:, b])[:, None] for a, b in pairs]
+        meetings: list[Tensor] = []
+        if self.frames > 1:
+            for (a, b), along in itertools.product(itertools.permutations(regions, 2), (1, 0)):
+                soon, offset = self._meeting(place[:, a], speed[:, a, -1], place[:, b], along, self.regions[a])
+                both = seen[:, a] & seen[:, b]
+                meetings.append(torch.stack([soon * both, offset * both], 1))
+        return torch.cat([own.flatten(1), size[:, :, -1], *apart, *meetings], 1)
+
+    def _found(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column of the centre of each region, `[B, regions, T, 2]`, and how many pixels it is the centre of."""
+        places, sizes = [], []
         _, _, height, width = obs.shape
         at_row, at_column = (torch.arange(side, dtype=torch.float32, device=obs.device) for side in (height, width))
         for _, top, bottom, left, right in self.regions:
             region = obs[:, :, top:bottom, left:right]
             usual = region.flatten(2).mode(2).values
-            marks = ((region.float() - usual[..., None, None]).abs() > self.threshold).float()
-            total = marks.sum((2, 3))
-            row = (marks.sum(3) @ at_row[top:bottom]) / total.clamp_min(1)
-            column = (marks.sum(2) @ at_column[left:right]) / total.clamp_min(1)
-            places.append(torch.stack([row, column], -1))  # [B, T, 2]
-            seen.append(total > 0)
-        own = [self._of_region(place, there) for place, there in zip(places, seen, strict=True)]
-        pairs = itertools.combinations(range(len(places)), 2)
-        apart = [(places[a][:, -1] - places[b][:, -1]) * (seen[a][:, -1] & seen[b][:, -1])[:, None] for a, b in pairs]
-        return torch.cat([*own, torch.stack([there[:, -1].float() for there in seen], 1), *apart], 1)
+            differs = (region.float() - usual[..., None, None]).abs()
+            differs *= differs > self.threshold
+            weight = differs.sum((2, 3)).clamp_min(1)
+            row = (differs.sum(3) @ at_row[top:bottom]) / weight
+            column = (differs.sum(2) @ at_column[left:right]) / weight
+            places.append(torch.stack([row, column], -1))
+            sizes.append(differs.count_nonzero((2, 3)).float())
+        return torch.stack(places, 1), torch.stack(sizes, 1)
 
-    def _of_region(self, place: Tensor, there: Tensor) -> Tensor:
-        parts = [place[:, -1]]
-        if self.frames > 1:
-            parts += [(place[:, -1] - place[:, old]) * (there[:, -1] & there[:, old])[:, None] for old in (-2, 0)]
-        return torch.cat(parts, 1)
+    @staticmethod
+    def _meeting(
+        place: Tensor, speed: Tensor, other: Tensor, along: int, region: tuple[str, int, int, int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """When what is at `place`, `[B, 2]`, is level with another along an axis, and how far apart they are then."""
+        across = 1 - along
+        way = other[:, along] - place[:, along]
+        comes = way * speed[:, along] > 0
+        frames = torch.where(comes, way / torch.where(comes, speed[:, along], 1.0), 0.0)
+        low, high = region[1 + 2 * across], region[2 + 2 * across] - 1
+        # Unfolded, the walls are mirrors: every second image of the region is turned round.
+        at = (place[:, across] + frames * speed[:, across] - low).remainder(2 * max(high - low, 1))
+        at = low + torch.minimum(at, 2 * max(high - low, 1) - at)
+        return comes / (1 + frames), (at - other[:, across]) * comes
 
 
 def _grid(name: str, spec: PolicySpec, cell: int) -> tuple[int, int, int]:
