@@ -16,6 +16,8 @@ from rldistill.types import PolicySpec
 
 CHUNK = 512
 """Observations whose features are held at once while the data is looked at."""
+SOME = 16
+"""Of so many pixels one is looked at for a guess at the background."""
 
 
 @dataclass(frozen=True)
@@ -257,48 +259,60 @@ class Centres(nn.Module):
         speed = (place[:, :, 1:] - place[:, :, :-1]) * (seen[:, :, 1:] & seen[:, :, :-1])[..., None]
         own = torch.cat([place[:, :, -1:], speed.flip(2)], 2)  # [B, regions, T, 2]
         place, seen = place[:, :, -1], seen[:, :, -1]
-        regions = range(len(self.regions))
-        pairs = itertools.combinations(regions, 2)
+        walls = [((top, bottom - 1), (left, right - 1)) for _, top, bottom, left, right in self.regions]
+        pairs = itertools.combinations(range(len(walls)), 2)
         apart = [(place[:, a] - place[:, b]) * (seen[:, a] & seen[:, b])[:, None] for a, b in pairs]
         meetings: list[Tensor] = []
         if self.frames > 1:
-            for (a, b), along in itertools.product(itertools.permutations(regions, 2), (1, 0)):
-                soon, offset = self._meeting(place[:, a], speed[:, a, -1], place[:, b], along, self.regions[a])
+            for (a, b), along in itertools.product(itertools.permutations(range(len(walls)), 2), (1, 0)):
+                across = walls[a][1 - along]
+                soon, offset = self._meeting(place[:, a], speed[:, a, -1], place[:, b], along, across)
                 both = seen[:, a] & seen[:, b]
                 meetings.append(torch.stack([soon * both, offset * both], 1))
         return torch.cat([own.flatten(1), size[:, :, -1], *apart, *meetings], 1)
 
     def _found(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column of the centre of each region, `[B, regions, T, 2]`, and how many pixels it is the centre of."""
+        """Row and column of the centre of each region, `[B, regions, T, 2]`, and of how many pixels it is."""
         places, sizes = [], []
-        _, _, height, width = obs.shape
-        at_row, at_column = (torch.arange(side, dtype=torch.float32, device=obs.device) for side in (height, width))
         for _, top, bottom, left, right in self.regions:
-            region = obs[:, :, top:bottom, left:right]
-            usual = region.flatten(2).mode(2).values
-            differs = (region.float() - usual[..., None, None]).abs()
+            pixels = obs[:, :, top:bottom, left:right].flatten(0, 1).flatten(1)
+            background = _most_frequent(pixels)
+            frame, at = (pixels != background[:, None]).nonzero(as_tuple=True)
+            differs = (pixels[frame, at].float() - background[frame].float()).abs()
             differs *= differs > self.threshold
-            weight = differs.sum((2, 3)).clamp_min(1)
-            row = (differs.sum(3) @ at_row[top:bottom]) / weight
-            column = (differs.sum(2) @ at_column[left:right]) / weight
-            places.append(torch.stack([row, column], -1))
-            sizes.append(differs.count_nonzero((2, 3)).float())
+            row, column = top + at // (right - left), left + at % (right - left)
+            sums = torch.zeros(len(pixels), 4, device=obs.device)
+            sums.index_add_(0, frame, torch.stack([differs * row, differs * column, differs, differs > 0], 1))
+            places.append((sums[:, :2] / sums[:, 2:3].clamp_min(1)).view(len(obs), self.frames, 2))
+            sizes.append(sums[:, 3].view(len(obs), self.frames))
         return torch.stack(places, 1), torch.stack(sizes, 1)
 
     @staticmethod
     def _meeting(
-        place: Tensor, speed: Tensor, other: Tensor, along: int, region: tuple[str, int, int, int, int]
+        place: Tensor, speed: Tensor, other: Tensor, along: int, walls: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """When what is at `place`, `[B, 2]`, is level with another along an axis, and how far apart they are then."""
-        across = 1 - along
+        across, (low, high) = 1 - along, walls
         way = other[:, along] - place[:, along]
         comes = way * speed[:, along] > 0
         frames = torch.where(comes, way / torch.where(comes, speed[:, along], 1.0), 0.0)
-        low, high = region[1 + 2 * across], region[2 + 2 * across] - 1
         # Unfolded, the walls are mirrors: every second image of the region is turned round.
-        at = (place[:, across] + frames * speed[:, across] - low).remainder(2 * max(high - low, 1))
-        at = low + torch.minimum(at, 2 * max(high - low, 1) - at)
+        twice = 2 * max(high - low, 1)
+        at = (place[:, across] + frames * speed[:, across] - low).remainder(twice)
+        at = low + torch.minimum(at, twice - at)
         return comes / (1 + frames), (at - other[:, across]) * comes
+
+
+def _most_frequent(pixels: Tensor) -> Tensor:
+    """The most frequent value of each row of `[N, P]`.
+
+    The middle one of some pixels is it wherever more than half of the row has that value; only the others are sorted.
+    """
+    found = pixels[:, ::SOME].median(1).values
+    unsure = 2 * (pixels == found[:, None]).count_nonzero(1) <= pixels.shape[1]
+    if unsure.any():
+        found[unsure] = pixels[unsure].mode(1).values
+    return found
 
 
 def _grid(name: str, spec: PolicySpec, cell: int) -> tuple[int, int, int]:
