@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from rldistill import Entrant, EvaluateConfig, Policy, evaluate, load_policy
 from rldistill.artifacts import write_json
 from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
 from rldistill.evaluate.play import play
-from rldistill.recipes.from_reward import SCORED
+from rldistill.recipes.from_reward import own_returns
 from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
 from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, Run
 from rldistill.students.network import NetworkPolicy
@@ -69,12 +70,12 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "teacher": "zoo:pong-dqn",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
                 "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
-                "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 3e-4,
+                "dqn": {"total_steps": 200_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 3e-4,
                         "schedule": "linear", "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01,
-                        "gradient_steps": 1, "eval_every": 50_000}},
+                        "gradient_steps": 2, "eval_every": 20_000, "eval_episodes": 30}},
     },
     "finetune-Pong": {
-        "wanted": 1.0, "seeds": 1, "episodes": 30, "shared": "pong-dqn-halfway",
+        "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "finetune", "critic_warmup": 20_000},
                 "collect": {"steps": 60_000, "epsilon": 0.05}, "distill": PIXELS, "students": {"cnn": CNN62},
                 "ppo": {"total_steps": 500_000, "num_steps": 128, "epochs": 4, "batch_size": 256,
@@ -83,13 +84,22 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def classic_network() -> nn.Module:
+    """Of Mnih 2015, for the six actions of Pong."""
+    return nn.Sequential(
+        nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6),
+    )  # fmt: skip
+
+
 def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy]:
     """The run of an experiment, and the sound teacher that its student is compared with."""
     about = EXPERIMENTS[name]
-    if "agent" in about:
-        teacher = str(agents / "sb3" / about["agent"])
+    teacher: str | dict[str, str]
+    if "weights" in about:
+        teacher = {"path": f"from_reward:classic_network@{agents / about['weights']}", "head": "q_values"}
     else:
-        teacher = str(agents / about["shared"]) if "shared" in about else about["teacher"]
+        teacher = str(agents / "sb3" / about["agent"]) if "agent" in about else about["teacher"]
     document = {**about["run"], "name": name, "teacher": teacher, "out": str(out / name), "seeds": [*range(seeds)]}
     run = RunConfig.model_validate(document).plan()
     sound = load_teacher(run)
@@ -128,9 +138,8 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
 def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
     """The lowest score in fine-tuning, less that at its start, over the way from random play to the teacher."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    env = run.env.seen_by(teacher)
     began, worst, best = (
-        float(play(env, one, SCORED, seed=run.seed, round=1).returns.mean())
+        float(own_returns(run, teacher, one).mean())
         for one in (load_native(folder.with_name(f"{folder.name}-distilled")), None, teacher)
     )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

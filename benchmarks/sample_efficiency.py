@@ -29,6 +29,7 @@ from rldistill.recipes.run import Run
 from rldistill.students.storage import load_native
 
 ENOUGH = 0.9
+EPISODES = 20
 
 # `trained` is what the teacher itself took; with `rounds` of DAgger, these take half of a budget. PPO's settings are
 # those of rl-baselines3-zoo.
@@ -86,7 +87,7 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:
     """A policy's normalised score, on episodes that it was not chosen by."""
     worst, own, best = (
-        float(play(run.env.seen_by(teacher), one, from_reward.SCORED, seed=run.seed).returns.mean())
+        float(play(run.env.seen_by(teacher), one, EPISODES, seed=run.seed).returns.mean())
         for one in (None, policy, teacher)
     )
     return (own - worst) / (best - worst)
@@ -120,10 +121,7 @@ def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int)
     (student,) = run.students
     with track(f"{name}: control, seed {seed}", "steps") as report:
         from_reward.control(run, loaded, student, seed, steps, True, False, report)
-    env = run.env.seen_by(loaded)
-    worst, best = (
-        float(play(env, one, from_reward.SCORED, seed=run.seed, round=1).returns.mean()) for one in (None, loaded)
-    )
+    worst, best = (float(from_reward.own_returns(run, loaded, one).mean()) for one in (None, loaded))
     for line in (run.folder / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if "score" in row and (row["score"] - worst) / (best - worst) >= ENOUGH:

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from rldistill.config import RunConfig
+from rldistill.evaluate.play import play
+from rldistill.recipes.from_reward import own_returns
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -66,6 +69,23 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
     assert ("mlp-scratch" in evaluation["efficiency"]) == with_control
     again = run_cli("run", str(tmp_path / "run.yaml"), "--resume")
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(("recipe", "episodes"), [("ppd", 3), ("qdagger", 4)])
+def test_the_best_is_chosen_by_as_many_episodes_as_asked(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: str, episodes: int
+) -> None:
+    save_policy(teacher, tmp_path / "teacher", {})
+    document = {
+        "env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": recipe},
+        "ppo": {"eval_episodes": 3}, "dqn": {"eval_episodes": 4},
+        "students": {"linear": {"type": "linear"}}, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    run = RunConfig.model_validate(document).plan()
+    chosen_by = own_returns(run, teacher, teacher)
+    judged_by = play(run.env, teacher, episodes, seed=run.seed).returns
+    assert len(chosen_by) == episodes
+    assert chosen_by.tolist() != judged_by.tolist()
 
 
 def test_a_gate_that_never_opens_is_refused_before_the_first_step(tmp_path: Path, teacher: NetworkPolicy) -> None:

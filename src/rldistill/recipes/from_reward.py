@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
-from rldistill.envs.single import EnvConfig
 from rldistill.evaluate.play import play
 from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
@@ -28,8 +27,6 @@ from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.types import Policy
 
-SCORED = 20
-"""Episodes by which the best policy is chosen; others than those that it is judged by at the end."""
 CENSORED = 10
 """The control takes at most so many times the steps of the student."""
 
@@ -67,7 +64,7 @@ def distill_student(
     return learn(
         teacher=teacher,
         guidance=guidance,
-        score=partial(_score, run.env.seen_by(teacher), run.seed),
+        score=partial(own_returns, run, teacher),
         seed=seed,
         resume=True,
         progress=report,
@@ -88,14 +85,13 @@ def control(
         of_ppo = dataclasses.replace(run.ppo, total_steps=total)
         learn, asked = partial(ppo.learn, env, student, of_ppo, place), settings("ppo", of_ppo)
     open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), resume, overwrite)
-    return learn(score=partial(_score, env, run.seed), seed=seed, resume=True, progress=report)
+    return learn(score=partial(own_returns, run, teacher), seed=seed, resume=True, progress=report)
 
 
 def guidance_of(run: Run, teacher: Policy) -> Guidance:
     """What the run's recipe makes of the teacher."""
     recipe = run.recipe
-    env = run.env.seen_by(teacher)
-    best, worst = (float(_returns(env, run.seed, one, side).mean()) for one, side in _ends(teacher))
+    best, worst = (float(own_returns(run, teacher, one, side).mean()) for one, side in _ends(teacher))
     known = Guidance(run.distill.losses, teacher_return=best, random_return=worst)
     if isinstance(recipe, Ppd):
         return dataclasses.replace(known, weight=recipe.weight, proximal=True)
@@ -120,11 +116,9 @@ def _beside(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}-distilled")
 
 
-def _returns(
-    env: EnvConfig, seed: int, policy: Policy | None, side: Literal["student", "teacher"] = "student"
+def own_returns(
+    run: Run, teacher: Policy, policy: Policy | None, side: Literal["student", "teacher"] = "student"
 ) -> NDArray[np.float64]:
-    return play(env, policy, SCORED, seed=seed, round=1, side=side).returns
-
-
-def _score(env: EnvConfig, seed: int, policy: NetworkPolicy) -> NDArray[np.float64]:
-    return _returns(env, seed, policy)
+    """Of the episodes by which the best policy is chosen; others than those that it is judged by at the end."""
+    config = run.dqn if isinstance(run.recipe, QDagger) else run.ppo
+    return play(run.env.seen_by(teacher), policy, config.eval_episodes, seed=run.seed, round=1, side=side).returns

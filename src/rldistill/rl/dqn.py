@@ -67,6 +67,7 @@ class DQNConfig:
         max_grad_norm: the largest gradient norm.
         offline_steps: gradient steps on the teacher's data before the first of the student's own.
         eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: of each, others than those that it is judged by at the end.
         threads: of PyTorch.
     """
 
@@ -87,12 +88,13 @@ class DQNConfig:
     max_grad_norm: float = 10.0
     offline_steps: int = 10_000
     eval_every: int = 10_000
+    eval_episodes: int = 20
     threads: int = 1
 
     def __post_init__(self) -> None:
         for name in (
             "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps", "target_update",
-            "eval_every", "threads",
+            "eval_every", "eval_episodes", "threads",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")

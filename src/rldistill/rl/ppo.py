@@ -66,6 +66,7 @@ class PPOConfig:
             pictures a small cnn.
         critic_warmup: steps in which the critic alone learns.
         eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: of each, others than those that it is judged by at the end.
         threads: of PyTorch.
     """
 
@@ -85,10 +86,13 @@ class PPOConfig:
     critic: AnyStudent | None = None
     critic_warmup: int = 0
     eval_every: int = 10_000
+    eval_episodes: int = 20
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "threads"):
+        for name in (
+            "total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "eval_episodes", "threads",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
         for name in ("learning_rate", "clip_range", "max_grad_norm"):
