@@ -77,13 +77,13 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
 ) -> None:
     save_policy(teacher, tmp_path / "teacher", {})
     document = {
-        "env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": recipe},
+        "name": "own", "env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": recipe},
         "ppo": {"eval_episodes": 3}, "dqn": {"eval_episodes": 4},
         "students": {"linear": {"type": "linear"}}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = RunConfig.model_validate(document).plan()
-    chosen_by = own_returns(run, teacher, teacher)
-    judged_by = play(run.env, teacher, episodes, seed=run.seed).returns
+    chosen_by = own_returns(run, teacher, None)
+    judged_by = play(run.env, None, episodes, seed=run.seed).returns
     assert len(chosen_by) == episodes
     assert chosen_by.tolist() != judged_by.tolist()
 
