@@ -50,7 +50,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
              "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000), "fit": PIXELS, "epsilon": 0.05},
 }  # fmt: skip
 
-REGIONS = [["opponent", 14, 77, 0, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 84]]
+REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
 MLP128 = {"type": "mlp", "hidden": [128, 128]}
 TANH64, TANH128 = ({"type": "mlp", "hidden": [size, size], "activation": "tanh"} for size in (64, 128))
