@@ -58,6 +58,7 @@ def save(training: Training) -> None:
     weaning = training.weaning
     progress: list[float] = [training.steps, training.updates, training.studied, training.rows, training.next_eval]
     progress += [
+        weaning.ended,
         training.best_score,
         weaning.share,
         torch.nan if weaning.held is None else weaning.held,
@@ -103,8 +104,10 @@ def restore(training: Training) -> None:
 
 def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
     *counts, training.best_score, share, held, warned = tensors["progress"].tolist()
-    training.steps, training.updates, training.studied, training.rows, training.next_eval = map(int, counts)
     weaning = training.weaning
+    training.steps, training.updates, training.studied, training.rows, training.next_eval, weaning.ended = map(
+        int, counts
+    )
     weaning.share, weaning.held, weaning.warned = share, None if held != held else held, bool(warned)
     training.gap = tensors["gap"]
     training.best = _under("best.", tensors)

@@ -356,7 +356,7 @@ class _Training:
                 document["score"] = float(np.mean(self.score(self.policy)))
                 if document["score"] >= self.best_score:
                     self.best_score, self.best = document["score"], weights_of(self.policy)
-            for text in self.weaning.update(recent, self.done):
+            for text in self.weaning.update(self.life.recent, self.life.num_ended, self.done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             document["seconds"] = round(seconds, 2)
             self.metrics.add(document)

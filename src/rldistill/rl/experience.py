@@ -98,6 +98,11 @@ class Life:
         """Of the last episodes; None before the first has ended."""
         return float(np.mean(self.recent)) if self.recent else None
 
+    @property
+    def num_ended(self) -> int:
+        """How many episodes have ended."""
+        return int(self.vector.episode.sum())
+
     def play(
         self, student: Memory, teacher: Memory | None, length: int, guided: int, generator: torch.Generator
     ) -> Experience:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +21,8 @@ SLACK = 0.1
 """By what share of that distance the return may fall while the weight is taken back."""
 PATIENT = 0.9
 """What the weight is multiplied with at each update in which the return holds."""
+SURE = 2.0
+"""So many standard errors a return may seem to fall by chance, and may have seemed to rise."""
 
 
 @dataclass(frozen=True)
@@ -89,40 +93,53 @@ class Weaning:
         self.guidance = guidance
         self.share = 1.0
         self.held: float | None = None
+        self.ended = 0
         self.warned = False
 
     def weight(self, done: float) -> float:
         """The weight at this point of the training."""
         return self.guidance.weight(done) * self.share if self.guidance.losses else 0.0
 
-    def update(self, score: float | None, done: float) -> list[str]:
-        """Take up the mean return of its last episodes while it learned; returns what is to be warned of.
+    def update(self, returns: Sequence[float], ended: int, done: float) -> list[str]:
+        """Take up the returns of its last episodes while it learned; returns what is to be warned of.
 
-        Not now and then the score of its best guesses: that is another measure, and higher.
+        Not now and then the score of its best guesses: that is another measure, and higher. A few long episodes say
+        little, so what was held and what it is compared with are both taken with their standard errors; where none has
+        ended since the last time, nothing new is known.
+
+        Args:
+            returns: of its last episodes.
+            ended: how many there have been in all.
+            done: how far along the training is, from 0 to 1.
         """
-        if score is None or not self.guidance.losses:
+        if not returns or ended == self.ended or not self.guidance.losses:
             return []
+        self.ended = ended
+        score = float(np.mean(returns))
+        doubt = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) if len(returns) > 1 else math.inf
         if self.guidance.gate == "performance":
             self.share = float(np.clip(1 - self._progress(score), 0, 1))
         if self.guidance.gate == "holding":
-            holds = self.held is None or self._progress(score) >= self._progress(self.held) - SLACK
-            self.share = self.share * PATIENT if holds else 1.0
+            self.share = 1.0 if self._fell(score + doubt, SLACK) else self.share * PATIENT
         began = self.weight(done) < 0.9 * self.guidance.weight(0.0)
-        self.held = score if self.held is None else max(self.held, score)
-        if self.warned or not began or not self._fell(score):
+        fell, before = self._fell(score + doubt, FALL), self.held
+        if math.isfinite(doubt):
+            self.held = score - doubt if self.held is None else max(self.held, score - doubt)
+        if self.warned or not began or not fell:
             return []
         self.warned = True
         return [
-            f"the student's return has fallen from {self.held:.4g} to {score:.4g} since the teacher was weaned off; "
+            f"the student's return has fallen from {before:.4g} to {score:.4g} since the teacher was weaned off; "
             "the best policy is kept. Wean later, or with gate: holding"
         ]
 
-    def _fell(self, score: float) -> bool:
-        assert self.held is not None
+    def _fell(self, score: float, share: float) -> bool:
+        """Whether a return lies by more than a share of the way from random play to the teacher below what was held."""
+        if self.held is None:
+            return False
         best, worst = self.guidance.teacher_return, self.guidance.random_return
-        if best is None or worst is None or not best > worst:
-            return self.held - score > FALL * abs(self.held)
-        return self._progress(self.held) - self._progress(score) > FALL
+        whole = best - worst if best is not None and worst is not None and best > worst else abs(self.held)
+        return self.held - score > share * whole
 
     def _progress(self, score: float) -> float:
         """0 for random play, 1 for the teacher."""

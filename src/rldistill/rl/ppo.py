@@ -341,7 +341,8 @@ class _Training:
             if score >= self.best_score:
                 self.best_score, self.best = score, weights_of(self.policy)
         if self.steps > self.config.critic_warmup:  # until then the policy stays, so that it holds is no merit
-            for text in self.weaning.update(recent, self.steps / self.config.total_steps):
+            done = self.steps / self.config.total_steps
+            for text in self.weaning.update(self.life.recent, self.life.num_ended, done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
         document["seconds"] = round(seconds, 2)
         self.metrics.add(document)
