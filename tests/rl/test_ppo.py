@@ -221,8 +221,8 @@ class TestWeaning:
         assert weaning.weight(0.5) == pytest.approx(0.9)
 
     def test_a_few_lucky_episodes_are_not_held_against_it(self) -> None:
-        """Of two, 70 ± 2 * 20 were held: 30, below which 25 is no tenth of the way. Of sixteen, 70 ± 2 * 5.2: 59.7, below
-        which 30 ± 2 * 5.2 is one."""
+        """Of two, 70 ± 2 * 20 were held: 30, below which 25 is no tenth of the way. Of sixteen, 70 ± 2 * 5.2: 59.7,
+        below which 30 ± 2 * 5.2 is one."""
         few, many = (
             Weaning(Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0)) for _ in range(2)
         )
