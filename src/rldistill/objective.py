@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import SpecMismatchError
-from rldistill.losses import AnyLoss, ForwardKL, Jeffreys, ReverseKL
+from rldistill.losses import LOSSES, AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
@@ -71,6 +71,21 @@ def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
     if head.kind == "q_values" and not any(term.loss.student_head == "q_values" for term in terms):
         head = dataclasses.replace(head, kind="categorical")
     return dataclasses.replace(teacher, head=head)
+
+
+def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead) -> None:
+    """Raise SpecMismatchError if a loss of ours cannot compare what these two heads say, with nothing beside it."""
+    number, index, false = torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
+    said, label = (PolicyOutput(head, torch.zeros(1, head.num_params)) for head in (student, teacher))
+    batch = Batch(
+        number, said.mode(), number, number, false, false, label, label, None, number, index, index, index, index
+    )
+    for term in with_temperatures(terms, teacher, lambda: 1.0):
+        try:
+            if type(term.loss) in LOSSES.values():
+                term.loss(said, batch)
+        except SpecMismatchError as error:
+            raise SpecMismatchError(f"distill.losses: {error}; take losses that fit both") from None
 
 
 def feature_size(teacher: PolicyOutput) -> int:

@@ -199,8 +199,11 @@ def test_a_divergence_is_weighed_with_the_ratio_and_drives_it_nowhere() -> None:
     assert divergence.grad.tolist() == pytest.approx([0.8, 1.0, 3.0])
 
 
+HOLDING = Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0)
+
+
 class TestWeaning:
-    def test_by_performance(self) -> None:
+    def test_by_the_students_performance_where_returns_are_negative(self) -> None:
         weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0))
         assert weaning.weight(0.0) == 2.0
         for ended, (score, weight) in enumerate(((-250.0, 1.5), (-100.0, 0.0), (-50.0, 0.0), (-400.0, 2.0)), 1):
@@ -208,38 +211,55 @@ class TestWeaning:
             assert weaning.weight(0.5) == pytest.approx(weight)
 
     def test_only_while_the_return_holds(self) -> None:
-        """The two episodes of each are the same, so that their mean has no error."""
-        weaning = Weaning(Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0))
+        """The episodes of each are the same, so that their mean has no error."""
+        weaning = Weaning(HOLDING)
         for ended, (score, weight) in enumerate(((50.0, 0.9), (45.0, 0.81), (30.0, 1.0), (49.0, 0.9)), 1):
-            weaning.update([score, score], ended, 0.5)
+            weaning.update([score] * 16, ended, 0.5)
             assert weaning.weight(0.5) == pytest.approx(weight)
 
     def test_without_a_new_episode_nothing_is_taken_away(self) -> None:
-        weaning = Weaning(Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0))
+        weaning = Weaning(HOLDING)
         for _ in range(3):
-            weaning.update([50.0, 50.0], 2, 0.5)
+            weaning.update([50.0] * 16, 16, 0.5)
         assert weaning.weight(0.5) == pytest.approx(0.9)
 
     def test_a_few_lucky_episodes_are_not_held_against_it(self) -> None:
-        """Of two, 70 ± 2 * 20 were held: 30, below which 25 is no tenth of the way. Of sixteen, 70 ± 2 * 5.2: 59.7,
-        below which 30 ± 2 * 5.2 is one."""
-        few, many = (
-            Weaning(Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0)) for _ in range(2)
-        )
-        few.update([50.0, 90.0], 2, 0.5)
-        few.update([25.0, 25.0], 4, 0.5)
-        assert few.weight(0.5) == pytest.approx(0.81)
-        many.update([50.0, 90.0] * 8, 16, 0.5)
-        many.update([10.0, 50.0] * 8, 32, 0.5)
-        assert many.weight(0.5) == 1.0
+        weaning = Weaning(HOLDING)
+        weaning.update([90.0] * 15, 15, 0.5)
+        weaning.update([50.0] * 16, 16, 0.5)
+        assert weaning.weight(0.5) == pytest.approx(0.9)
 
-    def test_a_fall_after_it_began_is_warned_of_once(self) -> None:
+    @pytest.mark.parametrize(("mean", "weight"), [(40.0, 0.81), (38.0, 1.0)])
+    def test_what_may_be_chance_is_no_fall(self, mean: float, weight: float) -> None:
+        """Of 16 episodes of 50 and 90, 70 ± 2 * 5.16 is sure; so a mean ± 2 * 5.16 has fallen by a tenth of the way if
+        it is less than 70 - 4 * 5.16 - 10 = 39.3."""
+        weaning = Weaning(HOLDING)
+        weaning.update([50.0, 90.0] * 8, 16, 0.5)
+        weaning.update([mean - 20, mean + 20] * 8, 32, 0.5)
+        assert weaning.weight(0.5) == pytest.approx(weight)
+
+    @pytest.mark.parametrize(
+        "guidance",
+        [
+            Guidance(KL, Linear(1.0, 0.0)),
+            Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0),
+            Guidance(KL, Constant(1.0), "performance", teacher_return=100.0, random_return=0.0),
+            Guidance(teacher_steps=Linear(20.0, 0.0)),
+        ],
+        ids=["schedule", "holding", "performance", "steps"],
+    )
+    def test_a_fall_after_it_began_is_warned_of_once(self, guidance: Guidance) -> None:
+        weaning = Weaning(guidance)
+        for ended in range(1, 4):
+            assert weaning.update([90.0] * 16, ended, 0.05 * ended) == []
+        (text,) = weaning.update([60.0] * 16, 4, 0.5)
+        assert "fallen from 90 to 60" in text
+        assert weaning.update([10.0] * 16, 5, 0.6) == []
+
+    def test_a_fall_before_it_began_is_none_of_its_matter(self) -> None:
         weaning = Weaning(Guidance(KL, Linear(1.0, 0.0)))
-        assert weaning.update([100.0, 100.0], 2, 0.0) == []
-        assert weaning.update([70.0, 70.0], 4, 0.05) == []  # nothing has been taken away yet
-        (text,) = weaning.update([70.0, 70.0], 6, 0.5)
-        assert "fallen from 100 to 70" in text
-        assert weaning.update([10.0, 10.0], 8, 0.6) == []
+        assert weaning.update([100.0] * 16, 1, 0.0) == []
+        assert weaning.update([70.0] * 16, 2, 0.05) == []
 
     def test_a_gate_that_never_opens_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="can never open"):

@@ -9,19 +9,23 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
+from rldistill.envs.single import sight_of
+from rldistill.errors import ConfigError
 from rldistill.evaluate.play import play
+from rldistill.objective import require_comparable
 from rldistill.progress import Report
-from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run
+from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
 from rldistill.recipes.taught import asked_of, open_student, settings
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
+from rldistill.rl.stage import learned_in
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -47,6 +51,8 @@ def distill_student(
     if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
         open_student(folder, asked, resume, overwrite)
         return load_native(folder)
+    require_learnable(run, teacher)
+    guidance = guidance_of(run, teacher)
     student = run.students[name]
     learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
@@ -59,7 +65,6 @@ def distill_student(
         learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
-    guidance = guidance_of(run, teacher)
     open_student(folder, asked, resume, overwrite)
     return learn(
         teacher=teacher,
@@ -88,23 +93,60 @@ def control(
     return learn(score=partial(own_returns, run, teacher), seed=seed, resume=True, progress=report)
 
 
+def require_learnable(run: Run, teacher: Policy) -> None:
+    """Raise, before anything is collected, what would else be raised at the first step of learning from reward.
+
+    Raises:
+        ConfigError: a student that does not learn so, or a budget that leaves nothing to learn.
+        SpecMismatchError: actions that the learner cannot choose, losses that do not fit teacher and student.
+    """
+    if isinstance(run.recipe, Finetune):
+        if run.ppo.critic_warmup:
+            raise ConfigError("ppo.critic_warmup: finetune has its own: give recipe.critic_warmup")
+        if run.recipe.critic_warmup >= run.ppo.total_steps:
+            raise ConfigError(
+                f"recipe.critic_warmup: in all of {run.ppo.total_steps:,} steps the critic alone would learn; expected "
+                f"fewer than ppo.total_steps, found {run.recipe.critic_warmup:,}"
+            )
+    if isinstance(run.recipe, QDagger) and run.dqn.learning_starts >= run.dqn.total_steps:
+        raise ConfigError(
+            f"dqn.learning_starts: nothing would be learned from reward; expected fewer than dqn.total_steps, "
+            f"{run.dqn.total_steps:,}, found {run.dqn.learning_starts:,}"
+        )
+    seen = sight_of(run.env if isinstance(run.recipe, Scratch) else run.env.seen_by(teacher)).student
+    losses = () if isinstance(run.recipe, JumpStart | Scratch) else run.distill.losses
+    for student in run.students.values():
+        if isinstance(run.recipe, QDagger):
+            head = dqn.new_policy(student, seen, run.dqn).spec.head
+        else:
+            head = ppo.new_policy(student, seen, None if isinstance(run.recipe, Scratch) else teacher, losses).spec.head
+        require_comparable(losses, teacher.spec.head, head)
+
+
 def guidance_of(run: Run, teacher: Policy) -> Guidance:
-    """What the run's recipe makes of the teacher."""
+    """What the run's recipe makes of the teacher.
+
+    Raises:
+        ConfigError: a gate that can never open, since the teacher is no better than random play.
+    """
     recipe = run.recipe
-    best, worst = (float(own_returns(run, teacher, one, side).mean()) for one, side in _ends(teacher))
-    known = Guidance(run.distill.losses, teacher_return=best, random_return=worst)
+    # As it learns from them: those of Atari clipped to their sign.
+    learned = dataclasses.replace(run, env=learned_in(run.env))
+    best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
+    beside: dict[str, Any] = {"losses": run.distill.losses}
     if isinstance(recipe, Ppd):
-        return dataclasses.replace(known, weight=recipe.weight, proximal=True)
-    if isinstance(recipe, Kickstart):
-        return dataclasses.replace(known, weight=recipe.weight, gate=recipe.gate)
-    if isinstance(recipe, JumpStart):
-        steps = Linear(recipe.first_steps, 0.0, recipe.until)
-        return dataclasses.replace(known, losses=(), teacher_steps=steps)
-    if isinstance(recipe, Finetune):
-        return dataclasses.replace(known, weight=recipe.weight, gate="holding")
-    if isinstance(recipe, QDagger):
-        return dataclasses.replace(known, weight=recipe.weight, gate="performance")
-    return Guidance()
+        beside |= {"weight": recipe.weight, "proximal": True}
+    elif isinstance(recipe, Kickstart):
+        beside |= {"weight": recipe.weight, "gate": recipe.gate}
+    elif isinstance(recipe, JumpStart):
+        beside = {"teacher_steps": Linear(recipe.first_steps, 0.0, recipe.until)}
+    elif isinstance(recipe, Finetune):
+        beside |= {"weight": recipe.weight, "gate": "holding"}
+    elif isinstance(recipe, QDagger):
+        beside |= {"weight": recipe.weight, "gate": "performance"}
+    else:
+        return Guidance()
+    return Guidance(**beside, teacher_return=best, random_return=worst)
 
 
 def _ends(teacher: Policy) -> list[tuple[Policy | None, Literal["student", "teacher"]]]:

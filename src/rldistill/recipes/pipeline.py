@@ -71,8 +71,12 @@ def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bo
 
 def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
     """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
-    if run.verify and (overwrite or not (run.folder / "dataset" / "manifest.json").exists()):
-        _look_at_teacher(run)
+    if overwrite or not (run.folder / "dataset" / "manifest.json").exists():
+        if type(run.recipe) not in DISTIL:
+            from_reward.require_learnable(with_teachers_features(run), load_teacher(run))
+            from_reward.guidance_of(run, load_teacher(run))
+        if run.verify:
+            _look_at_teacher(run)
     with _noted(run, "dataset"), track("collect", "steps", quiet) as report:
         return collect(
             run.env,

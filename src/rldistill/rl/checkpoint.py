@@ -55,15 +55,8 @@ class Training(Protocol):
 
 def save(training: Training) -> None:
     """Write networks, optimiser, environments, replay, what is remembered, and how far it has come."""
-    weaning = training.weaning
     progress: list[float] = [training.steps, training.updates, training.studied, training.rows, training.next_eval]
-    progress += [
-        weaning.ended,
-        training.best_score,
-        weaning.share,
-        torch.nan if weaning.held is None else weaning.held,
-        weaning.warned,
-    ]
+    progress += [training.best_score, *training.weaning.numbers()]
     tensors = {"progress": torch.tensor(progress, dtype=torch.float64), "gap": training.gap}
     for name, network in training.networks.items():
         tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
@@ -103,12 +96,9 @@ def restore(training: Training) -> None:
 
 
 def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
-    *counts, training.best_score, share, held, warned = tensors["progress"].tolist()
-    weaning = training.weaning
-    training.steps, training.updates, training.studied, training.rows, training.next_eval, weaning.ended = map(
-        int, counts
-    )
-    weaning.share, weaning.held, weaning.warned = share, None if held != held else held, bool(warned)
+    *counts, training.best_score = tensors["progress"][:6].tolist()
+    training.steps, training.updates, training.studied, training.rows, training.next_eval = map(int, counts)
+    training.weaning.take_up(tensors["progress"][6:].tolist())
     training.gap = tensors["gap"]
     training.best = _under("best.", tensors)
     for name, network in training.networks.items():

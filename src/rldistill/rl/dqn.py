@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.data.dataset import Dataset, action_gap
+from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.gradient_fit import prepare
+from rldistill.losses import functional
 from rldistill.masking import has_mask, random_legal
 from rldistill.metrics import Metrics
-from rldistill.objective import unreduced, with_temperatures
+from rldistill.objective import default_temperature, unreduced, with_temperatures
 from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
 from rldistill.rl.dueling import Dueling
@@ -123,7 +125,7 @@ def learn(
 
     The loss is the mean over the batch of h(Q(s, a) - R - gamma^n max_a' Q_target(s', a')) + lambda D, h the Huber
     loss, D the distillation losses of `guidance` for each state and lambda its weight. With a `dataset`, this is
-    minimised on the teacher's data first (QDagger, Agarwal 2022, arXiv 2206.01626).
+    minimised on the teacher's data first, with n = 1 (QDagger, Agarwal 2022, arXiv 2206.01626).
 
     Args:
         env, student, folder, teacher, guidance, score, seed, resume, overwrite, progress: as in `rl.ppo.learn`.
@@ -169,15 +171,9 @@ class _Training:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
         setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
-        self.spec = setting.sight.student
-        if self.spec.head.kind != "categorical":
-            raise SpecMismatchError(
-                f"DQN learns the values of one choice among actions, and these are {self.spec.head.kind}: take a "
-                "recipe that learns by PPO"
-            )
+        self.spec, self.clipped = setting.sight.student, is_atari(env.id)
         torch.manual_seed(seed)
-        self.policy = _learner(student, _of_values(self.spec), config)
-        self.target = _learner(student, self.policy.spec, config)
+        self.policy, self.target = (new_policy(student, self.spec, config) for _ in range(2))
         self.target.load_state_dict(self.policy.state_dict())
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
@@ -231,7 +227,7 @@ class _Training:
             drawn = Drawn(
                 batch.obs,
                 batch.action,
-                batch.reward,
+                batch.reward.sign() if self.clipped else batch.reward,
                 dataset.next_observations(chosen),
                 self.config.gamma * ~batch.terminated,
                 batch.teacher.params,
@@ -259,6 +255,8 @@ class _Training:
 
         if self.steps >= config.total_steps:
             return
+        if self.studied and not self.rows and self.score is not None:
+            self._add({"step": 0, "update": self.updates} | self._scored())
         for transition in rollout(self.life.vector, self.life.obs, act):
             if transition is None:
                 continue
@@ -351,27 +349,60 @@ class _Training:
             document["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
             document |= {"distillation_weight": self.weaning.weight(self.done), **self.guidance.ends}
+            document |= self._beside_teacher()
             if self.score is not None and (self.steps >= self.next_eval or at_end):
                 self.next_eval += self.config.eval_every
-                document["score"] = float(np.mean(self.score(self.policy)))
-                if document["score"] >= self.best_score:
-                    self.best_score, self.best = document["score"], weights_of(self.policy)
+                document |= self._scored()
             for text in self.weaning.update(self.life.recent, self.life.num_ended, self.done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
-            document["seconds"] = round(seconds, 2)
-            self.metrics.add(document)
-            self.noted, self.rows = [], self.rows + 1
+            self.noted = []
+            self._add(document | {"seconds": round(seconds, 2)})
             if time.monotonic() - self.saved > SAVE_EVERY:
                 save(self)
                 self.saved = time.monotonic()
+
+    def _beside_teacher(self) -> dict[str, float]:
+        """KL(teacher || student) on some of the student's states, both softened alike, however much it counts."""
+        if self.head is None or self.replay is None:
+            return {}
+        config, rng = self.config, block_generator(self.seed, "train", 5, 0, self.steps)
+        drawn = self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng)
+        assert drawn.labels is not None
+        teacher = PolicyOutput(self.head, drawn.labels)
+        soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
+        with torch.no_grad():
+            return {"teacher_kl": float(functional.kl(teacher, self.policy(drawn.obs)[0], soft, soft).mean())}
+
+    def _scored(self) -> dict[str, float]:
+        """The score of the policy, which is kept if it is the best."""
+        assert self.score is not None
+        score = float(np.mean(self.score(self.policy)))
+        if score >= self.best_score:
+            self.best_score, self.best = score, weights_of(self.policy)
+        return {"score": score}
+
+    def _add(self, document: dict[str, Any]) -> None:
+        self.metrics.add(document)
+        self.rows += 1
 
 
 def _of_values(spec: PolicySpec) -> PolicySpec:
     return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
 
 
-def _learner(student: AnyStudent, spec: PolicySpec, config: DQNConfig) -> NetworkPolicy:
-    policy = student.build(spec)
+def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> NetworkPolicy:
+    """A student that can learn by DQN in an environment that shows and takes what `env` says.
+
+    Raises:
+        ConfigError: it does not learn by gradient, or it remembers.
+        SpecMismatchError: actions that are not one choice.
+    """
+    if env.head.kind != "categorical":
+        raise SpecMismatchError(
+            f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
+            "learns by PPO"
+        )
+    policy = student.build(_of_values(env))
     if isinstance(student, Ridge | Tree) or not isinstance(policy.output, nn.Linear):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "

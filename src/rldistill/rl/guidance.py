@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from rldistill.errors import ConfigError
+from rldistill.losses import BellmanTarget
 from rldistill.objective import Term
 from rldistill.schedules import Constant, Schedule
 
@@ -23,6 +24,8 @@ PATIENT = 0.9
 """What the weight is multiplied with at each update in which the return holds."""
 SURE = 2.0
 """So many standard errors a return may seem to fall by chance, and may have seemed to rise."""
+LEAST = 16
+"""Episodes of which fewer say too little of either."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Guidance:
     random_return: float | None = None
 
     def __post_init__(self) -> None:
+        for term in self.losses:
+            if isinstance(term.loss, BellmanTarget):
+                raise ConfigError(
+                    "distill.losses: bellman_target needs what the teacher says of next states, which it is not asked "
+                    "in learning from reward; leave it out"
+                )
+        if min(self.weight(0.0), self.weight(1.0)) < 0:
+            raise ConfigError("recipe.weight: expected no negative number")
         if self.teacher_return is None or self.random_return is None:
             if self.gate != "none":
                 raise ConfigError(f"guidance.gate: {self.gate} needs the teacher's return and that of random play")
@@ -93,8 +104,20 @@ class Weaning:
         self.guidance = guidance
         self.share = 1.0
         self.held: float | None = None
+        self.doubt = 0.0
         self.ended = 0
-        self.warned = False
+        self.began = self.warned = False
+
+    def numbers(self) -> list[float]:
+        """What it takes to stand here again."""
+        held = math.nan if self.held is None else self.held
+        return [self.share, held, self.doubt, self.ended, self.began, self.warned]
+
+    def take_up(self, numbers: Sequence[float]) -> None:
+        """Stand where it stood."""
+        self.share, held, self.doubt, ended, began, warned = numbers
+        self.held = None if math.isnan(held) else held
+        self.ended, self.began, self.warned = int(ended), bool(began), bool(warned)
 
     def weight(self, done: float) -> float:
         """The weight at this point of the training."""
@@ -112,26 +135,37 @@ class Weaning:
             ended: how many there have been in all.
             done: how far along the training is, from 0 to 1.
         """
-        if not returns or ended == self.ended or not self.guidance.losses:
+        if not returns or ended == self.ended or not self.guidance.needs_teacher:
             return []
         self.ended = ended
+        # Of what was in force until now: where the return falls, a gate takes it back.
+        self.began = self.began or self._weaned(done)
         score = float(np.mean(returns))
-        doubt = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) if len(returns) > 1 else math.inf
         if self.guidance.gate == "performance":
             self.share = float(np.clip(1 - self._progress(score), 0, 1))
+        if len(returns) < LEAST:
+            return []
+        doubt = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
         if self.guidance.gate == "holding":
             self.share = 1.0 if self._fell(score + doubt, SLACK) else self.share * PATIENT
-        began = self.weight(done) < 0.9 * self.guidance.weight(0.0)
         fell, before = self._fell(score + doubt, FALL), self.held
-        if math.isfinite(doubt):
-            self.held = score - doubt if self.held is None else max(self.held, score - doubt)
-        if self.warned or not began or not fell:
+        if self.held is None or score - doubt > self.held - self.doubt:
+            self.held, self.doubt = score, doubt
+        if self.warned or not self.began or not fell:
             return []
         self.warned = True
+        now = "it counts wholly again" if self.guidance.gate == "holding" else "let it count for longer"
         return [
-            f"the student's return has fallen from {before:.4g} to {score:.4g} since the teacher was weaned off; "
-            "the best policy is kept. Wean later, or with gate: holding"
+            f"the student's return has fallen from {before:.4g} to {score:.4g} since the teacher was weaned off; the "
+            f"best policy is kept. Of the teacher: {now}"
         ]
+
+    def _weaned(self, done: float) -> bool:
+        """Whether a tenth is gone of the weight of the teacher's losses, or where it has none, of its own steps."""
+        guidance = self.guidance
+        if not guidance.losses:
+            return guidance.steps_of_teacher(done) < 0.9 * guidance.steps_of_teacher(0.0)
+        return self.weight(done) < 0.9 * guidance.weight(0.0)
 
     def _fell(self, score: float, share: float) -> bool:
         """Whether a return lies by more than a share of the way from random play to the teacher below what was held."""
@@ -139,7 +173,7 @@ class Weaning:
             return False
         best, worst = self.guidance.teacher_return, self.guidance.random_return
         whole = best - worst if best is not None and worst is not None and best > worst else abs(self.held)
-        return self.held - score > share * whole
+        return self.held - self.doubt - score > share * whole
 
     def _progress(self, score: float) -> float:
         """0 for random play, 1 for the teacher."""

@@ -173,8 +173,8 @@ class _Training:
         setting = Setting.of(env, teacher, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         torch.manual_seed(seed)
-        spec = _spec_of_learner(setting.sight.student, teacher, guidance.losses)
-        self.policy = _learner(student, spec)
+        self.policy = new_policy(student, setting.sight.student, teacher, guidance.losses)
+        spec = self.policy.spec
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.critic = _critic(config.critic, spec)
@@ -185,9 +185,10 @@ class _Training:
         self.player = setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
-        self.weights = flatten_weights(self.policy, self.critic)
+        # Apart, since Adam counts steps: what rests while the critic warms up has to begin with its first one.
+        self.weights, self.critics = flatten_weights(self.policy), flatten_weights(self.critic)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            [self.weights], config.learning_rate, eps=1e-5, fused=True
+            [self.weights, self.critics], config.learning_rate, eps=1e-5, fused=True
         )
         self.weaning = Weaning(guidance)
         self.steps = self.updates = self.studied = self.rows = 0
@@ -199,12 +200,15 @@ class _Training:
         self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
+        self.begins_with = initial is not None
         restore(self)
         self.metrics = Metrics(folder)
         self.metrics.keep(self.rows)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         config, started = self.config, time.monotonic()
+        if self.begins_with and not self.rows and self.score is not None:
+            self._add({"step": 0, "update": 0} | self._scored())
         while self.steps < config.total_steps:
             rng = block_generator(self.seed, "train", 0, 0, self.updates)
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -292,7 +296,8 @@ class _Training:
         loss = config.value_coef * critic_loss
         row = {"value_loss": critic_loss.detach(), "entropy": entropy.detach().mean(), "distillation_loss": NO_LOSS}
         row["clip_fraction"] = ((ratio.detach() - 1).abs() > config.clip_range).float().mean()
-        if self.steps >= config.critic_warmup:
+        warming_up = self.steps < config.critic_warmup
+        if not warming_up:
             advantage = part.normalised_advantage()
             clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
             gain = torch.min(ratio * advantage, clipped * advantage)
@@ -305,11 +310,18 @@ class _Training:
                     divergence = proximal_weight(ratio, config.clip_range) * divergence
                 loss = loss + distillation * divergence.mean()
                 row["distillation_loss"] = divergence.detach().mean()
-        assert self.weights.grad is not None
-        self.weights.grad.zero_()
+        learn = [self.critics] if warming_up else [self.weights, self.critics]
+        gradient = self.weights.grad
+        assert gradient is not None
+        assert self.critics.grad is not None
+        gradient.zero_()
+        self.critics.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([self.weights], config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(learn, config.max_grad_norm)
+        if warming_up:
+            self.weights.grad = None
         self.optimizer.step()
+        self.weights.grad = gradient
         return row
 
     def _say(self, part: Minibatch) -> PolicyOutput:
@@ -334,17 +346,24 @@ class _Training:
         document |= self.guidance.ends
         if self.score is not None and (self.steps >= self.next_eval or self.steps >= self.config.total_steps):
             self.next_eval += self.config.eval_every
-            self.policy.eval()
-            score = float(np.mean(self.score(self.policy)))
-            self.policy.train()
-            document["score"] = score
-            if score >= self.best_score:
-                self.best_score, self.best = score, weights_of(self.policy)
+            document |= self._scored()
         if self.steps > self.config.critic_warmup:  # until then the policy stays, so that it holds is no merit
             done = self.steps / self.config.total_steps
             for text in self.weaning.update(self.life.recent, self.life.num_ended, done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
-        document["seconds"] = round(seconds, 2)
+        self._add(document | {"seconds": round(seconds, 2)})
+
+    def _scored(self) -> dict[str, float]:
+        """The score of the policy, which is kept if it is the best."""
+        assert self.score is not None
+        self.policy.eval()
+        score = float(np.mean(self.score(self.policy)))
+        self.policy.train()
+        if score >= self.best_score:
+            self.best_score, self.best = score, weights_of(self.policy)
+        return {"score": score}
+
+    def _add(self, document: dict[str, Any]) -> None:
         self.metrics.add(document)
         self.rows += 1
 
@@ -360,8 +379,19 @@ def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term,
     return spec
 
 
-def _learner(student: AnyStudent, spec: PolicySpec) -> NetworkPolicy:
-    policy = student.build(spec)
+def new_policy(student: AnyStudent, env: PolicySpec, teacher: Policy | None, losses: tuple[Term, ...]) -> NetworkPolicy:
+    """A student that can learn by PPO.
+
+    Args:
+        student: which network.
+        env: what the environment shows it, and which actions it takes.
+        teacher, losses: what stands beside it.
+
+    Raises:
+        ConfigError: it does not learn by gradient.
+        SpecMismatchError: losses on Q values.
+    """
+    policy = student.build(_spec_of_learner(env, teacher, losses))
     if isinstance(student, Ridge | Tree) or not isinstance(policy, NetworkPolicy):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "

@@ -47,9 +47,7 @@ class Setting:
         """Make the environments, as the teacher needs them; raises SpecMismatchError if it does not fit."""
         if teacher is None and guidance.needs_teacher:
             raise ConfigError("guidance: it needs a teacher, and there is none")
-        if is_atari(env.id):
-            env = dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True})
-        env = env if teacher is None else env.seen_by(teacher)
+        env = learned_in(env) if teacher is None else learned_in(env).seen_by(teacher)
         sight = sight_of(env)
         life = Life(env, sight, num_envs, seed)
         if teacher is None:
@@ -62,6 +60,11 @@ class Setting:
         """The student in every slot."""
         confined = confine(policy, self.sight.student)
         return Memory(self.sight.shown_to(confined, "student"), self.life.num_envs)
+
+
+def learned_in(env: EnvConfig) -> EnvConfig:
+    """The environment with rewards as a student learns from them: those of Atari clipped to their sign."""
+    return dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True}) if is_atari(env.id) else env
 
 
 class Learner(Protocol):
