@@ -162,7 +162,12 @@ def tasks() -> list[Task]:
         ppo_task("PPO, LunarLander", "LunarLander-v3", of_lander),
         dqn_task("DQN, CartPole", EnvConfig("CartPole-v1"), Mlp((64, 64)), of_cartpole, net_arch=[64, 64]),
         *games,
-        ppo_task("ppd, LunarLander", "LunarLander-v3", replace(of_lander, total_steps=50_000, epochs=10), SHARED),
+        ppo_task(
+            "ppd, LunarLander",
+            "LunarLander-v3",
+            replace(of_lander, total_steps=50_000, epochs=10, entropy_coef=0.0),
+            SHARED,
+        ),
     ]
 
 

@@ -17,8 +17,8 @@ from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.losses import QMSE, ActionNLL
+from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.losses import QMSE, ActionNLL, GapWeightedNLL
 from rldistill.objective import Term
 from rldistill.students import Mlp, Tree
 from rldistill.students.storage import content_hash, load_native
@@ -101,6 +101,15 @@ def test_arrays_that_are_no_tree_are_refused(dataset: Dataset, tmp_path: Path) -
         change(name, value)
         with pytest.raises(CorruptArtifactError, match="no tree"):
             load_native(tmp_path)
+
+
+def test_weights_that_the_teacher_does_not_tell_are_refused(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1")
+    data = collect(
+        env, Mlp((8,)).build(spec_from_env(env)).eval(), CollectConfig(steps=200, epsilon=0.5), tmp_path / "d"
+    )
+    with pytest.raises(SpecMismatchError, match="needs a teacher of Q values"):
+        distill(data, Tree(), DistillConfig(losses=(Term(GapWeightedNLL()),)), tmp_path / "tree")
 
 
 def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
-from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.metrics import Metrics
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
@@ -33,6 +33,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
+        SpecMismatchError: weights by Q values of a teacher that has none.
         NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
     """
     for loss in losses:
@@ -40,6 +41,11 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
             raise ConfigError(
                 f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
                 "it out, or take action_nll, gap_weighted_nll or a student that learns by gradient"
+            )
+        if isinstance(loss, GapWeightedNLL) and dataset.spec.head.kind != "q_values":
+            raise SpecMismatchError(
+                f"distill.losses: gap_weighted_nll needs a teacher of Q values, this one is {dataset.spec.head.kind}: "
+                "take action_nll"
             )
     started = time.monotonic()
     spec = _spoken(solvable(dataset.spec))

@@ -21,6 +21,7 @@ from rldistill.objective import Term
 from rldistill.rl.dqn import DQNConfig, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
+from rldistill.rl.ppo import Score
 from rldistill.rl.replay import Replay
 from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
@@ -143,9 +144,14 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     assert rates == pytest.approx([SHORT.learning_rate * share for share in (0.75, 0.5, 0.25, 0.0)])
 
 
-def test_the_teachers_data_come_first(teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("score", [None, lambda policy: np.ones(1)], ids=["last", "best"])
+def test_the_teachers_data_come_first(
+    teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, score: Score | None
+) -> None:
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=1_500, learning_rate=2e-3)
-    policy = learn(CARTPOLE, Mlp((32,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
+    policy = learn(
+        CARTPOLE, Mlp((32,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset, score=score
+    )
     rows = np.flatnonzero(dataset.heldout)
     with torch.no_grad():
         same = policy(dataset.observations(rows))[0].mode() == dataset.batch(rows).teacher.mode()

@@ -75,12 +75,19 @@ def test_continuous_actions_are_drawn_from_a_gaussian(tmp_path: Path) -> None:
     assert policy.spec.head.kind == "gaussian"
 
 
-@pytest.mark.parametrize("student", [Mlp((16,)), Gru(8, (8,))], ids=lambda student: type(student).__name__)
+@pytest.mark.parametrize(
+    ("student", "guidance"),
+    [
+        (Mlp((16,)), Guidance(KL, Linear(1.0, 0.0))),
+        (Gru(8, (8,)), Guidance(KL, Linear(1.0, 0.0))),
+        (Mlp((16,)), Guidance(KL, Constant(1.0), "holding", teacher_return=500.0, random_return=20.0)),
+    ],
+    ids=["mlp", "gru", "holding"],
+)
 def test_stopped_and_resumed_it_has_the_same_bytes(
-    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent, guidance: Guidance
 ) -> None:
     monkeypatch.setattr("rldistill.rl.ppo.SAVE_EVERY", 0.0)
-    guidance = Guidance(KL, Linear(1.0, 0.0))
     learn(CARTPOLE, student, SHORT, tmp_path / "whole", teacher=teacher, guidance=guidance, seed=3)
 
     class Stop(Exception):
@@ -101,7 +108,8 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(one) == sha256_file(other)
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
-    assert [json.loads(row)["return"] for row in rows[0]] == [json.loads(row)["return"] for row in rows[1]]
+    for column in ("return", "distillation_weight"):
+        assert [json.loads(row)[column] for row in rows[0]] == [json.loads(row)[column] for row in rows[1]]
 
 
 def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -163,6 +171,26 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
     initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
     config = PPOConfig(total_steps=256, num_envs=4, num_steps=32, critic_warmup=1_000)
     after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
+    for name, value in initial.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name])
+
+
+def test_after_the_warm_up_the_policy_begins_with_its_own_first_step(tmp_path: Path) -> None:
+    """Adam's first step is at most the learning rate, however many the critic has made."""
+    initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
+    config = PPOConfig(total_steps=640, num_envs=4, num_steps=32, critic_warmup=512, epochs=1, batch_size=128)
+    after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
+    before = initial.state_dict()
+    moved = max(float((value - before[name]).abs().max()) for name, value in after.state_dict().items())
+    assert 0.5 * config.learning_rate < moved <= 1.001 * config.learning_rate
+
+
+def test_what_it_begins_with_is_kept_where_nothing_better_comes(tmp_path: Path) -> None:
+    initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
+    scores = iter([9.0, *[1.0] * 10])
+    after = learn(
+        CARTPOLE, Mlp((8,)), SHORT, tmp_path / "after", initial=initial, score=lambda policy: np.array([next(scores)])
+    )
     for name, value in initial.state_dict().items():
         assert torch.equal(value, after.state_dict()[name])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import yaml
 
 from rldistill.config import RunConfig
+from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.evaluate.play import play
-from rldistill.recipes.from_reward import own_returns
+from rldistill.recipes.from_reward import control, own_returns
+from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -88,23 +91,66 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
     assert chosen_by.tolist() != judged_by.tolist()
 
 
-def test_a_gate_that_never_opens_is_refused_before_the_first_step(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    (tmp_path / "own.py").write_text(
-        "import numpy as np\n"
-        "class Worst:\n"
-        "    def predict(self, obs, **kwargs):\n"
-        "        return (np.asarray(obs)[..., 2] < 0).astype(np.int64), None\n"
-    )
+def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    spec = spec_from_env(env)
+    teacher = Mlp((8,)).build(replace(spec, head=replace(spec.head, kind="squashed_gaussian"))).eval()
+    save_policy(teacher, tmp_path / "teacher", {})
     document = {
-        "env": {"id": "CartPole-v1"},
-        "teacher": "own:Worst",
-        "recipe": {"name": "kickstart", "gate": "performance"},
-        "students": {"mlp": "mlp"},
-        "out": str(tmp_path / "run"),
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+        "name": "own", "env": {"id": env.id}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": "ppd"},
+        "ppo": {"num_envs": 2, "num_steps": 16, "eval_episodes": 1}, "control": "scratch",
+        "students": {"one": MLP}, "out": str(tmp_path / "run"),
+    }  # fmt: skip
+    run = RunConfig.model_validate(document).plan()
+    policy = control(run, teacher, "one", 0, 6, False, False, lambda done, total: None)
+    assert policy.spec.head.kind == "squashed_gaussian"
+
+
+OWN = """
+import numpy as np
+class Teacher:
+    def predict(self, obs, **kwargs):
+        return self.act(np.asarray(obs)), None
+class Worst(Teacher):
+    def act(self, obs):
+        return (obs[..., 2] < 0).astype(np.int64)
+class Best(Teacher):
+    def act(self, obs):
+        return (obs[..., 2] + obs[..., 3] > 0).astype(np.int64)
+class Still(Teacher):
+    def act(self, obs):
+        return np.zeros((*obs.shape[:-1], 1), np.float32)
+"""
+MLP, TREE, GRU = {"type": "mlp", "hidden": [8]}, {"type": "tree"}, {"type": "gru", "size": 4}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "recipe", "more", "message"),
+    [
+        ("Worst", {"name": "kickstart", "gate": "performance"}, {}, "can never open"),
+        ("Worst", {"name": "finetune"}, {}, "can never open"),
+        ("Worst", {"name": "qdagger"}, {}, "can never open"),
+        ("Best", {"name": "finetune"}, {"students": {"one": TREE}}, "does not learn by gradient"),
+        ("Best", {"name": "qdagger"}, {"students": {"one": GRU}}, "remembers"),
+        ("Best", {"name": "finetune"}, {"distill": {"losses": ["q_mse"]}}, "distill.losses"),
+        ("Best", {"name": "qdagger"}, {"distill": {"losses": ["bellman_target"]}}, "distill.losses"),
+        ("Best", {"name": "finetune"}, {"ppo": {"total_steps": 512}}, "recipe.critic_warmup"),
+        ("Best", {"name": "finetune"}, {"ppo": {"critic_warmup": 512}}, "recipe.critic_warmup"),
+        ("Best", {"name": "qdagger"}, {"dqn": {"total_steps": 512}}, "dqn.learning_starts"),
+        ("Best", {"name": "kickstart", "weight": -2.0}, {}, "recipe.weight"),
+        ("Still", {"name": "qdagger"}, {"env": {"id": "Pendulum-v1"}}, "one choice among actions"),
+        ("Still", {"name": "ppd"}, {"env": {"id": "Pendulum-v1"}}, "distill.losses"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_the_first_step(
+    tmp_path: Path, teacher: str, recipe: dict[str, Any], more: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"out": str(tmp_path / "run")} | more))
     command = [sys.executable, "-m", "rldistill.cli", "run", "run.yaml", "--no-verify"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode != 0
-    assert "can never open" in " ".join(result.stderr.split())
+    assert result.returncode == 2
+    assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()

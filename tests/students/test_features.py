@@ -210,6 +210,12 @@ def test_where_objects_will_meet() -> None:
     assert named["ball row - paddle row when in paddle column"] == 6
     assert named["ball soon in paddle row"] == named["ball column - paddle column when in paddle row"] == 0
     assert named["paddle soon in ball column"] == 0
+    obs[0, 1, 8, 4], obs[0, 1, 2, 9] = 0, 200  # in the paddle's row now
+    said = Linear(features).build(SCREEN)(obs)[0].features
+    assert said is not None
+    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    assert named["ball soon in paddle row"] == 1
+    assert named["ball column - paddle column when in paddle row"] == 9 - 13
 
 
 @pytest.mark.parametrize(
@@ -228,6 +234,7 @@ def test_where_objects_will_meet() -> None:
         (lambda: Linear(Objects((("ball", 0, 13, 0, 4),))).build(SCREEN), "beyond the screen"),
         (lambda: Linear(Basic()).build(PolicySpec((4,), "float32", HEAD)), "channels, height, width"),
         (lambda: Linear(Basic()).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
+        (lambda: Linear(Objects((("b", 0, 9, 0, 9),))).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
         (lambda: Linear(RandomConv((3,), (14,), (1,))).build(SCREEN), "larger than its input"),
         (lambda: Linear(TeacherFeatures()).build(SCREEN), r"features\.policy"),
         (lambda: Linear(TeacherFeatures("nowhere")).build(SCREEN), "nowhere"),

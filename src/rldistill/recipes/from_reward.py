@@ -88,7 +88,8 @@ def control(
         learn, asked = partial(dqn.learn, env, student, of_dqn, place), settings("dqn", of_dqn)
     else:
         of_ppo = dataclasses.replace(run.ppo, total_steps=total)
-        learn, asked = partial(ppo.learn, env, student, of_ppo, place), settings("ppo", of_ppo)
+        learn = partial(ppo.learn, env, student, of_ppo, place, head=teacher.spec.head)
+        asked = settings("ppo", of_ppo)
     open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), resume, overwrite)
     return learn(score=partial(own_returns, run, teacher), seed=seed, resume=True, progress=report)
 
@@ -119,7 +120,8 @@ def require_learnable(run: Run, teacher: Policy) -> None:
         if isinstance(run.recipe, QDagger):
             head = dqn.new_policy(student, seen, run.dqn).spec.head
         else:
-            head = ppo.new_policy(student, seen, None if isinstance(run.recipe, Scratch) else teacher, losses).spec.head
+            like = None if isinstance(run.recipe, Scratch) else teacher.spec.head
+            head = ppo.new_policy(student, seen, like, losses).spec.head
         require_comparable(losses, teacher.spec.head, head)
 
 

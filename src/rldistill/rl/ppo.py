@@ -112,6 +112,7 @@ def learn(
     teacher: Policy | None = None,
     guidance: Guidance = ALONE,
     initial: NetworkPolicy | None = None,
+    head: ActionHead | None = None,
     score: Score | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -132,6 +133,7 @@ def learn(
         teacher: says what it would do, once for each step.
         guidance: what of that counts, how much, and for how long.
         initial: weights to start from.
+        head: how it draws its actions, where no teacher stands beside it; by default as the environment takes them.
         score: full episodes of a policy; the best one is kept. Without it, the last.
         seed: of weights, episodes and draws.
         resume: go on from the last checkpoint.
@@ -145,7 +147,7 @@ def learn(
     return run_stage(
         student,
         folder,
-        lambda: _Training(env, student, config, folder, teacher, guidance, initial, score, seed),
+        lambda: _Training(env, student, config, folder, teacher, guidance, initial, head, score, seed),
         lambda training: training.run(progress),
         threads=config.threads,
         seed=seed,
@@ -166,6 +168,7 @@ class _Training:
         teacher: Policy | None,
         guidance: Guidance,
         initial: NetworkPolicy | None,
+        head: ActionHead | None,
         score: Score | None,
         seed: int,
     ) -> None:
@@ -173,7 +176,9 @@ class _Training:
         setting = Setting.of(env, teacher, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         torch.manual_seed(seed)
-        self.policy = new_policy(student, setting.sight.student, teacher, guidance.losses)
+        self.policy = new_policy(
+            student, setting.sight.student, head if teacher is None else teacher.spec.head, guidance.losses
+        )
         spec = self.policy.spec
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
@@ -368,9 +373,9 @@ class _Training:
         self.rows += 1
 
 
-def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term, ...]) -> PolicySpec:
-    """The environment's spec with a head that draws actions: the teacher's kind where it draws, too."""
-    head = env.head if teacher is None else teacher.spec.head
+def _spec_of_learner(env: PolicySpec, head: ActionHead | None, terms: tuple[Term, ...]) -> PolicySpec:
+    """The environment's spec with a head that draws actions: of the given kind where that draws, too."""
+    head = head or env.head
     if head.kind == "deterministic":
         head = dataclasses.replace(head, kind="gaussian")
     spec = student_spec(dataclasses.replace(env, head=head), terms)
@@ -379,19 +384,22 @@ def _spec_of_learner(env: PolicySpec, teacher: Policy | None, terms: tuple[Term,
     return spec
 
 
-def new_policy(student: AnyStudent, env: PolicySpec, teacher: Policy | None, losses: tuple[Term, ...]) -> NetworkPolicy:
+def new_policy(
+    student: AnyStudent, env: PolicySpec, head: ActionHead | None, losses: tuple[Term, ...]
+) -> NetworkPolicy:
     """A student that can learn by PPO.
 
     Args:
         student: which network.
         env: what the environment shows it, and which actions it takes.
-        teacher, losses: what stands beside it.
+        head: the teacher's, which the student's is like; by default the environment's.
+        losses: on what the teacher says.
 
     Raises:
         ConfigError: it does not learn by gradient.
         SpecMismatchError: losses on Q values.
     """
-    policy = student.build(_spec_of_learner(env, teacher, losses))
+    policy = student.build(_spec_of_learner(env, head, losses))
     if isinstance(student, Ridge | Tree) or not isinstance(policy, NetworkPolicy):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "

@@ -115,6 +115,7 @@ class Objects:
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
         frames, height, width = require_pictures("objects", spec)
+        _require_bytes("objects", spec)
         for name, _, bottom, _, right in self.regions:
             if bottom > height or right > width:
                 raise ConfigError(f"regions: {name} goes beyond the screen of {height}x{width}")
@@ -296,6 +297,7 @@ class Centres(nn.Module):
         way = other[:, along] - place[:, along]
         comes = way * speed[:, along] > 0
         frames = torch.where(comes, way / torch.where(comes, speed[:, along], 1.0), 0.0)
+        comes |= way == 0  # and is there already
         # Unfolded, the walls are mirrors: every second image of the region is turned round.
         twice = 2 * max(high - low, 1)
         at = (place[:, across] + frames * speed[:, across] - low).remainder(twice)
@@ -318,11 +320,15 @@ def _most_frequent(pixels: Tensor) -> Tensor:
 def _grid(name: str, spec: PolicySpec, cell: int) -> tuple[int, int, int]:
     """Frames in an observation, and the rows and columns of cells of one."""
     frames, height, width = require_pictures(name, spec)
-    if spec.obs_dtype != "uint8":
-        raise ConfigError(f"{name} takes pixels of bytes; these are {spec.obs_dtype}")
+    _require_bytes(name, spec)
     if cell > min(height, width):
         raise ConfigError(f"cell: {cell} is larger than the screen of {height}x{width}")
     return frames, height // cell, width // cell
+
+
+def _require_bytes(name: str, spec: PolicySpec) -> None:
+    if spec.obs_dtype != "uint8":
+        raise ConfigError(f"{name} takes pixels of bytes; these are {spec.obs_dtype}")
 
 
 def _require_sizes(cell: int, colours: int, threshold: int) -> None:
