@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term
-from rldistill.rl.dqn import DQNConfig, learn
+from rldistill.rl.dqn import DQNConfig, _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.ppo import Score
@@ -156,6 +159,34 @@ def test_the_teachers_data_come_first(
     with torch.no_grad():
         same = policy(dataset.observations(rows))[0].mode() == dataset.batch(rows).teacher.mode()
     assert same.float().mean() > 0.9
+
+
+def test_stopped_in_the_teachers_data_it_goes_on_from_there(
+    teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
+    config = dataclasses.replace(SHORT, total_steps=4, offline_steps=60)
+    step, count = _Training._step, itertools.count()
+
+    def counted(training: _Training, *arguments: Any) -> Any:
+        if next(count) == 100:  # 60 of the whole one, and 40 of the other
+            raise KeyboardInterrupt
+        return step(training, *arguments)
+
+    monkeypatch.setattr(_Training, "_step", counted)
+    whole, cut = (
+        partial(
+            learn, CARTPOLE, Mlp((8,)), config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=dataset
+        )
+        for name in ("whole", "cut")
+    )
+    whole()
+    with pytest.raises(KeyboardInterrupt):
+        cut()
+    cut(resume=True)
+    assert next(count) == 60 + 40 + 1 + 20
+    one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
+    assert sha256_file(one) == sha256_file(other)
 
 
 def test_only_legal_actions_are_tried_and_valued(strict: EnvConfig, tmp_path: Path) -> None:

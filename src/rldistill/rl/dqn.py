@@ -234,6 +234,7 @@ class _Training:
             )
             self._step(drawn, self.guidance.weight(0.0))
             self.studied += 1
+            self._save_now_and_then()
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         config = self.config
@@ -357,9 +358,12 @@ class _Training:
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             self.noted = []
             self._add(document | {"seconds": round(seconds, 2)})
-            if time.monotonic() - self.saved > SAVE_EVERY:
-                save(self)
-                self.saved = time.monotonic()
+            self._save_now_and_then()
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            save(self)
+            self.saved = time.monotonic()
 
     def _beside_teacher(self) -> dict[str, float]:
         """KL(teacher || student) on some of the student's states, both softened alike, however much it counts."""
