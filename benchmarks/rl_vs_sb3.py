@@ -39,6 +39,7 @@ from rldistill.evaluate.statistics import mean_interval
 from rldistill.losses import functional
 from rldistill.objective import Term
 from rldistill.rl import dqn, ppo
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
 from rldistill.schedules import Linear
 from rldistill.students import AnyStudent
@@ -96,12 +97,12 @@ class Task:
     name: str
     env: EnvConfig
     student: AnyStudent
-    config: ppo.PPOConfig | dqn.DQNConfig
+    config: PPOConfig | DQNConfig
     of_sb3: Callable[[Any, int], PPO | DQN]
     teacher: Path | None = None
 
 
-def ppo_task(name: str, env: str, config: ppo.PPOConfig, teacher: Path | None = None) -> Task:
+def ppo_task(name: str, env: str, config: PPOConfig, teacher: Path | None = None) -> Task:
     """PPO with a tanh network of 64x64 beside a critic of the same size."""
 
     def of_sb3(vector: Any, seed: int) -> PPO:
@@ -118,7 +119,7 @@ def ppo_task(name: str, env: str, config: ppo.PPOConfig, teacher: Path | None = 
     return Task(name, EnvConfig(env), Mlp((64, 64), "tanh"), config, of_sb3, teacher)
 
 
-def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: dqn.DQNConfig, **policy: Any) -> Task:
+def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: DQNConfig, **policy: Any) -> Task:
     """DQN whose every setting that SB3 has is the same there."""
 
     def of_sb3(vector: Any, seed: int) -> DQN:
@@ -137,14 +138,14 @@ def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: dqn.DQNConf
 
 
 def tasks() -> list[Task]:
-    of_cartpole = dqn.DQNConfig(
+    of_cartpole = DQNConfig(
         total_steps=60_000, num_envs=4, buffer_size=50_000, learning_starts=1_000, gradient_steps=4, learning_rate=1e-3,
         target_update=500, exploration=Linear(1.0, 0.04, 0.2),
     )  # fmt: skip
-    of_lander = ppo.PPOConfig(
+    of_lander = PPOConfig(
         total_steps=200_000, num_envs=16, num_steps=256, epochs=4, gamma=0.999, gae_lambda=0.98, entropy_coef=0.01
     )
-    of_minatar = dqn.DQNConfig(
+    of_minatar = DQNConfig(
         total_steps=100_000, num_envs=4, buffer_size=100_000, learning_starts=5_000, gradient_steps=1, batch_size=32,
         learning_rate=2.5e-4, target_update=250, exploration=Linear(1.0, 0.1, 0.5),
     )  # fmt: skip
@@ -158,7 +159,7 @@ def tasks() -> list[Task]:
         for game in ("Breakout", "SpaceInvaders")
     ]  # fmt: skip
     return [
-        ppo_task("PPO, CartPole", "CartPole-v1", ppo.PPOConfig(total_steps=50_000, num_steps=128)),
+        ppo_task("PPO, CartPole", "CartPole-v1", PPOConfig(total_steps=50_000, num_steps=128)),
         ppo_task("PPO, LunarLander", "LunarLander-v3", of_lander),
         dqn_task("DQN, CartPole", EnvConfig("CartPole-v1"), Mlp((64, 64)), of_cartpole, net_arch=[64, 64]),
         *games,
@@ -174,7 +175,7 @@ def tasks() -> list[Task]:
 def ours(task: Task, seed: int, folder: Path) -> tuple[Policy, float]:
     """The trained policy, and the seconds it took."""
     started = time.perf_counter()
-    if isinstance(task.config, dqn.DQNConfig):
+    if isinstance(task.config, DQNConfig):
         policy = dqn.learn(task.env, task.student, task.config, folder, seed=seed)
     elif task.teacher is None:
         policy = ppo.learn(task.env, task.student, task.config, folder, seed=seed)

@@ -28,8 +28,7 @@ from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.losses import LOSSES
 from rldistill.objective import Term
 from rldistill.recipes.run import RECIPES, AnyRecipe, Offline, Run
-from rldistill.rl.dqn import DQNConfig
-from rldistill.rl.ppo import PPOConfig
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.students import STUDENTS, AnyStudent
 from rldistill.students.features import FEATURES

@@ -21,11 +21,12 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import ForwardKL
 from rldistill.objective import Term
-from rldistill.rl.dqn import DQNConfig, _Training, learn
+from rldistill.rl.config import DQNConfig
+from rldistill.rl.dqn import _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.ppo import Score
 from rldistill.rl.replay import Replay
+from rldistill.rl.stage import Score
 from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardised, Standardiser

@@ -17,9 +17,10 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.functional import log_prob
 from rldistill.objective import Term
+from rldistill.rl.config import PPOConfig
 from rldistill.rl.experience import advantages
 from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
-from rldistill.rl.ppo import PPOConfig, learn
+from rldistill.rl.ppo import learn
 from rldistill.schedules import Constant, Linear
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardised, Standardiser

@@ -12,8 +12,7 @@ from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
 from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.progress import Report
-from rldistill.rl.dqn import DQNConfig
-from rldistill.rl.ppo import PPOConfig
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.schedules import Constant, Linear, Schedule
 from rldistill.students import AnyStudent
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble

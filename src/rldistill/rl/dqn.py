@@ -6,9 +6,8 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +27,13 @@ from rldistill.metrics import Metrics
 from rldistill.objective import default_temperature, unreduced, with_temperatures
 from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
+from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
-from rldistill.rl.ppo import ALONE, NO_LOSS, Score
+from rldistill.rl.ppo import ALONE, NO_LOSS
 from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.stage import Setting, run_stage, show, weights_of
+from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory, rollout
-from rldistill.schedules import Linear, Schedule
 from rldistill.students import AnyStudent, Ridge, Tree
 from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
@@ -45,65 +44,6 @@ NOTE_EVERY = 2_000
 """Environment steps between rows of `metrics.jsonl`."""
 LOOKED_AT = 1_000
 """Observations that pixels are standardised by where there are no teacher's data."""
-
-
-@dataclass(frozen=True)
-class DQNConfig:
-    """How a policy of Q values learns from reward. Mnih 2015; double: van Hasselt 2015, arXiv 1509.06461.
-
-    Attributes:
-        total_steps: environment steps.
-        num_envs: environments that are played together.
-        buffer_size: transitions that are remembered.
-        learning_starts: steps before the first gradient.
-        batch_size: transitions in a gradient step.
-        gradient_steps: for each step of all environments.
-        learning_rate: Adam's, at the start.
-        schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.
-        gamma: discount.
-        n_steps: of the returns.
-        target_update: gradient steps between copies of the network that says the targets.
-        exploration: the share of random actions over the course of training.
-        double: whether the network itself chooses the action whose value the target network says.
-        dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
-        max_grad_norm: the largest gradient norm.
-        offline_steps: gradient steps on the teacher's data before the first of the student's own.
-        eval_every: steps between evaluations; the best policy is kept.
-        eval_episodes: of each, others than those that it is judged by at the end.
-        threads: of PyTorch.
-    """
-
-    total_steps: int = 50_000
-    num_envs: int = 8
-    buffer_size: int = 50_000
-    learning_starts: int = 1_000
-    batch_size: int = 64
-    gradient_steps: int = 4
-    learning_rate: float = 5e-4
-    schedule: Literal["linear", "constant"] = "constant"
-    gamma: float = 0.99
-    n_steps: int = 1
-    target_update: int = 500
-    exploration: Schedule = Linear(1.0, 0.05, 0.2)
-    double: bool = True
-    dueling: bool = False
-    max_grad_norm: float = 10.0
-    offline_steps: int = 10_000
-    eval_every: int = 10_000
-    eval_episodes: int = 20
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in (
-            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps", "target_update",
-            "eval_every", "eval_episodes", "threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"dqn.learning_rate: expected a positive number, found {self.learning_rate}")
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
 
 
 def learn(
@@ -154,7 +94,7 @@ def learn(
     )
 
 
-class _Training:
+class _Training(Scored):
     """The state of one run: networks, optimiser, environments, replay, the weight of the teacher, the best so far."""
 
     def __init__(
@@ -257,7 +197,7 @@ class _Training:
         if self.steps >= config.total_steps:
             return
         if self.studied and not self.rows and self.score is not None:
-            self._add({"step": 0, "update": self.updates} | self._scored())
+            self.add({"step": 0, "update": self.updates} | self.scored())
         for transition in rollout(self.life.vector, self.life.obs, act):
             if transition is None:
                 continue
@@ -353,11 +293,11 @@ class _Training:
             document |= self._beside_teacher()
             if self.score is not None and (self.steps >= self.next_eval or at_end):
                 self.next_eval += self.config.eval_every
-                document |= self._scored()
+                document |= self.scored()
             for text in self.weaning.update(self.life.recent, self.life.num_ended, self.done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
             self.noted = []
-            self._add(document | {"seconds": round(seconds, 2)})
+            self.add(document | {"seconds": round(seconds, 2)})
             self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
@@ -376,18 +316,6 @@ class _Training:
         soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
         with torch.no_grad():
             return {"teacher_kl": float(functional.kl(teacher, self.policy(drawn.obs)[0], soft, soft).mean())}
-
-    def _scored(self) -> dict[str, float]:
-        """The score of the policy, which is kept if it is the best."""
-        assert self.score is not None
-        score = float(np.mean(self.score(self.policy)))
-        if score >= self.best_score:
-            self.best_score, self.best = score, weights_of(self.policy)
-        return {"score": score}
-
-    def _add(self, document: dict[str, Any]) -> None:
-        self.metrics.add(document)
-        self.rows += 1
 
 
 def _of_values(spec: PolicySpec) -> PolicySpec:

@@ -6,14 +6,12 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,11 +24,12 @@ from rldistill.metrics import Metrics
 from rldistill.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.progress import note_score
 from rldistill.rl.checkpoint import restore, save
+from rldistill.rl.config import PPOConfig
 from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
-from rldistill.rl.stage import Setting, run_stage, show, weights_of
+from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory
 from rldistill.students import AnyStudent, Cnn, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
@@ -41,66 +40,6 @@ SAVE_EVERY = 10.0
 """Seconds between checkpoints."""
 ALONE = Guidance()
 NO_LOSS = torch.zeros(())
-Score = Callable[[NetworkPolicy], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """How a policy learns from reward (Schulman 2017, arXiv 1707.06347); names and defaults are mostly SB3's.
-
-    Attributes:
-        total_steps: environment steps.
-        num_envs: environments that are played together.
-        num_steps: steps of each between updates.
-        epochs: passes over the steps of one update.
-        batch_size: steps in a minibatch.
-        learning_rate: Adam's, at the start.
-        schedule: whether the rate falls to zero in a straight line or stays.
-        gamma: discount.
-        gae_lambda: of the advantages.
-        clip_range: how far the probability of an action may move before its gradient is cut.
-        value_coef: weight of the critic's squared error.
-        entropy_coef: weight of the entropy bonus.
-        max_grad_norm: the largest gradient norm, of policy and critic together.
-        critic: the network that says the values; it is thrown away afterwards. By default an mlp of 64x64, or on
-            pictures a small cnn.
-        critic_warmup: steps in which the critic alone learns.
-        eval_every: steps between evaluations; the best policy is kept.
-        eval_episodes: of each, others than those that it is judged by at the end.
-        threads: of PyTorch.
-    """
-
-    total_steps: int = 100_000
-    num_envs: int = 8
-    num_steps: int = 256
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 3e-4
-    schedule: Literal["linear", "constant"] = "constant"
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    critic: AnyStudent | None = None
-    critic_warmup: int = 0
-    eval_every: int = 10_000
-    eval_episodes: int = 20
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in (
-            "total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "eval_episodes", "threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"ppo.{name}: expected a positive number, found {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"ppo.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
 
 
 def learn(
@@ -156,7 +95,7 @@ def learn(
     )
 
 
-class _Training:
+class _Training(Scored):
     """The state of one run: networks, optimiser, environments, the weight of the teacher, the best policy so far."""
 
     def __init__(
@@ -213,7 +152,7 @@ class _Training:
     def run(self, progress: Callable[[int, int], None]) -> None:
         config, started = self.config, time.monotonic()
         if self.begins_with and not self.rows and self.score is not None:
-            self._add({"step": 0, "update": 0} | self._scored())
+            self.add({"step": 0, "update": 0} | self.scored())
         while self.steps < config.total_steps:
             rng = block_generator(self.seed, "train", 0, 0, self.updates)
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -351,26 +290,12 @@ class _Training:
         document |= self.guidance.ends
         if self.score is not None and (self.steps >= self.next_eval or self.steps >= self.config.total_steps):
             self.next_eval += self.config.eval_every
-            document |= self._scored()
+            document |= self.scored()
         if self.steps > self.config.critic_warmup:  # until then the policy stays, so that it holds is no merit
             done = self.steps / self.config.total_steps
             for text in self.weaning.update(self.life.recent, self.life.num_ended, done):
                 warnings.warn(f"{self.folder}: {text}", stacklevel=2)
-        self._add(document | {"seconds": round(seconds, 2)})
-
-    def _scored(self) -> dict[str, float]:
-        """The score of the policy, which is kept if it is the best."""
-        assert self.score is not None
-        self.policy.eval()
-        score = float(np.mean(self.score(self.policy)))
-        self.policy.train()
-        if score >= self.best_score:
-            self.best_score, self.best = score, weights_of(self.policy)
-        return {"score": score}
-
-    def _add(self, document: dict[str, Any]) -> None:
-        self.metrics.add(document)
-        self.rows += 1
+        self.add(document | {"seconds": round(seconds, 2)})
 
 
 def _spec_of_learner(env: PolicySpec, head: ActionHead | None, terms: tuple[Term, ...]) -> PolicySpec:

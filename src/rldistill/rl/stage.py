@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.artifacts import open_stage, provenance
@@ -17,6 +19,7 @@ from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Sight
 from rldistill.errors import ConfigError
 from rldistill.masking import confine
+from rldistill.metrics import Metrics
 from rldistill.rl.experience import Life
 from rldistill.rl.guidance import Guidance
 from rldistill.rollouts import Memory
@@ -24,6 +27,9 @@ from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.types import ActionHead, Policy
+
+Score = Callable[[NetworkPolicy], NDArray[np.float64]]
+"""Returns of full episodes of a policy."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,32 @@ class Setting:
 def learned_in(env: EnvConfig) -> EnvConfig:
     """The environment with rewards as a student learns from them: those of Atari clipped to their sign."""
     return dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True}) if is_atari(env.id) else env
+
+
+class Scored:
+    """What has a policy that is scored now and then, and keeps the best one."""
+
+    policy: NetworkPolicy
+    score: Score | None
+    best_score: float
+    best: dict[str, Tensor]
+    metrics: Metrics
+    rows: int
+
+    def scored(self) -> dict[str, float]:
+        """The score of the policy, which is kept if it is the best."""
+        assert self.score is not None
+        self.policy.eval()
+        score = float(np.mean(self.score(self.policy)))
+        self.policy.train()
+        if score >= self.best_score:
+            self.best_score, self.best = score, weights_of(self.policy)
+        return {"score": score}
+
+    def add(self, document: dict[str, Any]) -> None:
+        """Write a row of `metrics.jsonl`."""
+        self.metrics.add(document)
+        self.rows += 1
 
 
 class Learner(Protocol):

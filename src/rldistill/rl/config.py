@@ -1,0 +1,128 @@
+"""How a student learns from reward: the settings of PPO and of DQN."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rldistill.errors import ConfigError
+from rldistill.schedules import Linear, Schedule
+from rldistill.students import AnyStudent
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How a policy learns from reward (Schulman 2017, arXiv 1707.06347); names and defaults are mostly SB3's.
+
+    Attributes:
+        total_steps: environment steps.
+        num_envs: environments that are played together.
+        num_steps: steps of each between updates.
+        epochs: passes over the steps of one update.
+        batch_size: steps in a minibatch.
+        learning_rate: Adam's, at the start.
+        schedule: whether the rate falls to zero in a straight line or stays.
+        gamma: discount.
+        gae_lambda: of the advantages.
+        clip_range: how far the probability of an action may move before its gradient is cut.
+        value_coef: weight of the critic's squared error.
+        entropy_coef: weight of the entropy bonus.
+        max_grad_norm: the largest gradient norm, of policy and critic together.
+        critic: the network that says the values; it is thrown away afterwards. By default an mlp of 64x64, or on
+            pictures a small cnn.
+        critic_warmup: steps in which the critic alone learns.
+        eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: of each, others than those that it is judged by at the end.
+        threads: of PyTorch.
+    """
+
+    total_steps: int = 100_000
+    num_envs: int = 8
+    num_steps: int = 256
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    schedule: Literal["linear", "constant"] = "constant"
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    max_grad_norm: float = 0.5
+    critic: AnyStudent | None = None
+    critic_warmup: int = 0
+    eval_every: int = 10_000
+    eval_episodes: int = 20
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "eval_episodes", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"ppo.{name}: expected a positive number, found {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"ppo.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """How a policy of Q values learns from reward. Mnih 2015; double: van Hasselt 2015, arXiv 1509.06461.
+
+    Attributes:
+        total_steps: environment steps.
+        num_envs: environments that are played together.
+        buffer_size: transitions that are remembered.
+        learning_starts: steps before the first gradient.
+        batch_size: transitions in a gradient step.
+        gradient_steps: for each step of all environments.
+        learning_rate: Adam's, at the start.
+        schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.
+        gamma: discount.
+        n_steps: of the returns.
+        target_update: gradient steps between copies of the network that says the targets.
+        exploration: the share of random actions over the course of training.
+        double: whether the network itself chooses the action whose value the target network says.
+        dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
+        max_grad_norm: the largest gradient norm.
+        offline_steps: gradient steps on the teacher's data before the first of the student's own.
+        eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: of each, others than those that it is judged by at the end.
+        threads: of PyTorch.
+    """
+
+    total_steps: int = 50_000
+    num_envs: int = 8
+    buffer_size: int = 50_000
+    learning_starts: int = 1_000
+    batch_size: int = 64
+    gradient_steps: int = 4
+    learning_rate: float = 5e-4
+    schedule: Literal["linear", "constant"] = "constant"
+    gamma: float = 0.99
+    n_steps: int = 1
+    target_update: int = 500
+    exploration: Schedule = Linear(1.0, 0.05, 0.2)
+    double: bool = True
+    dueling: bool = False
+    max_grad_norm: float = 10.0
+    offline_steps: int = 10_000
+    eval_every: int = 10_000
+    eval_episodes: int = 20
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps", "target_update",
+            "eval_every", "eval_episodes", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ConfigError(f"dqn.learning_rate: expected a positive number, found {self.learning_rate}")
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
