@@ -47,7 +47,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
     "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (50_000, 2, 24_000),
-             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000), "fit": PIXELS, "epsilon": 0.0},
+             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000), "fit": PIXELS, "epsilon": 0.05},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
