@@ -41,9 +41,9 @@ PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "ppd-LunarLander": {
         "wanted": 0.98, "seeds": 5, "episodes": 100, "agent": "ppo/LunarLander-v2_1",
-        "run": {"env": {"id": "LunarLander-v3"}, "recipe": {"name": "ppd"},
+        "run": {"env": {"id": "LunarLander-v3"}, "recipe": {"name": "ppd", "weight": 3.0},
                 "students": {"quarter": {"type": "mlp", "hidden": [28, 28]}},
-                "ppo": LANDER_PPO | {"total_steps": 50_000}},
+                "ppo": LANDER_PPO | {"total_steps": 50_000, "schedule": "linear"}},
     },
     "ppd-Hopper": {
         "wanted": 0.97, "seeds": 3, "episodes": 30, "agent": "tqc/Hopper-v3_1",
