@@ -132,6 +132,8 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
         ConfigError: a gate that can never open, since the teacher is no better than random play.
     """
     recipe = run.recipe
+    if isinstance(recipe, Scratch):
+        return Guidance()
     # As it learns from them: those of Atari clipped to their sign.
     learned = dataclasses.replace(run, env=learned_in(run.env))
     best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
@@ -146,8 +148,6 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
         beside |= {"weight": recipe.weight, "gate": "holding"}
     elif isinstance(recipe, QDagger):
         beside |= {"weight": recipe.weight, "gate": "performance"}
-    else:
-        return Guidance()
     return Guidance(**beside, teacher_return=best, random_return=worst)
 
 
