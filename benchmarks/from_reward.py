@@ -71,8 +71,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
                 "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
                 "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 3e-4,
-                        "schedule": "linear", "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01,
-                        "gradient_steps": 1, "eval_every": 50_000}},
+                        "schedule": "linear", "offline_steps": 20_000, "n_steps": 3, "exploration": 0.0,
+                        "gradient_steps": 1, "eval_every": 50_000, "eval_episodes": 40}},
     },
     "finetune-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",

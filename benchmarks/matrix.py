@@ -30,7 +30,7 @@ PATIENT = MIDDLE | {"patience": 0}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
-# `dagger` collects at first and in each of its rounds.
+# `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "CartPole": {"id": "CartPole-v1", "agent": "dqn/CartPole-v1", "steps": 10_000, "rounds": (4_000, 3, 2_000),
                  "train": PPO | {"total_steps": 100_000}, "fit": SMALL},
@@ -47,7 +47,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
     "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (50_000, 2, 24_000),
-             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000), "fit": PIXELS, "epsilon": 0.05},
+             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000, 20), "fit": PIXELS},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
@@ -64,8 +64,7 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
     return {"type": student, "features": {"type": kind, **settings}}
 
 
-TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12}
-SETTINGS = {"next_gap_nll": {"name": "gap_weighted_nll", "against": "next"}}
+TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12, "min_samples": 5}
 
 # Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps, `many` in more
 # rounds, too.
@@ -100,7 +99,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
-    ("Pong", "tree-objects", TREE12, "next_gap_nll", "many"),
+    ("Pong", "tree-objects", TREE12, "advantage_mse", "many"),
     ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "wide"),
     ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
     ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
@@ -133,8 +132,10 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
     """The run that a cell is."""
     env, name, student, loss, recipe = cell
     about = ENVIRONMENTS[env]
-    first, rounds, more = about.get(recipe, about["rounds"])
+    first, rounds, more, *chosen_by = about.get(recipe, about["rounds"])
     in_rounds = {"name": "dagger" if recipe in about else recipe, "rounds": rounds, "steps_per_round": more}
+    if chosen_by:
+        in_rounds["eval_episodes"] = chosen_by[0]
     document = {
         "name": name,
         "env": {"id": about["id"]},
@@ -142,11 +143,11 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
         "out": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
         "collect": {
             "steps": about["steps"] if recipe == "offline" else first,
-            "epsilon": 0.2 if loss == "bellman_target" else about.get("epsilon", 0.0),
+            "epsilon": 0.2 if loss == "bellman_target" else 0.0,
             "gamma": about.get("gamma", 0.99),
         },
         "recipe": {"name": "offline"} if recipe == "offline" else in_rounds,
-        "distill": {**about["fit"], "losses": [SETTINGS.get(loss, loss)]},
+        "distill": {**about["fit"], "losses": [loss]},
         "students": {name: student},
         "seeds": seeds,
     }

@@ -69,6 +69,9 @@ BARE: dict[str, Callable[[Tensor, Tensor, Any, Any], Tensor]] = {
     "entropy": lambda x, t, b, o: (x.softmax(-1) * x.log_softmax(-1)).sum(-1).mean(),
     "q_mse": lambda x, t, b, o: F.mse_loss(x, t),
     "q_huber": lambda x, t, b, o: F.huber_loss(x, t),
+    "advantage_mse": lambda x, t, b, o: F.mse_loss(
+        (x - x.amax(-1, keepdim=True)).tanh(), (t - t.amax(-1, keepdim=True)).tanh()
+    ),
     "bellman_target": lambda x, t, b, o: F.mse_loss(
         x.gather(1, b.action[:, None])[:, 0], b.reward + 0.99 * b.next_teacher.params.amax(-1) * ~b.terminated
     ),

@@ -146,6 +146,10 @@ def test_examples_are_valid(example: str) -> None:
         ("recipe.name=dager", "recipe.name: there is no 'dager'. Did you mean 'dagger'?"),
         ("recipe={name: dagger}", "recipe: dagger needs rounds and steps_per_round"),
         ("recipe={name: on_policy}", "recipe: on_policy needs rounds and steps_per_round"),
+        (
+            "recipe={name: dagger, rounds: 1, steps_per_round: 9, eval_episodes: -1}",
+            "recipe.eval_episodes: expected 0 or more, found -1",
+        ),
         ("recipe={name: dagger, beta: 2}", "recipe.beta: found 2, expected at most 1"),
         ("recipe={name: dagger, beta: {type: lin}}", "recipe.beta.type: there is no 'lin'. Did you mean 'linear'?"),
         ("seeds=[0, 0]", "seeds: the same seed is there twice"),

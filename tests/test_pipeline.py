@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,12 +27,13 @@ from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError
+from rldistill.evaluate.play import play
 from rldistill.recipes import from_reward
 from rldistill.recipes.pipeline import run_collect, run_distill, run_evaluate
 from rldistill.recipes.taught import asked_of, open_student, require_same
 from rldistill.students import Mlp
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import save_policy
+from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import load_policy
 
 
@@ -136,6 +138,31 @@ def test_dagger_killed_at_random_ends_with_the_same_student_there_too(tmp_path: 
     )  # fmt: skip
     assert len(whole) == 2
     assert whole == killed
+
+
+def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    recipe = {"name": "dagger", "rounds": 3, "steps_per_round": 320, "eval_episodes": 5}
+    students, distill = {"tree": {"type": "tree", "max_depth": 3}}, {"losses": ["advantage_mse"]}
+    path = write_run(
+        tmp_path, teacher, recipe=recipe, students=students, distill=distill, collect={"steps": 640}, seeds=[0]
+    )
+    run = RunConfig.load(path, [], {}).plan()
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    place = run.folder / "students" / "tree" / "seed-0"
+    rounds = [load_native(place / f"round-{number}") for number in range(4)]
+    scores = [play(run.env, student, 5, seed=run.seed, round=1).returns.mean() for student in rounds]
+    best = int(np.argmax(scores))
+    assert min(scores) < scores[best]
+    assert [json.loads((place / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores
+    assert json.loads((place / "policy.json").read_text())["provenance"]["round"] == best
+    assert torch.equal(load_native(place).threshold, rounds[best].threshold)
+    # Killed before the end, it goes on without playing again.
+    worst = int(np.argmin(scores))
+    (place / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
+    (place / "policy.json").unlink()
+    run_distill(run, resume=True, quiet=True)
+    assert torch.equal(load_native(place).threshold, rounds[worst].threshold)
 
 
 def epochs_logged(student: Path) -> int:

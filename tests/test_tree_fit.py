@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from sklearn.tree import DecisionTreeRegressor
 
 from rldistill.collect import CollectConfig, collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.losses import QMSE, ActionNLL, GapWeightedNLL
+from rldistill.losses import QMSE, ActionNLL, AdvantageMSE, AnyLoss, GapWeightedNLL
 from rldistill.objective import Term
 from rldistill.students import Mlp, Tree
 from rldistill.students.storage import content_hash, load_native
@@ -52,7 +53,7 @@ def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
     obs, actions, weights = _table(dataset, student, ())  # type: ignore[arg-type]
     train = ~dataset.heldout
-    reference = _sklearn_tree(Tree(max_depth=5), student.spec, 0).fit(obs[train], actions[train], weights[train])
+    reference = _sklearn_tree(Tree(max_depth=5), True, 0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():
         said = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_array_equal(said.mode(), reference.predict(obs))
@@ -70,10 +71,32 @@ def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path
     student = distill(dataset, Tree(max_depth=3), config, tmp_path)
     obs, actions, _ = _table(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
     train = ~dataset.heldout
-    plain = _sklearn_tree(Tree(max_depth=3), student.spec, 0).fit(obs[train], actions[train])
+    plain = _sklearn_tree(Tree(max_depth=3), True, 0).fit(obs[train], actions[train])
     with torch.no_grad():
         said = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_allclose(said.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
+
+
+def test_what_actions_cost_is_learned_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(losses=(Term(AdvantageMSE(temperature=0.5)),))
+    student = distill(dataset, Tree(max_depth=5), config, tmp_path)
+    obs, _, _ = _table(dataset, student, ())  # type: ignore[arg-type]
+    labels, train = dataset.columns["teacher"], ~dataset.heldout
+    costs = np.tanh((labels - labels.max(1, keepdims=True)) / 0.5)
+    reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
+    with torch.no_grad():
+        said = student(dataset.observations(np.arange(len(dataset))))[0]
+    assert said.head.kind == "categorical"
+    np.testing.assert_allclose(np.tanh(said.params.numpy()), reference.predict(obs), atol=1e-5)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["agreement"] > 0.8
+    # Not given, the temperature is half of what the best action has before the next one.
+    measured = distill(dataset, Tree(max_depth=5), DistillConfig(losses=(Term(AdvantageMSE()),)), tmp_path / "again")
+    assert isinstance(measured, TreePolicy)
+    costs = np.tanh((labels - labels.max(1, keepdims=True)) / (np.diff(np.sort(labels, 1)).mean() / 2))
+    reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
+    assert len(measured.feature) == reference.tree_.node_count
+    np.testing.assert_allclose(np.tanh(measured.value.detach().numpy()), reference.tree_.value[:, :, 0], atol=1e-5)
 
 
 def test_a_continuous_teacher(tmp_path: Path) -> None:
@@ -103,18 +126,21 @@ def test_arrays_that_are_no_tree_are_refused(dataset: Dataset, tmp_path: Path) -
             load_native(tmp_path)
 
 
-def test_weights_that_the_teacher_does_not_tell_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", [GapWeightedNLL(), AdvantageMSE()])
+def test_values_that_the_teacher_does_not_tell_are_refused(tmp_path: Path, loss: AnyLoss) -> None:
     env = EnvConfig("CartPole-v1")
     data = collect(
         env, Mlp((8,)).build(spec_from_env(env)).eval(), CollectConfig(steps=200, epsilon=0.5), tmp_path / "d"
     )
     with pytest.raises(SpecMismatchError, match="needs a teacher of Q values"):
-        distill(data, Tree(), DistillConfig(losses=(Term(GapWeightedNLL()),)), tmp_path / "tree")
+        distill(data, Tree(), DistillConfig(losses=(Term(loss),)), tmp_path / "tree")
 
 
 def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="QMSE is not about"):
         distill(dataset, Tree(), DistillConfig(losses=(Term(QMSE()),)), tmp_path)
+    with pytest.raises(ConfigError, match="advantage_mse alone"):
+        distill(dataset, Tree(), DistillConfig(losses=(Term(AdvantageMSE()), Term(ActionNLL()))), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"nodes": -1}])

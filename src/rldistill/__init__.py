@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rldistill.losses import (
         QMSE,
         ActionNLL,
+        AdvantageMSE,
         AdvantageWeightedNLL,
         BellmanTarget,
         Entropy,
@@ -83,6 +84,7 @@ _EXPORTS = {
     "Wasserstein": "rldistill.losses",
     "ActionNLL": "rldistill.losses",
     "GapWeightedNLL": "rldistill.losses",
+    "AdvantageMSE": "rldistill.losses",
     "AdvantageWeightedNLL": "rldistill.losses",
     "Entropy": "rldistill.losses",
     "QMSE": "rldistill.losses",
@@ -137,6 +139,7 @@ __all__ = [  # noqa: RUF022 - in the order of the way from a teacher to a report
     "Wasserstein",
     "ActionNLL",
     "GapWeightedNLL",
+    "AdvantageMSE",
     "AdvantageWeightedNLL",
     "Entropy",
     "QMSE",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import SpecMismatchError
-from rldistill.losses import LOSSES, AnyLoss, ForwardKL, Jeffreys, ReverseKL
+from rldistill.losses import LOSSES, AdvantageMSE, AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
@@ -58,7 +58,7 @@ def with_temperatures(terms: tuple[Term, ...], head: ActionHead, action_gap: Cal
     distribution prefers its best action by about e^2 : 1; for logits 1."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
-        if isinstance(loss, ForwardKL | ReverseKL | Jeffreys) and loss.temperature is None:
+        if isinstance(loss, ForwardKL | ReverseKL | Jeffreys | AdvantageMSE) and loss.temperature is None:
             return dataclasses.replace(loss, temperature=default_temperature(head, action_gap))
         return loss
 

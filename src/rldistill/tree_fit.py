@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
-from rldistill.losses import ActionNLL, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.losses.value import bounded_advantages
 from rldistill.metrics import Metrics
+from rldistill.objective import default_temperature
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
 from rldistill.types import PolicyOutput, PolicySpec
 
@@ -28,25 +30,28 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     """Grow the tree, and write `metrics.jsonl`.
 
     It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
-    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328) unless `gap_weighted_nll` says otherwise.
-    With `action_nll`, all states count alike.
+    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike;
+    with `advantage_mse` it learns what each action costs, by least squares.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
-        SpecMismatchError: weights by Q values of a teacher that has none.
+        SpecMismatchError: values of a teacher that has none.
         NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
     """
     for loss in losses:
-        if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL):
+        if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
             raise ConfigError(
                 f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
-                "it out, or take action_nll, gap_weighted_nll or a student that learns by gradient"
+                "it out, or take action_nll, gap_weighted_nll, advantage_mse or a student that learns by gradient"
             )
-        if isinstance(loss, GapWeightedNLL) and dataset.spec.head.kind != "q_values":
+        if isinstance(loss, GapWeightedNLL | AdvantageMSE) and dataset.spec.head.kind != "q_values":
             raise SpecMismatchError(
-                f"distill.losses: gap_weighted_nll needs a teacher of Q values, this one is {dataset.spec.head.kind}: "
-                "take action_nll"
+                f"distill.losses: {type(loss).__name__} needs a teacher of Q values, this one is "
+                f"{dataset.spec.head.kind}: take action_nll"
             )
+    costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
+    if costs is not None and len(losses) > 1:
+        raise ConfigError("distill.losses: a tree minimises advantage_mse alone; leave the others out")
     started = time.monotonic()
     spec = _spoken(solvable(dataset.spec))
     blank = dataclasses.replace(student, nodes=0).build(spec)
@@ -54,8 +59,17 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     blank.look(dataset.observations(dataset.spread(SAMPLE)))
     obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
-    grown = _sklearn_tree(student, spec, seed).fit(obs[train], actions[train], sample_weight=weights[train])
-    policy = _policy(blank, grown)
+    if costs is None:
+        grown = _sklearn_tree(student, spec.head.discrete, seed)
+        grown.fit(obs[train], actions[train], sample_weight=weights[train])
+        policy = _policy(blank, grown, _leaf_params(grown, spec))
+    else:
+        grown = _sklearn_tree(student, False, seed)
+        temperature = costs.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
+        labels = torch.from_numpy(dataset.columns["teacher"][train])
+        grown.fit(obs[train], bounded_advantages(labels, temperature).numpy())
+        # The logits of which the tanh is what a leaf has.
+        policy = _policy(blank, grown, np.arctanh(grown.tree_.value[:, :, 0].clip(EPSILON - 1, 0.0)))
     right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
     discrete = spec.head.discrete
     row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
@@ -77,10 +91,10 @@ def _spoken(spec: PolicySpec) -> PolicySpec:
     return spec
 
 
-def _sklearn_tree(student: Tree, spec: PolicySpec, seed: int) -> Any:
+def _sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    kind = DecisionTreeClassifier if spec.head.discrete else DecisionTreeRegressor
+    kind = DecisionTreeClassifier if classifies else DecisionTreeRegressor
     return kind(
         max_depth=student.max_depth,
         max_leaf_nodes=student.max_leaves,
@@ -93,7 +107,6 @@ def _table(
     dataset: Dataset, blank: TreePolicy, losses: tuple[AnyLoss, ...]
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
     """What the policy compares, the teacher's actions `[N, parts]`, and weights."""
-    gap = next((loss for loss in losses if isinstance(loss, GapWeightedNLL)), GapWeightedNLL())
     weighted = dataset.spec.head.kind == "q_values" and not any(isinstance(loss, ActionNLL) for loss in losses)
     obs = np.empty((len(dataset), blank.num_features), np.float32)
     actions, weights = [], []
@@ -103,12 +116,13 @@ def _table(
             batch = dataset.batch(rows[start : start + ROWS])
             obs[start : start + ROWS] = blank.compared(batch.obs).numpy()
             actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
-            weights.append(gap.weights(batch.teacher.params).numpy() if weighted else np.ones(len(batch.action)))
+            labels = batch.teacher.params
+            weights.append(GapWeightedNLL.weights(labels).numpy() if weighted else np.ones(len(labels)))
     # One with no weight at all would be none that scikit-learn could split.
     return obs, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9
 
 
-def _policy(blank: TreePolicy, grown: Any) -> TreePolicy:
+def _policy(blank: TreePolicy, grown: Any, params: NDArray[np.float64]) -> TreePolicy:
     spec, tree = blank.spec, grown.tree_
     config = dataclasses.replace(blank.config, nodes=int(tree.node_count))
     policy = TreePolicy(config, spec, blank.body, blank.num_features)
@@ -117,7 +131,7 @@ def _policy(blank: TreePolicy, grown: Any) -> TreePolicy:
         policy.threshold.copy_(torch.from_numpy(_at_most(tree.threshold)))
         policy.left.copy_(torch.from_numpy(np.maximum(tree.children_left, 0)))
         policy.right.copy_(torch.from_numpy(np.maximum(tree.children_right, 0)))
-        policy.value.copy_(torch.from_numpy(_leaf_params(grown, spec).astype(np.float32)))
+        policy.value.copy_(torch.from_numpy(params.astype(np.float32)))
     return policy.eval()
 
 

@@ -19,6 +19,7 @@ from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.losses import (
     LOSSES,
     ActionNLL,
+    AdvantageMSE,
     AdvantageWeightedNLL,
     AnyLoss,
     BellmanTarget,
@@ -55,6 +56,7 @@ FITS: dict[str, list[tuple[ActionHead, ActionHead]]] = {
     "entropy": [(teacher, head) for teacher in HEADS for head in (LOGITS, MULTI, BITS, GAUSSIAN, SQUASHED)],
     "q_mse": [(Q, Q)],
     "q_huber": [(Q, Q)],
+    "advantage_mse": [(Q, Q), (Q, LOGITS)],
     "bellman_target": [(Q, Q)],
     "large_margin": [(Q, Q), (LOGITS, Q)],
     "value_mse": [(teacher, student) for teacher in HEADS for student in HEADS],
@@ -209,6 +211,7 @@ def test_a_gaussian_student_learns_the_action_of_a_squashed_teacher() -> None:
         (lambda: AdvantageWeightedNLL(beta=0.0), "beta"),
         (lambda: AdvantageWeightedNLL(clip=math.nan), "clip"),
         (lambda: Jeffreys(temperature=0.0), "temperature"),
+        (lambda: AdvantageMSE(temperature=0.0), "temperature"),
         (lambda: BellmanTarget(gamma=1.5), "gamma"),
     ],
 )

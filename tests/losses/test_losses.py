@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import SpecMismatchError
 from rldistill.losses import (
     QMSE,
     ActionNLL,
+    AdvantageMSE,
     AdvantageWeightedNLL,
     BellmanTarget,
     Entropy,
@@ -143,14 +144,17 @@ def test_a_gap_does_not_count_what_is_illegal() -> None:
     assert loss.item() == pytest.approx(6 * math.log(3), abs=1e-5)
 
 
-def test_a_gap_to_the_next_best_action_by_hand() -> None:
-    """5 - 3.5; nothing where two are as good, or where nothing else is legal."""
-    values = torch.tensor([[-1.0, 5.0, 3.5], [-1.0, 5.0, 5.0], [-1e8, 5.0, -1e8]])
-    batch = make_batch(values, ActionHead("q_values", (3,)))
-    loss = GapWeightedNLL("next")(PolicyOutput(ActionHead("categorical", (3,)), torch.zeros(3, 3)), batch)
-    assert loss.tolist() == pytest.approx([1.5 * math.log(3), 0.0, 0.0], abs=1e-5)
-    with pytest.raises(ConfigError, match="against"):
-        GapWeightedNLL("last")  # type: ignore[arg-type]
+def test_advantage_mse_by_hand() -> None:
+    # The teacher's second action costs 2, which is one temperature; what is illegal costs all there is, 1.
+    head = ActionHead("q_values", (3,))
+    batch = make_batch(torch.tensor([[5.0, 3.0, -1e8]]), head)
+    loss = AdvantageMSE(temperature=2.0)
+    undecided = PolicyOutput(ActionHead("categorical", (3,)), torch.full((1, 3), 7.0))
+    assert loss(undecided, batch).item() == pytest.approx((math.tanh(1) ** 2 + 1) / 3, abs=1e-6)
+    # Values count by what they differ, and are divided as the teacher's are; logits are not.
+    assert loss(PolicyOutput(head, torch.tensor([[1.0, -1.0, -1e8]])), batch).item() == pytest.approx(0.0, abs=1e-6)
+    logits = PolicyOutput(ActionHead("categorical", (3,)), torch.tensor([[1.0, 0.0, -1e8]]))
+    assert loss(logits, batch).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_advantage_weighted_nll_by_hand() -> None:

@@ -11,7 +11,7 @@ from rldistill.losses.policy import (
     ReverseKL,
     Wasserstein,
 )
-from rldistill.losses.value import QMSE, BellmanTarget, LargeMargin, QHuber, ValueMSE
+from rldistill.losses.value import QMSE, AdvantageMSE, BellmanTarget, LargeMargin, QHuber, ValueMSE
 
 AnyLoss = (
     ForwardKL
@@ -24,6 +24,7 @@ AnyLoss = (
     | Entropy
     | QMSE
     | QHuber
+    | AdvantageMSE
     | BellmanTarget
     | LargeMargin
     | ValueMSE
@@ -40,6 +41,7 @@ LOSSES: dict[str, type[AnyLoss]] = {
     "entropy": Entropy,
     "q_mse": QMSE,
     "q_huber": QHuber,
+    "advantage_mse": AdvantageMSE,
     "bellman_target": BellmanTarget,
     "large_margin": LargeMargin,
     "value_mse": ValueMSE,
@@ -50,6 +52,7 @@ __all__ = [
     "LOSSES",
     "QMSE",
     "ActionNLL",
+    "AdvantageMSE",
     "AdvantageWeightedNLL",
     "AnyLoss",
     "BellmanTarget",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import SpecMismatchError
+from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.types import ActionHead, PolicyOutput
 
 if TYPE_CHECKING:
@@ -131,3 +131,9 @@ def require_kind(loss: str, head: ActionHead, *kinds: str) -> None:
     """Raise SpecMismatchError unless `head` is of one of `kinds`."""
     if head.kind not in kinds:
         raise SpecMismatchError(f"{loss} needs a head of {' or '.join(kinds)}, and this one is {head.kind}")
+
+
+def require_temperature(temperature: float | None) -> None:
+    """Raise ConfigError for a temperature that is none."""
+    if temperature is not None and not temperature > 0:
+        raise ConfigError(f"temperature: expected a positive number or none, found {temperature}")

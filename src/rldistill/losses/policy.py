@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from rldistill.losses.functional import (
     kl,
     require_kind,
     require_same_space,
+    require_temperature,
 )
 from rldistill.types import ILLEGAL, ActionHead, Batch, PolicyOutput
 
@@ -39,7 +40,7 @@ class ForwardKL:
     student_head: ClassVar[str] = "any"
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
@@ -60,7 +61,7 @@ class ReverseKL:
     student_head: ClassVar[str] = "any"
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
@@ -78,7 +79,7 @@ class Jeffreys:
     student_head: ClassVar[str] = "any"
 
     def __post_init__(self) -> None:
-        _require_temperature(self.temperature)
+        require_temperature(self.temperature)
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
@@ -119,36 +120,23 @@ class Entropy:
 
 @dataclass(frozen=True)
 class GapWeightedNLL:
-    """(max_a Q_t - Q') * -log student(a* | s): what a mistake costs weighs what is learned.
+    """(max_a Q_t(s, a) - min_a Q_t(s, a)) * -log student(a* | s): what a mistake costs weighs what is learned.
 
-    With Q' = min_a Q_t, what the worst one costs, this is the weight of VIPER (Bastani 2018, arXiv 1805.08328) with
-    V = max_a Q. With Q' the next best value it is what the least one costs: states in which two actions are as good
-    then count for nothing, however bad a third one is.
-
-    Attributes:
-        against: `worst` or `next`.
+    The weight is that of VIPER (Bastani 2018, arXiv 1805.08328), with V(s) = max_a Q(s, a).
     """
 
-    against: Literal["worst", "next"] = "worst"
     student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        if self.against not in ("worst", "next"):
-            raise ConfigError(f"against: expected worst or next, found {self.against!r}")
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         require_kind("GapWeightedNLL's teacher", batch.teacher.head, "q_values")
         return self.weights(batch.teacher.params.detach()) * ActionNLL()(student, batch)
 
-    def weights(self, q_values: Tensor) -> Tensor:
-        """What a mistake costs, `[...]`, given the teacher's values of each action, `[..., A]`."""
-        illegal = q_values <= ILLEGAL / 2
-        best = q_values.amax(-1)
-        if self.against == "worst":
-            return best - q_values.masked_fill(illegal, torch.inf).amin(-1)
-        following = q_values.topk(min(2, q_values.shape[-1]), -1).values[..., -1]
-        return torch.where(following > ILLEGAL / 2, best - following, 0.0)
+    @staticmethod
+    def weights(q_values: Tensor) -> Tensor:
+        """max_a Q(s, a) - min_a Q(s, a) over legal actions, `[...]`, given `[..., A]`."""
+        lowest = q_values.masked_fill(q_values <= ILLEGAL / 2, torch.inf).amin(-1)
+        return q_values.amax(-1) - lowest
 
 
 @dataclass(frozen=True)
@@ -216,11 +204,6 @@ class ActionNLL:
         # A Gaussian is not clamped to the bounds, nor is a squashed one's mean behind its tanh.
         mean = teacher.params[..., : len(head.low)] if teacher.head.kind == head.kind else action
         return gaussian_nll(mean, student.params)
-
-
-def _require_temperature(temperature: float | None) -> None:
-    if temperature is not None and not temperature > 0:
-        raise ConfigError(f"temperature: expected a positive number or none, found {temperature}")
 
 
 def _require_same_actions(teacher: ActionHead, student: ActionHead) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.errors import ConfigError, SpecMismatchError
-from rldistill.losses.functional import require_kind, require_same_space
+from rldistill.losses.functional import require_kind, require_same_space, require_temperature
 from rldistill.types import Batch, PolicyOutput
 
 
@@ -42,6 +42,39 @@ class QHuber:
         _require_q_values("QHuber", student, batch)
         labels = batch.teacher.params.detach()
         return F.huber_loss(student.params, labels, reduction="none", delta=self.delta).mean(-1)
+
+
+@dataclass(frozen=True)
+class AdvantageMSE:
+    """mean_a (tanh(A_student(s, a) / T) - tanh(A_teacher(s, a) / T))^2, A(s, a) = Q(s, a) - max_a' Q(s, a').
+
+    What an action costs, as far as that is of the size of the temperature T: beyond it a mistake is a mistake. So no
+    state in which all is lost or won outweighs the others, as with QMSE, and one in which several actions are nearly as
+    good is told from one in which only one is, as hard labels do not. A `categorical` student's A / T are its logits.
+
+    Attributes:
+        temperature: of the teacher; None is measured from the action gap of its Q values.
+    """
+
+    temperature: float | None = None
+    student_head: ClassVar[str] = "any"
+
+    def __post_init__(self) -> None:
+        require_temperature(self.temperature)
+
+    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+        """`[...]`, unreduced."""
+        require_kind("AdvantageMSE's teacher", batch.teacher.head, "q_values")
+        require_kind("AdvantageMSE's student", student.head, "q_values", "categorical")
+        require_same_space("AdvantageMSE", batch.teacher.head, student.head)
+        temperature = self.temperature or 1.0
+        said = bounded_advantages(student.params, temperature if student.head.kind == "q_values" else 1.0)
+        return ((said - bounded_advantages(batch.teacher.params.detach(), temperature)) ** 2).mean(-1)
+
+
+def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
+    """tanh((Q(s, a) - max_a' Q(s, a')) / temperature), from -1 to 0, `[..., A]`."""
+    return ((values - values.amax(-1, keepdim=True)) / temperature).tanh()
 
 
 @dataclass(frozen=True)

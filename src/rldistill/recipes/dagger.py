@@ -1,6 +1,7 @@
 """DAgger (Ross 2011, arXiv 1011.0686): the student acts, the teacher labels, the data are aggregated.
 
-Each round goes on from the student of the round before it rather than from new weights.
+Each round goes on from the student of the round before it rather than from new weights. With `eval_episodes`, the one
+that plays best is kept, as in VIPER (Bastani 2018, arXiv 1805.08328): trees differ much from round to round.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
+from rldistill.artifacts import provenance, read_json, write_json
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
-from rldistill.progress import Report
+from rldistill.evaluate.play import play
+from rldistill.progress import Report, note_score
 from rldistill.recipes.run import Dagger, Run, report_round
 from rldistill.recipes.taught import asked_of, open_student
 from rldistill.students.network import NetworkPolicy
-from rldistill.students.storage import load_native
+from rldistill.students.storage import load_native, save_policy
 from rldistill.types import Policy
 
 
@@ -54,6 +57,7 @@ def in_rounds(
         return load_native(folder)
     student: NetworkPolicy | None = None
     rounds, place, data = recipe.rounds, folder / "dataset", dataset
+    tried: list[tuple[float, NetworkPolicy]] = []
     for number in range(rounds + 1):
         if student is not None:
             now = recipe.beta((number - 1) / max(rounds - 1, 1))
@@ -62,15 +66,32 @@ def in_rounds(
             both = [place] if newest_only else [taught or run.folder / "dataset", place]
             newest = number if newest_only else None
             data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
+        at = folder / f"round-{number}" if number < rounds or recipe.eval_episodes else folder
         student = distill(
             data,
             run.students[name],
             run.distill,
-            folder / f"round-{number}" if number < rounds else folder,
+            at,
             seed=seed,
             initial=student,
             resume=True,
             progress=partial(report_round, report, number, rounds + 1),
         )
+        if recipe.eval_episodes:
+            tried.append((_score(run, teacher, student, recipe.eval_episodes, at), student))
+            note_score(report, tried[-1][0])
+    if tried:
+        best = max(range(len(tried)), key=lambda number: tried[number][0])
+        save_policy(tried[best][1], folder, {**provenance(seed), "round": best})
+        student = load_native(folder)
     assert student is not None
     return student
+
+
+def _score(run: Run, teacher: Policy, student: NetworkPolicy, episodes: int, place: Path) -> float:
+    """A student's mean return over episodes that nobody is judged by at the end, played once and kept beside it."""
+    file = place / "score.json"
+    if not file.exists():
+        returns = play(run.env.seen_by(teacher), student, episodes, seed=run.seed, round=1).returns
+        write_json(file, {"episodes": episodes, "score": float(returns.mean())})
+    return float(read_json(file)["score"])
