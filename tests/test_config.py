@@ -146,10 +146,7 @@ def test_examples_are_valid(example: str) -> None:
         ("recipe.name=dager", "recipe.name: there is no 'dager'. Did you mean 'dagger'?"),
         ("recipe={name: dagger}", "recipe: dagger needs rounds and steps_per_round"),
         ("recipe={name: on_policy}", "recipe: on_policy needs rounds and steps_per_round"),
-        (
-            "recipe={name: dagger, rounds: 1, steps_per_round: 9, eval_episodes: -1}",
-            "recipe.eval_episodes: expected 0 or more, found -1",
-        ),
+        ("recipe={name: dagger, eval_episodes: 0}", "recipe.eval_episodes: found 0, expected at least 1"),
         ("recipe={name: dagger, beta: 2}", "recipe.beta: found 2, expected at most 1"),
         ("recipe={name: dagger, beta: {type: lin}}", "recipe.beta.type: there is no 'lin'. Did you mean 'linear'?"),
         ("seeds=[0, 0]", "seeds: the same seed is there twice"),
@@ -188,6 +185,19 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
         RunConfig.load(path, environment={})
     assert str(caught.value).startswith(f"{path}:")
     assert expected in str(caught.value)
+
+
+def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "env: {id: CartPole-v1}\nteacher: teacher.zip\nstudents:\n  one: &one {type: mlp, hidden: [8]}\n"
+        "  two: &two {<<: *one, hidden: [4]}\n  three: {<<: *two, activation: tanh}\n"
+    )
+    two, three = Mlp((4,)), Mlp((4,), "tanh")
+    assert RunConfig.load(path, environment={}).plan().students == {"one": Mlp((8,)), "two": two, "three": three}
+    path.write_text(path.read_text().replace("hidden: [4]", "hidden: [4], hidden: [2]"))
+    with pytest.raises(ConfigError, match="line 5: not valid YAML: the key 'hidden' is there twice"):
+        RunConfig.load(path, environment={})
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:

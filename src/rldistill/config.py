@@ -203,15 +203,24 @@ class RunConfig(Strictly):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error."""
+    """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        keys = [key.value for key, _ in node.value]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {repeated!r} is there twice", node.start_mark)
-        return mapping
+    A key of its own beside `<<: *other` is none: it counts over the other's.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.flat: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self.flat:  # afterwards it holds the other's keys as well
+            self.flat.add(id(node))
+            keys = [key.value for key, _ in node.value]
+            repeated = next((key for key in keys if keys.count(key) > 1), None)
+            if repeated is not None:
+                said = f"the key {repeated!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,7 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.rl.dqn.SAVING", math.inf)
     monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
     guidance = Guidance(KL, Constant(1.0))
 
@@ -166,6 +168,7 @@ def test_stopped_in_the_teachers_data_it_goes_on_from_there(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.rl.dqn.SAVING", math.inf)
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=60)
     step, count = _Training._step, itertools.count()
 

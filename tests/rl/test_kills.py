@@ -22,6 +22,7 @@ COMMAND = """
 import rldistill.rl.dqn, rldistill.rl.ppo
 from rldistill.cli import main
 rldistill.rl.dqn.SAVE_EVERY = rldistill.rl.ppo.SAVE_EVERY = 0.0
+rldistill.rl.dqn.SAVING = float("inf")
 rldistill.rl.dqn.NOTE_EVERY = 200
 main()
 """

@@ -66,7 +66,7 @@ def in_rounds(
             both = [place] if newest_only else [taught or run.folder / "dataset", place]
             newest = number if newest_only else None
             data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
-        at = folder / f"round-{number}" if number < rounds or recipe.eval_episodes else folder
+        at = folder / f"round-{number}" if number < rounds or recipe.eval_episodes is not None else folder
         student = distill(
             data,
             run.students[name],
@@ -77,7 +77,7 @@ def in_rounds(
             resume=True,
             progress=partial(report_round, report, number, rounds + 1),
         )
-        if recipe.eval_episodes:
+        if recipe.eval_episodes is not None:
             tried.append((_score(run, teacher, student, recipe.eval_episodes, at), student))
             note_score(report, tried[-1][0])
     if tried:

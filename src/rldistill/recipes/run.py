@@ -34,18 +34,18 @@ class Dagger:
         beta: the probability that the teacher acts rather than the student, over these rounds; with 0, the default, the
             teacher acts in the first collection only.
         eval_episodes: by which the student of the best round is chosen, others than those that it is judged by at the
-            end; with 0, the default, that of the last round is kept.
+            end; with None, that of the last round is kept.
     """
 
     rounds: int = 1
     steps_per_round: int = 0
     beta: Schedule = Constant(0.0)
-    eval_episodes: int = 0
+    eval_episodes: int | None = None
 
     def __post_init__(self) -> None:
         _require_rounds("dagger", self.rounds, self.steps_per_round)
-        if self.eval_episodes < 0:
-            raise ConfigError(f"recipe.eval_episodes: expected 0 or more, found {self.eval_episodes}")
+        if self.eval_episodes is not None and self.eval_episodes < 1:
+            raise ConfigError(f"recipe.eval_episodes: expected at least 1, found {self.eval_episodes}")
 
 
 @dataclass(frozen=True)

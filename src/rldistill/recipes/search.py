@@ -133,7 +133,7 @@ def _shared_data(
     recipe = run.recipe
     if not isinstance(recipe, Dagger):
         recipe = Dagger(config.rounds, max(1, run.collect.steps // (2 * config.rounds)))
-    recipe = dataclasses.replace(recipe, eval_episodes=0)  # it is the steps that are wanted
+    recipe = dataclasses.replace(recipe, eval_episodes=None)  # it is the steps that are wanted
     pictures = len(dataset.spec.obs_shape) == 3
     scout: AnyStudent = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,)) if pictures else Mlp((32, 32))
     asked = dataclasses.replace(run, students={"scout": scout, **run.students}, folder=folder)

@@ -39,7 +39,9 @@ from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 30.0
-"""Seconds between checkpoints, which hold the whole replay."""
+"""Seconds between checkpoints, which hold the whole replay, at least."""
+SAVING = 0.03
+"""The share of the time that may go into them."""
 NOTE_EVERY = 2_000
 """Environment steps between rows of `metrics.jsonl`."""
 LOOKED_AT = 1_000
@@ -79,7 +81,7 @@ def learn(
 
     def both_phases(training: _Training) -> None:
         if dataset is not None:
-            training.study(dataset)
+            training.study(dataset, progress)
         training.run(progress)
 
     return run_stage(
@@ -128,7 +130,7 @@ class _Training(Scored):
         self.steps = self.updates = self.studied = self.rows = 0
         self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
-        self.saved = time.monotonic()
+        self.next_save = time.monotonic() + SAVE_EVERY
         self.noted: list[dict[str, Tensor]] = []
         self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "target": self.target}
         self.memories: Mapping[str, Memory] = {"student": self.player} | (
@@ -151,7 +153,7 @@ class _Training(Scored):
             self.policy.output = self.policy.output.joined()
         return self.policy.eval()
 
-    def study(self, dataset: Dataset) -> None:
+    def study(self, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
         """Learn from the teacher's data, with the whole weight of the distillation losses."""
         rows = np.flatnonzero(~dataset.heldout)
         if not self.updates:
@@ -175,6 +177,7 @@ class _Training(Scored):
             self._step(drawn, self.guidance.weight(0.0))
             self.studied += 1
             self._save_now_and_then()
+            progress(self.studied, self.config.offline_steps + self.config.total_steps)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
         config = self.config
@@ -219,7 +222,7 @@ class _Training(Scored):
             self._learn_from_replay()
             self._note(time.monotonic() - started)
             note_score(progress, self.life.mean_return)
-            progress(min(self.steps, config.total_steps), config.total_steps)
+            progress(self.studied + min(self.steps, config.total_steps), self.studied + config.total_steps)
             if self.steps >= config.total_steps:
                 return
 
@@ -301,9 +304,11 @@ class _Training(Scored):
             self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
-        if time.monotonic() - self.saved > SAVE_EVERY:
+        started = time.monotonic()
+        if started > self.next_save:
             save(self)
-            self.saved = time.monotonic()
+            ended = time.monotonic()
+            self.next_save = ended + max(SAVE_EVERY, (ended - started) / SAVING)
 
     def _beside_teacher(self) -> dict[str, float]:
         """KL(teacher || student) on some of the student's states, both softened alike, however much it counts."""

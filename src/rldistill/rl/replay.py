@@ -126,14 +126,15 @@ class Replay:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it holds."""
-        whole = {f"column.{name}": torch.from_numpy(column) for name, column in self.columns.items()}
+        whole = {f"column.{name}": torch.from_numpy(column[: len(self)]) for name, column in self.columns.items()}
         whole |= {f"last.{row}": torch.from_numpy(np.ascontiguousarray(seen)) for row, seen in self.last.items()}
         return whole | {"taken": torch.tensor(self.taken)}
 
     def take_up(self, tensors: dict[str, Tensor]) -> None:
         """Hold what `tensors` were taken of."""
         for name, column in self.columns.items():
-            column[:] = tensors[f"column.{name}"].numpy()
+            kept = tensors[f"column.{name}"].numpy()
+            column[: len(kept)] = kept
         rows = {name: value for name, value in tensors.items() if name.startswith("last.")}
         self.last = {int(name.removeprefix("last.")): value.numpy() for name, value in rows.items()}
         self.taken = int(tensors["taken"])
