@@ -164,6 +164,18 @@ def test_the_teachers_data_come_first(
     assert same.float().mean() > 0.9
 
 
+def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Dataset, tmp_path: Path) -> None:
+    """CartPole gives 1 for each step: with the discount of 0.9 values would go towards 10, in either phase."""
+    config = dataclasses.replace(
+        SHORT, total_steps=1_600, gamma=0.9, n_steps=3, learning_rate=5e-3, target_update=20, terminal_on_reward=True
+    )
+    for name, offline, steps in (("own", None, 1_600), ("taught", 800, 84)):
+        config = dataclasses.replace(config, total_steps=steps, offline_steps=offline or 1)
+        policy = learn(CARTPOLE, Mlp((16,)), config, tmp_path / name, dataset=dataset if offline else None)
+        values = policy(dataset.observations(np.arange(0, 4_000, 40)))[0].params
+        assert values.mean().item() == pytest.approx(1.0, abs=0.1), name
+
+
 def test_stopped_in_the_teachers_data_it_goes_on_from_there(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ class DQNConfig:
         schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.
         gamma: discount.
         n_steps: of the returns.
+        terminal_on_reward: whether returns end at each reward, as for games of many points.
         target_update: gradient steps between copies of the network that says the targets.
         exploration: the share of random actions over the course of training.
         double: whether the network itself chooses the action whose value the target network says.
@@ -105,6 +106,7 @@ class DQNConfig:
     schedule: Literal["linear", "constant"] = "constant"
     gamma: float = 0.99
     n_steps: int = 1
+    terminal_on_reward: bool = False
     target_update: int = 500
     exploration: Schedule = Linear(1.0, 0.05, 0.2)
     double: bool = True

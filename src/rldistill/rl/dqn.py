@@ -161,6 +161,7 @@ class _Training(Scored):
             self.target.load_state_dict(self.policy.state_dict())
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
+        weight = self.guidance.weight(0.0) if self.guidance.losses else 0.0
         while self.studied < self.config.offline_steps:
             rng = block_generator(self.seed, "train", 2, 0, self.studied)
             chosen = rows[rng.integers(0, len(rows), self.config.batch_size)]
@@ -171,10 +172,10 @@ class _Training(Scored):
                 batch.action,
                 batch.reward.sign() if self.clipped else batch.reward,
                 dataset.next_observations(chosen),
-                self.config.gamma * ~batch.terminated,
+                self.config.gamma * ~(batch.terminated | (batch.reward != 0) & self.config.terminal_on_reward),
                 batch.teacher.params,
             )
-            self._step(drawn, self.guidance.weight(0.0))
+            self._step(drawn, weight)
             self.studied += 1
             self._save_now_and_then()
             progress(self.studied, self.config.offline_steps + self.config.total_steps)
@@ -207,10 +208,11 @@ class _Training(Scored):
             step = transition.step
             last = self.life.shown(step.last_obs).numpy() if len(step.ended) else step.last_obs
             cut = {int(slot): last[number] for number, slot in enumerate(step.ended) if not step.terminated[slot]}
+            terminal = step.terminated | (step.reward != 0) & config.terminal_on_reward
             assert self.replay is not None
             self.replay.add(
-                seen["obs"], cut, action=transition.action, reward=step.reward, terminated=step.terminated,
-                truncated=step.truncated & ~step.terminated, age=seen["age"],
+                seen["obs"], cut, action=transition.action, reward=step.reward, terminated=terminal,
+                truncated=step.truncated & ~terminal, age=seen["age"],
                 **({"labels": seen["labels"]} if "labels" in seen else {}),
             )  # fmt: skip
             self.life.note(transition.action, step.reward, step.ended)
