@@ -116,6 +116,16 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
 
 
+def test_the_students_of_the_run_file_alone(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60, own=True)
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear", "students.mlp={type: mlp}"]).plan()
+    found = search(run, config, quiet=True)
+    assert [entry["name"] for entry in found["tried"]] == ["scout", "mlp"]
+    assert found["winner"] == "scout"
+    with pytest.raises(ConfigError, match="--own: the run file names no students"):
+        search(dataclasses.replace(run, students={}), config, overwrite=True, quiet=True)
+
+
 def test_a_seed_that_learns_nothing_is_a_no(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ def search(
     overrides: Overrides = None,
     within: Annotated[str, typer.Option(help="The share of the teacher's lead that may be lost.")] = "5%",
     by: Annotated[str, typer.Option(help="What is to be small: parameters, bytes, macs, latency.")] = "parameters",
+    own: Annotated[bool, typer.Option("--own", help="Try the students of the run file alone.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
     ] = None,
@@ -131,7 +132,7 @@ def search(
     from rldistill.recipes.search import run_search
 
     _require_one(resume, overwrite)
-    config = SearchConfig(share_from_options(within), measure_from_options(by))
+    config = SearchConfig(share_from_options(within), measure_from_options(by), own=own)
     with output(quiet):
         found = run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
     if json_file is not None:

@@ -55,6 +55,7 @@ class SearchConfig:
         seeds: training seeds of those that are tested.
         episodes: of a student in the first rung.
         max_episodes: for each training seed of those that are tested.
+        own: whether the students of the run file are tried alone.
     """
 
     within: float = 0.05
@@ -63,6 +64,7 @@ class SearchConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     episodes: int = 10
     max_episodes: int = 300
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.within < 1:

@@ -44,6 +44,8 @@ def search(
         ConfigError: the teacher is no better than random play, or what is there was asked for otherwise.
     """
     folder, started = run.folder / "search", time.monotonic()
+    if config.own and not run.students:
+        raise ConfigError("--own: the run file names no students")
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume=True, quiet=quiet)
     run, teacher = with_teachers_features(run), load_teacher(run)
@@ -62,10 +64,8 @@ def search(
     if not best > worst:
         raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")
     cost = measure_cost(teacher)
-    tried = {
-        name: Trial(name, student)
-        for name, student in candidates(_spec_of_students(data), run.students, cost.parameters).items()
-    }
+    students = run.students if config.own else candidates(_spec_of_students(data), run.students, cost.parameters)
+    tried = {name: Trial(name, student) for name, student in students.items()}
     with track("search", "students", quiet) as report:
         finalists = halve(run, config, data, arena, tried, folder, report, sizes_of(teacher)[config.by])
     winner = None
