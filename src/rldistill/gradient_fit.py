@@ -67,7 +67,7 @@ class GradientFit:
         self.policy.to(self.device)
         self.cached = _is_worth_keeping(self.policy, dataset)
         if self.cached:
-            self.dataset = dataset.seen_as(_fixed_features(self.policy, dataset, self.device))
+            self.dataset = dataset.seen_as(fixed_features(self.policy, dataset.observations, len(dataset), self.device))
         self.weights = flatten_weights(self.policy)
         self.optimizer = FlatAdamW(self.weights, config.learning_rate, config.weight_decay)
         self.train_rows = np.flatnonzero(~dataset.heldout)
@@ -233,13 +233,15 @@ def _is_worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
     return pictures and policy.num_fixed > 0 and dataset.has_room_for(policy.num_features)
 
 
-def _fixed_features(policy: NetworkPolicy, dataset: Dataset, device: torch.device) -> NDArray[np.float32]:
-    """`[N, F]`, of all transitions."""
-    features = np.empty((len(dataset), policy.num_features), np.float32)
-    rows = np.arange(len(dataset))
+def fixed_features(
+    policy: NetworkPolicy, look: Callable[[NDArray[np.int64]], Tensor], count: int, device: torch.device
+) -> NDArray[np.float32]:
+    """What the policy's fixed layers make of all that `look` shows by its rows, `[count, F]`."""
+    features = np.empty((count, policy.num_features), np.float32)
+    rows = np.arange(count)
     with torch.no_grad():
-        for part in np.array_split(rows, max(1, len(rows) // FRAMES_AT_ONCE)):
-            features[part] = policy.fixed(dataset.observations(part).to(device)).cpu().numpy()
+        for part in np.array_split(rows, max(1, count // FRAMES_AT_ONCE)):
+            features[part] = policy.fixed(look(part).to(device)).cpu().numpy()
     return features
 
 

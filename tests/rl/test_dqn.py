@@ -32,6 +32,8 @@ from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardised, Standardiser
 from rldistill.students.network import NetworkPolicy
+from rldistill.students.screen import Objects
+from rldistill.teachers.load import load_policy
 from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
 CARTPOLE = EnvConfig("CartPole-v1")
@@ -174,6 +176,35 @@ def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Datas
         policy = learn(CARTPOLE, Mlp((16,)), config, tmp_path / name, dataset=dataset if offline else None)
         values = policy(dataset.observations(np.arange(0, 4_000, 40)))[0].params
         assert values.mean().item() == pytest.approx(1.0, abs=0.1), name
+
+
+def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pong = EnvConfig("ALE/Pong-v5")
+    teacher = load_policy("zoo:pong-dqn")
+    data = collect(pong, teacher, CollectConfig(steps=320, epsilon=0.1), tmp_path / "data")
+    student = Mlp((8,), features=Objects((("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 76))))
+    config = dataclasses.replace(SHORT, total_steps=80)  # the last of which is the first to learn from
+    replays: list[Replay] = []
+    make = Replay.__init__
+
+    def made(replay: Replay, spec: PolicySpec, *sizes: int) -> None:
+        replays.append(replay)
+        make(replay, spec, *sizes)
+
+    monkeypatch.setattr(Replay, "__init__", made)
+    told = []
+    for name in ("kept", "not kept"):
+        policy = learn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
+        told.append(policy(data.observations(np.arange(50)))[0].params)
+        monkeypatch.setattr("rldistill.rl.dqn._are_small", lambda policy: False)
+    kept, pictures = replays
+    assert (kept.columns["obs"].shape, pictures.columns["obs"].shape) == ((400, policy.num_features), (400, 84, 84))
+    with torch.no_grad():
+        features = policy.fixed(torch.from_numpy(pictures._seen(np.arange(80))))
+    torch.testing.assert_close(torch.from_numpy(kept.columns["obs"][:80]), features)
+    torch.testing.assert_close(*told, atol=1e-3, rtol=1e-3)  # one step is from other rows: pictures want a whole stack
 
 
 def test_stopped_in_the_teachers_data_it_goes_on_from_there(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, SpecMismatchError
-from rldistill.gradient_fit import prepare
+from rldistill.gradient_fit import fixed_features, prepare
 from rldistill.losses import functional
 from rldistill.masking import has_mask, random_legal
 from rldistill.metrics import Metrics
@@ -87,7 +88,7 @@ def learn(
     return run_stage(
         student,
         folder,
-        lambda: _Training(env, student, config, folder, teacher, guidance, score, seed),
+        lambda: _Training(env, student, config, folder, teacher, guidance, score, seed, dataset is not None),
         both_phases,
         threads=config.threads,
         seed=seed,
@@ -109,6 +110,7 @@ class _Training(Scored):
         guidance: Guidance,
         score: Score | None,
         seed: int,
+        studies: bool,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
         setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
@@ -119,7 +121,8 @@ class _Training(Scored):
         self.target.load_state_dict(self.policy.state_dict())
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.replay: Replay | None = Replay(self.spec, config.buffer_size, config.num_envs, labels)
+        self.keeps_features = studies and _are_small(self.policy)
+        self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
@@ -161,6 +164,11 @@ class _Training(Scored):
             self.target.load_state_dict(self.policy.state_dict())
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
+        following = dataset.next_observations
+        if self.keeps_features:
+            looks, cpu = (dataset.observations, dataset.next_observations), torch.device("cpu")
+            now, later = (fixed_features(self.policy, look, len(dataset), cpu) for look in looks)
+            dataset, following = dataset.seen_as(now), lambda rows: torch.from_numpy(later[rows])
         weight = self.guidance.weight(0.0) if self.guidance.losses else 0.0
         while self.studied < self.config.offline_steps:
             rng = block_generator(self.seed, "train", 2, 0, self.studied)
@@ -171,7 +179,7 @@ class _Training(Scored):
                 batch.obs,
                 batch.action,
                 batch.reward.sign() if self.clipped else batch.reward,
-                dataset.next_observations(chosen),
+                following(chosen),
                 self.config.gamma * ~(batch.terminated | (batch.reward != 0) & self.config.terminal_on_reward),
                 batch.teacher.params,
             )
@@ -193,7 +201,7 @@ class _Training(Scored):
             at_random = rng.integers(0, self.spec.head.nvec[0], len(obs))
             if has_mask(self.spec):
                 at_random = random_legal(shown.numpy(), self.spec, rng)
-            seen["obs"], seen["age"] = shown.numpy(), np.array([len(actions) for actions in self.life.taken])
+            seen["obs"], seen["age"] = self._kept(shown), np.array([len(actions) for actions in self.life.taken])
             if self.teacher is not None:
                 seen["labels"] = self.teacher.look(obs).params.numpy()
             return np.where(explore, at_random, action)
@@ -206,7 +214,7 @@ class _Training(Scored):
             if transition is None:
                 continue
             step = transition.step
-            last = self.life.shown(step.last_obs).numpy() if len(step.ended) else step.last_obs
+            last = self._kept(self.life.shown(step.last_obs)) if len(step.ended) else step.last_obs
             cut = {int(slot): last[number] for number, slot in enumerate(step.ended) if not step.terminated[slot]}
             terminal = step.terminated | (step.reward != 0) & config.terminal_on_reward
             assert self.replay is not None
@@ -233,7 +241,7 @@ class _Training(Scored):
         assert self.replay is not None
         if self.steps < config.learning_starts or not self.replay.ready(config.n_steps):
             return
-        if not self.updates:
+        if not self.updates and not self.keeps_features:
             rng = block_generator(self.seed, "train", 4, 0, 0)
             show([self.policy], self.replay.draw(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
             self.target.load_state_dict(self.policy.state_dict())
@@ -248,10 +256,10 @@ class _Training(Scored):
 
     def _step(self, drawn: Drawn, weight: float) -> dict[str, Tensor]:
         """One step of the optimiser."""
-        output = self.policy(drawn.obs)[0]
+        output = self._said(self.policy, drawn.obs)
         with torch.no_grad():
-            following = self.target(drawn.next_obs)[0].params
-            chooser = self.policy(drawn.next_obs)[0].params if self.config.double else following
+            following = self._said(self.target, drawn.next_obs).params
+            chooser = self._said(self.policy, drawn.next_obs).params if self.config.double else following
             bootstrap = following.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
             target = drawn.reward + drawn.discount * bootstrap
         taken = output.params.gather(1, drawn.action[:, None]).squeeze(1)
@@ -270,6 +278,25 @@ class _Training(Scored):
         if self.updates % self.config.target_update == 0:
             self.target.load_state_dict(self.policy.state_dict())
         return row
+
+    def _remembered(self) -> PolicySpec:
+        """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture."""
+        if not self.keeps_features:
+            return self.spec
+        return dataclasses.replace(self.spec, obs_shape=(self.policy.num_features,), obs_dtype="float32", frames=None)
+
+    def _kept(self, shown: Tensor) -> NDArray[Any]:
+        if not self.keeps_features:
+            return shown.numpy()
+        with torch.no_grad():
+            return self.policy.fixed(shown).numpy()
+
+    def _said(self, network: NetworkPolicy, seen: Tensor) -> PolicyOutput:
+        """What a network says of what the replay holds."""
+        if self.keeps_features:
+            return network.after_fixed(seen)
+        output: PolicyOutput = network(seen)[0]
+        return output
 
     def _distillation(self, output: PolicyOutput, drawn: Drawn) -> Tensor:
         """The distillation losses, weighted and summed, `[B]`."""
@@ -322,7 +349,14 @@ class _Training(Scored):
         teacher = PolicyOutput(self.head, drawn.labels)
         soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
         with torch.no_grad():
-            return {"teacher_kl": float(functional.kl(teacher, self.policy(drawn.obs)[0], soft, soft).mean())}
+            return {"teacher_kl": float(functional.kl(teacher, self._said(self.policy, drawn.obs), soft, soft).mean())}
+
+
+def _are_small(policy: NetworkPolicy) -> bool:
+    """Whether what fixed layers make of a picture takes less room than one of its frames."""
+    spec = policy.spec
+    frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
+    return len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
 
 
 def _of_values(spec: PolicySpec) -> PolicySpec:
