@@ -198,7 +198,7 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     for name in ("kept", "not kept"):
         policy = learn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
         told.append(policy(data.observations(np.arange(50)))[0].params)
-        monkeypatch.setattr("rldistill.rl.dqn._are_small", lambda policy: False)
+        monkeypatch.setattr("rldistill.rl.dqn.features_are_small", lambda policy: False)
     kept, pictures = replays
     assert (kept.columns["obs"].shape, pictures.columns["obs"].shape) == ((400, policy.num_features), (400, 84, 84))
     with torch.no_grad():

@@ -23,7 +23,7 @@ from rldistill.objective import require_comparable
 from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
 from rldistill.recipes.taught import asked_of, open_student, settings
-from rldistill.rl import dqn, ppo
+from rldistill.rl import dqn, ppo, q_network
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.stage import learned_in
 from rldistill.schedules import Linear
@@ -118,7 +118,7 @@ def require_learnable(run: Run, teacher: Policy) -> None:
     losses = () if isinstance(run.recipe, JumpStart | Scratch) else run.distill.losses
     for student in run.students.values():
         if isinstance(run.recipe, QDagger):
-            head = dqn.new_policy(student, seen, run.dqn).spec.head
+            head = q_network.new_policy(student, seen, run.dqn).spec.head
         else:
             like = None if isinstance(run.recipe, Scratch) else teacher.spec.head
             head = ppo.new_policy(student, seen, like, losses).spec.head

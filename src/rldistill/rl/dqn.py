@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from rldistill.data.dataset import Dataset, action_gap
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import ConfigError
 from rldistill.gradient_fit import fixed_features, prepare
 from rldistill.losses import functional
 from rldistill.masking import has_mask, random_legal
@@ -32,10 +31,11 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS
+from rldistill.rl.q_network import features_are_small, new_policy
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory, rollout
-from rldistill.students import AnyStudent, Ridge, Tree
+from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
@@ -121,7 +121,7 @@ class _Training(Scored):
         self.target.load_state_dict(self.policy.state_dict())
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.keeps_features = studies and _are_small(self.policy)
+        self.keeps_features = studies and features_are_small(self.policy)
         self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
@@ -350,39 +350,3 @@ class _Training(Scored):
         soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
         with torch.no_grad():
             return {"teacher_kl": float(functional.kl(teacher, self._said(self.policy, drawn.obs), soft, soft).mean())}
-
-
-def _are_small(policy: NetworkPolicy) -> bool:
-    """Whether what fixed layers make of a picture takes less room than one of its frames."""
-    spec = policy.spec
-    frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
-    return len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
-
-
-def _of_values(spec: PolicySpec) -> PolicySpec:
-    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
-
-
-def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> NetworkPolicy:
-    """A student that can learn by DQN in an environment that shows and takes what `env` says.
-
-    Raises:
-        ConfigError: it does not learn by gradient, or it remembers.
-        SpecMismatchError: actions that are not one choice.
-    """
-    if env.head.kind != "categorical":
-        raise SpecMismatchError(
-            f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
-            "learns by PPO"
-        )
-    policy = student.build(_of_values(env))
-    if isinstance(student, Ridge | Tree) or not isinstance(policy.output, nn.Linear):
-        raise ConfigError(
-            f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
-            "does; take linear, mlp, cnn or impala"
-        )
-    if policy.initial_state(1) is not None:
-        raise ConfigError("students: a gru student remembers, which DQN's replay does not; take a recipe of PPO")
-    if config.dueling:
-        policy.output = Dueling(policy.output.in_features, policy.output.out_features)
-    return policy

@@ -1,0 +1,52 @@
+"""Networks that say what actions are worth, as DQN trains them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from torch import nn
+
+from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.rl.config import DQNConfig
+from rldistill.rl.dueling import Dueling
+from rldistill.students import AnyStudent, Ridge, Tree
+from rldistill.students.network import NetworkPolicy
+from rldistill.types import PolicySpec
+
+
+def features_are_small(policy: NetworkPolicy) -> bool:
+    """Whether what fixed layers make of a picture takes less room than one of its frames."""
+    spec = policy.spec
+    frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
+    return len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
+
+
+def _of_values(spec: PolicySpec) -> PolicySpec:
+    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
+
+
+def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> NetworkPolicy:
+    """A student that can learn by DQN in an environment that shows and takes what `env` says.
+
+    Raises:
+        ConfigError: it does not learn by gradient, or it remembers.
+        SpecMismatchError: actions that are not one choice.
+    """
+    if env.head.kind != "categorical":
+        raise SpecMismatchError(
+            f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
+            "learns by PPO"
+        )
+    policy = student.build(_of_values(env))
+    if isinstance(student, Ridge | Tree) or not isinstance(policy.output, nn.Linear):
+        raise ConfigError(
+            f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
+            "does; take linear, mlp, cnn or impala"
+        )
+    if policy.initial_state(1) is not None:
+        raise ConfigError("students: a gru student remembers, which DQN's replay does not; take a recipe of PPO")
+    if config.dueling:
+        policy.output = Dueling(policy.output.in_features, policy.output.out_features)
+    return policy
