@@ -71,9 +71,9 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     "qdagger-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
-        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 10.0},
                 "collect": {"steps": 100_000}, "students": {"mlp": OBJECTS | {"hidden": [256, 128]}},
-                "dqn": {"total_steps": 300_000, "buffer_size": 300_000, "learning_starts": 5_000, "learning_rate": 1e-3,
+                "dqn": {"total_steps": 200_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 1e-3,
                         "schedule": "linear", "batch_size": 128, "offline_steps": 40_000, "n_steps": 5, "gamma": 0.995,
                         "terminal_on_reward": True, "exploration": 0.0, "gradient_steps": 8, "target_update": 2_000,
                         "eval_every": 50_000, "eval_episodes": 40}},

@@ -236,8 +236,15 @@ class TestWeaning:
         weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0))
         assert weaning.weight(0.0) == 2.0
         for ended, (score, weight) in enumerate(((-250.0, 1.5), (-100.0, 0.0), (-50.0, 0.0), (-400.0, 2.0)), 1):
-            weaning.update([score], ended, 0.5)
+            weaning.update([score] * 16, ended, 0.5)
             assert weaning.weight(0.5) == pytest.approx(weight)
+
+    def test_the_few_episodes_that_end_first_say_too_little_of_performance(self) -> None:
+        weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=10.0, random_return=0.0))
+        weaning.update([10.0] * 15, 15, 0.5)
+        assert weaning.weight(0.5) == 2.0
+        weaning.update([10.0] * 15 + [2.0], 16, 0.5)
+        assert weaning.weight(0.5) == pytest.approx(2 * (1 - 152 / 160))
 
     def test_only_while_the_return_holds(self) -> None:
         """The episodes of each are the same, so that their mean has no error."""

@@ -36,8 +36,9 @@ class Guidance:
         losses: distillation losses on the student's own states; none without a teacher.
         weight: what they are weighted with over the course of training.
         gate: `none`; `performance`, by which the weight is further multiplied with
-            clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the student's return; or `holding`, by which it
-            loses a tenth at each update while the return holds, and is restored where it falls.
+            clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the mean return of at least 16 of the student's
+            episodes; or `holding`, by which it loses a tenth at each update while the return holds, and is restored
+            where it falls.
         proximal: whether a loss counts with `proximal_weight`.
         teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
         teacher_return, random_return: what `gate` compares with, and what the student's return is seen beside.
@@ -141,10 +142,10 @@ class Weaning:
         # Of what was in force until now: where the return falls, a gate takes it back.
         self.began = self.began or self._weaned(done)
         score = float(np.mean(returns))
+        if len(returns) < LEAST:  # of which, besides, the shortest end first
+            return []
         if self.guidance.gate == "performance":
             self.share = float(np.clip(1 - self._progress(score), 0, 1))
-        if len(returns) < LEAST:
-            return []
         doubt = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
         if self.guidance.gate == "holding":
             self.share = 1.0 if self._fell(score + doubt, SLACK) else self.share * PATIENT
