@@ -35,9 +35,6 @@ CORRUPTED, SPOILT = "corrupted", 0.34
 
 LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
-OBJECTS = {"type": "mlp", "features": {"type": "objects", "regions": [
-    ["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76],
-]}}  # fmt: skip
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
 
 # `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
@@ -71,12 +68,11 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     "qdagger-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
-        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 10.0},
-                "collect": {"steps": 100_000}, "students": {"mlp": OBJECTS | {"hidden": [256, 128]}},
-                "dqn": {"total_steps": 200_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 1e-3,
-                        "schedule": "linear", "batch_size": 128, "offline_steps": 40_000, "n_steps": 5, "gamma": 0.995,
-                        "terminal_on_reward": True, "exploration": 0.0, "gradient_steps": 8, "target_update": 2_000,
-                        "eval_every": 50_000, "eval_episodes": 40}},
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
+                "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
+                "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 3e-4,
+                        "schedule": "linear", "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01,
+                        "gradient_steps": 1, "eval_every": 50_000}},
     },
     "finetune-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",

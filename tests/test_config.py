@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,13 @@ def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, exp
         ("- 1\n", "found [1], expected keys such as env"),
         ("", "found None, expected keys such as env"),
         (RUN + "seeds: [1]\n", "the key 'seeds' is there twice"),
+        (RUN + "x: &x [*x]\n", "does an alias hold itself?"),
+        (
+            RUN
+            + "a: &a [1, 1]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefg")),
+            "more than 100,000 entries",
+        ),
         (RUN + "x: !!python/object/apply:os.system [echo]\n", "not valid YAML: could not determine a constructor"),
         (RUN.replace("1_000", "many"), "collect.steps: found 'many', expected an integer"),
         (RUN.replace("teacher: teacher.zip\n", ""), "teacher: is missing"),
@@ -195,6 +203,9 @@ def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
     )
     two, three = Mlp((4,)), Mlp((4,), "tanh")
     assert RunConfig.load(path, environment={}).plan().students == {"one": Mlp((8,)), "two": two, "three": three}
+    # An override changes the one that it names, not all that share a mapping.
+    changed = RunConfig.load(path, ["students.one.hidden.0=16"], environment={}).plan().students
+    assert changed == {"one": Mlp((16,)), "two": two, "three": three}
     path.write_text(path.read_text().replace("hidden: [4]", "hidden: [4], hidden: [2]"))
     with pytest.raises(ConfigError, match="line 5: not valid YAML: the key 'hidden' is there twice"):
         RunConfig.load(path, environment={})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.gradient_fit import GradientFit
-from rldistill.losses import QMSE, BellmanTarget, ForwardKL
+from rldistill.losses import QMSE, AdvantageMSE, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
 from rldistill.students.screen import Basic, Objects
-from rldistill.types import ActionHead, PolicySpec
+from rldistill.types import ActionHead, PolicyOutput, PolicySpec
 
 CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
 
@@ -78,6 +79,18 @@ def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> N
     q_values = batch.teacher.params
     expected = float(((q_values - q_values.mean(0)) ** 2).mean())
     assert best_constant_loss((Term(QMSE()),), batch, dataset.spec.head) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_best_constant_of_a_bounded_loss_is_found_where_it_is_flat(dataset: Dataset) -> None:
+    """Values of 100 in a fifth of the states put their mean where tanh has no slope."""
+    head = ActionHead("q_values", (2,))
+    labels = PolicyOutput(head, torch.tensor([[0.0, 1.0]] * 4 + [[100.0, 0.0]]))
+    batch = dataclasses.replace(dataset.batch(np.arange(5)), teacher=labels)
+    # Always the second action, the first at the mean of -tanh(1) and 0: its variance, and 1 where the second is wrong.
+    costs = np.array([math.tanh(1)] * 4 + [0.0])
+    expected = (costs.var() + 0.2) / 2
+    found = best_constant_loss((Term(AdvantageMSE(1.0)),), batch, ActionHead("categorical", (2,)))
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:

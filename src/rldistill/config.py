@@ -6,9 +6,10 @@ and the file over the defaults.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +203,10 @@ class RunConfig(Strictly):
         )
 
 
+MOST_ENTRIES = 100_000
+"""Of a run file: a few aliases of aliases can stand for billions."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but `2e-4` is a number, as in YAML 1.2, and a repeated key is an error.
 
@@ -249,10 +254,22 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not text; expected a run file in YAML") from None
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    document = parse_value(text, str(file))
+    try:
+        document = _unshared(parse_value(text, str(file)), file, itertools.count())
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deeply; does an alias hold itself?") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: found {short(document)}, expected keys such as env, teacher and students")
     return document
+
+
+def _unshared(value: Any, file: Path, number: Iterator[int]) -> Any:
+    """A copy in which no two places are one, as aliases are, so that an override changes the one that it names."""
+    if next(number) > MOST_ENTRIES:
+        raise ConfigError(f"{file}: more than {MOST_ENTRIES:,} entries; are there aliases of aliases?")
+    if isinstance(value, dict):
+        return {key: _unshared(entry, file, number) for key, entry in value.items()}
+    return [_unshared(entry, file, number) for entry in value] if isinstance(value, list) else value
 
 
 def _assign(document: dict[str, Any], path: str, text: str, source: str, sources: dict[str, str]) -> None:

@@ -15,6 +15,9 @@ from rldistill.losses import LOSSES, AdvantageMSE, AnyLoss, ForwardKL, Jeffreys,
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
+SOFTENED = ForwardKL | ReverseKL | Jeffreys | AdvantageMSE
+"""Losses with the teacher's temperature."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -44,7 +47,7 @@ def unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
 
 def temperature_of(terms: tuple[Term, ...]) -> float | None:
     """The first temperature that was given for the teacher's distribution; None if all are to be measured."""
-    losses = [term.loss for term in terms if isinstance(term.loss, ForwardKL | ReverseKL | Jeffreys)]
+    losses = [term.loss for term in terms if isinstance(term.loss, SOFTENED)]
     return next((loss.temperature for loss in losses if loss.temperature is not None), None)
 
 
@@ -58,7 +61,7 @@ def with_temperatures(terms: tuple[Term, ...], head: ActionHead, action_gap: Cal
     distribution prefers its best action by about e^2 : 1; for logits 1."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
-        if isinstance(loss, ForwardKL | ReverseKL | Jeffreys | AdvantageMSE) and loss.temperature is None:
+        if isinstance(loss, SOFTENED) and loss.temperature is None:
             return dataclasses.replace(loss, temperature=default_temperature(head, action_gap))
         return loss
 
@@ -94,8 +97,16 @@ def feature_size(teacher: PolicyOutput) -> int:
 
 
 def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
-    """The lowest loss that one output for all observations can have."""
-    params = batch.teacher.params.mean(0)[: head.num_params].clone().requires_grad_()
+    """The lowest loss that one output for all observations can have, as far as it is found from two beginnings.
+
+    From the teacher's mean, and from zeros: bounded losses are flat far from where they are least.
+    """
+    mean = batch.teacher.params.mean(0)[: head.num_params]
+    return min(_least_loss(terms, batch, head, params) for params in (mean, torch.zeros_like(mean)))
+
+
+def _least_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: Tensor) -> float:
+    params = initial.clone().requires_grad_()
     value = torch.zeros((), requires_grad=True)
     features = torch.zeros(feature_size(batch.teacher), requires_grad=True)
     optimizer = torch.optim.LBFGS([params, value, features], max_iter=100, line_search_fn="strong_wolfe")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, NothingLearnedError, SpecMismatchError
-from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.losses import LOSSES, ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.value import bounded_advantages
 from rldistill.metrics import Metrics
 from rldistill.objective import default_temperature
@@ -38,6 +38,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
         SpecMismatchError: values of a teacher that has none.
         NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
     """
+    names = {kind: name for name, kind in LOSSES.items()}
     for loss in losses:
         if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
             raise ConfigError(
@@ -46,7 +47,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
             )
         if isinstance(loss, GapWeightedNLL | AdvantageMSE) and dataset.spec.head.kind != "q_values":
             raise SpecMismatchError(
-                f"distill.losses: {type(loss).__name__} needs a teacher of Q values, this one is "
+                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is "
                 f"{dataset.spec.head.kind}: take action_nll"
             )
     costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)

@@ -198,13 +198,25 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     for name in ("kept", "not kept"):
         policy = learn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
         told.append(policy(data.observations(np.arange(50)))[0].params)
-        monkeypatch.setattr("rldistill.rl.dqn.features_are_small", lambda policy: False)
+        monkeypatch.setattr("rldistill.rl.dqn.worth_keeping", lambda policy, dataset: False)
     kept, pictures = replays
     assert (kept.columns["obs"].shape, pictures.columns["obs"].shape) == ((400, policy.num_features), (400, 84, 84))
     with torch.no_grad():
         features = policy.fixed(torch.from_numpy(pictures._seen(np.arange(80))))
     torch.testing.assert_close(torch.from_numpy(kept.columns["obs"][:80]), features)
     torch.testing.assert_close(*told, atol=1e-3, rtol=1e-3)  # one step is from other rows: pictures want a whole stack
+
+
+def test_a_replay_takes_up_what_there_is_of_its_own_size() -> None:
+    replay, same, larger = Replay(SPEC, 20, 2), Replay(SPEC, 20, 2), Replay(SPEC, 40, 2)
+    lived(replay, 4, {2: "truncated"})
+    assert {len(column) for name, column in replay.tensors().items() if name.startswith("column.")} == {8}
+    same.take_up(replay.tensors())
+    one, other = (each.draw(50, 1, 0.5, np.random.default_rng(0)) for each in (replay, same))
+    assert torch.equal(one.next_obs, other.next_obs)
+    lived(replay, 14, {})
+    with pytest.raises(ValueError, match="20"):
+        larger.take_up(replay.tensors())
 
 
 def test_stopped_in_the_teachers_data_it_goes_on_from_there(

@@ -30,6 +30,10 @@ CHUNK = 1024
 """Steps whose actions are kept in one array."""
 
 
+JUDGING, CHOOSING = 0, 1
+"""Rounds of episodes: policies are chosen by others than those that they are judged by."""
+
+
 @dataclass
 class Episodes:
     """What a policy did in n episodes of a seed, from number `first` on; `success` is NaN where nothing tells of it."""

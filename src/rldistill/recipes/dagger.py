@@ -14,7 +14,7 @@ from rldistill.artifacts import provenance, read_json, write_json
 from rldistill.collect import collect
 from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
-from rldistill.evaluate.play import play
+from rldistill.evaluate.play import CHOOSING, play
 from rldistill.progress import Report, note_score
 from rldistill.recipes.run import Dagger, Run, report_round
 from rldistill.recipes.taught import asked_of, open_student
@@ -66,7 +66,8 @@ def in_rounds(
             both = [place] if newest_only else [taught or run.folder / "dataset", place]
             newest = number if newest_only else None
             data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
-        at = folder / f"round-{number}" if number < rounds or recipe.eval_episodes is not None else folder
+        is_last = number == rounds and recipe.eval_episodes is None  # else one of all rounds is kept
+        at = folder if is_last else folder / f"round-{number}"
         student = distill(
             data,
             run.students[name],
@@ -92,6 +93,6 @@ def _score(run: Run, teacher: Policy, student: NetworkPolicy, episodes: int, pla
     """A student's mean return over episodes that nobody is judged by at the end, played once and kept beside it."""
     file = place / "score.json"
     if not file.exists():
-        returns = play(run.env.seen_by(teacher), student, episodes, seed=run.seed, round=1).returns
+        returns = play(run.env.seen_by(teacher), student, episodes, seed=run.seed, round=CHOOSING).returns
         write_json(file, {"episodes": episodes, "score": float(returns.mean())})
     return float(read_json(file)["score"])

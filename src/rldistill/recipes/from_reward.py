@@ -18,7 +18,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distill import distill
 from rldistill.envs.single import sight_of
 from rldistill.errors import ConfigError
-from rldistill.evaluate.play import play
+from rldistill.evaluate.play import CHOOSING, play
 from rldistill.objective import require_comparable
 from rldistill.progress import Report
 from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
@@ -164,5 +164,5 @@ def own_returns(
     run: Run, teacher: Policy, policy: Policy | None, side: Literal["student", "teacher"] = "student"
 ) -> NDArray[np.float64]:
     """Of the episodes by which the best policy is chosen; others than those that it is judged by at the end."""
-    config = run.dqn if isinstance(run.recipe, QDagger) else run.ppo
-    return play(run.env.seen_by(teacher), policy, config.eval_episodes, seed=run.seed, round=1, side=side).returns
+    episodes = (run.dqn if isinstance(run.recipe, QDagger) else run.ppo).eval_episodes
+    return play(run.env.seen_by(teacher), policy, episodes, seed=run.seed, round=CHOOSING, side=side).returns

@@ -21,9 +21,9 @@ from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, non_inferior
 from rldistill.evaluate.looks import RISK as OF_LOOKS
 from rldistill.evaluate.looks import boundary, looks
-from rldistill.evaluate.play import Episodes, play
+from rldistill.evaluate.play import CHOOSING, JUDGING, Episodes, play
 from rldistill.evaluate.statistics import Returns, normalised_interval, normalised_score
-from rldistill.losses import ActionNLL
+from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.objective import Term
 from rldistill.progress import Report
 from rldistill.recipes.run import Run
@@ -40,8 +40,8 @@ SLACK = 1.0
 """By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
 SEED = 0
 """The training seed of those that are tried."""
-CHOOSING, JUDGING = 1, 0
-"""Rounds of evaluation seeds: students are chosen by others than those that they are judged by."""
+OF_TREES = ActionNLL | AdvantageMSE | GapWeightedNLL
+"""What a run file may say of trees; with other losses they learn actions."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,9 @@ def _take_over(last: Path, place: Path) -> None:
 
 
 def _fit(run: Run, student: AnyStudent, epochs: int) -> DistillConfig:
-    losses = (Term(ActionNLL()),) if isinstance(student, Tree) else run.distill.losses
+    losses = run.distill.losses
+    if isinstance(student, Tree) and not all(isinstance(term.loss, OF_TREES) for term in losses):
+        losses = (Term(ActionNLL()),)
     return dataclasses.replace(run.distill, epochs=epochs, losses=losses)
 
 

@@ -14,10 +14,11 @@ from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, shown
 from rldistill.evaluate.cost import measure_cost
+from rldistill.evaluate.play import CHOOSING
 from rldistill.progress import track
 from rldistill.recipes import dagger
 from rldistill.recipes.candidates import as_written, candidates
-from rldistill.recipes.halving import CHOOSING, Arena, SearchConfig, Trial, front, halve, judge, sizes_of
+from rldistill.recipes.halving import Arena, SearchConfig, Trial, front, halve, judge, sizes_of
 from rldistill.recipes.pipeline import load_teacher, run_collect, run_train, with_teachers_features
 from rldistill.recipes.run import Dagger, Run
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
@@ -101,9 +102,9 @@ def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
 def _require_same(path: Path, asked: dict[str, Any]) -> None:
     known = read_json(path)
     for key, value in asked.items():
-        if known.get(key) != value:
+        if key in known and known[key] != value:
             raise ConfigError(
-                f"{path}: {key} was {shown(known.get(key))}, now it is {shown(value)}. Go on with the old value, or "
+                f"{path}: {key} was {shown(known[key])}, now it is {shown(value)}. Go on with the old value, or "
                 "start again with --overwrite."
             )
 

@@ -70,10 +70,10 @@ def require_same(folder: Path, asked: dict[str, Any]) -> None:
             f"{path}: the student learned from other data than those that are there now. Let it learn from these: "
             f"{again}."
         )
-    for key in {**known, **asked}:
-        if key != "dataset" and known.get(key) != asked.get(key):
+    for key in known:  # what it does not tell of could not be asked for then
+        if key != "dataset" and known[key] != asked.get(key):
             raise ConfigError(
-                f"{path}: {key} was {known.get(key)}, now it is {asked.get(key)}. Go on with the old value, or distil "
+                f"{path}: {key} was {known[key]}, now it is {asked.get(key)}. Go on with the old value, or distil "
                 f"again: {again}."
             )
 

@@ -31,7 +31,7 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS
-from rldistill.rl.q_network import features_are_small, new_policy
+from rldistill.rl.q_network import new_policy, worth_keeping
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory, rollout
@@ -40,7 +40,7 @@ from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 30.0
-"""Seconds between checkpoints, which hold the whole replay, at least."""
+"""At least so many seconds lie between checkpoints, which hold the whole replay."""
 SAVING = 0.03
 """The share of the time that may go into them."""
 NOTE_EVERY = 2_000
@@ -88,7 +88,7 @@ def learn(
     return run_stage(
         student,
         folder,
-        lambda: _Training(env, student, config, folder, teacher, guidance, score, seed, dataset is not None),
+        lambda: _Training(env, student, config, folder, teacher, guidance, score, seed, dataset),
         both_phases,
         threads=config.threads,
         seed=seed,
@@ -110,7 +110,7 @@ class _Training(Scored):
         guidance: Guidance,
         score: Score | None,
         seed: int,
-        studies: bool,
+        dataset: Dataset | None,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
         setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
@@ -121,7 +121,7 @@ class _Training(Scored):
         self.target.load_state_dict(self.policy.state_dict())
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.keeps_features = studies and features_are_small(self.policy)
+        self.keeps_features = dataset is not None and worth_keeping(self.policy, dataset)
         self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
@@ -164,6 +164,8 @@ class _Training(Scored):
             self.target.load_state_dict(self.policy.state_dict())
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
+        if self.studied >= self.config.offline_steps:
+            return
         following = dataset.next_observations
         if self.keeps_features:
             looks, cpu = (dataset.observations, dataset.next_observations), torch.device("cpu")

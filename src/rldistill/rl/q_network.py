@@ -8,6 +8,7 @@ import math
 import numpy as np
 from torch import nn
 
+from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
@@ -16,11 +17,12 @@ from rldistill.students.network import NetworkPolicy
 from rldistill.types import PolicySpec
 
 
-def features_are_small(policy: NetworkPolicy) -> bool:
-    """Whether what fixed layers make of a picture takes less room than one of its frames."""
+def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
+    """Whether to keep what fixed layers make of a picture in its place: it is smaller, and there is room for it."""
     spec = policy.spec
     frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
-    return len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
+    small = len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
+    return small and dataset.has_room_for(2 * policy.num_features)  # of each observation and the next
 
 
 def _of_values(spec: PolicySpec) -> PolicySpec:

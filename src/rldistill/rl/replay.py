@@ -131,10 +131,9 @@ class Replay:
         return whole | {"taken": torch.tensor(self.taken)}
 
     def take_up(self, tensors: dict[str, Tensor]) -> None:
-        """Hold what `tensors` were taken of."""
+        """Hold what `tensors` were taken of; raises ValueError if that was a ring of another size."""
+        self.taken = int(tensors["taken"])
         for name, column in self.columns.items():
-            kept = tensors[f"column.{name}"].numpy()
-            column[: len(kept)] = kept
+            column[: len(self)] = tensors[f"column.{name}"].numpy()
         rows = {name: value for name, value in tensors.items() if name.startswith("last.")}
         self.last = {int(name.removeprefix("last.")): value.numpy() for name, value in rows.items()}
-        self.taken = int(tensors["taken"])
