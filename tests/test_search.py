@@ -71,7 +71,7 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
 
 
 def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
-    tmp_path: Path, teacher: NetworkPolicy
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunConfig.load(
         run_file(tmp_path, teacher), ["students.scout=linear", "students.hidden={type: linear, features: teacher}"]
@@ -114,6 +114,15 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     again = search(run, config, resume=True, quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
+
+    def never(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("an episode was played twice")
+
+    monkeypatch.setattr("rldistill.recipes.halving.play", never)
+    for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
+        file.unlink()
+    again = search(run, config, resume=True, quiet=True)
+    assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
 
 
 def test_the_students_of_the_run_file_alone(tmp_path: Path, teacher: NetworkPolicy) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rldistill.artifacts import read_json, write_json
 from rldistill.data.dataset import Dataset
@@ -21,7 +22,7 @@ from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, non_inferior
 from rldistill.evaluate.looks import RISK as OF_LOOKS
 from rldistill.evaluate.looks import boundary, looks
-from rldistill.evaluate.play import CHOOSING, JUDGING, Episodes, play
+from rldistill.evaluate.play import CHOOSING, JUDGING, play
 from rldistill.evaluate.statistics import Returns, normalised_interval, normalised_score
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.objective import Term
@@ -93,27 +94,28 @@ class Trial:
 
 @dataclass
 class Arena:
-    """The environment, and what teacher and random play return in it: each episode is played once."""
+    """The environment, the teacher, and a folder of what was played: no episode is played twice."""
 
     env: EnvConfig
     teacher: Policy
     seed: int
-    gamma: float
-    played: dict[tuple[str, int], Episodes] = field(default_factory=dict)
+    folder: Path
 
-    def play(self, policy: Policy | None, episodes: int, round: int, first: int = 0) -> Episodes:
-        side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
-        return play(self.env, policy, episodes, seed=self.seed, round=round, first=first, side=side, gamma=self.gamma)
+    def returns(self, policy: Policy | None, episodes: int, round: int, file: Path) -> NDArray[np.float64]:
+        """Of the first `episodes` of a policy, kept in `file` as they are played."""
+        known = np.array(read_json(file)["returns"] if file.exists() else [], float)
+        if len(known) < episodes:
+            side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
+            left, first = episodes - len(known), len(known)
+            more = play(self.env, policy, left, seed=self.seed, round=round, first=first, side=side).returns
+            known = np.concatenate([known, more])
+            write_json(file, {"returns": known.tolist()})
+        return known[:episodes]
 
     def reference(self, who: Literal["teacher", "random"], episodes: int, round: int) -> Returns:
-        """Returns `[1, episodes]`."""
-        known = self.played.get((who, round))
-        have = 0 if known is None else len(known.returns)
-        if have < episodes:
-            more = self.play(self.teacher if who == "teacher" else None, episodes - have, round, have)
-            known = self.played[who, round] = more if known is None else known.followed_by(more)
-        assert known is not None
-        return known.returns[None, :episodes]
+        """Returns `[1, episodes]` of teacher or random play."""
+        policy = self.teacher if who == "teacher" else None
+        return self.returns(policy, episodes, round, self.folder / f"{who}-{round}.json")[None]
 
 
 def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
@@ -180,7 +182,7 @@ def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: T
         except NothingLearnedError as error:
             write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
         else:
-            returns = arena.play(policy, episodes, CHOOSING).returns[None]
+            returns = arena.returns(policy, episodes, CHOOSING, place / "returns.json")[None]
             teacher, random = (arena.reference(who, episodes, CHOOSING) for who in ("teacher", "random"))
             interval = normalised_interval(returns, teacher, random)
             row |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
@@ -209,11 +211,10 @@ def judge(
         return answer
     first = min(run.evaluate.episodes, config.max_episodes)
     counts = looks(first, config.max_episodes)
-    returns = np.zeros((len(students), 0))
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
-        before = returns.shape[1]
-        more = [arena.play(student, count - before, JUDGING, before).returns for student in students]
-        returns = np.concatenate([returns, np.stack(more)], 1)
+        files = [place / f"seed-{seed}" / "returns.json" for seed in config.seeds]
+        each = zip(students, files, strict=True)
+        returns = np.stack([arena.returns(student, count, JUDGING, file) for student, file in each])
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
         found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
         if found.decision != "undecided":

@@ -60,7 +60,7 @@ def search(
     open_stage(folder, folder / "search.json", resume, overwrite)
     write_json(folder / "asked.json", asked)
     data = _shared_data(run, config, teacher, collected, folder, quiet)
-    arena = Arena(run.env.seen_by(teacher), teacher, run.seed, run.evaluate.gamma)
+    arena = Arena(run.env.seen_by(teacher), teacher, run.seed, folder)
     best, worst = (arena.reference(who, config.episodes, CHOOSING).mean() for who in ("teacher", "random"))
     if not best > worst:
         raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")
