@@ -219,6 +219,26 @@ def test_a_replay_takes_up_what_there_is_of_its_own_size() -> None:
         larger.take_up(replay.tensors())
 
 
+def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_progress(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.rl.dqn.save", lambda training: saved.append(training.studied))
+    config = dataclasses.replace(SHORT, total_steps=8, offline_steps=3)
+    told: list[tuple[int, int]] = []
+    for share, count in ((math.inf, 3), (1e-9, 1)):
+        monkeypatch.setattr("rldistill.rl.dqn.SAVING", share)
+        learn(
+            CARTPOLE, Mlp((8,)), config, tmp_path / str(share), dataset=dataset,
+            progress=lambda done, total: told.append((done, total)),
+        )  # fmt: skip
+        assert saved[:count] == [*range(1, count + 1)]
+        assert (len(saved) == 1) == (count == 1)
+        saved.clear()
+    assert told == [(done, 11) for done in (1, 2, 3, 7, 11)] * 2
+
+
 def test_stopped_in_the_teachers_data_it_goes_on_from_there(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
