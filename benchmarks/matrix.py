@@ -64,7 +64,7 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
     return {"type": student, "features": {"type": kind, **settings}}
 
 
-TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12, "min_samples": 5}
+TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12, "min_samples": 5, "refine": 3}
 
 # Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps, `many` in more
 # rounds, too.

@@ -19,11 +19,14 @@ from rldistill.losses.value import bounded_advantages
 from rldistill.metrics import Metrics
 from rldistill.objective import default_temperature
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
-from rldistill.types import PolicyOutput, PolicySpec
+from rldistill.tree_refine import Costs, Nodes, Says, refine
+from rldistill.types import ActionHead, PolicyOutput, PolicySpec
 
 ROWS = 4_096
 SAMPLE = 5_000
 """Observations that features which depend on the data look at."""
+WORST = 20.0
+"""The most that an action costs, in temperatures, so that those which are not legal do not hide all others."""
 
 
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
@@ -61,20 +64,25 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     if costs is None:
-        grown = _sklearn_tree(student, spec.head.discrete, seed)
-        grown.fit(obs[train], actions[train], sample_weight=weights[train])
-        policy = _policy(blank, grown, _leaf_params(grown, spec))
+        target, wanted = actions[train], _shares(spec.head, actions[train])
     else:
-        grown = _sklearn_tree(student, False, seed)
         temperature = costs.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         labels = torch.from_numpy(dataset.columns["teacher"][train])
-        grown.fit(obs[train], bounded_advantages(labels, temperature).numpy())
-        # The logits of which the tanh is what a leaf has.
-        policy = _policy(blank, grown, np.arctanh(grown.tree_.value[:, :, 0].clip(EPSILON - 1, 0.0)))
+        target = bounded_advantages(labels, temperature).numpy()
+        wanted = ((labels - labels.amax(1, keepdim=True)) / temperature).clamp_min(-WORST).double().numpy()
+        weights = np.ones_like(weights)
+    grown = _sklearn_tree(student, spec.head.discrete and costs is None, seed)
+    grown.fit(obs[train], target, sample_weight=weights[train])
+    nodes = Nodes.of(grown.tree_)
+    if student.refine:
+        wrong = _mistakes(spec.head, wanted * weights[train, None], weights[train])
+        nodes = refine(nodes, obs[train], *wrong, student.refine, student.min_samples)
+    means = _means(nodes, obs[train], wanted, weights[train])
+    policy = _policy(blank, nodes, _log_shares(spec.head, means) if costs is None else means)
     right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
     discrete = spec.head.discrete
     row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
-    row |= {"agreement": right if discrete else None, "nodes": int(grown.tree_.node_count)}
+    row |= {"agreement": right if discrete else None, "nodes": len(nodes.feature)}
     row["seconds"] = round(time.monotonic() - started, 3)
     Metrics(folder).write([row])
     if not right > constant:
@@ -123,15 +131,80 @@ def _table(
     return obs, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9
 
 
-def _policy(blank: TreePolicy, grown: Any, params: NDArray[np.float64]) -> TreePolicy:
-    spec, tree = blank.spec, grown.tree_
-    config = dataclasses.replace(blank.config, nodes=int(tree.node_count))
-    policy = TreePolicy(config, spec, blank.body, blank.num_features)
+def _shares(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
+    """What the mean over a leaf is taken of: for each choice whether it is made, or the actions as they are."""
+    if not head.discrete:
+        return actions.astype(np.float64)
+    return np.concatenate([np.eye(size)[column] for size, column in zip(head.choices, actions.T, strict=True)], 1)
+
+
+def _mistakes(head: ActionHead, wanted: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Costs, Says]:
+    """What a tree is refined by: what its choices are worth less than nothing, or the squared error of its actions.
+
+    Args:
+        head: of the tree.
+        wanted: `[N, K]`, times the weights.
+        weights: `[N]`.
+    """
+    ends = np.cumsum(head.choices) if head.discrete else None
+
+    def says(leaf: NDArray[np.intp], count: int) -> NDArray[Any]:
+        total = _sums(leaf, wanted, count)
+        if ends is None:
+            return total / np.maximum(np.bincount(leaf, weights, count), np.finfo(float).tiny)[:, None]
+        starts = [0, *ends[:-1]]
+        return np.stack([start + total[:, start:end].argmax(1) for start, end in zip(starts, ends, strict=True)], 1)
+
+    def costs(rows: NDArray[np.intp], said: NDArray[Any]) -> NDArray[np.float64]:
+        if ends is not None:
+            return np.asarray(-sum(wanted[rows, column] for column in said.T))
+        apart = wanted[rows] / weights[rows, None] - said
+        return np.asarray(weights[rows] * (apart**2).sum(1))
+
+    return costs, says
+
+
+def _sums(place: NDArray[np.intp], numbers: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The sums of `[N, K]` at each of so many places, `[count, K]`."""
+    return np.stack([np.bincount(place, column, count) for column in numbers.T], 1)
+
+
+def _means(
+    nodes: Nodes, obs: NDArray[np.float32], wanted: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weighted mean at each node, `[nodes, K]`: its parent's where nothing comes to it."""
+    levels = nodes.levels
+    total, weight = np.zeros((len(levels), wanted.shape[1])), np.zeros(len(levels))
+    at, below = np.zeros(len(obs), np.intp), np.arange(len(obs))
+    for level in range(int(levels.max()) + 1):
+        total += _sums(at[below], (wanted * weights[:, None])[below], len(levels))
+        weight += np.bincount(at[below], weights[below], len(levels))
+        at = nodes.lead(obs, at, 1)
+        below = np.flatnonzero(levels[at] == level + 1)
+    means = total / np.maximum(weight, np.finfo(float).tiny)[:, None]
+    for node in np.flatnonzero(nodes.feature >= 0):
+        for child in (nodes.left[node], nodes.right[node]):
+            if not weight[child]:
+                means[child] = means[node]
+    return means
+
+
+def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The head's numbers at each node: log-shares of the choices, or the mean action."""
+    if not head.discrete:
+        return means
+    logs = np.log(means + EPSILON)
+    return logs[:, 1::2] - logs[:, ::2] if head.kind == "bernoulli" else logs
+
+
+def _policy(blank: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:
+    config = dataclasses.replace(blank.config, nodes=len(nodes.feature))
+    policy = TreePolicy(config, blank.spec, blank.body, blank.num_features)
     with torch.no_grad():
-        policy.feature.copy_(torch.from_numpy(np.where(tree.children_left < 0, -1, tree.feature)))
-        policy.threshold.copy_(torch.from_numpy(_at_most(tree.threshold)))
-        policy.left.copy_(torch.from_numpy(np.maximum(tree.children_left, 0)))
-        policy.right.copy_(torch.from_numpy(np.maximum(tree.children_right, 0)))
+        policy.feature.copy_(torch.from_numpy(nodes.feature))
+        policy.threshold.copy_(torch.from_numpy(_at_most(nodes.threshold)))
+        policy.left.copy_(torch.from_numpy(np.maximum(nodes.left, 0)))
+        policy.right.copy_(torch.from_numpy(np.maximum(nodes.right, 0)))
         policy.value.copy_(torch.from_numpy(params.astype(np.float32)))
     return policy.eval()
 
@@ -140,22 +213,6 @@ def _at_most(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """The largest float32 that is no larger, so that a float32 entry is compared as scikit-learn does it."""
     nearest = thresholds.astype(np.float32)
     return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
-
-
-def _leaf_params(grown: Any, spec: PolicySpec) -> NDArray[np.float64]:
-    """The head's numbers at each node: log-shares of the actions, or the mean action."""
-    value, head = grown.tree_.value, spec.head  # [nodes, parts, classes], shares of the weight
-    if not head.discrete:
-        return np.asarray(value[:, :, 0])
-    sizes = head.nvec if head.kind != "bernoulli" else (2,) * head.num_params
-    classes = [grown.classes_] if value.shape[1] == 1 else grown.classes_
-    parts = []
-    for part, (size, known) in enumerate(zip(sizes, classes, strict=True)):
-        shares = np.zeros((len(value), size))
-        shares[:, np.asarray(known, np.int64)] = value[:, part, : len(known)]
-        shares = np.log(shares / shares.sum(1, keepdims=True) + EPSILON)
-        parts.append(shares[:, 1:] - shares[:, :1] if head.kind == "bernoulli" else shares)
-    return np.concatenate(parts, 1)
 
 
 def _scores(

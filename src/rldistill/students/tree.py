@@ -28,6 +28,9 @@ class Tree:
         max_depth: comparisons on the longest way to a leaf.
         max_leaves: leaves, the most useful first; None is as many as the depth allows.
         min_samples: transitions in a leaf.
+        refine: passes over the grown tree in which each of its questions is asked anew, given what the others are, so
+            that the actions cost less (Carreira-Perpinan and Tavallali 2018, NeurIPS 31); each takes about as long as
+            growing.
         features: what is compared.
         nodes: of the tree that was grown; 0 before.
     """
@@ -35,11 +38,14 @@ class Tree:
     max_depth: int = 8
     max_leaves: int | None = None
     min_samples: int = 1
+    refine: int = 0
     features: AnyFeatures = Raw()
     nodes: int = 0
 
     def __post_init__(self) -> None:
         require_positive("max_depth, min_samples", [self.max_depth, self.min_samples])
+        if type(self.refine) is not int or self.refine < 0:
+            raise ConfigError(f"refine: expected a number of passes, found {self.refine!r}")
         if self.max_depth > DEEPEST:
             raise ConfigError(f"max_depth: expected at most {DEEPEST}, found {self.max_depth}")
         if self.max_leaves is not None:
