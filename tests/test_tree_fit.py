@@ -170,7 +170,9 @@ def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_pat
         distill(dataset, Tree(), DistillConfig(losses=(Term(AdvantageMSE()), Term(ActionNLL()))), tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"nodes": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"refine": -1}, {"nodes": -1}]
+)
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Tree(**wrong)

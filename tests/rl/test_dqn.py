@@ -26,7 +26,7 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dqn import _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.replay import Replay
+from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score
 from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
@@ -164,6 +164,28 @@ def test_the_teachers_data_come_first(
     with torch.no_grad():
         same = policy(dataset.observations(rows))[0].mode() == dataset.batch(rows).teacher.mode()
     assert same.float().mean() > 0.9
+
+
+def test_then_come_both_by_how_many_there_are(
+    teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SHORT, total_steps=400, learning_starts=200, offline_steps=1)
+    drawn: list[tuple[float, int]] = []
+    draw = Replay.draw
+
+    def noted(replay: Replay, count: int, *rest: Any) -> Drawn:
+        drawn.append((len(replay), count))
+        return draw(replay, count, *rest)
+
+    monkeypatch.setattr(Replay, "draw", noted)
+    learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
+    trained = [(held, count) for held, count in drawn if count < config.batch_size]  # not those of the diagnostics
+    assert len(trained) > 40
+    taught = int((~dataset.heldout).sum())
+    held, count = np.array(trained).T
+    chance = held / (held + taught)
+    expected, variance = (config.batch_size * chance).sum(), (config.batch_size * chance * (1 - chance)).sum()
+    assert abs(count.sum() - expected) < 4 * np.sqrt(variance)
 
 
 def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Dataset, tmp_path: Path) -> None:

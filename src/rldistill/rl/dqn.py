@@ -20,7 +20,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError
-from rldistill.gradient_fit import fixed_features, prepare
+from rldistill.gradient_fit import prepare
 from rldistill.losses import functional
 from rldistill.masking import has_mask, random_legal
 from rldistill.metrics import Metrics
@@ -34,6 +34,7 @@ from rldistill.rl.ppo import ALONE, NO_LOSS
 from rldistill.rl.q_network import new_policy, worth_keeping
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
+from rldistill.rl.teacher_data import TeacherData
 from rldistill.rollouts import Memory, rollout
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy, flatten_weights
@@ -68,7 +69,9 @@ def learn(
 
     The loss is the mean over the batch of h(Q(s, a) - R - gamma^n max_a' Q_target(s', a')) + lambda D, h the Huber
     loss, D the distillation losses of `guidance` for each state and lambda its weight. With a `dataset`, this is
-    minimised on the teacher's data first, with n = 1 (QDagger, Agarwal 2022, arXiv 2206.01626).
+    minimised on the teacher's data first (QDagger, Agarwal 2022, arXiv 2206.01626), and later on these and the
+    student's own together, each as likely as another, so that the student does not forget what it has not met yet. On
+    the teacher's data n is 1.
 
     Args:
         env, student, folder, teacher, guidance, score, seed, resume, overwrite, progress: as in `rl.ppo.learn`.
@@ -122,6 +125,7 @@ class _Training(Scored):
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
         self.keeps_features = dataset is not None and worth_keeping(self.policy, dataset)
+        self.taught: TeacherData | None = None
         self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
@@ -158,34 +162,18 @@ class _Training(Scored):
 
     def study(self, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
         """Learn from the teacher's data, with the whole weight of the distillation losses."""
-        rows = np.flatnonzero(~dataset.heldout)
         if not self.updates:
             prepare(self.policy, dataset)
             self.target.load_state_dict(self.policy.state_dict())
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
-        if self.studied >= self.config.offline_steps:
+        if self.done >= 1:
             return
-        following = dataset.next_observations
-        if self.keeps_features:
-            looks, cpu = (dataset.observations, dataset.next_observations), torch.device("cpu")
-            now, later = (fixed_features(self.policy, look, len(dataset), cpu) for look in looks)
-            dataset, following = dataset.seen_as(now), lambda rows: torch.from_numpy(later[rows])
+        self.taught = TeacherData.of(dataset, self.policy if self.keeps_features else None, self.config, self.clipped)
         weight = self.guidance.weight(0.0) if self.guidance.losses else 0.0
         while self.studied < self.config.offline_steps:
             rng = block_generator(self.seed, "train", 2, 0, self.studied)
-            chosen = rows[rng.integers(0, len(rows), self.config.batch_size)]
-            batch = dataset.batch(chosen)
-            assert isinstance(batch.obs, Tensor)
-            drawn = Drawn(
-                batch.obs,
-                batch.action,
-                batch.reward.sign() if self.clipped else batch.reward,
-                following(chosen),
-                self.config.gamma * ~(batch.terminated | (batch.reward != 0) & self.config.terminal_on_reward),
-                batch.teacher.params,
-            )
-            self._step(drawn, weight)
+            self._step(self.taught.draw(self.config.batch_size, rng), weight)
             self.studied += 1
             self._save_now_and_then()
             progress(self.studied, self.config.offline_steps + self.config.total_steps)
@@ -252,9 +240,17 @@ class _Training(Scored):
         if config.schedule == "linear":
             self.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - self.done, 0.0)
         for _ in range(config.gradient_steps):
-            self.noted.append(
-                self._step(self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng), weight)
-            )
+            self.noted.append(self._step(self._drawn(rng), weight))
+
+    def _drawn(self, rng: np.random.Generator) -> Drawn:
+        """A batch of all that there is, each transition as likely as another."""
+        config = self.config
+        assert self.replay is not None
+        others = 0
+        if self.taught is not None:
+            others = rng.binomial(config.batch_size, len(self.taught) / (len(self.taught) + len(self.replay)))
+        own = self.replay.draw(config.batch_size - others, config.n_steps, config.gamma, rng)
+        return own if self.taught is None else own.beside(self.taught.draw(others, rng))
 
     def _step(self, drawn: Drawn, weight: float) -> dict[str, Tensor]:
         """One step of the optimiser."""

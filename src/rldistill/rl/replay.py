@@ -34,6 +34,20 @@ class Drawn:
     discount: Tensor
     labels: Tensor | None
 
+    def beside(self, other: Drawn) -> Drawn:
+        """Both as one batch, with labels if both have them."""
+        labels = None
+        if self.labels is not None and other.labels is not None:
+            labels = torch.cat([self.labels, other.labels])
+        return Drawn(
+            torch.cat([self.obs, other.obs]),
+            torch.cat([self.action, other.action]),
+            torch.cat([self.reward, other.reward]),
+            torch.cat([self.next_obs, other.next_obs]),
+            torch.cat([self.discount, other.discount]),
+            labels,
+        )
+
 
 class Replay:
     """The last `capacity` transitions of `num_envs` environments that step together."""
