@@ -76,7 +76,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     run = RunConfig.load(
         run_file(tmp_path, teacher), ["students.scout=linear", "students.hidden={type: linear, features: teacher}"]
     ).plan()
-    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60)
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4)
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
     tried = {entry["name"]: entry for entry in found["tried"]}
@@ -126,13 +126,27 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
 
 
 def test_the_students_of_the_run_file_alone(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60, own=True)
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
     run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear", "students.mlp={type: mlp}"]).plan()
     found = search(run, config, quiet=True)
     assert [entry["name"] for entry in found["tried"]] == ["scout", "mlp"]
     assert found["winner"] == "scout"
     with pytest.raises(ConfigError, match="--own: the run file names no students"):
         search(dataclasses.replace(run, students={}), config, overwrite=True, quiet=True)
+
+
+@pytest.mark.parametrize(("seeds", "tested"), [("[0]", [0, 1, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])
+def test_the_run_file_says_how_the_last_are_tested(
+    tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]
+) -> None:
+    settings = ["students.scout=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
+    run = RunConfig.load(run_file(tmp_path, teacher), settings).plan()
+    found = search(run, SearchConfig(0.2, episodes=4, own=True), quiet=True)
+    (scout,) = found["tried"]
+    assert scout["test"]["seeds"] == tested
+    assert scout["test"]["episodes"] in (15, 30)
+    assert (Path(scout["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
+
 
 
 def test_a_seed_that_learns_nothing_is_a_no(
@@ -145,7 +159,7 @@ def test_a_seed_that_learns_nothing_is_a_no(
 
     monkeypatch.setattr("rldistill.recipes.halving.distill", fails)
     run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
-    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, max_episodes=60), quiet=True)
+    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4), quiet=True)
     assert found["winner"] is None
     assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}
     Console(record=True).print(search_table(found), search_verdict(found))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,8 @@ SLACK = 1.0
 """By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
 SEED = 0
 """The training seed of those that are tried."""
+FEWEST = (0, 1, 2)
+"""Training seeds of which fewer say too little of the next one."""
 OF_TREES = ActionNLL | AdvantageMSE | GapWeightedNLL
 """What a run file may say of trees; with other losses they learn actions."""
 
@@ -53,23 +55,25 @@ class SearchConfig:
         within: the share of the teacher's lead over random play that the student may lose.
         by: what is to be small.
         rounds: of DAgger, in which one student acts for all; a run file whose recipe is `dagger` says it itself.
-        seeds: training seeds of those that are tested.
+        seeds: training seeds of those that are tested; None is the run file's, if it names three or more, else three.
         episodes: of a student in the first rung.
-        max_episodes: for each training seed of those that are tested.
         own: whether the students of the run file are tried alone.
     """
 
     within: float = 0.05
     by: Measure = "parameters"
     rounds: int = 2
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] | None = None
     episodes: int = 10
-    max_episodes: int = 300
     own: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.within < 1:
             raise ConfigError(f"--within: expected a share such as 5%, found {self.within:.4g}")
+
+    def seeds_of(self, run: Run) -> tuple[int, ...]:
+        """The training seeds that a test is about."""
+        return self.seeds or (tuple(run.seeds) if len(run.seeds) >= len(FEWEST) else FEWEST)
 
 
 @dataclass
@@ -193,30 +197,42 @@ def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: T
 
 
 def judge(
-    run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: Trial, tests: int, folder: Path
+    run: Run,
+    config: SearchConfig,
+    data: Dataset,
+    arena: Arena,
+    trial: Trial,
+    tests: int,
+    folder: Path,
+    report: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided."""
+    """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided.
+
+    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`.
+    """
     place = folder / "tested" / trial.name
     if (place / "test.json").exists():
         return dict(read_json(place / "test.json"))
-    if SEED in config.seeds:
+    seeds = config.seeds_of(run)
+    if SEED in seeds:
         _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
     fit = _fit(run, trial.student, run.distill.epochs)
-    answer: dict[str, Any] = {"seeds": [*config.seeds], "folder": str(place)}
+    answer: dict[str, Any] = {"seeds": [*seeds], "folder": str(place)}
     try:
-        students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in config.seeds]
+        students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in seeds]
     except NothingLearnedError as error:
         answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
         write_json(place / "test.json", answer)
         return answer
-    first = min(run.evaluate.episodes, config.max_episodes)
-    counts = looks(first, config.max_episodes)
+    most = run.evaluate.max_episodes
+    counts = looks(min(run.evaluate.episodes, most), most)
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
-        files = [place / f"seed-{seed}" / "returns.json" for seed in config.seeds]
+        files = [place / f"seed-{seed}" / "returns.json" for seed in seeds]
         each = zip(students, files, strict=True)
         returns = np.stack([arena.returns(student, count, JUDGING, file) for student, file in each])
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
         found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
+        report(count)
         if found.decision != "undecided":
             break
     interval = normalised_interval(returns, teacher, random)

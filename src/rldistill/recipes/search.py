@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,12 @@ def search(
     with track("search", "students", quiet) as report:
         finalists = halve(run, config, data, arena, tried, folder, report, sizes_of(teacher)[config.by])
     winner = None
-    with track("test the smallest", "students", quiet) as report:
+    most = run.evaluate.max_episodes
+    with track("test the smallest", "episodes", quiet) as report:
         for number, trial in enumerate(finalists):
-            trial.test = judge(run, config, data, arena, trial, len(finalists), folder)
-            report(number + 1, len(finalists))
+            played = partial(lambda before, count: report(before + count, len(finalists) * most), number * most)
+            trial.test = judge(run, config, data, arena, trial, len(finalists), folder, played)
+            played(most)
             if trial.test["decision"] == "yes":
                 winner = trial.name
                 break
@@ -95,7 +98,13 @@ def search(
 def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
     """All that a search depends on, as JSON."""
     parts = {key: run.document.get(key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate")}
-    asked = {**dataclasses.asdict(config), **parts, "seed": run.seed, "teacher": identity(teacher)}
+    asked = {
+        **dataclasses.asdict(config),
+        "seeds": config.seeds_of(run),
+        **parts,
+        "seed": run.seed,
+        "teacher": identity(teacher),
+    }
     return dict(json.loads(json.dumps(asked, default=str)))
 
 
