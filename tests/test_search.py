@@ -148,7 +148,6 @@ def test_the_run_file_says_how_the_last_are_tested(
     assert (Path(scout["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
 
 
-
 def test_a_seed_that_learns_nothing_is_a_no(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
