@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from rldistill.objective import Term
 from rldistill.students import Mlp, Tree
 from rldistill.students.storage import content_hash, load_native
 from rldistill.students.tree import TreePolicy
-from rldistill.tree_fit import _at_most, _sklearn_tree, _table
-from rldistill.types import ActionHead, PolicySpec
+from rldistill.tree_fit import _at_most, _mistakes, _shares, _sklearn_tree, _table
+from rldistill.types import ILLEGAL, ActionHead, PolicySpec
 
 SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
 
@@ -118,6 +119,40 @@ def test_refining_makes_fewer_mistakes(dataset: Dataset, tmp_path: Path, losses:
         else:
             lost.append(float(((best - worst) ** (not losses) * (chosen != labels.argmax(1))).sum()))
     assert lost[1] < 0.99 * lost[0]
+
+
+@pytest.mark.parametrize("passes", [0, 3])
+def test_what_is_not_legal_does_not_hide_that_it_is_best_where_it_is(
+    dataset: Dataset, tmp_path: Path, passes: int
+) -> None:
+    labels = dataset.columns["teacher"]
+    rare = np.random.default_rng(0).random(len(labels)) < 0.1
+    masked = np.where(rare[:, None] & (np.arange(labels.shape[1]) == labels.argmax(1)[:, None]), ILLEGAL, labels)
+    hidden = dataclasses.replace(dataset, columns={**dataset.columns, "teacher": masked.astype(np.float32)})
+    config = DistillConfig(losses=(Term(AdvantageMSE(0.1)),))
+    student = distill(hidden, Tree(max_depth=5, refine=passes), config, tmp_path)
+    clear = np.abs(labels[:, 0] - labels[:, 1]) > 0.1
+    with torch.no_grad():
+        told = student(dataset.observations(np.flatnonzero(clear)))[0].mode().numpy()
+    assert (told == labels[clear].argmax(1)).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("head", "actions"),
+    [
+        (ActionHead("multi_categorical", (2, 3)), [[0, 2], [1, 2], [1, 0]]),
+        (ActionHead("bernoulli", (2,)), [[0, 1], [1, 1], [1, 0]]),
+    ],
+)
+def test_mistakes_in_several_choices_by_hand(head: ActionHead, actions: list[list[int]]) -> None:
+    # Two transitions come to leaf 0, the second with four times the weight, and one to leaf 1.
+    weights, made = np.array([1.0, 4.0, 2.0]), np.array(actions)
+    costs, says = _mistakes(head, _shares(head, made) * weights[:, None], weights)
+    said = says(np.array([0, 0, 1]), 2)
+    chosen = said - [0, 2]  # of columns for both choices, one after the other
+    assert chosen.tolist() == actions[1:]
+    assert costs(np.array([0, 1, 2]), said[[0, 0, 1]]).tolist() == [1, 0, 0]  # the first choice of the first is wrong
+    assert costs(np.array([0, 1, 2]), said[[1, 1, 0]]).tolist() == [2, 4, 2]
 
 
 def test_a_continuous_teacher(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ def said_by_table(table: NDArray[np.float64]) -> tuple[Costs, Says]:
     return (lambda rows, said: table[rows, said]), says
 
 
-def grown(x: NDArray[np.float32], table: NDArray[np.float64], depth: int) -> Nodes:
-    return Nodes.of(DecisionTreeClassifier(max_depth=depth, random_state=0).fit(x, table.argmin(1)).tree_)
+def grown(x: NDArray[np.float32], table: NDArray[np.float64], depth: int, least: int = 1) -> Nodes:
+    tree = DecisionTreeClassifier(max_depth=depth, min_samples_leaf=least, random_state=0)
+    return Nodes.of(tree.fit(x, table.argmin(1)).tree_)
 
 
 def total(nodes: Nodes, x: NDArray[np.float32], table: NDArray[np.float64]) -> float:
@@ -50,7 +51,7 @@ def test_by_hand() -> None:
 @given(st.integers(0, 1_000), st.integers(6, 60), st.integers(1, 3))
 def test_of_one_question_every_other_is_tried(seed: int, rows: int, least: int) -> None:
     x, table = lessons(seed, rows)
-    nodes = grown(x, table, 1)
+    nodes = grown(x, table, 1, least)
     if nodes.feature[0] < 0:
         return
     costs, says = said_by_table(table)
@@ -69,8 +70,19 @@ def test_no_pass_costs_more(seed: int, rows: int, depth: int) -> None:
     x, table = lessons(seed, rows)
     nodes = grown(x, table, depth)
     before = total(nodes, x, table)
-    for _ in range(3):
-        nodes = refine(nodes, x, *said_by_table(table), 1, 1)
+    for passes in range(1, 4):
+        nodes = refine(grown(x, table, depth), x, *said_by_table(table), passes, 1)
         after = total(nodes, x, table)
         assert after <= before + 1e-6
         before = after
+
+
+@given(st.integers(0, 1_000), st.integers(30, 300), st.integers(1, 6))
+def test_no_leaf_is_too_small(seed: int, rows: int, least: int) -> None:
+    x, table = lessons(seed, rows)
+    nodes = refine(grown(x, table, 5, least), x, *said_by_table(table), 3, least)
+    count = np.bincount(nodes.lead(x, np.zeros(len(x), np.intp), 5), minlength=len(nodes.feature))
+    assert count[nodes.feature < 0].min() >= least
+    inner = np.flatnonzero(nodes.feature >= 0)
+    assert sorted([*nodes.left[inner], *nodes.right[inner]]) == [*range(1, len(nodes.feature))]
+    assert (nodes.left[inner] > inner).all()

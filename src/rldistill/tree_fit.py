@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rldistill.closed_form import solvable
 from rldistill.data.dataset import Dataset
@@ -20,13 +21,16 @@ from rldistill.metrics import Metrics
 from rldistill.objective import default_temperature
 from rldistill.students.tree import EPSILON, Tree, TreePolicy
 from rldistill.tree_refine import Costs, Nodes, Says, refine
-from rldistill.types import ActionHead, PolicyOutput, PolicySpec
+from rldistill.types import ILLEGAL, ActionHead, PolicyOutput, PolicySpec
 
 ROWS = 4_096
+TINY = float(np.finfo(float).tiny)
 SAMPLE = 5_000
 """Observations that features which depend on the data look at."""
 WORST = 20.0
-"""The most that an action costs, in temperatures, so that those which are not legal do not hide all others."""
+"""The most that an action costs, in temperatures, so that no state outweighs all others."""
+FORBIDDEN = 1.0
+"""What one costs that is not legal, which play does not take whatever the tree says."""
 
 
 def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
@@ -34,7 +38,8 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
 
     It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
     max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike;
-    with `advantage_mse` it learns what each action costs, by least squares.
+    with `advantage_mse` it learns what each action costs: it is grown by least squares on the bounded advantages, and
+    its leaves say the mean of (Q(s, a) - max_a' Q(s, a')) / temperature, of each state -20 at worst.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
@@ -63,21 +68,21 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     blank.look(dataset.observations(dataset.spread(SAMPLE)))
     obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
+    seen, weights = obs[train], weights[train]
     if costs is None:
         target, wanted = actions[train], _shares(spec.head, actions[train])
     else:
         temperature = costs.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         labels = torch.from_numpy(dataset.columns["teacher"][train])
-        target = bounded_advantages(labels, temperature).numpy()
-        wanted = ((labels - labels.amax(1, keepdim=True)) / temperature).clamp_min(-WORST).double().numpy()
+        target, wanted = bounded_advantages(labels, temperature).numpy(), _advantages(labels, temperature)
         weights = np.ones_like(weights)
     grown = _sklearn_tree(student, spec.head.discrete and costs is None, seed)
-    grown.fit(obs[train], target, sample_weight=weights[train])
+    grown.fit(seen, target, sample_weight=weights)
     nodes = Nodes.of(grown.tree_)
+    wanted *= weights[:, None]
     if student.refine:
-        wrong = _mistakes(spec.head, wanted * weights[train, None], weights[train])
-        nodes = refine(nodes, obs[train], *wrong, student.refine, student.min_samples)
-    means = _means(nodes, obs[train], wanted, weights[train])
+        nodes = refine(nodes, seen, *_mistakes(spec.head, wanted, weights), student.refine, student.min_samples)
+    means = _means(nodes, seen, wanted, weights)
     policy = _policy(blank, nodes, _log_shares(spec.head, means) if costs is None else means)
     right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
     discrete = spec.head.discrete
@@ -138,28 +143,35 @@ def _shares(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
     return np.concatenate([np.eye(size)[column] for size, column in zip(head.choices, actions.T, strict=True)], 1)
 
 
+def _advantages(labels: Tensor, temperature: float) -> NDArray[np.float64]:
+    """What each action is worth less than the best one, in temperatures, `[N, A]`."""
+    lost = ((labels - labels.amax(1, keepdim=True)) / temperature).clamp_min(-WORST)
+    return lost.masked_fill(labels <= ILLEGAL / 2, -FORBIDDEN).double().numpy()
+
+
 def _mistakes(head: ActionHead, wanted: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Costs, Says]:
-    """What a tree is refined by: what its choices are worth less than nothing, or the squared error of its actions.
+    """What a tree is refined by: what its choices are worth less than the best, or the squared error of its actions.
 
     Args:
         head: of the tree.
         wanted: `[N, K]`, times the weights.
         weights: `[N]`.
     """
-    ends = np.cumsum(head.choices) if head.discrete else None
+    ends = np.cumsum(head.choices) if head.discrete else np.array([wanted.shape[1]])
+    parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    best = np.sum([wanted[:, part].max(1) for part in parts], 0)
 
     def says(leaf: NDArray[np.intp], count: int) -> NDArray[Any]:
         total = _sums(leaf, wanted, count)
-        if ends is None:
-            return total / np.maximum(np.bincount(leaf, weights, count), np.finfo(float).tiny)[:, None]
-        starts = [0, *ends[:-1]]
-        return np.stack([start + total[:, start:end].argmax(1) for start, end in zip(starts, ends, strict=True)], 1)
+        if not head.discrete:
+            return total / np.maximum(np.bincount(leaf, weights, count), TINY)[:, None]
+        return np.stack([part.start + total[:, part].argmax(1) for part in parts], 1)
 
     def costs(rows: NDArray[np.intp], said: NDArray[Any]) -> NDArray[np.float64]:
-        if ends is not None:
-            return np.asarray(-sum(wanted[rows, column] for column in said.T))
-        apart = wanted[rows] / weights[rows, None] - said
-        return np.asarray(weights[rows] * (apart**2).sum(1))
+        if not head.discrete:
+            apart = wanted[rows] / weights[rows, None] - said
+            return np.asarray(weights[rows] * (apart**2).sum(1))
+        return np.asarray(best[rows] - sum(wanted[rows, column] for column in said.T))
 
     return costs, says
 
@@ -172,21 +184,16 @@ def _sums(place: NDArray[np.intp], numbers: NDArray[np.float64], count: int) -> 
 def _means(
     nodes: Nodes, obs: NDArray[np.float32], wanted: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The weighted mean at each node, `[nodes, K]`: its parent's where nothing comes to it."""
+    """The weighted mean at each node, `[nodes, K]`, of `wanted`, which is times the weights."""
     levels = nodes.levels
     total, weight = np.zeros((len(levels), wanted.shape[1])), np.zeros(len(levels))
     at, below = np.zeros(len(obs), np.intp), np.arange(len(obs))
     for level in range(int(levels.max()) + 1):
-        total += _sums(at[below], (wanted * weights[:, None])[below], len(levels))
+        total += _sums(at[below], wanted[below], len(levels))
         weight += np.bincount(at[below], weights[below], len(levels))
         at = nodes.lead(obs, at, 1)
         below = np.flatnonzero(levels[at] == level + 1)
-    means = total / np.maximum(weight, np.finfo(float).tiny)[:, None]
-    for node in np.flatnonzero(nodes.feature >= 0):
-        for child in (nodes.left[node], nodes.right[node]):
-            if not weight[child]:
-                means[child] = means[node]
-    return means
+    return total / np.maximum(weight, TINY)[:, None]
 
 
 def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.float64]:

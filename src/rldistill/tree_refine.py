@@ -38,7 +38,10 @@ class Nodes:
         """What scikit-learn has grown."""
         leaf = tree.children_left < 0
         return cls(
-            np.where(leaf, -1, tree.feature), tree.threshold.copy(), tree.children_left.copy(), tree.children_right
+            np.where(leaf, -1, tree.feature),
+            tree.threshold.copy(),
+            tree.children_left.copy(),
+            tree.children_right.copy(),
         )
 
     @property
@@ -68,14 +71,14 @@ def refine(nodes: Nodes, x: NDArray[np.float32], costs: Costs, says: Says, passe
 
     In a pass, from the deepest nodes to the root, each node takes the feature and the threshold by which its
     transitions cost least, given what the leaves below it say (Carreira-Perpinan and Tavallali 2018, NeurIPS 31). No
-    pass makes the total larger. Each takes as long as growing did.
+    pass makes the total larger. Each takes as long as growing did. At the end no leaf has fewer than `min_samples`.
 
     Args:
         nodes: of the tree.
         x: what is compared, `[N, F]`.
         costs, says: of what the leaves say.
         passes: at most so many.
-        min_samples: of a node's transitions on either side.
+        min_samples: transitions in a leaf.
     """
     order = [np.argsort(column, kind="stable").astype(np.int32) for column in x.T]
     root, every = np.zeros(len(x), np.intp), np.arange(len(x))
@@ -86,7 +89,7 @@ def refine(nodes: Nodes, x: NDArray[np.float32], costs: Costs, says: Says, passe
         leaf = nodes.lead(x, root, deepest)
         said = says(leaf, len(levels))
         total = float(costs(every, said[leaf]).sum())
-        if before - total < ENOUGH * abs(total):
+        if before - total <= ENOUGH * total:
             break
         before = total
         for level in range(deepest - 1, -1, -1):
@@ -96,7 +99,37 @@ def refine(nodes: Nodes, x: NDArray[np.float32], costs: Costs, says: Says, passe
                 costs(rows, said[nodes.lead(x[rows], child[at[rows]], deepest)]) for child in (nodes.left, nodes.right)
             )
             nodes = _asked_anew(nodes, x, order, rows, at[rows], right - left, min_samples)
-    return nodes
+    return _pruned(nodes, np.bincount(nodes.lead(x, root, deepest), minlength=len(levels)), min_samples)
+
+
+def _pruned(nodes: Nodes, leaves: NDArray[np.intp], min_samples: int) -> Nodes:
+    """Without the questions to which fewer answer one way, since the nodes above ask anew after those below.
+
+    Args:
+        nodes: of the tree.
+        leaves: how many come to each leaf.
+        min_samples: that have to.
+    """
+    count = leaves.copy()
+    for node in np.flatnonzero(nodes.feature >= 0)[::-1]:
+        count[node] = count[nodes.left[node]] + count[nodes.right[node]]
+
+    def worth_asking(node: int) -> int:
+        while nodes.feature[node] >= 0:
+            one, other = int(nodes.left[node]), int(nodes.right[node])
+            if min(count[one], count[other]) >= min_samples:
+                break
+            node = one if count[one] > count[other] else other
+        return node
+
+    kept, left, right = [worth_asking(0)], [], []
+    for node in kept:  # to which its children are added
+        is_leaf = nodes.feature[node] < 0
+        left.append(-1 if is_leaf else len(kept))
+        right.append(-1 if is_leaf else len(kept) + 1)
+        if not is_leaf:
+            kept += [worth_asking(int(nodes.left[node])), worth_asking(int(nodes.right[node]))]
+    return Nodes(nodes.feature[kept], nodes.threshold[kept], np.array(left), np.array(right))
 
 
 def _asked_anew(

@@ -145,7 +145,8 @@ class Dataset:
         newest = torch.from_numpy(self.obs.take(self.next_row.take(rows), 0))
         if self.spec.frames is None:
             return newest
-        return torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
+        stacks = torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
+        return stacks.contiguous(memory_format=torch.channels_last)  # as `observations` are
 
     def has_room_for(self, num_features: int) -> bool:
         """Whether so many numbers a transition take less memory than its observation, and no more than allowed."""
