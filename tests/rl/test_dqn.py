@@ -170,22 +170,39 @@ def test_then_come_both_by_how_many_there_are(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(SHORT, total_steps=400, learning_starts=200, offline_steps=1)
-    drawn: list[tuple[float, int]] = []
-    draw = Replay.draw
+    counts: dict[str, list[int]] = {"taught": [], "both": [], "held": []}
+    learned = _Training._step
 
-    def noted(replay: Replay, count: int, *rest: Any) -> Drawn:
-        drawn.append((len(replay), count))
-        return draw(replay, count, *rest)
+    def step(training: _Training, drawn: Drawn, weight: float) -> Any:
+        if training.studied:
+            counts["both"].append(len(drawn.obs))
+            counts["held"].append(len(training.replay))  # type: ignore[arg-type]
+            seen = training.taught.dataset.observations(training.taught.rows)  # type: ignore[union-attr]
+            rows = {row.tobytes() for row in seen.numpy()}
+            counts["taught"].append(sum(row.tobytes() in rows for row in drawn.obs.numpy()))
+        return learned(training, drawn, weight)
 
-    monkeypatch.setattr(Replay, "draw", noted)
+    monkeypatch.setattr(_Training, "_step", step)
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
-    trained = [(held, count) for held, count in drawn if count < config.batch_size]  # not those of the diagnostics
-    assert len(trained) > 40
+    assert set(counts["both"]) == {config.batch_size}
+    assert len(counts["both"]) > 40
     taught = int((~dataset.heldout).sum())
-    held, count = np.array(trained).T
-    chance = held / (held + taught)
+    chance = taught / (np.array(counts["held"]) + taught)
     expected, variance = (config.batch_size * chance).sum(), (config.batch_size * chance * (1 - chance)).sum()
-    assert abs(count.sum() - expected) < 4 * np.sqrt(variance)
+    assert abs(sum(counts["taught"]) - expected) < 4 * np.sqrt(variance)
+
+
+def test_two_batches_as_one() -> None:
+    def drawn(first: int, count: int, labelled: bool) -> Drawn:
+        numbers = torch.arange(first, first + count, dtype=torch.float32)
+        return Drawn(numbers[:, None], numbers.long(), numbers, numbers[:, None] + 1, numbers / 9,
+                     numbers[:, None] if labelled else None)  # fmt: skip
+
+    both = drawn(0, 2, True).beside(drawn(2, 3, True))
+    for name in ("obs", "action", "reward", "next_obs", "discount", "labels"):
+        assert torch.equal(getattr(both, name), getattr(drawn(0, 5, True), name))
+    assert drawn(0, 2, True).beside(drawn(2, 3, False)).labels is None
+    assert torch.equal(drawn(0, 0, True).beside(drawn(2, 3, True)).obs, drawn(2, 3, True).obs)
 
 
 def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Dataset, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ class AdvantageMSE:
     What an action costs, as far as that is of the size of the temperature T: beyond it a mistake is a mistake. So no
     state in which all is lost or won outweighs the others, as with QMSE, and one in which several actions are nearly as
     good is told from one in which only one is, as hard labels do not. A `categorical` student's A / T are its logits.
-    It is meant for trees, which grow by it, and whose leaves then say the mean of A / T itself: a network that is surely
-    wrong has next to no gradient, and needs forward_kl beside it.
+    It is meant for trees, which grow by it, and whose leaves then say the mean of A / T itself: a network that is
+    surely wrong has next to no gradient, and needs forward_kl beside it.
 
     Attributes:
         temperature: of the teacher; None is measured from the action gap of its Q values.

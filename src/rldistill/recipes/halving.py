@@ -41,8 +41,8 @@ SLACK = 1.0
 """By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
 SEED = 0
 """The training seed of those that are tried."""
-FEWEST = (0, 1, 2)
-"""Training seeds of which fewer say too little of the next one."""
+FEWEST = 3
+"""Training seeds of which fewer say nothing of the next one."""
 OF_TREES = ActionNLL | AdvantageMSE | GapWeightedNLL
 """What a run file may say of trees; with other losses they learn actions."""
 
@@ -55,7 +55,7 @@ class SearchConfig:
         within: the share of the teacher's lead over random play that the student may lose.
         by: what is to be small.
         rounds: of DAgger, in which one student acts for all; a run file whose recipe is `dagger` says it itself.
-        seeds: training seeds of those that are tested; None is the run file's, if it names three or more, else three.
+        seeds: training seeds of those that are tested; None is the run file's, and so many more that there are three.
         episodes: of a student in the first rung.
         own: whether the students of the run file are tried alone.
     """
@@ -73,7 +73,8 @@ class SearchConfig:
 
     def seeds_of(self, run: Run) -> tuple[int, ...]:
         """The training seeds that a test is about."""
-        return self.seeds or (tuple(run.seeds) if len(run.seeds) >= len(FEWEST) else FEWEST)
+        others = [seed for seed in range(FEWEST) if seed not in run.seeds]
+        return self.seeds or (*run.seeds, *others[: max(FEWEST - len(run.seeds), 0)])
 
 
 @dataclass
@@ -208,7 +209,8 @@ def judge(
 ) -> dict[str, Any]:
     """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided.
 
-    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`.
+    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`. `report` is told how
+    many of all of them are over.
     """
     place = folder / "tested" / trial.name
     if (place / "test.json").exists():
@@ -224,15 +226,17 @@ def judge(
         answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
         write_json(place / "test.json", answer)
         return answer
-    most = run.evaluate.max_episodes
-    counts = looks(min(run.evaluate.episodes, most), most)
+    counts = looks(run.evaluate.episodes, most_episodes(run))
+    known = 0
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
         files = [place / f"seed-{seed}" / "returns.json" for seed in seeds]
-        each = zip(students, files, strict=True)
-        returns = np.stack([arena.returns(student, count, JUDGING, file) for student, file in each])
+        rows = []
+        for number, (student, file) in enumerate(zip(students, files, strict=True)):
+            rows.append(arena.returns(student, count, JUDGING, file))
+            report(known * len(seeds) + (count - known) * (number + 1))
+        known, returns = count, np.stack(rows)
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
         found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
-        report(count)
         if found.decision != "undecided":
             break
     interval = normalised_interval(returns, teacher, random)
@@ -240,6 +244,11 @@ def judge(
     answer |= dataclasses.asdict(found)
     write_json(place / "test.json", answer)
     return answer
+
+
+def most_episodes(run: Run) -> int:
+    """That are played with each of those that are tested."""
+    return max(run.evaluate.episodes, run.evaluate.max_episodes)
 
 
 def _take_over(last: Path, place: Path) -> None:

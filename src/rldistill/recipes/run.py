@@ -123,7 +123,7 @@ class Finetune:
 
 @dataclass(frozen=True)
 class QDagger:
-    """DQN that learns from the teacher's data first, then from these and its own (Agarwal 2022, arXiv 2206.01626).
+    """DQN that learns from the teacher's data first (Agarwal 2022, arXiv 2206.01626), then from these and its own.
 
     The distillation losses count with weight clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the mean
     return, from the 16th of the student's episodes on; wholly before.

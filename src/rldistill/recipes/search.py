@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from rldistill.evaluate.play import CHOOSING
 from rldistill.progress import track
 from rldistill.recipes import dagger
 from rldistill.recipes.candidates import as_written, candidates
-from rldistill.recipes.halving import Arena, SearchConfig, Trial, front, halve, judge, sizes_of
+from rldistill.recipes.halving import Arena, SearchConfig, Trial, front, halve, judge, most_episodes, sizes_of
 from rldistill.recipes.pipeline import load_teacher, run_collect, run_train, with_teachers_features
 from rldistill.recipes.run import Dagger, Run
 from rldistill.report.search import as_students, search_table, search_verdict, write_search
@@ -71,12 +70,14 @@ def search(
     with track("search", "students", quiet) as report:
         finalists = halve(run, config, data, arena, tried, folder, report, sizes_of(teacher)[config.by])
     winner = None
-    most = run.evaluate.max_episodes
+    each = most_episodes(run) * len(config.seeds_of(run))
     with track("test the smallest", "episodes", quiet) as report:
         for number, trial in enumerate(finalists):
-            played = partial(lambda before, count: report(before + count, len(finalists) * most), number * most)
+
+            def played(count: int, before: int = number * each) -> None:
+                report(before + count, len(finalists) * each)
+
             trial.test = judge(run, config, data, arena, trial, len(finalists), folder, played)
-            played(most)
             if trial.test["decision"] == "yes":
                 winner = trial.name
                 break

@@ -76,9 +76,10 @@ class DQNConfig:
     Attributes:
         total_steps: environment steps.
         num_envs: environments that are played together.
-        buffer_size: transitions that are remembered.
+        buffer_size: transitions that are remembered, the teacher's data not counted.
         learning_starts: steps before the first gradient.
-        batch_size: transitions in a gradient step.
+        batch_size: transitions in a gradient step, drawn from the teacher's data and the buffer together, if there are
+            both.
         gradient_steps: for each step of all environments.
         learning_rate: Adam's, at the start.
         schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.

@@ -43,7 +43,7 @@ class TeacherData:
             return cls(dataset, dataset.next_observations, rows, config, clipped)
         looks, cpu = (dataset.observations, dataset.next_observations), torch.device("cpu")
         now, later = (fixed_features(fixed, look, len(dataset), cpu) for look in looks)
-        return cls(dataset.seen_as(now), lambda rows: torch.from_numpy(later[rows]), rows, config, clipped)
+        return cls(dataset.seen_as(now), lambda asked: torch.from_numpy(later[asked]), rows, config, clipped)
 
     def __len__(self) -> int:
         return len(self.rows)
