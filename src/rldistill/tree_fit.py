@@ -27,8 +27,6 @@ ROWS = 4_096
 TINY = float(np.finfo(float).tiny)
 SAMPLE = 5_000
 """Observations that features which depend on the data look at."""
-WORST = 20.0
-"""The most that an action costs, in temperatures, so that no state outweighs all others."""
 FORBIDDEN = 1.0
 """What one costs that is not legal, which play does not take whatever the tree says."""
 
@@ -39,7 +37,7 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
     max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike;
     with `advantage_mse` it learns what each action costs: it is grown by least squares on the bounded advantages, and
-    its leaves say the mean of (Q(s, a) - max_a' Q(s, a')) / temperature, of each state -20 at worst.
+    its leaves say the mean of (Q(s, a) - max_a' Q(s, a')) / temperature.
 
     Raises:
         ConfigError: a loss that a tree cannot minimise.
@@ -145,7 +143,7 @@ def _shares(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
 
 def _advantages(labels: Tensor, temperature: float) -> NDArray[np.float64]:
     """What each action is worth less than the best one, in temperatures, `[N, A]`."""
-    lost = ((labels - labels.amax(1, keepdim=True)) / temperature).clamp_min(-WORST)
+    lost = (labels - labels.amax(1, keepdim=True)) / temperature
     return lost.masked_fill(labels <= ILLEGAL / 2, -FORBIDDEN).double().numpy()
 
 
