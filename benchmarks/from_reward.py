@@ -66,7 +66,17 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
                 "students": {"mlp": {"type": "mlp", "hidden": [32, 32]}},
                 "ppo": LANDER_PPO | {"total_steps": 300_000, "epochs": 4, "eval_every": 20_000}},
     },
+    # Beside the teacher's own representation a student is the teacher in little time: what counts is where it goes.
     "qdagger-Pong": {
+        "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger"}, "collect": {"steps": 100_000},
+                "students": {"linear": {"type": "linear", "features": "teacher"}},
+                "dqn": {"total_steps": 150_000, "buffer_size": 150_000, "learning_starts": 2_000, "learning_rate": 3e-4,
+                        "schedule": "linear", "offline_steps": 30_000, "n_steps": 3, "gamma": 0.995,
+                        "terminal_on_reward": True, "exploration": 0.0, "batch_size": 256, "gradient_steps": 4,
+                        "eval_every": 30_000, "eval_episodes": 40}},
+    },
+    "qdagger-cnn-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
                 "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
