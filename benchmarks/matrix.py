@@ -104,7 +104,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
     ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
     ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "wide"),
-    ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "wide"),
+    ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "offline"),
     ("Pong", "linear-basic", features("basic"), "forward_kl", "wide"),
     ("Pong", "linear-bprost", features("bprost", cell=4), "forward_kl", "wide"),
     ("Pong", "ridge-bprost", features("bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "wide"),
