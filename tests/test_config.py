@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from rldistill import schedules
+from rldistill.collect import CollectConfig
 from rldistill.config import RunConfig
+from rldistill.distill import DistillConfig
 from rldistill.errors import ConfigError
+from rldistill.evaluate.returns import EvaluateConfig
 from rldistill.evaluate.robustness import RobustnessConfig
 from rldistill.losses import ForwardKL, QHuber
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.schedules import Constant
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Fourier, Standardised
@@ -224,6 +229,27 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
 def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
         RunConfig.load(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("collect", CollectConfig),
+        ("distill", DistillConfig),
+        ("evaluate", EvaluateConfig),
+        ("ppo", PPOConfig),
+        ("dqn", DQNConfig),
+        ("students.t", Tree),
+    ],
+)
+def test_what_is_so_by_default_can_be_said(file: Path, key: str, stage: type) -> None:
+    numbers = {field.name: field.default for field in dataclasses.fields(stage) if type(field.default) in (int, float)}
+    numbers.pop("nodes", None)  # a file of weights says it, no run file
+    assert numbers
+    said = RunConfig.load(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
+    planned = said.plan()
+    whole = planned.students["t"] if stage is Tree else getattr(planned, key)
+    assert {name: getattr(whole, name) for name in numbers} == numbers
 
 
 def test_features_go_by_name_alone_or_with_their_settings(tmp_path: Path) -> None:

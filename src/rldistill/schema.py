@@ -35,7 +35,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from rldistill.errors import RLDistillError, did_you_mean
 from rldistill.imports import import_name
 
-NON_NEGATIVE = {"seed", "patience", "steps_per_round", "noop_max", "regions"}
+NON_NEGATIVE = {"critic_warmup", "noop_max", "patience", "refine", "regions", "seed", "steps_per_round"}
 LIMITS: dict[str, tuple[Any, ...]] = {
     "epsilon": (Ge(0), Le(1)),
     "beta": (Ge(0), Le(1)),
