@@ -24,6 +24,7 @@ from rldistill.artifacts import write_json
 from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
 from rldistill.evaluate.play import play
+from rldistill.progress import track
 from rldistill.recipes.from_reward import own_returns
 from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
 from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, Run
@@ -175,7 +176,9 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     }
     if CORRUPTED in about:
         players[CORRUPTED] = Entrant("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
-    said = evaluate(run.env, players, EvaluateConfig(about["episodes"], videos=False), run.folder)["policies"]
+    asked = EvaluateConfig(about["episodes"], videos=False)
+    with track(f"evaluate {name}", "episodes") as report:
+        said = evaluate(run.env, players, asked, run.folder, progress=report)["policies"]
     row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
     row |= {"normalised": said[student]["normalised"], "ci95": said[student]["normalised_ci95"]}
     row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -40,6 +40,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "epsilon": (Ge(0), Le(1)),
     "beta": (Ge(0), Le(1)),
     "gamma": (Ge(0), Le(1)),
+    "average_decay": (Ge(0), Lt(1)),
     "learning_rate": (Gt(0),),
     "temperature": (Gt(0),),
     "delta": (Gt(0),),

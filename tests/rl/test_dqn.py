@@ -29,7 +29,7 @@ from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score
 from rldistill.schedules import Constant
-from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
+from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Standardised, Standardiser
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.screen import Objects
@@ -39,8 +39,9 @@ from rldistill.types import ActionHead, FramePipeline, PolicySpec
 CARTPOLE = EnvConfig("CartPole-v1")
 KL = (Term(ForwardKL()),)
 SHORT = DQNConfig(
-    total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20, schedule="linear"
-)
+    total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20,
+    schedule="linear", average_decay=0.9,
+)  # fmt: skip
 SPEC = PolicySpec((1,), "float32", ActionHead("categorical", (2,)))
 
 
@@ -115,6 +116,25 @@ def test_it_learns_to_balance(tmp_path: Path, settings: dict[str, object]) -> No
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["return"] > 80 > 40 > rows[0]["return"]
     assert isinstance(policy.output, torch.nn.Linear)
+
+
+def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    after: list[torch.Tensor] = []
+    step = torch.optim.Adam.step
+
+    def noted(optimizer: torch.optim.Adam) -> None:
+        step(optimizer)
+        after.append(optimizer.param_groups[0]["params"][0].detach().clone())
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    kept = learn(CARTPOLE, Linear(), dataclasses.replace(SHORT, average_decay=0.75, schedule="constant"), tmp_path)
+    mean = torch.zeros(10)
+    for number, weights in enumerate(after):
+        decay = min(0.75, number / (number + 10))  # which is 0.75 from the 31st on
+        mean = decay * mean + (1 - decay) * weights
+    assert len(after) > 600
+    assert (mean - after[-1]).abs().max() > 1e-4
+    torch.testing.assert_close(torch.cat([part.detach().flatten() for part in kept.parameters()]), mean)
 
 
 def test_stopped_and_resumed_it_has_the_same_bytes(

@@ -87,6 +87,8 @@ class DQNConfig:
         n_steps: of the returns.
         terminal_on_reward: whether returns end at each reward, as for games of many points.
         target_update: gradient steps between copies of the network that says the targets.
+        average_decay: of the running mean of the weights, w <- decay w + (1 - decay) w', which above 0 is what is
+            evaluated and kept (Izmailov 2018, arXiv 1803.05407), while the last weights act.
         exploration: the share of random actions over the course of training.
         double: whether the network itself chooses the action whose value the target network says.
         dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
@@ -109,6 +111,7 @@ class DQNConfig:
     n_steps: int = 1
     terminal_on_reward: bool = False
     target_update: int = 500
+    average_decay: float = 0.0
     exploration: Schedule = Linear(1.0, 0.05, 0.2)
     double: bool = True
     dueling: bool = False
@@ -129,3 +132,5 @@ class DQNConfig:
             raise ConfigError(f"dqn.learning_rate: expected a positive number, found {self.learning_rate}")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
+        if not 0 <= self.average_decay < 1:
+            raise ConfigError(f"dqn.average_decay: expected a number from 0 to below 1, found {self.average_decay}")

@@ -120,8 +120,13 @@ class _Training(Scored):
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         self.spec, self.clipped = setting.sight.student, is_atari(env.id)
         torch.manual_seed(seed)
-        self.policy, self.target = (new_policy(student, self.spec, config) for _ in range(2))
-        self.target.load_state_dict(self.policy.state_dict())
+        self.networks: Mapping[str, NetworkPolicy] = {
+            name: new_policy(student, self.spec, config)
+            for name in ("policy", "target", *(["mean"] if config.average_decay else []))
+        }
+        self.policy, self.target = self.networks["policy"], self.networks["target"]
+        self.candidate = self.networks.get("mean", self.policy)
+        self._agree()
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
         self.keeps_features = dataset is not None and worth_keeping(self.policy, dataset)
@@ -129,6 +134,7 @@ class _Training(Scored):
         self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
+        self.mean = flatten_weights(self.candidate) if config.average_decay else None
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [self.weights], config.learning_rate, eps=1.5e-4, fused=True
         )
@@ -139,7 +145,6 @@ class _Training(Scored):
         self.next_eval = config.eval_every
         self.next_save = time.monotonic() + SAVE_EVERY
         self.noted: list[dict[str, Tensor]] = []
-        self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "target": self.target}
         self.memories: Mapping[str, Memory] = {"student": self.player} | (
             {} if self.teacher is None else {"teacher": self.teacher}
         )
@@ -155,16 +160,16 @@ class _Training(Scored):
     def best_policy(self) -> NetworkPolicy:
         """What is kept, its last layer in one."""
         if self.score is not None:
-            self.policy.load_state_dict(self.best)
-        if isinstance(self.policy.output, Dueling):
-            self.policy.output = self.policy.output.joined()
-        return self.policy.eval()
+            self.candidate.load_state_dict(self.best)
+        if isinstance(self.candidate.output, Dueling):
+            self.candidate.output = self.candidate.output.joined()
+        return self.candidate.eval()
 
     def study(self, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
         """Learn from the teacher's data, with the whole weight of the distillation losses."""
         if not self.updates:
             prepare(self.policy, dataset)
-            self.target.load_state_dict(self.policy.state_dict())
+            self._agree()
         if self.head is None and self.guidance.losses:
             raise ConfigError("guidance: it needs a teacher, and there is none")
         if self.done >= 1:
@@ -234,7 +239,7 @@ class _Training(Scored):
         if not self.updates and not self.keeps_features:
             rng = block_generator(self.seed, "train", 4, 0, 0)
             show([self.policy], self.replay.draw(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
-            self.target.load_state_dict(self.policy.state_dict())
+            self._agree()
         rng = block_generator(self.seed, "train", 3, 0, self.steps)
         weight = self.weaning.weight(self.done)
         if config.schedule == "linear":
@@ -272,10 +277,19 @@ class _Training(Scored):
         per_sample.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([self.weights], self.config.max_grad_norm)
         self.optimizer.step()
+        if self.mean is not None:
+            # Young means are short, or the weights that training began with would be most of them.
+            decay = min(self.config.average_decay, self.updates / (self.updates + 10))
+            self.mean.detach().lerp_(self.weights.detach(), 1 - decay)
         self.updates += 1
         if self.updates % self.config.target_update == 0:
             self.target.load_state_dict(self.policy.state_dict())
         return row
+
+    def _agree(self) -> None:
+        """Let the other networks be as the policy is."""
+        for network in self.networks.values():
+            network.load_state_dict(self.policy.state_dict())
 
     def _remembered(self) -> PolicySpec:
         """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture."""

@@ -126,7 +126,7 @@ class _Training(Scored):
         if initial is not None and not initial.as_is and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
             self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
             self.unseeing = []
-        self.player = setting.player(self.policy)
+        self.candidate, self.player = self.policy, setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
         self.gap = torch.zeros(())
         # Apart, since Adam counts steps: what rests while the critic warms up has to begin with its first one.

@@ -74,9 +74,9 @@ def learned_in(env: EnvConfig) -> EnvConfig:
 
 
 class Scored:
-    """What has a policy that is scored now and then, and keeps the best one."""
+    """What has a policy, the candidate, that is scored now and then, and keeps the best one."""
 
-    policy: NetworkPolicy
+    candidate: NetworkPolicy
     score: Score | None
     best_score: float
     best: dict[str, Tensor]
@@ -84,13 +84,13 @@ class Scored:
     rows: int
 
     def scored(self) -> dict[str, float]:
-        """The score of the policy, which is kept if it is the best."""
+        """The score of the candidate, which is kept if it is the best."""
         assert self.score is not None
-        self.policy.eval()
-        score = float(np.mean(self.score(self.policy)))
-        self.policy.train()
+        self.candidate.eval()
+        score = float(np.mean(self.score(self.candidate)))
+        self.candidate.train()
         if score >= self.best_score:
-            self.best_score, self.best = score, weights_of(self.policy)
+            self.best_score, self.best = score, weights_of(self.candidate)
         return {"score": score}
 
     def add(self, document: dict[str, Any]) -> None:
