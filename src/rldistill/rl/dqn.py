@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,14 +30,14 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS
-from rldistill.rl.q_network import new_policy, worth_keeping
+from rldistill.rl.q_network import Kept, new_policy, worth_keeping
 from rldistill.rl.replay import Drawn, Replay
 from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rl.teacher_data import TeacherData
 from rldistill.rollouts import Memory, rollout
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy, flatten_weights
-from rldistill.types import Batch, Policy, PolicyOutput, PolicySpec
+from rldistill.types import Batch, Policy, PolicyOutput
 
 SAVE_EVERY = 30.0
 """At least so many seconds lie between checkpoints, which hold the whole replay."""
@@ -129,9 +128,9 @@ class _Training(Scored):
         self._agree()
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.keeps_features = dataset is not None and worth_keeping(self.policy, dataset)
+        self.kept = Kept(self.policy, dataset is not None and worth_keeping(self.policy, dataset))
         self.taught: TeacherData | None = None
-        self.replay: Replay | None = Replay(self._remembered(), config.buffer_size, config.num_envs, labels)
+        self.replay: Replay | None = Replay(self.kept.spec, config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
         self.mean = flatten_weights(self.candidate) if config.average_decay else None
@@ -174,7 +173,7 @@ class _Training(Scored):
             raise ConfigError("guidance: it needs a teacher, and there is none")
         if self.done >= 1:
             return
-        self.taught = TeacherData.of(dataset, self.policy if self.keeps_features else None, self.config, self.clipped)
+        self.taught = TeacherData.of(dataset, self.policy if self.kept.features else None, self.config, self.clipped)
         weight = self.guidance.weight(0.0) if self.guidance.losses else 0.0
         while self.studied < self.config.offline_steps:
             rng = block_generator(self.seed, "train", 2, 0, self.studied)
@@ -196,7 +195,7 @@ class _Training(Scored):
             at_random = rng.integers(0, self.spec.head.nvec[0], len(obs))
             if has_mask(self.spec):
                 at_random = random_legal(shown.numpy(), self.spec, rng)
-            seen["obs"], seen["age"] = self._kept(shown), np.array([len(actions) for actions in self.life.taken])
+            seen["obs"], seen["age"] = self.kept.of(shown), np.array([len(actions) for actions in self.life.taken])
             if self.teacher is not None:
                 seen["labels"] = self.teacher.look(obs).params.numpy()
             return np.where(explore, at_random, action)
@@ -209,7 +208,7 @@ class _Training(Scored):
             if transition is None:
                 continue
             step = transition.step
-            last = self._kept(self.life.shown(step.last_obs)) if len(step.ended) else step.last_obs
+            last = self.kept.of(self.life.shown(step.last_obs)) if len(step.ended) else step.last_obs
             cut = {int(slot): last[number] for number, slot in enumerate(step.ended) if not step.terminated[slot]}
             terminal = step.terminated | (step.reward != 0) & config.terminal_on_reward
             assert self.replay is not None
@@ -236,7 +235,7 @@ class _Training(Scored):
         assert self.replay is not None
         if self.steps < config.learning_starts or not self.replay.ready(config.n_steps):
             return
-        if not self.updates and not self.keeps_features:
+        if not self.updates and not self.kept.features:
             rng = block_generator(self.seed, "train", 4, 0, 0)
             show([self.policy], self.replay.draw(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
             self._agree()
@@ -259,10 +258,10 @@ class _Training(Scored):
 
     def _step(self, drawn: Drawn, weight: float) -> dict[str, Tensor]:
         """One step of the optimiser."""
-        output = self._said(self.policy, drawn.obs)
+        output = self.kept.said(self.policy, drawn.obs)
         with torch.no_grad():
-            following = self._said(self.target, drawn.next_obs).params
-            chooser = self._said(self.policy, drawn.next_obs).params if self.config.double else following
+            following = self.kept.said(self.target, drawn.next_obs).params
+            chooser = self.kept.said(self.policy, drawn.next_obs).params if self.config.double else following
             bootstrap = following.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
             target = drawn.reward + drawn.discount * bootstrap
         taken = output.params.gather(1, drawn.action[:, None]).squeeze(1)
@@ -290,25 +289,6 @@ class _Training(Scored):
         """Let the other networks be as the policy is."""
         for network in self.networks.values():
             network.load_state_dict(self.policy.state_dict())
-
-    def _remembered(self) -> PolicySpec:
-        """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture."""
-        if not self.keeps_features:
-            return self.spec
-        return dataclasses.replace(self.spec, obs_shape=(self.policy.num_features,), obs_dtype="float32", frames=None)
-
-    def _kept(self, shown: Tensor) -> NDArray[Any]:
-        if not self.keeps_features:
-            return shown.numpy()
-        with torch.no_grad():
-            return self.policy.fixed(shown).numpy()
-
-    def _said(self, network: NetworkPolicy, seen: Tensor) -> PolicyOutput:
-        """What a network says of what the replay holds."""
-        if self.keeps_features:
-            return network.after_fixed(seen)
-        output: PolicyOutput = network(seen)[0]
-        return output
 
     def _distillation(self, output: PolicyOutput, drawn: Drawn) -> Tensor:
         """The distillation losses, weighted and summed, `[B]`."""
@@ -361,4 +341,6 @@ class _Training(Scored):
         teacher = PolicyOutput(self.head, drawn.labels)
         soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
         with torch.no_grad():
-            return {"teacher_kl": float(functional.kl(teacher, self._said(self.policy, drawn.obs), soft, soft).mean())}
+            return {
+                "teacher_kl": float(functional.kl(teacher, self.kept.said(self.policy, drawn.obs), soft, soft).mean())
+            }

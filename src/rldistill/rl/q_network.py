@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError, SpecMismatchError
@@ -14,7 +18,7 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.students import AnyStudent, Ridge, Tree
 from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicySpec
+from rldistill.types import PolicyOutput, PolicySpec
 
 
 def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
@@ -52,3 +56,38 @@ def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> Netwo
     if config.dueling:
         policy.output = Dueling(policy.output.in_features, policy.output.out_features)
     return policy
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture.
+
+    Attributes:
+        policy: whose layers they are.
+        features: whether these numbers are held.
+    """
+
+    policy: NetworkPolicy
+    features: bool
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Of what is held."""
+        if not self.features:
+            return self.policy.spec
+        width = self.policy.num_features
+        return dataclasses.replace(self.policy.spec, obs_shape=(width,), obs_dtype="float32", frames=None)
+
+    def of(self, shown: Tensor) -> NDArray[Any]:
+        """What is held of observations, `[B, *obs_shape]`."""
+        if not self.features:
+            return shown.numpy()
+        with torch.no_grad():
+            return self.policy.fixed(shown).numpy()
+
+    def said(self, network: NetworkPolicy, held: Tensor) -> PolicyOutput:
+        """What a network with the same fixed layers says of it."""
+        if self.features:
+            return network.after_fixed(held)
+        output: PolicyOutput = network(held)[0]
+        return output
