@@ -16,7 +16,7 @@ from rldistill.distill import DistillConfig, distill
 from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.gradient_fit import GradientFit
-from rldistill.losses import QMSE, AdvantageMSE, BellmanTarget, ForwardKL
+from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
 from rldistill.students.screen import Basic, Objects
@@ -101,6 +101,19 @@ def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
     assert term.loss.temperature == pytest.approx(gap / 2, rel=1e-5)
     (given,) = with_temperatures((Term(ForwardKL(temperature=0.01)),), dataset.spec.head, dataset.action_gap)
     assert given.loss == ForwardKL(temperature=0.01)
+
+
+def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Dataset) -> None:
+    weighted = Term(AdvantageWeightedNLL())
+    (of_gaps,) = with_temperatures((weighted,), dataset.spec.head, dataset.action_gap, dataset.value_error)
+    assert of_gaps.loss == AdvantageWeightedNLL(dataset.action_gap() / 2)
+    away = np.where(np.arange(len(dataset)) % 2 == 0, 7.0, -1.0)  # sqrt((49 + 1) / 2) = 5
+    columns = {**dataset.columns, "value": dataset.columns["return_to_go"] - away}
+    logits = dataclasses.replace(dataset.spec.head, kind="categorical")
+    valued = dataclasses.replace(dataset, columns=columns)
+    (of_values,) = with_temperatures((weighted,), logits, valued.action_gap, valued.value_error)
+    assert isinstance(of_values.loss, AdvantageWeightedNLL)
+    assert of_values.loss.temperature == pytest.approx(5.0, rel=0.01)
 
 
 def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rldistill.errors import SpecMismatchError
-from rldistill.losses import LOSSES, AdvantageMSE, AnyLoss, ForwardKL, Jeffreys, ReverseKL
+from rldistill.losses import LOSSES, AdvantageMSE, AdvantageWeightedNLL, AnyLoss, ForwardKL, Jeffreys, ReverseKL
 from rldistill.schedules import Constant, Schedule
 from rldistill.types import ActionHead, Batch, PolicyOutput, PolicySpec
 
@@ -56,14 +56,22 @@ def default_temperature(head: ActionHead, action_gap: Callable[[], float]) -> fl
     return max(action_gap() / 2, 1e-6) if head.kind == "q_values" else 1.0
 
 
-def with_temperatures(terms: tuple[Term, ...], head: ActionHead, action_gap: Callable[[], float]) -> tuple[Term, ...]:
+def with_temperatures(
+    terms: tuple[Term, ...],
+    head: ActionHead,
+    action_gap: Callable[[], float],
+    value_error: Callable[[], float] = lambda: 1.0,
+) -> tuple[Term, ...]:
     """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
-    distribution prefers its best action by about e^2 : 1; for logits 1."""
+    distribution prefers its best action by about e^2 : 1; for logits 1, and for their advantages what returns are away
+    from the values."""
 
     def fill(loss: AnyLoss) -> AnyLoss:
-        if isinstance(loss, SOFTENED) and loss.temperature is None:
-            return dataclasses.replace(loss, temperature=default_temperature(head, action_gap))
-        return loss
+        if not isinstance(loss, SOFTENED | AdvantageWeightedNLL) or loss.temperature is not None:
+            return loss
+        by_value = isinstance(loss, AdvantageWeightedNLL) and head.kind != "q_values"
+        temperature = max(value_error(), 1e-6) if by_value else default_temperature(head, action_gap)
+        return dataclasses.replace(loss, temperature=temperature)
 
     return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)
 

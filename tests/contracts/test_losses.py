@@ -208,7 +208,7 @@ def test_a_gaussian_student_learns_the_action_of_a_squashed_teacher() -> None:
         (lambda: ForwardKL(temperature=math.nan), "temperature"),
         (lambda: QHuber(delta=0.0), "delta"),
         (lambda: LargeMargin(margin=0.0), "margin"),
-        (lambda: AdvantageWeightedNLL(beta=0.0), "beta"),
+        (lambda: AdvantageWeightedNLL(temperature=0.0), "temperature"),
         (lambda: AdvantageWeightedNLL(clip=math.nan), "clip"),
         (lambda: Jeffreys(temperature=0.0), "temperature"),
         (lambda: AdvantageMSE(temperature=0.0), "temperature"),

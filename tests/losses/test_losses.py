@@ -161,7 +161,7 @@ def test_advantage_weighted_nll_by_hand() -> None:
     # The action taken is 0. Its Q value is 2 below the best: exp(-2 / 4), and the student gives it 1/2.
     batch = make_batch(torch.tensor([[1.0, 3.0]]))
     student = PolicyOutput(LOGITS, torch.zeros(1, 2))
-    assert AdvantageWeightedNLL(beta=4.0)(student, batch).item() == pytest.approx(
+    assert AdvantageWeightedNLL(temperature=4.0)(student, batch).item() == pytest.approx(
         math.exp(-0.5) * math.log(2), abs=1e-6
     )
     # Return-to-go 0 and value -3: exp(3), clipped at 7.

@@ -141,24 +141,25 @@ class GapWeightedNLL:
 
 @dataclass(frozen=True)
 class AdvantageWeightedNLL:
-    """min(exp(A / beta), clip) * -log student(a | s), a the action that was taken.
+    """min(exp(A / temperature), clip) * -log student(a | s), a the action that was taken.
 
     A = Q_t(s, a) - max_a' Q_t(s, a') for a teacher of Q values; else the return-to-go minus the teacher's value.
     Peng 2019, arXiv 1910.00177.
 
     Attributes:
-        beta: how much of an advantage is worth e times the weight.
+        temperature: how much of an advantage is worth e times the weight; by default half the action gap of Q values,
+            or the root mean square of returns-to-go less the teacher's values.
         clip: the largest weight.
     """
 
-    beta: float = 1.0
+    temperature: float | None = None
     clip: float = 20.0
     student_head: ClassVar[str] = "any"
 
     def __post_init__(self) -> None:
-        for name in ("beta", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        require_temperature(self.temperature)
+        if not self.clip > 0:
+            raise ConfigError(f"clip: expected a positive number, found {self.clip}")
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
@@ -173,7 +174,7 @@ class AdvantageWeightedNLL:
             raise SpecMismatchError(
                 "AdvantageWeightedNLL needs a teacher of Q values or with a value, and this one is categorical alone"
             )
-        weight = (advantage / self.beta).clamp(max=math.log(self.clip)).exp()
+        weight = (advantage / (self.temperature or 1.0)).clamp(max=math.log(self.clip)).exp()
         return weight * _cross_entropy(student.params, batch.action)
 
 
