@@ -47,7 +47,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
     "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (50_000, 2, 24_000),
-             "wide": (60_000, 4, 60_000), "many": (60_000, 8, 30_000, 20), "fit": PIXELS},
+             "many": (60_000, 16, 14_992, 30), "fit": PIXELS},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
@@ -100,14 +100,14 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
     ("Pong", "tree-objects", TREE12, "advantage_mse", "many"),
-    ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "wide"),
-    ("Pong", "linear-raw", LINEAR, "forward_kl", "wide"),
-    ("Pong", "linear-standardised", features("standardised"), "forward_kl", "wide"),
-    ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "wide"),
+    ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "dagger"),
+    ("Pong", "linear-raw", LINEAR, "forward_kl", "dagger"),
+    ("Pong", "linear-standardised", features("standardised"), "forward_kl", "dagger"),
+    ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "dagger"),
     ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "offline"),
-    ("Pong", "linear-basic", features("basic"), "forward_kl", "wide"),
-    ("Pong", "linear-bprost", features("bprost", cell=4), "forward_kl", "wide"),
-    ("Pong", "ridge-bprost", features("bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "wide"),
+    ("Pong", "linear-basic", features("basic"), "forward_kl", "dagger"),
+    ("Pong", "linear-bprost", features("bprost", cell=4), "forward_kl", "dagger"),
+    ("Pong", "ridge-bprost", features("bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "dagger"),
 ]  # fmt: skip
 
 
