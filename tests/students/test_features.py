@@ -21,6 +21,7 @@ from rldistill.students.features import (
     RandomConv,
     Raw,
     Standardised,
+    Standardiser,
     TeacherFeatures,
 )
 from rldistill.students.network import NetworkPolicy
@@ -92,6 +93,13 @@ def test_what_is_saved_says_the_same(name: str, student: type[Linear], cnn: Path
 def test_only_the_last_layer_learns(name: str, cnn: Path) -> None:
     policy = built(name, Linear, cnn)
     assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == 3 * (policy.width + 1)
+
+
+def test_what_hardly_moved_in_the_sample_cannot_outweigh_all_else() -> None:
+    standardiser = Standardiser(2)
+    standardiser.look(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
+    found = standardiser(torch.tensor([[4.0, 6.0], [-1.0, 4.0], [21.0, 5.001]]))
+    torch.testing.assert_close(found, torch.tensor([[3.0, 20.0], [-2.0, -20.0], [20.0, 0.0]]), atol=1e-2, rtol=0)
 
 
 def test_standardised_pixels_by_numpy() -> None:

@@ -16,6 +16,8 @@ from rldistill.students.network import Flat, FromData, NetworkPolicy, flat_width
 from rldistill.students.screen import Basic, Bprost, Objects
 from rldistill.types import Obs, PolicySpec
 
+FARTHEST = 20.0
+"""Standard deviations from the mean that a feature may be; few have more, and those tell nothing by how many."""
 FEED_FORWARD = ("actor", "mlp", "cnn", "impala")
 """Networks whose last hidden layer can be taken as features."""
 
@@ -217,7 +219,11 @@ class Waves(nn.Module):
 
 
 class Standardiser(FromData):
-    """(x - mean) / std of each entry, as a sample of the data has them."""
+    """(x - mean) / std of each entry, as a sample of the data has them, and at most FARTHEST from 0.
+
+    What hardly moves in the sample may move later: a paddle of Pong whose column was once found 1,460 deviations from
+    its mean would by itself decide what a linear student says, and what it learns.
+    """
 
     mean: Tensor
     std: Tensor
@@ -235,7 +241,7 @@ class Standardiser(FromData):
 
     def forward(self, x: Tensor) -> Tensor:
         scaled: Tensor = (x - self.mean) / self.std
-        return scaled
+        return scaled.clamp(-FARTHEST, FARTHEST)
 
 
 class LastHidden(nn.Module):
