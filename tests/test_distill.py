@@ -103,17 +103,16 @@ def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
     assert given.loss == ForwardKL(temperature=0.01)
 
 
-def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Dataset) -> None:
-    weighted = Term(AdvantageWeightedNLL())
-    (of_gaps,) = with_temperatures((weighted,), dataset.spec.head, dataset.action_gap, dataset.value_error)
-    assert of_gaps.loss == AdvantageWeightedNLL(dataset.action_gap() / 2)
+def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(losses=(Term(AdvantageWeightedNLL()),))
     away = np.where(np.arange(len(dataset)) % 2 == 0, 7.0, -1.0)  # sqrt((49 + 1) / 2) = 5
-    columns = {**dataset.columns, "value": dataset.columns["return_to_go"] - away}
-    logits = dataclasses.replace(dataset.spec.head, kind="categorical")
-    valued = dataclasses.replace(dataset, columns=columns)
-    (of_values,) = with_temperatures((weighted,), logits, valued.action_gap, valued.value_error)
-    assert isinstance(of_values.loss, AdvantageWeightedNLL)
-    assert of_values.loss.temperature == pytest.approx(5.0, rel=0.01)
+    columns = {**dataset.columns, "value": (dataset.columns["return_to_go"] - away).astype(np.float32)}
+    logits = dataclasses.replace(dataset.spec, head=dataclasses.replace(dataset.spec.head, kind="categorical"))
+    valued = dataclasses.replace(dataset, spec=logits, columns=columns)
+    for data, expected in ((dataset, dataset.action_gap() / 2), (valued, 5.0)):
+        (term,) = GradientFit(data, Mlp((16,)), config, tmp_path, 0, None).terms
+        assert isinstance(term.loss, AdvantageWeightedNLL)
+        assert term.loss.temperature == pytest.approx(expected, rel=0.01)
 
 
 def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_path: Path) -> None:

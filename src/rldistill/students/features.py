@@ -17,7 +17,7 @@ from rldistill.students.screen import Basic, Bprost, Objects
 from rldistill.types import Obs, PolicySpec
 
 FARTHEST = 20.0
-"""Standard deviations from the mean that a feature may be; few have more, and those tell nothing by how many."""
+"""Standard deviations from its mean that a standardised feature may be."""
 FEED_FORWARD = ("actor", "mlp", "cnn", "impala")
 """Networks whose last hidden layer can be taken as features."""
 
@@ -37,7 +37,8 @@ class Raw:
 class Standardised:
     """The flattened observation, each entry less its mean over the data and divided by its standard deviation.
 
-    For pixels this weighs a rare flicker as much as a paddle; other observations are so for every student.
+    What is farther than 20 of these counts as 20. For pixels this weighs a rare flicker as much as a paddle; other
+    observations are so for every student.
     """
 
     as_is = False
