@@ -37,6 +37,7 @@ CORRUPTED, SPOILT = "corrupted", 0.34
 LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
+REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
 
 # `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
 EXPERIMENTS: dict[str, dict[str, Any]] = {
@@ -76,6 +77,18 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
                         "schedule": "linear", "offline_steps": 30_000, "n_steps": 3, "gamma": 0.995,
                         "terminal_on_reward": True, "exploration": 0.0, "batch_size": 256, "gradient_steps": 4,
                         "eval_every": 30_000, "eval_episodes": 40}},
+    },
+    "qdagger-halfway-Pong": {
+        "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",
+        "run": {"env": {"id": "ALE/Pong-v5"},
+                "recipe": {"name": "qdagger", "weight": {"type": "linear", "end": 0.0, "until": 0.5}},
+                "collect": {"steps": 100_000, "epsilon": 0.05},
+                "students": {"mlp": {"type": "mlp", "hidden": [256, 128],
+                                     "features": {"type": "objects", "regions": REGIONS}}},
+                "dqn": {"total_steps": 300_000, "buffer_size": 300_000, "learning_starts": 2_000, "batch_size": 256,
+                        "schedule": "linear", "offline_steps": 10_000, "n_steps": 5, "gamma": 0.995,
+                        "terminal_on_reward": True, "exploration": {"type": "linear", "start": 0.02, "end": 0.0},
+                        "gradient_steps": 8, "target_update": 1_000, "average_decay": 0.999, "eval_every": 30_000}},
     },
     "qdagger-cnn-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
