@@ -245,6 +245,13 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
                 stage(changed, resume=True, quiet=True)
     open_student(folder, asked_of(RunConfig.load(path, ["distill.threads=2"]).plan(), "mlp", teacher), True, False)
 
+    before = json.loads((folder / "asked.json").read_text())
+    del before["distill.patience"]  # as if there had been no such setting then
+    (folder / "asked.json").write_text(json.dumps(before))
+    require_same(folder, asked)
+    with pytest.raises(ConfigError, match=r"distill\.patience was 5, now it is 7"):
+        require_same(folder, asked_of(RunConfig.load(path, ["distill.patience=7"]).plan(), "mlp", teacher))
+
     run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), overwrite=True, quiet=True)
     for stage in (run_distill, run_evaluate):
         with pytest.raises(ConfigError, match=r"learned from other data .* `rldistill distill FILE --overwrite`"):

@@ -51,7 +51,7 @@ class GradientFit:
         initial: NetworkPolicy | None,
     ) -> None:
         self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
-        self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap, dataset.value_error)
+        self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap, dataset.advantage_scale)
         self.device = device_named(config.device)
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))

@@ -60,7 +60,7 @@ def with_temperatures(
     terms: tuple[Term, ...],
     head: ActionHead,
     action_gap: Callable[[], float],
-    value_error: Callable[[], float] = lambda: 1.0,
+    advantage_scale: Callable[[], float] = lambda: 1.0,
 ) -> tuple[Term, ...]:
     """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
     distribution prefers its best action by about e^2 : 1; for logits 1, and for their advantages what returns are away
@@ -70,7 +70,7 @@ def with_temperatures(
         if not isinstance(loss, SOFTENED | AdvantageWeightedNLL) or loss.temperature is not None:
             return loss
         by_value = isinstance(loss, AdvantageWeightedNLL) and head.kind != "q_values"
-        temperature = max(value_error(), 1e-6) if by_value else default_temperature(head, action_gap)
+        temperature = max(advantage_scale(), 1e-6) if by_value else default_temperature(head, action_gap)
         return dataclasses.replace(loss, temperature=temperature)
 
     return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import warnings
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from rldistill.artifacts import sha256_file
 from rldistill.collect import CollectConfig, collect
@@ -127,14 +129,48 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path: Path, monkeyp
         after.append(optimizer.param_groups[0]["params"][0].detach().clone())
 
     monkeypatch.setattr(torch.optim.Adam, "step", noted)
-    kept = learn(CARTPOLE, Linear(), dataclasses.replace(SHORT, average_decay=0.75, schedule="constant"), tmp_path)
-    mean = torch.zeros(10)
+    shown: list[torch.Tensor] = []
+
+    def flat(policy: NetworkPolicy) -> torch.Tensor:
+        return torch.cat([part.detach().flatten() for part in policy.parameters()])
+
+    def score(policy: NetworkPolicy) -> NDArray[np.float64]:
+        shown.append(flat(policy))
+        return np.array([2.0 if len(shown) == 2 else 1.0])  # the second is the best
+
+    config = dataclasses.replace(SHORT, average_decay=0.75, schedule="constant", eval_every=200)
+    monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
+    kept = learn(CARTPOLE, Linear(), config, tmp_path, score=score)
+    mean, means = torch.zeros(10), []
     for number, weights in enumerate(after):
         decay = min(0.75, number / (number + 10))  # which is 0.75 from the 31st on
         mean = decay * mean + (1 - decay) * weights
-    assert len(after) > 600
-    assert (mean - after[-1]).abs().max() > 1e-4
-    torch.testing.assert_close(torch.cat([part.detach().flatten() for part in kept.parameters()]), mean)
+        means.append(mean)
+    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scored = [row["update"] for row in rows if "score" in row]
+    assert len(scored) == len(shown) == 4
+    assert scored[-1] == len(after) > 600
+    assert (means[-1] - after[-1]).abs().max() > 1e-4
+    torch.testing.assert_close(shown, [means[update - 1] for update in scored])
+    torch.testing.assert_close(flat(kept), shown[1])
+
+
+@dataclass(frozen=True)
+class Counting(Linear):
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        policy = super().build(spec)
+        policy.body.append(torch.nn.BatchNorm1d(4))  # type: ignore[operator]
+        return policy
+
+
+def test_what_a_student_counts_beside_its_weights_is_the_newest(tmp_path: Path) -> None:
+    counted = [
+        learn(CARTPOLE, Counting(), dataclasses.replace(SHORT, average_decay=decay), tmp_path / str(decay))
+        for decay in (0.0, 1e-9)
+    ]
+    for one, other in zip(*(policy.buffers() for policy in counted), strict=True):
+        torch.testing.assert_close(one, other)
+    assert not torch.equal(counted[0].body[-1].running_mean, torch.zeros(4))  # type: ignore[index]
 
 
 def test_stopped_and_resumed_it_has_the_same_bytes(

@@ -82,7 +82,24 @@ def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, ke
 def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False)
     vector.save(str(tmp_path / "vecnormalize.pkl"))
-    assert read_normaliser(tmp_path / "vecnormalize.pkl") is None
+    assert read_normaliser(tmp_path / "vecnormalize.pkl").moments == {}
+
+
+def test_values_are_told_in_the_units_of_rewards(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    model = PPO("MlpPolicy", vector, seed=0)
+    model.save(tmp_path / "agent.zip")
+    obs = np.stack([vector.observation_space.sample() for _ in range(20)])
+    with torch.no_grad():
+        normalised = model.policy.predict_values(torch.from_numpy(vector.normalize_obs(obs).astype(np.float32)))
+        said = load_policy(tmp_path / "agent.zip")(torch.from_numpy(obs))[0].value
+    expected = vector.unnormalize_reward(normalised.numpy().ravel())
+    assert abs(expected).max() > 1.5 * abs(normalised).max()
+    np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-3)
 
 
 def normalised(folder: Path, mean: float) -> Path:

@@ -193,8 +193,8 @@ class Dataset:
         """The mean difference between the best and the second-best value in the teacher's labels."""
         return action_gap(self.columns["teacher"])
 
-    def value_error(self) -> float:
-        """The root mean square of the returns-to-go less the teacher's values; 1 where it says none."""
+    def advantage_scale(self) -> float:
+        """The root mean square of the returns-to-go less the teacher's values; 1 where the teacher tells no values."""
         if "value" not in self.columns:
             return 1.0
         return float(np.sqrt(np.square(self.columns["return_to_go"] - self.columns["value"]).mean()))

@@ -221,8 +221,7 @@ def _play(
         out.success[playing[transition.step.ended[over]] - out.first] = transition.step.success[over]
         ended = int(over.sum())
         left -= ended
-        if ended:
-            yield ended
+        yield ended
         if left == 0:
             break
     env.close()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.data.manifest import Manifest
+from rldistill.distill import DistillConfig
 from rldistill.errors import ConfigError
 from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, QDagger, Run, Scratch
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.teachers.identity import identity
 from rldistill.types import Policy
 
@@ -70,7 +72,10 @@ def require_same(folder: Path, asked: dict[str, Any]) -> None:
             f"{path}: the student learned from other data than those that are there now. Let it learn from these: "
             f"{again}."
         )
-    for key in known:  # what it does not tell of could not be asked for then
+    # What it does not tell of could not be asked for then, so that it was as it is by default.
+    default = settings("distill", DistillConfig()) | settings("ppo", PPOConfig()) | settings("dqn", DQNConfig())
+    known = {key: default[key] for key in asked if key in default} | known
+    for key in known:
         if key != "dataset" and known[key] != asked.get(key):
             raise ConfigError(
                 f"{path}: {key} was {known[key]}, now it is {asked.get(key)}. Go on with the old value, or distil "

@@ -87,8 +87,9 @@ class DQNConfig:
         n_steps: of the returns.
         terminal_on_reward: whether returns end at each reward, as for games of many points.
         target_update: gradient steps between copies of the network that says the targets.
-        average_decay: of the running mean of the weights, w <- decay w + (1 - decay) w', which above 0 is what is
-            evaluated and kept (Izmailov 2018, arXiv 1803.05407), while the last weights act.
+        average_decay: of the exponential moving average of the weights, w <- d w + (1 - d) w' with
+            d = min(average_decay, n / (n + 10)) at gradient step n, which above 0 is what is evaluated and kept (as
+            Izmailov 2018, arXiv 1803.05407, does with a uniform average), while the last weights act.
         exploration: the share of random actions over the course of training.
         double: whether the network itself chooses the action whose value the target network says.
         dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.

@@ -156,9 +156,16 @@ class _Training(Scored):
         """How far along it is, from 0 to 1."""
         return self.steps / self.config.total_steps
 
+    def scored(self) -> dict[str, float]:
+        """The score of the candidate, which is kept if it is the best."""
+        self._take_buffers()
+        return super().scored()
+
     def best_policy(self) -> NetworkPolicy:
         """What is kept, its last layer in one."""
-        if self.score is not None:
+        if self.score is None:
+            self._take_buffers()
+        else:
             self.candidate.load_state_dict(self.best)
         if isinstance(self.candidate.output, Dueling):
             self.candidate.output = self.candidate.output.joined()
@@ -284,6 +291,11 @@ class _Training(Scored):
         if self.updates % self.config.target_update == 0:
             self.target.load_state_dict(self.policy.state_dict())
         return row
+
+    def _take_buffers(self) -> None:
+        """Weights are averaged; what a student counts beside them, as batch normalisation does, is the newest."""
+        for kept, newest in zip(self.candidate.buffers(), self.policy.buffers(), strict=True):
+            kept.copy_(newest)
 
     def _agree(self) -> None:
         """Let the other networks be as the policy is."""

@@ -235,7 +235,7 @@ class Standardiser(FromData):
         self.register_buffer("std", torch.ones(width))
 
     def look(self, x: Tensor) -> None:
-        """Take the mean and the standard deviation of a sample, `[N, width]`; what never changes is not divided."""
+        """Take mean and standard deviation of a sample, `[N, width]`; of what never changes the latter counts as 1."""
         std = x.std(0, correction=0)
         self.mean.copy_(x.mean(0))
         self.std.copy_(torch.where(std < 1e-6, 1.0, std))

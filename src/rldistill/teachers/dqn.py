@@ -29,8 +29,9 @@ from rldistill.teachers.vec_env import SteppingVecEnv
 class DoubleDQN(DQN):
     """SB3's DQN with double Q-learning, and a schedule of work that suits CPUs.
 
-    With `average_decay` > 0 it is the weights' running mean, w <- decay * w + (1 - decay) * q_net after each gradient
-    step, that is evaluated and kept (Izmailov 2018, arXiv 1803.05407); on resume the mean begins anew.
+    With `average_decay` > 0 it is the exponential moving average of the weights, w <- decay * w + (1 - decay) * q_net
+    after each gradient step, that is evaluated and kept (as Izmailov 2018, arXiv 1803.05407, does with a uniform
+    average); on resume it begins anew.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections import OrderedDict
@@ -28,11 +29,19 @@ _RECORDS = re.compile(
 
 @dataclass(frozen=True)
 class Normaliser:
-    """VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip), for each entry of the observation."""
+    """VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip), for each entry of the observation.
+
+    Attributes:
+        moments: mean and variance by entry; none where only rewards were normalised.
+        epsilon, clip: as in the formula.
+        reward_scale: what rewards were divided by, and values are therefore in units of: sqrt(var + epsilon), var that
+            of returns; 1 where they were not normalised.
+    """
 
     moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     epsilon: float
     clip: float
+    reward_scale: float = 1.0
 
     def flat(self, spec: PolicySpec) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the shape that a policy of `spec` standardises with.
@@ -62,8 +71,8 @@ class Normaliser:
         return mean, var
 
 
-def read_normaliser(path: Path) -> Normaliser | None:
-    """The normaliser of observations, or None where only rewards were normalised.
+def read_normaliser(path: Path) -> Normaliser:
+    """What observations and rewards were normalised by.
 
     Raises:
         UntrustedFileError: it names anything but numpy's arrays and the records that SB3 writes.
@@ -73,13 +82,16 @@ def read_normaliser(path: Path) -> Normaliser | None:
         raise UntrustedFileError(f"{path}: {path.stat().st_size:,} bytes; refused above {MAX_BYTES:,}")
     try:
         state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())
-        if not state.get("norm_obs", True):
-            return None
-        rms = state["obs_rms"]
-        keys = state.get("norm_obs_keys")
-        statistics = {"": rms} if isinstance(rms, _Record) else {k: rms[k] for k in keys or rms}
+        epsilon, scale, statistics = float(state["epsilon"]), 1.0, {}
+        if state.get("norm_obs", True):
+            rms = state["obs_rms"]
+            keys = state.get("norm_obs_keys")
+            statistics = {"": rms} if isinstance(rms, _Record) else {k: rms[k] for k in keys or rms}
+        if state.get("norm_reward", False):
+            _, var = _moments(state["ret_rms"])
+            scale = math.sqrt(var.item() + epsilon)
         moments = {key: _moments(item) for key, item in statistics.items()}
-        return Normaliser(moments, float(state["epsilon"]), float(state["clip_obs"]))
+        return Normaliser(moments, epsilon, float(state["clip_obs"]), scale)
     except _Refused as error:
         raise UntrustedFileError(f"{path}: {error}; nothing of it was run") from None
     except Exception as error:  # damaged bytes make pickle and numpy raise whatever they like

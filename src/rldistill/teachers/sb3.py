@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rldistill.errors import (
     FETCH_AGAIN,
@@ -114,8 +115,13 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
 
 
 def _normalise(policy: ActorPolicy, path: Path) -> None:
+    """Let the policy see what its normaliser would show it, and its critic tell values in the units of rewards."""
     normaliser = read_normaliser(path)
-    if normaliser is None:
+    if policy.critic is not None:
+        with torch.no_grad():
+            for parameter in policy.critic[-1].parameters():
+                parameter.mul_(normaliser.reward_scale)
+    if not normaliser.moments:
         return
     try:
         normaliser, spec = _before_stacking(normaliser, policy.spec)
