@@ -14,6 +14,7 @@ from rldistill.cli import app
 from rldistill.errors import ConfigError
 from rldistill.report.explain import draw, explain
 from rldistill.students import Linear, Mlp, Tree
+from rldistill.students.features import Standardised
 from rldistill.students.screen import Objects
 from rldistill.students.storage import save_policy
 from rldistill.types import ActionHead, PolicySpec
@@ -56,10 +57,37 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
     policy.look(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
     obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
     obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is one pixel
-    rows = [line.split() for line in explain(policy).splitlines()[1:]]
-    table = {row[-3]: [float(number) for number in row[-2:]] for row in rows}
+    *rows, _ = [line.split() for line in explain(policy).splitlines()[1:]]
+    table = {row[1] if row[0] == "ball" else row[0]: [float(number) for number in row[-4:]] for row in rows[:-1]}
+    table["constant"] = [float(number) for number in rows[-1][1:]]
     said = [3 * table["row"][k] + table["column"][k] + table["size"][k] + table["constant"][k] for k in (0, 1)]
     assert said == pytest.approx(policy(obs)[0].params[0].tolist(), abs=1e-3)
+
+
+def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
+    policy = Linear(Standardised()).build(SPEC)
+    policy.look(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
+    *rows, note = explain(policy).splitlines()[1:]
+    table = [[float(number) for number in row.split()[1:]] for row in rows]
+    assert [row[2:] for row in table[:2]] == [[-38, 42], [0.25, 10.25]]
+    assert note == "what is beyond `from` or `to` counts as that"
+    said = [table[0][k] * 3 + table[1][k] * 10.25 + table[2][k] for k in (0, 1)]
+    assert said == pytest.approx(policy(torch.tensor([[3.0, 99.0]]))[0].params[0].tolist(), abs=1e-3)
+
+
+def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
+    policy = Tree(nodes=3, features=Standardised()).build(SPEC)
+    policy.look(torch.tensor([[0.0, 5.0], [200.0, 5.5]]))  # means 100 and 5.25, deviations 100 and 0.25
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([0.0, -1, -1]))
+        policy.threshold[0] = 0.5
+        policy.left[0], policy.right[0] = 1, 2
+        policy.value.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert explain(policy).splitlines()[0] == "if obs[0] <= 150:"
+    assert policy(torch.tensor([[149.0, 5.0], [151.0, 5.0]]))[0].mode().tolist() == [0, 1]
+    of_bytes = Tree(nodes=3).build(PolicySpec((2,), "uint8", ActionHead("categorical", (2,))))
+    of_bytes.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
+    assert explain(of_bytes).splitlines()[0] == "if obs[0] <= 127.5:"
 
 
 def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rldistill.artifacts import write_atomic
 from rldistill.errors import ConfigError
-from rldistill.students.features import AnyFeatures, Raw, Standardised, Standardiser
+from rldistill.students.features import FARTHEST, AnyFeatures, Raw, Standardised, Standardiser
 from rldistill.students.linear import Linear
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
@@ -29,16 +29,20 @@ def explain(policy: NetworkPolicy) -> str:
         ConfigError: it is neither a tree nor linear in something that has a name.
     """
     if isinstance(policy, TreePolicy):
-        return "\n".join(_rules(policy, _names(policy.spec, policy.config.features), 0, ""))
+        return "\n".join(_rules(policy, _names(policy.spec, policy.config.features), _thresholds(policy), 0, ""))
     weight, bias = _linear(policy)
     if _pictures(policy) is not None:
         return "linear in pixels; --out FILE.png draws its weights"
     names, columns = _names(policy.spec, policy.config.features), _outputs(policy.spec)
     width = max(map(len, [*names, "constant"]))
+    bounded = any(isinstance(layer, Standardiser) for layer in policy.body.modules())
+    mean, std = _scaling(policy, len(names))
+    bounds = np.stack([mean - FARTHEST * std, mean + FARTHEST * std], 1) if bounded else np.empty((len(names), 0))
+    columns += ["from", "to"] if bounded else []
     rows = [f"{'':<{width}} " + " ".join(f"{column:>12}" for column in columns)]
-    table = zip([*names, "constant"], [*weight.T, bias], strict=True)
+    table = zip([*names, "constant"], [*np.concatenate([weight.T, bounds], 1), bias], strict=True)
     rows += [f"{name:<{width}} " + " ".join(f"{number:>12.5g}" for number in numbers) for name, numbers in table]
-    return "\n".join(rows)
+    return "\n".join([*rows, *(["what is beyond `from` or `to` counts as that"] if bounded else [])])
 
 
 def draw(policy: NetworkPolicy, path: Path) -> None:
@@ -92,26 +96,44 @@ def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.floa
         )
     if policy.spec.nvec or any(part.nvec for _, part in policy.spec.parts):
         raise ConfigError("a linear student on choices has no weights for its entries; take a tree")
-    scale = 255.0 if policy.spec.obs_dtype == "uint8" and not policy.as_is else 1.0
+    mean, std = _scaling(policy, weight.shape[1])
+    weight = weight / std
+    return weight, bias - weight @ mean
+
+
+def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is subtracted from each of the features that have names, and what that is then divided by, `[N]` each."""
+    mean, std = np.zeros(width), np.ones(width)
+    if not policy.as_is:
+        std *= 255.0 if policy.spec.obs_dtype == "uint8" else 1.0
     moments = [] if policy.as_is else [(policy.obs_mean, policy.obs_std)]
     moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
-    for mean, std in reversed(moments):
-        weight = weight / np.broadcast_to(std.double().numpy().ravel(), weight.shape[1])
-        bias = bias - weight @ np.broadcast_to(mean.double().numpy().ravel(), weight.shape[1])
-    return weight / scale, bias
+    for further in moments:
+        its_mean, its_std = (tensor.double().numpy().ravel() for tensor in further)
+        mean, std = mean + std * its_mean, std * its_std
+    return mean, std
 
 
-def _rules(policy: TreePolicy, names: list[str], node: int, indent: str) -> list[str]:
+def _thresholds(policy: TreePolicy) -> NDArray[np.float64]:
+    """Of all nodes, in the units of what is named."""
+    threshold: NDArray[np.float64] = policy.threshold.detach().numpy().astype(np.float64)
+    if isinstance(policy.config.features, Raw | Standardised | Basic | Objects):
+        mean, std = _scaling(policy, policy.num_features)
+        compared = policy.feature.long().numpy()
+        threshold = threshold * std[compared] + mean[compared]
+    return threshold
+
+
+def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64], node: int, indent: str) -> list[str]:
     feature = int(policy.feature[node])
     if feature < 0:
         return [f"{indent}{_leaf(policy, node)}"]
-    name, threshold = names[feature], float(policy.threshold.detach()[node])
     left, right = int(policy.left[node]), int(policy.right[node])
     return [
-        f"{indent}if {name} <= {threshold:.5g}:",
-        *_rules(policy, names, left, indent + "  "),
+        f"{indent}if {names[feature]} <= {thresholds[node]:.5g}:",
+        *_rules(policy, names, thresholds, left, indent + "  "),
         f"{indent}else:",
-        *_rules(policy, names, right, indent + "  "),
+        *_rules(policy, names, thresholds, right, indent + "  "),
     ]
 
 
