@@ -222,6 +222,8 @@ class Waves(nn.Module):
 class Standardiser(FromData):
     """(x - mean) / std of each entry, as a sample of the data has them, and at most FARTHEST from 0.
 
+    The std of what never changes in the sample counts as 1, so that later it is told up to FARTHEST units away.
+
     What hardly moves in the sample may move later: a paddle of Pong whose column was once found 1,460 deviations from
     its mean would by itself decide what a linear student says, and what it learns.
     """
@@ -235,7 +237,7 @@ class Standardiser(FromData):
         self.register_buffer("std", torch.ones(width))
 
     def look(self, x: Tensor) -> None:
-        """Take mean and standard deviation of a sample, `[N, width]`; of what never changes the latter counts as 1."""
+        """Take mean and standard deviation of a sample, `[N, width]`."""
         std = x.std(0, correction=0)
         self.mean.copy_(x.mean(0))
         self.std.copy_(torch.where(std < 1e-6, 1.0, std))
