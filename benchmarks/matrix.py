@@ -112,6 +112,9 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
 ]  # fmt: skip
 
 
+# Of students that want other settings than their environment's.
+FITS: dict[str, dict[str, Any]] = {"cnn-10k": {"epochs": 24}}
+
 Cell = tuple[str, str, dict[str, Any], str, str]
 
 
@@ -148,7 +151,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
             "gamma": about.get("gamma", 0.99),
         },
         "recipe": {"name": "offline"} if recipe == "offline" else in_rounds,
-        "distill": {**about["fit"], "losses": [loss]},
+        "distill": {**about["fit"], **FITS.get(name, {}), "losses": [loss]},
         "students": {name: student},
         "seeds": seeds,
     }
