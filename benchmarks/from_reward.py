@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matrix import CNN62, REGIONS
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -35,9 +36,7 @@ from rldistill.teachers.load import SavedTeacher
 CORRUPTED, SPOILT = "corrupted", 0.34
 
 LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
-CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
-REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
 
 # `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
 EXPERIMENTS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.single import EnvConfig, sight_of
 from rldistill.envs.two_views import Side
-from rldistill.envs.vector import make_vector_env
+from rldistill.envs.vector import Step, make_vector_env
 from rldistill.masking import confine, has_mask, random_legal
 from rldistill.rollouts import Memory, inference_threads, rollout, take_turns, to_env_action
 from rldistill.types import Policy, PolicyOutput, PolicySpec
@@ -209,23 +209,27 @@ def _play(
             continue
         for memory in filter(None, (player, watcher)):
             memory.forget(transition.step.ended)
-        counted = np.flatnonzero(playing != NONE)
-        episodes, reward = playing[counted] - out.first, transition.step.reward[counted]
-        out.returns[episodes] += reward
-        out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
-        out.lengths[episodes] += 1
         taken.add(playing, transition.action)
-        over = playing[transition.step.ended] != NONE
-        if not over.any():
+        if not (ended := _count(out, transition.step, playing, gamma)):
             continue
-        out.success[playing[transition.step.ended[over]] - out.first] = transition.step.success[over]
-        ended = int(over.sum())
         left -= ended
         yield ended
         if left == 0:
             break
     env.close()
     taken.give_to(out)
+
+
+def _count(out: Episodes, step: Step, playing: NDArray[np.int64], gamma: float) -> int:
+    """Add a step of the slots to the episodes that they play; returns how many of these it ended."""
+    counted = np.flatnonzero(playing != NONE)
+    episodes, reward = playing[counted] - out.first, step.reward[counted]
+    out.returns[episodes] += reward
+    out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
+    out.lengths[episodes] += 1
+    over = playing[step.ended] != NONE
+    out.success[playing[step.ended[over]] - out.first] = step.success[over]
+    return int(over.sum())
 
 
 class _Taken:

@@ -105,7 +105,9 @@ def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], ND
     """What is subtracted from each of the features that have names, and what that is then divided by, `[N]` each."""
     mean, std = np.zeros(width), np.ones(width)
     if not policy.as_is:
-        std *= 255.0 if policy.spec.obs_dtype == "uint8" else 1.0
+        entries = policy.spec.entries.values()
+        bytes_ = [np.full(part.width, part.dtype == "uint8" and not part.nvec) for part in entries]
+        std = np.where(np.concatenate(bytes_), 255.0, 1.0)
     moments = [] if policy.as_is else [(policy.obs_mean, policy.obs_std)]
     moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
     for further in moments:

@@ -163,9 +163,8 @@ class _Training(Scored):
 
     def best_policy(self) -> NetworkPolicy:
         """What is kept, its last layer in one."""
-        if self.score is None:
-            self._take_buffers()
-        else:
+        self._take_buffers()
+        if self.score is not None:
             self.candidate.load_state_dict(self.best)
         if isinstance(self.candidate.output, Dueling):
             self.candidate.output = self.candidate.output.joined()
