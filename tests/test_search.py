@@ -15,7 +15,9 @@ from rich.console import Console
 
 from rldistill.config import RunConfig
 from rldistill.distill import distill
+from rldistill.envs.single import EnvConfig
 from rldistill.errors import ConfigError, NothingLearnedError
+from rldistill.evaluate.play import JUDGING, play
 from rldistill.options import measure_from_options, share_from_options
 from rldistill.recipes.candidates import as_written, candidates
 from rldistill.recipes.halving import SearchConfig, Trial, front, promoted
@@ -25,6 +27,7 @@ from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
+from rldistill.types import Policy
 
 
 def trial(name: str, parameters: int, score: float | None) -> Trial:
@@ -125,12 +128,26 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
 
 
-def test_the_students_of_the_run_file_alone(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_the_students_of_the_run_file_alone(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def counting(env: EnvConfig, policy: Policy | None, episodes: int, *, round: int, **settings: Any) -> Any:
+        if round == JUDGING and policy is not None:
+            judged.append(episodes)
+        return play(env, policy, episodes, round=round, **settings)
+
+    monkeypatch.setattr("rldistill.recipes.halving.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
     run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear", "students.mlp={type: mlp}"]).plan()
     found = search(run, config, quiet=True)
     assert [entry["name"] for entry in found["tried"]] == ["scout", "mlp"]
     assert found["winner"] == "scout"
+    # Each seed, the first too, and the teacher: on other episodes than the student was chosen by.
+    (tested,) = {entry["test"]["episodes"] for entry in found["tried"] if entry["test"]}
+    of_seeds = sum(len(entry["test"]["seeds"]) for entry in found["tried"] if entry["test"])
+    assert sum(judged) == tested * (of_seeds + 1)
     with pytest.raises(ConfigError, match="--own: the run file names no students"):
         search(dataclasses.replace(run, students={}), config, overwrite=True, quiet=True)
 

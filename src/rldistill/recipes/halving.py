@@ -106,8 +106,9 @@ class Arena:
     seed: int
     folder: Path
 
-    def returns(self, policy: Policy | None, episodes: int, round: int, file: Path) -> NDArray[np.float64]:
-        """Of the first `episodes` of a policy, kept in `file` as they are played."""
+    def returns(self, policy: Policy | None, episodes: int, round: int, place: Path) -> NDArray[np.float64]:
+        """Of the first `episodes` of a round of a policy, kept in the folder `place` as they are played."""
+        file = place / f"returns-{round}.json"
         known = np.array(read_json(file)["returns"] if file.exists() else [], float)
         if len(known) < episodes:
             side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
@@ -120,7 +121,7 @@ class Arena:
     def reference(self, who: Literal["teacher", "random"], episodes: int, round: int) -> Returns:
         """Returns `[1, episodes]` of teacher or random play."""
         policy = self.teacher if who == "teacher" else None
-        return self.returns(policy, episodes, round, self.folder / f"{who}-{round}.json")[None]
+        return self.returns(policy, episodes, round, self.folder / who)[None]
 
 
 def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
@@ -187,7 +188,7 @@ def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: T
         except NothingLearnedError as error:
             write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
         else:
-            returns = arena.returns(policy, episodes, CHOOSING, place / "returns.json")[None]
+            returns = arena.returns(policy, episodes, CHOOSING, place)[None]
             teacher, random = (arena.reference(who, episodes, CHOOSING) for who in ("teacher", "random"))
             interval = normalised_interval(returns, teacher, random)
             row |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
@@ -229,10 +230,9 @@ def judge(
     counts = looks(run.evaluate.episodes, most_episodes(run))
     known = 0
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
-        files = [place / f"seed-{seed}" / "returns.json" for seed in seeds]
         rows = []
-        for number, (student, file) in enumerate(zip(students, files, strict=True)):
-            rows.append(arena.returns(student, count, JUDGING, file))
+        for number, (student, seed) in enumerate(zip(students, seeds, strict=True)):
+            rows.append(arena.returns(student, count, JUDGING, place / f"seed-{seed}"))
             report(known * len(seeds) + (count - known) * (number + 1))
         known, returns = count, np.stack(rows)
         teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
