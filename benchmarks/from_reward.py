@@ -69,13 +69,15 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     # Beside the teacher's own representation a student is the teacher in little time: what counts is where it goes.
     "qdagger-Pong": {
-        "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
-        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger"}, "collect": {"steps": 100_000},
-                "students": {"linear": {"type": "linear", "features": "teacher"}},
-                "dqn": {"total_steps": 150_000, "buffer_size": 150_000, "learning_starts": 2_000, "learning_rate": 3e-4,
-                        "schedule": "linear", "offline_steps": 30_000, "n_steps": 3, "gamma": 0.995,
-                        "terminal_on_reward": True, "exploration": 0.0, "batch_size": 256, "gradient_steps": 4,
-                        "eval_every": 30_000, "eval_episodes": 40}},
+        "wanted": 1.0, "seeds": 3, "episodes": 100, "teacher": "zoo:pong-dqn",
+        "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 0.3},
+                "collect": {"steps": 100_000, "epsilon": 0.05},
+                "students": {"mlp": {"type": "mlp", "hidden": [256], "features": "teacher"}},
+                "dqn": {"total_steps": 200_000, "buffer_size": 200_000, "learning_starts": 2_000, "learning_rate": 3e-4,
+                        "schedule": "linear", "offline_steps": 20_000, "n_steps": 5, "gamma": 0.995,
+                        "terminal_on_reward": True, "exploration": {"type": "linear", "start": 0.02, "end": 0.01},
+                        "batch_size": 256, "gradient_steps": 2, "target_update": 1_000, "average_decay": 0.999,
+                        "eval_every": 40_000, "eval_episodes": 40}},
     },
     "qdagger-halfway-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",

@@ -39,7 +39,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Acrobot": {"id": "Acrobot-v1", "steps": 20_000, "rounds": (8_000, 4, 3_000),
                 "train": PPO | {"total_steps": 200_000}, "fit": SMALL},
     "BipedalWalker": {"id": "BipedalWalker-v3", "agent": "ppo/BipedalWalker-v3", "steps": 100_000,
-                      "rounds": (40_000, 4, 15_000), "wide": (80_000, 2, 30_000),
+                      "rounds": (40_000, 4, 15_000), "wide": (80_000, 4, 30_000),
                       "train": PPO | {"total_steps": 2_000_000}, "fit": PATIENT | {"epochs": 60}},
     "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
                     "rounds": (40_000, 4, 15_000), "fit": PATIENT | {"epochs": 40},

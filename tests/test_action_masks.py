@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from rldistill.evaluate.play import play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.masking import confine, random_legal
 from rldistill.objective import Term
-from rldistill.students import Mlp
+from rldistill.students import Mlp, Ridge
+from rldistill.students.network import split_parts
 from rldistill.teachers.load import load_policy
 from rldistill.types import ILLEGAL, MASK, ActionHead, PolicyOutput, Wrapper
 
@@ -125,6 +127,38 @@ class Valued:
     def __call__(self, obs: Any, state: Any = None) -> tuple[PolicyOutput, None]:
         output, _ = self.policy(obs)
         return PolicyOutput(self.spec.head, output.params, mask=output.mask), None
+
+
+@pytest.mark.parametrize("kind", ["q_values", "categorical"])
+def test_least_squares_fits_the_legal_actions_alone(kind: Any, env: EnvConfig, tmp_path: Path) -> None:
+    teacher = Plane(kind, spec_from_env(env))
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    student = distill(
+        data, Ridge(l2=1e-8), DistillConfig((Term(QMSE() if kind == "q_values" else ForwardKL()),)), tmp_path / "s"
+    )
+    rows = np.arange(500)
+    batch = data.batch(rows)
+    said, wanted = student(batch.obs)[0].params, batch.teacher.params
+    legal = wanted > ILLEGAL / 2
+    assert (said[~legal] <= ILLEGAL / 2).all()
+    assert float((said.argmax(1) == wanted.argmax(1)).float().mean()) > (0.99 if kind == "q_values" else 0.9)
+    if kind == "q_values":  # which are linear in what it sees, so that nothing is lost
+        torch.testing.assert_close(said[legal], wanted[legal], rtol=1e-3, atol=1e-3)
+
+
+class Plane:
+    """Numbers that are linear in the observation, of those that are legal."""
+
+    def __init__(self, kind: Any, spec: Any) -> None:
+        self.spec = dataclasses.replace(spec, head=ActionHead(kind, (4,)))
+        self.weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def __call__(self, obs: Any, state: Any = None) -> tuple[PolicyOutput, None]:
+        parts = split_parts(obs, self.spec)
+        return PolicyOutput(self.spec.head, parts["obs"] @ self.weight).masked(parts[MASK]), None
 
 
 def test_choices_are_maskable_ppos_own(env: EnvConfig, file: Path) -> None:

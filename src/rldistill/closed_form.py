@@ -19,7 +19,7 @@ from rldistill.losses import QMSE, AnyLoss, BellmanTarget, ForwardKL
 from rldistill.metrics import Metrics
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
-from rldistill.types import Batch, PolicyOutput, PolicySpec
+from rldistill.types import ILLEGAL, MASK, Batch, PolicyOutput, PolicySpec
 
 Rows = NDArray[np.int64]
 ROWS = 2_048
@@ -50,7 +50,13 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
     layer = policy.output
     assert isinstance(layer, nn.Linear)
     error = variance = 0.0
+    count = 0
     for fit in fits(dataset, losses):
+        count += len(fit.heldout)
+        if not len(fit.train):  # it was never legal, and so it stays
+            with torch.no_grad():
+                layer.weight[fit.outputs], layer.bias[fit.outputs] = 0.0, ILLEGAL
+            continue
         gram, cross, mean, target_mean = moments(dataset, policy, fit)
         eye = torch.eye(len(gram), dtype=gram.dtype)
         weight = torch.linalg.solve(gram + student.l2 * eye, cross)
@@ -59,8 +65,7 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
             layer.bias[fit.outputs] = (target_mean - mean @ weight).to(torch.float32)
         errors = _heldout_errors(dataset, policy, fit, target_mean)
         error, variance = error + errors[0], variance + errors[1]
-    count = int(dataset.heldout.sum())
-    row: dict[str, float | None] = {"epoch": 1, "step": len(dataset) - count, "heldout_loss": error / count}
+    row: dict[str, float | None] = {"epoch": 1, "step": int((~dataset.heldout).sum()), "heldout_loss": error / count}
     row |= {"agreement": _agreement(dataset, policy), "seconds": round(time.monotonic() - started, 3)}
     Metrics(folder).write([row])
     if not error < variance:
@@ -74,7 +79,13 @@ def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
     """What is solved for under these losses: all outputs at once, or each by itself."""
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
-        return [Fit(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
+        if MASK not in dataset.spec.entries:
+            return [Fit(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
+        # Of an action that was ruled out the label says nothing but that.
+        legal = np.abs(dataset.columns["teacher"]) < -ILLEGAL / 2
+        return [
+            _column(number, train[allowed[train]], heldout[allowed[heldout]]) for number, allowed in enumerate(legal.T)
+        ]
     if len(losses) > 1 or not isinstance(losses[0], BellmanTarget):
         names = ", ".join(type(loss).__name__ for loss in losses)
         raise ConfigError(
@@ -97,6 +108,11 @@ def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
     return fits
 
 
+def _column(number: int, train: Rows, heldout: Rows) -> Fit:
+    only = slice(number, number + 1)
+    return Fit(only, train, heldout, lambda batch: targets(batch.teacher)[:, only])
+
+
 def solvable(spec: PolicySpec) -> PolicySpec:
     """The spec of what a least-squares fit can say: a continuous policy's most likely action, others as they are."""
     head = spec.head if spec.head.discrete else dataclasses.replace(spec.head, kind="deterministic")
@@ -104,9 +120,11 @@ def solvable(spec: PolicySpec) -> PolicySpec:
 
 
 def targets(teacher: PolicyOutput) -> Tensor:
-    """What is fitted, `[B, P]`."""
+    """What is fitted, `[B, P]`: of logits what is left without their mean over the legal actions."""
     if teacher.head.kind == "categorical":
-        return teacher.params - teacher.params.mean(-1, keepdim=True)
+        legal = teacher.params > ILLEGAL / 2
+        mean = teacher.params.where(legal, 0).sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
+        return teacher.params - mean
     return teacher.params if teacher.head.discrete else teacher.mode()
 
 
