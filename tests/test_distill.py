@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedEr
 from rldistill.gradient_fit import GradientFit
 from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.objective import Term, best_constant_loss, with_temperatures
-from rldistill.students import AnyStudent, Linear, Mlp, Ridge, Tree
+from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.screen import Basic, Objects
 from rldistill.types import ActionHead, PolicyOutput, PolicySpec
 
@@ -39,19 +40,47 @@ class StopAfter(Exception):
     pass
 
 
-@pytest.mark.parametrize("epochs_before", [1, 3])
-def test_interrupted_and_resumed_it_has_the_same_bytes(dataset: Dataset, tmp_path: Path, epochs_before: int) -> None:
-    distill(dataset, Mlp((16,)), CONFIG, tmp_path / "whole", seed=3)
+@pytest.mark.parametrize(("student", "epochs_before"), [(Mlp((16,)), 1), (Mlp((16,)), 3), (Gru(8, (8,), window=8), 1)])
+def test_interrupted_and_resumed_it_has_the_same_bytes(
+    dataset: Dataset, tmp_path: Path, student: AnyStudent, epochs_before: int
+) -> None:
+    distill(dataset, student, CONFIG, tmp_path / "whole", seed=3)
 
     def stop(done: int, total: int) -> None:
         if done == epochs_before:
             raise StopAfter
 
     with pytest.raises(StopAfter):
-        distill(dataset, Mlp((16,)), CONFIG, tmp_path / "cut", seed=3, progress=stop)
-    distill(dataset, Mlp((16,)), CONFIG, tmp_path / "cut", seed=3, resume=True)
+        distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, progress=stop)
+    distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, resume=True)
     hashes = [sha256_file(tmp_path / name / "policy.safetensors") for name in ("whole", "cut")]
     assert hashes[0] == hashes[1]
+
+
+def test_a_warm_start_is_kept_where_nothing_better_comes(dataset: Dataset, tmp_path: Path) -> None:
+    first = distill(dataset, Mlp((16,)), CONFIG, tmp_path / "first")
+    wild = DistillConfig(epochs=1, learning_rate=0.5)
+    second = distill(dataset, Mlp((16,)), wild, tmp_path / "second", initial=first)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("student", [Mlp((8,)), Gru(8, (8,), window=8)], ids=["mlp", "gru"])
+def test_schedules_run_once_from_beginning_to_end(
+    dataset: Dataset, tmp_path: Path, student: AnyStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    step = GradientFit.step
+
+    def noting(self: GradientFit, batch: Any, output: Any, progress: float) -> Any:
+        seen.append(progress)
+        return step(self, batch, output, progress)
+
+    monkeypatch.setattr(GradientFit, "step", noting)
+    distill(dataset, student, DistillConfig(epochs=4, batch_size=32), tmp_path / "student")
+    steps = np.diff([*seen, 1.0])
+    assert seen[0] == 0
+    assert steps.min() > 0
+    assert steps.max() < 2 / len(seen)
 
 
 def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None:

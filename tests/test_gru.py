@@ -80,11 +80,8 @@ def test_it_remembers_what_it_cannot_see(teacher: NetworkPolicy, tmp_path: Path)
     assert loss["gru"] < 0.9 * loss["mlp"]
 
 
-def test_a_killed_fit_goes_on_and_the_student_plays(dataset: Dataset, tmp_path: Path) -> None:
-    config = DistillConfig(epochs=3, batch_size=64)
-    whole = distill(dataset, Gru(8, (8,), window=8), config, tmp_path / "whole")
-    again = distill(dataset, Gru(8, (8,), window=8), config, tmp_path / "again")
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+def test_the_student_plays_and_acts_where_a_teacher_labels(dataset: Dataset, tmp_path: Path) -> None:
+    whole = distill(dataset, Gru(8, (8,), window=8), DistillConfig(epochs=3, batch_size=64), tmp_path / "whole")
     assert play(CARTPOLE, whole, 2).lengths.min() > 1
     student_data = collect(
         CARTPOLE,

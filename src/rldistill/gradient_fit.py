@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 HELDOUT_ROWS = 5_000
 FRAMES_AT_ONCE = 512
+ROWS_AT_ONCE = 1 << 14
 SAVE_EVERY = 2.0
 """Seconds between checkpoints, which are fsynced and so cost as much as some epochs of a small student."""
 
@@ -75,6 +76,7 @@ class GradientFit:
         if not isinstance(self.policy, GruPolicy):  # which needs whole episodes
             self.heldout_rows = _spread(self.heldout_rows, HELDOUT_ROWS)
         self.best_loss, self.best, self.stale, self.epoch = np.inf, _copy(self.policy), 0, 0
+        self.first_loss, self.first = np.inf if initial is None else self._heldout()[0], self.best
         self.checkpoint, self.saved = folder / "checkpoints" / "last.safetensors", -np.inf
         if self.checkpoint.exists():
             self._restore()
@@ -106,13 +108,16 @@ class GradientFit:
                 self.saved = time.monotonic()
             note_score(progress, agreement)
             progress(self.epoch, self.config.epochs)
+        if self.first_loss < self.best_loss:  # a warm start may be worse at first than it began, and so at the end
+            self.best_loss, self.best = self.first_loss, self.first
 
     def best_policy(self) -> NetworkPolicy:
         self.policy.load_state_dict(self.best)
         return self.policy.cpu().eval()
 
     def require_learning(self) -> None:
-        constant = best_constant_loss(self.terms, self.dataset.batch(self.heldout_rows), self.policy.spec.head)
+        some = self.dataset.batch(_spread(self.heldout_rows, HELDOUT_ROWS))
+        constant = best_constant_loss(self.terms, some, self.policy.spec.head)
         if not self.best_loss < constant:
             raise NothingLearnedError(
                 f"{self.folder}: the student learned nothing: its held-out loss is {self.best_loss:.4g}, and the best "
@@ -123,18 +128,17 @@ class GradientFit:
         return 0 < self.config.patience <= self.stale
 
     def _train_epoch(self) -> float:
+        numbers = np.random.SeedSequence([self.seed, self.epoch])
+        torch.manual_seed(int(numbers.generate_state(1)[0]))  # for layers that drop something out
         self.policy.train()
-        rng = np.random.default_rng([self.seed, self.epoch])
-        an_epoch = -(-len(self.train_rows) // self.config.batch_size)
-        total_steps, step = self.config.epochs * an_epoch, self.epoch * an_epoch
         losses: list[Tensor] = []
         rate = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
-        for batch, output in self._outputs(self.train_rows, self.config.batch_size, rng):
-            progress = min(step / total_steps, 1.0)
+        rng = np.random.default_rng(numbers)
+        for done, batch, output in self._outputs(self.train_rows, self.config.batch_size, rng):
+            progress = (self.epoch + done) / self.config.epochs
             if rate is not None:
                 self.optimizer.learning_rate = rate(progress)
             losses.append(self.step(batch, output, progress))
-            step += 1
         return float(torch.stack(losses).mean())
 
     def step(self, batch: Batch, output: PolicyOutput, progress: float) -> Tensor:
@@ -150,15 +154,18 @@ class GradientFit:
 
     def _outputs(
         self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[Batch, PolicyOutput]]:
+    ) -> Iterator[tuple[float, Batch, PolicyOutput]]:
         """About `size` transitions at a time and what the student says of them; in a random order with `rng`.
+
+        Before them stands the share of all `rows` that came earlier.
 
         A student that remembers sees whole episodes, window after window, and keeps what it remembers between these.
         """
         if not isinstance(self.policy, GruPolicy):
-            for batch in self.dataset.batches(rows if rng is None else rng.permutation(rows), size):
+            count = -(-len(rows) // size)
+            for number, batch in enumerate(self.dataset.batches(rows if rng is None else rng.permutation(rows), size)):
                 batch = batch if self.device.type == "cpu" else _to(batch, self.device)
-                yield batch, self._said(batch.obs)
+                yield number / count, batch, self._said(batch.obs)
             return
         length = self.policy.config.window
         state: Tensor | None = None
@@ -169,7 +176,7 @@ class GradientFit:
                 state = self.policy.initial_state(window.starts.shape[1])
             assert state is not None
             output, state = self.policy.unroll(batch.obs, window.starts.to(self.device), state.detach().to(self.device))
-            yield batch, output
+            yield window.done, batch, output
 
     def _said(self, seen: Obs) -> PolicyOutput:
         """What the student says of observations, or of what its fixed layers made of them."""
@@ -185,7 +192,7 @@ class GradientFit:
         loss, agreed = 0.0, 0.0
         with torch.no_grad():
             size = HELDOUT_ROWS if self.dataset.spec.frames is None else FRAMES_AT_ONCE
-            for batch, output in self._outputs(self.heldout_rows, size):
+            for _, batch, output in self._outputs(self.heldout_rows, size):
                 weight = batch.weight.sum()
                 loss += float(total_loss(self.terms, output, batch, 1.0) * weight)
                 if output.head.discrete:
@@ -263,8 +270,9 @@ def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
         mean = np.average(grey, weights=counts)
         std = np.sqrt(np.average((grey - mean) ** 2, weights=counts))
     else:
-        seen = dataset.obs.astype(np.float64)
-        mean, std = seen.mean(0), seen.std(0)
+        parts = np.array_split(dataset.obs, -(-len(dataset.obs) // ROWS_AT_ONCE))  # which may lie on disk
+        mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(dataset.obs)
+        std = np.sqrt(sum(((part - mean) ** 2).sum(0) for part in parts) / len(dataset.obs))
     std = np.where(std < 1e-6, 1.0, std)
     return encoded_moments(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), dataset.spec)
 

@@ -81,6 +81,30 @@ def test_a_training_seed_decides_everything(dataset: Dataset, fitted: KerasStude
     assert not np.array_equal(params(other, obs), params(fitted, obs))
 
 
+def dropping(shape: tuple[int, ...], outputs: int) -> Any:
+    hidden = [layers.Dense(16, activation="tanh"), layers.BatchNormalization(), layers.Dropout(0.5)]
+    return keras.Sequential([layers.Input(shape), *hidden, layers.Dense(outputs)])
+
+
+def test_layers_drop_out_and_count_in_training_and_resume_exactly(dataset: Dataset, tmp_path: Path) -> None:
+    obs, config = dataset.observations(np.arange(50)), DistillConfig(epochs=3, batch_size=64)
+    bare = Keras(f"{__name__}:dropping").build(spec_from_env(CARTPOLE)).train()
+    assert not np.array_equal(params(bare, obs), params(bare, obs))
+    whole = distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "whole")
+    np.testing.assert_array_equal(params(whole, obs), params(whole, obs))
+    assert isinstance(whole, KerasStudent)
+    counted = next(v for v in whole._model[0].weights if v.path.endswith("moving_mean"))
+    assert np.abs(counted.numpy()).max() > 0.01
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", progress=stop)
+    cut = distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", resume=True)
+    np.testing.assert_array_equal(params(cut, obs), params(whole, obs))
+
+
 def test_a_file_gives_the_layers_and_not_the_weights(dataset: Dataset, tmp_path: Path) -> None:
     model = small((4,), 2)
     model.save(tmp_path / "layers.keras")

@@ -101,6 +101,7 @@ class Dataset:
         for number, folder, entry in blocks:
             columns = read_block(folder / entry["file"]).columns
             part_obs = columns.pop("obs")
+            columns.pop("teacher_obs", None)  # which is for new teachers, and as large
             obs[at : at + len(part_obs)] = part_obs
             kind = columns.pop("kind")
             kept = kind == STEP

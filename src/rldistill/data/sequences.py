@@ -24,10 +24,12 @@ class Window:
     Attributes:
         batch: `[T, B, ...]`; the weight is 0 behind the last episode of a lane.
         starts: `[T, B]`, where an episode begins.
+        done: the share of the lanes that lies before it.
     """
 
     batch: Batch
     starts: Tensor
+    done: float
 
 
 def windows(
@@ -47,7 +49,7 @@ def windows(
         previous = order[:, start - 1] if start else np.full(len(order), -1)
         cut = np.vstack([previous[None], at[:-1]])
         begins |= there & (_episode(dataset, cut) != _episode(dataset, at))
-        yield Window(batch, torch.from_numpy(begins))
+        yield Window(batch, torch.from_numpy(begins), start / order.shape[1])
 
 
 def _episode(dataset: Dataset, at: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -38,7 +38,7 @@ from rldistill.hdf5 import arrays_inside
 from rldistill.imports import import_name
 from rldistill.students.network import NetworkPolicy
 from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, require_small
-from rldistill.types import Obs, PolicySpec
+from rldistill.types import Obs, PolicyOutput, PolicySpec
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 MAX_CONFIG = 1 << 22
@@ -104,6 +104,20 @@ class KerasStudent(NetworkPolicy):
         super().__init__(config, spec, body, 0, last)
         # In a tuple, because a module that is one's own is one's own twice over: its weights would be there again.
         self._model, self._normalisation = (model,), normalisation
+
+    def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """As of every network; Keras is told whether layers drop out and count, as PyTorch's are by `train`."""
+        return self._said(self.body(self.standardised(obs), training=self.training)), None
+
+    def train(self, mode: bool = True) -> KerasStudent:
+        """As of every module; what is dropped out follows the seed of PyTorch, since Keras draws numbers of its own."""
+        super().train(mode)
+        if mode:
+            trained_or_counted = {id(variable) for variable in self._model[0].weights}
+            for variable in self._model[0].variables:
+                if id(variable) not in trained_or_counted:  # the state of a generator
+                    variable.assign([torch.initial_seed() % (1 << 31), 0])
+        return self
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """Set the Normalization before the model."""
