@@ -26,7 +26,7 @@ from rldistill.artifacts import sha256_file
 from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, SpecMismatchError
 from rldistill.evaluate.play import play
 from rldistill.recipes import from_reward
 from rldistill.recipes.pipeline import run_collect, run_distill, run_evaluate
@@ -87,6 +87,14 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
     assert ("data:video/mp4" in page) == films
     assert len(page) < 10_000_000
+
+
+def test_a_generation_that_cannot_teach_the_next_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    asked = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
+    run = RunConfig.load(write_run(tmp_path, teacher, **asked), [], {}).plan()
+    assert teacher.spec.head.kind == "q_values"
+    with pytest.raises(SpecMismatchError, match=r"distill\.losses: GapWeightedNLL"):
+        run_collect(run, quiet=True)
 
 
 def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: int, **asked: object) -> list[list[str]]:

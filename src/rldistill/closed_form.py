@@ -19,7 +19,7 @@ from rldistill.losses import QMSE, AnyLoss, BellmanTarget, ForwardKL
 from rldistill.metrics import Metrics
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
-from rldistill.types import ILLEGAL, MASK, Batch, PolicyOutput, PolicySpec
+from rldistill.types import ILLEGAL, MASK, ActionHead, Batch, PolicyOutput, PolicySpec
 
 Rows = NDArray[np.int64]
 ROWS = 2_048
@@ -77,6 +77,7 @@ def solve(dataset: Dataset, policy: NetworkPolicy, student: Ridge, losses: tuple
 
 def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
     """What is solved for under these losses: all outputs at once, or each by itself."""
+    require_solvable(losses, dataset.spec.head)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
         if MASK not in dataset.spec.entries:
@@ -86,15 +87,8 @@ def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
         return [
             _column(number, train[allowed[train]], heldout[allowed[heldout]]) for number, allowed in enumerate(legal.T)
         ]
-    if len(losses) > 1 or not isinstance(losses[0], BellmanTarget):
-        names = ", ".join(type(loss).__name__ for loss in losses)
-        raise ConfigError(
-            "distill.losses: a ridge student fits the teacher's labels, or bellman_target alone, by least squares, and "
-            f"not {names}; take q_mse, bellman_target or a student that learns by gradient"
-        )
-    loss = losses[0]
-    if dataset.spec.head.kind != "q_values":
-        raise SpecMismatchError(f"BellmanTarget needs a teacher of q_values, and this one is {dataset.spec.head.kind}")
+    (loss,) = losses
+    assert isinstance(loss, BellmanTarget)
     taken = dataset.columns["action"]
     fits = []
     for action in range(dataset.spec.head.num_params):
@@ -106,6 +100,20 @@ def fits(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Fit]:
             )
         fits.append(Fit(slice(action, action + 1), rows, others, lambda batch: loss.target(batch)[:, None]))
     return fits
+
+
+def require_solvable(losses: tuple[AnyLoss, ...], teacher: ActionHead) -> None:
+    """Raise, as `solve` does, for losses that least squares cannot stand for."""
+    if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
+        return
+    if len(losses) > 1 or not isinstance(losses[0], BellmanTarget):
+        names = ", ".join(type(loss).__name__ for loss in losses)
+        raise ConfigError(
+            "distill.losses: a ridge student fits the teacher's labels, or bellman_target alone, by least squares, and "
+            f"not {names}; take q_mse, bellman_target or a student that learns by gradient"
+        )
+    if teacher.kind != "q_values":
+        raise SpecMismatchError(f"BellmanTarget needs a teacher of q_values, and this one is {teacher.kind}")
 
 
 def _column(number: int, train: Rows, heldout: Rows) -> Fit:

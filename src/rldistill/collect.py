@@ -23,12 +23,13 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest, discard
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.single import EnvConfig, sight_of
+from rldistill.envs.two_views import Sight
 from rldistill.errors import ConfigError
 from rldistill.masking import confine
 from rldistill.rollouts import inference_threads, take_turns
 from rldistill.streams import Entry, Stream
 from rldistill.teachers.identity import identity
-from rldistill.types import Policy
+from rldistill.types import Policy, PolicySpec
 
 ONLY_SPEED = ("workers", "memory_gb")
 LEAST_EPSILON = 0.01
@@ -135,7 +136,7 @@ def collect(
     if student is not None:
         student.spec.require_same_input(sight.student, "the student", env.id)
         student = sight.shown_to(student, "student")
-    stored = dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
+    stored = _stored(sight, teacher)
     teacher = sight.shown_to(teacher, "teacher")
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     jobs = [
@@ -161,6 +162,16 @@ def collect(
                 discard(folder, there) if before is None else write_json(path, before)
             raise
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
+
+
+def spec_of_data(env: EnvConfig, teacher: Policy) -> PolicySpec:
+    """Of what a teacher's dataset of an environment holds: what students see, and the teacher's head."""
+    sight = sight_of(env.seen_by(teacher))
+    return _stored(sight, confine(teacher, sight.teacher))
+
+
+def _stored(sight: Sight, teacher: Policy) -> PolicySpec:
+    return dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
 
 
 def _run_all(jobs: list[Stream], config: CollectConfig, progress: Callable[[int, int], None]) -> list[Entry]:

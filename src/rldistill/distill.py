@@ -10,18 +10,19 @@ from typing import Literal
 import torch
 
 from rldistill.artifacts import open_stage, provenance
-from rldistill.closed_form import solvable, solve
+from rldistill.closed_form import require_solvable, solvable, solve
 from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError
 from rldistill.gradient_fit import GradientFit, prepare
 from rldistill.losses import ForwardKL
-from rldistill.objective import Term
+from rldistill.objective import Term, require_comparable, student_spec
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
 from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.students.tree import Tree
-from rldistill.tree_fit import grow
+from rldistill.tree_fit import blank_tree, grow
+from rldistill.types import PolicySpec
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,31 @@ def distill(
         return load_native(folder)
     finally:
         torch.set_num_threads(threads)
+
+
+def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) -> None:
+    """Raise, before there are any data, what `distill` would raise of a student and its losses.
+
+    Args:
+        student: which student.
+        config: with which losses.
+        spec: of the data to come: what is seen, and the teacher's head.
+
+    Raises:
+        ConfigError: a student that cannot be built for these observations, a loss that it cannot minimise.
+        SpecMismatchError: a loss does not fit the teacher's labels.
+    """
+    losses = tuple(term.loss for term in config.losses)
+    if isinstance(student, Tree):
+        blank_tree(student, losses, spec)
+    elif isinstance(student, Ridge):
+        require_solvable(losses, spec.head)
+        student.build(solvable(spec))
+    else:
+        # What a value or features are compared with is not known before the teacher has said something.
+        terms = tuple(term for term in config.losses if term.loss.student_head not in ("value", "features"))
+        require_comparable(terms, spec.head, student_spec(spec, terms).head)
+        student.build(student_spec(spec, terms))
 
 
 def _at_once(

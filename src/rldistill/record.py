@@ -46,6 +46,8 @@ class Labels:
         wanted = {"params": "teacher", "value": "value"} | ({"features": "features"} if self._features else {})
         for attribute, name in wanted.items():
             if getattr(said[0], attribute) is None:
+                if attribute == "features":
+                    raise SpecMismatchError("collect.features: this teacher tells no features; leave it out")
                 continue
             labels = np.stack([getattr(label, attribute).numpy() for label in said], 1)
             if not np.isfinite(labels).all():

@@ -45,6 +45,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "temperature": (Gt(0),),
     "delta": (Gt(0),),
     "clip": (Gt(0),),
+    "max_grad_norm": (Gt(0),),
     "margin": (Gt(0),),
     "l2": (Gt(0),),
     "bandwidth": (Gt(0),),

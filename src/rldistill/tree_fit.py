@@ -44,25 +44,10 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
         SpecMismatchError: values of a teacher that has none.
         NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
     """
-    names = {kind: name for name, kind in LOSSES.items()}
-    for loss in losses:
-        if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
-            raise ConfigError(
-                f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
-                "it out, or take action_nll, gap_weighted_nll, advantage_mse or a student that learns by gradient"
-            )
-        if isinstance(loss, GapWeightedNLL | AdvantageMSE) and dataset.spec.head.kind != "q_values":
-            raise SpecMismatchError(
-                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is "
-                f"{dataset.spec.head.kind}: take action_nll"
-            )
-    costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
-    if costs is not None and len(losses) > 1:
-        raise ConfigError("distill.losses: a tree minimises advantage_mse alone; leave the others out")
     started = time.monotonic()
-    spec = _spoken(solvable(dataset.spec))
-    blank = dataclasses.replace(student, nodes=0).build(spec)
-    assert isinstance(blank, TreePolicy)
+    blank = blank_tree(student, losses, dataset.spec)
+    spec = blank.spec
+    costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
     blank.look(dataset.observations(dataset.spread(SAMPLE)))
     obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
@@ -94,6 +79,27 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
             f"has {constant:.4g}. Collect more steps, or let it be deeper."
         )
     return policy
+
+
+def blank_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> TreePolicy:
+    """A tree without a question, for data of that spec; raises as `grow` does of losses that do not fit."""
+    names = {kind: name for name, kind in LOSSES.items()}
+    for loss in losses:
+        if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
+            raise ConfigError(
+                f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
+                "it out, or take action_nll, gap_weighted_nll, advantage_mse or a student that learns by gradient"
+            )
+        if isinstance(loss, GapWeightedNLL | AdvantageMSE) and spec.head.kind != "q_values":
+            raise SpecMismatchError(
+                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is {spec.head.kind}: take "
+                "action_nll"
+            )
+    if len(losses) > 1 and any(isinstance(loss, AdvantageMSE) for loss in losses):
+        raise ConfigError("distill.losses: a tree minimises advantage_mse alone; leave the others out")
+    blank = dataclasses.replace(student, nodes=0).build(_spoken(solvable(spec)))
+    assert isinstance(blank, TreePolicy)
+    return blank
 
 
 def _spoken(spec: PolicySpec) -> PolicySpec:

@@ -29,7 +29,7 @@ from rldistill.rl.dqn import _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.stage import Score
+from rldistill.rl.stage import Score, Setting
 from rldistill.schedules import Constant
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Standardised, Standardiser
@@ -87,6 +87,22 @@ def test_windows_of_several_steps_by_hand() -> None:
             assert (float(following), float(discount)) == (float(obs) + 3, 0.125)
 
 
+def test_no_window_leads_from_an_episode_that_was_dropped_into_another() -> None:
+    replay = Replay(SPEC, 20, 2)
+    for steps, ends in ((13, {7: "terminated"}), (4, {})):  # the ring is full, and then it goes on elsewhere
+        lived(replay, steps, ends)
+        replay.cut()
+    assert len(replay) == 20
+    replay.add(
+        np.full((2, 1), 500.0, np.float32), {}, action=np.zeros(2, int), reward=np.ones(2),
+        terminated=np.zeros(2, bool), truncated=np.zeros(2, bool), age=np.zeros(2, int),
+    )  # fmt: skip
+    drawn = replay.draw(2_000, 1, 0.5, np.random.default_rng(0))
+    pairs = {(int(a), int(b)) for a, b in zip(drawn.obs.flatten() % 100, drawn.next_obs.flatten() % 100, strict=True)}
+    # Steps 6 to 11 of the first life, whose 12th was forgotten, and 0 to 2 of the second, whose 3rd was.
+    assert pairs == {(step, step + 1) for step in (6, 7, 8, 9, 10, 11, 0, 1, 2)}
+
+
 def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
     spec = dataclasses.replace(SPEC, obs_shape=(3, 2, 2), obs_dtype="uint8", frames=FramePipeline(2, 2, 3))
     replay = Replay(spec, 20, 2)
@@ -103,6 +119,20 @@ def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
         newest = int(obs[2, 0, 0]) % 100
         age = newest if newest < 7 else newest - 7
         assert [int(frame[0, 0]) % 100 for frame in obs] == [newest - back if back <= age else 0 for back in (2, 1, 0)]
+
+
+def test_rewards_of_a_bare_game_are_clipped_too() -> None:
+    env, teacher = EnvConfig("PongNoFrameskip-v4"), load_policy("zoo:pong-dqn")
+    setting = Setting.of(env, teacher, Guidance(KL), 1, 0)
+    setting.life.close()
+    assert (setting.life.env.id, setting.life.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
+
+
+def test_it_is_scored_as_often_as_asked(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, eval_every=200)
+    learn(CARTPOLE, Mlp((8,)), config, tmp_path, score=lambda policy: np.ones(1))
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "score" in row] == [200, 400, 600, 800]
 
 
 def test_a_dueling_layer_is_one_layer_in_the_end() -> None:

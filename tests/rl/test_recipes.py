@@ -120,8 +120,12 @@ class Best(Teacher):
 class Still(Teacher):
     def act(self, obs):
         return np.zeros((*obs.shape[:-1], 1), np.float32)
+def dense(shape, outputs):
+    import keras
+    return keras.Sequential([keras.layers.Input(shape), keras.layers.Dense(outputs)])
 """
 MLP, TREE, GRU = {"type": "mlp", "hidden": [8]}, {"type": "tree"}, {"type": "gru", "size": 4}
+RIDGE = {"type": "ridge"}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,13 @@ MLP, TREE, GRU = {"type": "mlp", "hidden": [8]}, {"type": "tree"}, {"type": "gru
         ("Best", {"name": "kickstart", "weight": -2.0}, {}, "recipe.weight"),
         ("Still", {"name": "qdagger"}, {"env": {"id": "Pendulum-v1"}}, "one choice among actions"),
         ("Still", {"name": "ppd"}, {"env": {"id": "Pendulum-v1"}}, "distill.losses"),
+        ("Best", {"name": "ppd"}, {"students": {"one": {"type": "keras", "model": "own:dense"}}}, "learn by gradient"),
+        ("Best", {"name": "qdagger"}, {"dqn": {"max_grad_norm": -1}}, "dqn.max_grad_norm"),
+        ("Best", {"name": "offline"}, {"distill": {"losses": ["q_mse"]}}, "distill.losses: QMSE"),
+        ("Best", {"name": "offline"}, {"students": {"one": TREE}, "distill": {"losses": ["huber"]}}, "a tree learns"),
+        ("Best", {"name": "offline"}, {"students": {"one": RIDGE}, "distill": {"losses": ["jeffreys"]}}, "a ridge"),
+        ("Best", {"name": "offline"}, {"students": {"one": {"type": "cnn"}}}, "cnn"),
+        ("Best", {"name": "offline"}, {"collect": {"features": True}}, "collect.features"),
     ],
 )
 def test_what_cannot_be_learned_is_refused_before_the_first_step(

@@ -11,6 +11,7 @@ from pathlib import Path
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distill import distill
+from rldistill.objective import require_comparable, student_spec
 from rldistill.progress import Report
 from rldistill.recipes.run import BornAgain, Run, report_round
 from rldistill.recipes.taught import asked_of, open_student
@@ -18,7 +19,7 @@ from rldistill.relabel import relabel
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.teachers.identity import identity
-from rldistill.types import Policy
+from rldistill.types import Policy, PolicySpec
 
 NEXT_SEED = 1_000_003
 """Between the training seeds of two generations, so that each begins with weights of its own."""
@@ -49,11 +50,24 @@ def distill_student(
     return student
 
 
+def require_next(run: Run, first: PolicySpec) -> None:
+    """Raise SpecMismatchError if what students of data like `first` say cannot teach the next."""
+    terms = tuple(term for term in run.distill.losses if term.loss.student_head not in ("value", "features"))
+    second = student_spec(first, terms)
+    require_comparable(terms, second.head, student_spec(second, terms).head)
+
+
 def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
     if (folder / "manifest.json").exists():
         Manifest.read(folder).require_teacher(identity(student))
         return Dataset.read([folder], run.collect.gamma, memory_gb=run.collect.memory_gb)
     collected = run.collect
     return relabel(
-        run.folder / "dataset", student, folder, gamma=collected.gamma, memory_gb=collected.memory_gb, overwrite=True
+        run.folder / "dataset",
+        student,
+        folder,
+        features=any(term.loss.student_head == "features" for term in run.distill.losses),
+        gamma=collected.gamma,
+        memory_gb=collected.memory_gb,
+        overwrite=True,
     )

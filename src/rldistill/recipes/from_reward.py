@@ -135,7 +135,7 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
     if isinstance(recipe, Scratch):
         return Guidance()
     # As it learns from them: those of Atari clipped to their sign.
-    learned = dataclasses.replace(run, env=learned_in(run.env))
+    learned = dataclasses.replace(run, env=learned_in(run.env.seen_by(teacher)))
     best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
     beside: dict[str, Any] = {"losses": run.distill.losses}
     if isinstance(recipe, Ppd):

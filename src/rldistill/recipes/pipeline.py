@@ -14,9 +14,10 @@ import yaml
 from rich.console import Console
 
 from rldistill.artifacts import provenance, read_json, write_atomic, write_json
-from rldistill.collect import collect
+from rldistill.collect import collect, spec_of_data
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
+from rldistill.distill import require_fit
 from rldistill.envs.single import spec_from_env
 from rldistill.errors import ConfigError, RLDistillError
 from rldistill.evaluate.efficiency import Curve
@@ -72,9 +73,7 @@ def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bo
 def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
     """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
     if overwrite or not (run.folder / "dataset" / "manifest.json").exists():
-        if type(run.recipe) not in DISTIL:
-            from_reward.require_learnable(with_teachers_features(run), load_teacher(run))
-            from_reward.guidance_of(run, load_teacher(run))
+        _require_students(with_teachers_features(run), load_teacher(run))
         if run.verify:
             _look_at_teacher(run)
     with _noted(run, "dataset"), track("collect", "steps", quiet) as report:
@@ -88,6 +87,19 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
             overwrite=overwrite,
             progress=report,
         )
+
+
+def _require_students(run: Run, teacher: Policy) -> None:
+    """Raise, before anything is collected, for students that cannot learn what is asked."""
+    if type(run.recipe) not in DISTIL:
+        from_reward.require_learnable(run, teacher)
+        from_reward.guidance_of(run, teacher)
+        return
+    spec = spec_of_data(run.env, teacher)
+    for student in run.students.values():
+        require_fit(student, run.distill, spec)
+    if isinstance(run.recipe, BornAgain):
+        born_again.require_next(run, spec)
 
 
 def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
@@ -233,9 +245,8 @@ def _curves(run: Run) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     if isinstance(run.teacher, TrainConfig):
         curves["teacher"] = _scores(run.folder / "teacher" / "curve.jsonl", "mean", 0)
-    collected = Manifest.read(run.folder / "dataset").num_steps if (run.folder / "dataset").exists() else 0
     for name in run.students:
-        curves[name] = _mean_curve(run, run.folder / "students" / name, collected)
+        curves[name] = _mean_curve(run, run.folder / "students" / name, _collected_steps(run))
         if run.control:
             curves[f"{name}-scratch"] = _mean_curve(run, run.folder / "controls" / name, 0)
     return {name: curve for name, curve in curves.items() if curve}
@@ -260,11 +271,18 @@ def _collected(run: Run) -> Dataset | None:
     return Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
 
 
+def _collected_steps(run: Run) -> int:
+    """Environment steps of the teacher's data, unless the recipe needs none and they are of something else."""
+    folder = run.folder / "dataset"
+    return 0 if isinstance(run.recipe, FROM_REWARD_ALONE) or not folder.exists() else Manifest.read(folder).num_steps
+
+
 def _steps_of(run: Run, name: str) -> int:
     """Environment steps that a student took: those of the teacher's data, its own rounds, its learning from reward."""
-    collected = Manifest.read(run.folder / "dataset").num_steps if (run.folder / "dataset").exists() else 0
     folders = [run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds]
-    return collected + max(_own_steps(folder) + _reward_steps(folder) for folder in folders if folder.exists())
+    return _collected_steps(run) + max(
+        _own_steps(folder) + _reward_steps(folder) for folder in folders if folder.exists()
+    )
 
 
 def _own_steps(folder: Path) -> int:

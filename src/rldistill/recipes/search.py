@@ -56,7 +56,7 @@ def search(
     if resume and not overwrite and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
     # Before anything is thrown away or noted: what was collected otherwise is refused.
-    collected = run_collect(run, resume=True, quiet=quiet)
+    collected = run_collect(dataclasses.replace(run, students={}), resume=True, quiet=quiet)
     open_stage(folder, folder / "search.json", resume, overwrite)
     write_json(folder / "asked.json", asked)
     data = _shared_data(run, config, teacher, collected, folder, quiet)

@@ -92,6 +92,8 @@ def restore(training: Training) -> None:
         for name, memory in training.memories.items():
             memory.state = tensors.get(f"memory.{name}")
     else:
+        if training.replay is not None:
+            training.replay.cut()
         warnings.warn(f"{path}: the open episodes were not played again as they were; they are dropped", stacklevel=2)
 
 

@@ -129,8 +129,9 @@ class DQNConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"dqn.learning_rate: expected a positive number, found {self.learning_rate}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"dqn.{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
         if not 0 <= self.average_decay < 1:

@@ -117,7 +117,7 @@ class _Training(Scored):
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
         setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
-        self.spec, self.clipped = setting.sight.student, is_atari(env.id)
+        self.spec, self.clipped = setting.sight.student, is_atari(setting.life.env.id)
         torch.manual_seed(seed)
         self.networks: Mapping[str, NetworkPolicy] = {
             name: new_policy(student, self.spec, config)
@@ -319,14 +319,16 @@ class _Training(Scored):
     def _note(self, seconds: float) -> None:
         """A row of `metrics.jsonl` now and then; where it is time, the score of the policy, kept if it is the best."""
         at_end = self.steps >= self.config.total_steps
-        if self.noted and (self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY or at_end):
+        to_score = self.score is not None and (self.steps >= self.next_eval or at_end)
+        to_note = self.steps // NOTE_EVERY > (self.steps - self.config.num_envs) // NOTE_EVERY
+        if self.noted and (to_note or to_score or at_end):
             recent = self.life.mean_return
             document: dict[str, Any] = {"step": self.steps, "update": self.updates, "return": recent}
             document["learning_rate"] = self.optimizer.param_groups[0]["lr"]
             document |= {name: float(torch.stack([row[name] for row in self.noted]).mean()) for name in self.noted[0]}
             document |= {"distillation_weight": self.weaning.weight(self.done), **self.guidance.ends}
             document |= self._beside_teacher()
-            if self.score is not None and (self.steps >= self.next_eval or at_end):
+            if to_score:
                 self.next_eval += self.config.eval_every
                 document |= self.scored()
             for text in self.weaning.update(self.life.recent, self.life.num_ended, self.done):

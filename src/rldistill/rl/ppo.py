@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.data.dataset import action_gap
@@ -31,7 +31,7 @@ from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
 from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rollouts import Memory
-from rldistill.students import AnyStudent, Cnn, Mlp, Ridge, Tree
+from rldistill.students import AnyStudent, Cnn, Keras, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
 from rldistill.students.network import NetworkPolicy, flatten_weights
 from rldistill.types import ActionHead, Policy, PolicyOutput, PolicySpec
@@ -325,15 +325,15 @@ def new_policy(
         SpecMismatchError: losses on Q values.
     """
     policy = student.build(_spec_of_learner(env, head, losses))
-    if isinstance(student, Ridge | Tree) or not isinstance(policy, NetworkPolicy):
+    if isinstance(student, Keras | Ridge | Tree) or not isinstance(policy, NetworkPolicy):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
             "does; take linear, mlp, cnn, impala or gru"
         )
-    if policy.initial_state(1) is None:
+    if policy.initial_state(1) is None and isinstance(policy.output, nn.Linear):
         # Nothing is preferred before anything is learned.
         with torch.no_grad():
-            policy.output.weight.mul_(0.01)  # type: ignore[operator]
+            policy.output.weight.mul_(0.01)
     return policy
 
 

@@ -86,6 +86,21 @@ class Replay:
         self.last |= {first + slot: seen.copy() for slot, seen in last_obs.items()}
         self.taken += 1
 
+    def cut(self) -> None:
+        """End all open episodes where they stand, as where what comes next is of others.
+
+        What the newest steps led to is not known, so these are forgotten, and what they showed is the end of what
+        came before.
+        """
+        newest = (self.taken - 1) % self.steps * self.num_envs + np.arange(self.num_envs)
+        before = (self.taken - 2) % self.steps * self.num_envs + np.arange(self.num_envs)
+        seen = self._seen(newest)
+        for slot in range(self.num_envs if self.taken > 1 else 0):
+            row = int(before[slot])
+            if not self.columns["terminated"][row] and not self.columns["truncated"][row]:
+                self.columns["truncated"][row], self.last[row] = True, seen[slot].copy()
+        self.taken = max(self.taken - 1, 0)
+
     def draw(self, count: int, n_steps: int, gamma: float, rng: np.random.Generator) -> Drawn:
         """`count` transitions whose window, and whose stack of frames, lie wholly in the ring."""
         depth = self.frames.stack if self.frames else 1

@@ -53,7 +53,7 @@ class Setting:
         """Make the environments, as the teacher needs them; raises SpecMismatchError if it does not fit."""
         if teacher is None and guidance.needs_teacher:
             raise ConfigError("guidance: it needs a teacher, and there is none")
-        env = learned_in(env) if teacher is None else learned_in(env).seen_by(teacher)
+        env = learned_in(env if teacher is None else env.seen_by(teacher))  # which may make an Atari game of it
         sight = sight_of(env)
         life = Life(env, sight, num_envs, seed)
         if teacher is None:
