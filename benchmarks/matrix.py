@@ -20,7 +20,7 @@ from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
 from rldistill.progress import track
 from rldistill.recipes.pipeline import distill_one, load_teacher, run_collect
-from rldistill.recipes.run import Run
+from rldistill.recipes.run import FROM_REWARD_ALONE, Run
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
@@ -30,7 +30,8 @@ PATIENT = MIDDLE | {"patience": 0}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
-# `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does.
+# `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does; how
+# `ppd` learns, where there is reward to learn from besides.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "CartPole": {"id": "CartPole-v1", "agent": "dqn/CartPole-v1", "steps": 10_000, "rounds": (4_000, 3, 2_000),
                  "train": PPO | {"total_steps": 100_000}, "fit": SMALL},
@@ -39,8 +40,12 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "Acrobot": {"id": "Acrobot-v1", "steps": 20_000, "rounds": (8_000, 4, 3_000),
                 "train": PPO | {"total_steps": 200_000}, "fit": SMALL},
     "BipedalWalker": {"id": "BipedalWalker-v3", "agent": "ppo/BipedalWalker-v3", "steps": 100_000,
-                      "rounds": (40_000, 4, 15_000), "wide": (80_000, 4, 30_000),
-                      "train": PPO | {"total_steps": 2_000_000}, "fit": PATIENT | {"epochs": 60}},
+                      "rounds": (40_000, 4, 15_000), "wide": (80_000, 2, 30_000),
+                      "train": PPO | {"total_steps": 2_000_000}, "fit": PATIENT | {"epochs": 60},
+                      "weight": {"type": "linear", "start": 5.0, "end": 0.5},
+                      "ppo": {"total_steps": 200_000, "num_envs": 16, "num_steps": 512, "batch_size": 256, "epochs": 10,
+                              "learning_rate": 1e-3, "schedule": "linear", "max_grad_norm": 5.0, "eval_every": 25_000,
+                              "eval_episodes": 40}},
     "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
                     "rounds": (40_000, 4, 15_000), "fit": PATIENT | {"epochs": 40},
                     "train": {"algorithm": "SAC", "num_envs": 1, "total_steps": 300_000}},
@@ -53,7 +58,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
 MLP128 = {"type": "mlp", "hidden": [128, 128]}
-TANH64, TANH256 = ({"type": "mlp", "hidden": [size, size], "activation": "tanh"} for size in (64, 256))
+TANH64, TANH128, TANH256 = ({"type": "mlp", "hidden": [size, size], "activation": "tanh"} for size in (64, 128, 256))
 WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 # Small kernels and strides: where the ball is, to a pixel, is what few parameters have to tell.
@@ -93,6 +98,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("BipedalWalker", "tree", {"type": "tree", "max_depth": 14, "min_samples": 4}, "action_nll", "dagger"),
     ("BipedalWalker", "mlp", TANH64, "forward_kl", "offline"),
     ("BipedalWalker", "mlp-dagger", TANH256, "forward_kl", "wide"),
+    ("BipedalWalker", "mlp-ppd", TANH128, "wasserstein", "ppd"),
     ("HalfCheetah", "waves", WAVES, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp", MLP128, "forward_kl", "dagger"),
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
@@ -137,9 +143,11 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
     env, name, student, loss, recipe = cell
     about = ENVIRONMENTS[env]
     first, rounds, more, *chosen_by = about.get(recipe, about["rounds"])
-    in_rounds = {"name": "dagger" if recipe in about else recipe, "rounds": rounds, "steps_per_round": more}
-    if chosen_by:
-        in_rounds["eval_episodes"] = chosen_by[0]
+    asked: dict[str, Any] = {"name": "dagger" if recipe in about else recipe}
+    if recipe == "ppd":
+        asked["weight"] = about["weight"]
+    elif recipe != "offline":
+        asked |= {"rounds": rounds, "steps_per_round": more} | ({"eval_episodes": chosen_by[0]} if chosen_by else {})
     document = {
         "name": name,
         "env": {"id": about["id"]},
@@ -150,8 +158,9 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
             "epsilon": 0.2 if loss == "bellman_target" else 0.0,
             "gamma": about.get("gamma", 0.99),
         },
-        "recipe": {"name": "offline"} if recipe == "offline" else in_rounds,
+        "recipe": asked,
         "distill": {**about["fit"], **FITS.get(name, {}), "losses": [loss]},
+        "ppo": about.get("ppo", {}),
         "students": {name: student},
         "seeds": seeds,
     }
@@ -163,17 +172,18 @@ def fill(run: Run) -> Entrant:
     started = time.monotonic()
     (name,) = run.students
     place = run.folder / "students" / name
-    dataset = run_collect(run, resume=True, quiet=True)
+    from_reward = isinstance(run.recipe, FROM_REWARD_ALONE)
+    dataset = None if from_reward else run_collect(run, resume=True, quiet=True)
     teacher = load_teacher(run)
     students: dict[int | None, Policy | None] = {}
     for seed in run.seeds:
-        with track(f"{run.env.id}, {name}, seed {seed}", "epochs") as report:
+        with track(f"{run.env.id}, {name}, seed {seed}", "steps" if from_reward else "epochs") as report:
             students[seed] = distill_one(run, teacher, dataset, name, seed, True, False, report)
     if not (place / "seconds.json").exists():
         write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
     own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]
     steps = max((Manifest.read(folder).num_steps for folder in own if folder.exists()), default=0)
-    return Entrant("student", students, dataset.num_steps + steps)
+    return Entrant("student", students, run.ppo.total_steps if dataset is None else dataset.num_steps + steps)
 
 
 def rows_of(
