@@ -69,7 +69,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     # Beside the teacher's own representation a student is the teacher in little time: what counts is where it goes.
     "qdagger-Pong": {
-        "wanted": 1.0, "seeds": 3, "episodes": 100, "teacher": "zoo:pong-dqn",
+        "wanted": 1.0, "seeds": 2, "episodes": 100, "teacher": "zoo:pong-dqn",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 0.3},
                 "collect": {"steps": 100_000, "epsilon": 0.05},
                 "students": {"mlp": {"type": "mlp", "hidden": [256], "features": "teacher"}},

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         (KeyboardInterrupt(), 130, "stopped; go on with --resume\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: the disk is full (a/b): make room"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), 2, "error: /proc/x: No such file or"),
+        (MemoryError(), 2, "error: there is not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+            2,
+            "error: there is not enough memory",
+        ),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: the disk is full: make room"),
     ],
 )
@@ -99,6 +106,31 @@ def test_our_own_mistakes_keep_their_traceback(file: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(pipeline, "run_all", fail)
     assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, ZeroDivisionError)
+
+
+def test_a_file_that_is_asked_for_is_looked_at_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "there.png").write_text("mine")
+    for place, said in (("there.png", "exists"), ("", "is a folder")):
+        result = CliRunner().invoke(app, ["explain", str(tmp_path / "none"), "--out", str(tmp_path / place)])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert said in result.stderr
+    result = CliRunner().invoke(app, ["search", "none.yaml", "--json", str(tmp_path)])
+    assert "--json" in result.stderr
+    assert (tmp_path / "there.png").read_text() == "mine"
+
+
+def test_it_says_which_version_it_is() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout.strip()) == (0, metadata.version("rldistill"))
+
+
+def test_a_verb_that_cannot_go_on_does_not_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rldistill.students.storage.load_native", fail)
+    result = CliRunner().invoke(app, ["explain", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (130, "stopped\n")
 
 
 def test_resume_and_overwrite_exclude_each_other(file: Path) -> None:

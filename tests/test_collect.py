@@ -428,3 +428,15 @@ def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_
         collect(CARTPOLE, failing, config, tmp_path / "old", overwrite=True)
     assert manifest_bytes(tmp_path / "old") == before
     Manifest.read(tmp_path / "old").check()
+
+
+def test_a_reward_that_is_no_number_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    class Unrewarding(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def step(self, action: Any) -> Any:
+            obs, _, *rest = self.env.step(action)
+            return obs, float("nan"), *rest
+
+    gymnasium.register("Unrewarding-v0", lambda: Unrewarding(gymnasium.make("CartPole-v1")))
+    with pytest.raises(SpecMismatchError, match="a reward that is NaN"):
+        collect(EnvConfig("Unrewarding-v0"), teacher, CollectConfig(steps=64), tmp_path / "data")
+    assert not (tmp_path / "data").exists()

@@ -26,9 +26,9 @@ from rldistill.artifacts import sha256_file
 from rldistill.cli import app
 from rldistill.config import RunConfig
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
 from rldistill.evaluate.play import play
-from rldistill.recipes import from_reward
+from rldistill.recipes import from_reward, pipeline
 from rldistill.recipes.pipeline import run_collect, run_distill, run_evaluate
 from rldistill.recipes.taught import asked_of, open_student, require_same
 from rldistill.students import Mlp
@@ -193,6 +193,49 @@ def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPo
     assert run_cli("collect", str(path), "--resume").returncode == 0
     info = run_cli("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
     assert json.loads(info.stdout)["steps"] == 3_008
+
+
+def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {}).plan()
+    run.folder.mkdir()
+    for name in ("config.yaml", "provenance.json", "report.html"):
+        (run.folder / name).write_text("[]")
+        with pytest.raises(ConfigError, match=f"it holds {name} and is not the folder of a run"):
+            run_collect(run, quiet=True)
+        assert [file.name for file in run.folder.iterdir()] == [name]
+        (run.folder / name).unlink()
+    run_collect(run, quiet=True)
+    run_collect(run, resume=True, quiet=True)
+
+
+def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path, teacher, collect={"steps": 1_000}, seeds=[0], distill={"epochs": 20, "batch_size": 16})
+    run = RunConfig.load(path, [], {}).plan()
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    kept = run.folder / "students" / "mlp" / "seed-0" / "policy.safetensors"
+    before = kept.read_bytes()
+    with pytest.raises(SpecMismatchError):
+        run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), overwrite=True, quiet=True)
+    assert kept.read_bytes() == before
+    shutil.rmtree(run.folder / "students")
+    one = pipeline.distill_one
+
+    def stubborn(run: Any, teacher: Any, dataset: Any, name: str, *arguments: Any) -> Any:
+        if name == "stubborn":
+            raise NothingLearnedError("stubborn/seed-0: the student learned nothing.")
+        return one(run, teacher, dataset, name, *arguments)
+
+    monkeypatch.setattr(pipeline, "distill_one", stubborn)
+    both = dataclasses.replace(run, students={"stubborn": Mlp((1,)), **run.students})
+    with pytest.raises(NothingLearnedError, match=r"stubborn/seed-0: .* The other students are there"):
+        run_distill(both, quiet=True)
+    assert kept.read_bytes() == before
+    (kept.parent / "asked.json").write_text("3")
+    with pytest.raises(CorruptArtifactError, match="distil again"):
+        run_distill(run, resume=True, quiet=True)
 
 
 def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: NetworkPolicy) -> None:

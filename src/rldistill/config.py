@@ -126,7 +126,7 @@ class RunConfig(Strictly):
     env: Annotated[EnvConfig, SCHEMA]
     teacher: Teacher
     out: Path
-    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+    seed: Annotated[int, Strict(), Field(ge=0, lt=1 << 32)] = 0
     collect: Annotated[CollectConfig, SCHEMA] = CollectConfig()
     recipe: Annotated[AnyRecipe, SCHEMA] = Offline()
     distill: Annotated[DistillConfig, SCHEMA] = DistillConfig()
@@ -137,7 +137,7 @@ class RunConfig(Strictly):
         default_factory=dict
     )
     seeds: Annotated[
-        tuple[Annotated[int, Strict(), Field(ge=0)], ...], Field(min_length=1), AfterValidator(_distinct)
+        tuple[Annotated[int, Strict(), Field(ge=0, lt=1 << 32)], ...], Field(min_length=1), AfterValidator(_distinct)
     ] = (0,)
     evaluate: Annotated[EvaluateConfig, SCHEMA] = EvaluateConfig()
 
@@ -172,6 +172,8 @@ class RunConfig(Strictly):
             config = cls.model_validate(document)
         except ValidationError as error:
             raise ConfigError(explained(error.errors(), document, sources)) from None
+        if "\0" in str(config.out):
+            raise ConfigError(f"{sources.get('out', file)}: out: {str(config.out)!r} is no name of a folder")
         config._document = document
         if not (there := next(place for place in (config.out, *config.out.parents) if place.exists())).is_dir():
             raise ConfigError(f"{sources.get('out', file)}: out: {there} is a file, expected a folder")
@@ -240,7 +242,7 @@ def parse_value(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise ConfigError(f"{where}:{line} not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date that is none, a number of 5,000 digits
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

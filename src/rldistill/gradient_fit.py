@@ -121,7 +121,8 @@ class GradientFit:
         if not self.best_loss < constant:
             raise NothingLearnedError(
                 f"{self.folder}: the student learned nothing: its held-out loss is {self.best_loss:.4g}, and the best "
-                f"constant prediction has {constant:.4g}. Collect more steps, or look at the losses and the rate."
+                f"constant prediction has {constant:.4g}. Give it more epochs or more steps, or look at the losses and "
+                "the rate."
             )
 
     def _stale(self) -> bool:

@@ -41,6 +41,8 @@ def rollout(
         env.send(action)
         yield None
         step = env.recv()
+        if not np.isfinite(step.reward).all():
+            raise SpecMismatchError("env: it gave a reward that is NaN or infinite; expected numbers")
         yield Transition(obs, action, step)
         obs = step.obs
 

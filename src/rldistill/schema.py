@@ -36,6 +36,9 @@ from rldistill.errors import RLDistillError, did_you_mean
 from rldistill.imports import import_name
 
 NON_NEGATIVE = {"critic_warmup", "noop_max", "patience", "refine", "regions", "seed", "steps_per_round"}
+MOST_OF_ALL = 10**12
+MOST = {"threads": 1_024, "workers": 1_024, "num_envs": 65_536}
+"""What whole numbers may be, so that a slip of the finger is an answer and not a crash."""
 LIMITS: dict[str, tuple[Any, ...]] = {
     "epsilon": (Ge(0), Le(1)),
     "beta": (Ge(0), Le(1)),
@@ -49,7 +52,7 @@ LIMITS: dict[str, tuple[Any, ...]] = {
     "margin": (Gt(0),),
     "l2": (Gt(0),),
     "bandwidth": (Gt(0),),
-    "until": (Gt(0),),
+    "until": (Gt(0), Le(1)),
     "weight_decay": (Ge(0),),
 }
 
@@ -223,7 +226,7 @@ def _scalar(annotation: Any, name: str) -> Any:
     if annotation is bool or annotation is str:
         return Annotated[annotation, Strict()]
     if annotation is int:
-        return Annotated[int, Strict(), Ge(0 if name in NON_NEGATIVE else 1)]
+        return Annotated[int, Strict(), Ge(0 if name in NON_NEGATIVE else 1), Le(MOST.get(name, MOST_OF_ALL))]
     if annotation is float:
         scalar: Any = Annotated[float, Strict(), FieldInfo(allow_inf_nan=False)]
         for limit in LIMITS.get(name, ()):

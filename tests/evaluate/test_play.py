@@ -128,6 +128,7 @@ def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
         players = {"teacher": Entrant("teacher", {None: None}, 0), "random": Entrant("random", {None: None}, 0)}
         (tmp_path / "videos").mkdir()
         (tmp_path / "videos" / "of-before-best.mp4").touch()
+        (tmp_path / "videos" / "of-before-worst-teacher.mp4").touch()
         with pytest.warns(UserWarning, match="no videos: Plain-v0"):
             evaluate(EnvConfig("Plain-v0"), players, EvaluateConfig(episodes=2), tmp_path)
         assert (tmp_path / "evaluation.json").exists()

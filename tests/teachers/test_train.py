@@ -152,6 +152,31 @@ def test_what_is_finished_stays_as_it_is(tmp_path: Path) -> None:
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [TrainConfig("A2C"), TrainConfig("PPO", hyperparameters={"n_steps": 64, "policy_kwargs": {"net_arch": [8]}})],
+)
+def test_another_algorithm_or_network_does_not_go_on(tmp_path: Path, changed: TrainConfig) -> None:
+    train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
+    with pytest.raises(ConfigError, match=r"was .*, now it is .*--overwrite"):
+        train_teacher(CARTPOLE, changed, tmp_path, resume=True)
+    with pytest.raises(ConfigError, match=r"env\.id was CartPole-v1, now it is CartPole-v0"):
+        train_teacher(EnvConfig("CartPole-v0"), TrainConfig("PPO"), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("wrong", [{"n_steps": 0}, {"n_epochs": 0}, {"policy_kwargs": {"net_arch": [-1]}}])
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+def test_a_wrong_word_costs_no_teacher(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
+    before = (tmp_path / "policy.safetensors").read_bytes()
+    if "n_epochs" not in wrong:  # which nobody refuses before it has been trained for a while
+        with pytest.raises(ConfigError, match=r"train\.hyperparameters"):
+            train_teacher(CARTPOLE, TrainConfig("PPO", hyperparameters=wrong), tmp_path, overwrite=True)
+        assert (tmp_path / "policy.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match="train"):
+        train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters=wrong), tmp_path / "new")
+
+
 def test_the_same_seed_trains_the_same_teacher(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
     one, two, other = (train_teacher(CARTPOLE, config, tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1)))

@@ -8,13 +8,26 @@ import signal
 import sys
 import traceback
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from rldistill.cli.dataset import datasets
-from rldistill.cli.shared import AsJson, File, NoVerify, Overrides, Overwrite, Quiet, Resume, Verbs, output, show
+from rldistill.cli.shared import (
+    AsJson,
+    File,
+    NoVerify,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Resume,
+    Verbs,
+    output,
+    require_new,
+    show,
+)
 from rldistill.cli.teachers import teachers
 from rldistill.errors import ConfigError
 
@@ -30,6 +43,19 @@ app = typer.Typer(
 )
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(metadata.version("rldistill"))
+        raise typer.Exit
+
+
+@app.callback()
+def rldistill(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")] = False,
+) -> None:
+    """Turn a reinforcement-learning teacher into a smaller, faster student, and prove what was lost."""
 
 
 @app.command()
@@ -132,6 +158,7 @@ def search(
     from rldistill.recipes.search import run_search
 
     _require_one(resume, overwrite)
+    require_new(json_file, "--json", again=resume or overwrite)
     config = SearchConfig(share_from_options(within), measure_from_options(by), own=own)
     with output(quiet):
         found = run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
@@ -168,6 +195,7 @@ def explain(
     from rldistill.report import explain as explaining
     from rldistill.students.storage import load_native
 
+    require_new(out, "--out")
     policy = load_native(path)
     typer.echo(explaining.explain(policy))
     if out is not None:

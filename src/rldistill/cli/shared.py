@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rldistill.errors import RLDistillError
+from rldistill.errors import ConfigError, RLDistillError
 
 FAILED, INTERRUPTED = 2, 130
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
@@ -30,9 +31,15 @@ class Verbs(TyperGroup):
         except RLDistillError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            typer.echo("stopped; go on with --resume", err=True)
+            verb = self.get_command(ctx, ctx.invoked_subcommand or "")
+            goes_on = verb is not None and any("--resume" in option.opts for option in verb.params)
+            typer.echo("stopped; go on with --resume" if goes_on else "stopped", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except MemoryError:
+            _fail("there is not enough memory for that; ask for less")
         except Exception as error:
+            if "can't allocate memory" in str(error):
+                _fail("there is not enough memory for that; ask for less")
             where = error.filename if isinstance(error, OSError) else None
             if _disk_full(error):
                 _fail(f"the disk is full{f' ({where})' if where else ''}: make room, then go on with --resume")
@@ -69,6 +76,18 @@ EnvArgument = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 Dataset = Annotated[Path, typer.Argument(help="A dataset's folder, or that of its run.", show_default=False)]
+
+
+def require_new(path: Path | None, option: str, again: bool = False) -> None:
+    """Raise ConfigError, before any work, for a file that cannot be written, or, unless `again`, that exists."""
+    if path is None:
+        return
+    if path.is_dir() or not path.name:
+        raise ConfigError(f"{option}: {path} is a folder; name a file in it")
+    if path.exists() and not again:
+        raise ConfigError(f"{option}: {path} exists; name another file, or remove it")
+    if not os.access(there := next(place for place in path.absolute().parents if place.exists()), os.W_OK):
+        raise ConfigError(f"{option}: nothing can be written in {there}; name another place")
 
 
 def output(quiet: bool, as_json: bool = False) -> AbstractContextManager[Any]:

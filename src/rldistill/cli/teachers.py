@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rldistill.cli.shared import AsJson, Env, EnvArgument, Quiet, Seed, Teacher, Verbs, output, show
+from rldistill.cli.shared import AsJson, Env, EnvArgument, Quiet, Seed, Teacher, Verbs, output, require_new, show
 
 teachers = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Find, verify, compare teachers.")
 
@@ -81,6 +81,8 @@ def compare(
     from rldistill.options import env_from_options, teachers_from_options
     from rldistill.recipes import teachers as recipe
 
+    require_new(out, "--out")
+    require_new(page, "--page")
     config = CompareConfig(episodes=episodes, steps=steps)
     found = recipe.compare(teachers_from_options(paths), env_from_options(env, env_kwarg or ()), config, seed, quiet)
     recipe.save_comparison(found, out, page)

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def film_all(
         # All else of an evaluation is written by now, and is worth as much without its films.
         said = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(f"no more videos: an episode cannot be written as H.264 ({said[0]})", stacklevel=2)
+
+
+def remove_films(folder: Path) -> None:
+    """Remove what `film_all` wrote, and nothing else."""
+    for label in LABELS:
+        for file in (*folder.glob(f"*-{label}.mp4"), *folder.glob(f"*-{label}-teacher.mp4")):
+            file.unlink()
+    with suppress(OSError):  # there is none, or something else is in it
+        folder.rmdir()
 
 
 def draws_itself(env_config: EnvConfig) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from rldistill.evaluate.cost import measure_cost
 from rldistill.evaluate.decision import RISK, Answer, non_inferior
 from rldistill.evaluate.efficiency import Curve, efficiency
 from rldistill.evaluate.fidelity import Watch, fidelity
-from rldistill.evaluate.films import film_all
+from rldistill.evaluate.films import film_all, remove_films
 from rldistill.evaluate.looks import RISK as OF_LOOKS
 from rldistill.evaluate.looks import boundary, looks
 from rldistill.evaluate.play import Episodes, fits, play
@@ -136,7 +135,7 @@ def evaluate(
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
         evaluation["robustness"] = _perturbed(env, entrants, returns, config.robustness, seed, config.sample, progress)
-    shutil.rmtree(folder / "videos", ignore_errors=True)  # films of other episodes would go by the same names
+    remove_films(folder / "videos")  # those of other episodes would go by the same names
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in played.items()}

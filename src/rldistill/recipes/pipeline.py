@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,11 +18,12 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distill import require_fit
 from rldistill.envs.single import spec_from_env
-from rldistill.errors import ConfigError, RLDistillError
+from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError, RLDistillError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
 from rldistill.gradient_fit import device_named
+from rldistill.metrics import read_rows
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy, taught
@@ -60,6 +60,10 @@ def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool
     return run_report(run)
 
 
+NOT_GUARDED = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
+"""What a run writes into its folder beside the stages, whose own folders are written over only where that is asked."""
+
+
 def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Policy:
     """Train the run's teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
@@ -74,6 +78,8 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
     """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
     if overwrite or not (run.folder / "dataset" / "manifest.json").exists():
         _require_students(with_teachers_features(run), load_teacher(run))
+        if type(run.recipe) not in DISTIL:
+            from_reward.guidance_of(run, load_teacher(run))
         if run.verify:
             _look_at_teacher(run)
     with _noted(run, "dataset"), track("collect", "steps", quiet) as report:
@@ -93,7 +99,6 @@ def _require_students(run: Run, teacher: Policy) -> None:
     """Raise, before anything is collected, for students that cannot learn what is asked."""
     if type(run.recipe) not in DISTIL:
         from_reward.require_learnable(run, teacher)
-        from_reward.guidance_of(run, teacher)
         return
     spec = spec_of_data(run.env, teacher)
     for student in run.students.values():
@@ -111,19 +116,30 @@ def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
 def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
     run = with_teachers_features(run)
     teacher = load_teacher(run)
+    if overwrite:  # or a wrong word would cost what is there
+        _require_students(run, teacher)
     unit = "epochs" if type(run.recipe) in DISTIL else "steps"
     dataset: Dataset | None = None
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
         Manifest.read(run.folder / "dataset").require_teacher(identity(teacher))
         dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
+    failed: dict[str, NothingLearnedError] = {}
     for name in run.students:
-        for seed in run.seeds:
-            with track(f"distil {name}, seed {seed}", unit, quiet) as report:
-                distill_one(run, teacher, dataset, name, seed, resume, overwrite, report)
+        try:
+            for seed in run.seeds:
+                with track(f"distil {name}, seed {seed}", unit, quiet) as report:
+                    distill_one(run, teacher, dataset, name, seed, resume, overwrite, report)
+        except NothingLearnedError as error:
+            failed[name] = error
+            continue
         for seed in run.seeds if run.control else ():
             steps = _steps_of(run, name)
             with track(f"control of {name}, seed {seed}", "steps", quiet) as report:
                 from_reward.control(run, teacher, name, seed, steps, resume, overwrite, report)
+
+    if failed:
+        others = f" The other students are there; without {', '.join(failed)} among them, go on with --resume."
+        raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
 
 
 def distill_one(
@@ -146,6 +162,11 @@ def distill_one(
 
 def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
+    with _noted(run, "students", "videos"):
+        return _evaluate_all(run, resume, overwrite, quiet)
+
+
+def _evaluate_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
     path = run.folder / "evaluation.json"
     if path.exists() and not (resume or overwrite):
         raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
@@ -260,8 +281,7 @@ def _mean_curve(run: Run, place: Path, before: int) -> Curve:
 
 
 def _scores(path: Path, column: str, before: int) -> Curve:
-    rows = map(json.loads, path.read_text().splitlines() if path.exists() else ())
-    return [(before + row["step"], row[column]) for row in rows if row.get(column) is not None]
+    return [(before + row["step"], row[column]) for row in read_rows(path) if row.get(column) is not None]
 
 
 def _collected(run: Run) -> Dataset | None:
@@ -301,6 +321,7 @@ def _noted(run: Run, *places: str) -> Iterator[None]:
 
     The note is taken back where the stage is refused, or its teacher fails, before anything has changed there.
     """
+    _require_own(run.folder)
     config, machine = run.folder / "config.yaml", run.folder / "provenance.json"
     before = {path: path.read_text() if path.exists() else None for path in (config, machine)}
     there = _times(run, places)
@@ -319,6 +340,22 @@ def _noted(run: Run, *places: str) -> Iterator[None]:
             with suppress(OSError):  # others have something in it
                 run.folder.rmdir()
         raise
+
+
+def _require_own(folder: Path) -> None:
+    """Raise ConfigError for a folder that is not a run's and holds something that a run would write over."""
+    machine = folder / "provenance.json"
+    if machine.exists():
+        with suppress(CorruptArtifactError):
+            known = read_json(machine)
+            if isinstance(known, dict) and "versions" in known:
+                return
+    for name in NOT_GUARDED:
+        if (folder / name).exists():
+            raise ConfigError(
+                f"{folder}: it holds {name} and is not the folder of a run, which would write over that; name another "
+                "place (out=...)"
+            )
 
 
 def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:

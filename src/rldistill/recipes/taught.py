@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.data.manifest import Manifest
 from rldistill.distill import DistillConfig
-from rldistill.errors import ConfigError
+from rldistill.errors import ConfigError, CorruptArtifactError
 from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, QDagger, Run, Scratch
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.teachers.identity import identity
@@ -62,6 +62,8 @@ def require_same(folder: Path, asked: dict[str, Any]) -> None:
     if not path.exists():  # what was made before this was noted, nobody knows
         return
     known, again = read_json(path), "`rldistill distill FILE --overwrite`"
+    if not isinstance(known, dict):
+        raise CorruptArtifactError(f"{path}: expected what the student was made of; distil again: {again}")
     if known.get("teacher") != asked.get("teacher"):
         raise ConfigError(
             f"{path}: the student was taught by {known.get('teacher')}, now the teacher is {asked.get('teacher')}. Go "

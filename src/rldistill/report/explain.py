@@ -52,6 +52,8 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
     """
     import imageio.v2 as imageio
 
+    if isinstance(policy, TreePolicy):
+        raise ConfigError("--out: only the weights of linear and ridge students are drawn, and this is a tree")
     weight, _ = _linear(policy)
     shape = _pictures(policy)
     if shape is None:

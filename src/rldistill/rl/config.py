@@ -134,5 +134,7 @@ class DQNConfig:
                 raise ConfigError(f"dqn.{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
+        if not all(0 <= self.exploration(done) <= 1 for done in (0.0, 1.0)):
+            raise ConfigError("dqn.exploration: expected shares from 0 to 1")
         if not 0 <= self.average_decay < 1:
             raise ConfigError(f"dqn.average_decay: expected a number from 0 to below 1, found {self.average_decay}")

@@ -342,6 +342,8 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
     pictures = len(spec.obs_shape) == 3
     chosen = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
     number = ActionHead("deterministic", low=(-np.inf,), high=(np.inf,))
+    if isinstance(chosen, Keras | Ridge | Tree):
+        raise ConfigError(f"ppo.critic: a {type(chosen).__name__.lower()} does not learn by gradient; take mlp or cnn")
     network = chosen.build(dataclasses.replace(spec, head=number))
     if network.initial_state(1) is not None:
         raise ConfigError("ppo.critic: expected a feed-forward network, such as an mlp or a cnn")

@@ -16,9 +16,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from rldistill.artifacts import open_stage, read_json
+from rldistill.artifacts import open_stage, read_json, write_json
 from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, did_you_mean, shown
+from rldistill.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
 from rldistill.schedules import Linear
 from rldistill.students.network import NetworkPolicy, activation
 from rldistill.students.storage import load_native
@@ -37,6 +37,7 @@ ALGORITHMS = {
     "TQC": "sb3_contrib",
 }
 NEVER = 1_000_000_000
+FILE, AGAIN = "asked.json", "train again: `rldistill train FILE --overwrite`"
 OURS = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
 
 
@@ -91,6 +92,11 @@ def train_teacher(
     Raises:
         ConfigError: unknown algorithm or hyperparameter, or one that does not suit the environment.
     """
+    asked = _asked(env, config)
+    if overwrite:
+        _require_trainable(env, config, seed)  # or a wrong word would cost the teacher that is there
+    elif resume:
+        _require_same(folder / FILE, asked)
     open_stage(folder, folder / "policy.json", resume, overwrite)
     last = folder / "checkpoints" / "last.zip"
     threads = torch.get_num_threads()
@@ -104,6 +110,7 @@ def train_teacher(
             if (folder / "policy.json").exists():
                 _warm_start(model, folder, config)
         _require_expressible(model, env)
+        write_json(folder / FILE, asked)
         # No slot has played more episodes than there were steps, so what is played from here on is new.
         vector.env.episode += model.num_timesteps
         keeper = Keeper(model, env, config, folder, seed, progress)
@@ -115,10 +122,48 @@ def train_teacher(
         except KeyboardInterrupt:
             keeper.save_checkpoint()
             raise
+        except (ArithmeticError, AssertionError, LookupError, NameError, RuntimeError, TypeError, ValueError) as error:
+            # Hyperparameters that nobody checks end in whatever they lead to.
+            said = (str(error).strip().splitlines() or [""])[0]
+            raise ConfigError(
+                f"train: {config.algorithm} failed with {type(error).__name__}: {said} Look at its hyperparameters, "
+                "above all the learning rate"
+            ) from error
     finally:
         vector.close()
         torch.set_num_threads(threads)
     return load_native(folder)
+
+
+def _asked(env: EnvConfig, config: TrainConfig) -> dict[str, str]:
+    """What a teacher is, as JSON; how it goes on learning may change."""
+    return {
+        "env.id": env.id,
+        "env.kwargs": repr(env.kwargs),
+        "env.wrappers": repr(env.wrappers),
+        "teacher.train.algorithm": config.algorithm,
+        "teacher.train.hyperparameters.policy_kwargs": repr(config.hyperparameters.get("policy_kwargs")),
+    }
+
+
+def _require_same(path: Path, asked: dict[str, str]) -> None:
+    """Raise ConfigError if it is noted that the teacher of a folder is another."""
+    known = read_json(path) if path.exists() else {}  # what was made before this was noted, nobody knows
+    if not isinstance(known, dict):
+        raise CorruptArtifactError(f"{path}: expected what the teacher is; {AGAIN}")
+    for key in asked:
+        if known.get(key, asked[key]) != asked[key]:
+            raise ConfigError(
+                f"{path}: {key} was {known[key]}, now it is {asked[key]}. Go on with the old value, or {AGAIN}"
+            )
+
+
+def _require_trainable(env: EnvConfig, config: TrainConfig, seed: int) -> None:
+    vector = training_env(env, config.num_envs, seed, "train")
+    try:
+        _require_expressible(_build(config, vector, seed), env)
+    finally:
+        vector.close()
 
 
 def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
@@ -162,7 +207,9 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     try:
         return kind(policy, vector, seed=seed, device=_device(config), **_settings(config))
-    except (AssertionError, TypeError, ValueError) as error:
+    except RLDistillError:
+        raise
+    except Exception as error:  # whatever its arithmetic makes of numbers that nobody checks
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
 
 
