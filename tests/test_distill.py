@@ -206,6 +206,17 @@ def test_nonsense_is_refused() -> None:
         DistillConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"distill\.losses"):
         DistillConfig(losses=())
+    with pytest.raises(ConfigError, match=r"expected Term\(loss\), found a ForwardKL"):
+        DistillConfig(losses=(ForwardKL(),))  # type: ignore[arg-type]
+    wrong: list[dict[str, Any]] = [
+        {"patience": -1},
+        {"device": "tpu"},
+        {"schedule": "foo"},
+        {"learning_rate": math.nan},
+    ]
+    for settings in wrong:
+        with pytest.raises(ConfigError, match=rf"distill\.{next(iter(settings))}"):
+            DistillConfig(**settings)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")

@@ -57,11 +57,19 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if not self.losses:
             raise ConfigError("distill.losses: at least one loss is needed")
+        for term in self.losses:
+            if not isinstance(term, Term):
+                raise ConfigError(f"distill.losses: expected Term(loss), found a {type(term).__name__}")
         for name in ("epochs", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")
+        if self.patience < 0:
+            raise ConfigError(f"distill.patience: expected at least 0, found {self.patience}")
+        for name, known in (("schedule", ("cosine", "constant")), ("device", ("auto", "cpu", "cuda"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"distill.{name}: there is no {getattr(self, name)!r}. Known: {', '.join(known)}")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"distill.{name}: expected a positive number, found {getattr(self, name)}")
 
 

@@ -138,3 +138,11 @@ def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) 
 def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EvaluateConfig(**options)
+
+
+def test_without_teacher_or_random_play_there_is_no_score(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    players = entrants(teacher)
+    for name in ("teacher", "random"):
+        others = {who: entrant for who, entrant in players.items() if who != name}
+        with pytest.raises(ConfigError, match=f"entrants: there is no '{name}'"):
+            evaluate(CARTPOLE, others, EvaluateConfig(2, videos=False), tmp_path)

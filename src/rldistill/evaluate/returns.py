@@ -98,8 +98,12 @@ def evaluate(
     Normalised score = (policy - random) / (teacher - random), arXiv 2108.13264; null unless the teacher beats random.
 
     Raises:
+        ConfigError: teacher or random play is not among the entrants.
         SpecMismatchError: a policy does not fit the environment.
     """
+    for name in ("teacher", "random"):
+        if name not in entrants:
+            raise ConfigError(f"entrants: there is no {name!r}, which scores are normalised with")
     teacher = next(iter(entrants["teacher"].runs.values()))
     if teacher is not None:
         env = env.seen_by(teacher)

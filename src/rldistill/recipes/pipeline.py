@@ -121,6 +121,8 @@ def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
     unit = "epochs" if type(run.recipe) in DISTIL else "steps"
     dataset: Dataset | None = None
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
+        if not (run.folder / "dataset" / "manifest.json").exists():
+            raise ConfigError(f"{run.folder / 'dataset'}: there are no data yet; run `rldistill collect` first")
         Manifest.read(run.folder / "dataset").require_teacher(identity(teacher))
         dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     failed: dict[str, NothingLearnedError] = {}
@@ -209,6 +211,8 @@ def run_report(run: Run) -> Path:
 def load_teacher(run: Run) -> Policy:
     """The run's teacher, trained or from elsewhere."""
     if isinstance(run.teacher, TrainConfig):
+        if not (run.folder / "teacher" / "policy.json").exists():
+            raise ConfigError(f"{run.folder / 'teacher'}: there is no teacher yet; run `rldistill train` first")
         return load_policy(run.folder / "teacher")
     if isinstance(run.teacher, SavedTeacher):
         return load_fitting(run.teacher, run.env)
