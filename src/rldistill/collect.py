@@ -12,8 +12,11 @@ import math
 import multiprocessing
 import os
 import pickle
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -188,14 +191,35 @@ def _run_all(jobs: list[Stream], config: CollectConfig, progress: Callable[[int,
                 note([entry])
     else:
         _require_portable(jobs[0])
-        spawn = multiprocessing.get_context("spawn")
+        spawn, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
         with ProcessPoolExecutor(config.workers, mp_context=spawn) as pool:
-            pending = {pool.submit(_run_to_end, job) for job in jobs}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    note(future.result())
+            with _unheard(signal.SIGINT):  # this process hears it, and stops the others
+                pending = {pool.submit(_run_to_end, job) for job in jobs}
+            try:
+                while pending:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        note(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    if process not in others:
+                        process.terminate()  # blocks are written whole or not at all
+                raise
     return sorted(entries, key=lambda entry: str(entry["file"]))
+
+
+@contextmanager
+def _unheard(stop: signal.Signals) -> Iterator[None]:
+    """Processes that are begun within never hear of `stop`."""
+    if threading.current_thread() is not threading.main_thread():  # where nobody can choose
+        yield
+        return
+    before = signal.signal(stop, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(stop, before)
 
 
 def _require_portable(job: Stream) -> None:
