@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from rldistill.artifacts import provenance, read_json, write_atomic, write_json
+from rldistill.artifacts import read_json
 from rldistill.collect import collect, spec_of_data
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distill import require_fit
 from rldistill.envs.single import spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, NothingLearnedError, RLDistillError
+from rldistill.errors import ConfigError, NothingLearnedError
 from rldistill.evaluate.efficiency import Curve
 from rldistill.evaluate.returns import Entrant, evaluate
 from rldistill.evaluate.verify import look
@@ -27,6 +25,7 @@ from rldistill.metrics import read_rows
 from rldistill.objective import temperature_of
 from rldistill.progress import Report, track
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy, taught
+from rldistill.recipes.noted import noted
 from rldistill.recipes.run import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy, Run
 from rldistill.recipes.teachers import load_fitting
 from rldistill.report import evaluation_table, robustness_table, verdict, write_report
@@ -60,15 +59,11 @@ def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool
     return run_report(run)
 
 
-NOT_GUARDED = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
-"""What a run writes into its folder beside the stages, whose own folders are written over only where that is asked."""
-
-
 def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Policy:
     """Train the run's teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
         raise ConfigError(f"teacher: {run.document['teacher']} is there already; to train one, give teacher.train")
-    with _noted(run, "teacher"), track("train teacher", "steps", quiet) as report:
+    with noted(run, "teacher"), track("train teacher", "steps", quiet) as report:
         return train_teacher(
             run.env, run.teacher, run.folder / "teacher", run.seed, resume=resume, overwrite=overwrite, progress=report
         )
@@ -82,7 +77,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
             from_reward.guidance_of(run, load_teacher(run))
         if run.verify:
             _look_at_teacher(run)
-    with _noted(run, "dataset"), track("collect", "steps", quiet) as report:
+    with noted(run, "dataset"), track("collect", "steps", quiet) as report:
         return collect(
             run.env,
             load_teacher(run),
@@ -109,7 +104,7 @@ def _require_students(run: Run, teacher: Policy) -> None:
 
 def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
-    with _noted(run, "students", "controls"):
+    with noted(run, "students", "controls"):
         _distill_all(run, resume, overwrite, quiet)
 
 
@@ -138,7 +133,6 @@ def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
             steps = _steps_of(run, name)
             with track(f"control of {name}, seed {seed}", "steps", quiet) as report:
                 from_reward.control(run, teacher, name, seed, steps, resume, overwrite, report)
-
     if failed:
         others = f" The other students are there; without {', '.join(failed)} among them, go on with --resume."
         raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
@@ -164,7 +158,7 @@ def distill_one(
 
 def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
-    with _noted(run, "students", "videos"):
+    with noted(run, "students", "videos"):
         return _evaluate_all(run, resume, overwrite, quiet)
 
 
@@ -317,52 +311,3 @@ def _own_steps(folder: Path) -> int:
 def _reward_steps(folder: Path) -> int:
     document = folder / "policy.json"
     return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
-
-
-@contextmanager
-def _noted(run: Run, *places: str) -> Iterator[None]:
-    """Note what is asked and of which machine while a stage is at work in `places`.
-
-    The note is taken back where the stage is refused, or its teacher fails, before anything has changed there.
-    """
-    _require_own(run.folder)
-    config, machine = run.folder / "config.yaml", run.folder / "provenance.json"
-    before = {path: path.read_text() if path.exists() else None for path in (config, machine)}
-    there = _times(run, places)
-
-    def write(path: Path, text: str) -> None:
-        write_atomic(path, lambda temporary: temporary.write_text(text))
-
-    write(config, yaml.safe_dump(run.document, sort_keys=False))
-    write_json(machine, provenance(run.seed))
-    try:
-        yield
-    except RLDistillError:
-        if _times(run, places) == there:
-            for path, text in before.items():
-                path.unlink() if text is None else write(path, text)
-            with suppress(OSError):  # others have something in it
-                run.folder.rmdir()
-        raise
-
-
-def _require_own(folder: Path) -> None:
-    """Raise ConfigError for a folder that is not a run's and holds something that a run would write over."""
-    machine = folder / "provenance.json"
-    if machine.exists():
-        with suppress(CorruptArtifactError):
-            known = read_json(machine)
-            if isinstance(known, dict) and "versions" in known:
-                return
-    for name in NOT_GUARDED:
-        if (folder / name).exists():
-            raise ConfigError(
-                f"{folder}: it holds {name} and is not the folder of a run, which would write over that; name another "
-                "place (out=...)"
-            )
-
-
-def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:
-    """The files in some of the run's folders, and when they were written, but for notes that come before any work."""
-    files = [path for place in places for path in (run.folder / place).rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in files if path.name != taught.FILE}
