@@ -1,7 +1,7 @@
 """Environment x student x loss x recipe, on real environments: the normalised score of each with its interval.
 
 Teachers are those of a folder of rl-baselines3-zoo agents where it is there, else they are trained here first. Every
-cell is a run that goes on after an interruption. `--quick` is one training seed and no Pong.
+cell is a run that goes on after an interruption. `--quick` is one training seed, no Pong, and nothing that takes long.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
 # Of students that want other settings than their environment's.
 FITS: dict[str, dict[str, Any]] = {"cnn-10k": {"epochs": 24}}
 
+LONG = ("wide", "ppd")
+"""What takes minutes for each training seed."""
 Cell = tuple[str, str, dict[str, Any], str, str]
 
 
@@ -219,7 +221,7 @@ def rows_of(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one training seed, no Pong")
+    parser.add_argument("--quick", action="store_true", help="one training seed, no Pong, nothing long")
     parser.add_argument("--only", metavar="ENV/STUDENT/RECIPE", default="", help="those that begin so, as Pong/tree")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
@@ -227,7 +229,7 @@ def main() -> None:
     asked = parser.parse_args()
     cells = [cell for cell in CELLS if "/".join((cell[0], cell[1], cell[4])).startswith(asked.only)]
     if asked.quick:
-        cells = [cell for cell in cells if cell[0] != "Pong"]
+        cells = [cell for cell in cells if cell[0] != "Pong" and cell[4] not in LONG]
     if not cells:
         parser.error(f"--only: no cell begins with {asked.only!r}: {', '.join('/'.join(c[:2]) for c in CELLS)}")
     rows: list[dict[str, Any]] = []
