@@ -101,7 +101,6 @@ class Dataset:
         for number, folder, entry in blocks:
             columns = read_block(folder / entry["file"]).columns
             part_obs = columns.pop("obs")
-            columns.pop("teacher_obs", None)  # which is for new teachers, and as large
             obs[at : at + len(part_obs)] = part_obs
             kind = columns.pop("kind")
             kept = kind == STEP
@@ -163,7 +162,9 @@ class Dataset:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
-        column = {name: torch.from_numpy(values.take(rows, 0)) for name, values in self.columns.items()}
+        # What the teacher alone saw is for new teachers, and large.
+        told = {name: values for name, values in self.columns.items() if name != "teacher_obs"}
+        column = {name: torch.from_numpy(values.take(rows, 0)) for name, values in told.items()}
         head = self.spec.head
         return Batch(
             obs=self.observations(rows),
