@@ -15,7 +15,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.errors import ConfigError
 from rldistill.gradient_fit import GradientFit, prepare
 from rldistill.losses import ForwardKL
-from rldistill.objective import Term, require_comparable, student_spec
+from rldistill.objective import Term, of_the_policy, require_comparable, student_spec
 from rldistill.students import AnyStudent
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.ridge import Ridge
@@ -140,8 +140,7 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
         require_solvable(losses, spec.head)
         student.build(solvable(spec))
     else:
-        # What a value or features are compared with is not known before the teacher has said something.
-        terms = tuple(term for term in config.losses if term.loss.student_head not in ("value", "features"))
+        terms = of_the_policy(config.losses)
         require_comparable(terms, spec.head, student_spec(spec, terms).head)
         student.build(student_spec(spec, terms))
 

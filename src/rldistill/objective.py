@@ -84,6 +84,11 @@ def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
     return dataclasses.replace(teacher, head=head)
 
 
+def of_the_policy(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Those that compare what is done. What a value or features are compared with only a teacher's labels tell."""
+    return tuple(term for term in terms if term.loss.student_head not in ("value", "features"))
+
+
 def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead) -> None:
     """Raise SpecMismatchError if a loss of ours cannot compare what these two heads say, with nothing beside it."""
     number, index, false = torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)

@@ -11,7 +11,7 @@ from pathlib import Path
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distill import distill
-from rldistill.objective import require_comparable, student_spec
+from rldistill.objective import of_the_policy, require_comparable, student_spec
 from rldistill.progress import Report
 from rldistill.recipes.run import BornAgain, Run, report_round
 from rldistill.recipes.taught import asked_of, open_student
@@ -52,7 +52,7 @@ def distill_student(
 
 def require_next(run: Run, first: PolicySpec) -> None:
     """Raise SpecMismatchError if what students of data like `first` say cannot teach the next."""
-    terms = tuple(term for term in run.distill.losses if term.loss.student_head not in ("value", "features"))
+    terms = of_the_policy(run.distill.losses)
     second = student_spec(first, terms)
     require_comparable(terms, second.head, student_spec(second, terms).head)
 
