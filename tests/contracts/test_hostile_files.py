@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from rldistill.envs.single import EnvConfig, spec_from_env
 from rldistill.errors import RLDistillError
 from rldistill.recipes.teachers import verify_teacher
 from rldistill.relabel import relabel
-from rldistill.students import Mlp
+from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
 from rldistill.types import ActionHead, PolicySpec
@@ -641,3 +642,24 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
     assert "planted" not in sys.modules
     with pytest.raises(SystemExit, match="it ran"):
         spec_from_env(EnvConfig("planted:make"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("student", ["linear", "ridge", "tree", "mlp"])
+def test_a_policy_file_cannot_name_code_for_its_features(
+    student: str, nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    save_policy(Mlp((4,)).build(CARTPOLE), tmp_path, {})
+    document = json.loads((tmp_path / "policy.json").read_text())
+    reference = {"type": "teacher", "policy": "planted:make", "network": "", "config": {}, "head": {}}
+    if nested:
+        network = {**document["config"], "features": reference}
+        reference = {**reference, "network": "mlp", "config": network, "head": document["spec"]["head"]}
+    defaults = json.loads(json.dumps(dataclasses.asdict(STUDENTS[student]())))
+    document |= {"student": student, "config": {**defaults, "features": reference}}
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    with pytest.raises(RLDistillError, match=r"features\.network: expected one of actor, mlp, cnn, impala"):
+        load_policy(tmp_path)
+    assert "planted" not in sys.modules

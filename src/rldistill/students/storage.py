@@ -18,7 +18,7 @@ from torch import Tensor
 from rldistill.artifacts import read_json, write_atomic, write_json
 from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
 from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import FEATURES, AnyFeatures, config_document
+from rldistill.students.features import FEATURES, FEED_FORWARD, AnyFeatures, config_document
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
 from rldistill.students.network import NetworkPolicy
 from rldistill.students.tree import TreePolicy
@@ -199,10 +199,23 @@ def _features(fields: _Fields) -> AnyFeatures:
     kind = fields.get("type", lambda value: isinstance(value, str) and value in FEATURES, f"one of {[*FEATURES]}")
     inner = _Fields(fields.path, {key: value for key, value in fields.value.items() if key != "type"}, fields.name)
     inner.require_only(FEATURES[kind])
+    if kind == "teacher":
+        _check_stored_network(inner)
     try:
         return FEATURES[kind](**_tuples(inner.value))
     except (ConfigError, TypeError, ValueError) as error:
         raise CorruptArtifactError(f"{fields.path}: {fields.name}{error}") from None
+
+
+def _check_stored_network(fields: _Fields) -> None:
+    """Raise CorruptArtifactError unless the features come from a network that the artifact itself describes.
+
+    Without this check a file could name `module:factory`, and building the student would import and call it.
+    """
+    fields.get("network", lambda value: value in FEED_FORWARD, f"one of {', '.join(FEED_FORWARD)}")
+    config = fields.inside("config")
+    if "features" in config.value:
+        _features(config.inside("features"))
 
 
 def _spec(fields: _Fields) -> PolicySpec:
