@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from rldistill import Cnn, EnvConfig, Mlp, load_policy
 from rldistill.envs.atari import is_atari
+from rldistill.envs.make import spec_from_env
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.single import spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.evaluate.play import Episodes, play, slots_for
+from rldistill.evaluation.episodes import Episodes, play, slots_for
 
 THREADS = 2
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.evaluate.decision import Answer, non_inferior
-from rldistill.evaluate.looks import boundary, looks
-from rldistill.evaluate.statistics import Statistic, interval, iqm, mean, median, optimality_gap
+from rldistill.evaluation.group_sequential import boundary, looks
+from rldistill.evaluation.non_inferiority import Answer, non_inferior
+from rldistill.evaluation.statistics import Statistic, interval, iqm, mean, median, optimality_gap
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {

@@ -21,15 +21,16 @@ from rich.table import Table
 from torch import nn
 
 from rldistill import Entrant, EvaluateConfig, Policy, evaluate, load_policy
-from rldistill.artifacts import write_json
-from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
-from rldistill.evaluate.play import play
-from rldistill.progress import track
+from rldistill.evaluation.episodes import play
+from rldistill.io.atomic import write_json
+from rldistill.io.progress import track
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.config import FROM_REWARD_ALONE, Finetune
 from rldistill.recipes.from_reward import own_returns
-from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
-from rldistill.recipes.run import FROM_REWARD_ALONE, Finetune, Run
-from rldistill.students.network import NetworkPolicy
+from rldistill.recipes.job import Run
+from rldistill.run.config import RunConfig
+from rldistill.run.stages import load_teacher, run_collect, run_distill
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import SavedTeacher
 

@@ -18,10 +18,10 @@ import numpy as np
 import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
 
 from rldistill import Entrant, EvaluateConfig, collect, distill, evaluate, load_policy, train_teacher
-from rldistill.config import RunConfig
-from rldistill.evaluate.statistics import normalised_interval, normalised_score
-from rldistill.students.network import NetworkPolicy
-from rldistill.teachers.train import TrainConfig
+from rldistill.evaluation.statistics import normalised_interval, normalised_score
+from rldistill.policies.network import NetworkPolicy
+from rldistill.run.config import RunConfig
+from rldistill.teachers.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared/teachers/sb3/ppo/LunarLander-v2_1/LunarLander-v2.zip"

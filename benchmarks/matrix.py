@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill import Entrant, EnvConfig, EvaluateConfig, Policy, RLDistillError, TrainConfig, evaluate, train_teacher
-from rldistill.artifacts import read_json, write_json
-from rldistill.config import RunConfig
 from rldistill.data.manifest import Manifest
-from rldistill.progress import track
-from rldistill.recipes.pipeline import distill_one, load_teacher, run_collect
-from rldistill.recipes.run import FROM_REWARD_ALONE, Run
+from rldistill.io.atomic import read_json, write_json
+from rldistill.io.progress import track
+from rldistill.recipes.config import FROM_REWARD_ALONE
+from rldistill.recipes.job import Run
+from rldistill.run.config import RunConfig
+from rldistill.run.stages import distill_one, load_teacher, run_collect
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill import EnvConfig, RLDistillError, load_policy
-from rldistill.evaluate.verify import Claim, verify
+from rldistill.evaluation.verify import Claim, verify
 
 AGENTS = {
     "dqn/CartPole-v1": ("CartPole-v1", "500", 300),

@@ -32,18 +32,20 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from rldistill import Cnn, EnvConfig, ForwardKL, Mlp, Policy, load_policy
-from rldistill.artifacts import write_json
-from rldistill.envs.single import spec_from_env
-from rldistill.evaluate.play import play
-from rldistill.evaluate.statistics import mean_interval
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.schedules import Linear
+from rldistill.core.spec import Wrapper
+from rldistill.envs.make import spec_from_env
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.statistics import mean_interval
+from rldistill.io.atomic import write_json
 from rldistill.losses import functional
-from rldistill.objective import Term
+from rldistill.losses.objective import Term
 from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
-from rldistill.schedules import Linear
 from rldistill.students import AnyStudent
-from rldistill.types import ActionHead, PolicyOutput, Wrapper
 
 ROOT = Path(__file__).parent.parent
 MINATAR = ROOT / ".venv-minatar"

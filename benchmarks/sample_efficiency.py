@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill import Policy
-from rldistill.artifacts import read_json, write_json
-from rldistill.config import RunConfig
-from rldistill.evaluate.play import play
-from rldistill.progress import track
+from rldistill.evaluation.episodes import play
+from rldistill.io.atomic import read_json, write_json
+from rldistill.io.progress import track
 from rldistill.recipes import from_reward
-from rldistill.recipes.pipeline import load_teacher, run_collect, run_distill
-from rldistill.recipes.run import Run
+from rldistill.recipes.job import Run
+from rldistill.run.config import RunConfig
+from rldistill.run.stages import load_teacher, run_collect, run_distill
 from rldistill.students.storage import load_native
 
 ENOUGH = 0.9

@@ -35,17 +35,17 @@ from rldistill import (
     collect,
     load_policy,
 )
-from rldistill.closed_form import fits, moments
+from rldistill.core.batch import Batch
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
-from rldistill.envs.single import spec_from_env
-from rldistill.gradient_fit import GradientFit, prepare
+from rldistill.distillation.gradient import GradientFit, prepare
+from rldistill.distillation.ridge import fits, moments
+from rldistill.envs.make import spec_from_env
 from rldistill.losses import LOSSES
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
-from rldistill.students.features import Fourier, RandomConv
-from rldistill.students.network import NetworkPolicy
-from rldistill.students.screen import Basic, Bprost, Objects
-from rldistill.types import Batch
+from rldistill.students.features.maps import Fourier, RandomConv
+from rldistill.students.features.screen import Basic, Bprost, Objects
 
 PONG = EnvConfig("ALE/Pong-v5")
 REGIONS = (("opponent", 14, 77, 0, 11), ("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 84))

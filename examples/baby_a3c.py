@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.types import ActionHead, Obs, PolicyOutput, PolicySpec
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
 
 
 class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint8]]):

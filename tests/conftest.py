@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rldistill.collect import CollectConfig, collect
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.envs.single import EnvConfig, spec_from_env
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicySpec
 
 CARTPOLE = EnvConfig("CartPole-v1")
 

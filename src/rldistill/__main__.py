@@ -1,5 +1,5 @@
 """`python -m rldistill` is `rldistill`."""
 
-from rldistill.cli import main
+from rldistill.cli.main import main
 
 main()

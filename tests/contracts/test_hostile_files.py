@@ -22,18 +22,20 @@ import torch
 from safetensors.torch import save_file
 from stable_baselines3 import DQN, PPO, SAC
 
-from rldistill.collect import CollectConfig, collect
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.collection.relabel import relabel
+from rldistill.core.errors import RLDistillError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
 from rldistill.data.info import describe
 from rldistill.data.info import verify as check
 from rldistill.data.merge import merge
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import RLDistillError
-from rldistill.recipes.teachers import verify_teacher
-from rldistill.relabel import relabel
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.run.teachers import verify_teacher
 from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
-from rldistill.types import ActionHead, PolicySpec
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.link")
 FORBIDDEN += (

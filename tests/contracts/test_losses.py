@@ -15,7 +15,10 @@ from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.core.batch import Batch
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.losses import (
     LOSSES,
     ActionNLL,
@@ -30,7 +33,6 @@ from rldistill.losses import (
     ReverseKL,
     functional,
 )
-from rldistill.types import ActionHead, Batch, PolicyOutput
 
 Q = ActionHead("q_values", (3,))
 LOGITS = ActionHead("categorical", (3,))

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.layers import ACTIVATIONS
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import Fourier
-from rldistill.students.network import ACTIVATIONS, NetworkPolicy
+from rldistill.students.features.maps import Fourier
 from rldistill.students.storage import load_native, save_policy
-from rldistill.types import ActionHead, PolicySpec
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 LOW, HIGH = (-1.0, -2.0), (1.0, 2.0)

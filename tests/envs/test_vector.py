@@ -10,13 +10,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rldistill.config import RunConfig
+from rldistill.core.errors import ConfigError, MissingExtraError
+from rldistill.core.spec import Wrapper
+from rldistill.envs.make import EnvConfig, make_env, resolve, spec_from_env
 from rldistill.envs.seeding import PURPOSES, episode_seed
-from rldistill.envs.single import EnvConfig, make_env, resolve, spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
-from rldistill.errors import ConfigError, MissingExtraError
-from rldistill.evaluate.films import draws_itself
-from rldistill.types import Wrapper
+from rldistill.evaluation.videos import draws_itself
+from rldistill.run.config import RunConfig
 
 from ..conftest import CARTPOLE
 

@@ -1,79 +1,239 @@
-"""Wrappers of our own show what those that agents were trained behind showed."""
+"""Two views of one state: computed side by side, labelled from one, stored and learned from the other."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
-from sb3_contrib.common.wrappers import TimeFeatureWrapper
+import torch
+from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, ResizeObservation
 
-from rldistill.envs.views import History, TimeFeature
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.spec import Views, Wrapper
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import EnvConfig, make_env, sight_of, spec_from_env
+from rldistill.envs.vector import make_vector_env
+from rldistill.envs.wrappers import MaskVelocity, TimeFeature
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.policies.actor_critic import Actor
+from rldistill.policies.network import NetworkPolicy
+from rldistill.run.config import RunConfig
+from rldistill.run.stages import run_all
+from rldistill.students import Mlp
+from rldistill.teachers.load import load_policy
 
-PLAIN = spaces.Box(-9, 9, (3,), np.float64)
-GOAL = spaces.Dict({"desired_goal": spaces.Box(-1, 1, (2,)), "observation": spaces.Box(-9, 9, (3,), np.float64)})
+from ..conftest import CARTPOLE, manifest_bytes
 
-
-class Walk(gymnasium.Env[Any, Any]):
-    action_space = spaces.Box(-1, 1, (2,), np.float32)
-
-    def __init__(self, space: spaces.Space[Any], steps: int | None = None) -> None:
-        self.observation_space = space
-        self.entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
-        if steps is not None:
-            self.spec = gymnasium.envs.registration.EnvSpec("Walk-v0", max_episode_steps=steps)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self._seen(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self._seen(), 0.0, False, False, {}
-
-    def _seen(self) -> Any:
-        obs = {key: self.np_random.uniform(-1, 1, box.shape).astype(box.dtype) for key, box in self.entries.items()}
-        return obs.get("", obs)
-
-
-@pytest.mark.parametrize("space", [PLAIN, GOAL], ids=["vector", "dict"])
-@pytest.mark.parametrize("steps", [None, 7])
-@pytest.mark.parametrize("test_mode", [False, True])
-def test_time_is_appended_as_sb3_contrib_does_it(space: Any, steps: int | None, test_mode: bool) -> None:
-    def fresh() -> Walk:  # theirs changes the space that it is given
-        return Walk(spaces.Dict(dict(space.spaces)) if isinstance(space, spaces.Dict) else space, steps)
-
-    theirs, ours = TimeFeatureWrapper(fresh(), 5, test_mode), TimeFeature(fresh(), 5, test_mode)
-    assert ours.observation_space == theirs.observation_space
-    pairs = [(theirs.reset(seed=3)[0], ours.reset(seed=3)[0])]
-    for _ in range(4):
-        expected = theirs.step(np.zeros(2, np.float32))[0]
-        theirs.observation_space.seed(0)
-        pairs.append((expected, ours.step(np.zeros(2, np.float32))[0]))
-    for expected, seen in pairs:
-        assert ours.observation_space.contains(seen)
-        if space is GOAL:
-            np.testing.assert_array_equal(seen["desired_goal"], expected["desired_goal"])
-            seen, expected = seen["observation"], expected["observation"]
-        assert seen.dtype == expected.dtype == np.float64
-        np.testing.assert_array_equal(seen, expected)
-    assert (pairs[-1][1]["observation"] if space is GOAL else pairs[-1][1])[-1] == (
-        1 if test_mode else 1 - 4 / (steps or 5)
-    )
+BLIND = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
+SIDES = Views(teacher=(Wrapper("TimeFeature"),), student=(Wrapper("MaskVelocity"), Wrapper("TimeFeature")))
+BOTH = EnvConfig("CartPole-v1", views=SIDES)
+PICTURES = (
+    Wrapper("GrayscaleObservation"),
+    Wrapper("ResizeObservation", {"shape": [84, 84]}),
+    Wrapper("FrameStackObservation", {"stack_size": 4}),
+)
+PONG = EnvConfig("Pong-v4", views=Views(teacher=(Wrapper("GrayscaleObservation"),), student=PICTURES))
 
 
-def test_what_time_cannot_be_appended_to_is_named() -> None:
-    with pytest.raises(ValueError, match="one vector, alone or as 'observation' of a dict"):
-        TimeFeature(Walk(spaces.Dict({"state": PLAIN})))
+def test_each_side_sees_what_its_wrappers_alone_would_show() -> None:
+    vector, sight = make_vector_env(BOTH, 2, lambda slot, nth: 7 * slot + nth), sight_of(BOTH)
+    alone = [
+        (TimeFeature(gymnasium.make("CartPole-v1")), TimeFeature(MaskVelocity(gymnasium.make("CartPole-v1"))))
+        for _ in range(2)
+    ]
+    obs = vector.reset()
+    expected = [[env.reset(seed=7 * slot)[0] for env in pair] for slot, pair in enumerate(alone)]
+    for step in range(8):
+        for slot, (teacher, student) in enumerate(expected):
+            np.testing.assert_array_equal(sight.of("teacher", obs)[slot], teacher)
+            np.testing.assert_array_equal(sight.of("student", obs)[slot], student)
+        obs = vector.step(np.array([step % 2, 1 - step % 2])).obs
+        expected = [[env.step((step + slot) % 2)[0] for env in pair] for slot, pair in enumerate(alone)]
 
 
-def test_a_history_has_the_dtype_of_its_observations() -> None:
-    env = History(Walk(PLAIN), horizon=2)
-    first = env.reset(seed=0)[0]
-    second, *_ = env.step(np.array([0.25, -0.5], np.float32))
-    assert (env.observation_space.shape, env.observation_space.dtype) == ((10,), np.float64)
-    assert first.dtype == second.dtype == np.float64
-    np.testing.assert_array_equal(first[[0, 1, 2, 6, 7, 8, 9]], 0)
-    np.testing.assert_array_equal(second[:3], first[3:6])
-    np.testing.assert_array_equal(second[6:], [0, 0, 0.25, -0.5])
+def test_pictures_beside_stacks_of_pictures_from_one_emulator() -> None:
+    vector, sight = make_vector_env(PONG, 1, lambda slot, nth: 3), sight_of(PONG)
+    frames = sight.student.frames
+    assert frames is not None
+    assert (frames.stack, frames.skip, frames.padding) == (4, (2, 5), "repeat")
+    env = make_env(EnvConfig("Pong-v4"))
+    alone = FrameStackObservation(ResizeObservation(GrayscaleObservation(env), (84, 84)), 4)
+    np.testing.assert_array_equal(sight.of("student", vector.reset())[0], alone.reset(seed=3)[0])
+    for _ in range(5):
+        obs, expected = vector.step(np.array([2])).obs, alone.step(2)[0]
+        np.testing.assert_array_equal(sight.of("student", obs)[0], expected)
+        assert sight.of("teacher", obs).shape == (1, 210, 160)
+
+
+def test_labels_come_from_the_teachers_view_and_observations_from_the_students(
+    teacher: NetworkPolicy, tmp_path: Path
+) -> None:
+    config = CollectConfig(steps=600, epsilon=0.3, block=64, teacher_obs=True)
+    data = collect(BLIND, teacher, config, tmp_path)
+    seen = torch.from_numpy(data.columns["teacher_obs"])
+    assert (seen[:, 1] != 0).any()
+    np.testing.assert_array_equal(data.observations(np.arange(len(data)))[:, [1, 3]], 0)
+    np.testing.assert_array_equal(data.observations(np.arange(len(data)))[:, [0, 2]], seen[:, [0, 2]])
+    with torch.no_grad():
+        np.testing.assert_allclose(teacher(seen)[0].params, data.columns["teacher"], atol=1e-6)
+    assert data.spec.head.kind == "q_values"
+
+
+def test_the_teachers_view_is_stored_only_when_asked(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    assert "teacher_obs" not in collect(BLIND, teacher, CollectConfig(steps=200, epsilon=0.3), tmp_path).columns
+
+
+def test_what_the_episodes_are_does_not_depend_on_the_views(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = CollectConfig(steps=400, epsilon=0.3)
+    one = collect(CARTPOLE, teacher, config, tmp_path / "one")
+    two = collect(BLIND, teacher, config, tmp_path / "two")
+    for name in ("action", "reward", "teacher", "next_teacher", "step"):
+        np.testing.assert_array_equal(one.columns[name], two.columns[name])
+
+
+def test_frames_are_stored_once_behind_a_frame_stack(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    env = EnvConfig("Pong-v4", {"max_episode_steps": 25}, views=PONG.views)
+    teacher = Mlp((4,)).build(spec_from_env(env.view_of("teacher"))).eval()
+    config = CollectConfig(steps=240, streams=1, slots=4, block=30, epsilon=0.3, sample=True)
+    data = collect(env, teacher, config, tmp_path)
+    # three lead-in frames and the last observation for each of 4 slots in 2 blocks, and those of the episodes between
+    ended = (data.columns["terminated"] | data.columns["truncated"]).sum()
+    assert ended > 0
+    assert data.obs.shape == (240 + 2 * 4 * 3 + 2 * 4 + ended, 84, 84)
+    stream = make_vector_env(env, 4, lambda slot, nth: 0).reset()
+    assert sight_of(env).of("student", stream).shape == (4, 4, 84, 84)
+    alone = make_env(env.view_of("student"))
+    first = np.flatnonzero(data.columns["step"] == 0)
+    for row in first[:3]:  # the first observation of an episode repeats one frame
+        stack = data.observations(np.array([row]))[0]
+        assert all(torch.equal(stack[0], frame) for frame in stack)
+    alone.close()
+
+
+def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    teacher = Actor(lstm=(6, 1), hidden=(5,)).build(spec_from_env(BOTH.view_of("teacher"))).eval()
+    config = CollectConfig(steps=320, streams=2, slots=2, block=20, epsilon=0.3)
+    collect(BOTH, teacher, config, tmp_path / "one")
+    before = manifest_bytes(tmp_path / "one")
+    collect(BOTH, teacher, dataclasses.replace(config, workers=2), tmp_path / "two")
+    assert manifest_bytes(tmp_path / "two") == before
+    document = json.loads(before)
+    for block in document["blocks"]:
+        if block["block"] >= 2:
+            (tmp_path / "one" / block["file"]).unlink()
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    collect(BOTH, teacher, config, tmp_path / "one", resume=True)
+    assert manifest_bytes(tmp_path / "one") == before
+
+
+def test_both_are_evaluated_each_on_its_own_view(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    data = collect(BLIND, teacher, CollectConfig(steps=2_000, epsilon=0.3), tmp_path / "dataset")
+    student = distill(data, Mlp((16,)), DistillConfig(epochs=3), tmp_path / "student")
+    entrants = {
+        "teacher": Entrant("teacher", {None: teacher}, 0),
+        "mlp": Entrant("student", {0: student}, 2_000),
+        "random": Entrant("random", {None: None}, 0),
+    }
+    found = evaluate(BLIND, entrants, EvaluateConfig(episodes=4), tmp_path)["policies"]
+    np.testing.assert_array_equal(found["teacher"]["runs"][0]["returns"], play(CARTPOLE, teacher, 4).returns)
+    blind = EnvConfig("CartPole-v1", wrappers=(Wrapper("MaskVelocity"),))
+    np.testing.assert_array_equal(found["mlp"]["runs"][0]["returns"], play(blind, student, 4).returns)
+    assert 0 < found["mlp"]["agreement"] <= 1
+    assert (tmp_path / "videos" / "mlp-best.mp4").stat().st_size > 0
+
+
+def test_a_teacher_that_wraps_its_own_environment_wraps_its_own_view_only() -> None:
+    view = (Wrapper("TimeFeature"),)
+    spec = dataclasses.replace(spec_from_env(EnvConfig("CartPole-v1", wrappers=view)), view=view)
+    sight = sight_of(BLIND.seen_by(Mlp((4,)).build(spec)))
+    assert (sight.teacher.obs_shape, sight.student.obs_shape) == ((5,), (4,))
+
+
+class Twice(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        self.env.step(action)
+        return self.env.step(action)
+
+
+class Other(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        return self.env.step(1 - action)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        (f"{__name__}:Twice", "more than one step"),
+        (f"{__name__}:Other", "changes actions"),
+        ("gymnasium.wrappers:TimeLimit", "ends episodes"),
+    ],
+)
+def test_a_view_that_changes_more_than_the_observation_is_refused(wrapper: str, message: str) -> None:
+    kwargs = {"max_episode_steps": 2} if "TimeLimit" in wrapper else {}
+    env = make_env(EnvConfig("CartPole-v1", views=Views(teacher=(Wrapper(wrapper, kwargs),))))
+    env.reset(seed=0)
+
+    def play_on() -> None:
+        for _ in range(3):
+            env.step(1)
+
+    with pytest.raises(ConfigError, match=message):
+        play_on()
+
+
+def test_a_view_that_changes_the_action_space_is_refused() -> None:
+    views = Views(teacher=(Wrapper("RescaleAction", {"min_action": -1, "max_action": 1}),))
+    with pytest.raises(ConfigError, match="action space"):
+        make_env(EnvConfig("Pendulum-v1", views=views))
+
+
+def test_a_student_for_the_teachers_view_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    student = Mlp((4,)).build(spec_from_env(BOTH.view_of("student")))
+    with pytest.raises(SpecMismatchError, match="the student"):
+        collect(BLIND, teacher, CollectConfig(steps=100, beta=0.5), tmp_path, student=student)
+
+
+def test_ale_games_say_where_views_work() -> None:
+    with pytest.raises(ConfigError, match=r"no views.*PongNoFrameskip-v4"):
+        sight_of(EnvConfig("ALE/Pong-v5", views=Views(student=PICTURES)))
+
+
+A3C = Path(__file__).parents[2] / ".." / "shared" / "teachers" / "baby-a3c" / "pong-v4.tar"
+
+
+@pytest.mark.skipif(not A3C.exists(), reason="the weights of github.com/greydanus/baby-a3c are not there")
+def test_a_recurrent_pong_teacher_with_another_view_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    few = ["collect.steps=480", "collect.block=30", "env.kwargs={max_episode_steps: 40}", "evaluate.episodes=2"]
+    few += ["distill.epochs=1", "evaluate.videos=false", f"out={tmp_path}"]
+    path = f"teacher=examples.baby_a3c:BabyA3C@{A3C}"
+    run = RunConfig.load(Path("examples/pong-a3c.yaml"), [path, *few], environment={}).plan()
+    assert load_policy(run.teacher.path).initial_state(3).shape == (3, 256)  # type: ignore[union-attr]
+    report = run_all(run, quiet=True)
+    assert report.stat().st_size > 0
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["policies"]) == {"teacher", "cnn", "random"}
+
+
+def test_a_run_file_declares_both_views(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    head = "env: {id: CartPole-v1, views: {student: [{name: MaskVelocity}]}}\nteacher: zoo:pong-dqn\n"
+    file.write_text(head)
+    assert RunConfig.load(file, environment={}).env == BLIND
+    file.write_text(head.replace("MaskVelocity", "MaskVelocty"))
+    with pytest.raises(ConfigError, match=r"MaskVelocty.*MaskVelocity"):
+        RunConfig.load(file, environment={})
+    file.write_text(head.replace("student", "pupil"))
+    with pytest.raises(ConfigError, match="unknown key"):
+        RunConfig.load(file, environment={})

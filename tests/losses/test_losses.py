@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.errors import SpecMismatchError
+from rldistill.core.batch import Batch
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.losses import (
     QMSE,
     ActionNLL,
@@ -27,7 +30,6 @@ from rldistill.losses import (
     ValueMSE,
     Wasserstein,
 )
-from rldistill.types import ActionHead, Batch, PolicyOutput
 
 Q = ActionHead("q_values", (2,))
 LOGITS = ActionHead("categorical", (2,))

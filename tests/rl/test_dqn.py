@@ -17,26 +17,28 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rldistill.artifacts import sha256_file
-from rldistill.collect import CollectConfig, collect
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.schedules import Constant
+from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.io.atomic import sha256_file
 from rldistill.losses import ForwardKL
-from rldistill.objective import Term
+from rldistill.losses.objective import Term
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dqn import _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.stage import Score, Setting
-from rldistill.schedules import Constant
+from rldistill.rl.training import Score, Setting
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import Standardised, Standardiser
-from rldistill.students.network import NetworkPolicy
-from rldistill.students.screen import Objects
+from rldistill.students.features.maps import Standardised, Standardiser
+from rldistill.students.features.screen import Objects
 from rldistill.teachers.load import load_policy
-from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
 CARTPOLE = EnvConfig("CartPole-v1")
 KL = (Term(ForwardKL()),)

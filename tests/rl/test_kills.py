@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill.artifacts import sha256_file
-from rldistill.students.network import NetworkPolicy
+from rldistill.io.atomic import sha256_file
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
 # A checkpoint after every update, so that kills also meet those.

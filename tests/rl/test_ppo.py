@@ -11,21 +11,22 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from rldistill.artifacts import sha256_file
-from rldistill.envs.single import EnvConfig
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.schedules import Constant, Linear
+from rldistill.envs.make import EnvConfig
+from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.functional import log_prob
-from rldistill.objective import Term
+from rldistill.losses.objective import Term
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.experience import advantages
 from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.ppo import learn
-from rldistill.schedules import Constant, Linear
+from rldistill.rl.rollout import advantages
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
-from rldistill.students.features import Standardised, Standardiser
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import ActionHead, PolicyOutput
+from rldistill.students.features.maps import Standardised, Standardiser
 
 CARTPOLE = EnvConfig("CartPole-v1")
 SHORT = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=2, batch_size=32)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill.config import RunConfig
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.evaluate.play import play
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.evaluation.episodes import play
+from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import control, own_returns
+from rldistill.run.config import RunConfig
 from rldistill.students import Mlp
-from rldistill.students.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
 RECIPES: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ RECIPES: list[dict[str, Any]] = [
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rldistill.cli", *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "rldistill", *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
@@ -159,7 +159,7 @@ def test_what_cannot_be_learned_is_refused_before_the_first_step(
     (tmp_path / "own.py").write_text(OWN)
     document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"out": str(tmp_path / "run")} | more))
-    command = [sys.executable, "-m", "rldistill.cli", "run", "run.yaml", "--no-verify"]
+    command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "--no-verify"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from rldistill.errors import ConfigError
+from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
 from rldistill.students import Impala, Mlp
 from rldistill.students.budget import costs, fit_budget
-from rldistill.types import ActionHead, PolicySpec
 
 VECTOR = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
 FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("categorical", (6,)))

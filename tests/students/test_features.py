@@ -12,9 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import (
+from rldistill.students.features.maps import (
     FEATURES,
     AnyFeatures,
     Fourier,
@@ -24,10 +27,8 @@ from rldistill.students.features import (
     Standardiser,
     TeacherFeatures,
 )
-from rldistill.students.network import NetworkPolicy
-from rldistill.students.screen import Basic, Bprost, Objects
+from rldistill.students.features.screen import Basic, Bprost, Objects
 from rldistill.students.storage import load_native, save_policy
-from rldistill.types import ActionHead, PolicySpec
 
 HEAD = ActionHead("categorical", (3,))
 SCREEN = PolicySpec((2, 12, 16), "uint8", HEAD)
@@ -64,7 +65,7 @@ def cnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(name: str, student: type[Linear | Mlp | Ridge | Tree], cnn: Path) -> NetworkPolicy:
     torch.manual_seed(0)
-    features = TeacherFeatures(str(cnn)) if name == "teacher" else SMALL[name]
+    features = TeacherFeatures().load(load_native(cnn)) if name == "teacher" else SMALL[name]
     policy = student(features=features).build(SCREEN)
     policy.look(screens(200))
     return policy
@@ -113,7 +114,7 @@ def test_standardised_pixels_by_numpy() -> None:
 
 def test_features_of_a_teacher_are_its_last_hidden_layer(cnn: Path) -> None:
     network, obs = load_native(cnn), screens(30)
-    policy = Linear(TeacherFeatures(str(cnn))).build(SCREEN)
+    policy = Linear(TeacherFeatures().load(load_native(cnn))).build(SCREEN)
     assert torch.equal(policy(obs)[0].features, network(obs)[0].features)  # type: ignore[arg-type]
     policy.look(obs)
     torch.testing.assert_close(policy(obs)[0].features.mean(0), torch.zeros(9), atol=1e-5, rtol=0)  # type: ignore[union-attr]
@@ -124,7 +125,7 @@ def test_features_of_a_network_that_has_features_and_a_value(tmp_path: Path) -> 
     network, obs = Mlp((5,), features=Fourier(6)).build(spec), torch.randn(7, 4)
     network.add_value()
     save_policy(network, tmp_path / "teacher", {})
-    policy = Mlp((3,), features=TeacherFeatures(str(tmp_path / "teacher"))).build(spec)
+    policy = Mlp((3,), features=TeacherFeatures().load(load_native(tmp_path / "teacher"))).build(spec)
     assert torch.equal(policy.fixed(obs), network(obs)[0].features)  # type: ignore[arg-type]
     save_policy(policy, tmp_path / "student", {})
     assert torch.equal(load_native(tmp_path / "student")(obs)[0].params, policy(obs)[0].params)
@@ -245,7 +246,7 @@ def test_where_objects_will_meet() -> None:
         (lambda: Linear(Objects((("b", 0, 9, 0, 9),))).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
         (lambda: Linear(RandomConv((3,), (14,), (1,))).build(SCREEN), "larger than its input"),
         (lambda: Linear(TeacherFeatures()).build(SCREEN), r"features\.policy"),
-        (lambda: Linear(TeacherFeatures("nowhere")).build(SCREEN), "nowhere"),
+        (lambda: Linear(TeacherFeatures("a/path")).build(SCREEN), "not loaded"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
@@ -256,7 +257,7 @@ def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
 def test_a_teacher_of_something_else_is_refused(tmp_path: Path) -> None:
     save_policy(Mlp((3,)).build(PolicySpec((4,), "float32", HEAD)), tmp_path, {})
     with pytest.raises(SpecMismatchError, match="observation shape"):
-        Linear(TeacherFeatures(str(tmp_path))).build(SCREEN)
+        Linear(TeacherFeatures().load(load_native(tmp_path))).build(SCREEN)
 
 
 @pytest.mark.parametrize(

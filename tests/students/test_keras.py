@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.collect import CollectConfig, collect
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.data.dataset import Dataset
-from rldistill.distill import DistillConfig, distill
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
-from rldistill.evaluate.cost import measure_cost
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.policies.cost import measure_cost
 from rldistill.students import Keras
 from rldistill.students.keras import KerasStudent
 from rldistill.students.storage import load_native, save_policy

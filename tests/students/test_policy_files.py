@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.students import Cnn, Mlp
 from rldistill.students.storage import content_hash, load_native, save_policy
-from rldistill.types import ActionHead, FramePipeline, PolicySpec
 
 SPEC = PolicySpec((3,), "float32", ActionHead("categorical", (2,)))
 PIXELS = PolicySpec((4, 12, 12), "uint8", ActionHead("q_values", (2,)), FramePipeline(12, 12))

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rldistill.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.actor_critic import Actor
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
 from rldistill.students.storage import load_native, save_policy
-from rldistill.teachers.actor import Actor
-from rldistill.types import ActionHead, PolicySpec
 
 FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
 VECTOR = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))

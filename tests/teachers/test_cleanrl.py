@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.core.spec import PolicySpec
+from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.teachers.load import load_policy
-from rldistill.types import PolicySpec
 
 
 class Dqn(nn.Module):

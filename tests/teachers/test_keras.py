@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.collect import CollectConfig, collect
-from rldistill.envs.single import EnvConfig, spec_from_env
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.policy import Policy
+from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.teachers.load import load_policy
-from rldistill.types import Policy
 
 from ..conftest import CARTPOLE
 

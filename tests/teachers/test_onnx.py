@@ -11,15 +11,16 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from rldistill.collect import CollectConfig, collect
-from rldistill.envs.single import EnvConfig, spec_from_env, spec_from_spaces
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
-from rldistill.masking import confine
-from rldistill.options import teachers_from_options
+from rldistill.cli.options import teachers_from_options
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
+from rldistill.core.heads import ILLEGAL, MASK
+from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
+from rldistill.policies.ensemble import Ensemble
+from rldistill.policies.masking import confine
 from rldistill.students import Cnn, Mlp
-from rldistill.teachers.ensemble import Ensemble
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
-from rldistill.types import ILLEGAL, MASK
 
 from ..conftest import CARTPOLE
 

@@ -44,8 +44,8 @@ def relabel(
     quiet: Quiet = False,
 ) -> None:
     """Ask another teacher about the states of a dataset."""
-    from rldistill.options import teacher_from_options
-    from rldistill.recipes import datasets as recipe
+    from rldistill.cli.options import teacher_from_options
+    from rldistill.run import datasets as recipe
 
     asked = teacher_from_options(teacher, activation, head, scale, numbers)
     with output(quiet):
@@ -60,8 +60,8 @@ def extend(
     quiet: Quiet = False,
 ) -> None:
     """Collect more steps into a run's dataset, with seeds of their own."""
-    from rldistill.config import RunConfig
-    from rldistill.recipes import datasets as recipe
+    from rldistill.run import datasets as recipe
+    from rldistill.run.config import RunConfig
 
     with output(quiet):
         show(recipe.extend_dataset(RunConfig.load(file, overrides or ()).plan(), steps, quiet), as_json=False)
@@ -75,7 +75,7 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Make one dataset of several."""
-    from rldistill.recipes import datasets as recipe
+    from rldistill.run import datasets as recipe
 
     with output(quiet):
         show(recipe.merge_datasets(paths, out, overwrite, quiet), as_json=False)
@@ -89,7 +89,7 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Read a dataset of Minari, labelled with the actions that were taken; relabel it with a teacher."""
-    from rldistill.recipes import datasets as recipe
+    from rldistill.run import datasets as recipe
 
     with output(quiet):
         show(recipe.import_dataset(source, out, overwrite, quiet), as_json=False)
@@ -102,6 +102,6 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a dataset as one of Minari's, without loss."""
-    from rldistill.recipes import datasets as recipe
+    from rldistill.run import datasets as recipe
 
     recipe.export_dataset(path, target, quiet)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rldistill.errors import ConfigError, RLDistillError
+from rldistill.core.errors import ConfigError, RLDistillError
 
 FAILED, INTERRUPTED = 2, 130
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)

@@ -16,7 +16,7 @@ teachers = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, h
 @teachers.command("list")
 def list_(as_json: AsJson = False) -> None:
     """The teachers that ship."""
-    from rldistill.recipes.teachers import list_teachers
+    from rldistill.run.teachers import list_teachers
 
     rows = list_teachers()
     if as_json:
@@ -45,9 +45,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
-    from rldistill.evaluate.verify import Claim
-    from rldistill.options import env_from_options, teacher_from_options
-    from rldistill.recipes.teachers import print_verification, verify_teacher
+    from rldistill.cli.options import env_from_options, teacher_from_options
+    from rldistill.evaluation.verify import Claim
+    from rldistill.run.teachers import print_verification, verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
     teacher = teacher_from_options(path, activation, head, scale, numbers)
@@ -77,9 +77,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
-    from rldistill.evaluate.compare import CompareConfig
-    from rldistill.options import env_from_options, teachers_from_options
-    from rldistill.recipes import teachers as recipe
+    from rldistill.cli.options import env_from_options, teachers_from_options
+    from rldistill.evaluation.config import CompareConfig
+    from rldistill.run import teachers as recipe
 
     require_new(out, "--out")
     require_new(page, "--page")

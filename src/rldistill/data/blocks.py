@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rldistill.artifacts import sha256_file, write_atomic
-from rldistill.errors import CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.atomic import sha256_file, write_atomic
 
 ACTORS = ("teacher", "student", "random")
 STEP, LEAD, FINAL = range(3)

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor
 
+from rldistill.core.batch import Batch
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import STEP, read_block, successors
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.types import ILLEGAL, ActionHead, Batch, PolicyOutput, PolicySpec
 
 HELDOUT_FRACTION = 0.1
 

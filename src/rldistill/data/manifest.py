@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rldistill.artifacts import open_stage, read_json, sha256_file, write_json
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Block, BlockKey
-from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.types import PolicySpec
+from rldistill.io.atomic import open_stage, read_json, sha256_file, write_json
 
 SCHEMA = 2
 TEACHER_SPEC = "teacher_spec"

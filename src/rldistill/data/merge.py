@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rldistill.artifacts import write_atomic
+from rldistill.core.errors import ConfigError, SpecMismatchError, shown
 from rldistill.data.blocks import BlockKey
 from rldistill.data.manifest import Manifest, open_derived
-from rldistill.errors import ConfigError, SpecMismatchError, shown
+from rldistill.io.atomic import write_atomic
 
 
 def merge(

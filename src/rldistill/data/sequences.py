@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.batch import Batch
+from rldistill.core.heads import ActionHead
 from rldistill.data.dataset import Dataset
-from rldistill.types import ActionHead, Batch
 
 
 @dataclass(frozen=True)

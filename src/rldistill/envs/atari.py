@@ -7,8 +7,8 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rldistill.errors import ConfigError, did_you_mean, shown
-from rldistill.types import FramePipeline
+from rldistill.core.errors import ConfigError, did_you_mean, shown
+from rldistill.core.spec import FramePipeline
 
 DEFAULTS: dict[str, Any] = {
     "img_height": 84,

@@ -15,9 +15,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from rldistill.core.heads import MASK
+from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
-from rldistill.envs.single import EnvConfig, make_env, refuse_wrappers, sight_of, spec_from_env
-from rldistill.types import MASK, PolicySpec
+from rldistill.envs.make import EnvConfig, make_env, refuse_wrappers, sight_of, spec_from_env
 
 
 @dataclass(frozen=True)

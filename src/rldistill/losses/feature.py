@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rldistill.errors import SpecMismatchError
-from rldistill.types import Batch, PolicyOutput
+from rldistill.core.batch import Batch
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.policy import PolicyOutput
 
 
 @dataclass(frozen=True)

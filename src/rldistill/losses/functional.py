@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError, SpecMismatchError
-from rldistill.types import ActionHead, PolicyOutput
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.core.batch import Batch
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import (
     CHOICE,
     detached,
@@ -22,7 +25,6 @@ from rldistill.losses.functional import (
     require_same_space,
     require_temperature,
 )
-from rldistill.types import ILLEGAL, ActionHead, Batch, PolicyOutput
 
 
 @dataclass(frozen=True)

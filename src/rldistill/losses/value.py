@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.core.batch import Batch
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import require_kind, require_same_space, require_temperature
-from rldistill.types import Batch, PolicyOutput
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,20 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from rldistill.collection.relabel import relabel
+from rldistill.core.policy import Policy
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.distill import distill
-from rldistill.objective import of_the_policy, require_comparable, student_spec
-from rldistill.progress import Report
-from rldistill.recipes.run import BornAgain, Run, report_round
-from rldistill.recipes.taught import asked_of, open_student
-from rldistill.relabel import relabel
-from rldistill.students.network import NetworkPolicy
+from rldistill.distillation.distill import distill
+from rldistill.io.progress import Report
+from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.config import BornAgain
+from rldistill.recipes.job import Run, report_round
+from rldistill.recipes.student_folder import asked_of, open_student
 from rldistill.students.storage import load_native
-from rldistill.teachers.identity import identity
-from rldistill.types import Policy, PolicySpec
+from rldistill.teachers.fingerprint import identity
 
 NEXT_SEED = 1_000_003
 """Between the training seeds of two generations, so that each begins with weights of its own."""

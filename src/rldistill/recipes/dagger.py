@@ -10,17 +10,19 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 
-from rldistill.artifacts import provenance, read_json, write_json
-from rldistill.collect import collect
+from rldistill.collection.collect import collect
+from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.distill import distill
-from rldistill.evaluate.play import CHOOSING, play
-from rldistill.progress import Report, note_score
-from rldistill.recipes.run import Dagger, Run, report_round
-from rldistill.recipes.taught import asked_of, open_student
-from rldistill.students.network import NetworkPolicy
+from rldistill.distillation.distill import distill
+from rldistill.evaluation.episodes import CHOOSING, play
+from rldistill.io.atomic import read_json, write_json
+from rldistill.io.progress import Report, note_score
+from rldistill.io.provenance import provenance
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.config import Dagger
+from rldistill.recipes.job import Run, report_round
+from rldistill.recipes.student_folder import asked_of, open_student
 from rldistill.students.storage import load_native, save_policy
-from rldistill.types import Policy
 
 
 def distill_student(

@@ -14,22 +14,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.errors import ConfigError
+from rldistill.core.policy import Policy
+from rldistill.core.schedules import Linear
 from rldistill.data.dataset import Dataset
-from rldistill.distill import distill
-from rldistill.envs.single import sight_of
-from rldistill.errors import ConfigError
-from rldistill.evaluate.play import CHOOSING, play
-from rldistill.objective import require_comparable
-from rldistill.progress import Report
-from rldistill.recipes.run import Finetune, JumpStart, Kickstart, Ppd, QDagger, Run, Scratch
-from rldistill.recipes.taught import asked_of, open_student, settings
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import sight_of
+from rldistill.evaluation.episodes import CHOOSING, play
+from rldistill.io.progress import Report
+from rldistill.losses.objective import require_comparable
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.config import Finetune, JumpStart, Kickstart, Ppd, QDagger, Scratch
+from rldistill.recipes.job import Run
+from rldistill.recipes.student_folder import asked_of, open_student, settings
 from rldistill.rl import dqn, ppo, q_network
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.stage import learned_in
-from rldistill.schedules import Linear
-from rldistill.students.network import NetworkPolicy
+from rldistill.rl.training import learned_in
 from rldistill.students.storage import load_native
-from rldistill.types import Policy
 
 CENSORED = 10
 """The control takes at most so many times the steps of the student."""

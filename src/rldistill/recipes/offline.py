@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.distill import distill
-from rldistill.progress import Report
-from rldistill.recipes.run import Run
-from rldistill.recipes.taught import asked_of, open_student
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import Policy
+from rldistill.distillation.distill import distill
+from rldistill.io.progress import Report
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.job import Run
+from rldistill.recipes.student_folder import asked_of, open_student
 
 
 def distill_student(

@@ -7,12 +7,13 @@ is the run's own collection, in which the teacher acts.
 
 from __future__ import annotations
 
+from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.progress import Report
+from rldistill.io.progress import Report
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.config import Dagger, OnPolicy
 from rldistill.recipes.dagger import in_rounds
-from rldistill.recipes.run import Dagger, OnPolicy, Run
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import Policy
+from rldistill.recipes.job import Run
 
 
 def distill_student(

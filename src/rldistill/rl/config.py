@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rldistill.errors import ConfigError
-from rldistill.schedules import Linear, Schedule
+from rldistill.core.errors import ConfigError
+from rldistill.core.schedules import Linear, Schedule
 from rldistill.students import AnyStudent
 
 

@@ -14,30 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rldistill.core.batch import Batch
+from rldistill.core.errors import ConfigError
+from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
+from rldistill.distillation.gradient import prepare
 from rldistill.envs.atari import is_atari
+from rldistill.envs.make import EnvConfig
+from rldistill.envs.rollout import Memory, rollout
 from rldistill.envs.seeding import block_generator
-from rldistill.envs.single import EnvConfig
-from rldistill.errors import ConfigError
-from rldistill.gradient_fit import prepare
+from rldistill.io.metrics import Metrics
+from rldistill.io.progress import note_score
 from rldistill.losses import functional
-from rldistill.masking import has_mask, random_legal
-from rldistill.metrics import Metrics
-from rldistill.objective import default_temperature, unreduced, with_temperatures
-from rldistill.progress import note_score
-from rldistill.rl.checkpoint import restore, save
+from rldistill.losses.objective import default_temperature, unreduced, with_temperatures
+from rldistill.policies.layers import flatten_weights
+from rldistill.policies.masking import has_mask, random_legal
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance, Weaning
 from rldistill.rl.ppo import ALONE, NO_LOSS
 from rldistill.rl.q_network import Kept, new_policy, worth_keeping
 from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.rl.teacher_data import TeacherData
-from rldistill.rollouts import Memory, rollout
+from rldistill.rl.train_state import restore, save
+from rldistill.rl.training import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.students import AnyStudent
-from rldistill.students.network import NetworkPolicy, flatten_weights
-from rldistill.types import Batch, Policy, PolicyOutput
 
 SAVE_EVERY = 30.0
 """At least so many seconds lie between checkpoints, which hold the whole replay."""

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from rldistill.errors import ConfigError
+from rldistill.core.errors import ConfigError
+from rldistill.core.schedules import Constant, Schedule
 from rldistill.losses import BellmanTarget
-from rldistill.objective import Term
-from rldistill.schedules import Constant, Schedule
+from rldistill.losses.objective import Term
 
 FALL = 0.2
 """By what share of its distance from random play a student has to fall after weaning began for a warning."""

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.rl.experience import Experience
-from rldistill.types import ActionHead, Batch, PolicyOutput
+from rldistill.core.batch import Batch
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.rl.rollout import Experience
 
 NOTHING = torch.zeros((), dtype=torch.int64)
 

@@ -15,26 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import action_gap
+from rldistill.envs.make import EnvConfig
+from rldistill.envs.rollout import Memory
 from rldistill.envs.seeding import block_generator
-from rldistill.envs.single import EnvConfig
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.io.metrics import Metrics
+from rldistill.io.progress import note_score
 from rldistill.losses import functional
-from rldistill.metrics import Metrics
-from rldistill.objective import Term, student_spec, unreduced, with_temperatures
-from rldistill.progress import note_score
-from rldistill.rl.checkpoint import restore, save
+from rldistill.losses.objective import Term, student_spec, unreduced, with_temperatures
+from rldistill.policies.layers import flatten_weights
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.experience import Experience, advantages
 from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
 from rldistill.rl.minibatch import Minibatch, minibatches
 from rldistill.rl.replay import Replay
-from rldistill.rl.stage import Score, Scored, Setting, run_stage, show, weights_of
-from rldistill.rollouts import Memory
+from rldistill.rl.rollout import Experience, advantages
+from rldistill.rl.train_state import restore, save
+from rldistill.rl.training import Score, Scored, Setting, run_stage, show, weights_of
 from rldistill.students import AnyStudent, Cnn, Keras, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
-from rldistill.students.network import NetworkPolicy, flatten_weights
-from rldistill.types import ActionHead, Policy, PolicyOutput, PolicySpec
 
 SAVE_EVERY = 10.0
 """Seconds between checkpoints."""

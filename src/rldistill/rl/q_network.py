@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.errors import ConfigError, SpecMismatchError
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.students import AnyStudent, Ridge, Tree
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicyOutput, PolicySpec
 
 
 def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:

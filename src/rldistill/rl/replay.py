@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.errors import ConfigError
+from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.frames import stack_frames
-from rldistill.errors import ConfigError
-from rldistill.types import FramePipeline, PolicySpec
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.data.dataset import Dataset
-from rldistill.gradient_fit import fixed_features
+from rldistill.distillation.gradient import fixed_features
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import Drawn
-from rldistill.students.network import NetworkPolicy
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rldistill.errors import ConfigError, did_you_mean
+from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.spec import PolicySpec
 from rldistill.students.cnn import Cnn
 from rldistill.students.impala import Impala
 from rldistill.students.mlp import Mlp
-from rldistill.types import PolicySpec
 
 Family = Literal["mlp", "cnn", "impala"]
 STEPS_PER_DOUBLING = 16

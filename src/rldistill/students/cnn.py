@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rldistill.errors import ConfigError
-from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
-from rldistill.types import PolicySpec
+from rldistill.core.errors import ConfigError
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.layers import activation, dense, keep_scale, require_positive
+from rldistill.policies.network import NetworkPolicy
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rldistill.errors import ConfigError
+from rldistill.core.errors import ConfigError
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.policies.encoding import flat_width
+from rldistill.policies.layers import Flat, activation, dense, keep_scale, require_positive
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students.cnn import require_pictures
-from rldistill.students.network import Flat, NetworkPolicy, activation, dense, flat_width, keep_scale, require_positive
-from rldistill.types import Obs, PolicyOutput, PolicySpec
 
 
 @dataclass(frozen=True)

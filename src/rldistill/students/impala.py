@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.errors import ConfigError
+from rldistill.core.errors import ConfigError
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.layers import dense, require_positive
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students.cnn import require_pictures
-from rldistill.students.network import NetworkPolicy, dense, require_positive
-from rldistill.types import PolicySpec
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rldistill.artifacts import write_atomic
-from rldistill.errors import (
+from rldistill.core.errors import (
     FETCH_AGAIN,
     SAVE_AGAIN,
     ConfigError,
@@ -34,11 +33,13 @@ from rldistill.errors import (
     shown,
     why,
 )
-from rldistill.hdf5 import arrays_inside
-from rldistill.imports import import_name
-from rldistill.students.network import NetworkPolicy
-from rldistill.teachers.tensors import MAX_WEIGHTS, read_member, require_small
-from rldistill.types import Obs, PolicyOutput, PolicySpec
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.io.atomic import write_atomic
+from rldistill.io.hdf5 import arrays_inside
+from rldistill.io.imports import import_name
+from rldistill.io.untrusted import MAX_WEIGHTS, read_member, require_small
+from rldistill.policies.network import NetworkPolicy
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
 MAX_CONFIG = 1 << 22

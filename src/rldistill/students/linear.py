@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rldistill.students.features import AnyFeatures, Raw, linear_in_features
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicySpec
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students.features.maps import AnyFeatures, Raw, linear_in_features
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rldistill.students.features import AnyFeatures, Raw, standardised_body_of
-from rldistill.students.network import NetworkPolicy, activation, dense, keep_scale, require_positive
-from rldistill.types import PolicySpec
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.layers import activation, dense, keep_scale, require_positive
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students.features.maps import AnyFeatures, Raw, standardised_body_of
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Mlp:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, with new weights."""
-        student, fixed, num_features = standardised_body_of(self, spec)
+        fixed, num_features = standardised_body_of(self, spec)
         layers, width = dense(num_features, self.hidden, activation(self.activation, "activation"))
-        policy = NetworkPolicy(student, spec, nn.Sequential(*fixed, *layers), width)
+        policy = NetworkPolicy(self, spec, nn.Sequential(*fixed, *layers), width)
         policy.as_is, policy.num_fixed, policy.num_features = self.features.as_is, len(fixed), num_features
         keep_scale(nn.Sequential(*layers, policy.output), self.activation)
         return policy

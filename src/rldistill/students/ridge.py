@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rldistill.errors import ConfigError
-from rldistill.students.features import AnyFeatures, Raw, linear_in_features
-from rldistill.students.network import NetworkPolicy
-from rldistill.types import PolicySpec
+from rldistill.core.errors import ConfigError
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students.features.maps import AnyFeatures, Raw, linear_in_features
 
 
 @dataclass(frozen=True)

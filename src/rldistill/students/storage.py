@@ -15,15 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldistill.artifacts import read_json, write_atomic, write_json
-from rldistill.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
+from rldistill.core.heads import HeadKind
+from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Wrapper
+from rldistill.io.atomic import read_json, write_atomic, write_json
+from rldistill.policies.actor_critic import Actor
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import FEATURES, FEED_FORWARD, AnyFeatures, config_document
+from rldistill.students.features.maps import FEATURES, FEED_FORWARD, NOT_STORED, AnyFeatures, config_document
 from rldistill.students.keras import Keras, KerasStudent, load_keras_student
-from rldistill.students.network import NetworkPolicy
 from rldistill.students.tree import TreePolicy
-from rldistill.teachers.actor import Actor
-from rldistill.types import FramePipeline, HeadKind, ObsPart, PolicySpec, Wrapper
 
 SCHEMA = 1
 NETWORKS: dict[str, type[AnyStudent | Actor]] = {**STUDENTS, "actor": Actor}
@@ -136,7 +137,7 @@ class _Fields:
 
     def require_only(self, known: type[Any]) -> None:
         """Every field of the dataclass `known`, and no other."""
-        names = [field.name for field in dataclasses.fields(known)]
+        names = [field.name for field in dataclasses.fields(known) if field.metadata != NOT_STORED]
         for name in names:
             self.get(name, lambda value: True, "")
         for name in self.value:

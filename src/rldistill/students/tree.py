@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rldistill.errors import ConfigError, CorruptArtifactError
-from rldistill.students.features import AnyFeatures, Raw, body_of
-from rldistill.students.network import NetworkPolicy, require_positive
-from rldistill.types import Obs, PolicyOutput, PolicySpec
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.policies.layers import require_positive
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students.features.maps import AnyFeatures, Raw
 
 DEEPEST = 24
 EPSILON = 1e-6
@@ -57,8 +59,8 @@ class Tree:
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """The student for `spec`, of one leaf until it is grown."""
-        student, body, width = body_of(self, spec)
-        return TreePolicy(student, spec, body, width)
+        body, width = self.features.build(spec)
+        return TreePolicy(self, spec, body, width)
 
 
 class TreePolicy(NetworkPolicy):

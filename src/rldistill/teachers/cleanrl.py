@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rldistill.errors import ConfigError, RLDistillError, UntrustedFileError
-from rldistill.students.network import activation as known_activation
-from rldistill.teachers.actor import Actor, ActorPolicy
-from rldistill.teachers.tensors import read_state_dict
-from rldistill.types import HeadKind, PolicySpec
+from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
+from rldistill.core.heads import HeadKind
+from rldistill.core.spec import PolicySpec
+from rldistill.io.untrusted import read_state_dict
+from rldistill.policies.actor_critic import Actor, ActorPolicy
+from rldistill.policies.layers import activation as known_activation
 
 Tensors = dict[str, Tensor]
 CONVOLUTIONS, DENSE = (0, 2, 4), 7

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rldistill.errors import ConfigError
+from rldistill.core.errors import ConfigError
+from rldistill.core.heads import HeadKind
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
 from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
 from rldistill.teachers.probabilities import gives_probabilities, logits, warn_of_logits
-from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
 
 class KerasPolicy(nn.Module):

@@ -10,16 +10,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rldistill.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
+from rldistill.core.heads import HeadKind
+from rldistill.core.policy import Policy
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.cleanrl import load_cleanrl
-from rldistill.teachers.ensemble import Ensemble, Vote
 from rldistill.teachers.keras import load_keras
-from rldistill.teachers.module import load_module
 from rldistill.teachers.onnx import load_onnx
-from rldistill.teachers.sb3 import load_sb3
-from rldistill.teachers.zoo_folder import ZooFolder, read_zoo_folder
-from rldistill.types import HeadKind, Policy, PolicySpec
+from rldistill.teachers.python import load_module
+from rldistill.teachers.sb3.load import load_sb3
+from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
 
 ZOO = "zoo:"
 STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
@@ -52,7 +54,7 @@ class SavedTeacher:
 
 @dataclass(frozen=True)
 class TeacherEnsemble:
-    """Several teachers that teach as one, each with what its file does not tell; see `rldistill.teachers.ensemble`."""
+    """Several teachers that teach as one, each with what its file does not tell; see `rldistill.policies.ensemble`."""
 
     ensemble: tuple[SavedTeacher, ...]
     vote: Vote = "mean"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.errors import (
+from rldistill.core.errors import (
     FETCH_AGAIN,
     SAVE_AGAIN,
     ConfigError,
@@ -25,9 +25,11 @@ from rldistill.errors import (
     shown,
     why,
 )
+from rldistill.core.heads import HeadKind
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.io.untrusted import MAX_WEIGHTS, require_small
 from rldistill.teachers.probabilities import gives_probabilities, logits, made_up, warn_of_logits
-from rldistill.teachers.tensors import MAX_WEIGHTS, require_small
-from rldistill.types import HeadKind, Obs, PolicyOutput, PolicySpec
 
 ENDLESS = ("Loop", "Scan")
 MOST_ACTIVATIONS = 1 << 26

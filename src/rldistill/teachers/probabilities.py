@@ -7,7 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from rldistill.types import ActionHead, ObsPart, Policy, PolicySpec
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import Policy
+from rldistill.core.spec import ObsPart, PolicySpec
 
 EPSILON = 1e-8
 """Added to probabilities before their logarithm is taken."""

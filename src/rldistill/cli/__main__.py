@@ -1,3 +1,0 @@
-from rldistill.cli import main
-
-main()

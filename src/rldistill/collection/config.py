@@ -1,0 +1,61 @@
+"""Configuration of data collection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rldistill.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How much to collect and who acts.
+
+    Attributes:
+        steps: environment steps, rounded up to whole steps of all environments.
+        streams: groups of environments; part of what the data is, unlike `workers`.
+        slots: environments in a stream.
+        block: steps of a stream that are committed at once.
+        workers: processes; changes the speed, never the data.
+        epsilon: probability of a uniformly random action.
+        beta: probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
+        mixture: whether that is drawn once an episode or at each step.
+        sample: whether a stochastic policy's actions are sampled instead of its mode taken.
+        features: whether the teacher's last hidden layer is stored too.
+        teacher_obs: whether what the teacher saw is stored too, where it sees something else than the student.
+        gamma: discount of the returns-to-go.
+        memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
+    """
+
+    steps: int = 20_000
+    streams: int = 2
+    slots: int = 8
+    block: int = 1024
+    workers: int = 1
+    epsilon: float = 0.0
+    beta: float = 1.0
+    mixture: Literal["episode", "step"] = "episode"
+    sample: bool = False
+    features: bool = False
+    teacher_obs: bool = False
+    gamma: float = 0.99
+    memory_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "streams", "slots", "block", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"collect.{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.memory_gb > 0:
+            raise ConfigError(f"collect.memory_gb: expected a positive number, found {self.memory_gb}")
+        for name in ("epsilon", "beta", "gamma"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"collect.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
+
+    @property
+    def block_lengths(self) -> list[int]:
+        """Steps of each block of a stream."""
+        steps = math.ceil(self.steps / (self.streams * self.slots))
+        full, rest = divmod(steps, self.block)
+        return [self.block] * full + [rest] * (rest > 0)

@@ -1,0 +1,173 @@
+"""One episode of Minari as columns of ours; numbers that cannot be are refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
+from rldistill.data.blocks import FINAL, LABELS, STEP
+from rldistill.data.minari.export import SEEN, one_longer
+
+FIRM = 20.0
+"""The logit of the action that was taken, where the others have 0 and nobody labelled it."""
+AGAIN = "download or export it again"
+Columns = dict[str, NDArray[Any]]
+
+
+def episode_columns(where: str, episode: Any, number: int, spec: PolicySpec, infos: dict[str, NDArray[Any]]) -> Columns:
+    """An episode of Minari as the steps of a block and the one observation that they led to at last.
+
+    `infos` are those that we wrote, none of an episode from elsewhere. Raises CorruptArtifactError for numbers that do
+    not fit the spec.
+    """
+    steps = len(episode)
+    if not steps:
+        raise CorruptArtifactError(f"{where}: found no steps, expected one at least; {AGAIN}")
+    reward = _numbers(f"{where}: rewards", episode.rewards, (steps,), np.float32)
+    terminated = _numbers(f"{where}: terminations", episode.terminations, (steps,), np.bool_)
+    truncated = _numbers(f"{where}: truncations", episode.truncations, (steps,), np.bool_)
+    obs = _observations(where, episode.observations, steps + 1, spec)
+    action = _actions(f"{where}: actions", episode.actions, steps, spec.head)
+    cut = "cut" in infos and infos["cut"][0]
+    columns: Columns = {
+        "obs": obs if spec.frames is None else obs[:, -1],
+        "action": action,
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated & ~terminated & (not cut),
+        "ended": np.arange(steps) == steps - 1,
+        "episode": np.full(steps, number, np.int32),
+        "step": np.arange(steps, dtype=np.int32),
+        "actor": infos["actor"][:steps] if "actor" in infos else np.zeros(steps, np.int8),
+        "slot": np.zeros(steps, np.int16),
+        **_labels(infos, action, spec.head, steps),
+    }
+    if SEEN in infos:
+        columns[SEEN] = infos[SEEN]
+    columns = {name: column if name in ("obs", SEEN) else one_longer(column) for name, column in columns.items()}
+    columns["kind"] = np.append(np.full(steps, STEP, np.int8), np.int8(FINAL))
+    return columns
+
+
+def our_infos(where: str, episode: Any, spec: PolicySpec, seen: PolicySpec | None) -> dict[str, NDArray[Any]]:
+    """The infos of an episode that we wrote; raises CorruptArtifactError for what does not fit the specs."""
+    infos = episode.infos if isinstance(episode.infos, dict) else {}
+    rows, labels = len(episode) + 1, (spec.head.num_params,)
+    wanted: dict[str, tuple[tuple[int, ...], Any]] = {
+        "teacher": (labels, np.float32),
+        "next_teacher": (labels, np.float32),
+        "value": ((), np.float32),
+        "next_value": ((), np.float32),
+        "features": (np.shape(infos.get("features", ()))[1:], np.float32),
+        "actor": ((), np.int8),
+        "cut": ((), np.bool_),
+    }
+    if seen is not None:
+        wanted[SEEN] = ((math.prod(seen.obs_shape),), seen.obs_dtype)
+    needed = {"teacher", "next_teacher", SEEN}
+    kept = {
+        key: _numbers(f"{where}: infos: {key}", infos.get(key, ()), (rows, *shape), dtype)
+        for key, (shape, dtype) in wanted.items()
+        if key in infos or key in needed
+    }
+    if seen is not None:
+        kept[SEEN] = kept[SEEN].reshape(-1, *seen.obs_shape)
+    return kept
+
+
+def notes_of(episode: Any, spec: PolicySpec) -> set[str]:
+    """What of an episode is not quite as it was recorded, or not as its space says."""
+    kept = {"rewards": [episode.rewards], "actions": [episode.actions]}
+    kept["observations"] = [episode.observations[key] for key, _ in spec.parts]
+    notes = {
+        f"{what} are float64 there and were rounded to float32"
+        for what, arrays in kept.items()
+        if any(map(_is_rounded, arrays))
+    }
+    if not spec.head.discrete:
+        actions = np.asarray(episode.actions, np.float32).reshape(len(episode), -1)
+        if ((actions < np.array(spec.head.low, np.float32)) | (actions > np.array(spec.head.high, np.float32))).any():
+            notes.add("some actions are beyond the bounds of its action_space, which a student never leaves")
+    return notes
+
+
+def _is_rounded(numbers: Any) -> bool:
+    array = np.asarray(numbers)
+    return array.dtype == np.float64 and not np.array_equal(array, array.astype(np.float32))
+
+
+def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArray[Any]:
+    """The observations of an episode, the entries of dicts one after the other."""
+    entries = []
+    for key, part in spec.entries.items():
+        name = f"{where}: observations: {key}" if spec.parts else f"{where}: observations"
+        entry = _numbers(name, found.get(key, ()) if spec.parts else found, (rows, *part.shape), part.dtype)
+        if part.nvec:
+            _require_choices(name, entry, part.nvec)
+        entries.append(entry)
+    if not spec.parts:
+        return entries[0]
+    return np.concatenate([entry.reshape(rows, -1).astype(np.float32) for entry in entries], 1)
+
+
+def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:
+    """The actions of an episode, `[T]` for one integer, `[T, A]` otherwise."""
+    array = np.asarray(found)
+    if head.kind in ("categorical", "q_values"):
+        array = _numbers(where, array, (steps,), np.int64)
+    else:
+        array = array.reshape(*array.shape[:1], math.prod(array.shape[1:]))
+        width = len(head.choices or head.low)
+        array = _numbers(where, array, (steps, width), np.int64 if head.discrete else np.float32)
+    if head.discrete:
+        _require_choices(where, array, head.choices)
+    return array
+
+
+def _labels(infos: dict[str, NDArray[Any]], action: NDArray[Any], head: ActionHead, steps: int) -> Columns:
+    """The teacher's labels, or the actions that were taken."""
+    if "teacher" in infos:
+        return {name: infos[name][:steps] for name in LABELS if name in infos}
+    taken: NDArray[Any]
+    if not head.discrete:
+        taken = action
+    elif head.kind == "bernoulli":
+        taken = FIRM * (2 * action.astype(np.float32) - 1)
+    else:
+        choices = action.reshape(steps, -1)
+        taken = FIRM * np.concatenate([np.eye(n, dtype=np.float32)[choices[:, i]] for i, n in enumerate(head.nvec)], 1)
+    return {"teacher": taken, "next_teacher": np.concatenate([taken[1:], taken[-1:]])}
+
+
+def _numbers(where: str, found: Any, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """`found` as an array of that shape and dtype; raises CorruptArtifactError unless it holds just such numbers."""
+    array = np.asarray(found)
+    if array.dtype.kind not in "biuf":
+        raise CorruptArtifactError(f"{where}: found {array.dtype}, expected numbers; {AGAIN}")
+    if array.shape != shape:
+        raise CorruptArtifactError(f"{where}: found shape {array.shape}, expected {shape}; {AGAIN}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        held = array.astype(dtype, copy=False)
+        finite = held.dtype.kind != "f" or np.isfinite(held.astype(np.float32, copy=False)).all()
+    if not finite:
+        raise CorruptArtifactError(f"{where}: found NaN or infinite numbers, expected those of float32; {AGAIN}")
+    if held.dtype.kind != "f" and not np.array_equal(held, array):
+        raise CorruptArtifactError(f"{where}: found {array.dtype} numbers, expected those of {held.dtype}; {AGAIN}")
+    return held
+
+
+def _require_choices(where: str, found: NDArray[Any], sizes: tuple[int, ...]) -> None:
+    """Raise CorruptArtifactError unless the integers of each row are choices of these sizes."""
+    choices = found.reshape(len(found), -1)
+    wrong = (choices < 0) | (choices >= np.array(sizes))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise CorruptArtifactError(
+            f"{where}: found {choices[row, column]} at step {row}, expected 0 to {sizes[column] - 1}; {AGAIN}"
+        )

@@ -1,0 +1,119 @@
+"""The one loop that steps a batch of environments with a policy; collect and evaluate are built on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.envs.vector import SeededVectorEnv, Step
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One step of all slots: what was seen, what was done, what came of it."""
+
+    obs: NDArray[Any]
+    action: NDArray[Any]
+    step: Step
+
+
+def rollout(
+    env: SeededVectorEnv, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
+) -> Iterator[Transition | None]:
+    """Step `env` for ever, from where its slots show `obs`.
+
+    Yields None when a step has begun, while there is time for something else, and the transition when it is done.
+    """
+    while True:
+        action = act(obs)
+        env.send(action)
+        yield None
+        step = env.recv()
+        if not np.isfinite(step.reward).all():
+            raise SpecMismatchError("env: it gave a reward that is NaN or infinite; expected numbers")
+        yield Transition(obs, action, step)
+        obs = step.obs
+
+
+def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
+    """All that the iterators yield but None, which passes the turn on; two of them are begun at a time.
+
+    While the emulators of one are at work, the policy looks at what the other shows.
+    """
+    ahead = iter(rollouts)
+    begun = deque(islice(ahead, 2))
+    while begun:
+        current = begun.popleft()
+        for item in current:
+            if item is None:
+                begun.append(current)
+                break
+            yield item
+        else:
+            begun.extend(islice(ahead, 1))
+
+
+class Memory:
+    """A policy in every slot, with what it remembers of each one's episode; a feed-forward policy remembers nothing.
+
+    Nothing here takes a gradient.
+    """
+
+    def __init__(self, policy: Policy, slots: int, state: torch.Tensor | None = None) -> None:
+        self.policy = policy
+        self.state = policy.initial_state(slots) if state is None else state
+
+    def look(self, obs: NDArray[Any]) -> PolicyOutput:
+        """What the policy says of the slots' observations, which it remembers from here on."""
+        output, self.state = self._say(obs)
+        return output
+
+    def peek(self, obs: NDArray[Any]) -> PolicyOutput:
+        """What it would say of them."""
+        return self._say(obs)[0]
+
+    def forget(self, ended: NDArray[np.int64]) -> None:
+        """Begin anew in the slots whose episode has ended."""
+        if self.state is not None and len(ended):
+            fresh = self.policy.initial_state(len(ended))
+            assert fresh is not None
+            self.state = self.state.index_copy(0, torch.from_numpy(ended), fresh)
+
+    def _say(self, obs: NDArray[Any]) -> tuple[PolicyOutput, torch.Tensor | None]:
+        with torch.no_grad():
+            return self.policy(torch.from_numpy(np.ascontiguousarray(obs)), self.state)
+
+
+def to_env_action(action: torch.Tensor) -> NDArray[Any]:
+    """A policy's action as an environment takes it; raises SpecMismatchError for one that is no number."""
+    array: NDArray[Any] = action.numpy()
+    if array.dtype == np.int64:
+        return array
+    if not np.isfinite(array).all():
+        raise SpecMismatchError(
+            "a policy's actions are NaN or infinite; look at its weights, and at the scale of its observations"
+        )
+    return array.astype(np.float32)
+
+
+@contextmanager
+def inference_threads(count: int) -> Iterator[None]:
+    """Use `count` threads within; results depend on the number, so that it is part of what is promised."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

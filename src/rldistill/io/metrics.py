@@ -1,0 +1,93 @@
+"""A stage's numbers over time: `metrics.jsonl`, and the same as TensorBoard's scalars under SB3's names."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.atomic import write_atomic
+
+EVENTS = "events.out.tfevents.0.rldistill"
+NAMES = {
+    "return": "rollout/ep_rew_mean",
+    "score": "eval/mean_reward",
+    "mean": "eval/mean_reward",
+    "train_loss": "train/loss",
+    "heldout_loss": "eval/loss",
+    "agreement": "eval/agreement",
+    "updates": "train/n_updates",
+    "update": "train/n_updates",
+    "seconds": "time/time_elapsed",
+}
+"""Of our columns; any other is `train/` and its own name."""
+
+
+class Metrics:
+    """Rows that a stage adds while it runs; after a resume, those beyond its checkpoint are dropped."""
+
+    def __init__(self, folder: Path, file: str = "metrics.jsonl") -> None:
+        self.path, self.events = folder / file, folder / EVENTS
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """These rows and no others."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_atomic(self.path, lambda temporary: temporary.write_text(text))
+        write_atomic(self.events, lambda temporary: _write_events(temporary, rows))
+
+    def keep(self, rows: int) -> None:
+        """Go on after so many of the rows that are there; none if the stage begins."""
+        self.write(read_rows(self.path)[:rows])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """One row; its `step` is where its scalars stand."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        with self.events.open("ab") as file:
+            RecordWriter(file).write(_event(row).SerializeToString())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl` or of a curve; none where there is no such file.
+
+    A last line that was cut short is left out, as one that was never written.
+
+    Raises:
+        CorruptArtifactError: another line is no row.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("expected a mapping")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise CorruptArtifactError(
+                f"{path}: line {number} is not a row of numbers ({error}); start again with --overwrite"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _write_events(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        for row in rows:
+            writer.write(_event(row).SerializeToString())
+
+
+def _event(row: Mapping[str, Any]) -> Event:
+    numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "step"}
+    values = [Summary.Value(tag=NAMES.get(name, f"train/{name}"), simple_value=float(v)) for name, v in numbers.items()]
+    return Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values))

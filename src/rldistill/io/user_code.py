@@ -1,0 +1,77 @@
+"""What somebody else's function says: its actions as a head that is certain, its failures as one line."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rldistill.core.errors import ConfigError, SpecMismatchError, shown
+from rldistill.core.heads import ActionHead
+
+FIRM = 20.0
+"""The logit of the action that a function chose, where the others have 0: it is certain, and a KL stays finite."""
+
+LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+
+
+def certain(head: ActionHead, said: Any, count: int, name: str) -> Tensor:
+    """The actions that a function gave for `count` observations as the numbers of `head`, `[B, P]`.
+
+    Raises:
+        SpecMismatchError: they are no actions of the environment, or not `count`; it names `name`.
+    """
+    each = head.nvec[0] if head.kind == "bernoulli" else len(head.nvec) or len(head.low)
+    try:
+        actions = np.asarray(said)
+    except ValueError:  # of different shapes
+        actions = np.asarray(None)
+    if actions.dtype.kind not in "biuf":
+        raise SpecMismatchError(f"teacher: {name} gives {shown(said)} as its actions; expected {_expected(head)}")
+    if not actions.ndim or len(actions) != count or actions.size != count * each:
+        found = f"actions of shape {list(actions.shape)} for {count} observations"
+        raise SpecMismatchError(f"teacher: {name} gives {found}; expected {_expected(head)}")
+    actions = actions.reshape(count, each)
+    if not head.discrete:
+        if not np.isfinite(actions).all():
+            raise SpecMismatchError(f"teacher: {name} gives NaN or infinite actions; expected {_expected(head)}")
+        return torch.from_numpy(actions.astype(np.float32))
+    sizes = [2] * each if head.kind == "bernoulli" else head.nvec
+    for chosen, size in zip(actions.T, sizes, strict=True):
+        wrong = chosen[(chosen != np.round(chosen)) | (chosen < 0) | (chosen >= size)]
+        if len(wrong):
+            raise SpecMismatchError(f"teacher: {name} chose action {wrong[0]:g}; expected {_expected(head)}")
+    choices = torch.from_numpy(actions.astype(np.int64))
+    if head.kind == "bernoulli":
+        return FIRM * (2 * choices.float() - 1)
+    return FIRM * torch.cat([F.one_hot(x, n).float() for x, n in zip(choices.unbind(1), sizes, strict=True)], 1)
+
+
+def _expected(head: ActionHead) -> str:
+    """One action of these, in words."""
+    if not head.discrete:
+        return f"{len(head.low)} numbers for each"
+    if head.kind == "bernoulli":
+        return f"{head.nvec[0]} numbers for each, 0 or 1"
+    if len(head.nvec) == 1:
+        return f"an integer from 0 to {head.nvec[0] - 1} for each"
+    return f"{len(head.nvec)} integers for each, below {', '.join(map(str, head.nvec))}"
+
+
+@contextmanager
+def blamed(name: str) -> Iterator[None]:
+    """Let errors within be those of the code that `name` names: a ConfigError with what it raised, and where."""
+    try:
+        yield
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # below this one and the one that is within
+        own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)] or frames
+        where = f" (in {own[-1].name}, {own[-1].filename}, line {own[-1].lineno})" if own else ""
+        raise ConfigError(f"teacher: {name} failed: {type(error).__name__}: {error}{where}") from error

@@ -1,0 +1,84 @@
+"""What `rldistill dataset` makes of datasets: others, with new labels, more steps, or in another format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rldistill.collection.collect import collect
+from rldistill.collection.relabel import relabel, shown_spec
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
+from rldistill.data import merge as merging
+from rldistill.data.info import dataset_folder, describe
+from rldistill.data.manifest import Manifest
+from rldistill.data.minari.export import PREFIX, export_minari
+from rldistill.data.minari.read import import_minari
+from rldistill.io.progress import track
+from rldistill.recipes.job import Run
+from rldistill.run.stages import load_teacher
+from rldistill.teachers.load import SavedTeacher
+
+
+def relabel_dataset(
+    path: Path, teacher: SavedTeacher, out: Path, features: bool, overwrite: bool, quiet: bool
+) -> dict[str, Any]:
+    """Relabel into `out`; returns what is there."""
+    source = dataset_folder(path)
+    manifest = Manifest.read(source)
+    try:
+        policy = teacher.load(shown_spec(manifest))
+    except (SpecMismatchError, UntrustedFileError) as error:
+        if manifest.document["env"].get("views") is None or manifest.teacher_spec is not None:
+            raise
+        raise SpecMismatchError(
+            f"{error}; {source} holds what the student saw: collect with teacher_obs: true for teachers with a view of "
+            "their own"
+        ) from None
+    with track("relabel", "steps", quiet) as report:
+        try:
+            relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
+        except SpecMismatchError as error:
+            raise SpecMismatchError(f"{teacher.path}: {error}") from None
+    return describe(out)
+
+
+def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
+    """Collect another round into the run's dataset; returns what is there."""
+    folder = run.folder / "dataset"
+    manifest = Manifest.read(folder)
+    if not manifest.has_round(0):
+        raise ConfigError(f"{folder}: the collection is not complete; go on with `rldistill collect FILE --resume`")
+    number = 1 + max(int(key) for key in manifest.document["rounds"] if manifest.has_round(int(key)))
+    with track("collect", "steps", quiet) as report:
+        asked = dataclasses.replace(run.collect, steps=steps)
+        collect(run.env, load_teacher(run), asked, folder, seed=run.seed, round=number, resume=True, progress=report)
+    return describe(folder)
+
+
+def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Merge into `out`; returns what is there."""
+    with track("merge", "steps", quiet) as report:
+        merging.merge([dataset_folder(path) for path in paths], out, overwrite=overwrite, progress=report)
+    return describe(out)
+
+
+def import_dataset(source: str, out: Path, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Import into `out`; returns what is there."""
+    _require_minari(source)
+    with track("import", "steps", quiet) as report:
+        import_minari(source, out, overwrite=overwrite, progress=report)
+    return describe(out)
+
+
+def export_dataset(path: Path, target: str, quiet: bool) -> None:
+    """Export to Minari's folder."""
+    _require_minari(target)
+    with track("export", "steps", quiet) as report:
+        export_minari(dataset_folder(path), target, progress=report)
+
+
+def _require_minari(name: str) -> None:
+    if not name.startswith(PREFIX):
+        raise ConfigError(f"{name}: expected {PREFIX}NAME, as in {PREFIX}pong/dqn-v0")

@@ -1,0 +1,185 @@
+"""`vecnormalize.pkl`: the moments in it, by an unpickler that builds numbers, arrays and inert records only."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.core.errors import FETCH_AGAIN, CorruptArtifactError, UntrustedFileError, shown, why
+from rldistill.core.spec import PolicySpec
+
+MAX_BYTES = 64 << 20
+_RECORDS = re.compile(
+    r"stable_baselines3\.common\.(vec_env\.vec_normalize\.VecNormalize|running_mean_std\.RunningMeanStd)"
+    r"|(gym|gymnasium)\.spaces\.\w+\.(Box|Dict|Discrete|MultiDiscrete|MultiBinary|Tuple)"
+    r"|numpy\.random\.[\w.]+"
+)
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip), for each entry of the observation.
+
+    Attributes:
+        moments: mean and variance by entry; none where only rewards were normalised.
+        epsilon, clip: as in the formula.
+        reward_scale: what rewards were divided by, and values are therefore in units of: sqrt(var + epsilon), var that
+            of returns; 1 where they were not normalised.
+    """
+
+    moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    epsilon: float
+    clip: float
+    reward_scale: float = 1.0
+
+    def flat(self, spec: PolicySpec) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the shape that a policy of `spec` standardises with.
+
+        Raises:
+            UntrustedFileError: moments of another shape, or of bytes.
+        """
+        if not spec.parts and spec.obs_dtype != "uint8":
+            mean, var = self._of("", spec.obs_shape)
+            return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(var + self.epsilon)).float()
+        if not spec.parts:
+            raise UntrustedFileError("it normalises observations of bytes, which this cannot do")
+        means, stds = [], []
+        for key, part in spec.parts:
+            if key in self.moments:
+                mean, var = self._of(key, part.shape)
+            else:
+                mean, var = np.zeros(part.width), np.full(part.width, 1 - self.epsilon)
+            means.append(mean.ravel())
+            stds.append(np.sqrt(var + self.epsilon).ravel())
+        return torch.from_numpy(np.concatenate(means)).float(), torch.from_numpy(np.concatenate(stds)).float()
+
+    def _of(self, key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        mean, var = self.moments[key]
+        if mean.shape != shape:
+            raise UntrustedFileError(f"it normalises observations of shape {mean.shape}, the policy takes {shape}")
+        return mean, var
+
+
+def read_normaliser(path: Path) -> Normaliser:
+    """What observations and rewards were normalised by.
+
+    Raises:
+        UntrustedFileError: it names anything but numpy's arrays and the records that SB3 writes.
+        CorruptArtifactError: truncated, or moments that are not numbers.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UntrustedFileError(f"{path}: {path.stat().st_size:,} bytes; refused above {MAX_BYTES:,}")
+    try:
+        state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())
+        epsilon, scale, statistics = float(state["epsilon"]), 1.0, {}
+        if state.get("norm_obs", True):
+            rms = state["obs_rms"]
+            keys = state.get("norm_obs_keys")
+            statistics = {"": rms} if isinstance(rms, _Record) else {k: rms[k] for k in keys or rms}
+        if state.get("norm_reward", False):
+            _, var = _moments(state["ret_rms"])
+            scale = math.sqrt(var.item() + epsilon)
+        moments = {key: _moments(item) for key, item in statistics.items()}
+        return Normaliser(moments, epsilon, float(state["clip_obs"]), scale)
+    except _Refused as error:
+        raise UntrustedFileError(f"{path}: {error}; nothing of it was run") from None
+    except Exception as error:  # damaged bytes make pickle and numpy raise whatever they like
+        raise CorruptArtifactError(f"{path}: not a whole VecNormalize file ({why(error)}); {FETCH_AGAIN}") from None
+
+
+class _Refused(Exception):
+    pass
+
+
+class _Record:
+    """Stands for an object of a class that is not imported; keeps its state as plain data."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+
+class _Array:
+    """Stands for the class `ndarray`, which only `_reconstruct` may make."""
+
+
+class _Unpickler(pickle._Unpickler):
+    # The one in Python, whose memory is a dict: the one in C makes room for the largest number that a file names.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: method
+        for code, method in pickle._Unpickler.dispatch.items()
+        if code not in (*pickle.BYTEARRAY8, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
+        if full in _ALLOWED:
+            return _ALLOWED[full]
+        if _RECORDS.fullmatch(full):
+            return _Record
+        raise _Refused(f"it asks for {full}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _Refused("it refers to something outside itself")
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
+    return np.ndarray.__new__(np.ndarray, (0,), "b")
+
+
+def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
+    if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
+        raise _Refused(f"it holds arrays of dtype {shown(code)}")
+    return np.dtype(code)
+
+
+def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
+    return np.frombuffer(data, dtype)[0]
+
+
+def _frombuffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy()
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")
+
+
+_ALLOWED: dict[str, Any] = {
+    "numpy.core.multiarray._reconstruct": _reconstruct,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _frombuffer,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _latin1,
+    "collections.OrderedDict": OrderedDict,
+}
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    if not isinstance(record, _Record) or not record.state:
+        raise ValueError("no VecNormalize in it")
+    return record.state
+
+
+def _moments(record: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    fields = _fields(record)
+    if not all(isinstance(fields[name], np.ndarray | np.generic | float | int) for name in ("mean", "var")):
+        raise ValueError("its moments are no arrays")  # of nested lists, which may hold each other again and again
+    mean, var = (np.asarray(fields[name], np.float64) for name in ("mean", "var"))
+    if mean.shape != var.shape or not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
+        raise ValueError("its moments are not finite numbers of one shape")
+    return mean, var

@@ -1,0 +1,52 @@
+"""Configuration of teacher training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rldistill.core.errors import ConfigError
+
+ALGORITHMS = {
+    "DQN": "stable_baselines3",
+    "DoubleDQN": "rldistill.teachers.training.dqn",
+    "QRDQN": "sb3_contrib",
+    "PPO": "stable_baselines3",
+    "A2C": "stable_baselines3",
+    "SAC": "stable_baselines3",
+    "TD3": "stable_baselines3",
+    "TQC": "sb3_contrib",
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Which algorithm trains the teacher, for how long.
+
+    Attributes:
+        algorithm: DQN, DoubleDQN, QRDQN, PPO, A2C, SAC, TD3 or TQC.
+        total_steps: environment steps.
+        num_envs: environments stepped together.
+        eval_every: steps between evaluations; the best policy is kept.
+        eval_episodes: full episodes, greedy, in each.
+        checkpoint_every: steps between checkpoints; each evaluation leaves one, too.
+        threads: of PyTorch.
+        device: `auto` takes a GPU if there is one.
+        hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
+            `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
+    """
+
+    algorithm: str = "PPO"
+    total_steps: int = 100_000
+    num_envs: int = 8
+    eval_every: int = 50_000
+    eval_episodes: int = 10
+    checkpoint_every: int = 50_000
+    threads: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}: expected at least 1, found {getattr(self, name)}")

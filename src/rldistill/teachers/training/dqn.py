@@ -1,0 +1,187 @@
+"""Double DQN for CPUs: SB3's DQN with what it lacks to learn Atari in hours on two cores.
+
+Double Q-learning (van Hasselt 2015, arXiv 1509.06461), single frames in the replay buffer, one exploration coin for
+each environment, channels-last convolutions, in bfloat16 where the CPU multiplies it, and gradient steps that run
+while the emulators do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, reduce
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.dqn.policies import QNetwork
+from torch.nn import functional as F
+
+from rldistill.policies.layers import keep_scale
+from rldistill.teachers.training.frame_replay import FrameReplayBuffer
+from rldistill.teachers.training.vec_env import SteppingVecEnv
+
+
+class DoubleDQN(DQN):
+    """SB3's DQN with double Q-learning, and a schedule of work that suits CPUs.
+
+    With `average_decay` > 0 it is the exponential moving average of the weights, w <- decay * w + (1 - decay) * q_net
+    after each gradient step, that is evaluated and kept (as Izmailov 2018, arXiv 1803.05407, does with a uniform
+    average); on resume it begins anew.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        average_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= average_decay < 1:
+            raise ValueError(f"average_decay: expected a number from 0 to below 1, found {average_decay}")
+        self.average_decay = average_decay
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        n_steps = self.n_steps
+        if _is_frame_stack(self.observation_space):
+            self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
+            self.n_steps = 1  # for SB3, which would warn that a buffer of another class sees to that itself
+        super()._setup_model()
+        self.n_steps = n_steps
+        if len(self.observation_space.shape or ()) == 3:
+            keep_scale(self.q_net)
+            self.q_net_target.load_state_dict(self.q_net.state_dict())
+            self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._due = 0
+        self._average: list[torch.Tensor] = []
+        self._averaged = 0
+        # Each thread takes a part of the batch from end to end: within each operation, they would wait for each other.
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Note that `gradient_steps` are due; they run while the environments take their next step."""
+        self._due += gradient_steps
+        if isinstance(self.env, SteppingVecEnv):
+            self.env.while_stepping = self._take_due_steps
+        else:
+            self._take_due_steps()
+
+    def _take_due_steps(self) -> None:
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        losses = [self._gradient_step() for _ in range(self._due)]
+        self.policy.set_training_mode(False)
+        self._n_updates += self._due
+        self._due = 0
+        if losses:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/loss", float(np.mean(losses)))
+
+    def _gradient_step(self) -> float:
+        assert self.replay_buffer is not None
+        data = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
+        discounts = torch.full_like(data.rewards, self.gamma) if data.discounts is None else data.discounts
+        buffer = self.replay_buffer if isinstance(self.replay_buffer, FrameReplayBuffer) else None
+        weights = torch.ones_like(data.rewards)
+        if buffer is not None:
+            weights = torch.from_numpy(buffer.weights[:, None]).to(self.device)
+        fields = (*data[:5], discounts, weights)
+        parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)
+        losses, td_errors, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
+        for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
+            parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        if self.average_decay:
+            self._add_to_average()
+        if buffer is not None and buffer.alpha:
+            buffer.reprioritise(torch.cat(td_errors).cpu().numpy())
+        return float(sum(losses)) / len(data.rewards)
+
+    def _loss_and_gradients(
+        self, part: tuple[torch.Tensor, ...]
+    ) -> tuple[float, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Of the sum over a part of a batch, and the TD error of each transition in it."""
+        obs, actions, next_obs, dones, rewards, discounts, weights = part
+        with torch.no_grad():
+            scaled = self._scaled(next_obs)
+            best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
+            target = rewards + (1 - dones) * discounts * self._q_values(self.q_net_target, scaled).gather(1, best)
+        current = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
+        loss = (weights * F.smooth_l1_loss(current, target, reduction="none")).sum()
+        td_errors = (target - current.detach()).squeeze(1)
+        return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
+
+    def _add_to_average(self) -> None:
+        parameters = [parameter.detach() for parameter in self.q_net.parameters()]
+        if not self._average:
+            self._average = [parameter.clone() for parameter in parameters]
+        # Young averages are short, or the weights that training began with would be most of them.
+        decay = min(self.average_decay, self._averaged / (self._averaged + 10))
+        torch._foreach_lerp_(self._average, parameters, 1 - decay)
+        self._averaged += 1
+
+    @contextmanager
+    def acting_on_average(self) -> Iterator[None]:
+        """Let `q_net` be the averaged network within."""
+        parameters = [parameter.data for parameter in self.q_net.parameters()]
+        kept = [parameter.clone() for parameter in parameters]
+        try:
+            if self._average:
+                torch._foreach_copy_(parameters, self._average)
+            yield
+        finally:
+            torch._foreach_copy_(parameters, kept)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_pool", "_average", "_averaged"]
+
+    def _scaled(self, obs: torch.Tensor) -> torch.Tensor:
+        # Not SB3's preprocess_obs: on CPUs its float32 copies of a batch of frames cost as much as the convolutions.
+        if not self.policy.normalize_images or obs.dtype != torch.uint8:
+            return obs.float()
+        return obs.to(_fastest_dtype(self.device.type), memory_format=torch.channels_last).mul_(1 / 255)
+
+    def _q_values(self, net: QNetwork, scaled_obs: torch.Tensor) -> torch.Tensor:
+        extractor = net.features_extractor
+        if scaled_obs.dtype == torch.bfloat16 and isinstance(extractor, NatureCNN):
+            # The convolutions alone: the action gaps of Pong are smaller than bfloat16's steps near its Q values.
+            with torch.autocast(self.device.type, torch.bfloat16):
+                features = extractor.cnn(scaled_obs)
+            features = extractor.linear(features.float())
+        else:
+            features = extractor(scaled_obs.float())
+        q_values: torch.Tensor = net.q_net(features)
+        return q_values
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> Any:
+        """Epsilon-greedy with a coin for each environment (SB3 tosses one for all of them)."""
+        obs, vectorized = self.policy.obs_to_tensor(observation)
+        with torch.no_grad():
+            q_values = self._q_values(self.q_net, self._scaled(obs))  # type: ignore[arg-type]
+        action = q_values.argmax(1).cpu().numpy()
+        if not deterministic:
+            explores = np.random.rand(len(action)) < self.exploration_rate
+            random = np.random.randint(0, self.action_space.n, len(action))  # type: ignore[attr-defined]
+            action = np.where(explores, random, action)
+        action = action if vectorized else action[0]
+        return action, state
+
+
+@cache
+def _fastest_dtype(device: str) -> torch.dtype:
+    # A CPU that only emulates bfloat16 takes ten times as long with it.
+    able = torch.cpu.get_capabilities()
+    return torch.bfloat16 if device == "cuda" or able.get("avx512_bf16") or able.get("amx_bf16") else torch.float32
+
+
+def _is_frame_stack(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] <= 8

@@ -1,0 +1,175 @@
+"""The command line: verbs reach their stage, and what goes wrong ends in one line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rldistill.cli.doctor import EXTRAS
+from rldistill.cli.main import app
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.io import atomic as artifacts
+from rldistill.run import stages as pipeline
+
+ROOT = Path(__file__).parents[2]
+RUN = "env: {id: CartPole-v1}\nteacher: teacher.zip\nstudents: {linear: {type: linear}}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "cartpole.yaml"
+    path.write_text(RUN)
+    return path
+
+
+@pytest.mark.parametrize("verb", ["run", "train", "collect", "distill", "evaluate"])
+def test_a_verb_calls_its_stage(verb: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    stage = "run_all" if verb == "run" else f"run_{verb}"
+    monkeypatch.setattr(pipeline, stage, lambda *args: calls.append(args))
+    result = CliRunner().invoke(app, [verb, str(file), "collect.steps=64", "--resume", "--quiet"])
+    assert result.exit_code == 0, result.output
+    ((plan, resume, overwrite, quiet),) = calls
+    assert plan.collect.steps == 64
+    assert (resume, overwrite, quiet) == (True, False, True)
+
+
+def test_until_decided_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.until_decided))
+    for asked in ([], ["--until-decided"], ["evaluate.max_episodes=90", "--until-decided"]):
+        result = CliRunner().invoke(app, ["evaluate", str(file), *asked])
+        assert result.exit_code == 0, result.output
+    assert calls == [False, True, True]
+
+
+def test_report_is_written_from_what_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.folder))
+    assert CliRunner().invoke(app, ["report", str(file), "out=elsewhere"]).exit_code == 0
+    assert calls == [Path("elsewhere")]
+
+
+def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(plan: Any, *_: Any) -> None:
+        print("a table")
+        artifacts.write_json(plan.folder / "evaluation.json", {"episodes": 3})
+
+    monkeypatch.setattr(pipeline, "run_evaluate", evaluate)
+    result = CliRunner().invoke(app, ["evaluate", str(file), "--json"])
+    assert json.loads(result.stdout) == {"episodes": 3}
+    assert "a table" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (CorruptArtifactError("x.parquet: cut\nshort"), 2, "error: x.parquet: cut short\n"),
+        (KeyboardInterrupt(), 130, "stopped; go on with --resume\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: the disk is full (a/b): make room"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), 2, "error: /proc/x: No such file or"),
+        (MemoryError(), 2, "error: there is not enough memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+            2,
+            "error: there is not enough memory",
+        ),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: the disk is full: make room"),
+    ],
+)
+def test_failures_end_in_one_line(
+    failure: BaseException, code: int, said: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    result = CliRunner().invoke(app, ["run", str(file)])
+    assert result.exit_code == code
+    assert result.stderr.startswith(said)
+    assert result.stderr.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipeline, "run_all", fail)
+    assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, ZeroDivisionError)
+
+
+def test_a_file_that_is_asked_for_is_looked_at_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "there.png").write_text("mine")
+    for place, said in (("there.png", "exists"), ("", "is a folder")):
+        result = CliRunner().invoke(app, ["explain", str(tmp_path / "none"), "--out", str(tmp_path / place)])
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert said in result.stderr
+    result = CliRunner().invoke(app, ["search", "none.yaml", "--json", str(tmp_path)])
+    assert "--json" in result.stderr
+    assert (tmp_path / "there.png").read_text() == "mine"
+
+
+def test_it_says_which_version_it_is() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout.strip()) == (0, metadata.version("rldistill"))
+
+
+def test_a_verb_that_cannot_go_on_does_not_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rldistill.students.storage.load_native", fail)
+    result = CliRunner().invoke(app, ["explain", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (130, "stopped\n")
+
+
+def test_resume_and_overwrite_exclude_each_other(file: Path) -> None:
+    result = CliRunner().invoke(app, ["run", str(file), "--resume", "--overwrite"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "choose one" in result.stderr
+
+
+def test_a_bad_file_ends_the_process_without_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rldistill", "run", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / 'none.yaml'}: there is no such file.\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from rldistill.cli.main import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print([name for name in ('torch', 'numpy', 'gymnasium', 'yaml', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_doctor_knows_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    found = json.loads(result.stdout)
+    assert found["cores"] >= 1
+    assert found["versions"]["torch"].startswith("2.")
+    assert "Pong among them" in found["roms"]
+    assert set(found["extras"]) == set(EXTRAS)
+    assert "python" in CliRunner().invoke(app, ["doctor"]).stdout
+
+
+@pytest.mark.parametrize("verb", ["info", "check"])
+def test_dataset_verbs_name_what_is_missing(verb: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["dataset", verb, str(tmp_path)])
+    assert result.exit_code == 2
+    assert "manifest.json: there is no such file" in result.stderr

@@ -1,0 +1,129 @@
+"""`rldistill teachers`, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from stable_baselines3 import PPO
+from typer.testing import CliRunner
+
+import rldistill
+from rldistill.cli.main import app
+from rldistill.envs.make import spec_from_env
+from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting.teachers import _short
+from rldistill.students import Mlp
+from rldistill.students.storage import save_policy
+
+from ..conftest import CARTPOLE
+
+
+def teachers(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["teachers", *arguments])
+    return result.exit_code, result.stdout
+
+
+def test_those_that_ship_are_listed() -> None:
+    code, out = teachers("list", "--json")
+    assert code == 0
+    (ours,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
+    folder = Path(rldistill.__file__).parent / "zoo" / "pong-dqn"
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert ours["mean_return"] == evaluation["policies"]["teacher"]["mean"]
+    assert "zoo:pong-dqn" in teachers("list")[1]
+
+
+def test_a_claim_that_holds_and_one_that_does_not(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path, {})
+    asked = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5", "--quiet", "--json"]
+    code, out = teachers(*[word for word in asked if word != "--quiet"])
+    found = json.loads(out)
+    assert code == 0
+    assert teachers(*asked, "--claimed", str(found["mean"]))[0] == 0
+    assert teachers(*asked, "--claimed", str(found["mean"] * 3 + 1000))[0] == 1
+    assert "verified" in teachers("verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5")[1]
+
+
+def test_a_teacher_of_another_environment_is_told_by_its_folder(tmp_path: Path) -> None:
+    agent = tmp_path / "CartPole-v1_1" / "CartPole-v1.zip"
+    agent.parent.mkdir()
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(agent)
+    agent.with_suffix("").mkdir()
+    (agent.with_suffix("") / "args.yml").write_text("env: Balance-v3")
+    asked = ["--episodes", "1", "--json"]
+    found = json.loads(teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1])
+    assert "trained on Balance-v3" in found["suspicious"][-1]
+    assert not found["ok"]
+    (agent.with_suffix("") / "args.yml").write_text("env: CartPole-v0")
+    assert "trained" not in teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1]
+    code, out = teachers("verify", str(agent), "--env", "Acrobot-v1", *asked)
+    assert code == 1
+    (first, second) = json.loads(out)["suspicious"]
+    assert first.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
+    assert "trained on CartPole-v0" in second
+    small = ["--env", "Acrobot-v1", "--episodes", "1", "--steps", "64"]
+    said = CliRunner().invoke(app, ["teachers", "compare", str(agent), *small]).stderr
+    assert said.startswith(f"error: {agent} and Acrobot-v1 do not fit")
+    assert "trained on CartPole-v0" in said
+
+
+def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path / "a", {})
+    save_policy(teacher, tmp_path / "b", {})
+    paths = [str(tmp_path / name) for name in "ab"]
+    small = ["--env", "CartPole-v1", "--episodes", "3", "--steps", "600"]
+    files = ["--out", str(tmp_path / "found.json"), "--page", str(tmp_path / "teachers.html")]
+    code, out = teachers("compare", *paths, *small, *files)
+    assert code == 0
+    page = (tmp_path / "teachers.html").read_text()
+    assert f"Take {paths[0]}" in page or f"Take {paths[1]}" in page or "Take ensemble" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "take " in out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["agreement"] == {f"{paths[0]} / {paths[1]}": 1.0}
+
+
+def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
+    assert result.exit_code == 2
+    assert "Did you mean 'pong-dqn'?" in result.stderr
+    asked = ["teachers", "verify", "q.onnx", "--env", "CartPole-v1", "--head", "probs"]
+    said = CliRunner().invoke(app, asked).stderr
+    assert "--head: there is no 'probs'" in said
+    assert "q_values" in said
+
+
+def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Path) -> None:
+    policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
+    with torch.no_grad():
+        policy.output.weight.zero_()
+    save_policy(policy, tmp_path / "still", {})
+    file = tmp_path / "run.yaml"
+    about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
+    file.write_text(yaml.safe_dump({**about, "collect": {"steps": 640, "epsilon": 0.5}}))
+    command = [sys.executable, "-m", "rldistill", "collect", str(file)]
+    said = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    assert "looks wrong" not in said.stderr
+    said = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
+    assert "warning: the teacher looks wrong: constant actions" in said.stderr
+
+
+def test_what_a_file_does_not_tell_stands_after_a_comma(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path / "a", {})
+    small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300"]
+    for text, words in ((",heed=q_values", "Did you mean 'head='"), (",head=q_value", "Did you mean 'q_values'")):
+        result = CliRunner().invoke(app, ["teachers", "compare", f"{tmp_path / 'a'}{text}", *small])
+        assert (result.exit_code, words in result.output) == (2, True), result.output
+    code, out = teachers("compare", f"{tmp_path / 'a'},scale=1.0", *small, "--json")
+    assert (code, list(json.loads(out)["teachers"])) == (0, [str(tmp_path / "a")])
+
+
+def test_paths_are_told_apart_without_what_they_share() -> None:
+    assert _short(["/a/b/c/x.zip", "/a/b/d/x.zip", "ensemble"]) == ["c/x.zip", "d/x.zip", "ensemble"]
+    assert _short(["a/x.zip", "/b/x.zip"]) == ["a/x.zip", "/b/x.zip"]
+    assert _short(["/a/b/x.zip"]) == ["/a/b/x.zip"]

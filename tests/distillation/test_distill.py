@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import PolicySpec
+from rldistill.data.dataset import Dataset
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.distillation.gradient import GradientFit
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.io.atomic import sha256_file
+from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
+from rldistill.losses.objective import Term, best_constant_loss, with_temperatures
+from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
+from rldistill.students.features.screen import Basic, Objects
+
+CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
+
+
+def test_a_student_learns_what_the_teacher_does(dataset: Dataset, tmp_path: Path) -> None:
+    student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=15), tmp_path)
+    rows = np.flatnonzero(dataset.heldout)
+    output, _ = student(dataset.observations(rows))
+    agreement = (output.mode() == dataset.batch(rows).teacher.mode()).float().mean()
+    assert agreement > 0.95
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert metrics[-1]["heldout_loss"] < metrics[0]["heldout_loss"]
+
+
+class StopAfter(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("student", "epochs_before"), [(Mlp((16,)), 1), (Mlp((16,)), 3), (Gru(8, (8,), window=8), 1)])
+def test_interrupted_and_resumed_it_has_the_same_bytes(
+    dataset: Dataset, tmp_path: Path, student: AnyStudent, epochs_before: int
+) -> None:
+    distill(dataset, student, CONFIG, tmp_path / "whole", seed=3)
+
+    def stop(done: int, total: int) -> None:
+        if done == epochs_before:
+            raise StopAfter
+
+    with pytest.raises(StopAfter):
+        distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, progress=stop)
+    distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, resume=True)
+    hashes = [sha256_file(tmp_path / name / "policy.safetensors") for name in ("whole", "cut")]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_warm_start_is_kept_where_nothing_better_comes(dataset: Dataset, tmp_path: Path) -> None:
+    first = distill(dataset, Mlp((16,)), CONFIG, tmp_path / "first")
+    wild = DistillConfig(epochs=1, learning_rate=0.5)
+    second = distill(dataset, Mlp((16,)), wild, tmp_path / "second", initial=first)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("student", [Mlp((8,)), Gru(8, (8,), window=8)], ids=["mlp", "gru"])
+def test_schedules_run_once_from_beginning_to_end(
+    dataset: Dataset, tmp_path: Path, student: AnyStudent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    step = GradientFit.step
+
+    def noting(self: GradientFit, batch: Any, output: Any, progress: float) -> Any:
+        seen.append(progress)
+        return step(self, batch, output, progress)
+
+    monkeypatch.setattr(GradientFit, "step", noting)
+    distill(dataset, student, DistillConfig(epochs=4, batch_size=32), tmp_path / "student")
+    steps = np.diff([*seen, 1.0])
+    assert seen[0] == 0
+    assert steps.min() > 0
+    assert steps.max() < 2 / len(seen)
+
+
+def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise StopAfter
+
+    with pytest.raises(StopAfter):
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, progress=stop)
+    checkpoint = tmp_path / "checkpoints" / "last.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(CorruptArtifactError, match=r"last\.safetensors"):
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, resume=True)
+
+
+def test_a_student_that_learned_nothing_fails(dataset: Dataset, tmp_path: Path) -> None:
+    shuffled = np.random.default_rng(0).permutation(dataset.columns["teacher"])
+    noise = dataclasses.replace(dataset, columns=dataset.columns | {"teacher": shuffled})
+    with pytest.raises(NothingLearnedError, match="constant"):
+        distill(noise, Mlp((16,)), CONFIG, tmp_path)
+    assert not (tmp_path / "policy.json").exists()
+
+
+def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> None:
+    batch = dataset.batch(np.arange(200))
+    q_values = batch.teacher.params
+    expected = float(((q_values - q_values.mean(0)) ** 2).mean())
+    assert best_constant_loss((Term(QMSE()),), batch, dataset.spec.head) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_best_constant_of_a_bounded_loss_is_found_where_it_is_flat(dataset: Dataset) -> None:
+    """Values of 100 in a fifth of the states put their mean where tanh has no slope."""
+    head = ActionHead("q_values", (2,))
+    labels = PolicyOutput(head, torch.tensor([[0.0, 1.0]] * 4 + [[100.0, 0.0]]))
+    batch = dataclasses.replace(dataset.batch(np.arange(5)), teacher=labels)
+    # Always the second action, the first at the mean of -tanh(1) and 0: its variance, and 1 where the second is wrong.
+    costs = np.array([math.tanh(1)] * 4 + [0.0])
+    expected = (costs.var() + 0.2) / 2
+    found = best_constant_loss((Term(AdvantageMSE(1.0)),), batch, ActionHead("categorical", (2,)))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
+    q_values = dataset.columns["teacher"]
+    gap = np.abs(q_values[:, 0] - q_values[:, 1]).mean()  # two actions: best minus second
+    (term,) = with_temperatures((Term(ForwardKL()),), dataset.spec.head, dataset.action_gap)
+    assert isinstance(term.loss, ForwardKL)
+    assert term.loss.temperature == pytest.approx(gap / 2, rel=1e-5)
+    (given,) = with_temperatures((Term(ForwardKL(temperature=0.01)),), dataset.spec.head, dataset.action_gap)
+    assert given.loss == ForwardKL(temperature=0.01)
+
+
+def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(losses=(Term(AdvantageWeightedNLL()),))
+    away = np.where(np.arange(len(dataset)) % 2 == 0, 7.0, -1.0)  # sqrt((49 + 1) / 2) = 5
+    columns = {**dataset.columns, "value": (dataset.columns["return_to_go"] - away).astype(np.float32)}
+    logits = dataclasses.replace(dataset.spec, head=dataclasses.replace(dataset.spec.head, kind="categorical"))
+    valued = dataclasses.replace(dataset, spec=logits, columns=columns)
+    for data, expected in ((dataset, dataset.action_gap() / 2), (valued, 5.0)):
+        (term,) = GradientFit(data, Mlp((16,)), config, tmp_path, 0, None).terms
+        assert isinstance(term.loss, AdvantageWeightedNLL)
+        assert term.loss.temperature == pytest.approx(expected, rel=0.01)
+
+
+def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, losses=(Term(QMSE()), Term(BellmanTarget())), epochs=8)
+    student = distill(dataset, Mlp((32,)), config, tmp_path)
+    assert student.spec.head.kind == "q_values"
+
+
+def test_observations_are_standardised_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
+    student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=10), tmp_path)
+    torch.testing.assert_close(student.obs_mean.numpy(), dataset.obs.mean(0), rtol=1e-3, atol=1e-3)
+
+
+def pictures(count: int, memory_gb: float) -> Dataset:
+    """A bright pixel somewhere on a dark screen; the teacher goes left or right with it."""
+    rng = np.random.default_rng(0)
+    obs = np.zeros((count, 2, 8, 10), np.uint8)
+    row, column = rng.integers(0, 8, count), rng.integers(0, 10, count)
+    obs[np.arange(count), :, row, column] = 236
+    rows, sides = np.arange(count), np.stack([5.5 - column, column - 5.5], 1).astype(np.float32)
+    columns = {name: np.zeros(count, np.float32) for name in ("reward", "return_to_go")}
+    columns |= {name: np.zeros(count, bool) for name in ("terminated", "truncated")}
+    columns |= {name: np.zeros(count, np.int32) for name in ("action", "step", "actor", "episode")}
+    spec = PolicySpec((2, 8, 10), "uint8", ActionHead("categorical", (2,)))
+    columns |= {"teacher": sides, "next_teacher": sides}
+    return Dataset(spec, columns, obs, rows, rows, rows % 10 == 0, count, memory_gb)
+
+
+@pytest.mark.parametrize("student", [Mlp((8,), "tanh", Objects((("ball", 0, 8, 0, 10),))), Linear(Basic(2, 1))])
+def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear, tmp_path: Path) -> None:
+    """Or worked out again for each batch, with the same end."""
+    config = DistillConfig(epochs=20, learning_rate=1e-2, batch_size=32)
+    kept, fresh = (
+        distill(pictures(600, room), student, config, tmp_path / str(room)) for room in (1.0, 600 * 160 / 1e9)
+    )
+    assert pictures(600, 1.0).has_room_for(kept.num_features)
+    assert not pictures(600, 600 * 160 / 1e9).has_room_for(kept.num_features)
+    fits = (GradientFit(pictures(600, gb), student, config, tmp_path / "new", 0, None) for gb in (1.0, 600 * 160 / 1e9))
+    assert [fit.dataset.spec.obs_shape for fit in fits] == [(kept.num_features,), (2, 8, 10)]
+    obs = torch.from_numpy(pictures(600, 1.0).obs)
+    torch.testing.assert_close(kept(obs)[0].params, fresh(obs)[0].params, rtol=1e-4, atol=1e-4)
+    right = kept(obs)[0].mode() == torch.from_numpy(pictures(600, 1.0).columns["teacher"]).argmax(1)
+    assert right.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("student", [Mlp((16,)), Ridge(), Tree()], ids=["mlp", "ridge", "tree"])
+def test_a_single_integer_as_observation_is_learned(student: AnyStudent, tmp_path: Path) -> None:
+    env = EnvConfig("FrozenLake-v1")
+    torch.manual_seed(0)
+    teacher = Linear().build(spec_from_env(env)).eval()
+    with torch.no_grad():
+        teacher.output.weight.copy_(20 * torch.eye(4).repeat(1, 4))  # of its 16 fields, one column each: 0 1 2 3 0 ...
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.5), tmp_path / "dataset")
+    learnt = distill(data, student, dataclasses.replace(CONFIG, epochs=20, learning_rate=1e-2), tmp_path / "student")
+    seen = np.unique(data.observations(np.arange(len(data))))
+    assert len(seen) > 8
+    np.testing.assert_array_equal(learnt(torch.from_numpy(seen))[0].mode(), seen % 4)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"distill\.epochs"):
+        DistillConfig(epochs=0)
+    with pytest.raises(ConfigError, match=r"distill\.losses"):
+        DistillConfig(losses=())
+    with pytest.raises(ConfigError, match=r"expected Term\(loss\), found a ForwardKL"):
+        DistillConfig(losses=(ForwardKL(),))  # type: ignore[arg-type]
+    wrong: list[dict[str, Any]] = [
+        {"patience": -1},
+        {"device": "tpu"},
+        {"schedule": "foo"},
+        {"learning_rate": math.nan},
+    ]
+    for settings in wrong:
+        with pytest.raises(ConfigError, match=rf"distill\.{next(iter(settings))}"):
+            DistillConfig(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+def test_a_gpu_that_is_not_there_is_said_so(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.device: cuda"):
+        distill(dataset, Mlp((16,)), dataclasses.replace(CONFIG, device="cuda"), tmp_path)

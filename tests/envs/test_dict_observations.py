@@ -1,0 +1,91 @@
+"""Dict observations go through every stage: an SB3 teacher that takes them, its data, a student, an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import SpecMismatchError
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.evaluation.episodes import play
+from rldistill.policies.encoding import split_parts
+from rldistill.students import Linear, Mlp
+from rldistill.students.storage import load_native
+from rldistill.teachers.load import load_policy
+
+SPACE = spaces.Dict(
+    {"cart": spaces.Box(-5, 5, (2,)), "side": spaces.Discrete(3), "lamp": spaces.Box(0, 3, (2, 2), np.uint8)}
+)
+
+
+class Balance(gymnasium.Env[Any, Any]):
+    """The right action is the side that is shown; lamp and cart are noise."""
+
+    observation_space = SPACE
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = float(action == self.side)
+        self.time += 1
+        return self._seen(), reward, self.time == 20, False, {}
+
+    def _seen(self) -> dict[str, Any]:
+        self.side = int(self.np_random.integers(3))
+        lamp = self.np_random.integers(0, 4, (2, 2)).astype(np.uint8)
+        return {"cart": self.np_random.normal(size=2).astype(np.float32), "side": self.side, "lamp": lamp}
+
+
+@pytest.fixture(scope="module")
+def env() -> EnvConfig:
+    gymnasium.register("Balance-v0", Balance)
+    return EnvConfig("Balance-v0")
+
+
+def test_a_dict_goes_through_every_stage(env: EnvConfig, tmp_path: Path) -> None:
+    model = PPO("MultiInputPolicy", Balance(), seed=0, n_steps=256, batch_size=64, learning_rate=3e-3)
+    model.learn(6_000)
+    model.save(tmp_path / "teacher.zip")
+    teacher = load_policy(tmp_path / "teacher.zip")
+    assert play(env, teacher, 5).returns.mean() > 12  # at random, 6.7
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    student = distill(data, Mlp((16,)), DistillConfig(epochs=40, batch_size=32), tmp_path / "student")
+    assert play(env, student, 5).returns.mean() > 12
+    assert load_native(tmp_path / "student").spec == student.spec
+    obs = Balance()
+    obs.reset(seed=0)
+    single, _ = student({key: torch.as_tensor(np.asarray(value))[None] for key, value in obs._seen().items()})
+    assert single.params.shape == (1, 3)
+
+
+def test_what_is_passed_on_is_what_was_seen(env: EnvConfig) -> None:
+    spec = spec_from_env(env)
+    raw = [SPACE.sample() for _ in range(4)]
+    flat = torch.stack([torch.cat([torch.as_tensor(o[key]).float().ravel() for key in SPACE]) for o in raw])
+    entries = split_parts(flat, spec)
+    for key in SPACE:
+        np.testing.assert_array_equal(entries[key].numpy(), np.stack([o[key] for o in raw]))
+    assert entries["lamp"].dtype == torch.uint8
+    policy = Linear().build(spec).eval()
+    torch.testing.assert_close(policy(flat)[0].params, policy(entries)[0].params)
+
+
+def test_a_policy_for_vectors_refuses_a_dict(env: EnvConfig) -> None:
+    policy = Linear().build(spec_from_env(EnvConfig("CartPole-v1")))
+    with pytest.raises(SpecMismatchError, match="not a dict"):
+        policy({"a": torch.zeros(1, 4)})

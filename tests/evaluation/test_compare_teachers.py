@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.core.spec import Wrapper
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.evaluation.compare_teachers import compare_teachers, recommend
+from rldistill.evaluation.config import CompareConfig
+from rldistill.policies.actor_critic import Actor
+from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting.teachers import comparison_rows, write_comparison
+from rldistill.run.teachers import print_comparison
+from rldistill.students import Mlp
+from rldistill.teachers.python import FunctionPolicy
+
+from ..conftest import CARTPOLE
+
+
+def row(mean: float, teachability: float | None, macs: int | None) -> dict[str, Any]:
+    return {"mean": mean, "teachability": teachability, "macs": macs}
+
+
+def test_the_best_teacher_is_the_one_that_teaches_best() -> None:
+    take, why = recommend({"a": row(9, 0.7, 10), "b": row(8, 0.9, 10)})
+    assert take == "b"
+    assert "a plays better itself" in why
+
+
+def test_of_two_that_teach_alike_the_cheaper_is_taken() -> None:
+    take, why = recommend({"a": row(9, 0.91, 10), "b": row(8, 0.90, 5)})
+    assert take == "b"
+    assert "cheaper" in why
+
+
+def test_a_cost_that_nobody_measured_wins_nothing() -> None:
+    take, why = recommend({"a": row(9, 0.91, 10), "unknown": row(9, 0.90, None)})
+    assert (take, "cheaper" in why) == ("a", False)
+    take, why = recommend({"unknown": row(9, 0.91, None), "a": row(9, 0.90, 10)})
+    assert (take, "cheaper" in why) == ("unknown", False)
+    assert recommend({"top": row(9, 0.92, 10), "unknown": row(9, 0.91, None), "b": row(9, 0.905, 5)})[0] == "b"
+    take, why = recommend({"b": row(9, 0.90, 10), "a": row(9, 0.91, 10)})
+    assert (take, "cheaper" in why) == ("a", False)
+
+
+def test_where_costs_say_nothing_the_stronger_of_two_that_teach_alike_is_taken() -> None:
+    for macs in (None, 10):
+        take, why = recommend({"a": row(8, 0.91, macs), "b": row(9, 0.90, macs)})
+        assert take == "b"
+        assert why.endswith("within 0.02 of a's 0.910, and it plays better itself (9.0)")
+    assert recommend({"a": row(8, 0.91, 10), "b": row(9, 0.90, 20)})[0] == "a"
+
+
+def test_the_reason_does_not_contradict_itself() -> None:
+    take, why = recommend({"big": row(10, 0.99, 100), "small": row(9, 0.98, 10)})
+    assert take == "small"
+    assert "it is cheaper to run" in why
+    assert "big plays better itself (10.0 to 9.0)" in why
+    assert "less well" not in why
+    assert "teaches less well (0.700)" in recommend({"a": row(9, 0.7, 10), "b": row(8, 0.9, 10)})[1]
+    assert "better itself" not in recommend({"a": row(9, 0.7, 10), "b": row(9, 0.9, 10)})[1]
+
+
+def test_costs_that_nobody_measured_are_shown_as_such(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    lean = FunctionPolicy(lean_left, spec_from_env(CARTPOLE))
+    found = compare_teachers({"function": lean, "network": teacher}, CARTPOLE, CompareConfig(1, 200, 1))
+    macs = {name: row["macs"] for name, row in found["teachers"].items()}
+    assert macs == {"function": None, "network": 4 * 16 + 16 * 2, "ensemble": None}
+    shown = {cells[0].text: (cells[5].text, cells[6].text) for cells in comparison_rows(found)}
+    assert shown["function"] == ("–", "–")
+    write_comparison(found, tmp_path / "page.html")
+
+
+def lean_left(obs: np.ndarray[Any, Any]) -> int:
+    return int(obs[2] > 0.05)
+
+
+def test_nothing_is_made_of_teachers_no_better_than_random() -> None:
+    assert "no teacher is better" in recommend({"a": row(9, None, 1)})[1]
+
+
+def test_a_good_teacher_is_told_from_a_poor_one(teacher: NetworkPolicy) -> None:
+    torch.manual_seed(0)
+    poor = Mlp((4,)).build(teacher.spec).eval()
+    found = compare_teachers({"poor": poor, "good": teacher}, CARTPOLE, CompareConfig(5, 800, 10))
+    assert found["take"] in ("good", "ensemble")
+    assert set(found["teachers"]) == {"poor", "good", "ensemble"}
+    assert found["teachers"]["ensemble"]["macs"] == (4 * 4 + 4 * 2) + (4 * 16 + 16 * 2)
+    assert 0 <= found["agreement"]["poor / good"] <= 1
+    assert found["teachers"]["good"]["teachability"] > found["teachers"]["poor"]["teachability"]
+
+
+def test_teachers_of_all_kinds_are_compared(
+    teacher: NetworkPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    spec = spec_from_env(CARTPOLE)
+    timed = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
+    other = dataclasses.replace(spec_from_env(timed), view=timed.wrappers)
+    line_up = {
+        "values": teacher,
+        "logits": Mlp((4,)).build(spec).eval(),
+        "recurrent": Actor(lstm=(3, 1)).build(spec).eval(),
+        "timed": Mlp((4,)).build(other).eval(),
+    }
+    found = compare_teachers(line_up, CARTPOLE, CompareConfig(2, 400, 2))
+    assert set(found["teachers"]) == set(line_up)
+    assert list(found["agreement"]) == ["values / logits"]
+    assert found["no_agreement"]["values / recurrent"] == "one remembers, and cannot be asked about single states"
+    assert found["no_agreement"]["logits / timed"] == "they see different things"
+    assert "do not fit" in found["no_ensemble"]
+    write_comparison(found, tmp_path / "page.html")
+    print_comparison(found)
+    for said in ((tmp_path / "page.html").read_text(), capsys.readouterr().out):
+        assert re.search("values / recurrent.*one remembers", said)
+        assert re.search("logits / timed.*they see different things", said)
+
+
+def test_agreement_by_hand(teacher: NetworkPolicy) -> None:
+    turned = copy.deepcopy(teacher)
+    with torch.no_grad():
+        turned.output.weight.copy_(teacher.output.weight.flip(0))
+    found = compare_teachers({"a": teacher, "b": turned}, CARTPOLE, CompareConfig(1, 200, 1, ensemble=False))
+    assert found["agreement"]["a / b"] == 0.0

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.seeding import episode_seed
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students import Linear
+from rldistill.teachers.python import FunctionPolicy
+
+from ..conftest import CARTPOLE
+
+
+def test_the_same_policy_plays_the_same_episodes(teacher: NetworkPolicy) -> None:
+    first = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
+    again = play(CARTPOLE, teacher, 20, seed=4)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert first.agreed == first.compared == first.lengths.sum()
+    assert first.returns.mean() > 3 * play(CARTPOLE, None, 20, seed=4).returns.mean()
+    np.testing.assert_array_equal(first.returns, first.lengths)  # CartPole pays 1 a step
+    assert [len(actions) for actions in first.actions] == first.lengths.tolist()
+    # sum_k 0.9^k over n steps
+    short = play(CARTPOLE, teacher, 3, seed=4, gamma=0.9)
+    np.testing.assert_allclose(short.discounted, (1 - 0.9**short.lengths) / 0.1)
+
+
+def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
+    from rldistill.envs.seeding import episode_seed
+
+    played = play(EnvConfig("CartPole-v1"), teacher, 3, seed=9)
+    for episode in range(3):
+        env = gymnasium.make("CartPole-v1")
+        obs, _ = env.reset(seed=episode_seed(9, "evaluate", 0, 0, 0, episode))
+        total, over = 0.0, False
+        while not over:
+            action = int(teacher(torch.from_numpy(obs)[None])[0].mode())
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        assert played.returns[episode] == total
+
+
+def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> None:
+    whole = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
+    begun = play(CARTPOLE, teacher, 12, seed=4, judge=teacher)
+    both = begun.followed_by(play(CARTPOLE, teacher, 8, seed=4, judge=teacher, first=12))
+    np.testing.assert_array_equal(both.returns, whole.returns)
+    np.testing.assert_array_equal(both.lengths, whole.lengths)
+    assert [np.asarray(taken).tolist() for taken in both.actions] == [np.asarray(a).tolist() for a in whole.actions]
+    assert (both.agreed, both.compared, both.distinct) == (whole.agreed, whole.compared, 20)
+
+
+def test_actions_are_whole_however_they_are_kept(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = play(CARTPOLE, teacher, 5, seed=4)
+    monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "CHUNK", 7)
+    again = play(CARTPOLE, teacher, 5, seed=4)
+    assert whole.lengths.min() > 7
+    assert [np.asarray(taken).tolist() for taken in again.actions] == [np.asarray(a).tolist() for a in whole.actions]
+
+
+class Goal(gymnasium.Env[Any, Any]):
+    """Three steps; it succeeds if the last action is 1, and says so, but for every other seed nothing."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, tells: str = "all") -> None:
+        self.tells = tells
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left, self.told = 3, self.tells == "all" or (self.tells == "some" and (seed or 0) % 2 == 0)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        info = {"is_success": bool(action == 1) and self.left == 0} if self.told else {}
+        return np.zeros(2, np.float32), float(action), self.left == 0, False, info
+
+
+@pytest.mark.parametrize("tells", ["all", "some", "none"])
+def test_success_is_what_the_last_step_tells(tells: str) -> None:
+    gymnasium.register("Goal-v0", Goal)
+    try:
+        played = play(EnvConfig("Goal-v0", {"tells": tells}), None, 40)
+    finally:
+        del gymnasium.registry["Goal-v0"]
+    last = np.array([taken[-1] for taken in played.actions], float)
+    told = ~np.isnan(played.success)
+    assert {"all": told.all(), "some": 5 < told.sum() < 35, "none": not told.any()}[tells]
+    np.testing.assert_array_equal(played.success[told], last[told])
+    assert played.success_rate == (None if tells == "none" else pytest.approx(last[told].mean()))
+
+
+def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy) -> None:
+    assert play(CARTPOLE, teacher, 12, seed=4).distinct == 12
+    still = EnvConfig(
+        "ALE/Pong-v5", {"repeat_action_probability": 0.0, "noop_max": 1, "max_num_frames_per_episode": 80}
+    )
+    policy = Linear().build(spec_from_env(still)).eval()
+    assert play(still, policy, 6).distinct == 1
+
+
+def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
+    class Plain(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, **kwargs: Any) -> Any:
+            super().reset(seed=kwargs.get("seed"))
+            self.left = 3
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action: Any) -> Any:
+            self.left -= 1
+            return np.zeros(2, np.float32), float(action), self.left == 0, False, {}
+
+    gymnasium.register("Plain-v0", Plain)
+    try:
+        players = {"teacher": Entrant("teacher", {None: None}, 0), "random": Entrant("random", {None: None}, 0)}
+        (tmp_path / "videos").mkdir()
+        (tmp_path / "videos" / "of-before-best.mp4").touch()
+        (tmp_path / "videos" / "of-before-worst-teacher.mp4").touch()
+        with pytest.warns(UserWarning, match="no videos: Plain-v0"):
+            evaluate(EnvConfig("Plain-v0"), players, EvaluateConfig(episodes=2), tmp_path)
+        assert (tmp_path / "evaluation.json").exists()
+        assert not (tmp_path / "videos").exists()
+    finally:
+        del gymnasium.registry["Plain-v0"]
+
+
+class Uneven(gymnasium.Env[Any, Any]):
+    """Episodes of 2 or 41 steps, as their seed has it: the short ones are worth 100, the long ones 0."""
+
+    observation_space = gymnasium.spaces.Box(0, 50, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.length = self.left = 2 if self.np_random.random() < 0.5 else 41
+        return np.array([self.left], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        Uneven.steps += 1
+        self.left -= 1
+        return np.array([self.left], np.float32), 50.0 if self.length == 2 else 0.0, self.left == 0, False, {}
+
+
+def test_short_episodes_are_not_favoured() -> None:
+    """Thirty slots play sixty episodes: had the first sixty to end counted, short ones would be most of them."""
+    gymnasium.register("Uneven-v0", Uneven)
+    try:
+        env = EnvConfig("Uneven-v0")
+        policy = Linear().build(spec_from_env(env)).eval()
+        play(env, policy, 1)  # looks first whether episodes depend on those before
+        Uneven.steps = 0
+        played = play(env, policy, 60, seed=3)
+        assert Uneven.steps == played.lengths.sum()  # no slot plays on when there is no episode left for it
+        alone = gymnasium.make("Uneven-v0")
+        for number in range(60):
+            obs, _ = alone.reset(seed=episode_seed(3, "evaluate", 0, 0, 0, number))
+            assert played.lengths[number] == obs[0]
+        assert set(played.lengths) == {2, 41}
+        np.testing.assert_array_equal(played.returns, np.where(played.lengths == 2, 100.0, 0.0))
+        assert [len(actions) for actions in played.actions] == played.lengths.tolist()
+    finally:
+        del gymnasium.registry["Uneven-v0"]
+
+
+def test_a_slot_without_an_episode_left_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 80})
+    policy = FunctionPolicy(lambda obs: int(obs.sum()) % 6, spec_from_env(short))
+    played = []
+    for slots in (2, 4):  # of each of two groups: of seven episodes, one slot has fewer than the others, or all one
+        monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "MAX_EMULATORS", slots)
+        played.append(play(short, policy, 7, seed=5))
+    np.testing.assert_array_equal(played[0].lengths, np.full(7, 20))
+    np.testing.assert_array_equal(played[0].actions, played[1].actions)
+    assert played[0].distinct == 7

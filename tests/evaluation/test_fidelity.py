@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.data.dataset import Dataset
+from rldistill.envs.make import spec_from_env
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.disagreements import MOST, SPAN, Moments, as_picture, group, write_gallery
+from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.fidelity import differences, on_heldout, regret, summary
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students import Gru
+
+from ..conftest import CARTPOLE
+
+Q = ActionHead("q_values", (3,))
+LOGITS = ActionHead("categorical", (3,))
+
+
+def said(head: ActionHead, *params: list[float], value: list[float] | None = None) -> PolicyOutput:
+    return PolicyOutput(head, torch.tensor(params), None if value is None else torch.tensor(value))
+
+
+def test_what_is_lost_by_hand() -> None:
+    teacher = said(Q, [1.0, 3.0, 0.0], [2.0, 2.5, ILLEGAL])
+    student = said(LOGITS, [1.0, 0.5, 0.0], [0.0, 4.0, ILLEGAL])
+    found = summary([differences(student, teacher, temperature=2.0)])
+    assert found is not None
+    assert (found["states"], found["agreement"]) == (2, 0.5)
+    assert found["regret"] == pytest.approx((2.0 + 0.0) / 2)
+    assert found["random_regret"] == pytest.approx(((2 + 0 + 3) / 3 + (0.5 + 0) / 2) / 2, rel=1e-6)
+    p = [np.exp([0.5, 1.5, 0.0]), np.exp([1.0, 1.25])]  # the teacher's values by 2
+    q = [np.exp([1.0, 0.5, 0.0]), np.exp([0.0, 4.0])]  # the student's logits as they are
+    assert found["kl"] == pytest.approx(
+        np.mean([scipy.stats.entropy(*pair) for pair in zip(p, q, strict=True)]), rel=1e-5
+    )
+    assert found["action_rmse"] is None
+    assert found["value_rmse"] is None
+
+
+def test_students_of_q_values_are_softened_as_their_teacher_and_have_a_value() -> None:
+    teacher, student = said(Q, [1.0, 3.0, 0.0]), said(Q, [2.0, 0.0, 1.0])
+    found = differences(student, teacher, temperature=0.5)
+    expected = scipy.stats.entropy(np.exp([2.0, 6.0, 0.0]), np.exp([4.0, 0.0, 2.0]))
+    assert float(found["kl"]) == pytest.approx(expected, rel=1e-5)
+    assert float(found["squared_value_error"]) == (2 - 3) ** 2
+    with_critics = said(LOGITS, [0.0, 1.0, 0.0], value=[5.0]), said(LOGITS, [0.0, 1.0, 0.0], value=[3.5])
+    assert float(differences(*with_critics)["squared_value_error"]) == 1.5**2
+
+
+def test_regret_of_logits_is_what_the_teacher_thinks_less_likely() -> None:
+    lost = regret(said(LOGITS, [0.0, 0.0, 1.0]), said(LOGITS, [1.0, 2.5, 2.0]))
+    assert lost is not None
+    assert lost.tolist() == [0.5]
+    parts = ActionHead("multi_categorical", (2, 3))
+    # 1 - 0 of the first part, 5 - 3 of the second
+    lost = regret(said(parts, [1.0, 0, 0, 9, 0]), said(parts, [0.0, 1, 5, 3, 4]))
+    assert lost is not None
+    assert lost.tolist() == [3.0]
+    bits = ActionHead("bernoulli", (3,))
+    lost = regret(said(bits, [1.0, 1.0, -1.0]), said(bits, [2.0, -0.25, -3.0]))
+    assert lost is not None
+    assert lost.tolist() == [0.25]
+
+
+def test_continuous_actions_have_a_distance_and_no_regret() -> None:
+    head = ActionHead("gaussian", low=(-2.0, -2.0), high=(2.0, 2.0))
+    teacher, student = said(head, [0.0, 1.0, 0.0, 0.0]), said(head, [1.0, 1.0, math.log(2), 0.0])
+    found = summary([differences(student, teacher)])
+    assert found is not None
+    assert found["action_rmse"] == pytest.approx(math.sqrt(1 / 2))
+    # log 2 + (1 + 1) / (2 * 4) - 1 / 2, and 0 of the second
+    assert found["kl"] == pytest.approx(math.log(2) + 2 / 8 - 0.5, rel=1e-6)
+    assert (found["regret"], found["agreement"], found["random_regret"]) == (None, None, None)
+    deterministic = dataclasses.replace(head, kind="deterministic")
+    assert "kl" not in differences(said(deterministic, [1.0, 1.0]), teacher)
+
+
+def moments(regrets: np.ndarray[tuple[int], np.dtype[np.float64]], at_once: int) -> Moments:
+    """One episode in which action 0 was taken where the teacher prefers 1."""
+    found = Moments(7)
+    for start in range(0, len(regrets), at_once):
+        part = slice(start, start + at_once)
+        steps = np.arange(len(regrets))[part]
+        says = [said(LOGITS, *([[0.0, float(r), 0.0]] * 1)) for r in regrets[part]]
+        teacher = PolicyOutput(LOGITS, torch.cat([output.params for output in says]))
+        student = PolicyOutput(LOGITS, torch.tensor([[1.0, 0.0, 0.0]]).expand(len(steps), 3))
+        obs = np.column_stack([steps, steps]).astype(np.float32)
+        found.offer(regrets[part], obs, np.zeros(len(steps), np.int64), steps, student, teacher)
+    return found
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1_000])
+def test_the_largest_regrets_are_kept_whenever_they_come(at_once: int) -> None:
+    regrets = np.random.default_rng(0).random(640)
+    largest = sorted(regrets.reshape(-1, SPAN).max(1), reverse=True)[:MOST]
+    found = Moments.largest([moments(regrets, at_once)])
+    assert [moment.regret for moment in found] == largest
+    assert {moment.training_seed for moment in found} == {7}
+    assert all(regrets[moment.step] == moment.regret == moment.obs[0] * 0 + moment.regret for moment in found)
+    assert all(moment.obs[0] == moment.step for moment in found)
+    assert Moments.largest([moments(np.zeros(20), at_once)]) == []  # where both agree, nothing is shown
+
+
+def test_moments_of_a_kind_stand_together(tmp_path: Path) -> None:
+    kinds = [0.0, 100.0]
+    found = Moments(None)
+    obs = np.array([[kinds[k % 2], k * 0.001] for k in range(10)], np.float32)
+    teacher = said(LOGITS, *[[0.0, 1.0 + k, 0.0] for k in range(10)])
+    student = said(LOGITS, *[[1.0, 0.0, 0.0]] * 10)
+    found.offer(np.arange(1.0, 11.0), obs, np.arange(10), np.zeros(10, np.int64), student, teacher)
+    groups = group(Moments.largest([found]), most=2)
+    assert [[moment.regret for moment in some] for some in groups] == [[10, 8, 6, 4, 2], [9, 7, 5, 3, 1]]
+    write_gallery(Moments.largest([found]), "nats", tmp_path / "a")
+    write_gallery(Moments.largest([found]), "nats", tmp_path / "b")
+    texts = [(tmp_path / name / "disagreements.json").read_text() for name in "ab"]
+    assert texts[0] == texts[1]
+    first = json.loads(texts[0])["groups"][0][0]
+    assert (first["teacher_action"], first["student_action"], first["regret"]) == (1, 0, 10.0)
+    assert first["teacher"] == [0.0, 10.0, 0.0]
+    assert first["frame"] is None
+
+
+def test_pictures_are_drawn_and_old_ones_go(tmp_path: Path) -> None:
+    import imageio.v2 as imageio
+
+    found = Moments(0)
+    stack = np.zeros((1, 4, 6, 5), np.uint8)
+    stack[0, 3] = 200  # the newest frame
+    found.offer(
+        np.ones(1), stack, np.zeros(1, np.int64), np.zeros(1, np.int64), said(Q, [1.0, 0, 0]), said(Q, [0.0, 1, 0])
+    )
+    (tmp_path / "9-9.png").write_bytes(b"of another evaluation")
+    write_gallery(Moments.largest([found]), "return", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"disagreements.json", "1-1.png"}
+    picture = np.asarray(imageio.imread(tmp_path / "1-1.png"))
+    assert picture.shape == (6, 20)
+    assert (picture[:, 15:] == 200).all()
+    assert (picture[:, :15] == 0).all()
+    assert as_picture(np.zeros((6, 5, 3), np.uint8)) is not None
+    assert as_picture(np.zeros(6, np.float32)) is None
+
+
+def test_a_student_is_compared_on_both_kinds_of_states(
+    teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path
+) -> None:
+    contrary = copy.deepcopy(teacher)
+    with torch.no_grad():
+        contrary.output.weight.copy_(teacher.output.weight.flip(0))
+    entrants = {
+        "teacher": Entrant("teacher", {None: teacher}, 0),
+        "same": Entrant("student", {0: teacher, 1: teacher}, 0),
+        "contrary": Entrant("student", {0: contrary}, 0),
+        "random": Entrant("random", {None: None}, 0),
+    }
+    config = EvaluateConfig(episodes=4, videos=False)
+    found = evaluate(CARTPOLE, entrants, config, tmp_path, dataset=dataset)["policies"]
+    assert (found["teacher"]["fidelity"], found["random"]["fidelity"]) == (None, None)
+    same, other = found["same"]["fidelity"], found["contrary"]["fidelity"]
+    for states in ("teacher_states", "own_states"):
+        assert (same[states]["agreement"], same[states]["kl"], same[states]["regret"]) == (1.0, 0.0, 0.0)
+        assert other[states]["agreement"] == 0.0
+        # of two actions the worse one, always: twice what a coin would lose
+        assert other[states]["regret"] == pytest.approx(2 * other[states]["random_regret"])
+    heldout = min(5_000, int(dataset.heldout.sum()))
+    assert (same["teacher_states"]["states"], other["teacher_states"]["states"]) == (2 * heldout, heldout)
+    steps = sum(sum(run["returns"]) for run in found["same"]["runs"])  # CartPole pays 1 a step
+    assert same["own_states"]["states"] == steps
+    assert same["temperature"] == pytest.approx(dataset.action_gap() / 2)
+    assert json.loads((tmp_path / same["disagreements"] / "disagreements.json").read_text())["groups"] == []
+    shown = json.loads((tmp_path / other["disagreements"] / "disagreements.json").read_text())
+    assert shown["unit"] == "return"
+    assert all(len(moment["obs"]) == 4 for some in shown["groups"] for moment in some)
+    regrets = [moment["regret"] for some in shown["groups"] for moment in some]
+    assert max(regrets) >= other["own_states"]["regret"]
+    alone = evaluate(CARTPOLE, entrants, config, tmp_path)["policies"]["contrary"]["fidelity"]
+    assert alone["teacher_states"] is None
+    assert alone["own_states"]["regret"] == other["own_states"]["regret"]
+
+
+def test_a_student_that_remembers_is_shown_whole_episodes(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    policy = Gru(6, (8,)).build(spec_from_env(CARTPOLE)).eval()
+    found = on_heldout(policy, dataset, most=1)
+    first = dataset.columns["episode"][dataset.heldout].min()
+    rows = np.flatnonzero(dataset.columns["episode"] == first)
+    rows = rows[np.argsort(dataset.columns["step"][rows])]
+    state = policy.initial_state(1)
+    with torch.no_grad():
+        for number, row in enumerate(rows):
+            output, state = policy(dataset.observations(rows[number : number + 1]), state)
+            torch.testing.assert_close(output.params[0], found.student.params[number])
+            assert found.teacher.params[number].tolist() == dataset.columns["teacher"][row].tolist()
+    assert len(found.student.params) == len(rows)

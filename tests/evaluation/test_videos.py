@@ -1,0 +1,62 @@
+"""Which episodes are filmed, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import imageio.v2 as imageio
+import pytest
+from imageio_ffmpeg import count_frames_and_secs
+
+from rldistill.envs.make import EnvConfig
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.videos import film_all, notable
+from rldistill.policies.network import NetworkPolicy
+
+from ..conftest import CARTPOLE
+
+
+def test_the_notable_episodes_of_a_few_returns() -> None:
+    # In order: 1 (number 2), 3 (0), 5 (3), 7 (1): the lower of the middle two is 3.
+    assert notable([3, 7, 1, 5]) == {"best": 1, "median": 0, "worst": 2}
+    assert notable([4, 9, 9, 4, 6]) == {"best": 1, "median": 4, "worst": 0}
+    assert notable([2]) == {"best": 0, "median": 0, "worst": 0}
+
+
+def test_a_student_is_filmed_beside_its_teacher_in_the_same_episodes(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    short = EnvConfig("CartPole-v1", {"max_episode_steps": 25})
+    taught, random = play(short, teacher, 3), play(short, None, 3)
+    film_all(short, 0, {"teacher": taught, "own": random, "twin": random}, ("own", "twin"), tmp_path)
+    labels = ("best", "median", "worst")
+    names = {f"{who}-{label}{beside}.mp4" for who in ("own", "twin") for label in labels for beside in ("", "-teacher")}
+    assert {path.name for path in tmp_path.iterdir()} == names | {f"teacher-{label}.mp4" for label in labels}
+    for label, number in notable(taught.returns.tolist()).items():
+        assert count_frames_and_secs(tmp_path / f"teacher-{label}.mp4")[0] == taught.lengths[number] + 1
+    for label, number in notable(random.returns.tolist()).items():
+        own, beside = tmp_path / f"own-{label}.mp4", tmp_path / f"own-{label}-teacher.mp4"
+        assert count_frames_and_secs(own)[0] == random.lengths[number] + 1
+        assert count_frames_and_secs(beside)[0] == taught.lengths[number] + 1
+        assert digest(beside) == digest(tmp_path / f"twin-{label}-teacher.mp4")
+
+
+def test_without_students_the_teacher_is_filmed(tmp_path: Path) -> None:
+    film_all(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"teacher-{label}.mp4" for label in ("best", "median", "worst")
+    }
+
+
+def test_a_codec_that_is_not_there_costs_the_films_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_ffmpeg(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("No ffmpeg exe could be found.\nInstall it.")
+
+    monkeypatch.setattr(imageio, "get_writer", without_ffmpeg)
+    with pytest.warns(UserWarning, match=r"no more videos: .*\(No ffmpeg exe could be found\.\)"):
+        film_all(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

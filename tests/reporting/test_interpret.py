@@ -1,0 +1,115 @@
+"""Students in words, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rldistill.cli.main import app
+from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import ObsPart, PolicySpec
+from rldistill.reporting.interpret import draw, explain
+from rldistill.students import Linear, Mlp, Tree
+from rldistill.students.features.maps import Standardised
+from rldistill.students.features.screen import Objects
+from rldistill.students.storage import save_policy
+
+SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+
+
+def test_a_tree_as_rules(tmp_path: Path) -> None:
+    policy = Tree(nodes=3).build(SPEC)
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([1.0, -1, -1]))
+        policy.threshold[0] = 0.25
+        policy.left[0], policy.right[0] = 1, 2
+        policy.value.copy_(torch.tensor([[0.0, 0.0], [np.log(3), 0.0], [0.0, 9.0]]))
+    save_policy(policy, tmp_path, {})
+    result = CliRunner().invoke(app, ["explain", str(tmp_path)])
+    assert result.output.splitlines() == ["if obs[1] <= 0.25:", "  action 0 (75%)", "else:", "  action 1 (100%)"]
+
+
+def test_a_linear_student_as_a_table() -> None:
+    policy = Linear().build(SPEC)
+    with torch.no_grad():
+        policy.output.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+        policy.output.bias.copy_(torch.tensor([1.0, 0.0]))
+    policy.standardise(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5]))
+    # 2 (x0 - 1) / 4 + 1 = 0.5 x0 + 0.5, and 3 (x1 - 2) / 0.5 = 6 x1 - 12
+    rows = [line.split() for line in explain(policy).splitlines()]
+    assert rows == [
+        ["action", "0", "action", "1"],
+        ["obs[0]", "0.5", "0"],
+        ["obs[1]", "0", "6"],
+        ["constant", "0.5", "-12"],
+    ]
+
+
+def test_a_linear_student_on_objects_as_a_table() -> None:
+    """In pixels, although it was trained on standard deviations."""
+    spec = PolicySpec((1, 5, 6), "uint8", ActionHead("categorical", (2,)))
+    policy = Linear(Objects((("ball", 0, 5, 0, 6),))).build(spec)
+    policy.look(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
+    obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
+    obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is one pixel
+    *rows, _ = [line.split() for line in explain(policy).splitlines()[1:]]
+    table = {row[1] if row[0] == "ball" else row[0]: [float(number) for number in row[-4:]] for row in rows[:-1]}
+    table["constant"] = [float(number) for number in rows[-1][1:]]
+    said = [3 * table["row"][k] + table["column"][k] + table["size"][k] + table["constant"][k] for k in (0, 1)]
+    assert said == pytest.approx(policy(obs)[0].params[0].tolist(), abs=1e-3)
+
+
+def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
+    policy = Linear(Standardised()).build(SPEC)
+    policy.look(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
+    *rows, note = explain(policy).splitlines()[1:]
+    table = [[float(number) for number in row.split()[1:]] for row in rows]
+    assert [row[2:] for row in table[:2]] == [[-38, 42], [0.25, 10.25]]
+    assert note == "what is beyond `from` or `to` counts as that"
+    said = [table[0][k] * 3 + table[1][k] * 10.25 + table[2][k] for k in (0, 1)]
+    assert said == pytest.approx(policy(torch.tensor([[3.0, 99.0]]))[0].params[0].tolist(), abs=1e-3)
+
+
+def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
+    policy = Tree(nodes=3, features=Standardised()).build(SPEC)
+    policy.look(torch.tensor([[0.0, 5.0], [200.0, 5.5]]))  # means 100 and 5.25, deviations 100 and 0.25
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([0.0, -1, -1]))
+        policy.threshold[0] = 0.5
+        policy.left[0], policy.right[0] = 1, 2
+        policy.value.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert explain(policy).splitlines()[0] == "if obs[0] <= 150:"
+    assert policy(torch.tensor([[149.0, 5.0], [151.0, 5.0]]))[0].mode().tolist() == [0, 1]
+    of_bytes = Tree(nodes=3).build(PolicySpec((2,), "uint8", ActionHead("categorical", (2,))))
+    of_bytes.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
+    assert explain(of_bytes).splitlines()[0] == "if obs[0] <= 127.5:"
+    entries = (("screen", ObsPart((1,), "uint8")), ("speed", ObsPart((1,), "float32")))
+    of_both = Tree(nodes=3).build(PolicySpec.of_parts(entries, SPEC.head))
+    of_both.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
+    assert explain(of_both).splitlines()[0] == "if screen[0] <= 127.5:"
+    seen = {"screen": torch.tensor([[127], [128]], dtype=torch.uint8), "speed": torch.zeros(2, 1)}
+    assert of_both(seen)[0].mode().tolist() == [0, 1]
+
+
+def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:
+    policy = Linear().build(PolicySpec((3, 5, 6), "uint8", ActionHead("categorical", (2,))))
+    draw(policy, tmp_path / "weights.png")
+    picture = imageio.imread(tmp_path / "weights.png")
+    assert picture.shape == (2 * (5 + 4), 3 * (6 + 4))
+    weight = policy.output.weight.detach().reshape(2, 3, 5, 6)
+    brightest = np.unravel_index(int(weight.abs().argmax()), weight.shape)
+    row, column = brightest[0] * 9 + brightest[2], brightest[1] * 10 + brightest[3]
+    assert picture[row, column] == (255 if weight[brightest] > 0 else 0)
+
+
+def test_what_has_no_rules_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no rules"):
+        explain(Mlp((3,)).build(SPEC))
+    with pytest.raises(ConfigError, match="only weights on pictures"):
+        draw(Linear().build(SPEC), tmp_path / "x.png")

@@ -1,0 +1,287 @@
+"""The run file: what it builds, what counts over what, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from rldistill.collection.config import CollectConfig
+from rldistill.core import schedules
+from rldistill.core.errors import ConfigError
+from rldistill.core.schedules import Constant
+from rldistill.distillation.config import DistillConfig
+from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
+from rldistill.losses import ForwardKL, QHuber
+from rldistill.rl.config import DQNConfig, PPOConfig
+from rldistill.run.config import RunConfig
+from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
+from rldistill.students.features.maps import Fourier, Standardised
+from rldistill.students.features.screen import Objects
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+RUN = """
+env: {id: CartPole-v1}
+teacher: teacher.zip
+collect: {steps: 1_000}
+distill:
+  losses:
+    - {name: forward_kl, weight: {type: linear, start: 1, end: 0}, temperature: 2e-1}
+    - {name: q_huber, delta: 2}
+    - forward_kl
+  learning_rate: 2e-4
+students:
+  small: {type: mlp, hidden: [8, 8]}
+  cnn: {type: cnn}
+seeds: [3, 4]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "cartpole.yaml"
+    path.write_text(RUN)
+    return path
+
+
+def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
+    plan = RunConfig.load(file, environment={}).plan()
+    assert plan.name == "cartpole"
+    assert plan.folder == Path("runs/cartpole")
+    assert plan.teacher == SavedTeacher("teacher.zip")
+    assert plan.collect.steps == 1_000
+    assert plan.seeds == (3, 4)
+    assert plan.students == {"small": Mlp(hidden=(8, 8)), "cnn": Cnn()}
+    first, second, third = plan.distill.losses
+    assert first.loss == ForwardKL(temperature=0.2)
+    assert first.weight == schedules.Linear(start=1.0, end=0.0)
+    assert (second.loss, second.weight) == (QHuber(delta=2.0), Constant(1.0))
+    assert third.loss == ForwardKL()
+    assert plan.distill.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("teacher", "planned"),
+    [
+        ("{path: a.onnx, head: q_values, scale: 0.5}", SavedTeacher("a.onnx", head="q_values", scale=0.5)),
+        (
+            "{ensemble: [a.zip, {path: q.onnx, head: q_values}], vote: majority}",
+            TeacherEnsemble((SavedTeacher("a.zip"), SavedTeacher("q.onnx", head="q_values")), "majority"),
+        ),
+    ],
+)
+def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
+    assert RunConfig.load(file, [f"teacher={teacher}"], {}).plan().teacher == planned
+
+
+def test_perturbations_are_asked_for_in_the_file(file: Path) -> None:
+    def asked(*overrides: str) -> RobustnessConfig | None:
+        return RunConfig.load(file, overrides, {}).plan().evaluate.robustness
+
+    assert asked() is None
+    assert asked("evaluate.robustness={}") == RobustnessConfig()
+    own = asked("evaluate={robustness: {sticky: 0.3, noop_max: 0, env_kwargs: {wind: {enable_wind: true}}}}")
+    assert own == RobustnessConfig(sticky=0.3, noop_max=0, env_kwargs={"wind": {"enable_wind": True}})
+
+
+def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:
+    environment = {"RLDISTILL__COLLECT__STEPS": "2_000", "RLDISTILL__DISTILL__EPOCHS": "7", "HOME": "/"}
+    config = RunConfig.load(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
+    assert config.collect.steps == 2_000
+    assert config.distill.epochs == 9
+    assert config.distill.losses[1].loss == QHuber(delta=0.5)
+    assert config.seeds == (1,)
+    assert config.plan().document["collect"] == {"steps": 2_000}
+
+
+@pytest.mark.parametrize("example", ["pong.yaml", "lunarlander.yaml", "teachers/pong-dqn.yaml"])
+def test_examples_are_valid(example: str) -> None:
+    assert RunConfig.load(EXAMPLES / example, environment={}).plan().env.id
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("distill.epoch=3", "distill.epoch: unknown key. Did you mean 'epochs'?"),
+        ("distill.epochs=three", "distill.epochs: found 'three', expected an integer"),
+        ("distill.epochs=true", "distill.epochs: found True, expected an integer"),
+        ("distill.epochs=-1", "distill.epochs: found -1, expected at least 1"),
+        ("distill.learning_rate=.nan", "distill.learning_rate: found nan, expected a finite number"),
+        ("distill.learning_rate=0", "distill.learning_rate: found 0, expected more than 0"),
+        ("distill.losses=[]", "distill.losses: found [], expected at least 1"),
+        (
+            "distill.losses.0.name=forwrd_kl",
+            "distill.losses.0.name: there is no 'forwrd_kl'. Did you mean 'forward_kl'?",
+        ),
+        ("distill.losses.0.temprature=1", "distill.losses.0.temprature: unknown key. Did you mean 'temperature'?"),
+        ("distill.losses.9.name=x", "distill.losses.9.name: distill.losses is a list of 3"),
+        ("students.cnn.type=cn", "students.cnn.type: there is no 'cn'. Did you mean 'cnn'?"),
+        ("students.cnn.channels=[0]", "students.cnn.channels.0: found 0, expected at least 1"),
+        ("students.cnn.channels=3", "students.cnn.channels: found 3, expected a list"),
+        ("students.x={}", "students.x.type: is missing"),
+        ("teacher={path: a.onnx, haed: q_values}", "teacher.haed: unknown key. Did you mean 'head'?"),
+        ("teacher={path: a.onnx, head: q_value}", "teacher.head: found 'q_value'"),
+        (
+            "teacher={ensemble: [a.zip, {path: a.onnx, haed: q_values}]}",
+            "teacher.ensemble.1.haed: unknown key. Did you",
+        ),
+        ("teacher={ensemble: [{path: a.onnx, head: q_value}]}", "teacher.ensemble.0.head: found 'q_value'"),
+        ("teacher={ensemble: [3]}", "teacher.ensemble.0: found 3, expected keys and values"),
+        ("teacher={ensemble: []}", "teacher.ensemble: found [], expected at least 1"),
+        ("teacher=3", "teacher: found 3, expected keys and values"),
+        ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
+        ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
+        ("students..x={type: mlp}", "expected key=value"),
+        ("env.id=CartPole", "env.id: Gymnasium has no environment 'CartPole'. Did you mean 'CartPole-v1'?"),
+        ("env.id=LunarLander-v2", "Did you mean 'LunarLander-v3'?"),
+        ("env.id=ALE/Pnog-v5", "env.id: there is no Atari game 'ALE/Pnog-v5'. Did you mean 'ALE/Pong-v5'?"),
+        ("env=3", "env: found 3, expected keys and values"),
+        ("env={}", "env.id: is missing"),
+        ("teacher={train: {algorithm: PPPO}}", "teacher.train.algorithm: there is no 'PPPO'. Did you mean 'PPO'?"),
+        (
+            "teacher={train: {hyperparameters: {learning_rte: 1}}}",
+            "teacher.train.hyperparameters.learning_rte: PPO has no such setting. Did you mean 'learning_rate'?",
+        ),
+        ("teacher={trian: {}}", "teacher.trian: unknown key. Did you mean 'train'?"),
+        ("teacher.train.total_steps=1", "teacher is 'teacher.zip', which has nothing inside"),
+        ("recipe.name=dager", "recipe.name: there is no 'dager'. Did you mean 'dagger'?"),
+        ("recipe={name: dagger}", "recipe: dagger needs rounds and steps_per_round"),
+        ("recipe={name: on_policy}", "recipe: on_policy needs rounds and steps_per_round"),
+        ("recipe={name: dagger, eval_episodes: 0}", "recipe.eval_episodes: found 0, expected at least 1"),
+        ("recipe={name: dagger, beta: 2}", "recipe.beta: found 2, expected at most 1"),
+        ("recipe={name: dagger, beta: {type: lin}}", "recipe.beta.type: there is no 'lin'. Did you mean 'linear'?"),
+        ("seeds=[0, 0]", "seeds: the same seed is there twice"),
+        ("seeds=[-1]", "seeds.0: found -1, expected at least 0"),
+        ("studnets={}", "studnets: unknown key. Did you mean 'students'?"),
+        ("distil.epochs=3", "distil: unknown key. Did you mean 'distill'?"),
+        (f"out={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
+        ("name=a/b", "name: found 'a/b', expected letters, digits"),
+        ("seeds=2024-13-45", "seeds: not valid YAML: month must be in 1..12"),
+        ("seeds=[99999999999999999]", "seeds.0: found 99999999999999999, expected less than 4294967296"),
+        ("distill.threads=100000", "distill.threads: found 100000, expected at most 1024"),
+        ("collect.steps=9999999999999", "collect.steps: found 9999999999999, expected at most 1e+12"),
+        ('out="a\\0b"', "out: 'a\\x00b' is no name of a folder"),
+        ("recipe={name: jump_start, first_steps: 9, until: 5}", "recipe.until: found 5, expected at most 1"),
+        ("dqn.exploration=5", "dqn.exploration"),
+        ("seeds=[1", "seeds: line 1: not valid YAML"),
+        ("seeds", "found 'seeds', expected key=value"),
+    ],
+)
+def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(file, [override], {})
+    assert str(caught.value).startswith("command line: ")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("env: {id: CartPole-v1\n", "line 2: not valid YAML"),
+        ("- 1\n", "found [1], expected keys such as env"),
+        ("", "found None, expected keys such as env"),
+        (RUN + "seeds: [1]\n", "the key 'seeds' is there twice"),
+        (RUN + "x: &x [*x]\n", "does an alias hold itself?"),
+        (
+            RUN
+            + "a: &a [1, 1]\n"
+            + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefg")),
+            "more than 100,000 entries",
+        ),
+        (RUN + "x: !!python/object/apply:os.system [echo]\n", "not valid YAML: could not determine a constructor"),
+        (RUN.replace("1_000", "many"), "collect.steps: found 'many', expected an integer"),
+        (RUN.replace("teacher: teacher.zip\n", ""), "teacher: is missing"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.load(path, environment={})
+    assert str(caught.value).startswith(f"{path}:")
+    assert expected in str(caught.value)
+
+
+def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "env: {id: CartPole-v1}\nteacher: teacher.zip\nstudents:\n  one: &one {type: mlp, hidden: [8]}\n"
+        "  two: &two {<<: *one, hidden: [4]}\n  three: {<<: *two, activation: tanh}\n"
+    )
+    two, three = Mlp((4,)), Mlp((4,), "tanh")
+    assert RunConfig.load(path, environment={}).plan().students == {"one": Mlp((8,)), "two": two, "three": three}
+    # An override changes the one that it names, not all that share a mapping.
+    changed = RunConfig.load(path, ["students.one.hidden.0=16"], environment={}).plan().students
+    assert changed == {"one": Mlp((16,)), "two": two, "three": three}
+    path.write_text(path.read_text().replace("hidden: [4]", "hidden: [4], hidden: [2]"))
+    with pytest.raises(ConfigError, match="line 5: not valid YAML: the key 'hidden' is there twice"):
+        RunConfig.load(path, environment={})
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no such file\. Did you mean '.*cartpole.yaml'"):
+        RunConfig.load(tmp_path / "cartpol.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RunConfig.load(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not text"):
+        RunConfig.load(tmp_path / "binary.yaml")
+
+
+def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
+        RunConfig.load(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("collect", CollectConfig),
+        ("distill", DistillConfig),
+        ("evaluate", EvaluateConfig),
+        ("ppo", PPOConfig),
+        ("dqn", DQNConfig),
+        ("students.t", Tree),
+    ],
+)
+def test_what_is_so_by_default_can_be_said(file: Path, key: str, stage: type) -> None:
+    numbers = {field.name: field.default for field in dataclasses.fields(stage) if type(field.default) in (int, float)}
+    numbers.pop("nodes", None)  # a file of weights says it, no run file
+    assert numbers
+    said = RunConfig.load(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
+    planned = said.plan()
+    whole = planned.students["t"] if stage is Tree else getattr(planned, key)
+    assert {name: getattr(whole, name) for name in numbers} == numbers
+
+
+def test_features_go_by_name_alone_or_with_their_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    text = """
+env: {id: CartPole-v1}
+teacher: somewhere
+students:
+  plain: linear
+  waves: {type: ridge, l2: 1e-3, features: {type: fourier, num_features: 12}}
+  standardised: {type: linear, features: standardised}
+  objects: {type: tree, features: {type: objects, regions: [[ball, 0, 78, 0, 72]]}}
+"""
+    file.write_text(text)
+    students = RunConfig.load(file).plan().students
+    assert students == {
+        "plain": Linear(),
+        "waves": Ridge(1e-3, Fourier(12)),
+        "standardised": Linear(Standardised()),
+        "objects": Tree(features=Objects((("ball", 0, 78, 0, 72),))),
+    }
+    for override, message in (
+        ("students.waves.features.type=furier", "Did you mean 'fourier'"),
+        ("students.waves.features.num_feature=3", "Did you mean 'num_features'"),
+        ("students.plain=liner", "Did you mean 'linear'"),
+        ("students.objects.features.regions=[[ball, 1, 2]]", "regions"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            RunConfig.load(file, [override])

@@ -1,0 +1,141 @@
+"""Losses and students of the user's own, named in a run file and never by a policy's file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rldistill.core.errors import ConfigError
+from rldistill.run.config import RunConfig
+
+OWN = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from rldistill import NetworkPolicy
+
+
+@dataclass(frozen=True)
+class Brier:
+    """sum_a (p_student(a) - [a = a*])^2."""
+
+    scale: float = 1.0
+    whole: bool = False
+    student_head: ClassVar[str] = "any"
+
+    def __call__(self, student, batch):
+        best = nn.functional.one_hot(batch.teacher.mode(), student.params.shape[-1])
+        loss = self.scale * ((student.params.softmax(-1) - best) ** 2).sum(-1)
+        return loss.mean() if self.whole else loss
+
+
+@dataclass(frozen=True)
+class Sines:
+    size: int = 16
+
+    def build(self, spec):
+        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(spec.obs_shape[0], self.size), Sine()), self.size)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+@dataclass(frozen=True)
+class Bare:
+    def build(self, spec):
+        return nn.Linear(4, 2)
+
+
+def no_class():
+    pass
+'''
+RUN = """
+name: own
+env: {{id: CartPole-v1}}
+teacher: {teacher}
+collect: {{steps: 1500, epsilon: 0.3}}
+distill:
+  epochs: 15
+  losses: [{{name: "own_parts:Brier", scale: 2.0, weight: 0.5}}]
+students:
+  sines: {{type: "own_parts:Sines", size: 24}}
+evaluate: {{episodes: 3, videos: false}}
+"""
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    (tmp_path / "own_parts.py").write_text(OWN)
+    (tmp_path / "teacher.py").write_text(
+        "import numpy as np\n"
+        "class Balance:\n"
+        "    def predict(self, obs, **kwargs):\n"
+        "        return (np.asarray(obs)[..., 2] + 0.5 * np.asarray(obs)[..., 3] > 0).astype(np.int64), None\n"
+    )
+    file = tmp_path / "own.yaml"
+    file.write_text(RUN.format(teacher='"teacher:Balance"'))
+    return file
+
+
+def rldistill(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rldistill", *args], capture_output=True, text=True)
+
+
+def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> None:
+    done = rldistill("run", str(run_file))
+    assert done.returncode == 0, done.stderr
+    policy = json.loads(Path("runs/own/students/sines/seed-0/policy.json").read_text())
+    assert (policy["student"], policy["config"]) == ("own_parts:Sines", {"size": 24})
+    again = rldistill("evaluate", str(run_file), "--overwrite")
+    assert again.returncode == 0, again.stderr
+    alone = rldistill("explain", "runs/own/students/sines/seed-0")
+    assert alone.returncode != 0
+    assert "own_parts:Sines" in alone.stderr
+    assert "rldistill.trust" in alone.stderr.replace("\n", " ")
+    assert "Traceback" not in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("students.sines.type=own_parts:Sinus", r"there is no 'Sinus' in own_parts.*Did you mean 'Sines'"),
+        ("students.sines.type=own_part:Sines", r"students\.sines.*cannot be imported"),
+        ("students.sines.type=own_parts:no_class", "is no dataclass"),
+        ("students.sines.type=own_parts:Brier", "has no build"),
+        ("distill.losses.0.name=own_parts:Sines", "has no student_head"),
+        ("students.sines.sizes=3", r"sizes: unknown key.*Did you mean 'size'"),
+        ("students.sines.size=-3", r"size.*1"),
+        ("distill.losses.0.scale=much", r"scale.*number"),
+    ],
+)
+def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.load(run_file, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.losses.0.whole=true", "a loss keeps its leading dimensions"),
+        ("students={bare: {type: 'own_parts:Bare'}}", "expected a rldistill.NetworkPolicy"),
+    ],
+)
+def test_what_breaks_the_contract_is_named(run_file: Path, override: str, message: str) -> None:
+    done = rldistill("run", str(run_file), override)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

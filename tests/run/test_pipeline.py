@@ -1,0 +1,329 @@
+"""Whole runs, through the command line, on environments that take seconds."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from rldistill.cli.main import app
+from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
+from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.evaluation.episodes import play
+from rldistill.io.atomic import sha256_file
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes import from_reward
+from rldistill.recipes.student_folder import asked_of, open_student, require_same
+from rldistill.run import stages as pipeline
+from rldistill.run.config import RunConfig
+from rldistill.run.stages import run_collect, run_distill, run_evaluate
+from rldistill.students import Mlp
+from rldistill.students.storage import load_native, save_policy
+from rldistill.teachers.load import load_policy
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "rldistill", *arguments], capture_output=True, text=True)
+
+
+def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path:
+    save_policy(teacher, tmp_path / "teacher", {})
+    document = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 3_000, "epsilon": 0.2},
+        "distill": {"epochs": 8, "batch_size": 64, "losses": [{"name": "forward_kl"}]},
+        "students": {"mlp": {"type": "mlp", "hidden": [16]}},
+        "seeds": [0, 1],
+        "evaluate": {"episodes": 10},
+        "out": str(tmp_path / "run"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document | changes))
+    return path
+
+
+RECIPES: list[dict[str, Any]] = [
+    {"name": "offline"},
+    {"name": "dagger", "rounds": 2, "steps_per_round": 500},
+    {"name": "on_policy", "rounds": 2, "steps_per_round": 500},
+    {"name": "born_again", "rounds": 2},
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_a_run_ends_with_a_report_that_opens_offline(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
+) -> None:
+    epochs = 25 if recipe["name"] == "born_again" else 8  # what one generation has not learned, the next cannot
+    distill = {"epochs": epochs, "batch_size": 64, "losses": [{"name": "forward_kl"}]}
+    films = recipe["name"] == "offline"  # which are made the same way, and slowly, whatever the recipe
+    asked = {"recipe": recipe, "distill": distill, "evaluate": {"episodes": 10, "videos": films}}
+    result = run_cli("run", str(write_run(tmp_path, teacher, **asked)))
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    mlp = evaluation["policies"]["mlp"]
+    assert [run["training_seed"] for run in mlp["runs"]] == [0, 1]
+    assert evaluation["policies"]["teacher"]["normalised"] == 1
+    assert mlp["normalised"] > 0.5
+    assert mlp["env_steps"] == 3_008 + (2 * 512 if "steps_per_round" in recipe else 0)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+    assert ("data:video/mp4" in page) == films
+    assert len(page) < 10_000_000
+
+
+def test_a_generation_that_cannot_teach_the_next_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    asked = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
+    run = RunConfig.load(write_run(tmp_path, teacher, **asked), [], {}).plan()
+    assert teacher.spec.head.kind == "q_values"
+    with pytest.raises(SpecMismatchError, match=r"distill\.losses: GapWeightedNLL"):
+        run_collect(run, quiet=True)
+
+
+def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: int, **asked: object) -> list[list[str]]:
+    """Of the student and its data: once in one go, once killed at random moments and resumed."""
+    hashes = []
+    rng = random.Random(1)
+    for name in ("whole", "killed"):
+        run = write_run(tmp_path, teacher, **asked, seeds=[0], out=str(tmp_path / name))
+        student = tmp_path / name / "students" / "mlp" / "seed-0"
+        assert run_cli("collect", str(run)).returncode == 0
+        for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
+            process = subprocess.Popen([sys.executable, "-m", "rldistill", "distill", str(run), "--resume", "-q"])
+            while process.poll() is None and epochs_logged(student) < target:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        assert run_cli("distill", str(run), "--resume").returncode == 0
+        files = [student / "policy.safetensors", student / "dataset" / "manifest.json"]
+        hashes.append([sha256_file(file) for file in files if file.exists()])
+    return hashes
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
+def test_distillation_killed_at_random_ends_with_the_same_student(
+    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
+) -> None:
+    distill = {"epochs": 40, "patience": 0, "batch_size": 16, "losses": [{"name": "forward_kl"}]}
+    whole, killed = hashes_of_whole_and_killed(tmp_path, teacher, 3, recipe=recipe, distill=distill)
+    assert whole == killed
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v3", "ALE/Pong-v5"])
+def test_dagger_killed_at_random_ends_with_the_same_student_there_too(tmp_path: Path, env_id: str) -> None:
+    torch.manual_seed(0)
+    atari = env_id.startswith("ALE/")
+    if atari:
+        teacher = load_policy("zoo:pong-dqn")
+    else:
+        teacher = Mlp((8,)).build(spec_from_env(EnvConfig(env_id))).eval()
+        torch.nn.init.normal_(teacher.output.weight)  # or all states are nearly alike to it
+    student = {"type": "cnn", "channels": [8, 8], "hidden": [16]} if atari else {"type": "mlp"}
+    recipe = {"name": "dagger", "rounds": 2, "steps_per_round": 320}
+    distill = {"epochs": 13, "patience": 0, "batch_size": 32, "learning_rate": 3e-3, "losses": ["forward_kl"]}
+    collect = {"steps": 1_600, "epsilon": 0.1}
+    whole, killed = hashes_of_whole_and_killed(
+        tmp_path, teacher, 4, env={"id": env_id}, students={"mlp": student}, recipe=recipe, distill=distill,
+        collect=collect,
+    )  # fmt: skip
+    assert len(whole) == 2
+    assert whole == killed
+
+
+def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    recipe = {"name": "dagger", "rounds": 3, "steps_per_round": 320, "eval_episodes": 5}
+    students, distill = {"tree": {"type": "tree", "max_depth": 3}}, {"losses": ["advantage_mse"]}
+    path = write_run(
+        tmp_path, teacher, recipe=recipe, students=students, distill=distill, collect={"steps": 640}, seeds=[0]
+    )
+    run = RunConfig.load(path, [], {}).plan()
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    place = run.folder / "students" / "tree" / "seed-0"
+    rounds = [load_native(place / f"round-{number}") for number in range(4)]
+    scores = [play(run.env, student, 5, seed=run.seed, round=1).returns.mean() for student in rounds]
+    best = int(np.argmax(scores))
+    assert min(scores) < scores[best]
+    assert [json.loads((place / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores
+    assert json.loads((place / "policy.json").read_text())["provenance"]["round"] == best
+    assert torch.equal(load_native(place).threshold, rounds[best].threshold)
+    # Killed before the end, it goes on without playing again.
+    worst = int(np.argmin(scores))
+    (place / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
+    (place / "policy.json").unlink()
+    run_distill(run, resume=True, quiet=True)
+    assert torch.equal(load_native(place).threshold, rounds[worst].threshold)
+
+
+def epochs_logged(student: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in student.rglob("metrics.jsonl"))
+
+
+def test_names_are_escaped_in_charts() -> None:
+    from rldistill.reporting.charts import lines_chart
+
+    assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>")
+
+
+def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    path = write_run(tmp_path, teacher)
+    assert run_cli("collect", str(path)).returncode == 0
+    again = run_cli("collect", str(path))
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert run_cli("collect", str(path), "--resume").returncode == 0
+    info = run_cli("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
+    assert json.loads(info.stdout)["steps"] == 3_008
+
+
+def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {}).plan()
+    run.folder.mkdir()
+    for name in ("config.yaml", "provenance.json", "report.html"):
+        (run.folder / name).write_text("[]")
+        with pytest.raises(ConfigError, match=f"it holds {name} and is not the folder of a run"):
+            run_collect(run, quiet=True)
+        assert [file.name for file in run.folder.iterdir()] == [name]
+        (run.folder / name).unlink()
+    run_collect(run, quiet=True)
+    run_collect(run, resume=True, quiet=True)
+
+
+def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_run(tmp_path, teacher, collect={"steps": 1_000}, seeds=[0], distill={"epochs": 20, "batch_size": 16})
+    run = RunConfig.load(path, [], {}).plan()
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    kept = run.folder / "students" / "mlp" / "seed-0" / "policy.safetensors"
+    before = kept.read_bytes()
+    with pytest.raises(SpecMismatchError):
+        run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), overwrite=True, quiet=True)
+    assert kept.read_bytes() == before
+    shutil.rmtree(run.folder / "students")
+    one = pipeline.distill_one
+
+    def stubborn(run: Any, teacher: Any, dataset: Any, name: str, *arguments: Any) -> Any:
+        if name == "stubborn":
+            raise NothingLearnedError("stubborn/seed-0: the student learned nothing.")
+        return one(run, teacher, dataset, name, *arguments)
+
+    monkeypatch.setattr(pipeline, "distill_one", stubborn)
+    both = dataclasses.replace(run, students={"stubborn": Mlp((1,)), **run.students})
+    with pytest.raises(NothingLearnedError, match=r"stubborn/seed-0: .* The other students are there"):
+        run_distill(both, quiet=True)
+    assert kept.read_bytes() == before
+    (kept.parent / "asked.json").write_text("3")
+    with pytest.raises(CorruptArtifactError, match="distil again"):
+        run_distill(run, resume=True, quiet=True)
+
+
+def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    path, run = write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), tmp_path / "run"
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    save_policy(other, tmp_path / "other", {})
+
+    def invoke(verb: str, *arguments: str) -> str:
+        return CliRunner().invoke(app, [verb, str(path), "--quiet", "--no-verify", *arguments]).output
+
+    def record() -> list[bytes]:
+        return [(run / name).read_bytes() for name in ("config.yaml", "provenance.json")]
+
+    assert "no:such" in invoke("collect", "teacher=no:such")
+    assert not run.exists()
+    invoke("collect")
+    before = record()
+    assert "epsilon" in invoke("collect", "collect.epsilon=0.5", "--resume")
+    for verb in ("collect", "run"):
+        said = invoke(verb, f"teacher={tmp_path / 'other'}", "--resume")
+        assert "collected with the teacher" in said
+        assert said.count("\n") == 1
+    assert record() == before
+    plan = RunConfig.load(path, [f"teacher={tmp_path / 'other'}"]).plan()
+    with pytest.raises(ConfigError, match="collected with the teacher"):
+        run_distill(plan, resume=True, quiet=True)
+    assert record() == before
+
+
+def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    path = write_run(tmp_path, teacher, seeds=[0], collect={"steps": 100})
+    run = RunConfig.load(path).plan()
+    run_collect(run, quiet=True)
+    folder = run.folder / "students" / "mlp" / "seed-0"
+    asked, of_other = asked_of(run, "mlp", teacher), asked_of(run, "mlp", other)
+    assert not open_student(folder, of_other, False, False)
+    assert not open_student(folder, asked, False, False)  # nothing came of the first
+    (folder / "policy.json").write_text("{}")
+    assert open_student(folder, asked, True, False)
+    with pytest.raises(ConfigError, match="--resume"):
+        open_student(folder, asked, False, False)
+    with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
+        open_student(folder, of_other, True, False)
+
+    changes = {
+        "distill.epochs=50": r"distill\.epochs was 8, now it is 50",
+        "distill.losses=[action_nll]": r"distill\.losses was .*ForwardKL.*, now it is .*ActionNLL",
+        "students.mlp={type: mlp, hidden: [8]}": r"students\.mlp was .*, now it is Mlp\(hidden=\(8,\)",
+        "recipe={name: dagger, rounds: 1, steps_per_round: 64}": "recipe was Offline, now it is Dagger",
+    }
+    for change, said in changes.items():
+        changed = RunConfig.load(path, [change]).plan()
+        for stage in (run_distill, run_evaluate):
+            with pytest.raises(ConfigError, match=said):
+                stage(changed, resume=True, quiet=True)
+    open_student(folder, asked_of(RunConfig.load(path, ["distill.threads=2"]).plan(), "mlp", teacher), True, False)
+
+    before = json.loads((folder / "asked.json").read_text())
+    del before["distill.patience"]  # as if there had been no such setting then
+    (folder / "asked.json").write_text(json.dumps(before))
+    require_same(folder, asked)
+    with pytest.raises(ConfigError, match=r"distill\.patience was 5, now it is 7"):
+        require_same(folder, asked_of(RunConfig.load(path, ["distill.patience=7"]).plan(), "mlp", teacher))
+
+    run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), overwrite=True, quiet=True)
+    for stage in (run_distill, run_evaluate):
+        with pytest.raises(ConfigError, match=r"learned from other data .* `rldistill distill FILE --overwrite`"):
+            stage(run, resume=True, quiet=True)
+    assert not open_student(folder, asked_of(run, "mlp", teacher), False, True)
+    shutil.rmtree(run.folder / "dataset")  # to save room
+    require_same(folder, asked_of(run, "mlp", teacher))
+
+
+def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
+    other = copy.deepcopy(teacher)
+    torch.nn.init.ones_(other.output.bias)
+    assert asked_of(run, "mlp", teacher) == asked_of(run, "mlp", other)
+
+
+def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={num_steps: 8, num_envs: 2, batch_size: 8}"]).plan()
+    control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, resume=True, overwrite=False)
+    control(run, steps=4, report=lambda *_: None)
+    changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))
+    with pytest.raises(ConfigError, match=r"ppo\.gamma was 0\.99, now it is 0\.5"):
+        control(changed, steps=4, report=lambda *_: None)

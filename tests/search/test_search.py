@@ -1,0 +1,206 @@
+"""The smallest student that holds: ranking by hand, and a whole search on CartPole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from rldistill.cli.options import measure_from_options, share_from_options
+from rldistill.core.errors import ConfigError, NothingLearnedError
+from rldistill.core.policy import Policy
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import EnvConfig
+from rldistill.evaluation.episodes import JUDGING, play
+from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
+from rldistill.run.config import RunConfig
+from rldistill.search.candidates import as_written, candidates
+from rldistill.search.config import SearchConfig
+from rldistill.search.halving import Trial, front, promoted
+from rldistill.search.search import search
+from rldistill.students import Linear, Mlp, Tree
+from rldistill.students.features.maps import Fourier
+from rldistill.students.storage import save_policy
+
+
+def trial(name: str, parameters: int, score: float | None) -> Trial:
+    return Trial(name, Linear(), {"parameters": parameters}, [{"normalised": score}])
+
+
+def test_the_small_ones_that_hold_go_on_and_then_the_best() -> None:
+    some = [trial("big", 90, 1.0), trial("off", 5, 0.4), trial("near", 10, 0.91), trial("none", 1, None)]
+    # within 5% and as much again for few episodes: 0.90 is enough for now
+    assert [t.name for t in promoted(some, SearchConfig(0.05), 3)] == ["near", "big", "off"]
+    assert [t.name for t in promoted(some, SearchConfig(0.01), 3)] == ["big", "near", "off"]
+
+
+def test_on_the_front_nobody_smaller_is_as_good() -> None:
+    some = [trial("a", 10, 0.5), trial("b", 20, 0.5), trial("c", 30, 0.9), trial("d", 30, 0.8), trial("e", 40, 0.7)]
+    assert [t.name for t in front(some, "parameters")] == ["a", "c"]
+
+
+def test_candidates_are_smaller_than_the_teacher_and_own_ones_are_always_tried(teacher: NetworkPolicy) -> None:
+    own = {"mine": Mlp((500, 500)), "same": Mlp((8, 8))}
+    found = candidates(teacher.spec, own, 500)
+    assert found["mine"] == Mlp((500, 500))
+    assert "mlp-8" not in found  # it is one of the user's
+    assert {"linear", "mlp-4", "tree-4"} <= set(found)
+    assert "mlp-64" not in found
+    assert as_written(Linear(Fourier(64))) == {"type": "linear", "features": {"type": "fourier", "num_features": 64}}
+    assert as_written(Mlp((8, 8))) == {"type": "mlp", "hidden": [8, 8]}
+    assert as_written(Tree()) == {"type": "tree"}
+
+
+def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
+    save_policy(teacher, tmp_path / "teacher", {})
+    document = {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 2_000, "epsilon": 0.1},
+        "distill": {"epochs": 20, "batch_size": 64, "learning_rate": 1e-2},
+        "evaluate": {"episodes": 20},
+        "out": str(tmp_path / "run"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunConfig.load(
+        run_file(tmp_path, teacher), ["students.scout=linear", "students.hidden={type: linear, features: teacher}"]
+    ).plan()
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4)
+    found = search(run, config, quiet=True)
+    assert found["winner"] is not None
+    tried = {entry["name"]: entry for entry in found["tried"]}
+    assert tried["hidden"]["rungs"][0]["normalised"] > 0.5
+    winner = tried[found["winner"]]
+    assert winner["size"]["parameters"] < found["teacher"]["parameters"]
+    assert winner["test"]["decision"] == "yes"
+    assert winner["test"]["lower"] > 0
+    assert (Path(winner["test"]["folder"]) / "seed-0" / "policy.json").exists()
+    last = tmp_path / "run/search/trials" / found["winner"] / "rung-2/policy.safetensors"
+    assert last.read_bytes() == (Path(winner["test"]["folder"]) / "seed-0" / "policy.safetensors").read_bytes()
+    smaller = [e for e in found["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
+    assert all(entry["test"]["decision"] != "yes" for entry in smaller)
+    console = Console(width=100, record=True)
+    console.print(search_table(found), search_verdict(found))
+    assert found["winner"] in console.export_text()
+    assert yaml.safe_load(as_students(found))["students"][found["winner"]]["type"]
+    write_search(found, tmp_path / "search.html")
+    assert "<script" not in (tmp_path / "search.html").read_text()
+
+    folder = tmp_path / "run" / "search"
+    acted = json.loads((folder / "students" / "scout" / "seed-0" / "policy.json").read_text())
+    assert acted["student"] == "linear"
+    (folder / "search.json").unlink()
+    stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
+    with pytest.raises(ConfigError, match="--resume"):
+        search(run, config, quiet=True)
+    with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
+        search(run, dataclasses.replace(config, within=0.1), resume=True, quiet=True)
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    more = dataclasses.replace(run, collect=dataclasses.replace(run.collect, steps=run.collect.steps + 64))
+    with pytest.raises(ConfigError, match=r"steps.*rldistill collect FILE --overwrite"):
+        search(more, config, overwrite=True, quiet=True)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
+    again = search(run, config, resume=True, quiet=True)
+    assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
+    assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
+
+    def never(*arguments: Any, **settings: Any) -> None:
+        raise AssertionError("an episode was played twice")
+
+    monkeypatch.setattr("rldistill.search.halving.play", never)
+    for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
+        file.unlink()
+    again = search(run, config, resume=True, quiet=True)
+    assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
+
+
+def test_the_students_of_the_run_file_alone(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def counting(env: EnvConfig, policy: Policy | None, episodes: int, *, round: int, **settings: Any) -> Any:
+        if round == JUDGING and policy is not None:
+            judged.append(episodes)
+        return play(env, policy, episodes, round=round, **settings)
+
+    monkeypatch.setattr("rldistill.search.halving.play", counting)
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear", "students.mlp={type: mlp}"]).plan()
+    found = search(run, config, quiet=True)
+    assert [entry["name"] for entry in found["tried"]] == ["scout", "mlp"]
+    assert found["winner"] == "scout"
+    # Each seed, the first too, and the teacher: on other episodes than the student was chosen by.
+    (tested,) = {entry["test"]["episodes"] for entry in found["tried"] if entry["test"]}
+    of_seeds = sum(len(entry["test"]["seeds"]) for entry in found["tried"] if entry["test"])
+    assert sum(judged) == tested * (of_seeds + 1)
+    with pytest.raises(ConfigError, match="--own: the run file names no students"):
+        search(dataclasses.replace(run, students={}), config, overwrite=True, quiet=True)
+
+
+@pytest.mark.parametrize(("seeds", "tested"), [("[1]", [1, 0, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])
+def test_the_run_file_says_how_the_last_are_tested(
+    tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]
+) -> None:
+    settings = ["students.scout=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
+    run = RunConfig.load(run_file(tmp_path, teacher), settings).plan()
+    found = search(run, SearchConfig(0.2, episodes=4, own=True), quiet=True)
+    (scout,) = found["tried"]
+    assert scout["test"]["seeds"] == tested
+    assert scout["test"]["episodes"] in (15, 30)
+    assert (Path(scout["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
+
+
+def test_a_seed_that_learns_nothing_is_a_no(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any, seed: int = 0, **settings: Any) -> NetworkPolicy:
+        if seed == 1:
+            raise NothingLearnedError("nothing was learned")
+        return distill(*arguments, seed=seed, **settings)
+
+    monkeypatch.setattr("rldistill.search.halving.distill", fails)
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
+    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4), quiet=True)
+    assert found["winner"] is None
+    assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}
+    Console(record=True).print(search_table(found), search_verdict(found))
+
+
+def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    assert share_from_options("5%") == share_from_options("0.05") == 0.05
+    with pytest.raises(ConfigError, match="expected a share such as 5%, found 'few'"):
+        share_from_options("few")
+    with pytest.raises(ConfigError, match="--within: expected a share"):
+        SearchConfig(share_from_options("200%"))
+    with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
+        measure_from_options("parameter")
+    command = [sys.executable, "-m", "rldistill", "search", str(run_file(tmp_path, teacher)), "--by", "weight"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_no_answer_is_an_answer() -> None:
+    row = {"epochs": 1, "episodes": 2, "normalised": None, "ci95": None, "failed": "nothing was learned"}
+    entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
+    found = {"env": "E", "within": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
+    found |= {"tried": [entry], "front": []}
+    assert search_verdict(found).startswith("No student that was tried is known to keep 95%")
+    Console(record=True).print(search_table(found))
+    assert json.dumps(found)

@@ -1,0 +1,426 @@
+"""What lies beside an agent: normalisers and settings, read as data."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from rldistill.core.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
+from rldistill.core.spec import FramePipeline, Wrapper
+from rldistill.envs.make import EnvConfig, make_env, spec_from_env
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.verify import look, verify
+from rldistill.run.teachers import load_fitting
+from rldistill.students.storage import save_policy
+from rldistill.teachers.load import SavedTeacher, load_policy
+from rldistill.teachers.sb3.normalizer import read_normaliser
+from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
+
+HUGE = "1" + 400 * "0"
+PAIRS = "!!python/object/apply:collections.OrderedDict\n- - - {key}\n    - {value}\n"
+
+
+def agent(folder: Path, env: str = "CartPole-v1", config: str = "", args: str = "") -> Path:
+    """An agent as rl-baselines3-zoo leaves it."""
+    PPO("MlpPolicy", env, seed=0).save(folder / "agent.zip")
+    (folder / "agent").mkdir()
+    (folder / "agent" / "config.yml").write_text(config or "{}")
+    (folder / "agent" / "args.yml").write_text(args or "{}")
+    return folder / "agent.zip"
+
+
+class Dicts(gymnasium.Env[Any, Any]):
+    observation_space = spaces.Dict(
+        {"a": spaces.Box(-9, 9, (2,)), "b": spaces.Box(-9, 9, (3,)), "c": spaces.Discrete(3)}
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("env", "keys"), [("Pendulum-v1", None), (Dicts, ["a", "b"]), (Dicts, ["b"])], ids=["box", "dict", "one key"]
+)
+def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, keys: Any) -> None:
+    vector = VecNormalize(
+        DummyVecEnv([lambda: gymnasium.make(env) if isinstance(env, str) else env()]), norm_obs_keys=keys
+    )
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.clip_obs = 1.5  # so that clipping is seen
+    model = PPO("MultiInputPolicy" if env is Dicts else "MlpPolicy", vector, seed=0)
+    model.save(tmp_path / "agent.zip")
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    policy = load_policy(tmp_path / "agent.zip")
+    raw = [vector.observation_space.sample() for _ in range(200)]
+    obs = {key: np.stack([o[key] for o in raw]) for key in raw[0]} if env is Dicts else np.stack(raw)
+    tensors = {k: torch.from_numpy(v) for k, v in obs.items()} if isinstance(obs, dict) else torch.from_numpy(obs)
+    expected, _ = model.predict(vector.normalize_obs(obs), deterministic=True)
+    with torch.no_grad():
+        acted = policy(tensors)[0].mode().numpy()
+    if policy.spec.head.discrete:
+        assert np.mean(acted == expected) > 0.99
+    else:
+        np.testing.assert_allclose(acted, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False)
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    assert read_normaliser(tmp_path / "vecnormalize.pkl").moments == {}
+
+
+def test_values_are_told_in_the_units_of_rewards(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.save(str(tmp_path / "vecnormalize.pkl"))
+    model = PPO("MlpPolicy", vector, seed=0)
+    model.save(tmp_path / "agent.zip")
+    obs = np.stack([vector.observation_space.sample() for _ in range(20)])
+    with torch.no_grad():
+        normalised = model.policy.predict_values(torch.from_numpy(vector.normalize_obs(obs).astype(np.float32)))
+        said = load_policy(tmp_path / "agent.zip")(torch.from_numpy(obs))[0].value
+    expected = vector.unnormalize_reward(normalised.numpy().ravel())
+    assert abs(expected).max() > 1.5 * abs(normalised).max()
+    np.testing.assert_allclose(said, expected, rtol=1e-3, atol=1e-3)
+
+
+def normalised(folder: Path, mean: float) -> Path:
+    """A `vecnormalize.pkl` in `folder` with this mean in all four entries."""
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    vector.obs_rms.mean = np.full(4, mean)
+    folder.mkdir(parents=True, exist_ok=True)
+    vector.save(str(folder / "vecnormalize.pkl"))
+    return folder / "vecnormalize.pkl"
+
+
+@pytest.mark.parametrize(
+    ("model", "beside"),
+    [
+        ("CartPole-v1.zip", "CartPole-v1"),
+        ("best_model.zip", "CartPole-v1"),
+        ("rl_model_500_steps.zip", "CartPole-v1"),
+        ("best_model.zip", "best_model"),
+        ("best_model.zip", "."),
+    ],
+)
+def test_a_zip_of_any_name_finds_its_normaliser(tmp_path: Path, model: str, beside: str) -> None:
+    folder = tmp_path / "CartPole-v1_3"
+    normalised(folder / beside, 7.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(folder / model)
+    policy = load_policy(folder / model)
+    assert policy.obs_mean.tolist() == [7.0] * 4
+    assert policy.obs_clip == {"": 10.0}
+
+
+def test_a_checkpoint_has_a_normaliser_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "CartPole-v1_1"
+    normalised(folder / "CartPole-v1", 7.0).rename(folder / "rl_model_vecnormalize_500_steps.pkl")
+    normalised(folder / "CartPole-v1", 8.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(folder / "rl_model_500_steps.zip")
+    assert load_policy(folder / "rl_model_500_steps.zip").obs_mean.tolist() == [7.0] * 4
+
+
+def test_settings_that_may_be_another_agents_are_neither_taken_nor_dropped(tmp_path: Path) -> None:
+    normalised(tmp_path / "CartPole-v1", 7.0)
+    PPO("MlpPolicy", "CartPole-v1", seed=0).save(tmp_path / "best_model.zip")
+    with pytest.raises(
+        UntrustedFileError, match=r"best_model\.zip: .*vecnormalize\.pkl.*name the zip CartPole-v1\.zip"
+    ):
+        load_policy(tmp_path / "best_model.zip")
+    (tmp_path / "best_model").mkdir()
+    assert load_policy(tmp_path / "best_model.zip").obs_clip == {}
+
+
+class Calls:
+    def __init__(self, function: Any, *args: Any) -> None:
+        self.what = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize(
+    "evil",
+    [
+        Calls(exec, "raise SystemExit"),
+        Calls(eval, "1"),
+        Calls(__import__, "os"),
+        Calls(getattr, "", "join"),
+        Calls(np.load, "x.npy"),
+        Calls(np.ndarray, (1 << 40,)),
+        Calls(np.dtype, "O"),
+        Calls(np.dtype, "V999999999"),
+        Calls(open, "x", "w"),
+        Calls(torch.load, "x"),
+        Calls(bytearray, 1 << 40),
+    ],
+    ids=lambda evil: str(evil.what[0]),
+)
+def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evil: Calls) -> None:
+    path = tmp_path / "vecnormalize.pkl"
+    path.write_bytes(pickle.dumps({"obs_rms": evil}))
+    with pytest.raises((UntrustedFileError, CorruptArtifactError), match="vecnormalize"):
+        read_normaliser(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["vecnormalize.pkl"]
+
+
+def test_a_truncated_normaliser_is_named(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    path = tmp_path / "vecnormalize.pkl"
+    vector.save(str(path))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptArtifactError, match="vecnormalize"):
+        read_normaliser(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "view"),
+    [
+        ("{}", ()),
+        ("env_wrapper: null", ()),
+        ("frame_stack: 2", (Wrapper("StackFrames", {"stack": 2}),)),
+        ("env_wrapper: sb3_contrib.common.wrappers.TimeFeatureWrapper", (Wrapper("TimeFeature"),)),
+        (
+            "env_wrapper:\n- rl_zoo3.wrappers.FrameSkip: {skip: 2}\n- gym.GrayScaleObservation: {keep_dim: true}",
+            (Wrapper("FrameSkip", {"skip": 2}), Wrapper("GrayscaleObservation", {"keep_dim": True})),
+        ),
+        (
+            "env_wrapper:\n- rl_zoo3.wrappers.YAMLCompatResizeObservation:\n    shape: [64, 64]",
+            (Wrapper("ResizeObservation", {"shape": [64, 64]}),),
+        ),
+        (PAIRS.format(key="frame_stack", value=3), (Wrapper("StackFrames", {"stack": 3}),)),
+    ],
+)  # fmt: skip
+def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tuple[Wrapper, ...]) -> None:
+    assert read_zoo_folder(agent(tmp_path, config=config)).view == view
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "words"),
+    [
+        ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is not known"),
+        ("vec_env_wrapper: some.VecThing", UntrustedFileError, "vec_env_wrapper"),
+        ("frame_stack: many", UntrustedFileError, "frame_stack"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: 0}}]", UntrustedFileError, "FrameSkip.*skip: an integer from 1 to"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: x}}]", UntrustedFileError, "FrameSkip.*skip: an integer from 1 to"),
+        ("env_wrapper: [{utils.FrameSkip: {skip: 100000}}]", UntrustedFileError, "FrameSkip.*skip: an integer from"),
+        ("env_wrapper: [{utils.FrameSkip: {skp: 2}}]", UntrustedFileError, "FrameSkip.*known: skip"),
+        ("env_wrapper: [{gym.ResizeObservation: {shape: null}}]", UntrustedFileError, "shape: one or two integers"),
+        ("env_wrapper: gym.ResizeObservation", UntrustedFileError, "ResizeObservation.*shape: one or two integers"),
+        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: a}}]", UntrustedFileError, "smoothing_coef: a num"),
+        ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: 1}}]", UntrustedFileError, "from 0 to below 1"),
+        (f"env_wrapper: [{{u.RescaleAction: {{min_action: 0, max_action: {HUGE}}}}}]", UntrustedFileError, "max_a"),
+        ("env_kwargs: {gravity: .nan}", UntrustedFileError, "gravity.*nan"),
+        (f"env_kwargs: {{gravity: {HUGE}}}", UntrustedFileError, "gravity.*not taken"),
+        ("normalize: true", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
+        ("normalize: __import__('os').system('x')", CorruptArtifactError, "cannot be understood"),
+        ("a: !!python/object/apply:os.system ['x']", UntrustedFileError, "nothing was run"),
+        ("a: !!python/name:os.system", UntrustedFileError, "nothing was run"),
+        ("!!python/object/apply:collections.OrderedDict\n- x", UntrustedFileError, "pairs"),
+        ("[1, 2]", CorruptArtifactError, "settings by name"),
+        ("a: [", CorruptArtifactError, "not YAML"),
+    ],
+)
+def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: str, error: type, words: str) -> None:
+    with pytest.raises(error, match=rf"(config|args)\.yml.*{words}"):
+        load_policy(agent(tmp_path, config=config))
+
+
+@pytest.mark.parametrize(
+    ("config", "args", "words"),
+    [
+        ("env_wrapper: gym.GrayScaleObservation", "", r"agent/config\.yml.*: GrayscaleObservation does not take"),
+        ("", "env_kwargs: {wings: 2}", r"agent/args\.yml: CartPole-v1 does not take {'wings': 2}"),
+    ],
+)
+def test_what_an_environment_does_not_take_is_named_with_its_file(
+    tmp_path: Path, config: str, args: str, words: str
+) -> None:
+    path = agent(tmp_path, config=config, args=args)
+    policy = load_policy(path)
+    assert re.search(words, verify(policy, EnvConfig("CartPole-v1"), name=str(path))["suspicious"][0])
+    (tmp_path / "agent" / "args.yml").write_text(f"{args}\nenv: Pendulum-v1")
+    with pytest.raises(SpecMismatchError, match=f"{words}.*; the args.yml beside it says"):
+        load_fitting(SavedTeacher(str(path)), EnvConfig("CartPole-v1"))
+
+
+@pytest.mark.parametrize("config", ["normalize: false", "normalize: dict(norm_obs=False, norm_reward=True)"])
+def test_what_was_not_normalised_needs_nothing(tmp_path: Path, config: str) -> None:
+    assert load_policy(agent(tmp_path, config=config)).obs_clip == {}
+
+
+def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
+
+    env = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
+    from rldistill.envs.wrappers import TimeFeature
+
+    PPO("MlpPolicy", TimeFeature(gymnasium.make("CartPole-v1")), seed=0).save(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "config.yml").write_text("env_wrapper: utils.wrappers.TimeFeatureWrapper")
+    policy = load_policy(tmp_path / "agent.zip")
+    assert policy.spec.view == env.wrappers
+    assert EnvConfig("CartPole-v1").seen_by(policy) == env == env.seen_by(policy)
+    assert spec_from_env(env).obs_shape == policy.spec.obs_shape == (5,)
+    assert play(EnvConfig("CartPole-v1").seen_by(policy), policy, 2).lengths.min() > 1
+
+
+def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
+    policy = load_policy(agent(tmp_path, "Pendulum-v1", args="env: Pendulum-v1\nenv_kwargs: {g: 2.0}"))
+    assert EnvConfig("Pendulum-v1").seen_by(policy).kwargs == {"g": 2.0}
+    assert EnvConfig("Pendulum-v1", {"g": 3.0}).seen_by(policy).kwargs == {"g": 3.0}
+    heavy, light = (
+        play(EnvConfig("Pendulum-v1", kwargs).seen_by(policy), policy, 1).returns for kwargs in ({"g": 10.0}, {})
+    )
+    assert heavy != light
+
+
+def test_a_text_of_the_environment_is_not_taken_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedFileError, match=r"args\.yml.*xml_file.*--env-kwarg"):
+        load_policy(agent(tmp_path, args="env_kwargs: {xml_file: /etc/passwd}"))
+
+
+def test_stacks_of_normalised_observations_are_sb3s(tmp_path: Path) -> None:
+    vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    vector.reset()
+    for _ in range(50):
+        vector.step(np.array([vector.action_space.sample()]))
+    vector.training = False
+    stacked = VecFrameStack(vector, 3)
+    model = PPO("MlpPolicy", stacked, seed=0)
+    model.save(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "config.yml").write_text("frame_stack: 3\nnormalize: true")
+    vector.save(str(tmp_path / "agent" / "vecnormalize.pkl"))
+    save_policy(load_policy(tmp_path / "agent.zip"), tmp_path / "ours", {})
+    policy = load_policy(tmp_path / "ours")
+    env = make_env(EnvConfig("CartPole-v1").seen_by(policy))
+    stacked.seed(5)
+    theirs, ours = stacked.reset(), env.reset(seed=5)[0]
+    for step in range(6):
+        with torch.no_grad():
+            expected = model.policy.get_distribution(torch.from_numpy(theirs)).distribution.logits
+            said = policy(torch.from_numpy(ours)[None])[0].params.log_softmax(-1)
+        torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+        theirs, ours = stacked.step(np.array([step % 2]))[0], env.step(step % 2)[0]
+
+
+class Pictures(gymnasium.Env[Any, Any]):
+    """Pictures with channels last, alone or in a dict."""
+
+    def __init__(self, inside: bool = False, size: tuple[int, int] = (40, 44)) -> None:
+        picture = spaces.Box(0, 255, (*size, 3), np.uint8)
+        self.observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "eye": picture}) if inside else picture
+        self.action_space, self.time = spaces.Discrete(3), 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.time = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return self.observation_space.sample(), 1.0, self.time > 5, False, {}
+
+
+def test_pictures_of_the_size_of_ataris_need_not_be_ataris(tmp_path: Path) -> None:
+    gymnasium.register("Pictures-v0", Pictures)
+    try:
+        env = EnvConfig("Pictures-v0", {"size": (84, 84)})
+        PPO("CnnPolicy", Pictures(size=(84, 84)), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+        policy = load_policy(tmp_path / "agent.zip")
+        look(policy, env, steps=8)
+        assert play(env.seen_by(policy), policy, 2).returns.tolist() == [6.0, 6.0]
+    finally:
+        gymnasium.registry.pop("Pictures-v0")
+
+
+class Screens(gymnasium.Env[Any, Any]):
+    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = spaces.Discrete(6)
+
+
+@pytest.mark.parametrize(
+    ("config", "skip"),
+    [
+        ("env_wrapper: [stable_baselines3.common.atari_wrappers.AtariWrapper]\nframe_stack: 4", 4),
+        ("env_wrapper:\n- stable_baselines3.common.atari_wrappers.AtariWrapper: {frame_skip: 2}\nframe_stack: 4", 2),
+        ("", None),
+    ],
+    ids=["zoo", "zoo with another skip", "bare"],
+)
+def test_frames_are_compared_where_a_folder_tells_how_they_came_about(
+    config: str, skip: int | None, tmp_path: Path
+) -> None:
+    PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+    if config:
+        (tmp_path / "agent").mkdir()
+        (tmp_path / "agent" / "config.yml").write_text(config)
+    spec, pong = load_policy(tmp_path / "agent.zip").spec, spec_from_env(EnvConfig("ALE/Pong-v5"))
+    assert spec.frames == (None if skip is None else FramePipeline(84, 84, 4, skip))
+    if skip == 2:
+        with pytest.raises(SpecMismatchError, match="skip of the frame pipeline is 2 for the teacher, 4 for"):
+            spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
+    else:
+        spec.require_same_input(pong, "the teacher", "ALE/Pong-v5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sticky"), [("{frame_skip: 3}", 0.0), ("{action_repeat_probability: 0.25, frame_skip: 3}", 0.25)]
+)
+def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, sticky: float, tmp_path: Path) -> None:
+    PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
+    bare = load_policy(tmp_path / "agent.zip")
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / "args.yml").write_text("env: PongNoFrameskip-v4")
+    (tmp_path / "agent" / "config.yml").write_text(
+        f"env_wrapper:\n- stable_baselines3.common.atari_wrappers.AtariWrapper: {settings}\nframe_stack: 4"
+    )
+    policy = load_policy(tmp_path / "agent.zip")
+    env = EnvConfig("PongNoFrameskip-v4").seen_by(policy)
+    assert (env.id, env.wrappers) == ("ALE/Pong-v5", ())
+    assert env.kwargs.items() >= {"frameskip": 3, "stack_num": 4, "repeat_action_probability": sticky}.items()
+    policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
+    assert EnvConfig("ALE/Pong-v5", {"frameskip": 3}).seen_by(policy).id == "ALE/Pong-v5"
+    found = verify(bare, EnvConfig("PongNoFrameskip-v4"), episodes=1)
+    assert "ALE/Pong-v5 with repeat_action_probability=0" in found["suspicious"][0]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
+def test_pictures_with_channels_last_are_turned_round(inside: bool, tmp_path: Path) -> None:
+    gymnasium.register("Pictures-v0", Pictures)
+    try:
+        model = PPO("MultiInputPolicy" if inside else "CnnPolicy", Pictures(inside), seed=0)
+        model.save(tmp_path / "agent.zip")
+        ours = load_policy(tmp_path / "agent.zip")
+        env = EnvConfig("Pictures-v0", {"inside": inside}).seen_by(ours)
+        assert [wrapper.name for wrapper in env.wrappers] == ["ChannelsFirst"]
+        assert play(env, ours, 2).returns.tolist() == [6.0, 6.0]
+        raw = Pictures(inside).observation_space.sample()
+        turned = np.moveaxis(raw["eye"] if inside else raw, -1, 0).copy()
+        shown = np.concatenate([raw["a"], turned.ravel().astype(np.float32)]) if inside else turned
+        obs, _ = model.policy.obs_to_tensor(raw)
+        with torch.no_grad():
+            expected = model.policy.get_distribution(obs).distribution.logits
+            said = ours(torch.from_numpy(shown)[None])[0].params.log_softmax(-1)
+        torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    finally:
+        gymnasium.registry.pop("Pictures-v0")

@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import PPO
+from torch import nn
+
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
+from rldistill.core.heads import ILLEGAL, MASK
+from rldistill.core.spec import PolicySpec
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
+from rldistill.envs.rollout import Memory
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.verify import verify
+from rldistill.policies.masking import confine
+from rldistill.students import Mlp
+from rldistill.teachers.load import load_policy
+from rldistill.teachers.python import FunctionPolicy, ModulePolicy
+
+from ..conftest import CARTPOLE
+
+SPEC = spec_from_env(CARTPOLE)
+HERE = Path(__file__)
+ROOM = spaces.Dict(
+    {
+        "k": spaces.Discrete(4),
+        "bits": spaces.MultiBinary(3),
+        "picture": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        "vec": spaces.Box(-5, 5, (2,), np.float64),
+    }
+)
+SOURCE = """
+import torch
+from rldistill import PolicySpec
+
+def network(spec: PolicySpec):
+    return torch.nn.Linear(4, spec.head.num_params)
+
+def broken(spec):
+    made = torch.nn.Linear(spec.obs_shape[0], spec.head.num_params)
+    torch.nn.init.constant_(made.bias, float("nan"))
+    return made
+
+def lost():
+    return lambda obs: float("nan")
+
+def policy(spec):
+    from rldistill.teachers.module import ModulePolicy
+    return ModulePolicy(torch.nn.Linear(4, 2), spec)
+
+def heuristic():
+    return lambda obs: int(obs[2] + obs[3] > 0)
+
+class Astray:
+    def predict(self, obs):
+        return obs[:, :1] + float("inf"), None
+
+class Predicts:
+    def predict(self, obs):
+        return (obs[:, 2] + obs[:, 3] > 0).astype(int), None
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine_for_tests.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "mine_for_tests", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("factory", ["heuristic", "Predicts"])
+def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
+    teacher = load_policy(f"mine_for_tests:{factory}", spec=SPEC)
+    assert play(CARTPOLE, teacher, 3).returns.min() > 100
+    data = collect(CARTPOLE, teacher, CollectConfig(steps=2_000, epsilon=0.2), mine / "dataset")
+    student = distill(data, Mlp((16,)), DistillConfig(epochs=15), mine / "student")
+    assert play(CARTPOLE, student, 3).returns.mean() > 100
+
+
+@pytest.mark.parametrize("factory", ["broken", "lost", "Astray"])
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -> None:
+    env = EnvConfig(env_id)
+    head: Any = "q_values" if factory == "broken" and env_id == "CartPole-v1" else None
+    policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env), head=head)
+    for ask in (
+        lambda: verify(policy, env, episodes=1),
+        lambda: play(env, policy, 1),
+        lambda: collect(env, policy, CollectConfig(steps=32, block=4), mine / "dataset"),
+    ):
+        with pytest.raises(SpecMismatchError, match=rf"mine_for_tests:{factory}.*(NaN or infinite|chose action)"):
+            ask()
+
+
+def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
+    network = nn.Linear(4, 2)
+    torch.save(network.state_dict(), mine / "weights.pt")
+    policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC, head="q_values")
+    assert policy.spec.head.kind == "q_values"
+    obs = torch.randn(5, 4)
+    torch.testing.assert_close(policy(obs)[0].params, network(obs))
+
+
+def test_a_network_whose_numbers_may_be_q_values_is_warned_of(mine: Path) -> None:
+    with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its numbers are taken as logits;.*head=q_values"):
+        assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
+    load_policy("mine_for_tests:network", spec=SPEC, head="categorical")
+    load_policy("mine_for_tests:network", spec=spec_from_env(EnvConfig("Pendulum-v1")))
+
+
+@pytest.mark.parametrize(
+    ("factory", "told", "words"),
+    [
+        ("heuristic", {"head": "q_values"}, "head: function gives actions"),
+        ("Predicts", {"head": "categorical"}, "head: Predicts gives actions"),
+        ("policy", {"head": "categorical"}, "head: ModulePolicy tells what its numbers mean"),
+        ("network", {"activation": "relu"}, "activation: what a factory makes tells its activation"),
+        ("network", {"scale": 0.5}, "scale: what a factory makes scales its input itself"),
+        ("network", {"output": "q"}, "output: what a factory makes has one output"),
+    ],
+)
+def test_what_cannot_count_is_refused(factory: str, told: Any, words: str, mine: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^teacher: mine_for_tests:{factory}: {words}.*; leave it out$"):
+        load_policy(f"mine_for_tests:{factory}", spec=SPEC, **told)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("no_such_module:x", "cannot be imported"),
+        ("mine_for_tests:missing", "no 'missing' in mine_for_tests"),
+        ("mine_for_tests:nothing", "made int"),
+        ("mine_for_tests:heuristic@weights.pt", "only a network takes weights"),
+        ("mine_for_tests:network@missing.pt", "no such file"),
+        ("mine_for_tests:network@other.pt", "does not fit"),
+    ],
+)
+def test_what_cannot_be_made_is_named(mine: Path, reference: str, words: str) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), mine / "other.pt")
+    with pytest.raises(ConfigError, match=words):
+        load_policy(reference, spec=SPEC)
+
+
+def test_weights_that_would_run_code_are_refused(mine: Path) -> None:
+    torch.save(nn.Linear(4, 2), mine / "whole.pt")
+    with pytest.raises(UntrustedFileError, match="more than tensors"):
+        load_policy("mine_for_tests:network@whole.pt", spec=SPEC)
+
+
+def test_a_model_of_sb3_teaches_as_it_predicts() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", seed=0)
+    policy = FunctionPolicy(lambda obs: model.predict(obs, deterministic=True), SPEC, batched=True)
+    obs = torch.randn(50, 4)
+    np.testing.assert_array_equal(policy(obs)[0].mode(), model.predict(obs.numpy(), deterministic=True)[0])
+
+
+def remembers(spec: Any) -> Any:
+    """Chooses `k`, and keeps what it was shown."""
+
+    def chooses(obs: Any) -> int:
+        SHOWN.append(obs)
+        return int(obs["k"]) % 3
+
+    return chooses
+
+
+SHOWN: list[Any] = []
+
+
+def flat(space: spaces.Dict, raw: list[Any]) -> torch.Tensor:
+    return torch.stack([torch.cat([torch.as_tensor(o[key]).float().ravel() for key in space]) for o in raw])
+
+
+def test_a_function_is_shown_the_dict_of_its_environment() -> None:
+    policy = load_policy(f"{__name__}:remembers", spec=spec_from_spaces("it", ROOM, spaces.Discrete(3)))
+    ROOM.seed(0)
+    raw = [ROOM.sample() for _ in range(5)]
+    SHOWN.clear()
+    assert policy(flat(ROOM, raw))[0].mode().tolist() == [int(obs["k"]) % 3 for obs in raw]
+    for shown, obs in zip(SHOWN, raw, strict=True):
+        for key in ROOM:
+            np.testing.assert_allclose(shown[key], obs[key], rtol=1e-6)
+            assert np.asarray(shown[key]).dtype == ROOM[key].dtype
+
+
+def test_a_model_of_sb3_predicts_of_dicts() -> None:
+    class Room(gymnasium.Env[Any, int]):
+        observation_space, action_space = ROOM, spaces.Discrete(3)
+
+        def reset(self, **kwargs: Any) -> Any:
+            return ROOM.sample(), {}
+
+    model = PPO("MultiInputPolicy", Room(), seed=0)
+    spec = spec_from_spaces("it", ROOM, spaces.Discrete(3))
+    policy = FunctionPolicy(lambda obs: model.predict(obs, deterministic=True), spec, batched=True)
+    raw = [ROOM.sample() for _ in range(50)]
+    expected, _ = model.predict({key: np.stack([o[key] for o in raw]) for key in ROOM}, deterministic=True)
+    np.testing.assert_array_equal(policy(flat(ROOM, raw))[0].mode(), expected)
+
+
+MASKED = spaces.Dict({"obs": spaces.Box(-1, 1, (4,)), MASK: spaces.MultiBinary(5)})
+MASKED_SPEC = spec_from_spaces("it", MASKED, spaces.Discrete(5))
+
+
+def obeys_nobody() -> Any:
+    return lambda obs: 2 if obs.shape == (4,) else 99
+
+
+def test_a_function_that_takes_no_mask_is_confined() -> None:
+    policy = confine(load_policy(f"{__name__}:obeys_nobody", spec=MASKED_SPEC), MASKED_SPEC)
+    policy.spec.require_same_input(MASKED_SPEC, "the teacher", "it")
+    obs = torch.tensor([[1.0, 1, 1, 1, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0, 0, 0, 0]])
+    output, _ = policy(obs)
+    assert output.mode().tolist() == [2, 3]
+    assert output.params[1, 2] == ILLEGAL
+
+
+def makes_a_network(spec: PolicySpec) -> Any:
+    return nn.Linear(*spec.obs_shape, spec.head.num_params)
+
+
+def test_a_network_is_confined() -> None:
+    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC)
+    assert policy(torch.tensor([[0.0, 0, 0, 1, 0, 9, 9, 9, 9]]))[0].mode().tolist() == [3]
+
+
+MODELS: list[Any] = []
+
+
+def latest() -> Any:
+    return MODELS[-1]
+
+
+def test_a_model_with_masks_predicts_with_them() -> None:
+    class Masked(gymnasium.Env[Any, int]):
+        observation_space, action_space = MASKED["obs"], spaces.Discrete(5)
+
+    MODELS.append(MaskablePPO("MlpPolicy", Masked(), seed=0))
+    policy = load_policy(f"{__name__}:latest", spec=MASKED_SPEC)
+    rng = np.random.default_rng(0)
+    masks, obs = rng.random((200, 5)) < 0.5, rng.normal(size=(200, 4)).astype(np.float32)
+    masks[np.arange(200), rng.integers(0, 5, 200)] = True
+    expected, _ = MODELS[-1].predict(obs, deterministic=True, action_masks=masks)
+    said, _ = confine(policy, MASKED_SPEC)(torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32)))
+    np.testing.assert_array_equal(said.mode(), expected)
+
+
+class Still(gymnasium.Env[Any, Any]):
+    """Shows and takes what it is made with."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("observations", [spaces.Box(-1, 1, (4,)), ROOM], ids=["vector", "dict"])
+def test_a_model_that_remembers_acts_as_it_predicts(observations: spaces.Space[Any], layers: int) -> None:
+    actions = spaces.Box(-1, 1, (2,))
+    kind = "MultiInputLstmPolicy" if isinstance(observations, spaces.Dict) else "MlpLstmPolicy"
+    settings = {"lstm_hidden_size": 8, "n_lstm_layers": layers, "log_std_init": -9.0}
+    model = RecurrentPPO(kind, Still(observations, actions), n_steps=8, seed=0, policy_kwargs=settings)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100)  # so that what it remembers shows in its actions
+    MODELS.append(model)
+    spec = spec_from_spaces("it", observations, actions)
+    model.env = None  # as of one that was loaded
+    policy = pickle.loads(pickle.dumps(load_policy(f"{__name__}:latest", spec=spec)))
+    ours, theirs, starts = Memory(policy, 3), None, np.ones(3, bool)
+    assert ours.state is not None
+    assert ours.state.shape == (3, 2, layers, 8)
+    rng = np.random.default_rng(0)
+    observations.seed(0)
+    forgetful = 0.0
+    for _ in range(40):
+        raw = [observations.sample() for _ in starts]
+        if isinstance(observations, spaces.Dict):
+            shown: Any = {key: np.stack([obs[key] for obs in raw]) for key in observations}
+            seen = flat(observations, raw).numpy()
+        else:
+            shown = seen = np.stack(raw)
+        acted, theirs = model.predict(shown, theirs, starts, deterministic=True)
+        forgetful = max(forgetful, np.abs(acted - model.predict(shown, deterministic=True)[0]).max())
+        np.testing.assert_allclose(ours.look(seen).mode(), acted, atol=1e-6)
+        starts = rng.random(3) < 0.2
+        ours.forget(np.flatnonzero(starts))
+    assert forgetful > 0.01
+
+
+class Keeps:
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+    def predict(self, obs: Any, state: Any = None, episode_start: Any = None) -> Any:
+        return np.zeros(len(obs), int), self.kept
+
+
+class Untold(Keeps):
+    def predict(self, obs: Any, state: Any = None) -> Any:
+        return super().predict(obs)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (Keeps(np.zeros((1, 2, 8))), "a state that is a ndarray of no arrays; expected a pair of arrays"),
+        (Keeps((np.zeros((2, 8)),) * 2), r"a tuple of \[2, 8\] and \[2, 8\]"),
+        (Keeps((np.zeros((1, 2, 8)), np.zeros((1, 2, 7)))), r"\[1, 2, 8\] and \[1, 2, 7\]"),
+        (Keeps((np.zeros((1, 2, 8), object),) * 2), "failed: TypeError"),
+        (Keeps({"h": 1}), "a dict of no arrays"),
+        (Untold(1), "a parameter episode_start"),
+    ],
+)
+def test_a_state_of_another_form_is_refused(made: Any, words: str) -> None:
+    MODELS.append(made)
+    with pytest.raises((ConfigError, SpecMismatchError), match=rf"^teacher: {__name__}:latest .*{words}"):
+        load_policy(f"{__name__}:latest", spec=SPEC)
+
+
+def test_a_state_that_changes_its_form_is_refused() -> None:
+    MODELS.append(Keeps((np.zeros((1, 2, 8)),) * 2))
+    policy = load_policy(f"{__name__}:latest", spec=SPEC)
+    assert policy(torch.zeros(2, 4))[1] is not None
+    for kept in ((np.zeros((1, 2, 9)),) * 2, None):
+        MODELS[-1].kept = kept
+        with pytest.raises(SpecMismatchError, match="at every step"):
+            policy(torch.zeros(2, 4))
+
+
+def test_continuous_actions_are_passed_on() -> None:
+    spec = spec_from_env(EnvConfig("Pendulum-v1"))
+    policy = FunctionPolicy(lambda obs: [obs[0]], spec)
+    assert policy(torch.tensor([[0.5, 0, 0], [9.0, 0, 0]]))[0].mode().tolist() == [[0.5], [2.0]]
+
+
+@pytest.mark.parametrize("action", [2, -1])
+def test_an_action_that_there_is_not_is_named(action: int) -> None:
+    with pytest.raises(SpecMismatchError, match="chose action"):
+        FunctionPolicy(lambda obs: action, SPEC)(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("network", [nn.Linear(4, 3), nn.Flatten(0)], ids=["actions", "batch"])
+def test_a_network_of_another_size_is_named(network: Any) -> None:
+    with pytest.raises(SpecMismatchError, match=r"the network of .* gives"):
+        ModulePolicy(network, SPEC)(torch.zeros(2, 4))
+
+
+def fails() -> None:
+    raise ZeroDivisionError("of mine")
+
+
+def fails_later() -> Any:
+    return lambda obs: np.zeros(3).reshape(int(obs[0]) + 7)
+
+
+def fails_in_a_network() -> Any:
+    return nn.Linear(8, 2)
+
+
+def test_a_factory_that_fails_is_named() -> None:
+    with pytest.raises(ConfigError, match=rf"fails failed: ZeroDivisionError: of mine \(in fails, {HERE}, line \d+\)"):
+        load_policy(f"{__name__}:fails", spec=SPEC)
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [("fails_later", rf"ValueError: cannot.*{HERE}, line"), ("fails_in_a_network", "RuntimeError")],
+)
+def test_a_function_that_fails_is_named_with_the_place(factory: str, words: str) -> None:
+    policy = load_policy(f"{__name__}:{factory}", spec=SPEC, head="q_values" if "network" in factory else None)
+    with pytest.raises(ConfigError, match=f"^teacher: .* failed: {words}"):
+        policy(torch.zeros(3, 4))
+
+
+BITS, PARTS = spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3])
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "words"),
+    [
+        (spaces.Discrete(2), None, r"gives None as its actions; expected an integer from 0 to 1 for each"),
+        (spaces.Discrete(2), {"a": 1}, "as its actions"),
+        (spaces.Discrete(2), [0], r"actions of shape \[1\] for 4 observations"),
+        (spaces.Discrete(2), 0, r"actions of shape \[\]"),
+        (spaces.Discrete(2), [0, 1, 1, 0.7], r"chose action 0\.7; expected an integer from 0 to 1"),
+        (spaces.Discrete(2), [0, 1, 1, float("nan")], "chose action nan"),
+        (spaces.Discrete(2), [[0], [1], [1, 0], [1]], "as its actions"),
+        (PARTS, [0, 1, 1, 0], "expected 2 integers for each, below 2, 3"),
+        (PARTS, [[0, 3]] * 4, "chose action 3"),
+        (BITS, [[0, 1]] * 4, "expected 3 numbers for each, 0 or 1"),
+        (BITS, [[0, 1, 2]] * 4, "chose action 2"),
+        (spaces.Box(-1, 1, (2,)), [0.0] * 4, "expected 2 numbers for each"),
+    ],
+)
+def test_what_is_no_action_is_named(space: Any, said: Any, words: str) -> None:
+    spec = spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space)
+    with pytest.raises(SpecMismatchError, match=rf"^teacher: mine:it .*{words}"):
+        FunctionPolicy(lambda obs: said, spec, batched=True, name="mine:it")(torch.zeros(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "expected"),
+    [
+        (spaces.Discrete(2), np.array([[0], [1]]), [0, 1]),
+        (spaces.Discrete(2), [True, torch.tensor(0)], [1, 0]),
+        (PARTS, [[0, 2], [1, 1]], [[0, 2], [1, 1]]),
+        (BITS, [[0, 1, 1], [1, 0, 0]], [[0, 1, 1], [1, 0, 0]]),
+        (spaces.Box(-1, 1, (2, 1)), [[[0.5], [-1]], [[1], [0]]], [[0.5, -1], [1, 0]]),
+    ],
+)
+def test_actions_of_every_kind_are_taken(space: Any, said: Any, expected: Any) -> None:
+    policy = FunctionPolicy(lambda obs: said, spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space), batched=True)
+    assert policy(torch.zeros(2, 4))[0].mode().tolist() == expected
+
+
+def test_a_head_for_other_actions_is_refused() -> None:
+    with pytest.raises(SpecMismatchError, match=r"Linear: a head of bernoulli .*expected categorical or q_values"):
+        ModulePolicy(nn.Linear(4, 2), SPEC, "bernoulli")

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rldistill.core.errors import ConfigError
+from rldistill.envs.make import EnvConfig
+from rldistill.teachers.load import load_policy
+from rldistill.teachers.training.config import TrainConfig
+from rldistill.teachers.training.dqn import DoubleDQN
+from rldistill.teachers.training.frame_replay import FrameReplayBuffer
+from rldistill.teachers.training.train import train_teacher
+
+
+def filled(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
+    """One environment whose n-th frame, action and reward are n."""
+    buffer = FrameReplayBuffer(
+        steps, spaces.Box(0, 255, (2, 1, 1), np.uint8), spaces.Discrete(99), "cpu", n_steps=2, gamma=0.5, **settings
+    )
+    for step in range(steps - 1):
+        frame = np.full((1, 2, 1, 1), step, np.uint8)
+        buffer.add(frame, frame, np.array([step]), np.array([step], np.float32), np.zeros(1, bool), [{}])
+    return buffer
+
+
+def test_n_step_returns_are_those_worked_out_by_hand() -> None:
+    data = filled()._get_samples(np.array([4, 7]))
+    assert data.observations[:, :, 0, 0].tolist() == [[3, 4], [6, 7]]
+    assert data.next_observations[:, :, 0, 0].tolist() == [[5, 6], [8, 9]]
+    assert data.rewards.flatten().tolist() == [4 + 0.5 * 5, 7 + 0.5 * 8]
+    assert data.discounts is not None
+    assert data.discounts.flatten().tolist() == [0.25, 0.25]
+
+
+def test_transitions_are_drawn_as_often_as_their_priority_says_and_weighted_against_it() -> None:
+    buffer = filled(alpha=0.5, beta=0.5)
+    buffer.priorities[:] = 0
+    buffer.drawn = np.array([5, 8])
+    buffer.reprioritise(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
+    assert buffer.priorities[[5, 8]].tolist() == pytest.approx([1, 3])
+    np.random.seed(0)
+    drawn, weights = [], {}
+    for _ in range(40):
+        actions = buffer.sample(100).actions.flatten().numpy()
+        drawn.extend(actions)
+        weights |= dict(zip(actions.tolist(), buffer.weights.tolist(), strict=True))
+    assert np.mean(np.array(drawn) == 8) == pytest.approx(0.75, abs=0.03)
+    assert weights == pytest.approx({5: 1, 8: 3**-0.5})
+
+
+def test_without_alpha_all_weigh_the_same() -> None:
+    buffer = filled()
+    buffer.sample(8)
+    assert set(buffer.weights.tolist()) == {1}
+
+
+def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
+    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
+    settings: dict[str, Any] = {
+        "buffer_size": 400, "learning_starts": 16, "batch_size": 4, "replay_buffer_kwargs": {"alpha": 0.5},
+    }  # fmt: skip
+    train_teacher(pong, TrainConfig("DoubleDQN", 60, 2, 60, 1, hyperparameters=settings), tmp_path)
+    assert (tmp_path / "policy.json").exists()
+
+
+def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", average_decay=0.5, device="cpu")
+    bias = list(model.q_net.parameters())[-1]
+    for value in (0.0, 1.0, 3.0):
+        bias.data.fill_(value)
+        model._add_to_average()
+    # decays min(0.5, n / (n + 10)) = 0, 1/11, 1/6: 0, then 10/11, then 1/6 * 10/11 + 5/6 * 3
+    expected = 10 / 66 + 2.5
+    with model.acting_on_average():
+        assert bias.tolist() == pytest.approx([expected] * 2)
+    assert bias.tolist() == [3.0, 3.0]
+
+
+def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"learning_starts": 20, "average_decay": 0.999, "learning_rate": 0.1}
+    train_teacher(
+        EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path
+    )
+    last = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    best = DoubleDQN.load(tmp_path / "checkpoints" / "best.zip", device="cpu")
+    kept = load_policy(tmp_path).output.bias
+    torch.testing.assert_close(kept, list(best.q_net.parameters())[-1])
+    assert not torch.equal(kept, list(last.q_net.parameters())[-1])
+    with pytest.raises(ConfigError, match="Did you mean 'average_decay'"):
+        train_teacher(
+            EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", hyperparameters={"averagedecay": 1}), tmp_path / "x"
+        )
+
+
+def test_a_teacher_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
+    cartpole = EnvConfig("CartPole-v1")
+    settings = {"learning_starts": 20}
+    first = train_teacher(cartpole, TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path)
+    model = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    obs = torch.randn(5, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(first(obs)[0].params, model.q_net(obs))
+    (tmp_path / "checkpoints" / "last.zip").unlink()
+    frozen = {**settings, "learning_rate": 0.0}
+    config = TrainConfig("DoubleDQN", 240, 4, 240, 1, hyperparameters=frozen)
+    train_teacher(cartpole, config, tmp_path, resume=True)
+    again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(again.q_net(obs), first(obs)[0].params)
+
+
+def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
+    pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
+    settings: dict[str, Any] = {"buffer_size": 400, "learning_starts": 16, "batch_size": 4}
+    first = train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
+    (tmp_path / "checkpoints" / "last.zip").unlink()
+    frozen = TrainConfig("DoubleDQN", 80, 2, 80, 1, hyperparameters={**settings, "learning_rate": 0.0})
+    train_teacher(pong, frozen, tmp_path, resume=True)
+    again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        q_values = again.q_net(obs)
+        # float16 in the file
+        torch.testing.assert_close(q_values, first(obs)[0].params, rtol=1e-2, atol=1e-3)
+
+
+def test_where_rewards_end_returns_nothing_after_them_counts() -> None:
+    data = filled(terminal_on_reward=True)._get_samples(np.array([0, 4]))
+    assert data.rewards.flatten().tolist() == [0 + 0.5 * 1, 4]  # the frame shown at step n pays n
+    assert data.dones.flatten().tolist() == [1, 1]
+    assert filled()._get_samples(np.array([4])).dones.flatten().tolist() == [0]
+
+
+def test_each_environment_tosses_a_coin_of_its_own() -> None:
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", device="cpu")
+    model.exploration_rate = 0.5
+    with torch.no_grad():  # the greedy action is 0, a random one is 1 every other time
+        model.q_net.q_net[-1].bias.copy_(torch.tensor([1e3, 0.0]))
+    np.random.seed(0)
+    actions = np.array([model.predict(np.zeros((2, 4), np.float32))[0] for _ in range(4_000)])
+    np.testing.assert_allclose(actions.mean(0), 0.25, atol=0.028)  # four standard errors
+    assert np.mean(actions[:, 0] & actions[:, 1]) == pytest.approx(0.25**2, abs=0.016)
