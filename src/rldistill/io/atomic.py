@@ -7,13 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.io.provenance import PACKAGES
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -56,17 +53,6 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def open_stage(folder: Path, done: Path, resume: bool | None, overwrite: bool) -> bool:

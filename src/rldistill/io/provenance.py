@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from rldistill.io.atomic import _versions
 
 PACKAGES = ("rldistill", "torch", "numpy", "gymnasium", "ale-py", "stable-baselines3", "pyarrow")
 
@@ -21,3 +21,14 @@ def provenance(seed: int) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

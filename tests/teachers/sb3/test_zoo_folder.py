@@ -172,7 +172,7 @@ class Calls:
         Calls(torch.load, "x"),
         Calls(bytearray, 1 << 40),
     ],
-    ids=lambda evil: str(evil.what[0]),
+    ids=lambda evil: evil.what[0].__qualname__,
 )
 def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evil: Calls) -> None:
     path = tmp_path / "vecnormalize.pkl"
