@@ -52,16 +52,18 @@ def main() -> None:
     teacher = student.build(spec).eval()
 
     threads = os.cpu_count() or 1
-    vector = make_vector_env(env, config.slots, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth), threads)
+    vector = make_vector_env(
+        env, config.envs_per_stream, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth), threads
+    )
     rng = np.random.default_rng(0)
     obs = vector.reset()
     vector.single_action_space.seed(0)
-    rounds = asked.steps // config.slots
-    actions = [np.stack([vector.single_action_space.sample() for _ in range(config.slots)]) for _ in range(64)]
+    rounds = asked.steps // config.envs_per_stream
+    actions = [np.stack([vector.single_action_space.sample() for _ in range(slots)]) for _ in range(64)]
     started = time.perf_counter()
     for step in range(rounds):
         obs = vector.step(actions[step % 64]).obs
-    emulator = rounds * config.slots / (time.perf_counter() - started)
+    emulator = rounds * config.envs_per_stream / (time.perf_counter() - started)
     vector.close()
 
     inference = inference_rate(teacher, [rng.permutation(obs) for _ in range(16)])

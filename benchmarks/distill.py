@@ -23,7 +23,7 @@ def bare(dataset, student: AnyStudent, config: DistillConfig) -> float:  # type:
     rows = np.flatnonzero(~dataset.heldout)
     obs = dataset.observations(rows)
     labels = torch.from_numpy(dataset.columns["teacher"][rows]).softmax(-1)
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.num_threads)
     started = time.perf_counter()
     for _ in range(config.epochs):
         for batch in torch.randperm(len(rows)).split(config.batch_size):
@@ -47,7 +47,7 @@ def main() -> None:
         (cartpole, Mlp((64, 64)).build(spec_from_env(cartpole)).eval(), Mlp((64, 64)), 20_000, 20),
     ]
     for env, teacher, student, steps, epochs in tasks:
-        config = DistillConfig(epochs=epochs, patience=0, threads=asked.threads)
+        config = DistillConfig(epochs=epochs, patience=0, num_threads=asked.threads)
         with tempfile.TemporaryDirectory() as folder:
             dataset = collect(env, teacher, CollectConfig(steps=steps, epsilon=0.5), Path(folder) / "dataset")
             limits, rates = [], []

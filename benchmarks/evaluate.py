@@ -65,7 +65,7 @@ def main() -> None:
     env = EnvConfig(asked.env)
     if asked.policy:
         policy = load_policy(asked.policy)
-        env = env.seen_by(policy)
+        env = env.adapted_to(policy)
     else:
         spec = spec_from_env(env)
         student = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)) if spec.frames else Mlp()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.evaluation.group_sequential import boundary, looks
-from rldistill.evaluation.non_inferiority import Answer, non_inferior
+from rldistill.evaluation.non_inferiority import NonInferiorityResult, non_inferior
 from rldistill.evaluation.statistics import Statistic, interval, iqm, mean, median, optimality_gap
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
@@ -45,7 +45,7 @@ def coverage(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> 
     return {name: count / draws for name, count in hits.items()}
 
 
-def asked(lead: NDArray[np.float64], risk: float = 0.05) -> Answer:
+def asked(lead: NDArray[np.float64], risk: float = 0.05) -> NonInferiorityResult:
     """The answer for a teacher that scores 100, random play that scores 0 and a student that scores 95 and `lead`."""
     episodes = lead.shape[1]
     return non_inferior(95 + lead, np.full((1, episodes), 100.0), np.zeros((1, episodes)), risk=risk)
@@ -66,7 +66,7 @@ def seeds_at_the_margin(runs: int, between: float, episodes: int, draws: int, rn
     return yes / draws
 
 
-def until_decided(law: Draw, effect: float, draws: int, rng: np.random.Generator) -> tuple[float, float, float]:
+def sequential(law: Draw, effect: float, draws: int, rng: np.random.Generator) -> tuple[float, float, float]:
     """Shares of yes and of no, and the mean number of episodes, where the first answer ends it."""
     counts = looks(FIRST, MOST)
     risks = boundary(counts)
@@ -129,12 +129,12 @@ def say_decision(draws: int, rng: np.random.Generator) -> None:
     for runs in (3, 5):
         shares = [seeds_at_the_margin(runs, between, 60, draws, rng) for between in (0.0, 0.3, 1.0)]
         print(f"  {runs} training seeds that differ by 0, 0.3 and 1: " + ", ".join(f"{share:.4f}" for share in shares))
-    print(f"--until-decided, a look every {FIRST} of {MOST} episodes")
+    print(f"--sequential, a look every {FIRST} of {MOST} episodes")
     for name, law in (LAWS | FAILURES).items():
-        yes, no, episodes = until_decided(law, 0.0, draws, rng)
+        yes, no, episodes = sequential(law, 0.0, draws, rng)
         print(f"  {name}, at the margin: yes {yes:.4f} (at most 0.05), no {no:.4f}, {episodes:.0f} episodes")
     for name, law in LAWS.items():
-        yes, no, episodes = until_decided(law, 0.3, draws, rng)
+        yes, no, episodes = sequential(law, 0.3, draws, rng)
         print(f"  {name}, 0.3 above it: yes {yes:.4f}, no {no:.4f}, {episodes:.0f} episodes")
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rldistill import Entrant, EvaluateConfig, Policy, evaluate, load_policy
+from rldistill import EvaluateConfig, Policy, PolicyRuns, evaluate, load_policy
 from rldistill.data.manifest import Manifest
 from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import write_json
@@ -36,7 +36,14 @@ from rldistill.teachers.load import SavedTeacher
 
 CORRUPTED, SPOILT = "corrupted", 0.34
 
-LANDER_PPO = {"num_envs": 16, "num_steps": 256, "epochs": 10, "gamma": 0.999, "gae_lambda": 0.98, "eval_every": 10_000}
+LANDER_PPO = {
+    "num_envs": 16,
+    "rollout_length": 256,
+    "epochs": 10,
+    "gamma": 0.999,
+    "gae_lambda": 0.98,
+    "eval_every": 10_000,
+}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3}
 
 # `wanted` is the share of the sound teacher that the student is to reach; of `seeds` training seeds.
@@ -52,7 +59,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "run": {"env": {"id": "Hopper-v5"}, "recipe": {"name": "ppd", "weight": 5.0},
                 "distill": {"losses": ["wasserstein"]},
                 "students": {"quarter": {"type": "mlp", "hidden": [96, 96]}},
-                "ppo": {"total_steps": 300_000, "num_envs": 8, "num_steps": 512, "batch_size": 256,
+                "ppo": {"total_steps": 300_000, "num_envs": 8, "rollout_length": 512, "batch_size": 256,
                         "learning_rate": 1e-3, "schedule": "linear", "max_grad_norm": 5.0, "eval_every": 20_000}},
     },
     "corrupted-LunarLander": {
@@ -76,8 +83,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
                 "students": {"mlp": {"type": "mlp", "hidden": [256], "features": "teacher"}},
                 "dqn": {"total_steps": 200_000, "buffer_size": 200_000, "learning_starts": 2_000, "learning_rate": 3e-4,
                         "schedule": "linear", "offline_steps": 20_000, "n_steps": 5, "gamma": 0.995,
-                        "terminal_on_reward": True, "exploration": {"type": "linear", "start": 0.02, "end": 0.01},
-                        "batch_size": 256, "gradient_steps": 2, "target_update": 1_000, "average_decay": 0.999,
+                        "terminal_on_reward": True, "epsilon_schedule": {"type": "linear", "start": 0.02, "end": 0.01},
+                        "batch_size": 256, "gradient_steps": 2, "target_update_interval": 1_000, "ema_decay": 0.999,
                         "eval_every": 40_000, "eval_episodes": 40}},
     },
     "qdagger-halfway-Pong": {
@@ -89,22 +96,23 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
                                      "features": {"type": "objects", "regions": REGIONS}}},
                 "dqn": {"total_steps": 300_000, "buffer_size": 300_000, "learning_starts": 2_000, "batch_size": 256,
                         "schedule": "linear", "offline_steps": 10_000, "n_steps": 5, "gamma": 0.995,
-                        "terminal_on_reward": True, "exploration": {"type": "linear", "start": 0.02, "end": 0.0},
-                        "gradient_steps": 8, "target_update": 1_000, "average_decay": 0.999, "eval_every": 30_000}},
+                        "terminal_on_reward": True, "epsilon_schedule": {"type": "linear", "start": 0.02, "end": 0.0},
+                        "gradient_steps": 8, "target_update_interval": 1_000, "ema_decay": 0.999,
+                        "eval_every": 30_000}},
     },
     "qdagger-cnn-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 100, "teacher": "zoo:pong-dqn",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "qdagger", "weight": 5.0},
                 "collect": {"steps": 100_000, "epsilon": 0.05}, "students": {"cnn": CNN62 | {"hidden": [128]}},
                 "dqn": {"total_steps": 300_000, "buffer_size": 200_000, "learning_starts": 5_000, "learning_rate": 3e-4,
-                        "schedule": "linear", "offline_steps": 10_000, "n_steps": 3, "exploration": 0.01,
+                        "schedule": "linear", "offline_steps": 10_000, "n_steps": 3, "epsilon_schedule": 0.01,
                         "gradient_steps": 1, "eval_every": 50_000}},
     },
     "finetune-Pong": {
         "wanted": 1.0, "seeds": 1, "episodes": 30, "weights": "pong-dqn-halfway/policy.safetensors",
         "run": {"env": {"id": "ALE/Pong-v5"}, "recipe": {"name": "finetune", "critic_warmup": 20_000},
                 "collect": {"steps": 60_000, "epsilon": 0.05}, "distill": PIXELS, "students": {"cnn": CNN62},
-                "ppo": {"total_steps": 500_000, "num_steps": 128, "epochs": 4, "batch_size": 256,
+                "ppo": {"total_steps": 500_000, "rollout_length": 128, "epochs": 4, "batch_size": 256,
                         "learning_rate": 2.5e-4, "clip_range": 0.1, "entropy_coef": 0.005, "eval_every": 50_000}},
     },
 }  # fmt: skip
@@ -140,7 +148,7 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
     if (folder / "policy.json").exists():
         return
     assert isinstance(teacher, NetworkPolicy)
-    worst, best = (float(play(run.env, one, 50, round=2).returns.mean()) for one in (None, teacher))
+    worst, best = (float(play(run.env, one, 50, split=2).returns.mean()) for one in (None, teacher))
     sound = {name: value.clone() for name, value in teacher.state_dict().items()}
     low, high = 0.0, 1.0
     for _ in range(12):
@@ -152,7 +160,7 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
             if name.endswith((".weight", ".bias"))
         }
         teacher.load_state_dict({**sound, **noisy})
-        left = (float(play(run.env, teacher, 50, round=2).returns.mean()) - worst) / (best - worst)
+        left = (float(play(run.env, teacher, 50, split=2).returns.mean()) - worst) / (best - worst)
         print(f"noise of {scale:.3f} leaves {left:.2f} of the teacher")
         if abs(left - SPOILT) < 0.05:
             break
@@ -185,12 +193,12 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     place = run.folder / "students" / student
     steps += run.dqn.total_steps if about["run"]["recipe"]["name"] == "qdagger" else run.ppo.total_steps
     players = {
-        "teacher": Entrant("teacher", {None: sound}, 0),
-        student: Entrant("student", {seed: load_native(place / f"seed-{seed}") for seed in run.seeds}, steps),
-        "random": Entrant("random", {None: None}, 0),
+        "teacher": PolicyRuns("teacher", {None: sound}, 0),
+        student: PolicyRuns("student", {seed: load_native(place / f"seed-{seed}") for seed in run.seeds}, steps),
+        "random": PolicyRuns("random", {None: None}, 0),
     }
     if CORRUPTED in about:
-        players[CORRUPTED] = Entrant("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
+        players[CORRUPTED] = PolicyRuns("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
     asked = EvaluateConfig(about["episodes"], videos=False)
     with track(f"evaluate {name}", "episodes") as report:
         said = evaluate(run.env, players, asked, run.folder, progress=report)["policies"]

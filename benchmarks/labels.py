@@ -36,7 +36,7 @@ def main() -> None:
 def measure(name: str, env: EnvConfig, teacher: Policy, steps: int, turns: int) -> None:
     """Print the median ratio over several turns, each of which measures both."""
     config = CollectConfig(steps=steps, epsilon=0.01)
-    calls = steps // config.slots
+    calls = steps // config.envs_per_stream
     ratios, asked, bare = [], [], []
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def measure(name: str, env: EnvConfig, teacher: Policy, steps: int, turns: int) 
         bare.append(float(np.median(alone)))
         ratios.append(asked[-1] / bare[-1] * (len(ask) + len(alone)) / calls)
     print(
-        f"{name}: asking {1e6 * np.median(asked):,.0f} us for {config.slots} labels, bare forward "
+        f"{name}: asking {1e6 * np.median(asked):,.0f} us for {config.envs_per_stream} labels, bare forward "
         f"{1e6 * np.median(bare):,.0f} us, ratio with all that is asked {np.median(ratios):.2f}"
     )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
 
-from rldistill import Entrant, EvaluateConfig, collect, distill, evaluate, load_policy, train_teacher
+from rldistill import EvaluateConfig, PolicyRuns, collect, distill, evaluate, load_policy, train_teacher
 from rldistill.evaluation.statistics import normalised_interval, normalised_score
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import RunConfig
@@ -62,9 +62,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             sizes.append(data.num_steps)
         entrants = {
-            "teacher": Entrant("teacher", {None: teacher}, 0),
-            "mlp": Entrant("student", students, max(sizes)),
-            "random": Entrant("random", {None: None}, 0),
+            "teacher": PolicyRuns("teacher", {None: teacher}, 0),
+            "mlp": PolicyRuns("student", students, max(sizes)),
+            "random": PolicyRuns("random", {None: None}, 0),
         }
         evaluation = evaluate(run.env, entrants, EvaluateConfig(asked.episodes, videos=False), Path(temporary))
     policies = evaluation["policies"]

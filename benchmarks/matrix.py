@@ -14,7 +14,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rldistill import Entrant, EnvConfig, EvaluateConfig, Policy, RLDistillError, TrainConfig, evaluate, train_teacher
+from rldistill import (
+    EnvConfig,
+    EvaluateConfig,
+    Policy,
+    PolicyRuns,
+    RLDistillError,
+    TrainConfig,
+    evaluate,
+    train_teacher,
+)
 from rldistill.data.manifest import Manifest
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
@@ -28,7 +37,7 @@ SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
 MIDDLE = {"epochs": 20, "batch_size": 256, "learning_rate": 2e-3}
 # Warm-started rounds begin at the full rate, which at first undoes some of what the round before had learned.
 PATIENT = MIDDLE | {"patience": 0}
-PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "threads": 2}
+PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "num_threads": 2}
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
 # `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does; how
@@ -44,7 +53,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
                       "rounds": (40_000, 4, 15_000), "wide": (80_000, 2, 30_000),
                       "train": PPO | {"total_steps": 2_000_000}, "fit": PATIENT | {"epochs": 60},
                       "weight": {"type": "linear", "start": 5.0, "end": 0.5},
-                      "ppo": {"total_steps": 200_000, "num_envs": 16, "num_steps": 512, "batch_size": 256, "epochs": 10,
+                      "ppo": {"total_steps": 200_000, "num_envs": 16, "rollout_length": 512, "batch_size": 256,
+                              "epochs": 10,
                               "learning_rate": 1e-3, "schedule": "linear", "max_grad_norm": 5.0, "eval_every": 25_000,
                               "eval_episodes": 40}},
     "HalfCheetah": {"id": "HalfCheetah-v5", "agent": "sac/HalfCheetah-v3", "steps": 100_000,
@@ -71,7 +81,7 @@ def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, A
     return {"type": student, "features": {"type": kind, **settings}}
 
 
-TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12, "min_samples": 5, "refine": 3}
+TREE12 = features("objects", "tree", regions=REGIONS) | {"max_depth": 12, "min_samples": 5, "alternating_passes": 3}
 
 # Environment, name of the student, the student, its loss, the recipe; `wide` is DAgger from more steps, `many` in more
 # rounds, too.
@@ -170,7 +180,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
     return RunConfig.model_validate(document).plan()
 
 
-def fill(run: Run) -> Entrant:
+def fill(run: Run) -> PolicyRuns:
     """Collect and distil what is not there yet; beside the students, how long that took."""
     started = time.monotonic()
     (name,) = run.students
@@ -186,7 +196,7 @@ def fill(run: Run) -> Entrant:
         write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
     own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]
     steps = max((Manifest.read(folder).num_steps for folder in own if folder.exists()), default=0)
-    return Entrant("student", students, run.ppo.total_steps if dataset is None else dataset.num_steps + steps)
+    return PolicyRuns("student", students, run.ppo.total_steps if dataset is None else dataset.num_steps + steps)
 
 
 def rows_of(
@@ -194,7 +204,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Fill the cells of one environment and play all of their students at once."""
     teacher = teacher_of(env, out, agents)
-    entrants: dict[str, Entrant] = {}
+    entrants: dict[str, PolicyRuns] = {}
     failed: dict[str, str] = {}
     runs = {cell[1]: planned(cell, teacher, out, seeds) for cell in cells}
     for name, run in runs.items():
@@ -203,8 +213,8 @@ def rows_of(
         except RLDistillError as error:
             failed[name] = str(error)
     some = next(iter(runs.values()))
-    players = {"teacher": Entrant("teacher", {None: load_teacher(some)}, 0), **entrants}
-    players["random"] = Entrant("random", {None: None}, 0)
+    players = {"teacher": PolicyRuns("teacher", {None: load_teacher(some)}, 0), **entrants}
+    players["random"] = PolicyRuns("random", {None: None}, 0)
     with track(f"evaluate {env}", "episodes") as report:
         found = evaluate(some.env, players, EvaluateConfig(episodes, videos=False), out / env, progress=report)
     rows = []

@@ -113,7 +113,7 @@ def ppo_task(name: str, env: str, config: PPOConfig, teacher: Path | None = None
             loaded = load_policy(teacher)
             policy = type("TaughtPolicy", (Taught,), {"teacher": loaded, "head": loaded.spec.head})
         return PPO(
-            policy, vector, n_steps=config.num_steps, batch_size=config.batch_size, n_epochs=config.epochs,
+            policy, vector, n_steps=config.rollout_length, batch_size=config.batch_size, n_epochs=config.epochs,
             gamma=config.gamma, gae_lambda=config.gae_lambda, ent_coef=config.entropy_coef if teacher is None else 1.0,
             seed=seed, device="cpu",
         )  # fmt: skip
@@ -125,14 +125,14 @@ def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: DQNConfig, 
     """DQN whose every setting that SB3 has is the same there."""
 
     def of_sb3(vector: Any, seed: int) -> DQN:
-        share = config.exploration
+        share = config.epsilon_schedule
         assert isinstance(share, Linear)
         return DQN(
             "MlpPolicy", vector, learning_rate=config.learning_rate, buffer_size=config.buffer_size,
             learning_starts=config.learning_starts, batch_size=config.batch_size, gamma=config.gamma,
             train_freq=1, gradient_steps=config.gradient_steps, exploration_fraction=share.until,
             exploration_initial_eps=share.start, exploration_final_eps=share.end,
-            target_update_interval=config.target_update // config.gradient_steps * config.num_envs,
+            target_update_interval=config.target_update_interval // config.gradient_steps * config.num_envs,
             policy_kwargs={**policy, "optimizer_kwargs": {"eps": 1.5e-4}}, seed=seed, device="cpu",
         )  # fmt: skip
 
@@ -142,14 +142,14 @@ def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: DQNConfig, 
 def tasks() -> list[Task]:
     of_cartpole = DQNConfig(
         total_steps=60_000, num_envs=4, buffer_size=50_000, learning_starts=1_000, gradient_steps=4, learning_rate=1e-3,
-        target_update=500, exploration=Linear(1.0, 0.04, 0.2),
+        target_update_interval=500, epsilon_schedule=Linear(1.0, 0.04, 0.2),
     )  # fmt: skip
     of_lander = PPOConfig(
-        total_steps=200_000, num_envs=16, num_steps=256, epochs=4, gamma=0.999, gae_lambda=0.98, entropy_coef=0.01
+        total_steps=200_000, num_envs=16, rollout_length=256, epochs=4, gamma=0.999, gae_lambda=0.98, entropy_coef=0.01
     )
     of_minatar = DQNConfig(
         total_steps=100_000, num_envs=4, buffer_size=100_000, learning_starts=5_000, gradient_steps=1, batch_size=32,
-        learning_rate=2.5e-4, target_update=250, exploration=Linear(1.0, 0.1, 0.5),
+        learning_rate=2.5e-4, target_update_interval=250, epsilon_schedule=Linear(1.0, 0.1, 0.5),
     )  # fmt: skip
     small = Cnn((16,), (3,), (1,), (128,))
     of_pictures = {"features_extractor_class": SmallCnn, "net_arch": [], "normalize_images": False}
@@ -161,7 +161,7 @@ def tasks() -> list[Task]:
         for game in ("Breakout", "SpaceInvaders")
     ]  # fmt: skip
     return [
-        ppo_task("PPO, CartPole", "CartPole-v1", PPOConfig(total_steps=50_000, num_steps=128)),
+        ppo_task("PPO, CartPole", "CartPole-v1", PPOConfig(total_steps=50_000, rollout_length=128)),
         ppo_task("PPO, LunarLander", "LunarLander-v3", of_lander),
         dqn_task("DQN, CartPole", EnvConfig("CartPole-v1"), Mlp((64, 64)), of_cartpole, net_arch=[64, 64]),
         *games,

@@ -44,7 +44,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
             "collect": {"gamma": 0.999},
             "distill": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3},
             "students": {"mlp": {"type": "mlp", "hidden": [32, 32]}},
-            "ppo": {"num_envs": 16, "num_steps": 1024, "epochs": 4, "gamma": 0.999, "gae_lambda": 0.98,
+            "ppo": {"num_envs": 16, "rollout_length": 1024, "epochs": 4, "gamma": 0.999, "gae_lambda": 0.98,
                     "entropy_coef": 0.01, "eval_every": 20_000},
         },
     },
@@ -60,7 +60,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
             "distill": {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3},
             "students": {"cnn": {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1],
                                  "hidden": [24]}},
-            "ppo": {"num_envs": 8, "num_steps": 128, "epochs": 4, "batch_size": 256, "learning_rate": 2.5e-4,
+            "ppo": {"num_envs": 8, "rollout_length": 128, "epochs": 4, "batch_size": 256, "learning_rate": 2.5e-4,
                     "schedule": "linear", "clip_range": 0.1, "entropy_coef": 0.01, "eval_every": 50_000},
         },
     },
@@ -87,7 +87,7 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:
     """A policy's normalised score, on episodes that it was not chosen by."""
     worst, own, best = (
-        float(play(run.env.seen_by(teacher), one, EPISODES, seed=run.seed).returns.mean())
+        float(play(run.env.adapted_to(teacher), one, EPISODES, seed=run.seed).returns.mean())
         for one in (None, policy, teacher)
     )
     return (own - worst) / (best - worst)

@@ -43,7 +43,7 @@ def teacher() -> NetworkPolicy:
 @pytest.fixture(scope="session")
 def dataset(teacher: NetworkPolicy, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("cartpole") / "dataset"
-    return collect(CARTPOLE, teacher, CollectConfig(steps=4_000, epsilon=0.3, block=64), folder)
+    return collect(CARTPOLE, teacher, CollectConfig(steps=4_000, epsilon=0.3, block_steps=64), folder)
 
 
 def manifest_bytes(folder: Path) -> bytes:

@@ -17,7 +17,7 @@ from .distillation.distill import distill as distill
 from .envs.make import EnvConfig as EnvConfig
 from .evaluation.config import EvaluateConfig as EvaluateConfig
 from .evaluation.config import RobustnessConfig as RobustnessConfig
-from .evaluation.evaluate import Entrant as Entrant
+from .evaluation.evaluate import PolicyRuns as PolicyRuns
 from .evaluation.evaluate import evaluate as evaluate
 from .losses import QMSE as QMSE
 from .losses import ActionNLL as ActionNLL

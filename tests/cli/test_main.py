@@ -44,10 +44,10 @@ def test_a_verb_calls_its_stage(verb: str, file: Path, monkeypatch: pytest.Monke
     assert (resume, overwrite, quiet) == (True, False, True)
 
 
-def test_until_decided_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.until_decided))
-    for asked in ([], ["--until-decided"], ["evaluate.max_episodes=90", "--until-decided"]):
+    monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.sequential))
+    for asked in ([], ["--sequential"], ["evaluate.max_episodes=90", "--sequential"]):
         result = CliRunner().invoke(app, ["evaluate", str(file), *asked])
         assert result.exit_code == 0, result.output
     assert calls == [False, True, True]

@@ -58,7 +58,7 @@ def test_what_other_processes_cannot_be_given_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
-    config = CollectConfig(steps=1_500, streams=4, slots=2, block=50, epsilon=0.2)
+    config = CollectConfig(steps=1_500, num_streams=4, envs_per_stream=2, block_steps=50, epsilon=0.2)
     collect(CARTPOLE, teacher, config, tmp_path / "one", seed=5)
     collect(CARTPOLE, teacher, dataclasses.replace(config, workers=workers), tmp_path / "many", seed=5)
     assert manifest_bytes(tmp_path / "one") == manifest_bytes(tmp_path / "many")
@@ -67,7 +67,7 @@ def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tm
 @pytest.mark.parametrize(("env_id", "steps"), [("CartPole-v1", 1_000), ("BipedalWalker-v3", 600), ("ALE/Pong-v5", 600)])
 def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, env_id: str, steps: int) -> None:
     env = EnvConfig(env_id)
-    config = CollectConfig(steps=steps, streams=1, slots=2, block=50, epsilon=0.1)
+    config = CollectConfig(steps=steps, num_streams=1, envs_per_stream=2, block_steps=50, epsilon=0.1)
     collect(env, make_teacher_for(env), config, tmp_path)
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
@@ -79,7 +79,7 @@ def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, e
 
 
 def test_observations_beyond_the_cap_stay_on_disk_and_are_the_same(tmp_path: Path) -> None:
-    config = CollectConfig(steps=400, block=25, epsilon=0.3)
+    config = CollectConfig(steps=400, block_steps=25, epsilon=0.3)
     whole = collect(CARTPOLE, make_teacher(CARTPOLE), config, tmp_path / "whole")
     capped = collect(CARTPOLE, make_teacher(CARTPOLE), dataclasses.replace(config, memory_gb=1e-9), tmp_path / "capped")
     assert isinstance(capped.obs, np.memmap)
@@ -116,7 +116,7 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
     env = EnvConfig("Grid-v0", {"bits": bits})
     torch.manual_seed(0)
     teacher = Mlp((4,)).build(spec_from_env(env)).eval()
-    config = CollectConfig(steps=120, streams=1, slots=2, block=20, epsilon=0.5)
+    config = CollectConfig(steps=120, num_streams=1, envs_per_stream=2, block_steps=20, epsilon=0.5)
     data = collect(env, teacher, config, tmp_path)
     assert data.columns["action"].shape == (120, 4)
     np.testing.assert_array_equal(data.columns["reward"], data.columns["action"][:, 2])  # [1, 0] is the third of four
@@ -154,7 +154,7 @@ def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
         document = {
             "env": {"id": env_id},
             "teacher": str(tmp_path / "teacher"),
-            "collect": {"steps": steps, "block": 100, "epsilon": 0.1},
+            "collect": {"steps": steps, "block_steps": 100, "epsilon": 0.1},
             "out": str(tmp_path / name),
         }
         run.write_text(yaml.safe_dump(document))
@@ -186,7 +186,12 @@ def test_labels_are_what_the_teacher_says_of_the_stored_observations(dataset: Da
 
 
 def test_successors_are_labelled_across_steps_and_not_across_episodes(tmp_path: Path) -> None:
-    data = collect(CARTPOLE, make_teacher(CARTPOLE), CollectConfig(steps=400, streams=1, slots=2, block=40), tmp_path)
+    data = collect(
+        CARTPOLE,
+        make_teacher(CARTPOLE),
+        CollectConfig(steps=400, num_streams=1, envs_per_stream=2, block_steps=40),
+        tmp_path,
+    )
     columns = data.columns
     rows = {(e, s): i for i, (e, s) in enumerate(zip(columns["episode"], columns["step"], strict=True))}
     followed = 0
@@ -202,7 +207,10 @@ def test_successors_are_labelled_across_steps_and_not_across_episodes(tmp_path: 
 def test_pong_stacks_are_those_the_emulator_shows(tmp_path: Path) -> None:
     env = EnvConfig("ALE/Pong-v5")
     data = collect(
-        env, make_teacher(env), CollectConfig(steps=240, streams=1, slots=2, block=40, epsilon=0.5), tmp_path
+        env,
+        make_teacher(env),
+        CollectConfig(steps=240, num_streams=1, envs_per_stream=2, block_steps=40, epsilon=0.5),
+        tmp_path,
     )
     manifest = Manifest.read(tmp_path)
     from rldistill.envs.seeding import episode_seed
@@ -238,7 +246,7 @@ def test_a_game_that_repeats_itself_needs_noise(tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = CollectConfig(steps=100, block=10)
+    config = CollectConfig(steps=100, block_steps=10)
     collect(CARTPOLE, teacher, config, tmp_path)
     before = manifest_bytes(tmp_path)
     with pytest.raises(ConfigError, match="--resume"):
@@ -250,7 +258,7 @@ def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Pat
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
 def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage: str) -> None:
-    collect(CARTPOLE, teacher, CollectConfig(steps=100, block=10), tmp_path)
+    collect(CARTPOLE, teacher, CollectConfig(steps=100, block_steps=10), tmp_path)
     path = sorted((tmp_path / "blocks").iterdir())[0]
     content = path.read_bytes()
     if damage == "delete":
@@ -268,7 +276,7 @@ def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage
 
 @pytest.mark.parametrize("number", [0, 4])
 def test_a_lost_block_is_played_again(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
-    config = CollectConfig(steps=800, slots=4, block=20, epsilon=0.1)
+    config = CollectConfig(steps=800, envs_per_stream=4, block_steps=20, epsilon=0.1)
     collect(CARTPOLE, teacher, config, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
     lost = tmp_path / "blocks" / sorted(before)[number]
@@ -323,7 +331,7 @@ def recurrent_teacher() -> NetworkPolicy:
 
 def test_a_recurrent_teacher_remembers_over_blocks_and_forgets_at_the_end_of_an_episode(tmp_path: Path) -> None:
     teacher = recurrent_teacher()
-    config = CollectConfig(steps=320, streams=1, slots=2, block=20, epsilon=0.3)
+    config = CollectConfig(steps=320, num_streams=1, envs_per_stream=2, block_steps=20, epsilon=0.3)
     data = collect(CARTPOLE, teacher, config, tmp_path)
     assert data.num_episodes > 4
     for episode in range(data.num_episodes):
@@ -339,7 +347,7 @@ def test_a_recurrent_teacher_remembers_over_blocks_and_forgets_at_the_end_of_an_
 
 
 def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
-    config = CollectConfig(steps=320, streams=2, slots=2, block=20, epsilon=0.3)
+    config = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=20, epsilon=0.3)
     collect(CARTPOLE, recurrent_teacher(), config, tmp_path)
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
@@ -355,7 +363,9 @@ def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
 def test_what_a_step_led_to_is_kept_also_where_an_episode_ends(wrappers: tuple[Wrapper, ...], tmp_path: Path) -> None:
     env = EnvConfig("CartPole-v1", wrappers=wrappers)
     teacher = Mlp((4,)).build(spec_from_env(env)).eval()
-    data = collect(env, teacher, CollectConfig(steps=200, streams=2, slots=2, block=16, epsilon=0.5), tmp_path)
+    data = collect(
+        env, teacher, CollectConfig(steps=200, num_streams=2, envs_per_stream=2, block_steps=16, epsilon=0.5), tmp_path
+    )
     rows = np.arange(len(data))
     obs, after = data.observations(rows), data.next_observations(rows)
     with torch.no_grad():
@@ -370,7 +380,9 @@ def test_what_a_step_led_to_is_kept_also_where_an_episode_ends(wrappers: tuple[W
 def test_what_a_step_of_a_game_led_to_is_kept(tmp_path: Path) -> None:
     env = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 100})
     teacher = Linear().build(spec_from_env(env)).eval()
-    data = collect(env, teacher, CollectConfig(steps=160, streams=1, slots=2, block=30, epsilon=0.5), tmp_path)
+    data = collect(
+        env, teacher, CollectConfig(steps=160, num_streams=1, envs_per_stream=2, block_steps=30, epsilon=0.5), tmp_path
+    )
     rows = np.arange(len(data))
     ended = data.columns["terminated"] | data.columns["truncated"]
     assert 0 < ended.sum() < len(data)
@@ -384,7 +396,7 @@ def test_what_a_step_of_a_game_led_to_is_kept(tmp_path: Path) -> None:
 
 
 def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = CollectConfig(steps=100, block=10)
+    config = CollectConfig(steps=100, block_steps=10)
     collect(CARTPOLE, teacher, config, tmp_path)
     before = manifest_bytes(tmp_path)
     other = make_teacher(CARTPOLE)
@@ -403,7 +415,7 @@ def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Pat
 
 
 def test_a_dataset_that_does_not_tell_its_teacher_is_gone_on_with_aloud(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = CollectConfig(steps=100, block=10)
+    config = CollectConfig(steps=100, block_steps=10)
     collect(CARTPOLE, teacher, config, tmp_path)
     document = json.loads(manifest_bytes(tmp_path))
     del document["rounds"]["0"]["teacher"]
@@ -419,7 +431,7 @@ def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_
         raise ValueError("no")
 
     failing = FunctionPolicy(fail, spec_from_env(CARTPOLE))
-    config = CollectConfig(steps=100, block=10)
+    config = CollectConfig(steps=100, block_steps=10)
     with pytest.raises(ConfigError, match="failed: ValueError"):
         collect(CARTPOLE, failing, config, tmp_path / "new", round=number)
     assert not (tmp_path / "new").exists()

@@ -634,7 +634,7 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
     found = verify_teacher(SavedTeacher(str(path)), env, None, 1, 0, quiet=True)
     assert "trained on planted:make" in found["suspicious"][-1]
     for seed, name in enumerate("ab"):
-        collect(env, policy, CollectConfig(steps=32, block=4), tmp_path / name, seed=seed)
+        collect(env, policy, CollectConfig(steps=32, block_steps=4), tmp_path / name, seed=seed)
         manifest = tmp_path / name / "manifest.json"
         manifest.write_text(manifest.read_text().replace("CartPole-v1", "planted:make"))
         check(tmp_path / name)

@@ -43,7 +43,7 @@ from rldistill.teachers.python import FunctionPolicy
 from ..conftest import CARTPOLE, manifest_bytes
 
 PONG = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 120})
-SMALL = CollectConfig(steps=320, streams=2, slots=2, block=32, epsilon=0.4)
+SMALL = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=32, epsilon=0.4)
 LABELS = ("teacher", "next_teacher", "value", "next_value")
 
 
@@ -744,7 +744,7 @@ def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
                 "env": {"id": "CartPole-v1"},
                 "teacher": str(tmp_path / "teacher"),
                 "out": str(tmp_path / "run"),
-                "collect": {"steps": 160, "slots": 2, "epsilon": 0.3},
+                "collect": {"steps": 160, "envs_per_stream": 2, "epsilon": 0.3},
             }
         )
     )

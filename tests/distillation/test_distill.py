@@ -27,7 +27,7 @@ from rldistill.losses.objective import Term, best_constant_loss, with_temperatur
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features.screen import Basic, Objects
 
-CONFIG = DistillConfig(epochs=4, batch_size=64, threads=1)
+CONFIG = DistillConfig(epochs=4, batch_size=64, num_threads=1)
 
 
 def test_a_student_learns_what_the_teacher_does(dataset: Dataset, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_refining_makes_fewer_mistakes(dataset: Dataset, tmp_path: Path, losses:
     best, worst = labels.max(1), labels.min(1)
     lost = []
     for passes in (0, 3):
-        student = distill(dataset, Tree(max_depth=4, refine=passes), config, tmp_path / str(passes))
+        student = distill(dataset, Tree(max_depth=4, alternating_passes=passes), config, tmp_path / str(passes))
         with torch.no_grad():
             chosen = student(dataset.observations(train))[0].mode().numpy()
         if losses and isinstance(losses[0], AdvantageMSE):
@@ -133,7 +133,7 @@ def test_what_is_not_legal_does_not_hide_that_it_is_best_where_it_is(
     masked = np.where(rare[:, None] & (np.arange(labels.shape[1]) == labels.argmax(1)[:, None]), ILLEGAL, labels)
     hidden = dataclasses.replace(dataset, columns={**dataset.columns, "teacher": masked.astype(np.float32)})
     config = DistillConfig(losses=(Term(AdvantageMSE(0.1)),))
-    student = distill(hidden, Tree(max_depth=5, refine=passes), config, tmp_path)
+    student = distill(hidden, Tree(max_depth=5, alternating_passes=passes), config, tmp_path)
     clear = np.abs(labels[:, 0] - labels[:, 1]) > 0.1
     with torch.no_grad():
         told = student(dataset.observations(np.flatnonzero(clear)))[0].mode().numpy()
@@ -167,7 +167,9 @@ def test_a_continuous_teacher(tmp_path: Path) -> None:
     assert isinstance(student, TreePolicy)
     assert len(student.feature) <= 59
     assert student(data.observations(np.arange(3)))[0].mode().shape == (3, 1)
-    refined = distill(data, Tree(max_depth=7, max_leaves=30, refine=2), DistillConfig(), tmp_path / "refined")
+    refined = distill(
+        data, Tree(max_depth=7, max_leaves=30, alternating_passes=2), DistillConfig(), tmp_path / "refined"
+    )
     train = np.flatnonzero(~data.heldout)
     with torch.no_grad():
         apart = [one(data.observations(train))[0].mode().numpy() - data.columns["teacher"][train, :1]
@@ -209,7 +211,7 @@ def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"refine": -1}, {"nodes": -1}]
+    "wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"alternating_passes": -1}, {"nodes": -1}]
 )
 def test_numbers_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

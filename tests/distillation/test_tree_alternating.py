@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeClassifier
 
-from rldistill.distillation.tree_alternating import Costs, Nodes, Says, refine
+from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes
 
 
 def lessons(seed: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -19,7 +19,7 @@ def lessons(seed: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float
     return rng.integers(0, 5, (rows, 3)).astype(np.float32), rng.random((rows, 3))
 
 
-def said_by_table(table: NDArray[np.float64]) -> tuple[Costs, Says]:
+def said_by_table(table: NDArray[np.float64]) -> tuple[LossFn, LeafFn]:
     def says(leaf: NDArray[np.intp], count: int) -> NDArray[Any]:
         return np.asarray(np.stack([np.bincount(leaf, column, count) for column in table.T], 1).argmin(1))
 
@@ -41,11 +41,11 @@ def test_by_hand() -> None:
     # Of four states at 0, 1, 2 and 3 the first three want action 0, the last 1: the question has to move to 2.5.
     nodes = Nodes(np.array([0, -1, -1]), np.array([1.5, 0, 0]), np.array([1, -1, -1]), np.array([2, -1, -1]))
     x, table = np.arange(4, dtype=np.float32)[:, None], np.array([[0, 1], [0, 1], [0, 1], [5, 0.0]])
-    refined = refine(nodes, x, *said_by_table(table), passes=1, min_samples=1)
+    refined = improve_splits(nodes, x, *said_by_table(table), passes=1, min_samples=1)
     assert refined.threshold[0] == 2.5
     assert refined.feature.tolist() == [0, -1, -1]
     # With two on either side there is none better.
-    assert refine(nodes, x, *said_by_table(table), passes=1, min_samples=2).threshold[0] == 1.5
+    assert improve_splits(nodes, x, *said_by_table(table), passes=1, min_samples=2).threshold[0] == 1.5
 
 
 @given(st.integers(0, 1_000), st.integers(6, 60), st.integers(1, 3))
@@ -60,7 +60,7 @@ def test_of_one_question_every_other_is_tried(seed: int, rows: int, least: int) 
     every = [goes_left] + [x[:, f] <= v for f in range(3) for v in range(4)]
     allowed = [asked for number, asked in enumerate(every) if not number or least <= asked.sum() <= rows - least]
     cheapest = min(np.where(asked, table[:, said[0]], table[:, said[1]]).sum() for asked in allowed)
-    refined = refine(nodes, x, costs, says, 1, least)
+    refined = improve_splits(nodes, x, costs, says, 1, least)
     now = x[:, refined.feature[0]] <= refined.threshold[0]
     np.testing.assert_allclose(np.where(now, table[:, said[0]], table[:, said[1]]).sum(), cheapest, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_no_pass_costs_more(seed: int, rows: int, depth: int) -> None:
     nodes = grown(x, table, depth)
     before = total(nodes, x, table)
     for passes in range(1, 4):
-        nodes = refine(grown(x, table, depth), x, *said_by_table(table), passes, 1)
+        nodes = improve_splits(grown(x, table, depth), x, *said_by_table(table), passes, 1)
         after = total(nodes, x, table)
         assert after <= before + 1e-6
         before = after
@@ -80,7 +80,7 @@ def test_no_pass_costs_more(seed: int, rows: int, depth: int) -> None:
 @given(st.integers(0, 1_000), st.integers(30, 300), st.integers(1, 6))
 def test_no_leaf_is_too_small(seed: int, rows: int, least: int) -> None:
     x, table = lessons(seed, rows)
-    nodes = refine(grown(x, table, 5, least), x, *said_by_table(table), 3, least)
+    nodes = improve_splits(grown(x, table, 5, least), x, *said_by_table(table), 3, least)
     count = np.bincount(nodes.lead(x, np.zeros(len(x), np.intp), 5), minlength=len(nodes.feature))
     assert count[nodes.feature < 0].min() >= least
     inner = np.flatnonzero(nodes.feature >= 0)

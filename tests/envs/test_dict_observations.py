@@ -63,7 +63,7 @@ def test_a_dict_goes_through_every_stage(env: EnvConfig, tmp_path: Path) -> None
     model.save(tmp_path / "teacher.zip")
     teacher = load_policy(tmp_path / "teacher.zip")
     assert play(env, teacher, 5).returns.mean() > 12  # at random, 6.7
-    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block_steps=64), tmp_path / "dataset")
     student = distill(data, Mlp((16,)), DistillConfig(epochs=40, batch_size=32), tmp_path / "student")
     assert play(env, student, 5).returns.mean() > 12
     assert load_native(tmp_path / "student").spec == student.spec

@@ -19,12 +19,12 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import Views, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, make_env, sight_of, spec_from_env
+from rldistill.envs.make import EnvConfig, make_env, observation_views, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.envs.wrappers import MaskVelocity, TimeFeature
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import RunConfig
@@ -46,7 +46,7 @@ PONG = EnvConfig("Pong-v4", views=Views(teacher=(Wrapper("GrayscaleObservation")
 
 
 def test_each_side_sees_what_its_wrappers_alone_would_show() -> None:
-    vector, sight = make_vector_env(BOTH, 2, lambda slot, nth: 7 * slot + nth), sight_of(BOTH)
+    vector, sight = make_vector_env(BOTH, 2, lambda slot, nth: 7 * slot + nth), observation_views(BOTH)
     alone = [
         (TimeFeature(gymnasium.make("CartPole-v1")), TimeFeature(MaskVelocity(gymnasium.make("CartPole-v1"))))
         for _ in range(2)
@@ -55,30 +55,30 @@ def test_each_side_sees_what_its_wrappers_alone_would_show() -> None:
     expected = [[env.reset(seed=7 * slot)[0] for env in pair] for slot, pair in enumerate(alone)]
     for step in range(8):
         for slot, (teacher, student) in enumerate(expected):
-            np.testing.assert_array_equal(sight.of("teacher", obs)[slot], teacher)
-            np.testing.assert_array_equal(sight.of("student", obs)[slot], student)
+            np.testing.assert_array_equal(sight.select("teacher", obs)[slot], teacher)
+            np.testing.assert_array_equal(sight.select("student", obs)[slot], student)
         obs = vector.step(np.array([step % 2, 1 - step % 2])).obs
         expected = [[env.step((step + slot) % 2)[0] for env in pair] for slot, pair in enumerate(alone)]
 
 
 def test_pictures_beside_stacks_of_pictures_from_one_emulator() -> None:
-    vector, sight = make_vector_env(PONG, 1, lambda slot, nth: 3), sight_of(PONG)
+    vector, sight = make_vector_env(PONG, 1, lambda slot, nth: 3), observation_views(PONG)
     frames = sight.student.frames
     assert frames is not None
     assert (frames.stack, frames.skip, frames.padding) == (4, (2, 5), "repeat")
     env = make_env(EnvConfig("Pong-v4"))
     alone = FrameStackObservation(ResizeObservation(GrayscaleObservation(env), (84, 84)), 4)
-    np.testing.assert_array_equal(sight.of("student", vector.reset())[0], alone.reset(seed=3)[0])
+    np.testing.assert_array_equal(sight.select("student", vector.reset())[0], alone.reset(seed=3)[0])
     for _ in range(5):
         obs, expected = vector.step(np.array([2])).obs, alone.step(2)[0]
-        np.testing.assert_array_equal(sight.of("student", obs)[0], expected)
-        assert sight.of("teacher", obs).shape == (1, 210, 160)
+        np.testing.assert_array_equal(sight.select("student", obs)[0], expected)
+        assert sight.select("teacher", obs).shape == (1, 210, 160)
 
 
 def test_labels_come_from_the_teachers_view_and_observations_from_the_students(
     teacher: NetworkPolicy, tmp_path: Path
 ) -> None:
-    config = CollectConfig(steps=600, epsilon=0.3, block=64, teacher_obs=True)
+    config = CollectConfig(steps=600, epsilon=0.3, block_steps=64, teacher_obs=True)
     data = collect(BLIND, teacher, config, tmp_path)
     seen = torch.from_numpy(data.columns["teacher_obs"])
     assert (seen[:, 1] != 0).any()
@@ -105,14 +105,14 @@ def test_frames_are_stored_once_behind_a_frame_stack(tmp_path: Path) -> None:
     torch.manual_seed(0)
     env = EnvConfig("Pong-v4", {"max_episode_steps": 25}, views=PONG.views)
     teacher = Mlp((4,)).build(spec_from_env(env.view_of("teacher"))).eval()
-    config = CollectConfig(steps=240, streams=1, slots=4, block=30, epsilon=0.3, sample=True)
+    config = CollectConfig(steps=240, num_streams=1, envs_per_stream=4, block_steps=30, epsilon=0.3, sample=True)
     data = collect(env, teacher, config, tmp_path)
     # three lead-in frames and the last observation for each of 4 slots in 2 blocks, and those of the episodes between
     ended = (data.columns["terminated"] | data.columns["truncated"]).sum()
     assert ended > 0
     assert data.obs.shape == (240 + 2 * 4 * 3 + 2 * 4 + ended, 84, 84)
     stream = make_vector_env(env, 4, lambda slot, nth: 0).reset()
-    assert sight_of(env).of("student", stream).shape == (4, 4, 84, 84)
+    assert observation_views(env).select("student", stream).shape == (4, 4, 84, 84)
     alone = make_env(env.view_of("student"))
     first = np.flatnonzero(data.columns["step"] == 0)
     for row in first[:3]:  # the first observation of an episode repeats one frame
@@ -124,7 +124,7 @@ def test_frames_are_stored_once_behind_a_frame_stack(tmp_path: Path) -> None:
 def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None:
     torch.manual_seed(3)
     teacher = Actor(lstm=(6, 1), hidden=(5,)).build(spec_from_env(BOTH.view_of("teacher"))).eval()
-    config = CollectConfig(steps=320, streams=2, slots=2, block=20, epsilon=0.3)
+    config = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=20, epsilon=0.3)
     collect(BOTH, teacher, config, tmp_path / "one")
     before = manifest_bytes(tmp_path / "one")
     collect(BOTH, teacher, dataclasses.replace(config, workers=2), tmp_path / "two")
@@ -142,9 +142,9 @@ def test_both_are_evaluated_each_on_its_own_view(teacher: NetworkPolicy, tmp_pat
     data = collect(BLIND, teacher, CollectConfig(steps=2_000, epsilon=0.3), tmp_path / "dataset")
     student = distill(data, Mlp((16,)), DistillConfig(epochs=3), tmp_path / "student")
     entrants = {
-        "teacher": Entrant("teacher", {None: teacher}, 0),
-        "mlp": Entrant("student", {0: student}, 2_000),
-        "random": Entrant("random", {None: None}, 0),
+        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
+        "mlp": PolicyRuns("student", {0: student}, 2_000),
+        "random": PolicyRuns("random", {None: None}, 0),
     }
     found = evaluate(BLIND, entrants, EvaluateConfig(episodes=4), tmp_path)["policies"]
     np.testing.assert_array_equal(found["teacher"]["runs"][0]["returns"], play(CARTPOLE, teacher, 4).returns)
@@ -157,7 +157,7 @@ def test_both_are_evaluated_each_on_its_own_view(teacher: NetworkPolicy, tmp_pat
 def test_a_teacher_that_wraps_its_own_environment_wraps_its_own_view_only() -> None:
     view = (Wrapper("TimeFeature"),)
     spec = dataclasses.replace(spec_from_env(EnvConfig("CartPole-v1", wrappers=view)), view=view)
-    sight = sight_of(BLIND.seen_by(Mlp((4,)).build(spec)))
+    sight = observation_views(BLIND.adapted_to(Mlp((4,)).build(spec)))
     assert (sight.teacher.obs_shape, sight.student.obs_shape) == ((5,), (4,))
 
 
@@ -207,7 +207,7 @@ def test_a_student_for_the_teachers_view_is_refused(teacher: NetworkPolicy, tmp_
 
 def test_ale_games_say_where_views_work() -> None:
     with pytest.raises(ConfigError, match=r"no views.*PongNoFrameskip-v4"):
-        sight_of(EnvConfig("ALE/Pong-v5", views=Views(student=PICTURES)))
+        observation_views(EnvConfig("ALE/Pong-v5", views=Views(student=PICTURES)))
 
 
 A3C = Path(__file__).parents[2] / ".." / "shared" / "teachers" / "baby-a3c" / "pong-v4.tar"
@@ -216,7 +216,7 @@ A3C = Path(__file__).parents[2] / ".." / "shared" / "teachers" / "baby-a3c" / "p
 @pytest.mark.skipif(not A3C.exists(), reason="the weights of github.com/greydanus/baby-a3c are not there")
 def test_a_recurrent_pong_teacher_with_another_view_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    few = ["collect.steps=480", "collect.block=30", "env.kwargs={max_episode_steps: 40}", "evaluate.episodes=2"]
+    few = ["collect.steps=480", "collect.block_steps=30", "env.kwargs={max_episode_steps: 40}", "evaluate.episodes=2"]
     few += ["distill.epochs=1", "evaluate.videos=false", f"out={tmp_path}"]
     path = f"teacher=examples.baby_a3c:BabyA3C@{A3C}"
     run = RunConfig.load(Path("examples/pong-a3c.yaml"), [path, *few], environment={}).plan()

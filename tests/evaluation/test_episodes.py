@@ -13,7 +13,7 @@ from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.envs.seeding import episode_seed
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
@@ -126,7 +126,7 @@ def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
 
     gymnasium.register("Plain-v0", Plain)
     try:
-        players = {"teacher": Entrant("teacher", {None: None}, 0), "random": Entrant("random", {None: None}, 0)}
+        players = {"teacher": PolicyRuns("teacher", {None: None}, 0), "random": PolicyRuns("random", {None: None}, 0)}
         (tmp_path / "videos").mkdir()
         (tmp_path / "videos" / "of-before-best.mp4").touch()
         (tmp_path / "videos" / "of-before-worst-teacher.mp4").touch()

@@ -15,16 +15,20 @@ from rldistill.core.policy import Policy
 from rldistill.envs.make import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, play
-from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 
 from ..conftest import CARTPOLE
 
 
-def entrants(teacher: Policy, **students: Policy) -> dict[str, Entrant]:
-    players = {name: Entrant("student", {0: student}, 10) for name, student in students.items()}
-    return {"teacher": Entrant("teacher", {None: teacher}, 0), **players, "random": Entrant("random", {None: None}, 0)}
+def entrants(teacher: Policy, **students: Policy) -> dict[str, PolicyRuns]:
+    players = {name: PolicyRuns("student", {0: student}, 10) for name, student in students.items()}
+    return {
+        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
+        **players,
+        "random": PolicyRuns("random", {None: None}, 0),
+    }
 
 
 def poor() -> NetworkPolicy:
@@ -60,7 +64,7 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
     answer = student["non_inferior"]
     expected = returns.mean() - 0.95 * theirs.mean() - 0.05 * random["mean"]
     assert answer["estimate"] == pytest.approx(expected)
-    assert (answer["decision"], answer["within"], answer["look"]) == ("no", 0.05, 1)
+    assert (answer["decision"], answer["margin"], answer["look"]) == ("no", 0.05, 1)
     assert answer["episodes"] == min(entry["distinct_episodes"] for entry in found["policies"].values())
 
 
@@ -72,7 +76,7 @@ def test_too_little_to_say_anything_is_said(teacher: NetworkPolicy, tmp_path: Pa
     assert "fewer than 10" in episodes["text"]
     assert "same has 9" in episodes["text"]
     assert seeds["text"].endswith("same has 1")
-    several = entrants(teacher) | {"same": Entrant("student", dict.fromkeys((0, 1, 2), teacher), 0)}
+    several = entrants(teacher) | {"same": PolicyRuns("student", dict.fromkeys((0, 1, 2), teacher), 0)}
     assert evaluate(CARTPOLE, several, EvaluateConfig(10, videos=False), tmp_path)["warnings"] == []
 
 
@@ -85,7 +89,7 @@ def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monk
 
     # by its module's name: `rldistill.evaluate` is the function
     monkeypatch.setattr(sys.modules["rldistill.evaluation.evaluate"], "play", noted)
-    config = EvaluateConfig(20, videos=False, until_decided=True, max_episodes=100, within=0.1)
+    config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100, margin=0.1)
     shown: list[tuple[int, int]] = []
     found = evaluate(
         CARTPOLE, entrants(teacher, same=teacher), config, tmp_path, progress=lambda *done: shown.append(done)
@@ -112,7 +116,7 @@ def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, 
 
 
 def test_what_is_never_decided_ends_with_the_most_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = EvaluateConfig(4, videos=False, until_decided=True, max_episodes=10)
+    config = EvaluateConfig(4, videos=False, sequential=True, max_episodes=10)
     found = evaluate(CARTPOLE, entrants(teacher, same=teacher), config, tmp_path)
     answer = found["policies"]["same"]["non_inferior"]
     assert (answer["decision"], answer["look"], found["episodes"]) == ("undecided", 3, 10)
@@ -132,8 +136,8 @@ def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"within": 0.0}, "evaluate.within: expected a share between 0 and 1"),
-        ({"until_decided": True, "max_episodes": 20}, "evaluate.max_episodes: expected at least evaluate.episodes, 30"),
+        ({"margin": 0.0}, "evaluate.margin: expected a share between 0 and 1"),
+        ({"sequential": True, "max_episodes": 20}, "evaluate.max_episodes: expected at least evaluate.episodes, 30"),
     ],
 )
 def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:

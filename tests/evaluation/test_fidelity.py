@@ -17,7 +17,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.make import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.disagreements import MOST, SPAN, Moments, as_picture, group, write_gallery
-from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.fidelity import differences, on_heldout, regret, summary
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru
@@ -159,10 +159,10 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     with torch.no_grad():
         contrary.output.weight.copy_(teacher.output.weight.flip(0))
     entrants = {
-        "teacher": Entrant("teacher", {None: teacher}, 0),
-        "same": Entrant("student", {0: teacher, 1: teacher}, 0),
-        "contrary": Entrant("student", {0: contrary}, 0),
-        "random": Entrant("random", {None: None}, 0),
+        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
+        "same": PolicyRuns("student", {0: teacher, 1: teacher}, 0),
+        "contrary": PolicyRuns("student", {0: contrary}, 0),
+        "random": PolicyRuns("random", {None: None}, 0),
     }
     config = EvaluateConfig(episodes=4, videos=False)
     found = evaluate(CARTPOLE, entrants, config, tmp_path, dataset=dataset)["policies"]

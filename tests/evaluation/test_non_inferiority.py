@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import multivariate_normal, norm, t, ttest_1samp
 
-from rldistill.evaluation.group_sequential import boundary, looks
+from rldistill.evaluation.group_sequential import analysis_times, boundary
 from rldistill.evaluation.non_inferiority import least_episodes, non_inferior
 
 Array = NDArray[np.float64]
@@ -161,15 +161,15 @@ def test_all_looks_together_have_the_risk() -> None:
 
 
 def test_looks_end_with_the_last_episode() -> None:
-    assert looks(30, 100) == [30, 60, 90, 100]
-    assert looks(50, 100) == [50, 100]
-    assert looks(100, 100) == [100]
+    assert analysis_times(30, 100) == [30, 60, 90, 100]
+    assert analysis_times(50, 100) == [50, 100]
+    assert analysis_times(100, 100) == [100]
 
 
 @pytest.mark.parametrize("law", ["normal", "downwards"])
 def test_false_yes_with_many_looks(law: str) -> None:
     rng = np.random.default_rng(7)
-    counts = looks(30, 180)
+    counts = analysis_times(30, 180)
     risks = boundary(counts)
     yes = naive = 0
     for _ in range(500):

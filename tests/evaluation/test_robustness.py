@@ -14,7 +14,7 @@ from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.envs.make import EnvConfig, make_env, spec_from_env
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.evaluate import Entrant, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.noise import noise_scale, noisy
 from rldistill.evaluation.robustness import perturbed_envs
 from rldistill.policies.network import NetworkPolicy
@@ -135,9 +135,9 @@ def test_the_table_says_what_is_lost(teacher: NetworkPolicy, tmp_path: Path) -> 
     torch.manual_seed(0)
     poor = Linear().build(spec_from_env(CARTPOLE)).eval()
     entrants = {
-        "teacher": Entrant("teacher", {None: teacher}, 0),
-        "poor": Entrant("student", {0: poor, 1: poor}, 0),
-        "random": Entrant("random", {None: None}, 0),
+        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
+        "poor": PolicyRuns("student", {0: poor, 1: poor}, 0),
+        "random": PolicyRuns("random", {None: None}, 0),
     }
     perturbed = only(episodes=4, sticky=0.8, noise=3.0, noop_max=30, env_kwargs={"same": {}})
     found = evaluate(CARTPOLE, entrants, EvaluateConfig(episodes=6, videos=False, robustness=perturbed), tmp_path)

@@ -28,7 +28,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.encoding import split_parts
-from rldistill.policies.masking import confine, random_legal
+from rldistill.policies.masking import random_legal, with_action_mask
 from rldistill.students import Mlp, Ridge
 from rldistill.teachers.load import load_policy
 
@@ -106,10 +106,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("loss", [ForwardKL(), QMSE()], ids=["kl", "q"])
 def test_nobody_ever_takes_an_illegal_action(env: EnvConfig, file: Path, tmp_path: Path, loss: Any) -> None:
-    teacher = confine(load_policy(file), spec_from_env(env))
+    teacher = with_action_mask(load_policy(file), spec_from_env(env))
     if isinstance(loss, QMSE):  # whatever these numbers are: as values, they are learned as they stand
         teacher = Valued(teacher)
-    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block_steps=64), tmp_path / "dataset")
     fit = DistillConfig((Term(loss),), epochs=30, batch_size=32)
     student = distill(data, Mlp((32,)), fit, tmp_path / "student")
     best = play(env, teacher, 20).returns.mean()
@@ -136,7 +136,7 @@ class Valued:
 @pytest.mark.parametrize("kind", ["q_values", "categorical"])
 def test_least_squares_fits_the_legal_actions_alone(kind: Any, env: EnvConfig, tmp_path: Path) -> None:
     teacher = Plane(kind, spec_from_env(env))
-    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block=64), tmp_path / "dataset")
+    data = collect(env, teacher, CollectConfig(steps=2_000, epsilon=0.3, block_steps=64), tmp_path / "dataset")
     student = distill(
         data, Ridge(l2=1e-8), DistillConfig((Term(QMSE() if kind == "q_values" else ForwardKL()),)), tmp_path / "s"
     )
@@ -166,7 +166,7 @@ class Plane:
 
 
 def test_choices_are_maskable_ppos_own(env: EnvConfig, file: Path) -> None:
-    policy, model = confine(load_policy(file), spec_from_env(env)), MaskablePPO.load(file)
+    policy, model = with_action_mask(load_policy(file), spec_from_env(env)), MaskablePPO.load(file)
     rng = np.random.default_rng(0)
     obs = rng.random((500, 3)).astype(np.float32)
     masks = rng.random((500, 4)) < 0.5
@@ -219,8 +219,8 @@ def test_bits_have_two_choices_each_as_maskable_ppo_has_it(tmp_path: Path) -> No
         model = MaskablePPO("MlpPolicy", Switches(), seed=0, n_steps=64)
         model.save(tmp_path / "teacher.zip")
         env = EnvConfig("Switches-v0")
-        policy = confine(load_policy(tmp_path / "teacher.zip"), spec_from_env(env))
-        data = collect(env, policy, CollectConfig(steps=600, epsilon=0.5, block=64), tmp_path / "dataset")
+        policy = with_action_mask(load_policy(tmp_path / "teacher.zip"), spec_from_env(env))
+        data = collect(env, policy, CollectConfig(steps=600, epsilon=0.5, block_steps=64), tmp_path / "dataset")
         for player in (policy, None):
             assert play(env, player, 3, sample=True).lengths.tolist() == [15, 15, 15]
         seen = data.observations(np.arange(len(data)))

@@ -22,7 +22,7 @@ from rldistill.teachers.load import load_policy
 
 from .teachers.test_zoo_folder import Pictures
 
-FEW = CollectConfig(steps=24, streams=1, slots=2, block=8, epsilon=1.0)
+FEW = CollectConfig(steps=24, num_streams=1, envs_per_stream=2, block_steps=8, epsilon=1.0)
 
 
 @pytest.fixture(autouse=True)

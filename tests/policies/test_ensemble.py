@@ -18,7 +18,7 @@ from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.envs.make import spec_from_spaces
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.ensemble import Ensemble, Vote
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 from rldistill.students import Mlp
 
 
@@ -158,12 +158,12 @@ def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
     sure = [(99.0, *(30.0 * (action == liked) for action in (1, 2, 3))) for liked in (2, 2, 1)]
     members = tuple(Fixed(ActionHead("categorical", (4,)), params) for params in sure)
     env = masked_spec(4)
-    output, _ = confine(Ensemble(members, vote), env)(torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0, 0.0]]))
+    output, _ = with_action_mask(Ensemble(members, vote), env)(torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0, 0.0]]))
     torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([1 / 3, 2 / 3, 0.0]))
     assert output.params[0, 0] == ILLEGAL
     assert output.mask is not None
     assert output.mask.tolist() == [[False, True, True, True]]
-    alone, _ = Ensemble(tuple(confine(member, env) for member in members), vote)(
+    alone, _ = Ensemble(tuple(with_action_mask(member, env) for member in members), vote)(
         torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0, 0.0]])
     )
     torch.testing.assert_close(alone.params, output.params)
@@ -172,19 +172,19 @@ def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
 def test_who_looks_at_the_mask_votes_with_who_does_not() -> None:
     env, params = masked_spec(3), (9.0, 1.0, 0.0)
     blind = Fixed(ActionHead("categorical", (3,)), params)
-    looking = confine(blind, env)
+    looking = with_action_mask(blind, env)
     for members in ((blind, looking), (looking, blind)):
         together = Ensemble(members)
         assert together.spec == dataclasses.replace(env, head=blind.head)
         with pytest.raises(SpecMismatchError, match="observation shape"):
             together.spec.require_same_input(env.unmasked, "it", "an environment without a mask")
-        output, _ = confine(together, env)(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
+        output, _ = with_action_mask(together, env)(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
         torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([1.0, 0.0]).sub(0.268941).abs())
 
 
 def test_the_temperature_is_that_of_legal_values() -> None:
     members = Fixed(ActionHead("q_values", (3,)), (99.0, 2.0, 0.0)), Fixed(ActionHead("categorical", (3,)), (0.0,) * 3)
-    output, _ = confine(Ensemble(members), masked_spec(3))(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
+    output, _ = with_action_mask(Ensemble(members), masked_spec(3))(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
     # a gap of 2, a temperature of 1: (sigmoid(2) + 1/2) / 2
     torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([0.690398, 0.309602]))
 
@@ -192,7 +192,7 @@ def test_the_temperature_is_that_of_legal_values() -> None:
 @pytest.mark.parametrize("vote", ["majority", "mean", "confidence"])
 def test_where_one_action_is_left_all_agree(vote: Vote) -> None:
     members = Fixed(LOGITS, (9.0, 0.0)), Fixed(VALUES, (9.0, 0.0))
-    output, _ = confine(Ensemble(members, vote), masked_spec(2))(torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
+    output, _ = with_action_mask(Ensemble(members, vote), masked_spec(2))(torch.tensor([[0.0, 1.0, 0.0, 0.0]]))
     assert output.params.tolist() == [[ILLEGAL, 0.0]]
 
 

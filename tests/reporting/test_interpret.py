@@ -55,7 +55,7 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
     """In pixels, although it was trained on standard deviations."""
     spec = PolicySpec((1, 5, 6), "uint8", ActionHead("categorical", (2,)))
     policy = Linear(Objects((("ball", 0, 5, 0, 6),))).build(spec)
-    policy.look(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
+    policy.fit_features(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
     obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
     obs[0, 0, 3, 1] = 236  # the ball's row, its column, and that it is one pixel
     *rows, _ = [line.split() for line in explain(policy).splitlines()[1:]]
@@ -67,7 +67,7 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
 
 def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
     policy = Linear(Standardised()).build(SPEC)
-    policy.look(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
+    policy.fit_features(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
     *rows, note = explain(policy).splitlines()[1:]
     table = [[float(number) for number in row.split()[1:]] for row in rows]
     assert [row[2:] for row in table[:2]] == [[-38, 42], [0.25, 10.25]]
@@ -78,7 +78,7 @@ def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
 
 def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
     policy = Tree(nodes=3, features=Standardised()).build(SPEC)
-    policy.look(torch.tensor([[0.0, 5.0], [200.0, 5.5]]))  # means 100 and 5.25, deviations 100 and 0.25
+    policy.fit_features(torch.tensor([[0.0, 5.0], [200.0, 5.5]]))  # means 100 and 5.25, deviations 100 and 0.25
     with torch.no_grad():
         policy.feature.copy_(torch.tensor([0.0, -1, -1]))
         policy.threshold[0] = 0.5

@@ -270,7 +270,7 @@ def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
 def test_verdict_says_whether_the_teacher_was_kept(
     evaluation: dict[str, Any], decision: str, more: int | None, begins: str, ends: str
 ) -> None:
-    answer = {"decision": decision, "within": 0.05, "episodes_needed": more}
+    answer = {"decision": decision, "margin": 0.05, "episodes_needed": more}
     evaluation["policies"]["small-mlp"]["non_inferior"] = answer
     assert verdict(evaluation).startswith(begins)
     assert verdict(evaluation).endswith(f", and is 4.0 times smaller than its teacher{ends}.")

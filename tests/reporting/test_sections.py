@@ -10,7 +10,7 @@ import pytest
 
 from rldistill.reporting import write_report
 from rldistill.reporting.sections import efficiency_rows, fidelity_rows, robustness_rows, statistics_rows
-from rldistill.reporting.tables import Cell
+from rldistill.reporting.tables import TableCell
 
 STATES = {"states": 1_200, "agreement": 0.9, "action_rmse": None, "kl": 0.0125, "value_rmse": None, "regret": 0.5}
 
@@ -30,7 +30,7 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
             "profile": {"share": [1.0, 0.5, 0.0], "low": [1.0, 0.25, 0.0], "high": [1.0, 0.75, 0.0]},
         }
     small = evaluation["policies"]["small-mlp"]
-    small["non_inferior"] = {"decision": "yes", "within": 0.1, "lower": 2.0, "upper": 31.5, "episodes_needed": 0}
+    small["non_inferior"] = {"decision": "yes", "margin": 0.1, "lower": 2.0, "upper": 31.5, "episodes_needed": 0}
     small["fidelity"] = {
         "regret_unit": "nats",
         "teacher_states": None,
@@ -50,12 +50,12 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
 def test_statistics_with_their_intervals(whole: dict[str, Any], evaluation: dict[str, Any]) -> None:
     row = statistics_rows(whole)[1]
     assert row == [
-        Cell("policy", "small-mlp"),
-        Cell("kept", "90%: yes", "2.00 to 31.50"),
-        Cell("median", "450.00", "400.00 to 480.00"),
-        Cell("IQM", "450.00", "410.00 to 470.00"),
-        Cell("optimality gap", "0.125", "0.100 to 0.200"),
-        Cell("P(improvement)", "25%", "0% to 50%"),
+        TableCell("policy", "small-mlp"),
+        TableCell("kept", "90%: yes", "2.00 to 31.50"),
+        TableCell("median", "450.00", "400.00 to 480.00"),
+        TableCell("IQM", "450.00", "410.00 to 470.00"),
+        TableCell("optimality gap", "0.125", "0.100 to 0.200"),
+        TableCell("P(improvement)", "25%", "0% to 50%"),
     ]
     whole["policies"]["wide"]["success_rate"] = 0.5
     assert [row[-1].text for row in statistics_rows(whole)] == ["–", "–", "50%", "–"]
@@ -77,7 +77,10 @@ def test_what_heads_do_not_allow_has_no_column(whole: dict[str, Any]) -> None:
 
 def test_what_is_lost_and_what_is_never_reached(whole: dict[str, Any]) -> None:
     assert robustness_rows(whole) == [
-        [Cell("perturbation", "wind"), *(Cell(who, "100.00", "lost 7.50") for who in ("teacher", "small-mlp", "wide"))]
+        [
+            TableCell("perturbation", "wind"),
+            *(TableCell(who, "100.00", "lost 7.50") for who in ("teacher", "small-mlp", "wide")),
+        ]
     ]
     assert [[cell.text for cell in row] for row in efficiency_rows(whole)] == [
         ["small-mlp", "5,000", "never"],
@@ -100,7 +103,7 @@ def test_a_search_beside_the_run_is_shown(tmp_path: Path, evaluation: dict[str, 
     rung = {"epochs": 1, "episodes": 4, "normalised": 0.97, "ci95": [0.9, 1.0]}
     test = rung | {"decision": "yes", "seeds": [0, 1, 2]}
     trial = {"name": "tiny", "student": {"type": "linear"}, "size": {"parameters": 10}, "rungs": [rung], "test": test}
-    found = {"env": "CartPole-v1", "within": 0.05, "by": "parameters", "env_steps": 9, "teacher": {"parameters": 1_000}}
+    found = {"env": "CartPole-v1", "margin": 0.05, "by": "parameters", "env_steps": 9, "teacher": {"parameters": 1_000}}
     found |= {"winner": "tiny", "tried": [trial], "front": ["tiny"], "seconds": 1.0}
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "search.json").write_text(json.dumps(found))

@@ -33,8 +33,8 @@ from rldistill.rl.config import DQNConfig
 from rldistill.rl.dqn import _Training, learn
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.replay import Drawn, Replay
-from rldistill.rl.training import Score, Setting
+from rldistill.rl.replay import ReplayBuffer, TransitionBatch
+from rldistill.rl.training import Score, TrainingSetup
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features.maps import Standardised, Standardiser
 from rldistill.students.features.screen import Objects
@@ -44,12 +44,12 @@ CARTPOLE = EnvConfig("CartPole-v1")
 KL = (Term(ForwardKL()),)
 SHORT = DQNConfig(
     total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20,
-    schedule="linear", average_decay=0.9,
+    schedule="linear", ema_decay=0.9,
 )  # fmt: skip
 SPEC = PolicySpec((1,), "float32", ActionHead("categorical", (2,)))
 
 
-def lived(replay: Replay, steps: int, ends: dict[int, str]) -> None:
+def lived(replay: ReplayBuffer, steps: int, ends: dict[int, str]) -> None:
     """Slot 0 sees its step number, slot 1 a hundred more; reward 1, 2, 3, ...; episodes end at the steps of `ends`."""
     age = 0
     for step in range(steps):
@@ -68,9 +68,9 @@ def lived(replay: Replay, steps: int, ends: dict[int, str]) -> None:
 
 
 def test_windows_of_several_steps_by_hand() -> None:
-    replay = Replay(SPEC, 20, 2)
+    replay = ReplayBuffer(SPEC, 20, 2)
     lived(replay, 14, {8: "terminated", 11: "truncated"})
-    drawn = replay.draw(500, 3, 0.5, np.random.default_rng(0))
+    drawn = replay.sample(500, 3, 0.5, np.random.default_rng(0))
     assert set(drawn.obs.flatten().int().tolist()) == {*range(4, 11), *range(104, 111)}  # 10 steps of 14, less 3
     for obs, reward, following, discount in zip(
         drawn.obs.flatten(), drawn.reward, drawn.next_obs.flatten(), drawn.discount, strict=True
@@ -90,7 +90,7 @@ def test_windows_of_several_steps_by_hand() -> None:
 
 
 def test_no_window_leads_from_an_episode_that_was_dropped_into_another() -> None:
-    replay = Replay(SPEC, 20, 2)
+    replay = ReplayBuffer(SPEC, 20, 2)
     for steps, ends in ((13, {7: "terminated"}), (4, {})):  # the ring is full, and then it goes on elsewhere
         lived(replay, steps, ends)
         replay.cut()
@@ -99,7 +99,7 @@ def test_no_window_leads_from_an_episode_that_was_dropped_into_another() -> None
         np.full((2, 1), 500.0, np.float32), {}, action=np.zeros(2, int), reward=np.ones(2),
         terminated=np.zeros(2, bool), truncated=np.zeros(2, bool), age=np.zeros(2, int),
     )  # fmt: skip
-    drawn = replay.draw(2_000, 1, 0.5, np.random.default_rng(0))
+    drawn = replay.sample(2_000, 1, 0.5, np.random.default_rng(0))
     pairs = {(int(a), int(b)) for a, b in zip(drawn.obs.flatten() % 100, drawn.next_obs.flatten() % 100, strict=True)}
     # Steps 6 to 11 of the first life, whose 12th was forgotten, and 0 to 2 of the second, whose 3rd was.
     assert pairs == {(step, step + 1) for step in (6, 7, 8, 9, 10, 11, 0, 1, 2)}
@@ -107,7 +107,7 @@ def test_no_window_leads_from_an_episode_that_was_dropped_into_another() -> None
 
 def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
     spec = dataclasses.replace(SPEC, obs_shape=(3, 2, 2), obs_dtype="uint8", frames=FramePipeline(2, 2, 3))
-    replay = Replay(spec, 20, 2)
+    replay = ReplayBuffer(spec, 20, 2)
     assert replay.columns["obs"].shape == (20, 2, 2)
     for step in range(15):
         age = step if step < 7 else step - 7
@@ -116,7 +116,7 @@ def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
             np.stack([stack, stack + 100]).astype(np.uint8), {}, action=np.zeros(2, int), reward=np.zeros(2),
             terminated=np.full(2, step == 6), truncated=np.zeros(2, bool), age=np.full(2, age),
         )  # fmt: skip
-    drawn = replay.draw(300, 1, 0.9, np.random.default_rng(1))
+    drawn = replay.sample(300, 1, 0.9, np.random.default_rng(1))
     for obs in drawn.obs:
         newest = int(obs[2, 0, 0]) % 100
         age = newest if newest < 7 else newest - 7
@@ -125,7 +125,7 @@ def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
 
 def test_rewards_of_a_bare_game_are_clipped_too() -> None:
     env, teacher = EnvConfig("PongNoFrameskip-v4"), load_policy("zoo:pong-dqn")
-    setting = Setting.of(env, teacher, Guidance(KL), 1, 0)
+    setting = TrainingSetup.of(env, teacher, Guidance(KL), 1, 0)
     setting.life.close()
     assert (setting.life.env.id, setting.life.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
 
@@ -145,7 +145,7 @@ def test_a_dueling_layer_is_one_layer_in_the_end() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"dueling": True, "n_steps": 3}], ids=["double", "dueling, 3 steps"])
 def test_it_learns_to_balance(tmp_path: Path, settings: dict[str, object]) -> None:
-    config = DQNConfig(total_steps=12_000, learning_rate=1e-3, target_update=200, **settings)  # type: ignore[arg-type]
+    config = DQNConfig(total_steps=12_000, learning_rate=1e-3, target_update_interval=200, **settings)  # type: ignore[arg-type]
     policy = learn(CARTPOLE, Mlp((32, 32)), config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["return"] > 80 > 40 > rows[0]["return"]
@@ -170,7 +170,7 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path: Path, monkeyp
         shown.append(flat(policy))
         return np.array([2.0 if len(shown) == 2 else 1.0])  # the second is the best
 
-    config = dataclasses.replace(SHORT, average_decay=0.75, schedule="constant", eval_every=200)
+    config = dataclasses.replace(SHORT, ema_decay=0.75, schedule="constant", eval_every=200)
     monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
     kept = learn(CARTPOLE, Linear(), config, tmp_path, score=score)
     mean, means = torch.zeros(10), []
@@ -197,7 +197,7 @@ class Counting(Linear):
 
 def test_what_a_student_counts_beside_its_weights_is_the_newest(tmp_path: Path) -> None:
     counted = [
-        learn(CARTPOLE, Counting(), dataclasses.replace(SHORT, average_decay=decay), tmp_path / str(decay))
+        learn(CARTPOLE, Counting(), dataclasses.replace(SHORT, ema_decay=decay), tmp_path / str(decay))
         for decay in (0.0, 1e-9)
     ]
     for one, other in zip(*(policy.buffers() for policy in counted), strict=True):
@@ -261,7 +261,7 @@ def test_then_come_both_by_how_many_there_are(
     counts: dict[str, list[int]] = {"taught": [], "both": [], "held": []}
     learned = _Training._step
 
-    def step(training: _Training, drawn: Drawn, weight: float) -> Any:
+    def step(training: _Training, drawn: TransitionBatch, weight: float) -> Any:
         if training.studied:
             counts["both"].append(len(drawn.obs))
             counts["held"].append(len(training.replay))  # type: ignore[arg-type]
@@ -281,9 +281,9 @@ def test_then_come_both_by_how_many_there_are(
 
 
 def test_two_batches_as_one() -> None:
-    def drawn(first: int, count: int, labelled: bool) -> Drawn:
+    def drawn(first: int, count: int, labelled: bool) -> TransitionBatch:
         numbers = torch.arange(first, first + count, dtype=torch.float32)
-        return Drawn(numbers[:, None], numbers.long(), numbers, numbers[:, None] + 1, numbers / 9,
+        return TransitionBatch(numbers[:, None], numbers.long(), numbers, numbers[:, None] + 1, numbers / 9,
                      numbers[:, None] if labelled else None)  # fmt: skip
 
     both = drawn(0, 2, True).beside(drawn(2, 3, True))
@@ -296,7 +296,13 @@ def test_two_batches_as_one() -> None:
 def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Dataset, tmp_path: Path) -> None:
     """CartPole gives 1 for each step: with the discount of 0.9 values would go towards 10, in either phase."""
     config = dataclasses.replace(
-        SHORT, total_steps=1_600, gamma=0.9, n_steps=3, learning_rate=5e-3, target_update=20, terminal_on_reward=True
+        SHORT,
+        total_steps=1_600,
+        gamma=0.9,
+        n_steps=3,
+        learning_rate=5e-3,
+        target_update_interval=20,
+        terminal_on_reward=True,
     )
     for name, offline, steps in (("own", None, 1_600), ("taught", 800, 84)):
         config = dataclasses.replace(config, total_steps=steps, offline_steps=offline or 1)
@@ -313,14 +319,14 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     data = collect(pong, teacher, CollectConfig(steps=320, epsilon=0.1), tmp_path / "data")
     student = Mlp((8,), features=Objects((("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 76))))
     config = dataclasses.replace(SHORT, total_steps=80)  # the last of which is the first to learn from
-    replays: list[Replay] = []
-    make = Replay.__init__
+    replays: list[ReplayBuffer] = []
+    make = ReplayBuffer.__init__
 
-    def made(replay: Replay, spec: PolicySpec, *sizes: int) -> None:
+    def made(replay: ReplayBuffer, spec: PolicySpec, *sizes: int) -> None:
         replays.append(replay)
         make(replay, spec, *sizes)
 
-    monkeypatch.setattr(Replay, "__init__", made)
+    monkeypatch.setattr(ReplayBuffer, "__init__", made)
     told = []
     for name in ("kept", "not kept"):
         policy = learn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
@@ -335,15 +341,15 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
 
 
 def test_a_replay_takes_up_what_there_is_of_its_own_size() -> None:
-    replay, same, larger = Replay(SPEC, 20, 2), Replay(SPEC, 20, 2), Replay(SPEC, 40, 2)
+    replay, same, larger = ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 40, 2)
     lived(replay, 4, {2: "truncated"})
     assert {len(column) for name, column in replay.tensors().items() if name.startswith("column.")} == {8}
-    same.take_up(replay.tensors())
-    one, other = (each.draw(50, 1, 0.5, np.random.default_rng(0)) for each in (replay, same))
+    same.load_state_dict(replay.tensors())
+    one, other = (each.sample(50, 1, 0.5, np.random.default_rng(0)) for each in (replay, same))
     assert torch.equal(one.next_obs, other.next_obs)
     lived(replay, 14, {})
     with pytest.raises(ValueError, match="20"):
-        larger.take_up(replay.tensors())
+        larger.load_state_dict(replay.tensors())
 
 
 def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_progress(

@@ -42,7 +42,7 @@ def test_killed_at_random_it_ends_with_the_same_student(tmp_path: Path, teacher:
         "collect": {"steps": 1_000, "epsilon": 0.2},
         "recipe": {"name": recipe},
         "distill": {"epochs": 10, "batch_size": 64},
-        "ppo": {"total_steps": 4_096, "num_envs": 4, "num_steps": 32, "epochs": 2, "eval_every": 1_024},
+        "ppo": {"total_steps": 4_096, "num_envs": 4, "rollout_length": 32, "epochs": 2, "eval_every": 1_024},
         "dqn": {"total_steps": 4_000, "offline_steps": 50, "batch_size": 16, "gradient_steps": 1, "eval_every": 1_000},
         "students": {"mlp": {"type": "mlp", "hidden": [8]}},
     }

@@ -22,14 +22,14 @@ from rldistill.losses.functional import log_prob
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
+from rldistill.rl.guidance import DistillationWeight, Guidance, proximal_weight
 from rldistill.rl.ppo import learn
 from rldistill.rl.rollout import advantages
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features.maps import Standardised, Standardiser
 
 CARTPOLE = EnvConfig("CartPole-v1")
-SHORT = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=2, batch_size=32)
+SHORT = PPOConfig(total_steps=512, num_envs=4, rollout_length=32, epochs=2, batch_size=32)
 KL = (Term(ForwardKL()),)
 
 
@@ -47,12 +47,12 @@ def test_advantages_by_hand() -> None:
 
 def test_likelihoods_are_those_of_pytorch() -> None:
     logits = torch.randn(5, 5)
-    said = PolicyOutput(ActionHead("multi_categorical", (3, 2)), logits)
-    chosen = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
+    action_params = PolicyOutput(ActionHead("multi_categorical", (3, 2)), logits)
+    raw_action = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
     expected = sum(
-        Categorical(logits=part).log_prob(at) for part, at in zip(logits.split((3, 2), 1), chosen.T, strict=True)
+        Categorical(logits=part).log_prob(at) for part, at in zip(logits.split((3, 2), 1), raw_action.T, strict=True)
     )
-    torch.testing.assert_close(log_prob(said, chosen), expected)
+    torch.testing.assert_close(log_prob(action_params, raw_action), expected)
     bits = torch.randint(0, 2, (5, 5))
     torch.testing.assert_close(
         log_prob(PolicyOutput(ActionHead("bernoulli", (5,)), logits), bits),
@@ -65,7 +65,7 @@ def test_likelihoods_are_those_of_pytorch() -> None:
 
 
 def test_it_learns_to_balance(tmp_path: Path) -> None:
-    config = PPOConfig(total_steps=16_000, num_envs=8, num_steps=64, epochs=6, batch_size=64, learning_rate=1e-3)
+    config = PPOConfig(total_steps=16_000, num_envs=8, rollout_length=64, epochs=6, batch_size=64, learning_rate=1e-3)
     learn(CARTPOLE, Mlp((32, 32), "tanh"), config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["return"] < 60
@@ -82,9 +82,9 @@ def test_continuous_actions_are_drawn_from_a_gaussian(tmp_path: Path) -> None:
     [
         (Mlp((16,)), Guidance(KL, Linear(1.0, 0.0))),
         (Gru(8, (8,)), Guidance(KL, Linear(1.0, 0.0))),
-        (Mlp((16,)), Guidance(KL, Constant(1.0), "holding", teacher_return=500.0, random_return=20.0)),
+        (Mlp((16,)), Guidance(KL, Constant(1.0), "adaptive", teacher_return=500.0, random_return=20.0)),
     ],
-    ids=["mlp", "gru", "holding"],
+    ids=["mlp", "gru", "adaptive"],
 )
 def test_stopped_and_resumed_it_has_the_same_bytes(
     teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent, guidance: Guidance
@@ -117,7 +117,9 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
 def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
     def agreement(weight: float) -> tuple[float, float]:
         place = tmp_path / str(weight)
-        config = PPOConfig(total_steps=4_096, num_envs=8, num_steps=64, epochs=6, batch_size=64, learning_rate=3e-3)
+        config = PPOConfig(
+            total_steps=4_096, num_envs=8, rollout_length=64, epochs=6, batch_size=64, learning_rate=3e-3
+        )
         policy = learn(
             CARTPOLE, Mlp((32,)), config, place, teacher=teacher, guidance=Guidance(KL, Constant(weight)), seed=1
         )
@@ -148,7 +150,7 @@ def test_without_a_weight_the_teacher_changes_nothing(teacher: NetworkPolicy, tm
 
 
 def test_the_teacher_takes_the_first_steps(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = PPOConfig(total_steps=128, num_envs=4, num_steps=32, epochs=1)
+    config = PPOConfig(total_steps=128, num_envs=4, rollout_length=32, epochs=1)
     always = Guidance(teacher_steps=Constant(1_000))
     before = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "taught", teacher=teacher, guidance=always)
     torch.manual_seed(0)
@@ -160,8 +162,8 @@ def test_the_teacher_takes_the_first_steps(teacher: NetworkPolicy, tmp_path: Pat
 
 
 def test_the_teacher_is_not_weaned_off_before_the_policy_learns(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    config = PPOConfig(total_steps=2_560, num_envs=4, num_steps=64, epochs=1, critic_warmup=1_280)
-    holding = Guidance(KL, gate="holding", teacher_return=500.0, random_return=-4_000.0)  # so that all returns hold
+    config = PPOConfig(total_steps=2_560, num_envs=4, rollout_length=64, epochs=1, critic_warmup=1_280)
+    holding = Guidance(KL, gate="adaptive", teacher_return=500.0, random_return=-4_000.0)  # so that all returns hold
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=holding)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     # Ten updates of 256 steps; the sixth row is the first after 1,280, and takes a tenth off the weight of the seventh.
@@ -171,7 +173,7 @@ def test_the_teacher_is_not_weaned_off_before_the_policy_learns(teacher: Network
 
 def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
     initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
-    config = PPOConfig(total_steps=256, num_envs=4, num_steps=32, critic_warmup=1_000)
+    config = PPOConfig(total_steps=256, num_envs=4, rollout_length=32, critic_warmup=1_000)
     after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
     for name, value in initial.state_dict().items():
         assert torch.equal(value, after.state_dict()[name])
@@ -180,7 +182,7 @@ def test_while_the_critic_warms_up_the_policy_stays(tmp_path: Path) -> None:
 def test_after_the_warm_up_the_policy_begins_with_its_own_first_step(tmp_path: Path) -> None:
     """Adam's first step is at most the learning rate, however many the critic has made."""
     initial = learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "initial")
-    config = PPOConfig(total_steps=640, num_envs=4, num_steps=32, critic_warmup=512, epochs=1, batch_size=128)
+    config = PPOConfig(total_steps=640, num_envs=4, rollout_length=32, critic_warmup=512, epochs=1, batch_size=128)
     after = learn(CARTPOLE, Mlp((8,)), config, tmp_path / "after", initial=initial)
     before = initial.state_dict()
     moved = max(float((value - before[name]).abs().max()) for name, value in after.state_dict().items())
@@ -198,7 +200,7 @@ def test_what_it_begins_with_is_kept_where_nothing_better_comes(tmp_path: Path) 
 
 
 def test_features_look_at_the_first_observations(tmp_path: Path) -> None:
-    config = PPOConfig(total_steps=512, num_steps=64)
+    config = PPOConfig(total_steps=512, rollout_length=64)
     policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardised()), config, tmp_path)
     (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardiser))
     assert (standardiser.mean != 0).all()
@@ -213,7 +215,7 @@ def test_the_best_policy_is_kept(tmp_path: Path) -> None:
         seen.append(policy.output.weight.detach().clone())  # type: ignore[operator]
         return np.array([next(scores)])
 
-    config = PPOConfig(total_steps=512, num_envs=4, num_steps=32, epochs=1, eval_every=128)
+    config = PPOConfig(total_steps=512, num_envs=4, rollout_length=32, epochs=1, eval_every=128)
     kept = learn(CARTPOLE, Mlp((8,)), config, tmp_path, score=score)
     assert torch.equal(kept.output.weight, seen[1])  # type: ignore[arg-type]
 
@@ -229,19 +231,21 @@ def test_a_divergence_is_weighed_with_the_ratio_and_drives_it_nowhere() -> None:
     assert divergence.grad.tolist() == pytest.approx([0.8, 1.0, 3.0])
 
 
-HOLDING = Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0)
+HOLDING = Guidance(KL, Constant(1.0), "adaptive", teacher_return=100.0, random_return=0.0)
 
 
 class TestWeaning:
     def test_by_the_students_performance_where_returns_are_negative(self) -> None:
-        weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0))
+        weaning = DistillationWeight(
+            Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0)
+        )
         assert weaning.weight(0.0) == 2.0
         for ended, (score, weight) in enumerate(((-250.0, 1.5), (-100.0, 0.0), (-50.0, 0.0), (-400.0, 2.0)), 1):
             weaning.update([score] * 16, ended, 0.5)
             assert weaning.weight(0.5) == pytest.approx(weight)
 
     def test_the_few_episodes_that_end_first_say_too_little_of_performance(self) -> None:
-        weaning = Weaning(Guidance(KL, Constant(2.0), "performance", teacher_return=10.0, random_return=0.0))
+        weaning = DistillationWeight(Guidance(KL, Constant(2.0), "performance", teacher_return=10.0, random_return=0.0))
         weaning.update([10.0] * 15, 15, 0.5)
         assert weaning.weight(0.5) == 2.0
         weaning.update([10.0] * 15 + [2.0], 16, 0.5)
@@ -249,19 +253,19 @@ class TestWeaning:
 
     def test_only_while_the_return_holds(self) -> None:
         """The episodes of each are the same, so that their mean has no error."""
-        weaning = Weaning(HOLDING)
+        weaning = DistillationWeight(HOLDING)
         for ended, (score, weight) in enumerate(((50.0, 0.9), (45.0, 0.81), (30.0, 1.0), (49.0, 0.9)), 1):
             weaning.update([score] * 16, ended, 0.5)
             assert weaning.weight(0.5) == pytest.approx(weight)
 
     def test_without_a_new_episode_nothing_is_taken_away(self) -> None:
-        weaning = Weaning(HOLDING)
+        weaning = DistillationWeight(HOLDING)
         for _ in range(3):
             weaning.update([50.0] * 16, 16, 0.5)
         assert weaning.weight(0.5) == pytest.approx(0.9)
 
     def test_a_few_lucky_episodes_are_not_held_against_it(self) -> None:
-        weaning = Weaning(HOLDING)
+        weaning = DistillationWeight(HOLDING)
         weaning.update([90.0] * 15, 15, 0.5)
         weaning.update([50.0] * 16, 16, 0.5)
         assert weaning.weight(0.5) == pytest.approx(0.9)
@@ -270,7 +274,7 @@ class TestWeaning:
     def test_what_may_be_chance_is_no_fall(self, mean: float, weight: float) -> None:
         """Of 16 episodes of 50 and 90, 70 ± 2 * 5.16 is sure; so a mean ± 2 * 5.16 has fallen by a tenth of the way if
         it is less than 70 - 4 * 5.16 - 10 = 39.3."""
-        weaning = Weaning(HOLDING)
+        weaning = DistillationWeight(HOLDING)
         weaning.update([50.0, 90.0] * 8, 16, 0.5)
         weaning.update([mean - 20, mean + 20] * 8, 32, 0.5)
         assert weaning.weight(0.5) == pytest.approx(weight)
@@ -279,14 +283,14 @@ class TestWeaning:
         "guidance",
         [
             Guidance(KL, Linear(1.0, 0.0)),
-            Guidance(KL, Constant(1.0), "holding", teacher_return=100.0, random_return=0.0),
+            Guidance(KL, Constant(1.0), "adaptive", teacher_return=100.0, random_return=0.0),
             Guidance(KL, Constant(1.0), "performance", teacher_return=100.0, random_return=0.0),
             Guidance(teacher_steps=Linear(20.0, 0.0)),
         ],
-        ids=["schedule", "holding", "performance", "steps"],
+        ids=["schedule", "adaptive", "performance", "steps"],
     )
     def test_a_fall_after_it_began_is_warned_of_once(self, guidance: Guidance) -> None:
-        weaning = Weaning(guidance)
+        weaning = DistillationWeight(guidance)
         for ended in range(1, 4):
             assert weaning.update([90.0] * 16, ended, 0.05 * ended) == []
         (text,) = weaning.update([60.0] * 16, 4, 0.5)
@@ -294,7 +298,7 @@ class TestWeaning:
         assert weaning.update([10.0] * 16, 5, 0.6) == []
 
     def test_a_fall_before_it_began_is_none_of_its_matter(self) -> None:
-        weaning = Weaning(Guidance(KL, Linear(1.0, 0.0)))
+        weaning = DistillationWeight(Guidance(KL, Linear(1.0, 0.0)))
         assert weaning.update([100.0] * 16, 1, 0.0) == []
         assert weaning.update([70.0] * 16, 2, 0.05) == []
 
@@ -302,7 +306,7 @@ class TestWeaning:
         with pytest.raises(ConfigError, match="can never open"):
             Guidance(KL, gate="performance", teacher_return=-20.0, random_return=-20.0)
         with pytest.raises(ConfigError, match="needs the teacher's return"):
-            Guidance(KL, gate="holding")
+            Guidance(KL, gate="adaptive")
 
 
 @pytest.mark.parametrize("student", [Tree(), Ridge()])
@@ -323,6 +327,6 @@ def test_what_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) ->
 
 
 def test_legal_actions_are_told_to_the_policy_and_not_to_its_critic(strict: EnvConfig, tmp_path: Path) -> None:
-    learn(strict, Mlp((8,)), PPOConfig(total_steps=256, num_envs=2, num_steps=32, epochs=2), tmp_path)
+    learn(strict, Mlp((8,)), PPOConfig(total_steps=256, num_envs=2, rollout_length=32, epochs=2), tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["value_loss"] < 100  # and not the square of the value of an illegal action

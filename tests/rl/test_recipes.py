@@ -45,9 +45,9 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
         "collect": {"steps": 1_000, "epsilon": 0.2},
         "recipe": recipe,
         "distill": {"epochs": 15, "batch_size": 64},
-        "ppo": {"total_steps": 1_024, "num_envs": 4, "num_steps": 64, "epochs": 4},
+        "ppo": {"total_steps": 1_024, "num_envs": 4, "rollout_length": 64, "epochs": 4},
         "dqn": {"total_steps": 1_024, "offline_steps": 100, "batch_size": 16, "gradient_steps": 1},
-        "control": "scratch" if with_control else "none",
+        "control": "from_scratch" if with_control else "none",
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "evaluate": {"episodes": 5, "videos": False},
         "out": str(tmp_path / "run"),
@@ -98,7 +98,7 @@ def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> No
     save_policy(teacher, tmp_path / "teacher", {})
     document = {
         "name": "own", "env": {"id": env.id}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": "ppd"},
-        "ppo": {"num_envs": 2, "num_steps": 16, "eval_episodes": 1}, "control": "scratch",
+        "ppo": {"num_envs": 2, "rollout_length": 16, "eval_episodes": 1}, "control": "from_scratch",
         "students": {"one": MLP}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = RunConfig.model_validate(document).plan()

@@ -27,7 +27,7 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, out: Path) -> Path:
     document = {
         "env": {"id": "CartPole-v1"},
         "teacher": str(tmp_path / "teacher"),
-        "collect": {"steps": 20_000, "block": 50, "epsilon": 0.2},
+        "collect": {"steps": 20_000, "block_steps": 50, "epsilon": 0.2},
         "out": str(out),
     }
     path = tmp_path / "run.yaml"

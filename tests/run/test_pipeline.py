@@ -160,7 +160,7 @@ def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolic
     run_distill(run, quiet=True)
     place = run.folder / "students" / "tree" / "seed-0"
     rounds = [load_native(place / f"round-{number}") for number in range(4)]
-    scores = [play(run.env, student, 5, seed=run.seed, round=1).returns.mean() for student in rounds]
+    scores = [play(run.env, student, 5, seed=run.seed, split=1).returns.mean() for student in rounds]
     best = int(np.argmax(scores))
     assert min(scores) < scores[best]
     assert [json.loads((place / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores
@@ -234,7 +234,7 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
     with pytest.raises(NothingLearnedError, match=r"stubborn/seed-0: .* The other students are there"):
         run_distill(both, quiet=True)
     assert kept.read_bytes() == before
-    (kept.parent / "asked.json").write_text("3")
+    (kept.parent / "inputs.json").write_text("3")
     with pytest.raises(CorruptArtifactError, match="distil again"):
         run_distill(run, resume=True, quiet=True)
 
@@ -295,11 +295,11 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
         for stage in (run_distill, run_evaluate):
             with pytest.raises(ConfigError, match=said):
                 stage(changed, resume=True, quiet=True)
-    open_student(folder, asked_of(RunConfig.load(path, ["distill.threads=2"]).plan(), "mlp", teacher), True, False)
+    open_student(folder, asked_of(RunConfig.load(path, ["distill.num_threads=2"]).plan(), "mlp", teacher), True, False)
 
-    before = json.loads((folder / "asked.json").read_text())
+    before = json.loads((folder / "inputs.json").read_text())
     del before["distill.patience"]  # as if there had been no such setting then
-    (folder / "asked.json").write_text(json.dumps(before))
+    (folder / "inputs.json").write_text(json.dumps(before))
     require_same(folder, asked)
     with pytest.raises(ConfigError, match=r"distill\.patience was 5, now it is 7"):
         require_same(folder, asked_of(RunConfig.load(path, ["distill.patience=7"]).plan(), "mlp", teacher))
@@ -321,7 +321,7 @@ def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: N
 
 
 def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={num_steps: 8, num_envs: 2, batch_size: 8}"]).plan()
+    run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"]).plan()
     control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, resume=True, overwrite=False)
     control(run, steps=4, report=lambda *_: None)
     changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))

@@ -18,14 +18,14 @@ from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
 from rldistill.envs.make import EnvConfig
-from rldistill.evaluation.episodes import JUDGING, play
+from rldistill.evaluation.episodes import TEST, play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
 from rldistill.run.config import RunConfig
+from rldistill.run.search import run_search as search
 from rldistill.search.candidates import as_written, candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import Trial, front, promoted
-from rldistill.search.search import search
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.features.maps import Fourier
 from rldistill.students.storage import save_policy
@@ -109,7 +109,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     with pytest.raises(ConfigError, match="--resume"):
         search(run, config, quiet=True)
     with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
-        search(run, dataclasses.replace(config, within=0.1), resume=True, quiet=True)
+        search(run, dataclasses.replace(config, margin=0.1), resume=True, quiet=True)
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     more = dataclasses.replace(run, collect=dataclasses.replace(run.collect, steps=run.collect.steps + 64))
     with pytest.raises(ConfigError, match=r"steps.*rldistill collect FILE --overwrite"):
@@ -134,10 +134,10 @@ def test_the_students_of_the_run_file_alone(
 ) -> None:
     judged: list[int] = []
 
-    def counting(env: EnvConfig, policy: Policy | None, episodes: int, *, round: int, **settings: Any) -> Any:
-        if round == JUDGING and policy is not None:
+    def counting(env: EnvConfig, policy: Policy | None, episodes: int, *, split: int, **settings: Any) -> Any:
+        if split == TEST and policy is not None:
             judged.append(episodes)
-        return play(env, policy, episodes, round=round, **settings)
+        return play(env, policy, episodes, split=split, **settings)
 
     monkeypatch.setattr("rldistill.search.halving.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
@@ -186,7 +186,7 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolic
     assert share_from_options("5%") == share_from_options("0.05") == 0.05
     with pytest.raises(ConfigError, match="expected a share such as 5%, found 'few'"):
         share_from_options("few")
-    with pytest.raises(ConfigError, match="--within: expected a share"):
+    with pytest.raises(ConfigError, match="--margin: expected a share"):
         SearchConfig(share_from_options("200%"))
     with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
         measure_from_options("parameter")
@@ -199,7 +199,7 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolic
 def test_no_answer_is_an_answer() -> None:
     row = {"epochs": 1, "episodes": 2, "normalised": None, "ci95": None, "failed": "nothing was learned"}
     entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
-    found = {"env": "E", "within": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
+    found = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
     found |= {"tried": [entry], "front": []}
     assert search_verdict(found).startswith("No student that was tried is known to keep 95%")
     Console(record=True).print(search_table(found))

@@ -67,7 +67,7 @@ def built(name: str, student: type[Linear | Mlp | Ridge | Tree], cnn: Path) -> N
     torch.manual_seed(0)
     features = TeacherFeatures().load(load_native(cnn)) if name == "teacher" else SMALL[name]
     policy = student(features=features).build(SCREEN)
-    policy.look(screens(200))
+    policy.fit_features(screens(200))
     return policy
 
 
@@ -98,14 +98,14 @@ def test_only_the_last_layer_learns(name: str, cnn: Path) -> None:
 
 def test_what_hardly_moved_in_the_sample_cannot_outweigh_all_else() -> None:
     standardiser = Standardiser(2)
-    standardiser.look(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
+    standardiser.fit_features(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
     found = standardiser(torch.tensor([[4.0, 6.0], [-1.0, 4.0], [21.0, 5.001]]))
     torch.testing.assert_close(found, torch.tensor([[3.0, 20.0], [-2.0, -20.0], [20.0, 0.0]]), atol=1e-2, rtol=0)
 
 
 def test_standardised_pixels_by_numpy() -> None:
     policy, obs = Linear(Standardised()).build(SCREEN), screens(50)
-    policy.look(obs)
+    policy.fit_features(obs)
     flat = obs.flatten(1).numpy() / 255
     std = flat.std(0)
     expected = (flat - flat.mean(0)) / np.where(std < 1e-6, 1, std)
@@ -116,7 +116,7 @@ def test_features_of_a_teacher_are_its_last_hidden_layer(cnn: Path) -> None:
     network, obs = load_native(cnn), screens(30)
     policy = Linear(TeacherFeatures().load(load_native(cnn))).build(SCREEN)
     assert torch.equal(policy(obs)[0].features, network(obs)[0].features)  # type: ignore[arg-type]
-    policy.look(obs)
+    policy.fit_features(obs)
     torch.testing.assert_close(policy(obs)[0].features.mean(0), torch.zeros(9), atol=1e-5, rtol=0)  # type: ignore[union-attr]
 
 
@@ -141,7 +141,7 @@ def cells_by_hand(frame: np.ndarray[Any, Any], background: np.ndarray[Any, Any],
 
 def test_basic_features_by_a_plain_loop() -> None:
     policy, obs = Linear(Basic(4, 2)).build(SCREEN), screens(40)
-    policy.look(obs)
+    policy.fit_features(obs)
     bits = policy(obs)[0].features.reshape(40, 2, 3, 4)  # type: ignore[union-attr]
     for k in range(40):
         expected = cells_by_hand(obs[k, -1].numpy(), np.zeros((12, 16)), 4, 2)
@@ -151,7 +151,7 @@ def test_basic_features_by_a_plain_loop() -> None:
 def test_offsets_by_a_plain_loop() -> None:
     features, obs = Bprost(4, 2, lags=(1,), num_features=10_000), screens(40)
     policy = Linear(features).build(SCREEN)
-    policy.look(obs)
+    policy.fit_features(obs)
     offsets, rows, columns = policy.body[1], 3, 4  # type: ignore[index]
     said = policy(obs)[0].features
     assert said is not None
@@ -176,7 +176,7 @@ def test_those_bits_are_kept_that_change_most() -> None:
     obs = screens(60)
     every, few = (Linear(Bprost(4, 2, lags=(1,), num_features=n)).build(SCREEN) for n in (10_000, 12))
     for policy in (every, few):
-        policy.look(obs)
+        policy.fit_features(obs)
     bits, kept = every(obs)[0].features, few(obs)[0].features
     assert bits is not None
     assert kept is not None

@@ -132,7 +132,7 @@ def test_frames_reach_it_with_channels_last(tmp_path: Path) -> None:
 def test_it_acts_in_other_processes(fitted: KerasStudent, teacher: Any, dataset: Dataset, tmp_path: Path) -> None:
     obs = dataset.observations(np.arange(20))
     np.testing.assert_array_equal(params(pickle.loads(pickle.dumps(fitted)), obs), params(fitted, obs))
-    config = CollectConfig(steps=200, slots=2, block=50, beta=0.0, workers=2)
+    config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50, beta=0.0, workers=2)
     assert len(collect(CARTPOLE, teacher, config, tmp_path / "more", student=fitted)) == 200
 
 

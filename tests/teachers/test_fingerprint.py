@@ -19,7 +19,7 @@ from rldistill.policies.actor_critic import Actor
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
-from rldistill.teachers.fingerprint import identity
+from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import load_policy
 
 from ..conftest import CARTPOLE
@@ -59,12 +59,12 @@ def right(spec: PolicySpec) -> object:
 def test_two_loads_are_the_same_wherever_the_file_is(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "here", {"seed": 0})
     shutil.copytree(tmp_path / "here", tmp_path / "there")
-    said = identity(load_policy(tmp_path / "here"))
-    assert said == identity(load_policy(tmp_path / "there")) == identity(teacher)
+    said = fingerprint(load_policy(tmp_path / "here"))
+    assert said == fingerprint(load_policy(tmp_path / "there")) == fingerprint(teacher)
     changed = copy.deepcopy(teacher)
     with torch.no_grad():
         changed.output.bias[0] += 1
-    assert identity(changed) != said
+    assert fingerprint(changed) != said
 
 
 def test_how_numbers_are_read_counts_as_well_as_the_numbers() -> None:
@@ -75,12 +75,12 @@ def test_how_numbers_are_read_counts_as_well_as_the_numbers() -> None:
     policies.append(Actor(hidden=(4,)).build(valued))
     policies[2].load_state_dict(policies[0].state_dict())  # type: ignore[attr-defined]
     policies += [Ensemble(tuple(policies[:2]), vote) for vote in ("mean", "majority")]
-    assert len({identity(policy) for policy in policies}) == 5
+    assert len({fingerprint(policy) for policy in policies}) == 5
 
 
 @pytest.mark.parametrize("names", [("gentle", "rough"), ("left", "right")], ids=["policies", "functions"])
 def test_what_is_in_python_is_its_reference(names: tuple[str, str]) -> None:
-    found = [identity(load_policy(f"{__name__}:{name}", spec=SPEC)) for name in names]
+    found = [fingerprint(load_policy(f"{__name__}:{name}", spec=SPEC)) for name in names]
     assert found == [f"{__name__}:{name}" for name in names]
 
 
@@ -89,4 +89,4 @@ def test_a_file_is_the_same_with_another_spec_of_its_environment(tmp_path: Path)
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     torch.save({f"network.{name}": value for name, value in network.state_dict().items()}, tmp_path / "a.pt")
     specs = SPEC, dataclasses.replace(spec_from_env(EnvConfig("CartPole-v0")), env_kwargs=(("x", 1),))
-    assert len({identity(load_policy(tmp_path / "a.pt", spec=spec)) for spec in specs}) == 1
+    assert len({fingerprint(load_policy(tmp_path / "a.pt", spec=spec)) for spec in specs}) == 1

@@ -144,7 +144,7 @@ def test_a_compiled_model_is_read_without_its_optimiser(tmp_path: Path) -> None:
 
 def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
     policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC, head="q_values")
-    config = CollectConfig(steps=200, slots=2, block=50)
+    config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
     two = collect(CARTPOLE, policy, dataclasses.replace(config, workers=2), tmp_path / "two")
     np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])

@@ -18,7 +18,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
 
@@ -107,7 +107,7 @@ def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
     box = spaces.Box(-1, 1, (4,))
     masked = spec_from_spaces("it", spaces.Dict({"obs": box, MASK: spaces.MultiBinary(2)}), spaces.Discrete(2))
     policy, obs = load_policy(file, spec=masked, head="q_values"), torch.randn(6, 4)
-    confined = confine(policy, masked)
+    confined = with_action_mask(policy, masked)
     confined.spec.require_same_input(masked, "the teacher", "it")
     mask = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]] * 2)
     output, _ = confined(torch.cat([mask, obs], 1))
@@ -118,7 +118,7 @@ def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
 def test_it_teaches_in_several_processes(file: Path, tmp_path: Path) -> None:
     policy = load_policy(file, spec=SPEC, head="q_values")
     assert policy.spec.head.kind == "q_values"
-    config = CollectConfig(steps=200, slots=2, block=50)
+    config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
     two = collect(
         CARTPOLE, pickle.loads(pickle.dumps(policy)), dataclasses.replace(config, workers=2), tmp_path / "two"

@@ -21,10 +21,10 @@ from rldistill.core.spec import PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
-from rldistill.envs.rollout import Memory
+from rldistill.envs.rollout import StatefulPolicy
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.verify import verify
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.python import FunctionPolicy, ModulePolicy
@@ -103,7 +103,7 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
     for ask in (
         lambda: verify(policy, env, episodes=1),
         lambda: play(env, policy, 1),
-        lambda: collect(env, policy, CollectConfig(steps=32, block=4), mine / "dataset"),
+        lambda: collect(env, policy, CollectConfig(steps=32, block_steps=4), mine / "dataset"),
     ):
         with pytest.raises(SpecMismatchError, match=rf"mine_for_tests:{factory}.*(NaN or infinite|chose action)"):
             ask()
@@ -224,7 +224,7 @@ def obeys_nobody() -> Any:
 
 
 def test_a_function_that_takes_no_mask_is_confined() -> None:
-    policy = confine(load_policy(f"{__name__}:obeys_nobody", spec=MASKED_SPEC), MASKED_SPEC)
+    policy = with_action_mask(load_policy(f"{__name__}:obeys_nobody", spec=MASKED_SPEC), MASKED_SPEC)
     policy.spec.require_same_input(MASKED_SPEC, "the teacher", "it")
     obs = torch.tensor([[1.0, 1, 1, 1, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0, 0, 0, 0]])
     output, _ = policy(obs)
@@ -237,7 +237,9 @@ def makes_a_network(spec: PolicySpec) -> Any:
 
 
 def test_a_network_is_confined() -> None:
-    policy = confine(load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC)
+    policy = with_action_mask(
+        load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC
+    )
     assert policy(torch.tensor([[0.0, 0, 0, 1, 0, 9, 9, 9, 9]]))[0].mode().tolist() == [3]
 
 
@@ -249,16 +251,18 @@ def latest() -> Any:
 
 
 def test_a_model_with_masks_predicts_with_them() -> None:
-    class Masked(gymnasium.Env[Any, int]):
+    class ActionMaskedPolicy(gymnasium.Env[Any, int]):
         observation_space, action_space = MASKED["obs"], spaces.Discrete(5)
 
-    MODELS.append(MaskablePPO("MlpPolicy", Masked(), seed=0))
+    MODELS.append(MaskablePPO("MlpPolicy", ActionMaskedPolicy(), seed=0))
     policy = load_policy(f"{__name__}:latest", spec=MASKED_SPEC)
     rng = np.random.default_rng(0)
     masks, obs = rng.random((200, 5)) < 0.5, rng.normal(size=(200, 4)).astype(np.float32)
     masks[np.arange(200), rng.integers(0, 5, 200)] = True
     expected, _ = MODELS[-1].predict(obs, deterministic=True, action_masks=masks)
-    said, _ = confine(policy, MASKED_SPEC)(torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32)))
+    said, _ = with_action_mask(policy, MASKED_SPEC)(
+        torch.from_numpy(np.concatenate([masks, obs], 1).astype(np.float32))
+    )
     np.testing.assert_array_equal(said.mode(), expected)
 
 
@@ -282,7 +286,7 @@ def test_a_model_that_remembers_acts_as_it_predicts(observations: spaces.Space[A
     spec = spec_from_spaces("it", observations, actions)
     model.env = None  # as of one that was loaded
     policy = pickle.loads(pickle.dumps(load_policy(f"{__name__}:latest", spec=spec)))
-    ours, theirs, starts = Memory(policy, 3), None, np.ones(3, bool)
+    ours, theirs, starts = StatefulPolicy(policy, 3), None, np.ones(3, bool)
     assert ours.state is not None
     assert ours.state.shape == (3, 2, layers, 8)
     rng = np.random.default_rng(0)
@@ -297,9 +301,9 @@ def test_a_model_that_remembers_acts_as_it_predicts(observations: spaces.Space[A
             shown = seen = np.stack(raw)
         acted, theirs = model.predict(shown, theirs, starts, deterministic=True)
         forgetful = max(forgetful, np.abs(acted - model.predict(shown, deterministic=True)[0]).max())
-        np.testing.assert_allclose(ours.look(seen).mode(), acted, atol=1e-6)
+        np.testing.assert_allclose(ours.step(seen).mode(), acted, atol=1e-6)
         starts = rng.random(3) < 0.2
-        ours.forget(np.flatnonzero(starts))
+        ours.reset(np.flatnonzero(starts))
     assert forgetful > 0.01
 
 

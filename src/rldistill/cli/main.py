@@ -113,8 +113,8 @@ def distill(
 def evaluate(
     file: File,
     overrides: Overrides = None,
-    until_decided: Annotated[
-        bool, typer.Option("--until-decided", help="Play on until it is known which students keep the teacher's lead.")
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Play on until it is known which students keep the teacher's lead.")
     ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -122,7 +122,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Let teacher, students and a random policy play the same episodes."""
-    asked = [*(overrides or ()), *["evaluate.until_decided=true"] * until_decided]
+    asked = [*(overrides or ()), *["evaluate.sequential=true"] * sequential]
     _stage("run_evaluate", file, asked, resume, overwrite, quiet, as_json)
 
 
@@ -140,7 +140,7 @@ def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> Non
 def search(
     file: File,
     overrides: Overrides = None,
-    within: Annotated[str, typer.Option(help="The share of the teacher's lead that may be lost.")] = "5%",
+    margin: Annotated[str, typer.Option(help="The share of the teacher's lead that may be lost.")] = "5%",
     by: Annotated[str, typer.Option(help="What is to be small: parameters, bytes, macs, latency.")] = "parameters",
     own: Annotated[bool, typer.Option("--own", help="Try the students of the run file alone.")] = False,
     json_file: Annotated[
@@ -159,7 +159,7 @@ def search(
 
     _require_one(resume, overwrite)
     require_new(json_file, "--json", again=resume or overwrite)
-    config = SearchConfig(share_from_options(within), measure_from_options(by), own=own)
+    config = SearchConfig(share_from_options(margin), measure_from_options(by), own=own)
     with output(quiet):
         found = run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
     if json_file is not None:

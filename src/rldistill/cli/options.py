@@ -43,9 +43,9 @@ def teacher_from_options(
 
 def share_from_options(text: str) -> float:
     """`5%` or `0.05`."""
-    number = parse_value(text.strip().removesuffix("%"), "--within")
+    number = parse_value(text.strip().removesuffix("%"), "--margin")
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ConfigError(f"--within: expected a share such as 5%, found {text!r}")
+        raise ConfigError(f"--margin: expected a share such as 5%, found {text!r}")
     return number / 100 if text.strip().endswith("%") else float(number)
 
 

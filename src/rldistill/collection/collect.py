@@ -26,12 +26,12 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest, discard
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.make import EnvConfig, sight_of
+from rldistill.envs.make import EnvConfig, observation_views
 from rldistill.envs.rollout import inference_threads, take_turns
-from rldistill.envs.views import Sight
+from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import open_stage, write_json
-from rldistill.policies.masking import confine
-from rldistill.teachers.fingerprint import identity
+from rldistill.policies.masking import with_action_mask
+from rldistill.teachers.fingerprint import fingerprint
 
 ONLY_SPEED = ("workers", "memory_gb")
 
@@ -75,15 +75,15 @@ def collect(
     """
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
-    who = identity(teacher)
-    env = env.seen_by(teacher)
+    who = fingerprint(teacher)
+    env = env.adapted_to(teacher)
     if is_deterministic(env.id, env.kwargs) and config.epsilon < LEAST_EPSILON and not config.sample:
         raise ConfigError(
             f"collect.epsilon: {config.epsilon} without sticky actions gives the same few episodes again and again; "
             f"expected at least {LEAST_EPSILON}"
         )
-    sight = sight_of(env)
-    teacher = confine(teacher, sight.teacher)
+    sight = observation_views(env)
+    teacher = with_action_mask(teacher, sight.teacher)
     teacher.spec.require_same_input(sight.teacher, "the teacher", env.id)
     if student is not None:
         student.spec.require_same_input(sight.student, "the student", env.id)
@@ -93,7 +93,7 @@ def collect(
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     jobs = [
         Stream(env, sight, teacher, student, config, seed, round, stream, folder, threads)
-        for stream in range(config.streams)
+        for stream in range(config.num_streams)
     ]
     path, there = folder / "manifest.json", folder.exists()
     if round == 0:
@@ -118,16 +118,16 @@ def collect(
 
 def spec_of_data(env: EnvConfig, teacher: Policy) -> PolicySpec:
     """Of what a teacher's dataset of an environment holds: what students see, and the teacher's head."""
-    sight = sight_of(env.seen_by(teacher))
-    return _stored(sight, confine(teacher, sight.teacher))
+    sight = observation_views(env.adapted_to(teacher))
+    return _stored(sight, with_action_mask(teacher, sight.teacher))
 
 
-def _stored(sight: Sight, teacher: Policy) -> PolicySpec:
+def _stored(sight: ObservationViews, teacher: Policy) -> PolicySpec:
     return dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
 
 
 def _run_all(jobs: list[Stream], config: CollectConfig, progress: Callable[[int, int], None]) -> list[Entry]:
-    total = sum(config.block_lengths) * config.slots * config.streams
+    total = sum(config.block_lengths) * config.envs_per_stream * config.num_streams
     entries: list[Entry] = []
 
     def note(new: list[Entry]) -> None:

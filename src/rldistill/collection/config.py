@@ -15,9 +15,9 @@ class CollectConfig:
 
     Attributes:
         steps: environment steps, rounded up to whole steps of all environments.
-        streams: groups of environments; part of what the data is, unlike `workers`.
-        slots: environments in a stream.
-        block: steps of a stream that are committed at once.
+        num_streams: groups of environments; part of what the data is, unlike `workers`.
+        envs_per_stream: environments in a stream.
+        block_steps: steps of a stream that are committed at once.
         workers: processes; changes the speed, never the data.
         epsilon: probability of a uniformly random action.
         beta: probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
@@ -30,9 +30,9 @@ class CollectConfig:
     """
 
     steps: int = 20_000
-    streams: int = 2
-    slots: int = 8
-    block: int = 1024
+    num_streams: int = 2
+    envs_per_stream: int = 8
+    block_steps: int = 1024
     workers: int = 1
     epsilon: float = 0.0
     beta: float = 1.0
@@ -44,7 +44,7 @@ class CollectConfig:
     memory_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "streams", "slots", "block", "workers"):
+        for name in ("steps", "num_streams", "envs_per_stream", "block_steps", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"collect.{name}: expected at least 1, found {getattr(self, name)}")
         if not self.memory_gb > 0:
@@ -56,6 +56,6 @@ class CollectConfig:
     @property
     def block_lengths(self) -> list[int]:
         """Steps of each block of a stream."""
-        steps = math.ceil(self.steps / (self.streams * self.slots))
-        full, rest = divmod(steps, self.block)
-        return [self.block] * full + [rest] * (rest > 0)
+        steps = math.ceil(self.steps / (self.num_streams * self.envs_per_stream))
+        full, rest = divmod(steps, self.block_steps)
+        return [self.block_steps] * full + [rest] * (rest > 0)

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block
-from rldistill.envs.rollout import Memory, Transition
+from rldistill.envs.rollout import StatefulPolicy, Transition
 from rldistill.envs.vector import Step
-from rldistill.envs.views import Side, Sight
+from rldistill.envs.views import ObservationViews, Side
 
 
-class Labels:
+class TeacherLabeler:
     """What the teacher says of every observation of a block, and of what every step led to."""
 
-    def __init__(self, teacher: Memory, features: bool = False) -> None:
+    def __init__(self, teacher: StatefulPolicy, features: bool = False) -> None:
         self.teacher = teacher
         self._features = features
         self._said: list[PolicyOutput] = []
@@ -27,7 +27,7 @@ class Labels:
 
     def label(self, obs: NDArray[Any]) -> PolicyOutput:
         """Of the observations that the slots show; the teacher remembers them from here on."""
-        self._said.append(self.teacher.look(obs))
+        self._said.append(self.teacher.step(obs))
         return self._said[-1]
 
     def end(self, step: Step) -> None:
@@ -36,12 +36,12 @@ class Labels:
             # In a full batch, because the numbers of a forward pass depend on the size of its batch.
             shown = step.obs.copy()
             shown[step.ended] = step.last_obs
-            self._final[len(self._said) - 1] = step.ended, self.teacher.peek(shown)
-            self.teacher.forget(step.ended)
+            self._final[len(self._said) - 1] = step.ended, self.teacher.evaluate(shown)
+            self.teacher.reset(step.ended)
 
     def columns(self, obs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Labels `[slots, T, ...]` by the names of their columns; the block's last step led to `obs`."""
-        said = [*self._said, self.teacher.peek(obs)]
+        said = [*self._said, self.teacher.evaluate(obs)]
         columns: dict[str, NDArray[Any]] = {}
         wanted = {"params": "teacher", "value": "value"} | ({"features": "features"} if self._features else {})
         for attribute, name in wanted.items():
@@ -64,20 +64,25 @@ class Labels:
         return columns
 
 
-class BlockRecord:
+class BlockRecorder:
     """What happens within one block, with the teacher's labels for every observation and every successor."""
 
     def __init__(
-        self, teacher: Memory, sight: Sight, obs: NDArray[Any], features: bool = False, teacher_obs: bool = False
+        self,
+        teacher: StatefulPolicy,
+        sight: ObservationViews,
+        obs: NDArray[Any],
+        features: bool = False,
+        teacher_obs: bool = False,
     ) -> None:
         self.actors: list[NDArray[np.int8]] = []
-        self.labels = Labels(teacher, features)
+        self.labels = TeacherLabeler(teacher, features)
         self._sight = sight
         self._stacked = sight.student.frames is not None
         self._sides: dict[str, Side] = {"obs": "student"}
         if teacher_obs and sight.packed:
             self._sides["teacher_obs"] = "teacher"
-        self._lead = sight.of("student", obs)[:, :-1].copy() if self._stacked else None
+        self._lead = sight.select("student", obs)[:, :-1].copy() if self._stacked else None
         self._rows: list[dict[str, NDArray[Any]]] = []
         self._final: list[list[dict[str, NDArray[Any]]]] = [[] for _ in obs]
 
@@ -103,7 +108,7 @@ class BlockRecord:
 
     def _seen(self, obs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """What is stored of observations, by column: of a stack the newest frame."""
-        seen = {name: self._sight.of(side, obs) for name, side in self._sides.items()}
+        seen = {name: self._sight.select(side, obs) for name, side in self._sides.items()}
         if self._stacked:
             seen["obs"] = seen["obs"][:, -1]
         return {name: part.copy() for name, part in seen.items()}

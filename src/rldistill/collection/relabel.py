@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.collection.recorder import Labels
+from rldistill.collection.recorder import TeacherLabeler
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec, Wrapper
@@ -20,12 +20,12 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, suc
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, manifest_entry, open_derived
-from rldistill.envs.rollout import Memory, inference_threads
+from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
 from rldistill.envs.views import SIDES, Side
 from rldistill.policies.channels import channels_last
-from rldistill.policies.masking import confine
-from rldistill.teachers.fingerprint import identity
+from rldistill.policies.masking import with_action_mask
+from rldistill.teachers.fingerprint import fingerprint
 
 Columns = dict[str, NDArray[Any]]
 
@@ -68,7 +68,7 @@ def relabel(
     before.check()
     if not before.blocks:
         raise ConfigError(f"{source}: the collection is not complete; go on with --resume")
-    rounds = {key: {**asked, "teacher": identity(teacher)} for key, asked in before.document["rounds"].items()}
+    rounds = {key: {**asked, "teacher": fingerprint(teacher)} for key, asked in before.document["rounds"].items()}
     teacher = _fitting(teacher, before, source)
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
     manifest = Manifest.derived(folder, before, spec, rounds)
@@ -90,7 +90,7 @@ def _blocks(before: Manifest, teacher: Policy, features: bool) -> Iterator[tuple
     """The blocks of a dataset with the labels of `teacher`, each with its key and its steps."""
     for (round_number, stream), entries in groupby(before.blocks, key=lambda b: (b["round"], b["stream"])):
         slots = before.document["rounds"][str(round_number)]["slots"]
-        memory = Memory(teacher, slots)
+        memory = StatefulPolicy(teacher, slots)
         for entry in entries:
             block = _labelled(read_block(before.folder / entry["file"]), memory, before.spec, slots, features)
             yield BlockKey(round_number, stream, entry["block"]), entry["steps"], block
@@ -117,7 +117,7 @@ def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
     both = manifest.teacher_spec is not None or bool(_teacher_obs(manifest))
     _require_view(teacher.spec.view, manifest, "teacher" if both else "student", source)
     spec = shown_spec(manifest)
-    teacher = confine(channels_last(teacher, spec), spec)
+    teacher = with_action_mask(channels_last(teacher, spec), spec)
     teacher.spec.require_same_input(spec, "the teacher", f"what {source} recorded for teachers")
     return teacher
 
@@ -151,10 +151,10 @@ def _comparable(wrappers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(wrapper["name"], json.dumps(wrapper["kwargs"], sort_keys=True)) for wrapper in kept]
 
 
-def _labelled(block: Block, memory: Memory, spec: PolicySpec, slots: int, features: bool) -> Block:
+def _labelled(block: Block, memory: StatefulPolicy, spec: PolicySpec, slots: int, features: bool) -> Block:
     columns = {name: column for name, column in block.columns.items() if name not in LABELS}
     kind = columns["kind"]
-    labels = Labels(memory, features)
+    labels = TeacherLabeler(memory, features)
     for step in _steps(columns, spec, slots):
         labels.label(step.before)
         labels.end(step.step)

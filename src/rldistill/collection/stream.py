@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.collection.recorder import BlockRecord, Labels, obs_hash
+from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.manifest import manifest_entry
 from rldistill.envs.make import EnvConfig
-from rldistill.envs.rollout import Memory, rollout, to_env_action
+from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
-from rldistill.envs.views import Sight
+from rldistill.envs.views import ObservationViews
 from rldistill.policies.masking import has_mask, random_legal
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class _Standing:
 
     obs: NDArray[Any]
     age: NDArray[np.int64]
-    memories: dict[str, Memory]
+    memories: dict[str, StatefulPolicy]
 
     def states(self) -> dict[str, NDArray[np.float32]]:
         """What recurrent policies remember, by who they are."""
@@ -54,7 +54,7 @@ class Stream:
     """All that a worker needs to play one stream of one round."""
 
     env: EnvConfig
-    sight: Sight
+    sight: ObservationViews
     teacher: Policy
     student: Policy | None
     config: CollectConfig
@@ -70,7 +70,7 @@ class Stream:
         Yields an entry of the manifest for every block, and None whenever the environments are at work.
         """
         played: list[Block] = []
-        env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
+        env = make_vector_env(self.env, self.config.envs_per_stream, self._episode_seed, self.num_threads)
         standing: _Standing | None = None
         for number, length in enumerate(self.config.block_lengths):
             key = BlockKey(self.round, self.stream, number)
@@ -90,10 +90,10 @@ class Stream:
 
     def ask(self) -> None:
         """Let the teacher label what the stream begins with, for nothing, to see whether it can."""
-        env = make_vector_env(self.env, self.config.slots, self._episode_seed, self.num_threads)
+        env = make_vector_env(self.env, self.config.envs_per_stream, self._episode_seed, self.num_threads)
         try:
             obs = env.reset()
-            labels = Labels(Memory(self.teacher, self.config.slots), self.config.features)
+            labels = TeacherLabeler(StatefulPolicy(self.teacher, self.config.envs_per_stream), self.config.features)
             labels.label(obs)
             labels.columns(obs)
         finally:
@@ -104,7 +104,7 @@ class Stream:
         return (self.folder / BlockKey(self.round, self.stream, 0).file).exists()
 
     def _entry(self, key: BlockKey, length: int, path: Path, block: Block) -> Entry:
-        return manifest_entry(key, path, block, length * self.config.slots)
+        return manifest_entry(key, path, block, length * self.config.envs_per_stream)
 
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.seed, "collect", self.round, self.stream, slot, episode)
@@ -114,7 +114,7 @@ class Stream:
         if not played:
             return self._standing(env.reset()), True
         episodes, actions = [], []
-        for slot in range(self.config.slots):
+        for slot in range(self.config.envs_per_stream):
             rows = [(b.columns, (b.columns["slot"] == slot) & (b.columns["kind"] == STEP)) for b in played]
             episode = np.concatenate([columns["episode"][mask] for columns, mask in rows])
             action = np.concatenate([columns["action"][mask] for columns, mask in rows])
@@ -139,18 +139,20 @@ class Stream:
         states: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> _Standing:
         memories = {
-            who: Memory(policy, self.config.slots, torch.from_numpy(states[who]) if who in states else None)
+            who: StatefulPolicy(
+                policy, self.config.envs_per_stream, torch.from_numpy(states[who]) if who in states else None
+            )
             for who, policy in (("teacher", self.teacher), ("student", self.student))
             if policy is not None
         }
-        return _Standing(obs, np.zeros(self.config.slots, np.int64) if age is None else age, memories)
+        return _Standing(obs, np.zeros(self.config.envs_per_stream, np.int64) if age is None else age, memories)
 
     def _play(
         self, env: SeededVectorEnv, standing: _Standing, number: int, length: int
     ) -> Generator[None, None, Block]:
         rng = block_generator(self.seed, "collect", self.round, self.stream, number)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        record = BlockRecord(
+        record = BlockRecorder(
             standing.memories["teacher"], self.sight, standing.obs, self.config.features, self.config.teacher_obs
         )
         act = partial(self._act, env, record, standing.memories.get("student"), rng, torch_rng)
@@ -163,14 +165,14 @@ class Stream:
             standing.age = np.where(ended, 0, standing.age + 1)
             standing.obs = transition.step.obs
             if "student" in standing.memories:
-                standing.memories["student"].forget(transition.step.ended)
+                standing.memories["student"].reset(transition.step.ended)
         return record.block(standing.obs)
 
     def _act(
         self,
         env: SeededVectorEnv,
-        record: BlockRecord,
-        student: Memory | None,
+        record: BlockRecorder,
+        student: StatefulPolicy | None,
         rng: np.random.Generator,
         torch_rng: torch.Generator,
         obs: NDArray[Any],
@@ -181,7 +183,7 @@ class Stream:
         actor = np.full(len(obs), TEACHER, np.int8)
         action = taught
         if student is not None:
-            learnt = self._choose(student.look(obs), torch_rng)
+            learnt = self._choose(student.step(obs), torch_rng)
             actor[~self._teacher_acts(env, rng)] = STUDENT
             action = np.where((actor == TEACHER).reshape(-1, *[1] * (taught.ndim - 1)), taught, learnt)
         explore = rng.random(len(obs)) < self.config.epsilon
@@ -189,7 +191,7 @@ class Stream:
             space = env.single_action_space
             space.seed(int(rng.integers(2**31)))
             if has_mask(self.teacher.spec):
-                random = random_legal(self.sight.of("teacher", obs), self.teacher.spec, rng)
+                random = random_legal(self.sight.select("teacher", obs), self.teacher.spec, rng)
             else:
                 random = np.stack([space.sample() for _ in range(len(obs))]).astype(action.dtype).reshape(action.shape)
             action = np.where(explore.reshape(-1, *[1] * (action.ndim - 1)), random, action)

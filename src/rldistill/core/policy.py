@@ -104,11 +104,11 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """A policy that is shown what `look` makes of each batch of observations."""
+class ObsTransformPolicy:
+    """A policy that is shown what `transform` makes of each batch of observations."""
 
     policy: Policy
-    look: Callable[[Tensor], Tensor]
+    transform: Callable[[Tensor], Tensor]
 
     @property
     def spec(self) -> PolicySpec:
@@ -122,4 +122,4 @@ class Seeing:
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """What the policy says of what it is shown."""
         assert isinstance(obs, Tensor)
-        return self.policy(self.look(obs), state)
+        return self.policy(self.transform(obs), state)

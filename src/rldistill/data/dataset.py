@@ -114,8 +114,8 @@ class Dataset:
             part["source"] = np.tile([number, entry["round"], entry["stream"]], (len(part["slot"]), 1))
             parts.append(part)
         joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        identity = np.column_stack([joined.pop("source"), joined.pop("slot"), joined["episode"]])
-        joined["episode"] = np.unique(identity, axis=0, return_inverse=True)[1].astype(np.int32)
+        episode_key = np.column_stack([joined.pop("source"), joined.pop("slot"), joined["episode"]])
+        joined["episode"] = np.unique(episode_key, axis=0, return_inverse=True)[1].astype(np.int32)
         order, bounds = _episodes(joined["episode"], joined["step"])
         joined["return_to_go"] = _returns_to_go(joined, order, bounds, gamma)
         heldout = _heldout(joined, order, bounds)

@@ -21,10 +21,10 @@ class DistillConfig:
         learning_rate: AdamW's, at the start.
         schedule: whether the rate falls to zero in half a cosine or stays.
         weight_decay: AdamW's.
-        clip: the largest gradient norm.
+        max_grad_norm: the largest gradient norm.
         patience: stop after so many epochs without a better held-out loss; 0 never stops early, which suits DAgger with
             many epochs: a round begins at the full rate, and for some epochs that undoes what the round before learned.
-        threads: of PyTorch; gradients differ between numbers of threads.
+        num_threads: of PyTorch; gradients differ between numbers of threads.
         device: `auto` takes a GPU if there is one.
     """
 
@@ -34,9 +34,9 @@ class DistillConfig:
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = 1e-4
-    clip: float = 10.0
+    max_grad_norm: float = 10.0
     patience: int = 5
-    threads: int = 1
+    num_threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class DistillConfig:
         for term in self.losses:
             if not isinstance(term, Term):
                 raise ConfigError(f"distill.losses: expected Term(loss), found a {type(term).__name__}")
-        for name in ("epochs", "batch_size", "threads"):
+        for name in ("epochs", "batch_size", "num_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")
         if self.patience < 0:
@@ -53,6 +53,6 @@ class DistillConfig:
         for name, known in (("schedule", ("cosine", "constant")), ("device", ("auto", "cpu", "cuda"))):
             if getattr(self, name) not in known:
                 raise ConfigError(f"distill.{name}: there is no {getattr(self, name)!r}. Known: {', '.join(known)}")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"distill.{name}: expected a positive number, found {getattr(self, name)}")

@@ -12,7 +12,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import GradientFit, prepare
 from rldistill.distillation.ridge import require_solvable, solvable, solve
-from rldistill.distillation.tree import blank_tree, grow
+from rldistill.distillation.tree import empty_tree, fit_tree
 from rldistill.io.atomic import open_stage
 from rldistill.io.provenance import provenance
 from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
@@ -58,7 +58,7 @@ def distill(
     if open_stage(folder, folder / "policy.json", resume, overwrite):
         return load_native(folder)
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.num_threads)
     try:
         if isinstance(student, Ridge | Tree):
             return _at_once(dataset, student, config, folder, seed, progress)
@@ -85,7 +85,7 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
     """
     losses = tuple(term.loss for term in config.losses)
     if isinstance(student, Tree):
-        blank_tree(student, losses, spec)
+        empty_tree(student, losses, spec)
     elif isinstance(student, Ridge):
         require_solvable(losses, spec.head)
         student.build(solvable(spec))
@@ -108,7 +108,7 @@ def _at_once(
     losses = tuple(term.loss for term in config.losses)
     policy: NetworkPolicy
     if isinstance(student, Tree):
-        policy = grow(dataset, student, losses, folder, seed)
+        policy = fit_tree(dataset, student, losses, folder, seed)
     else:
         policy = student.build(solvable(dataset.spec)).eval()
         prepare(policy, dataset)

@@ -153,7 +153,7 @@ class GradientFit:
         assert gradient is not None
         gradient.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
-        gradient.div_((torch.linalg.vector_norm(gradient) / self.config.clip).clamp_min_(1))
+        gradient.div_((torch.linalg.vector_norm(gradient) / self.config.max_grad_norm).clamp_min_(1))
         self.optimizer.step(gradient)
         return loss.detach()
 
@@ -242,26 +242,26 @@ class GradientFit:
 def _is_worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
     """Whether layers that are not trained are asked about each picture once, rather than once an epoch."""
     pictures = len(dataset.spec.obs_shape) == 3
-    return pictures and policy.num_fixed > 0 and dataset.has_room_for(policy.num_features)
+    return pictures and policy.num_frozen_layers > 0 and dataset.has_room_for(policy.num_features)
 
 
 def fixed_features(
-    policy: NetworkPolicy, look: Callable[[NDArray[np.int64]], Tensor], count: int, device: torch.device
+    policy: NetworkPolicy, fit_features: Callable[[NDArray[np.int64]], Tensor], count: int, device: torch.device
 ) -> NDArray[np.float32]:
-    """What the policy's fixed layers make of all that `look` shows by its rows, `[count, F]`."""
+    """What the policy's fixed layers make of all that `fit_features` shows by its rows, `[count, F]`."""
     features = np.empty((count, policy.num_features), np.float32)
     rows = np.arange(count)
     with torch.no_grad():
         for part in np.array_split(rows, max(1, count // FRAMES_AT_ONCE)):
-            features[part] = policy.fixed(look(part).to(device)).cpu().numpy()
+            features[part] = policy.fixed(fit_features(part).to(device)).cpu().numpy()
     return features
 
 
 def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
     """Standardise what the policy sees, and let its features see a sample of it."""
-    if not policy.as_is:
+    if not policy.normalizes_itself:
         policy.standardise(*moments(dataset))
-    policy.look(dataset.observations(dataset.spread(HELDOUT_ROWS)))
+    policy.fit_features(dataset.observations(dataset.spread(HELDOUT_ROWS)))
 
 
 def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:

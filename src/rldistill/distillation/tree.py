@@ -18,7 +18,7 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.ridge import solvable
-from rldistill.distillation.tree_alternating import Costs, Nodes, Says, refine
+from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 from rldistill.io.metrics import Metrics
 from rldistill.losses import LOSSES, ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.objective import default_temperature
@@ -33,7 +33,7 @@ FORBIDDEN = 1.0
 """What one costs that is not legal, which play does not take whatever the tree says."""
 
 
-def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
+def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
     """Grow the tree, and write `metrics.jsonl`.
 
     It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
@@ -47,10 +47,10 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
         NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
     """
     started = time.monotonic()
-    blank = blank_tree(student, losses, dataset.spec)
+    blank = empty_tree(student, losses, dataset.spec)
     spec = blank.spec
     costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
-    blank.look(dataset.observations(dataset.spread(SAMPLE)))
+    blank.fit_features(dataset.observations(dataset.spread(SAMPLE)))
     obs, actions, weights = _table(dataset, blank, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     seen, weights = obs[train], weights[train]
@@ -65,8 +65,10 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     grown.fit(seen, target, sample_weight=weights)
     nodes = Nodes.of(grown.tree_)
     wanted *= weights[:, None]
-    if student.refine:
-        nodes = refine(nodes, seen, *_mistakes(spec.head, wanted, weights), student.refine, student.min_samples)
+    if student.alternating_passes:
+        nodes = improve_splits(
+            nodes, seen, *_mistakes(spec.head, wanted, weights), student.alternating_passes, student.min_samples
+        )
     means = _means(nodes, seen, wanted, weights)
     policy = _policy(blank, nodes, _log_shares(spec.head, means) if costs is None else means)
     right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
@@ -83,8 +85,8 @@ def grow(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: P
     return policy
 
 
-def blank_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> TreePolicy:
-    """A tree without a question, for data of that spec; raises as `grow` does of losses that do not fit."""
+def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> TreePolicy:
+    """A tree without a question, for data of that spec; raises as `fit_tree` does of losses that do not fit."""
     names = {kind: name for name, kind in LOSSES.items()}
     for loss in losses:
         if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
@@ -155,7 +157,7 @@ def _advantages(labels: Tensor, temperature: float) -> NDArray[np.float64]:
     return lost.masked_fill(labels <= ILLEGAL / 2, -FORBIDDEN).double().numpy()
 
 
-def _mistakes(head: ActionHead, wanted: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Costs, Says]:
+def _mistakes(head: ActionHead, wanted: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[LossFn, LeafFn]:
     """What a tree is refined by: what its choices are worth less than the best, or the squared error of its actions.
 
     Args:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.intp]
-Costs = Callable[[Rows, NDArray[Any]], NDArray[np.float64]]
+LossFn = Callable[[Rows, NDArray[Any]], NDArray[np.float64]]
 """What transitions, by their numbers, cost with what is said of each of them."""
-Says = Callable[[NDArray[np.intp], int], NDArray[Any]]
+LeafFn = Callable[[NDArray[np.intp], int], NDArray[Any]]
 """What each of so many leaves had best say, from the leaf of each transition."""
 ENOUGH = 1e-3
 """A pass after one that saved less than this share of the costs is not worth its time."""
@@ -66,7 +66,9 @@ class Nodes:
         return node
 
 
-def refine(nodes: Nodes, x: NDArray[np.float32], costs: Costs, says: Says, passes: int, min_samples: int) -> Nodes:
+def improve_splits(
+    nodes: Nodes, x: NDArray[np.float32], costs: LossFn, says: LeafFn, passes: int, min_samples: int
+) -> Nodes:
     """Lower what a tree's leaves cost, which a tree that grows from the root does not see when it asks.
 
     In a pass, from the deepest nodes to the root, each node takes the feature and the threshold by which its

@@ -21,7 +21,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Views, Wrapper
 from rldistill.envs import wrappers as views
 from rldistill.envs.atari import DEFAULTS, is_atari, make_atari, preprocessed_id, preprocessing, register_atari
-from rldistill.envs.views import SIDES, Side, Sight, Tap, TwoViews
+from rldistill.envs.views import SIDES, ObservationViews, Side, Tap, TwoViews
 from rldistill.io.imports import import_name, look_here
 
 DRIVING = r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+"
@@ -51,7 +51,7 @@ class EnvConfig:
             return self
         return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
 
-    def seen_by(self, teacher: Policy) -> EnvConfig:
+    def adapted_to(self, teacher: Policy) -> EnvConfig:
         """The environment as the teacher needs it.
 
         That is with the keyword arguments that it was trained with, where none are given here, and with its wrappers
@@ -60,10 +60,10 @@ class EnvConfig:
         """
         kwargs = {**dict(teacher.spec.env_kwargs), **self.kwargs}
         if kwargs != self.kwargs:
-            return replace(self, kwargs=kwargs).seen_by(teacher)
+            return replace(self, kwargs=kwargs).adapted_to(teacher)
         game, frames = preprocessed_id(self.id), teacher.spec.frames
         if game is not None and frames is not None and not self.wrappers and self.views is None:
-            return replace(self, id=game, kwargs={**preprocessing(frames), **self.kwargs}).seen_by(teacher)
+            return replace(self, id=game, kwargs={**preprocessing(frames), **self.kwargs}).adapted_to(teacher)
         view = teacher.spec.view
         if CHANNELS_FIRST not in view and teacher.spec.turned_round(spec_from_env(self.view_of("teacher"))):
             view = (*view, CHANNELS_FIRST)
@@ -78,10 +78,10 @@ class EnvConfig:
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
 
 
-def sight_of(config: EnvConfig) -> Sight:
+def observation_views(config: EnvConfig) -> ObservationViews:
     """What each side sees of the environment's observations."""
     student, teacher = (spec_from_env(config.view_of(side)) for side in SIDES)
-    return Sight(student, teacher, packed=config.views is not None)
+    return ObservationViews(student, teacher, packed=config.views is not None)
 
 
 def resolve(wrapper: Wrapper) -> Callable[..., gymnasium.Env[Any, Any]]:

@@ -65,7 +65,7 @@ def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
             begun.extend(islice(ahead, 1))
 
 
-class Memory:
+class StatefulPolicy:
     """A policy in every slot, with what it remembers of each one's episode; a feed-forward policy remembers nothing.
 
     Nothing here takes a gradient.
@@ -75,16 +75,16 @@ class Memory:
         self.policy = policy
         self.state = policy.initial_state(slots) if state is None else state
 
-    def look(self, obs: NDArray[Any]) -> PolicyOutput:
+    def step(self, obs: NDArray[Any]) -> PolicyOutput:
         """What the policy says of the slots' observations, which it remembers from here on."""
         output, self.state = self._say(obs)
         return output
 
-    def peek(self, obs: NDArray[Any]) -> PolicyOutput:
+    def evaluate(self, obs: NDArray[Any]) -> PolicyOutput:
         """What it would say of them."""
         return self._say(obs)[0]
 
-    def forget(self, ended: NDArray[np.int64]) -> None:
+    def reset(self, ended: NDArray[np.int64]) -> None:
         """Begin anew in the slots whose episode has ended."""
         if self.state is not None and len(ended):
             fresh = self.policy.initial_state(len(ended))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rldistill.core.heads import MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
-from rldistill.envs.make import EnvConfig, make_env, refuse_wrappers, sight_of, spec_from_env
+from rldistill.envs.make import EnvConfig, make_env, observation_views, refuse_wrappers, spec_from_env
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,10 @@ def make_vector_env(config: EnvConfig, num_envs: int, seed_of: SeedOf, num_threa
         return SeededVectorEnv(make_atari(config.id, num_envs, num_threads, config.kwargs), seed_of)
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    sight, student = sight_of(config), config.view_of("student")
+    sight, student = observation_views(config), config.view_of("student")
 
     def idle(obs: NDArray[Any]) -> NDArray[Any]:
-        return first_legal(sight.of("student", obs), sight.student)
+        return first_legal(sight.select("student", obs), sight.student)
 
     rebuild = build if keeps_state_across_reset(student) else None
     return SeededVectorEnv(vector, seed_of, rebuild, idle if MASK in sight.student.entries else None)

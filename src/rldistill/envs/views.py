@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.policy import Policy, Seeing
+from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
 
 Env = gymnasium.Env[Any, Any]
@@ -111,14 +111,14 @@ class TwoViews(gymnasium.Env[NDArray[np.uint8], Any]):
 
 
 @dataclass(frozen=True)
-class Sight:
+class ObservationViews:
     """What each side sees of a batch of observations: all of it, or its part of the bytes where there are two views."""
 
     student: PolicySpec
     teacher: PolicySpec
     packed: bool = False
 
-    def of(self, side: Side, obs: NDArray[Any]) -> NDArray[Any]:
+    def select(self, side: Side, obs: NDArray[Any]) -> NDArray[Any]:
         """`[B, *obs_shape]` as that side sees it."""
         if not self.packed:
             return obs
@@ -129,10 +129,10 @@ class Sight:
 
     def shown_to(self, policy: Policy, side: Side) -> Policy:
         """The policy, shown its side of each observation."""
-        return Seeing(policy, partial(self._part, side)) if self.packed else policy
+        return ObsTransformPolicy(policy, partial(self._part, side)) if self.packed else policy
 
     def _part(self, side: Side, obs: Tensor) -> Tensor:
-        return torch.from_numpy(self.of(side, obs.numpy()))
+        return torch.from_numpy(self.select(side, obs.numpy()))
 
 
 def _size(spec: PolicySpec) -> int:

@@ -13,12 +13,12 @@ class EvaluateConfig:
     """How the policies are compared.
 
     Attributes:
-        episodes: full episodes for each policy and training seed; with `until_decided`, before each look.
+        episodes: full episodes for each policy and training seed; with `sequential`, before each look.
         sample: whether stochastic policies sample their actions.
         gamma: of the discounted return.
         videos: whether each student's best, median and worst episode are filmed, and its teacher in the same three.
-        within: the share of the teacher's lead over random play that a student may lose and still have kept it.
-        until_decided: whether to play on until every student is known to have kept it or not, with a look after every
+        margin: the share of the teacher's lead over random play that a student may lose and still have kept it.
+        sequential: whether to play on until every student is known to have kept it or not, with a look after every
             `episodes` under a group-sequential boundary, so that looking often makes no false yes more likely.
         max_episodes: for each policy and training seed, where it is played until decided.
         robustness: what else they play under, if anything.
@@ -28,17 +28,17 @@ class EvaluateConfig:
     sample: bool = False
     gamma: float = 0.99
     videos: bool = True
-    within: float = 0.05
-    until_decided: bool = False
+    margin: float = 0.05
+    sequential: bool = False
     max_episodes: int = 300
     robustness: RobustnessConfig | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ConfigError(f"evaluate.episodes: expected at least 1, found {self.episodes}")
-        if not 0 < self.within < 1:
-            raise ConfigError(f"evaluate.within: expected a share between 0 and 1, such as 0.05, found {self.within}")
-        if self.until_decided and self.max_episodes < self.episodes:
+        if not 0 < self.margin < 1:
+            raise ConfigError(f"evaluate.margin: expected a share between 0 and 1, such as 0.05, found {self.margin}")
+        if self.sequential and self.max_episodes < self.episodes:
             least = f"evaluate.episodes, {self.episodes}"
             raise ConfigError(f"evaluate.max_episodes: expected at least {least}, found {self.max_episodes}")
 

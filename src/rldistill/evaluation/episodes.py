@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig, sight_of
-from rldistill.envs.rollout import Memory, inference_threads, rollout, take_turns, to_env_action
+from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import Step, make_vector_env
 from rldistill.envs.views import Side
-from rldistill.policies.masking import confine, has_mask, random_legal
+from rldistill.policies.masking import has_mask, random_legal, with_action_mask
 
 MAX_SLOTS, MAX_EMULATORS = 128, 8
 """Environments that are stepped together: the more, the fewer calls of the policy.
@@ -31,7 +31,7 @@ CHUNK = 1024
 """Steps whose actions are kept in one array."""
 
 
-JUDGING, CHOOSING = 0, 1
+TEST, VALIDATION = 0, 1
 """Rounds of episodes: policies are chosen by others than those that they are judged by."""
 
 
@@ -100,7 +100,7 @@ def play(
     judge: Policy | None = None,
     watch: Callable[[Seen], None] | None = None,
     side: Side = "student",
-    round: int = 0,
+    split: int = 0,
     first: int = 0,
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda done: None,
@@ -117,7 +117,7 @@ def play(
         judge: a teacher to compare each action with, on the states of `policy`.
         watch: called with what both say of each of them, where there is a judge.
         side: which view of the environment `policy` is shown, where there are two.
-        round: 0 for the episodes that policies are judged by, another for those that they are chosen by.
+        split: 0 for the episodes that policies are judged by, another for those that they are chosen by.
         first: the number of the first episode, where those before it were played already.
         num_threads: of the emulators.
         progress: called with the number of episodes that have ended.
@@ -135,7 +135,7 @@ def play(
     with inference_threads(1):
         parts = [range(first + group, first + episodes, groups) for group in range(groups)]
         plays = [
-            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, round, num_threads)
+            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, split, num_threads)
             for part in parts
         ]
         for ended in take_turns(plays):
@@ -161,7 +161,7 @@ def _play(
     judge: Policy | None,
     watch: Callable[[Seen], None] | None,
     side: Side,
-    round: int,
+    split: int,
     num_threads: int,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
@@ -171,18 +171,20 @@ def _play(
     def seed_of(slot: int, nth: int) -> int | None:
         # The next number goes to whichever slot is free, and every number is played once, however long it takes.
         begun[slot] = number = next(upcoming, NONE)
-        return None if number == NONE else episode_seed(seed, "evaluate", round, 0, 0, number)
+        return None if number == NONE else episode_seed(seed, "evaluate", split, 0, 0, number)
 
     env = make_vector_env(env_config, slots, seed_of, num_threads)
-    sight = sight_of(env_config)
+    sight = observation_views(env_config)
     sides: tuple[tuple[Policy | None, Side], ...] = ((policy, side), (judge, "teacher"))
-    rng = block_generator(seed, "evaluate", round, numbers[0], 0)
+    rng = block_generator(seed, "evaluate", split, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
     playing = begun
 
     player, watcher = (
-        None if one is None else Memory(sight.shown_to(confine(one, getattr(sight, here)), here), slots)
+        None
+        if one is None
+        else StatefulPolicy(sight.shown_to(with_action_mask(one, getattr(sight, here)), here), slots)
         for one, here in sides
     )
 
@@ -190,16 +192,16 @@ def _play(
         nonlocal playing
         playing = begun.copy()
         if player is None and has_mask(sight.student):
-            return random_legal(sight.of("student", obs), sight.student, rng)
+            return random_legal(sight.select("student", obs), sight.student, rng)
         if player is None:
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
-        output = player.look(obs)
+        output = player.step(obs)
         action = output.sample(generator) if sample else output.mode()
         if watcher is not None:
-            judged = watcher.look(obs)
+            judged = watcher.step(obs)
             _compare(out, action, judged.mode(), playing != NONE)
             if watch is not None:
-                watch(_seen(sight.of("student", obs), output, judged, playing, out))
+                watch(_seen(sight.select("student", obs), output, judged, playing, out))
         return to_env_action(action)
 
     left = len(numbers)
@@ -209,7 +211,7 @@ def _play(
             yield None
             continue
         for memory in filter(None, (player, watcher)):
-            memory.forget(transition.step.ended)
+            memory.reset(transition.step.ended)
         taken.add(playing, transition.action)
         if not (ended := _count(out, transition.step, playing, gamma)):
             continue
@@ -288,5 +290,5 @@ def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted:
 
 def fits(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:
     """Raise SpecMismatchError unless `policy` can play here."""
-    spec: PolicySpec = getattr(sight_of(env_config), side)
-    confine(policy, spec).spec.require_same_input(spec, name, env_config.id)
+    spec: PolicySpec = getattr(observation_views(env_config), side)
+    with_action_mask(policy, spec).spec.require_same_input(spec, name, env_config.id)

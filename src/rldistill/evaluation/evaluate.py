@@ -14,15 +14,15 @@ import numpy as np
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.envs.make import EnvConfig, sight_of
+from rldistill.envs.make import EnvConfig, observation_views
 from rldistill.envs.views import Side
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
 from rldistill.evaluation.efficiency import Curve, efficiency
 from rldistill.evaluation.episodes import Episodes, fits, play
 from rldistill.evaluation.fidelity import Watch, fidelity
 from rldistill.evaluation.group_sequential import RISK as OF_LOOKS
-from rldistill.evaluation.group_sequential import boundary, looks
-from rldistill.evaluation.non_inferiority import RISK, Answer, non_inferior
+from rldistill.evaluation.group_sequential import analysis_times, boundary
+from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, non_inferior
 from rldistill.evaluation.results import doubts, estimates, thresholds
 from rldistill.evaluation.robustness import Players, robustness
 from rldistill.evaluation.statistics import Returns, normalised_score
@@ -30,13 +30,13 @@ from rldistill.evaluation.videos import film_all, remove_films
 from rldistill.io.atomic import write_json
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 
 Played = dict[str, dict[int | None, Episodes]]
 
 
 @dataclass(frozen=True)
-class Entrant:
+class PolicyRuns:
     """One policy, or the same student with several training seeds; None plays at random."""
 
     kind: Literal["teacher", "student", "random"]
@@ -46,7 +46,7 @@ class Entrant:
 
 def evaluate(
     env: EnvConfig,
-    entrants: Mapping[str, Entrant],
+    entrants: Mapping[str, PolicyRuns],
     config: EvaluateConfig,
     folder: Path,
     *,
@@ -73,7 +73,7 @@ def evaluate(
             raise ConfigError(f"entrants: there is no {name!r}, which scores are normalised with")
     teacher = next(iter(entrants["teacher"].runs.values()))
     if teacher is not None:
-        env = env.seen_by(teacher)
+        env = env.adapted_to(teacher)
     for name, entrant in entrants.items():
         for policy in entrant.runs.values():
             if policy is not None:
@@ -102,7 +102,11 @@ def evaluate(
         "efficiency": _efficiency(curves, policies),
     }
     for name, entry in evaluation["policies"].items():
-        own = [confine(policy, sight_of(env).student) for policy in entrants[name].runs.values() if policy]
+        own = [
+            with_action_mask(policy, observation_views(env).student)
+            for policy in entrants[name].runs.values()
+            if policy
+        ]
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
         evaluation["robustness"] = _perturbed(env, entrants, returns, config.robustness, seed, config.sample, progress)
@@ -117,7 +121,7 @@ def evaluate(
 
 def _perturbed(
     env: EnvConfig,
-    entrants: Mapping[str, Entrant],
+    entrants: Mapping[str, PolicyRuns],
     returns: Mapping[str, Returns],
     config: RobustnessConfig,
     seed: int,
@@ -154,7 +158,7 @@ def _efficiency(curves: Mapping[str, Curve], policies: Mapping[str, Mapping[str,
 
 def _play_all(
     env: EnvConfig,
-    entrants: Mapping[str, Entrant],
+    entrants: Mapping[str, PolicyRuns],
     config: EvaluateConfig,
     seed: int,
     teacher: Policy | None,
@@ -166,8 +170,8 @@ def _play_all(
     # The best of several is chosen by the same episodes, so they share the risk (Bonferroni).
     share = 1 / max(1, len(students))
     counts, risks = [config.episodes], [RISK * share]
-    if config.until_decided:
-        counts = looks(config.episodes, config.max_episodes)
+    if config.sequential:
+        counts = analysis_times(config.episodes, config.max_episodes)
         risks = boundary(counts, OF_LOOKS * share)
     runs = sum(len(entrant.runs) for entrant in entrants.values())
     played: Played = {name: {} for name in entrants}
@@ -194,7 +198,7 @@ def _play_all(
                 done += count - before
         before = count
         for name in [name for name in students if not _decided(answers[name])]:
-            answers[name] = _answer(name, played, config.within, risk, RISK * share, look)
+            answers[name] = _answer(name, played, config.margin, risk, RISK * share, look)
         if all(_decided(answers[name]) for name in students):
             break
     progress(done, done)
@@ -205,14 +209,14 @@ def _decided(answer: dict[str, Any] | None) -> bool:
     return answer is not None and answer["decision"] != "undecided"
 
 
-def _answer(name: str, played: Played, within: float, risk: float, whole: float, look: int) -> dict[str, Any] | None:
+def _answer(name: str, played: Played, margin: float, risk: float, whole: float, look: int) -> dict[str, Any] | None:
     """Whether a student kept the teacher's lead; None where that is none."""
     compared_with = (name, "teacher", "random")
     own, teacher, random = (_returns(played[who]) for who in compared_with)
     if normalised_score(teacher, teacher, random) is None:
         return None
     distinct = min(_distinct(played[who]) for who in compared_with)
-    answer: Answer = non_inferior(own, teacher, random, within, distinct=distinct, risk=risk, whole=whole)
+    answer: NonInferiorityResult = non_inferior(own, teacher, random, margin, distinct=distinct, risk=risk, whole=whole)
     return dataclasses.asdict(answer) | {"look": look}
 
 
@@ -224,12 +228,12 @@ def _distinct(runs: Mapping[int | None, Episodes]) -> int:
     return min(episodes.distinct for episodes in runs.values())
 
 
-def _side(entrant: Entrant) -> Side:
+def _side(entrant: PolicyRuns) -> Side:
     return "teacher" if entrant.kind == "teacher" else "student"
 
 
 def _summary(
-    name: str, entrant: Entrant, everyone: Played, returns: Mapping[str, Returns], at: Returns
+    name: str, entrant: PolicyRuns, everyone: Played, returns: Mapping[str, Returns], at: Returns
 ) -> dict[str, Any]:
     played, compared_with = everyone[name], (name, "teacher", "random")
     own, teacher, random = (returns[who] for who in compared_with)

@@ -17,7 +17,7 @@ from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.data.sequences import windows
-from rldistill.envs.rollout import Memory, inference_threads
+from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import Seen
 from rldistill.losses.functional import kl
@@ -204,12 +204,12 @@ def _whole_episodes(dataset: Dataset, rows: NDArray[np.int64], most: int) -> NDA
 
 def _in_time(policy: Policy, dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[Said]:
     lanes = min(LANES, len(np.unique(dataset.columns["episode"][rows])))
-    memory = Memory(policy, lanes)
+    memory = StatefulPolicy(policy, lanes)
     for window in windows(dataset, rows, 1, lanes):
-        memory.forget(np.flatnonzero(window.starts[0].numpy()))
+        memory.reset(np.flatnonzero(window.starts[0].numpy()))
         batch = window.batch
         assert isinstance(batch.obs, Tensor)
-        output = memory.look(batch.obs[0].numpy())
+        output = memory.step(batch.obs[0].numpy())
         value = None if batch.teacher.value is None else batch.teacher.value[0]
         teacher = PolicyOutput(batch.teacher.head, batch.teacher.params[0], value)
         yield Said(joined([output]), teacher).rows(batch.weight[0] > 0)

@@ -19,7 +19,7 @@ FAR = 9.0
 """Standard deviations beyond which nothing is."""
 
 
-def looks(first: int, most: int) -> list[int]:
+def analysis_times(first: int, most: int) -> list[int]:
     """After how many episodes to look: `first`, twice as many, and so on, the last time after `most`."""
     return [*range(first, most, first), most]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.heads import MASK
-from rldistill.core.policy import Policy, Seeing
+from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.make import EnvConfig
 from rldistill.envs.views import Side
@@ -21,7 +21,7 @@ MOST_SEEN = 2_000
 """Observations that their deviation is taken over."""
 
 
-def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> Seeing:
+def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTransformPolicy:
     """A policy that sees every observation through noise: another draw each time that it looks.
 
     `scale` is the standard deviation of each number, `[*obs_shape]` or one for all of them. Pixels stay between 0 and
@@ -35,7 +35,7 @@ def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> Seeing:
             return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
         return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high)
 
-    return Seeing(policy, look)
+    return ObsTransformPolicy(policy, look)
 
 
 def _pixel_bounds(spec: PolicySpec) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -74,6 +74,6 @@ def deviation_of(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArr
             seen.append(obs.clone())
         return obs
 
-    play(env, Seeing(policy, look), 4, seed=seed, round=2, side=side)
+    play(env, ObsTransformPolicy(policy, look), 4, seed=seed, split=2, side=side)
     deviation: NDArray[np.float64] = torch.cat(seen).double().numpy().std(0)
     return deviation

@@ -28,13 +28,13 @@ Decision = Literal["yes", "no", "undecided"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class NonInferiorityResult:
     """Whether a student keeps what it should.
 
     Attributes:
         decision: `yes` (shown), `no` (the opposite is shown), or `undecided`.
-        within: the share of the teacher's lead over random play that may be lost.
-        estimate: mean_student - (1 - within) mean_teacher - within mean_random.
+        margin: the share of the teacher's lead over random play that may be lost.
+        estimate: mean_student - (1 - margin) mean_teacher - margin mean_random.
         lower: what the estimate's true value is more than, at a risk of `risk`; `yes` needs it above 0.
         upper: what it is less than, at the same risk; None, as is `lower`, of a single episode.
         p: the smallest risk at which it would be a `yes`, but for the least number of episodes; None likewise.
@@ -45,7 +45,7 @@ class Answer:
     """
 
     decision: Decision
-    within: float
+    margin: float
     estimate: float
     lower: float | None
     upper: float | None
@@ -135,15 +135,15 @@ def non_inferior(
     student: Returns,
     teacher: Returns,
     random: Returns,
-    within: float = 0.05,
+    margin: float = 0.05,
     *,
     distinct: int | None = None,
     risk: float = RISK,
     whole: float | None = None,
-) -> Answer:
-    """Test whether the student loses less than `within` of the teacher's lead over random play.
+) -> NonInferiorityResult:
+    """Test whether the student loses less than `margin` of the teacher's lead over random play.
 
-    The test stands on the differences D[run, k] = student[run, k] - (1 - within) teacher[k] - within random[k] of
+    The test stands on the differences D[run, k] = student[run, k] - (1 - margin) teacher[k] - margin random[k] of
     episodes with the same seed k, so that what a seed makes easy for all cancels.
 
     A student of one training seed is judged as it is: Student's t over its episodes. With several, the answer is about
@@ -154,45 +154,45 @@ def non_inferior(
 
     Few returns with a long lower tail (rare failures) make a t too lenient. So a yes needs the score that Hall (1992)
     corrects for skewness, too: T + k T^2 / 3 + k^2 T^3 / 27 + k / 6, k the skewness of the mean, doubled. And failures
-    so rare that none was seen are feared all the same: a yes needs log(risk) / log(1 - within) episodes, 59 for 5% and
+    so rare that none was seen are feared all the same: a yes needs log(risk) / log(1 - margin) episodes, 59 for 5% and
     5%, because a student that loses all in one of 20 may show none in fewer.
 
     Args:
         student: returns `[runs, episodes]`.
         teacher: returns `[runs, episodes]` of episodes with the same seeds.
         random: likewise.
-        within: the share that may be lost.
+        margin: the share that may be lost.
         distinct: how many episodes differ from each other, if not all.
         risk: of a false yes, and of a false no.
         whole: that of all looks together, where this is one of several; `risk`, if not given.
     """
     whole = risk if whole is None else whole
-    found = np.asarray(student - (1 - within) * teacher.mean(0) - within * random.mean(0), np.float64)
+    found = np.asarray(student - (1 - margin) * teacher.mean(0) - margin * random.mean(0), np.float64)
     episodes = min(distinct or found.shape[1], found.shape[1])
     estimate = float(found.mean())
     if episodes < 2:
-        needed = None if found.shape[1] > 1 else least_episodes(within, whole) - 1
-        return Answer("undecided", within, estimate, None, None, None, risk, episodes, needed)
+        needed = None if found.shape[1] > 1 else least_episodes(margin, whole) - 1
+        return NonInferiorityResult("undecided", margin, estimate, None, None, None, risk, episodes, needed)
     spread = _Spread.of(found)
     error = spread.at(episodes)
     quantile = error.quantile(risk) if error.size > 0 else 0.0
     lower = estimate - error.size * _needed_score(quantile, error.skew)
     upper = estimate + error.size * _needed_score(quantile, -error.skew)
-    least = least_episodes(within, whole)
+    least = least_episodes(margin, whole)
     decision: Decision = "yes" if lower > 0 and episodes >= least else "no" if upper < 0 else "undecided"
     more: int | None = 0
     if decision == "undecided":
         more = None if episodes < found.shape[1] else _more(estimate, spread, episodes, least, whole)
     p = error.p(_score(estimate / error.size, error.skew)) if error.size > 0 else float(estimate <= 0)
-    return Answer(decision, within, estimate, lower, upper, p, risk, episodes, more)
+    return NonInferiorityResult(decision, margin, estimate, lower, upper, p, risk, episodes, more)
 
 
-def least_episodes(within: float, risk: float = RISK) -> int:
-    """So many episodes show one total failure in 1 / `within` with a probability of 1 - `risk`.
+def least_episodes(margin: float, risk: float = RISK) -> int:
+    """So many episodes show one total failure in 1 / `margin` with a probability of 1 - `risk`.
 
     Several runs need as many: they share their episodes' seeds, and may all fail on the same.
     """
-    return max(2, math.ceil(math.log(risk) / math.log1p(-within)))
+    return max(2, math.ceil(math.log(risk) / math.log1p(-margin)))
 
 
 def _score(t: float, skew: float) -> float:

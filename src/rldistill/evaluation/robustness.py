@@ -16,7 +16,7 @@ from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Wrapper
 from rldistill.envs.atari import DEFAULTS, is_atari
-from rldistill.envs.make import EnvConfig, make_env, sight_of
+from rldistill.envs.make import EnvConfig, make_env, observation_views
 from rldistill.envs.perturbations import ChangedPhysics, has_number
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import first_legal, make_vector_env
@@ -25,7 +25,7 @@ from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.noise import deviation_of, noise_scale, noisy
 from rldistill.evaluation.statistics import Returns, mean_interval, normalised_score
-from rldistill.policies.masking import confine, has_mask
+from rldistill.policies.masking import has_mask, with_action_mask
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
     ("gravity x 1.15", "gravity", 1.15),
@@ -135,14 +135,16 @@ def _acts(env: EnvConfig, changed: EnvConfig) -> bool:
 
 def _look(env: EnvConfig) -> Iterator[NDArray[Any]]:
     vector = make_vector_env(env, EPISODES_LOOKED_AT, lambda slot, nth: episode_seed(0, "evaluate", 2, 0, slot, nth))
-    spec = sight_of(env).student
+    spec = observation_views(env).student
     vector.single_action_space.seed(0)
     try:
         obs = vector.reset()
         yield obs
         for _ in range(LOOKED_AT):
             action = np.stack([vector.single_action_space.sample() for _ in range(EPISODES_LOOKED_AT)])
-            step = vector.step(first_legal(sight_of(env).of("student", obs), spec) if has_mask(spec) else action)
+            step = vector.step(
+                first_legal(observation_views(env).select("student", obs), spec) if has_mask(spec) else action
+            )
             obs = step.obs
             yield np.concatenate([obs.reshape(EPISODES_LOOKED_AT, -1), step.reward[:, None]], 1)
     finally:
@@ -176,7 +178,7 @@ def robustness(
         episodes) and `left_out.<name>`, why that was not played.
     """
     changed, left_out = perturbed_envs(env, config)
-    sight = sight_of(env)
+    sight = observation_views(env)
     noise = f"observation noise {config.pixel_noise if sight.student.obs_dtype == 'uint8' else config.noise:g}"
     scales = _scales(env, players, config, seed)
     can_be = {name: bool((scale > 0).any()) for name, scale in scales.items()}
@@ -191,7 +193,7 @@ def robustness(
         for name, each in players.items():
             returns = []
             for run, policy in enumerate(each.runs):
-                who = confine(policy, getattr(sight, each.side))
+                who = with_action_mask(policy, getattr(sight, each.side))
                 if world == noise:
                     draws = block_generator(seed, "evaluate", 2, number, run).integers(2**62)
                     who = noisy(who, scales[name], torch.Generator().manual_seed(int(draws)))
@@ -212,11 +214,11 @@ def robustness(
 
 def _scales(env: EnvConfig, players: Mapping[str, Players], config: RobustnessConfig, seed: int) -> dict[str, Tensor]:
     """Of the noise on what each policy sees; all that see the same have the same."""
-    sight = sight_of(env)
+    sight = observation_views(env)
     scales = {}
     deviations: dict[str, NDArray[np.float64]] = {}
     for name, each in players.items():
-        policy, spec = confine(each.runs[0], getattr(sight, each.side)), getattr(sight, each.side)
+        policy, spec = with_action_mask(each.runs[0], getattr(sight, each.side)), getattr(sight, each.side)
         shared = each.side if sight.packed else "both"
         if shared not in deviations:
             deviations[shared] = deviation_of(env, policy, each.side, seed)

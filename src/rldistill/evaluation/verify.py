@@ -15,14 +15,14 @@ from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.policy import Policy, PolicyOutput, Seeing
+from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.envs.atari import preprocessed_id
 from rldistill.envs.make import EnvConfig, spec_from_env
-from rldistill.envs.rollout import Memory, inference_threads, rollout, to_env_action
+from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.statistics import mean_interval
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 from rldistill.policies.network import NetworkPolicy
 from rldistill.teachers.load import told_in
 
@@ -115,7 +115,7 @@ def verify(
     stochastic = policy.spec.head.kind not in ("q_values", "deterministic")
     total = episodes * (2 if stochastic else 1)
     played = play(env, policy, episodes, seed=seed, progress=lambda done: progress(done, total))
-    suspicious = [*look(policy, env, seed), *_frames_turned_round(policy, env, played.returns, seed)]
+    suspicious = [*quick_check(policy, env, seed), *_frames_turned_round(policy, env, played.returns, seed)]
     if stochastic:
         drawn = play(
             env, policy, episodes, seed=seed, sample=True, progress=lambda done: progress(episodes + done, total)
@@ -141,19 +141,19 @@ def fitted(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tuple[P
         SpecMismatchError: what `name` names does not fit the environment, or what was around its own does not.
     """
     try:
-        env = env.seen_by(policy).view_of("teacher")
+        env = env.adapted_to(policy).view_of("teacher")
         spec = spec_from_env(env)
     except ConfigError as error:
         if not policy.spec.view and not policy.spec.env_kwargs:
             raise
         what = str(error).removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
         raise SpecMismatchError(f"{name} and {env.id} do not fit: {told_in(name)}: {what}") from None
-    policy = confine(policy, spec)
+    policy = with_action_mask(policy, spec)
     policy.spec.require_same_input(spec, name, env.id)
     return policy, env
 
 
-def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
+def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) -> list[str]:
     """The mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
 
     Raises:
@@ -168,11 +168,11 @@ def look(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = LOOKED_AT) 
 
 def _watch(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDArray[Any], PolicyOutput]:
     vector = make_vector_env(env, 4, lambda slot, episode: seed * 1000 + episode * 4 + slot)
-    memory = Memory(policy, 4)
+    memory = StatefulPolicy(policy, 4)
     seen, outputs = [], []
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
-        outputs.append(memory.look(obs))
+        outputs.append(memory.step(obs))
         seen.append(obs.copy())
         return to_env_action(outputs[-1].mode())
 
@@ -180,7 +180,7 @@ def _watch(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDArr
         for transition in rollout(vector, vector.reset(), act):
             if transition is None:
                 continue
-            memory.forget(transition.step.ended)
+            memory.reset(transition.step.ended)
             if 4 * len(seen) >= steps:
                 break
     vector.close()
@@ -222,7 +222,9 @@ def _wrong_scale(policy: Policy, seen: NDArray[Any]) -> list[str]:
 def _frames_turned_round(policy: Policy, env: EnvConfig, returns: NDArray[np.float64], seed: int) -> list[str]:
     if spec_from_env(env).frames is None:
         return []
-    turned = play(env, Seeing(policy, lambda obs: obs.flip(1)), min(len(returns), TURNED_EPISODES), seed=seed).returns
+    turned = play(
+        env, ObsTransformPolicy(policy, lambda obs: obs.flip(1)), min(len(returns), TURNED_EPISODES), seed=seed
+    ).returns
     if turned.mean() <= returns.mean() or _welch(returns, turned) > SMALL_P:
         return []
     return [f"frames of the wrong order: {returns.mean():.1f}, but {turned.mean():.1f} when the stack is turned round"]

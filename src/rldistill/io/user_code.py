@@ -22,7 +22,7 @@ FIRM = 20.0
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
-def certain(head: ActionHead, said: Any, count: int, name: str) -> Tensor:
+def one_hot_logits(head: ActionHead, said: Any, count: int, name: str) -> Tensor:
     """The actions that a function gave for `count` observations as the numbers of `head`, `[B, P]`.
 
     Raises:
@@ -66,7 +66,7 @@ def _expected(head: ActionHead) -> str:
 
 
 @contextmanager
-def blamed(name: str) -> Iterator[None]:
+def wrap_errors(name: str) -> Iterator[None]:
     """Let errors within be those of the code that `name` names: a ConfigError with what it raised, and where."""
     try:
         yield

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rldistill.core.policy import Policy
 from rldistill.envs.rollout import inference_threads
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import Masked
+from rldistill.policies.masking import ActionMaskedPolicy
 
 WARM_UP, TIMED = 20, 200
 BATCHES = (64, 256)
@@ -75,7 +75,7 @@ def measure_cost(policy: Policy | None) -> Cost:
 
 def _parts(policy: Policy) -> list[Policy]:
     """The policies that a policy is put together of."""
-    if isinstance(policy, Masked):
+    if isinstance(policy, ActionMaskedPolicy):
         return _parts(policy.policy)
     if isinstance(policy, Ensemble):
         return [part for member in policy.members for part in _parts(member)]

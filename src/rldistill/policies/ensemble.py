@@ -71,7 +71,7 @@ class Ensemble:
     def spec(self) -> PolicySpec:
         """The members' spec, with the head of what they say together, and all that their environments are made with.
 
-        Where some look at which actions are legal, it is theirs; `confine` in
+        Where some look at which actions are legal, it is theirs; `with_action_mask` in
         `rldistill.policies.masking` lets all of them look.
         """
         specs = [member.spec for member in self.members]

@@ -26,11 +26,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 
 
-class FromData(nn.Module, ABC):
+class DataDependentLayer(nn.Module, ABC):
     """A layer with numbers that are taken from the data before training, and then stay."""
 
     @abstractmethod
-    def look(self, x: Tensor) -> None:
+    def fit_features(self, x: Tensor) -> None:
         """Take them from a sample of what the layer will be fed."""
 
 

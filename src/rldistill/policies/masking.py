@@ -22,7 +22,7 @@ from rldistill.policies.ensemble import Ensemble
 
 
 @dataclasses.dataclass(frozen=True)
-class Masked:
+class ActionMaskedPolicy:
     """A policy that takes observations without the mask, confined to what the mask allows."""
 
     policy: Policy
@@ -54,14 +54,16 @@ class Masked:
         return output.masked(mask), state
 
 
-def confine(policy: Policy, env_spec: PolicySpec) -> Policy:
+def with_action_mask(policy: Policy, env_spec: PolicySpec) -> Policy:
     """The policy, confined to legal actions where the environment tells them and it does not look.
 
     Of an ensemble every member is, so that no vote is lost to an action that nobody can take.
     """
     if isinstance(policy, Ensemble):
-        return dataclasses.replace(policy, members=tuple(confine(member, env_spec) for member in policy.members))
-    return Masked(policy, env_spec) if has_mask(env_spec) and not has_mask(policy.spec) else policy
+        return dataclasses.replace(
+            policy, members=tuple(with_action_mask(member, env_spec) for member in policy.members)
+        )
+    return ActionMaskedPolicy(policy, env_spec) if has_mask(env_spec) and not has_mask(policy.spec) else policy
 
 
 def has_mask(spec: PolicySpec) -> bool:

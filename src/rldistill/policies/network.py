@@ -17,7 +17,7 @@ from rldistill.core.spec import Obs, PolicySpec
 if TYPE_CHECKING:
     from jaxtyping import Float
 from rldistill.policies.encoding import _encoded, moments_shape, split_parts
-from rldistill.policies.layers import FromData
+from rldistill.policies.layers import DataDependentLayer
 
 LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -30,9 +30,9 @@ class NetworkPolicy(nn.Module):
     Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardised with
     `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them: one number for all pixels, one for each
     entry of other observations, flat for dicts. What `obs_clip` names (an empty name for an observation that is no
-    dict) is clipped to +- its number. A policy that takes observations `as_is` does none of this.
+    dict) is clipped to +- its number. A policy that takes observations `normalizes_itself` does none of this.
 
-    The first `num_fixed` layers of the body are not trained; they give `num_features` numbers.
+    The first `num_frozen_layers` layers of the body are not trained; they give `num_features` numbers.
     """
 
     obs_mean: Tensor
@@ -49,8 +49,8 @@ class NetworkPolicy(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
         self.register_buffer("obs_std", torch.ones(moments_shape(spec)))
         self.obs_clip: dict[str, float] = {}
-        self.as_is = False
-        self.num_fixed = self.num_features = 0
+        self.normalizes_itself = False
+        self.num_frozen_layers = self.num_features = 0
         self.width = width
         self.value_head: nn.Linear | None = None
         self.feature_head: nn.Linear | None = None
@@ -91,16 +91,16 @@ class NetworkPolicy(nn.Module):
                 f"a {type(self.config).__name__.lower()} student cannot learn {what}: leave that loss out"
             )
 
-    def look(self, obs: Tensor) -> None:
+    def fit_features(self, obs: Tensor) -> None:
         """Let the fixed features that depend on the data see a sample of it, `[N, *obs_shape]`, before training."""
         layers = [*self.body] if isinstance(self.body, nn.Sequential) else []
-        if not any(isinstance(layer, FromData) for layer in layers):
+        if not any(isinstance(layer, DataDependentLayer) for layer in layers):
             return
         with torch.no_grad():
             x: Any = self.standardised(self._entries(obs))
             for layer in layers:
-                if isinstance(layer, FromData):
-                    layer.look(x)
+                if isinstance(layer, DataDependentLayer):
+                    layer.fit_features(x)
                 x = layer(x)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
@@ -112,13 +112,13 @@ class NetworkPolicy(nn.Module):
     def fixed(self, obs: Obs) -> Tensor:
         """What the layers that are not trained make of observations, `[B, N]`."""
         assert isinstance(self.body, nn.Sequential)
-        features: Tensor = self.body[: self.num_fixed](self.standardised(self._entries(obs)))
+        features: Tensor = self.body[: self.num_frozen_layers](self.standardised(self._entries(obs)))
         return features
 
     def after_fixed(self, features: Tensor) -> PolicyOutput:
         """What the policy says, given what `fixed` made of observations without a mask."""
         assert isinstance(self.body, nn.Sequential)
-        return self._said(self.body[self.num_fixed :](features))
+        return self._said(self.body[self.num_frozen_layers :](features))
 
     def numbers(self, obs: Obs) -> Tensor:
         """The head's parameters, `[B, P]`, with no action ruled out."""
@@ -148,7 +148,7 @@ class NetworkPolicy(nn.Module):
 
     def standardised(self, obs: Obs) -> Obs:
         """What the first layer is fed: float32, a dict where the observation is one."""
-        if self.as_is:
+        if self.normalizes_itself:
             return obs
         scaled = self.scaled(obs)
         if isinstance(scaled, Tensor):

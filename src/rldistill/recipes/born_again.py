@@ -21,7 +21,7 @@ from rldistill.recipes.config import BornAgain
 from rldistill.recipes.job import Run, report_round
 from rldistill.recipes.student_folder import asked_of, open_student
 from rldistill.students.storage import load_native
-from rldistill.teachers.fingerprint import identity
+from rldistill.teachers.fingerprint import fingerprint
 
 NEXT_SEED = 1_000_003
 """Between the training seeds of two generations, so that each begins with weights of its own."""
@@ -61,7 +61,7 @@ def require_next(run: Run, first: PolicySpec) -> None:
 
 def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
     if (folder / "manifest.json").exists():
-        Manifest.read(folder).require_teacher(identity(student))
+        Manifest.read(folder).require_teacher(fingerprint(student))
         return Dataset.read([folder], run.collect.gamma, memory_gb=run.collect.memory_gb)
     collected = run.collect
     return relabel(

@@ -14,7 +14,7 @@ from rldistill.collection.collect import collect
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.evaluation.episodes import CHOOSING, play
+from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import Report, note_score
 from rldistill.io.provenance import provenance
@@ -95,6 +95,6 @@ def _score(run: Run, teacher: Policy, student: NetworkPolicy, episodes: int, pla
     """A student's mean return over episodes that nobody is judged by at the end, played once and kept beside it."""
     file = place / "score.json"
     if not file.exists():
-        returns = play(run.env.seen_by(teacher), student, episodes, seed=run.seed, round=CHOOSING).returns
+        returns = play(run.env.adapted_to(teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
         write_json(file, {"episodes": episodes, "score": float(returns.mean())})
     return float(read_json(file)["score"])

@@ -19,8 +19,8 @@ from rldistill.core.policy import Policy
 from rldistill.core.schedules import Linear
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import sight_of
-from rldistill.evaluation.episodes import CHOOSING, play
+from rldistill.envs.make import observation_views
+from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.progress import Report
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
@@ -82,7 +82,7 @@ def control(
 ) -> NetworkPolicy:
     """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
     place = run.folder / "controls" / name / f"seed-{seed}"
-    env, student, total = run.env.seen_by(teacher), run.students[name], CENSORED * steps
+    env, student, total = run.env.adapted_to(teacher), run.students[name], CENSORED * steps
     learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
         of_dqn = dataclasses.replace(run.dqn, total_steps=total)
@@ -115,7 +115,7 @@ def require_learnable(run: Run, teacher: Policy) -> None:
             f"dqn.learning_starts: nothing would be learned from reward; expected fewer than dqn.total_steps, "
             f"{run.dqn.total_steps:,}, found {run.dqn.learning_starts:,}"
         )
-    seen = sight_of(run.env if isinstance(run.recipe, Scratch) else run.env.seen_by(teacher)).student
+    seen = observation_views(run.env if isinstance(run.recipe, Scratch) else run.env.adapted_to(teacher)).student
     losses = () if isinstance(run.recipe, JumpStart | Scratch) else run.distill.losses
     for student in run.students.values():
         if isinstance(run.recipe, QDagger):
@@ -136,7 +136,7 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
     if isinstance(recipe, Scratch):
         return Guidance()
     # As it learns from them: those of Atari clipped to their sign.
-    learned = dataclasses.replace(run, env=learned_in(run.env.seen_by(teacher)))
+    learned = dataclasses.replace(run, env=learned_in(run.env.adapted_to(teacher)))
     best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
     beside: dict[str, Any] = {"losses": run.distill.losses}
     if isinstance(recipe, Ppd):
@@ -146,7 +146,7 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
     elif isinstance(recipe, JumpStart):
         beside = {"teacher_steps": Linear(recipe.first_steps, 0.0, recipe.until)}
     elif isinstance(recipe, Finetune):
-        beside |= {"weight": recipe.weight, "gate": "holding"}
+        beside |= {"weight": recipe.weight, "gate": "adaptive"}
     elif isinstance(recipe, QDagger):
         beside |= {"weight": recipe.weight, "gate": "performance"}
     return Guidance(**beside, teacher_return=best, random_return=worst)
@@ -166,4 +166,4 @@ def own_returns(
 ) -> NDArray[np.float64]:
     """Of the episodes by which the best policy is chosen; others than those that it is judged by at the end."""
     episodes = (run.dqn if isinstance(run.recipe, QDagger) else run.ppo).eval_episodes
-    return play(run.env.seen_by(teacher), policy, episodes, seed=run.seed, round=CHOOSING, side=side).returns
+    return play(run.env.adapted_to(teacher), policy, episodes, seed=run.seed, split=VALIDATION, side=side).returns

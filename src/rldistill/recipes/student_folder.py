@@ -15,13 +15,13 @@ from rldistill.io.atomic import open_stage, read_json, write_json
 from rldistill.recipes.config import FROM_REWARD_ALONE, Finetune, QDagger, Scratch
 from rldistill.recipes.job import Run
 from rldistill.rl.config import DQNConfig, PPOConfig
-from rldistill.teachers.fingerprint import identity
+from rldistill.teachers.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-FILE = "asked.json"
-ONLY_SPEED = ("threads", "device")
+FILE = "inputs.json"
+ONLY_SPEED = ("num_threads", "device")
 """Settings by which results differ in the last digits at most."""
 
 
@@ -31,7 +31,7 @@ def asked_of(run: Run, name: str, teacher: Policy, dataset: Path | None = None) 
     From reward alone nobody teaches, so that any teacher may stand beside it. The dataset is in the run's folder where
     no other is named.
     """
-    asked: dict[str, Any] = {"teacher": None if isinstance(run.recipe, Scratch) else identity(teacher)}
+    asked: dict[str, Any] = {"teacher": None if isinstance(run.recipe, Scratch) else fingerprint(teacher)}
     asked |= {"recipe": type(run.recipe).__name__, **settings("recipe", run.recipe)}
     asked |= {f"students.{name}": _text(run.students[name]), **settings("distill", run.distill)}
     place = dataset or run.folder / "dataset"

@@ -12,7 +12,7 @@ from rldistill.io.atomic import read_json
 from rldistill.reporting.charts import palette, scatter_chart
 from rldistill.reporting.search import front_chart, search_verdict
 
-WITHIN = 0.05
+DEFAULT_MARGIN = 0.05
 """What may be lost, of an evaluation that does not say."""
 
 
@@ -37,8 +37,8 @@ def run_front(evaluation: dict[str, Any]) -> Markup | None:
     if len(points) < 2:
         return None
     answers = [answer for entry in policies.values() if (answer := entry.get("non_inferior"))]
-    within = answers[0]["within"] if answers else WITHIN
-    return scatter_chart(points, pareto(points), "parameters", "normalised score", 1 - within, palette(evaluation))
+    margin = answers[0]["margin"] if answers else DEFAULT_MARGIN
+    return scatter_chart(points, pareto(points), "parameters", "normalised score", 1 - margin, palette(evaluation))
 
 
 def search_front(run: Path) -> tuple[Markup, str] | None:

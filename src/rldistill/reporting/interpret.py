@@ -13,7 +13,7 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.features.maps import FARTHEST, AnyFeatures, Raw, Standardised, Standardiser
+from rldistill.students.features.maps import CLIP_STD, AnyFeatures, Raw, Standardised, Standardiser
 from rldistill.students.features.screen import Basic, Objects
 from rldistill.students.linear import Linear
 from rldistill.students.ridge import Ridge
@@ -37,7 +37,7 @@ def explain(policy: NetworkPolicy) -> str:
     width = max(map(len, [*names, "constant"]))
     bounded = any(isinstance(layer, Standardiser) for layer in policy.body.modules())
     mean, std = _scaling(policy, len(names))
-    bounds = np.stack([mean - FARTHEST * std, mean + FARTHEST * std], 1) if bounded else np.empty((len(names), 0))
+    bounds = np.stack([mean - CLIP_STD * std, mean + CLIP_STD * std], 1) if bounded else np.empty((len(names), 0))
     columns += ["from", "to"] if bounded else []
     rows = [f"{'':<{width}} " + " ".join(f"{column:>12}" for column in columns)]
     table = zip([*names, "constant"], [*np.concatenate([weight.T, bounds], 1), bias], strict=True)
@@ -106,11 +106,11 @@ def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.floa
 def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What is subtracted from each of the features that have names, and what that is then divided by, `[N]` each."""
     mean, std = np.zeros(width), np.ones(width)
-    if not policy.as_is:
+    if not policy.normalizes_itself:
         entries = policy.spec.entries.values()
         bytes_ = [np.full(part.width, part.dtype == "uint8" and not part.nvec) for part in entries]
         std = np.where(np.concatenate(bytes_), 255.0, 1.0)
-    moments = [] if policy.as_is else [(policy.obs_mean, policy.obs_std)]
+    moments = [] if policy.normalizes_itself else [(policy.obs_mean, policy.obs_std)]
     moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
     for further in moments:
         its_mean, its_std = (tensor.double().numpy().ravel() for tensor in further)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from rldistill.reporting.sections import robustness_rows
-from rldistill.reporting.tables import Cell, best_student, rows, verdict
+from rldistill.reporting.tables import TableCell, best_student, rows, verdict
 
 SHOWN = ("policy", "mean return", "normalised", "agreement", "parameters", "multiply-adds", "latency", "env steps")
 
@@ -69,7 +69,7 @@ def _result(env: str, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(table: list[list[Cell]]) -> str:
+def _table(table: list[list[TableCell]]) -> str:
     head = [cell.column for cell in table[0]]
     body = [[cell.text + (f" ({cell.note})" if cell.note else "") for cell in row] for row in table]
     lines = [map(escaped, row) for row in (head, *body)]

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from rldistill.io.atomic import write_atomic
 from rldistill.reporting.charts import scatter_chart, templates
-from rldistill.reporting.tables import NONE, Cell
+from rldistill.reporting.tables import NONE, TableCell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def search_verdict(found: dict[str, Any]) -> str:
     """The answer in a sentence."""
-    kept, by = f"{1 - found['within']:.0%} of the teacher's lead over random play", found["by"]
+    kept, by = f"{1 - found['margin']:.0%} of the teacher's lead over random play", found["by"]
     if found["winner"] is None:
         return f"No student that was tried is known to keep {kept}: more steps, or larger students, may."
     (trial,) = [trial for trial in found["tried"] if trial["name"] == found["winner"]]
@@ -36,7 +36,7 @@ def as_students(found: dict[str, Any]) -> str:
     ).strip()
 
 
-def search_rows(found: dict[str, Any]) -> list[list[Cell]]:
+def search_rows(found: dict[str, Any]) -> list[list[TableCell]]:
     """One list of cells for each student, the smallest first."""
 
     def size(trial: dict[str, Any]) -> float:
@@ -46,17 +46,17 @@ def search_rows(found: dict[str, Any]) -> list[list[Cell]]:
     return [_cells(trial, found) for trial in sorted(found["tried"], key=size)]
 
 
-def _cells(trial: dict[str, Any], found: dict[str, Any]) -> list[Cell]:
+def _cells(trial: dict[str, Any], found: dict[str, Any]) -> list[TableCell]:
     own, test, last = trial["size"].get(found["by"]), trial["test"], trial["rungs"][-1]
     said = test or last
     interval = "{:.2f} to {:.2f}".format(*said["ci95"]) if said["ci95"] else ""
     return [
-        Cell("student", trial["name"]),
-        Cell(found["by"], NONE if own is None else f"{own:,.0f}"),
-        Cell("normalised", NONE if said["normalised"] is None else f"{said['normalised']:.3f}", interval),
-        Cell("front", "yes" if trial["name"] in found["front"] else ""),
-        Cell("episodes", f"{test['episodes'] if test else last['episodes']}"),
-        Cell("keeps it", test["decision"] if test else "failed" if "failed" in last else NONE),
+        TableCell("student", trial["name"]),
+        TableCell(found["by"], NONE if own is None else f"{own:,.0f}"),
+        TableCell("normalised", NONE if said["normalised"] is None else f"{said['normalised']:.3f}", interval),
+        TableCell("front", "yes" if trial["name"] in found["front"] else ""),
+        TableCell("episodes", f"{test['episodes'] if test else last['episodes']}"),
+        TableCell("keeps it", test["decision"] if test else "failed" if "failed" in last else NONE),
     ]
 
 
@@ -81,7 +81,7 @@ def front_chart(found: dict[str, Any]) -> Markup:
         for trial in found["tried"]
         if trial["size"].get(found["by"]) and trial["rungs"][-1]["normalised"] is not None
     }
-    return scatter_chart(points, found["front"], found["by"], "normalised score", 1 - found["within"])
+    return scatter_chart(points, found["front"], found["by"], "normalised score", 1 - found["margin"])
 
 
 def write_search(found: dict[str, Any], path: Path) -> None:

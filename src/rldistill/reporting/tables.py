@@ -16,7 +16,7 @@ NONE = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A figure under its column's title, and what qualifies it."""
 
     column: str
@@ -92,7 +92,7 @@ def best_student(evaluation: dict[str, Any]) -> tuple[str, Entry] | None:
     return max(students, key=lambda item: item[1]["mean"], default=None)
 
 
-def highlights(evaluation: dict[str, Any]) -> list[Cell]:
+def highlights(evaluation: dict[str, Any]) -> list[TableCell]:
     """The figures of the best student that stand under the verdict."""
     best = best_student(evaluation)
     if best is None:
@@ -101,7 +101,7 @@ def highlights(evaluation: dict[str, Any]) -> list[Cell]:
     return [cell for cell in _cells(*best, teacher_of(evaluation)) if cell.column in kept]
 
 
-def rows(evaluation: dict[str, Any]) -> list[list[Cell]]:
+def rows(evaluation: dict[str, Any]) -> list[list[TableCell]]:
     """The table: one list of cells for each policy, under the same columns."""
     teacher = teacher_of(evaluation)
     return [_cells(name, entry, teacher) for name, entry in evaluation["policies"].items()]
@@ -158,36 +158,36 @@ def robustness_table(evaluation: dict[str, Any]) -> Table | None:
     return table
 
 
-def _cells(name: str, entry: Entry, teacher: Entry) -> list[Cell]:
+def _cells(name: str, entry: Entry, teacher: Entry) -> list[TableCell]:
     seeds = f", {len(entry['runs'])} seeds" if len(entry["runs"]) > 1 else ""
     return [
-        Cell("policy", name, entry["kind"] + seeds if entry["kind"] + seeds != name else ""),
-        Cell("mean return", number_text(entry["mean"]), interval_text(entry["ci95"], number_text)),
-        Cell("IQM", number_text(entry["iqm"])),
-        Cell("discounted", number_text(entry["discounted_mean"])),
-        Cell(
+        TableCell("policy", name, entry["kind"] + seeds if entry["kind"] + seeds != name else ""),
+        TableCell("mean return", number_text(entry["mean"]), interval_text(entry["ci95"], number_text)),
+        TableCell("IQM", number_text(entry["iqm"])),
+        TableCell("discounted", number_text(entry["discounted_mean"])),
+        TableCell(
             "normalised",
             optional_text(entry["normalised"], "{:.3f}"),
             interval_text(entry["normalised_ci95"], "{:.3f}".format),
         ),
         _agreement(entry),
         _parameters(entry, teacher),
-        Cell("multiply-adds", _large(entry["macs"]) if entry["macs"] else NONE),
+        TableCell("multiply-adds", _large(entry["macs"]) if entry["macs"] else NONE),
         _latency(entry["latency_us"]),
-        Cell("env steps", f"{entry['env_steps']:,}" if entry["env_steps"] else NONE),
+        TableCell("env steps", f"{entry['env_steps']:,}" if entry["env_steps"] else NONE),
     ]
 
 
-def _agreement(entry: Entry) -> Cell:
+def _agreement(entry: Entry) -> TableCell:
     if entry["action_rmse"] is not None:
-        return Cell("agreement", f"{entry['action_rmse']:.3g}", "RMS error of actions")
-    return Cell("agreement", optional_text(entry["agreement"], "{:.1%}"))
+        return TableCell("agreement", f"{entry['action_rmse']:.3g}", "RMS error of actions")
+    return TableCell("agreement", optional_text(entry["agreement"], "{:.1%}"))
 
 
-def _parameters(entry: Entry, teacher: Entry) -> Cell:
+def _parameters(entry: Entry, teacher: Entry) -> TableCell:
     own, its = entry["parameters"], teacher["parameters"]
     if not own:
-        return Cell("parameters", NONE)
+        return TableCell("parameters", NONE)
     note = _bytes(entry["bytes"])
     if entry["kind"] == "student" and its:
         note = (
@@ -197,13 +197,13 @@ def _parameters(entry: Entry, teacher: Entry) -> Cell:
             if own < its
             else "the teacher's size"
         )
-    return Cell("parameters", f"{own:,}", note)
+    return TableCell("parameters", f"{own:,}", note)
 
 
-def _latency(latency: dict[str, float] | None) -> Cell:
+def _latency(latency: dict[str, float] | None) -> TableCell:
     if latency is None:
-        return Cell("latency", NONE)
-    return Cell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
+        return TableCell("latency", NONE)
+    return TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
 
 
 def _large(count: int) -> str:

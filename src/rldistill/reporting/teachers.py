@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rldistill.io.atomic import write_atomic
 from rldistill.reporting.charts import number_text, returns_chart, templates
-from rldistill.reporting.tables import NONE, Cell
+from rldistill.reporting.tables import NONE, TableCell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,7 @@ def write_comparison(found: dict[str, Any], path: Path) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
-def comparison_rows(found: dict[str, Any]) -> list[list[Cell]]:
+def comparison_rows(found: dict[str, Any]) -> list[list[TableCell]]:
     """One list of cells for each teacher, under the same columns."""
 
     def digits(number: float | None) -> str:
@@ -40,14 +40,14 @@ def comparison_rows(found: dict[str, Any]) -> list[list[Cell]]:
         low, high = map(number_text, row["ci95"])
         rows.append(
             [
-                Cell("teacher", name),
-                Cell("return", number_text(row["mean"]), f"{low} to {high}"),
-                Cell("teachability", digits(row["teachability"])),
-                Cell("entropy", digits(row["entropy"])),
-                Cell("action gap", digits(row["action_gap"])),
-                Cell("parameters", count(row["parameters"])),
-                Cell("MACs", count(row["macs"])),
-                Cell("latency", f"{row['latency_us']['p50']:.0f} us"),
+                TableCell("teacher", name),
+                TableCell("return", number_text(row["mean"]), f"{low} to {high}"),
+                TableCell("teachability", digits(row["teachability"])),
+                TableCell("entropy", digits(row["entropy"])),
+                TableCell("action gap", digits(row["action_gap"])),
+                TableCell("parameters", count(row["parameters"])),
+                TableCell("MACs", count(row["macs"])),
+                TableCell("latency", f"{row['latency_us']['p50']:.0f} us"),
             ]
         )
     return rows
@@ -68,6 +68,6 @@ def comparison_table(found: dict[str, Any]) -> Table:
     rows = comparison_rows(found)
     table = Table(*(Column(cell.column, overflow="fold") for cell in rows[0]))
     for row, name in zip(rows, _short(list(found["teachers"])), strict=True):
-        row[0] = Cell("teacher", name)
+        row[0] = TableCell("teacher", name)
         table.add_row(*(cell.text + (f" ({cell.note})" if cell.note else "") for cell in row))
     return table

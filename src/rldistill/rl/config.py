@@ -17,7 +17,7 @@ class PPOConfig:
     Attributes:
         total_steps: environment steps.
         num_envs: environments that are played together.
-        num_steps: steps of each between updates.
+        rollout_length: steps of each between updates.
         epochs: passes over the steps of one update.
         batch_size: steps in a minibatch.
         learning_rate: Adam's, at the start.
@@ -33,12 +33,12 @@ class PPOConfig:
         critic_warmup: steps in which the critic alone learns.
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: of each, others than those that it is judged by at the end.
-        threads: of PyTorch.
+        num_threads: of PyTorch.
     """
 
     total_steps: int = 100_000
     num_envs: int = 8
-    num_steps: int = 256
+    rollout_length: int = 256
     epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 3e-4
@@ -53,11 +53,12 @@ class PPOConfig:
     critic_warmup: int = 0
     eval_every: int = 10_000
     eval_episodes: int = 20
-    threads: int = 1
+    num_threads: int = 1
 
     def __post_init__(self) -> None:
         for name in (
-            "total_steps", "num_envs", "num_steps", "epochs", "batch_size", "eval_every", "eval_episodes", "threads",
+            "total_steps", "num_envs", "rollout_length", "epochs", "batch_size", "eval_every", "eval_episodes",
+            "num_threads",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
@@ -86,18 +87,18 @@ class DQNConfig:
         gamma: discount.
         n_steps: of the returns.
         terminal_on_reward: whether returns end at each reward, as for games of many points.
-        target_update: gradient steps between copies of the network that says the targets.
-        average_decay: of the exponential moving average of the weights, w <- d w + (1 - d) w' with
-            d = min(average_decay, n / (n + 10)) at gradient step n, which above 0 is what is evaluated and kept (as
+        target_update_interval: gradient steps between copies of the network that says the targets.
+        ema_decay: of the exponential moving average of the weights, w <- d w + (1 - d) w' with
+            d = min(ema_decay, n / (n + 10)) at gradient step n, which above 0 is what is evaluated and kept (as
             Izmailov 2018, arXiv 1803.05407, does with a uniform average), while the last weights act.
-        exploration: the share of random actions over the course of training.
+        epsilon_schedule: the share of random actions over the course of training.
         double: whether the network itself chooses the action whose value the target network says.
         dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
         max_grad_norm: the largest gradient norm.
         offline_steps: gradient steps on the teacher's data before the first of the student's own.
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: of each, others than those that it is judged by at the end.
-        threads: of PyTorch.
+        num_threads: of PyTorch.
     """
 
     total_steps: int = 50_000
@@ -111,21 +112,22 @@ class DQNConfig:
     gamma: float = 0.99
     n_steps: int = 1
     terminal_on_reward: bool = False
-    target_update: int = 500
-    average_decay: float = 0.0
-    exploration: Schedule = Linear(1.0, 0.05, 0.2)
+    target_update_interval: int = 500
+    ema_decay: float = 0.0
+    epsilon_schedule: Schedule = Linear(1.0, 0.05, 0.2)
     double: bool = True
     dueling: bool = False
     max_grad_norm: float = 10.0
     offline_steps: int = 10_000
     eval_every: int = 10_000
     eval_episodes: int = 20
-    threads: int = 1
+    num_threads: int = 1
 
     def __post_init__(self) -> None:
         for name in (
-            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps", "target_update",
-            "eval_every", "eval_episodes", "threads",
+            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps",
+            "target_update_interval",
+            "eval_every", "eval_episodes", "num_threads",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
@@ -134,7 +136,7 @@ class DQNConfig:
                 raise ConfigError(f"dqn.{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
-        if not all(0 <= self.exploration(done) <= 1 for done in (0.0, 1.0)):
-            raise ConfigError("dqn.exploration: expected shares from 0 to 1")
-        if not 0 <= self.average_decay < 1:
-            raise ConfigError(f"dqn.average_decay: expected a number from 0 to below 1, found {self.average_decay}")
+        if not all(0 <= self.epsilon_schedule(done) <= 1 for done in (0.0, 1.0)):
+            raise ConfigError("dqn.epsilon_schedule: expected shares from 0 to 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"dqn.ema_decay: expected a number from 0 to below 1, found {self.ema_decay}")

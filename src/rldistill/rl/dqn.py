@@ -21,7 +21,7 @@ from rldistill.data.dataset import Dataset, action_gap
 from rldistill.distillation.gradient import prepare
 from rldistill.envs.atari import is_atari
 from rldistill.envs.make import EnvConfig
-from rldistill.envs.rollout import Memory, rollout
+from rldistill.envs.rollout import StatefulPolicy, rollout
 from rldistill.envs.seeding import block_generator
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import note_score
@@ -32,13 +32,13 @@ from rldistill.policies.masking import has_mask, random_legal
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
-from rldistill.rl.guidance import Guidance, Weaning
+from rldistill.rl.guidance import DistillationWeight, Guidance
 from rldistill.rl.ppo import ALONE, NO_LOSS
-from rldistill.rl.q_network import Kept, new_policy, worth_keeping
-from rldistill.rl.replay import Drawn, Replay
+from rldistill.rl.q_network import ReplayObsEncoder, new_policy, worth_keeping
+from rldistill.rl.replay import ReplayBuffer, TransitionBatch
 from rldistill.rl.teacher_data import TeacherData
 from rldistill.rl.train_state import restore, save
-from rldistill.rl.training import Score, Scored, Setting, run_stage, show, weights_of
+from rldistill.rl.training import BestPolicyTracker, Score, TrainingSetup, run_stage, show, weights_of
 from rldistill.students import AnyStudent
 
 SAVE_EVERY = 30.0
@@ -94,14 +94,14 @@ def learn(
         folder,
         lambda: _Training(env, student, config, folder, teacher, guidance, score, seed, dataset),
         both_phases,
-        threads=config.threads,
+        threads=config.num_threads,
         seed=seed,
         resume=resume,
         overwrite=overwrite,
     )
 
 
-class _Training(Scored):
+class _Training(BestPolicyTracker):
     """The state of one run: networks, optimiser, environments, replay, the weight of the teacher, the best so far."""
 
     def __init__(
@@ -117,36 +117,36 @@ class _Training(Scored):
         dataset: Dataset | None,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
-        setting = Setting.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
+        setting = TrainingSetup.of(env, teacher if guidance.losses else None, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         self.spec, self.clipped = setting.sight.student, is_atari(setting.life.env.id)
         torch.manual_seed(seed)
         self.networks: Mapping[str, NetworkPolicy] = {
             name: new_policy(student, self.spec, config)
-            for name in ("policy", "target", *(["mean"] if config.average_decay else []))
+            for name in ("policy", "target", *(["mean"] if config.ema_decay else []))
         }
         self.policy, self.target = self.networks["policy"], self.networks["target"]
         self.candidate = self.networks.get("mean", self.policy)
         self._agree()
         self.player = setting.player(self.policy)
         labels = 0 if self.head is None else self.head.num_params
-        self.kept = Kept(self.policy, dataset is not None and worth_keeping(self.policy, dataset))
+        self.kept = ReplayObsEncoder(self.policy, dataset is not None and worth_keeping(self.policy, dataset))
         self.taught: TeacherData | None = None
-        self.replay: Replay | None = Replay(self.kept.spec, config.buffer_size, config.num_envs, labels)
+        self.replay: ReplayBuffer | None = ReplayBuffer(self.kept.spec, config.buffer_size, config.num_envs, labels)
         self.replay.require_room(config.n_steps)
         self.weights = flatten_weights(self.policy)
-        self.mean = flatten_weights(self.candidate) if config.average_decay else None
+        self.mean = flatten_weights(self.candidate) if config.ema_decay else None
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [self.weights], config.learning_rate, eps=1.5e-4, fused=True
         )
-        self.weaning = Weaning(guidance)
+        self.weaning = DistillationWeight(guidance)
         self.gap = torch.zeros(())
         self.steps = self.updates = self.studied = self.rows = 0
         self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.next_save = time.monotonic() + SAVE_EVERY
         self.noted: list[dict[str, Tensor]] = []
-        self.memories: Mapping[str, Memory] = {"student": self.player} | (
+        self.memories: Mapping[str, StatefulPolicy] = {"student": self.player} | (
             {} if self.teacher is None else {"teacher": self.teacher}
         )
         restore(self)
@@ -185,7 +185,7 @@ class _Training(Scored):
         weight = self.guidance.weight(0.0) if self.guidance.losses else 0.0
         while self.studied < self.config.offline_steps:
             rng = block_generator(self.seed, "train", 2, 0, self.studied)
-            self._step(self.taught.draw(self.config.batch_size, rng), weight)
+            self._step(self.taught.sample(self.config.batch_size, rng), weight)
             self.studied += 1
             self._save_now_and_then()
             progress(self.studied, self.config.offline_steps + self.config.total_steps)
@@ -197,15 +197,18 @@ class _Training(Scored):
 
         def act(obs: NDArray[Any]) -> NDArray[Any]:
             rng = block_generator(self.seed, "train", 1, 0, self.steps)
-            action = self.player.look(obs).mode().numpy()
-            explore = rng.random(len(obs)) < config.exploration(self.done)
+            action = self.player.step(obs).mode().numpy()
+            explore = rng.random(len(obs)) < config.epsilon_schedule(self.done)
             shown = self.life.shown(obs)
             at_random = rng.integers(0, self.spec.head.nvec[0], len(obs))
             if has_mask(self.spec):
                 at_random = random_legal(shown.numpy(), self.spec, rng)
-            seen["obs"], seen["age"] = self.kept.of(shown), np.array([len(actions) for actions in self.life.taken])
+            seen["obs"], seen["age"] = (
+                self.kept.of(shown),
+                np.array([len(actions) for actions in self.life.episode_actions]),
+            )
             if self.teacher is not None:
-                seen["labels"] = self.teacher.look(obs).params.numpy()
+                seen["labels"] = self.teacher.step(obs).params.numpy()
             return np.where(explore, at_random, action)
 
         if self.steps >= config.total_steps:
@@ -228,7 +231,7 @@ class _Training(Scored):
             self.life.note(transition.action, step.reward, step.ended)
             for memory in (self.player, self.teacher):
                 if memory is not None:
-                    memory.forget(step.ended)
+                    memory.reset(step.ended)
             self.life.obs = step.obs
             self.steps += config.num_envs
             self._learn_from_replay()
@@ -245,7 +248,7 @@ class _Training(Scored):
             return
         if not self.updates and not self.kept.features:
             rng = block_generator(self.seed, "train", 4, 0, 0)
-            show([self.policy], self.replay.draw(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
+            show([self.policy], self.replay.sample(LOOKED_AT, config.n_steps, config.gamma, rng).obs)
             self._agree()
         rng = block_generator(self.seed, "train", 3, 0, self.steps)
         weight = self.weaning.weight(self.done)
@@ -254,27 +257,31 @@ class _Training(Scored):
         for _ in range(config.gradient_steps):
             self.noted.append(self._step(self._drawn(rng), weight))
 
-    def _drawn(self, rng: np.random.Generator) -> Drawn:
+    def _drawn(self, rng: np.random.Generator) -> TransitionBatch:
         """A batch of all that there is, each transition as likely as another."""
         config = self.config
         assert self.replay is not None
         others = 0
         if self.taught is not None:
             others = rng.binomial(config.batch_size, len(self.taught) / (len(self.taught) + len(self.replay)))
-        own = self.replay.draw(config.batch_size - others, config.n_steps, config.gamma, rng)
-        return own if self.taught is None else own.beside(self.taught.draw(others, rng))
+        own = self.replay.sample(config.batch_size - others, config.n_steps, config.gamma, rng)
+        return own if self.taught is None else own.concat(self.taught.sample(others, rng))
 
-    def _step(self, drawn: Drawn, weight: float) -> dict[str, Tensor]:
+    def _step(self, drawn: TransitionBatch, weight: float) -> dict[str, Tensor]:
         """One step of the optimiser."""
-        output = self.kept.said(self.policy, drawn.obs)
+        output = self.kept.action_params(self.policy, drawn.obs)
         with torch.no_grad():
-            following = self.kept.said(self.target, drawn.next_obs).params
-            chooser = self.kept.said(self.policy, drawn.next_obs).params if self.config.double else following
+            following = self.kept.action_params(self.target, drawn.next_obs).params
+            chooser = self.kept.action_params(self.policy, drawn.next_obs).params if self.config.double else following
             bootstrap = following.gather(1, chooser.argmax(1, keepdim=True)).squeeze(1)
             target = drawn.reward + drawn.discount * bootstrap
-        taken = output.params.gather(1, drawn.action[:, None]).squeeze(1)
-        per_sample = F.smooth_l1_loss(taken, target, reduction="none")
-        row = {"td_loss": per_sample.detach().mean(), "q_value": taken.detach().mean(), "distillation_loss": NO_LOSS}
+        episode_actions = output.params.gather(1, drawn.action[:, None]).squeeze(1)
+        per_sample = F.smooth_l1_loss(episode_actions, target, reduction="none")
+        row = {
+            "td_loss": per_sample.detach().mean(),
+            "q_value": episode_actions.detach().mean(),
+            "distillation_loss": NO_LOSS,
+        }
         if weight > 0 and drawn.labels is not None:
             divergence = self._distillation(output, drawn)
             per_sample = per_sample + weight * divergence
@@ -286,10 +293,10 @@ class _Training(Scored):
         self.optimizer.step()
         if self.mean is not None:
             # Young means are short, or the weights that training began with would be most of them.
-            decay = min(self.config.average_decay, self.updates / (self.updates + 10))
+            decay = min(self.config.ema_decay, self.updates / (self.updates + 10))
             self.mean.detach().lerp_(self.weights.detach(), 1 - decay)
         self.updates += 1
-        if self.updates % self.config.target_update == 0:
+        if self.updates % self.config.target_update_interval == 0:
             self.target.load_state_dict(self.policy.state_dict())
         return row
 
@@ -303,7 +310,7 @@ class _Training(Scored):
         for network in self.networks.values():
             network.load_state_dict(self.policy.state_dict())
 
-    def _distillation(self, output: PolicyOutput, drawn: Drawn) -> Tensor:
+    def _distillation(self, output: PolicyOutput, drawn: TransitionBatch) -> Tensor:
         """The distillation losses, weighted and summed, `[B]`."""
         assert self.head is not None
         assert drawn.labels is not None
@@ -351,11 +358,13 @@ class _Training(Scored):
         if self.head is None or self.replay is None:
             return {}
         config, rng = self.config, block_generator(self.seed, "train", 5, 0, self.steps)
-        drawn = self.replay.draw(config.batch_size, config.n_steps, config.gamma, rng)
+        drawn = self.replay.sample(config.batch_size, config.n_steps, config.gamma, rng)
         assert drawn.labels is not None
         teacher = PolicyOutput(self.head, drawn.labels)
         soft = default_temperature(self.head, lambda: action_gap(drawn.labels.numpy()))  # type: ignore[union-attr]
         with torch.no_grad():
             return {
-                "teacher_kl": float(functional.kl(teacher, self.kept.said(self.policy, drawn.obs), soft, soft).mean())
+                "teacher_kl": float(
+                    functional.kl(teacher, self.kept.action_params(self.policy, drawn.obs), soft, soft).mean()
+                )
             }

@@ -46,7 +46,7 @@ class Guidance:
 
     losses: tuple[Term, ...] = ()
     weight: Schedule = Constant(1.0)
-    gate: Literal["none", "performance", "holding"] = "none"
+    gate: Literal["none", "performance", "adaptive"] = "none"
     proximal: bool = False
     teacher_steps: Schedule | None = None
     teacher_return: float | None = None
@@ -98,26 +98,26 @@ def proximal_weight(ratio: Tensor, clip_range: float) -> Tensor:
     return ratio.detach().clamp_min(1 - clip_range)
 
 
-class Weaning:
+class DistillationWeight:
     """The weight of the distillation losses as training goes on."""
 
     def __init__(self, guidance: Guidance) -> None:
         self.guidance = guidance
         self.share = 1.0
-        self.held: float | None = None
-        self.doubt = 0.0
+        self.best_return: float | None = None
+        self.margin_of_error = 0.0
         self.ended = 0
         self.began = self.warned = False
 
     def numbers(self) -> list[float]:
         """What it takes to stand here again."""
-        held = math.nan if self.held is None else self.held
-        return [self.share, held, self.doubt, self.ended, self.began, self.warned]
+        best_return = math.nan if self.best_return is None else self.best_return
+        return [self.share, best_return, self.margin_of_error, self.ended, self.began, self.warned]
 
-    def take_up(self, numbers: Sequence[float]) -> None:
+    def load_state_dict(self, numbers: Sequence[float]) -> None:
         """Stand where it stood."""
-        self.share, held, self.doubt, ended, began, warned = numbers
-        self.held = None if math.isnan(held) else held
+        self.share, best_return, self.margin_of_error, ended, began, warned = numbers
+        self.best_return = None if math.isnan(best_return) else best_return
         self.ended, self.began, self.warned = int(ended), bool(began), bool(warned)
 
     def weight(self, done: float) -> float:
@@ -146,16 +146,16 @@ class Weaning:
             return []
         if self.guidance.gate == "performance":
             self.share = float(np.clip(1 - self._progress(score), 0, 1))
-        doubt = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
-        if self.guidance.gate == "holding":
-            self.share = 1.0 if self._fell(score + doubt, SLACK) else self.share * PATIENT
-        fell, before = self._fell(score + doubt, FALL), self.held
-        if self.held is None or score - doubt > self.held - self.doubt:
-            self.held, self.doubt = score, doubt
+        margin_of_error = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
+        if self.guidance.gate == "adaptive":
+            self.share = 1.0 if self._fell(score + margin_of_error, SLACK) else self.share * PATIENT
+        fell, before = self._fell(score + margin_of_error, FALL), self.best_return
+        if self.best_return is None or score - margin_of_error > self.best_return - self.margin_of_error:
+            self.best_return, self.margin_of_error = score, margin_of_error
         if self.warned or not self.began or not fell:
             return []
         self.warned = True
-        now = "it counts wholly again" if self.guidance.gate == "holding" else "let it count for longer"
+        now = "it counts wholly again" if self.guidance.gate == "adaptive" else "let it count for longer"
         return [
             f"the student's return has fallen from {before:.4g} to {score:.4g} since the teacher was weaned off; the "
             f"best policy is kept. Of the teacher: {now}"
@@ -170,11 +170,11 @@ class Weaning:
 
     def _fell(self, score: float, share: float) -> bool:
         """Whether a return lies by more than a share of the way from random play to the teacher below what was held."""
-        if self.held is None:
+        if self.best_return is None:
             return False
         best, worst = self.guidance.teacher_return, self.guidance.random_return
-        whole = best - worst if best is not None and worst is not None and best > worst else abs(self.held)
-        return self.held - self.doubt - score > share * whole
+        whole = best - worst if best is not None and worst is not None and best > worst else abs(self.best_return)
+        return self.best_return - self.margin_of_error - score > share * whole
 
     def _progress(self, score: float) -> float:
         """0 for random play, 1 for the teacher."""

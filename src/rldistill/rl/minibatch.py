@@ -12,7 +12,7 @@ from torch import Tensor
 from rldistill.core.batch import Batch
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.rl.rollout import Experience
+from rldistill.rl.rollout import Rollout
 
 NOTHING = torch.zeros((), dtype=torch.int64)
 
@@ -25,11 +25,11 @@ class Minibatch:
         old: the log-probability of each action when it was drawn.
         advantage, returns: of each action, and what the critic should have said.
         state: what the student remembered at first.
-        obs, chosen, reward, terminated, truncated, starts, weight, labels: as in `Experience`.
+        obs, chosen, reward, terminated, truncated, starts, weight, labels: as in `Rollout`.
     """
 
     obs: Tensor
-    chosen: Tensor
+    raw_action: Tensor
     old: Tensor
     advantage: Tensor
     returns: Tensor
@@ -56,7 +56,7 @@ class Minibatch:
         teacher, nothing = PolicyOutput(head, self.labels), NOTHING.expand(self.returns.shape)
         return Batch(
             obs=self.obs,
-            action=self.chosen,
+            action=self.raw_action,
             reward=self.reward,
             return_to_go=self.returns,
             terminated=self.terminated,
@@ -73,7 +73,7 @@ class Minibatch:
 
 
 def minibatches(
-    experience: Experience,
+    experience: Rollout,
     old: Tensor,
     advantage: Tensor,
     returns: Tensor,

@@ -21,7 +21,7 @@ from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import action_gap
 from rldistill.envs.make import EnvConfig
-from rldistill.envs.rollout import Memory
+from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.seeding import block_generator
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import note_score
@@ -30,12 +30,12 @@ from rldistill.losses.objective import Term, student_spec, unreduced, with_tempe
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.guidance import Guidance, Weaning, proximal_weight
+from rldistill.rl.guidance import DistillationWeight, Guidance, proximal_weight
 from rldistill.rl.minibatch import Minibatch, minibatches
-from rldistill.rl.replay import Replay
-from rldistill.rl.rollout import Experience, advantages
+from rldistill.rl.replay import ReplayBuffer
+from rldistill.rl.rollout import Rollout, advantages
 from rldistill.rl.train_state import restore, save
-from rldistill.rl.training import Score, Scored, Setting, run_stage, show, weights_of
+from rldistill.rl.training import BestPolicyTracker, Score, TrainingSetup, run_stage, show, weights_of
 from rldistill.students import AnyStudent, Cnn, Keras, Mlp, Ridge, Tree
 from rldistill.students.gru import GruPolicy
 
@@ -91,14 +91,14 @@ def learn(
         folder,
         lambda: _Training(env, student, config, folder, teacher, guidance, initial, head, score, seed),
         lambda training: training.run(progress),
-        threads=config.threads,
+        threads=config.num_threads,
         seed=seed,
         resume=resume,
         overwrite=overwrite,
     )
 
 
-class _Training(Scored):
+class _Training(BestPolicyTracker):
     """The state of one run: networks, optimiser, environments, the weight of the teacher, the best policy so far."""
 
     def __init__(
@@ -115,7 +115,7 @@ class _Training(Scored):
         seed: int,
     ) -> None:
         self.config, self.folder, self.guidance, self.score, self.seed = config, folder, guidance, score, seed
-        setting = Setting.of(env, teacher, guidance, config.num_envs, seed)
+        setting = TrainingSetup.of(env, teacher, guidance, config.num_envs, seed)
         self.life, self.teacher, self.head = setting.life, setting.teacher, setting.head
         torch.manual_seed(seed)
         self.policy = new_policy(
@@ -126,7 +126,11 @@ class _Training(Scored):
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.critic = _critic(config.critic, spec)
         self.unseeing = [self.critic] if initial is not None else [self.policy, self.critic]
-        if initial is not None and not initial.as_is and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
+        if (
+            initial is not None
+            and not initial.normalizes_itself
+            and self.critic.obs_mean.shape == self.policy.obs_mean.shape
+        ):
             self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
             self.unseeing = []
         self.candidate, self.player = self.policy, setting.player(self.policy)
@@ -137,13 +141,13 @@ class _Training(Scored):
         self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
             [self.weights, self.critics], config.learning_rate, eps=1e-5, fused=True
         )
-        self.weaning = Weaning(guidance)
+        self.weaning = DistillationWeight(guidance)
         self.steps = self.updates = self.studied = self.rows = 0
         self.networks: Mapping[str, NetworkPolicy] = {"policy": self.policy, "critic": self.critic}
-        self.memories: Mapping[str, Memory] = {"student": self.player} | (
+        self.memories: Mapping[str, StatefulPolicy] = {"student": self.player} | (
             {} if self.teacher is None else {"teacher": self.teacher}
         )
-        self.replay: Replay | None = None
+        self.replay: ReplayBuffer | None = None
         self.best_score, self.best = -np.inf, weights_of(self.policy)
         self.next_eval = config.eval_every
         self.saved = time.monotonic()
@@ -161,9 +165,9 @@ class _Training(Scored):
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             done = self.steps / config.total_steps
             guided = self.guidance.steps_of_teacher(done)
-            experience = self.life.play(self.player, self.teacher, config.num_steps, guided, generator)
+            experience = self.life.play(self.player, self.teacher, config.rollout_length, guided, generator)
             row = self._improve(experience, done, rng)
-            self.steps += config.num_envs * config.num_steps
+            self.steps += config.num_envs * config.rollout_length
             self.updates += 1
             self._note(row, time.monotonic() - started)
             if time.monotonic() - self.saved > SAVE_EVERY:
@@ -177,7 +181,7 @@ class _Training(Scored):
             self.policy.load_state_dict(self.best)
         return self.policy.eval()
 
-    def _improve(self, experience: Experience, done: float, rng: np.random.Generator) -> dict[str, float]:
+    def _improve(self, experience: Rollout, done: float, rng: np.random.Generator) -> dict[str, float]:
         """Some epochs over what was lived through."""
         config = self.config
         if config.schedule == "linear":
@@ -192,7 +196,9 @@ class _Training(Scored):
         spread = (gained + value).var()
         sums = {"explained_variance": float(1 - (gained.var() / spread)) if spread > 0 else 0.0}
         with torch.no_grad():
-            old = functional.log_prob(PolicyOutput(self.policy.spec.head, experience.said), experience.chosen)
+            old = functional.log_prob(
+                PolicyOutput(self.policy.spec.head, experience.action_params), experience.raw_action
+            )
         if self.terms is None and self.head is not None and experience.labels is not None:
             self.gap = self.gap or torch.tensor(_gap(self.head, experience.labels))
             self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
@@ -207,18 +213,18 @@ class _Training(Scored):
         means = {name: float(torch.stack([row[name] for row in rows]).mean()) for name in rows[0]}
         return {**means, **sums, "distillation_weight": weight}
 
-    def _beside_teacher(self, experience: Experience) -> dict[str, float]:
+    def _beside_teacher(self, experience: Rollout) -> dict[str, float]:
         """KL(teacher || student) on the student's states, whatever the losses are and however much they count."""
         if self.head is None or experience.labels is None or self.head.kind == "deterministic":
             return {}
         temperature = max(float(self.gap) / 2, 1e-6) if self.head.kind == "q_values" else 1.0
         teacher, student = (
             PolicyOutput(self.head, experience.labels),
-            PolicyOutput(self.policy.spec.head, experience.said),
+            PolicyOutput(self.policy.spec.head, experience.action_params),
         )
         return {"teacher_kl": float(functional.kl(teacher, student, temperature, 1.0).mean())}
 
-    def _values(self, experience: Experience) -> tuple[Tensor, Tensor]:
+    def _values(self, experience: Rollout) -> tuple[Tensor, Tensor]:
         """V of what was seen and of what each step led to, `[T, N]`."""
         with torch.no_grad():
             flat = self._value(experience.obs.flatten(0, 1)).view(experience.reward.shape)
@@ -237,7 +243,7 @@ class _Training(Scored):
         config = self.config
         output = self._say(part)
         value = self._value(part.obs.flatten(0, part.returns.ndim - 1)).view_as(part.returns)
-        ratio = (functional.log_prob(output, part.chosen) - part.old).exp()
+        ratio = (functional.log_prob(output, part.raw_action) - part.old).exp()
         entropy = functional.entropy(output if config.entropy_coef else functional.detached(output))
         critic_loss = F.mse_loss(value, part.returns)
         loss = config.value_coef * critic_loss
@@ -276,8 +282,8 @@ class _Training(Scored):
             assert part.state is not None
             output, _ = self.policy.unroll(part.obs, part.starts, part.state)
             return output
-        said: PolicyOutput = self.policy(part.obs)[0]
-        return said
+        action_params: PolicyOutput = self.policy(part.obs)[0]
+        return action_params
 
     def _distillation(self, output: PolicyOutput, part: Minibatch, done: float) -> Tensor:
         """The distillation losses of a minibatch, weighted and summed, unreduced."""
@@ -343,11 +349,13 @@ def new_policy(
 def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
     """A network that says one number."""
     pictures = len(spec.obs_shape) == 3
-    chosen = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
+    raw_action = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
     number = ActionHead("deterministic", low=(-np.inf,), high=(np.inf,))
-    if isinstance(chosen, Keras | Ridge | Tree):
-        raise ConfigError(f"ppo.critic: a {type(chosen).__name__.lower()} does not learn by gradient; take mlp or cnn")
-    network = chosen.build(dataclasses.replace(spec, head=number))
+    if isinstance(raw_action, Keras | Ridge | Tree):
+        raise ConfigError(
+            f"ppo.critic: a {type(raw_action).__name__.lower()} does not learn by gradient; take mlp or cnn"
+        )
+    network = raw_action.build(dataclasses.replace(spec, head=number))
     if network.initial_state(1) is not None:
         raise ConfigError("ppo.critic: expected a feed-forward network, such as an mlp or a cnn")
     return network

@@ -26,7 +26,7 @@ def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
     """Whether to keep what fixed layers make of a picture in its place: it is smaller, and there is room for it."""
     spec = policy.spec
     frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
-    small = len(spec.obs_shape) == 3 and policy.num_fixed > 0 and 4 * policy.num_features < frame
+    small = len(spec.obs_shape) == 3 and policy.num_frozen_layers > 0 and 4 * policy.num_features < frame
     return small and dataset.has_room_for(2 * policy.num_features)  # of each observation and the next
 
 
@@ -60,7 +60,7 @@ def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> Netwo
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReplayObsEncoder:
     """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture.
 
     Attributes:
@@ -86,7 +86,7 @@ class Kept:
         with torch.no_grad():
             return self.policy.fixed(shown).numpy()
 
-    def said(self, network: NetworkPolicy, held: Tensor) -> PolicyOutput:
+    def action_params(self, network: NetworkPolicy, held: Tensor) -> PolicyOutput:
         """What a network with the same fixed layers says of it."""
         if self.features:
             return network.after_fixed(held)

@@ -16,7 +16,7 @@ from rldistill.data.frames import stack_frames
 
 
 @dataclass(frozen=True)
-class Drawn:
+class TransitionBatch:
     """A batch of n-step transitions.
 
     Attributes:
@@ -34,12 +34,12 @@ class Drawn:
     discount: Tensor
     labels: Tensor | None
 
-    def beside(self, other: Drawn) -> Drawn:
+    def concat(self, other: TransitionBatch) -> TransitionBatch:
         """Both as one batch, with labels if both have them."""
         labels = None
         if self.labels is not None and other.labels is not None:
             labels = torch.cat([self.labels, other.labels])
-        return Drawn(
+        return TransitionBatch(
             torch.cat([self.obs, other.obs]),
             torch.cat([self.action, other.action]),
             torch.cat([self.reward, other.reward]),
@@ -49,7 +49,7 @@ class Drawn:
         )
 
 
-class Replay:
+class ReplayBuffer:
     """The last `capacity` transitions of `num_envs` environments that step together."""
 
     def __init__(self, spec: PolicySpec, capacity: int, num_envs: int, labels: int = 0) -> None:
@@ -69,14 +69,14 @@ class Replay:
             self.columns["labels"] = np.zeros((rows, labels), np.float32)
         # Of episodes that were cut: what their last step led to, which the next row does not show.
         self.last: dict[int, NDArray[Any]] = {}
-        self.taken = 0
+        self.episode_actions = 0
 
     def __len__(self) -> int:
-        return min(self.taken, self.steps) * self.num_envs
+        return min(self.episode_actions, self.steps) * self.num_envs
 
     def add(self, obs: NDArray[Any], last_obs: dict[int, NDArray[Any]], **columns: NDArray[Any]) -> None:
         """A step of all slots; `last_obs` by slot, of the episodes that were cut by a time limit."""
-        first = self.taken % self.steps * self.num_envs
+        first = self.episode_actions % self.steps * self.num_envs
         rows = slice(first, first + self.num_envs)
         self.columns["obs"][rows] = obs[:, -1] if self.frames else obs
         for name, column in columns.items():
@@ -84,7 +84,7 @@ class Replay:
         for row in range(first, first + self.num_envs):
             self.last.pop(row, None)
         self.last |= {first + slot: seen.copy() for slot, seen in last_obs.items()}
-        self.taken += 1
+        self.episode_actions += 1
 
     def cut(self) -> None:
         """End all open episodes where they stand, as where what comes next is of others.
@@ -92,21 +92,21 @@ class Replay:
         What the newest steps led to is not known, so these are forgotten, and what they showed is the end of what
         came before.
         """
-        newest = (self.taken - 1) % self.steps * self.num_envs + np.arange(self.num_envs)
-        before = (self.taken - 2) % self.steps * self.num_envs + np.arange(self.num_envs)
+        newest = (self.episode_actions - 1) % self.steps * self.num_envs + np.arange(self.num_envs)
+        before = (self.episode_actions - 2) % self.steps * self.num_envs + np.arange(self.num_envs)
         seen = self._seen(newest)
-        for slot in range(self.num_envs if self.taken > 1 else 0):
+        for slot in range(self.num_envs if self.episode_actions > 1 else 0):
             row = int(before[slot])
             if not self.columns["terminated"][row] and not self.columns["truncated"][row]:
                 self.columns["truncated"][row], self.last[row] = True, seen[slot].copy()
-        self.taken = max(self.taken - 1, 0)
+        self.episode_actions = max(self.episode_actions - 1, 0)
 
-    def draw(self, count: int, n_steps: int, gamma: float, rng: np.random.Generator) -> Drawn:
+    def sample(self, count: int, n_steps: int, gamma: float, rng: np.random.Generator) -> TransitionBatch:
         """`count` transitions whose window, and whose stack of frames, lie wholly in the ring."""
         depth = self.frames.stack if self.frames else 1
-        held = min(self.taken, self.steps)
-        oldest = self.taken - held
-        step = rng.integers(oldest + depth - 1, self.taken - n_steps, count)
+        held = min(self.episode_actions, self.steps)
+        oldest = self.episode_actions - held
+        step = rng.integers(oldest + depth - 1, self.episode_actions - n_steps, count)
         row = step % self.steps * self.num_envs + rng.integers(0, self.num_envs, count)
         window = (row[:, None] + np.arange(n_steps) * self.num_envs) % len(self.columns["action"])
         ended = self.columns["terminated"][window] | self.columns["truncated"][window]
@@ -120,7 +120,7 @@ class Replay:
             next_obs[number] = self.last[cut]
         discount = np.where(terminated, 0.0, gamma ** within.sum(1))
         labels = torch.from_numpy(self.columns["labels"][row]) if "labels" in self.columns else None
-        return Drawn(
+        return TransitionBatch(
             torch.from_numpy(self._seen(row)),
             torch.from_numpy(self.columns["action"][row]),
             torch.from_numpy(reward.astype(np.float32)),
@@ -131,7 +131,7 @@ class Replay:
 
     def ready(self, n_steps: int) -> bool:
         """Whether there is a whole window to draw."""
-        return self.taken >= self._window(n_steps)
+        return self.episode_actions >= self._window(n_steps)
 
     def require_room(self, n_steps: int) -> None:
         """Raise ConfigError if it can never hold a whole window."""
@@ -147,8 +147,8 @@ class Replay:
 
     def _seen(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if self.frames is None:
-            taken: NDArray[Any] = self.columns["obs"][rows]
-            return taken
+            episode_actions: NDArray[Any] = self.columns["obs"][rows]
+            return episode_actions
         return stack_frames(
             self.columns["obs"], rows, self.columns["age"][rows], self.frames.stack, self.frames.padding, self.num_envs
         )
@@ -157,11 +157,11 @@ class Replay:
         """All that it holds."""
         whole = {f"column.{name}": torch.from_numpy(column[: len(self)]) for name, column in self.columns.items()}
         whole |= {f"last.{row}": torch.from_numpy(np.ascontiguousarray(seen)) for row, seen in self.last.items()}
-        return whole | {"taken": torch.tensor(self.taken)}
+        return whole | {"taken": torch.tensor(self.episode_actions)}
 
-    def take_up(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Hold what `tensors` were taken of; raises ValueError if that was a ring of another size."""
-        self.taken = int(tensors["taken"])
+        self.episode_actions = int(tensors["taken"])
         for name, column in self.columns.items():
             column[: len(self)] = tensors[f"column.{name}"].numpy()
         rows = {name: value for name, value in tensors.items() if name.startswith("last.")}

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.envs.make import EnvConfig
-from rldistill.envs.rollout import Memory, rollout, to_env_action
+from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
-from rldistill.envs.views import Sight
+from rldistill.envs.views import ObservationViews
 
 RECENT = 100
 """Episodes whose mean return is reported."""
 
 
 @dataclass(frozen=True)
-class Experience:
+class Rollout:
     """`T` steps of `N` environments, everything `[T, N, ...]`.
 
     Attributes:
@@ -40,8 +40,8 @@ class Experience:
     """
 
     obs: Tensor
-    chosen: Tensor
-    said: Tensor
+    raw_action: Tensor
+    action_params: Tensor
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -70,23 +70,23 @@ def advantages(
 
 
 @dataclass
-class Life:
+class RolloutWorker:
     """Environments that are played on and on, and how each of their open episodes came to where it stands."""
 
     env: EnvConfig
-    sight: Sight
+    sight: ObservationViews
     num_envs: int
     seed: int
     vector: SeededVectorEnv = field(init=False)
     obs: NDArray[Any] = field(init=False)
-    taken: list[list[NDArray[Any]]] = field(init=False)
+    episode_actions: list[list[NDArray[Any]]] = field(init=False)
     returns: NDArray[np.float64] = field(init=False)
     recent: deque[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.vector = make_vector_env(self.env, self.num_envs, self._episode_seed)
         self.obs = self.vector.reset()
-        self.taken = [[] for _ in range(self.num_envs)]
+        self.episode_actions = [[] for _ in range(self.num_envs)]
         self.returns = np.zeros(self.num_envs)
         self.recent = deque(maxlen=RECENT)
 
@@ -104,24 +104,34 @@ class Life:
         return int(self.vector.episode.sum())
 
     def play(
-        self, student: Memory, teacher: Memory | None, length: int, guided: int, generator: torch.Generator
-    ) -> Experience:
+        self,
+        student: StatefulPolicy,
+        teacher: StatefulPolicy | None,
+        length: int,
+        guided: int,
+        generator: torch.Generator,
+    ) -> Rollout:
         """`length` steps of each; in each episode the teacher takes the first `guided` ones."""
         state = student.state
         rows: list[dict[str, Any]] = []
         last_obs: dict[tuple[int, int], Tensor] = {}
 
         def act(obs: NDArray[Any]) -> NDArray[Any]:
-            output = student.look(obs)
-            label = None if teacher is None else teacher.look(obs)
-            chosen = output.draw(generator)
-            action = to_env_action(output.bounded(chosen))
-            age = np.array([len(actions) for actions in self.taken])
+            output = student.step(obs)
+            label = None if teacher is None else teacher.step(obs)
+            raw_action = output.draw(generator)
+            action = to_env_action(output.bounded(raw_action))
+            age = np.array([len(actions) for actions in self.episode_actions])
             if label is not None and guided:
                 by_teacher = to_env_action(label.mode())
                 action = np.where((age < guided).reshape(-1, *[1] * (action.ndim - 1)), by_teacher, action)
             rows.append(
-                {"obs": self.shown(obs), "chosen": chosen, "said": output.params, "starts": torch.from_numpy(age == 0)}
+                {
+                    "obs": self.shown(obs),
+                    "raw_action": raw_action,
+                    "action_params": output.params,
+                    "starts": torch.from_numpy(age == 0),
+                }
                 | {"weight": torch.from_numpy((age >= guided).astype(np.float32))}
                 | ({} if label is None else {"labels": label.params})
             )
@@ -141,32 +151,32 @@ class Life:
                 last_obs[len(rows) - 1, int(slot)] = self.shown(step.last_obs)[number]
             for memory in (student, teacher):
                 if memory is not None:
-                    memory.forget(step.ended)
+                    memory.reset(step.ended)
             self.obs = step.obs
             if len(rows) == length:
                 break
         columns: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         columns.setdefault("labels", None)
-        return Experience(**columns, last_obs=last_obs, next_obs=self.shown(self.obs), state=state)
+        return Rollout(**columns, last_obs=last_obs, next_obs=self.shown(self.obs), state=state)
 
     def shown(self, obs: NDArray[Any]) -> Tensor:
         """What the student sees of it."""
-        return torch.from_numpy(np.ascontiguousarray(self.sight.of("student", obs)))
+        return torch.from_numpy(np.ascontiguousarray(self.sight.select("student", obs)))
 
     def note(self, action: NDArray[Any], reward: NDArray[np.float64], ended: NDArray[np.int64]) -> None:
         """Keep in mind what was done and what it brought."""
-        for slot, actions in enumerate(self.taken):
+        for slot, actions in enumerate(self.episode_actions):
             actions.append(action[slot])
         self.returns += reward
         for slot in ended:
             self.recent.append(float(self.returns[slot]))
             self.returns[slot] = 0.0
-            self.taken[slot] = []
+            self.episode_actions[slot] = []
 
     def tensors(self) -> dict[str, Tensor]:
         """What it takes to stand here again."""
-        lengths = [len(actions) for actions in self.taken]
-        flat = [action for actions in self.taken for action in actions]
+        lengths = [len(actions) for actions in self.episode_actions]
+        flat = [action for actions in self.episode_actions for action in actions]
         return {
             "episode": torch.from_numpy(self.vector.episode.copy()),
             "lengths": torch.tensor(lengths),
@@ -176,7 +186,7 @@ class Life:
             "hash": torch.frombuffer(bytearray(_hash(self.obs)), dtype=torch.uint8),
         }
 
-    def take_up(self, tensors: dict[str, Tensor]) -> bool:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> bool:
         """Play the open episodes again, from their seeds and their actions; whether they came to the same end.
 
         If not, they are dropped.
@@ -190,7 +200,7 @@ class Life:
             self.vector.episode += 1
             self.obs = self.vector.reset()
             return False
-        self.taken = [[*part] for part in parts]
+        self.episode_actions = [[*part] for part in parts]
         self.returns = tensors["returns"].numpy().copy()
         return True
 

@@ -14,7 +14,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.gradient import fixed_features
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.replay import Drawn
+from rldistill.rl.replay import TransitionBatch
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class TeacherData:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+    def sample(self, count: int, rng: np.random.Generator) -> TransitionBatch:
         """`count` transitions of one step."""
-        chosen = self.rows[rng.integers(0, len(self.rows), count)]
-        batch = self.dataset.batch(chosen)
+        raw_action = self.rows[rng.integers(0, len(self.rows), count)]
+        batch = self.dataset.batch(raw_action)
         assert isinstance(batch.obs, Tensor)
-        return Drawn(
+        return TransitionBatch(
             batch.obs,
             batch.action,
             batch.reward.sign() if self.clipped else batch.reward,
-            self.following(chosen),
+            self.following(raw_action),
             self.config.gamma * ~(batch.terminated | (batch.reward != 0) & self.config.terminal_on_reward),
             batch.teacher.params,
         )

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.envs.rollout import Memory
+from rldistill.envs.rollout import StatefulPolicy
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
-from rldistill.rl.guidance import Weaning
-from rldistill.rl.replay import Replay
-from rldistill.rl.rollout import Life
+from rldistill.rl.guidance import DistillationWeight
+from rldistill.rl.replay import ReplayBuffer
+from rldistill.rl.rollout import RolloutWorker
 
 FILE = "checkpoints/last.safetensors"
 
@@ -46,11 +46,11 @@ class Training(Protocol):
     next_eval: int
     gap: Tensor
     optimizer: torch.optim.Optimizer
-    life: Life
-    weaning: Weaning
-    replay: Replay | None
+    life: RolloutWorker
+    weaning: DistillationWeight
+    replay: ReplayBuffer | None
     networks: Mapping[str, NetworkPolicy]
-    memories: Mapping[str, Memory]
+    memories: Mapping[str, StatefulPolicy]
 
 
 def save(training: Training) -> None:
@@ -85,7 +85,7 @@ def restore(training: Training) -> None:
     try:
         tensors = load_file(path)
         _take_up(training, tensors)
-        exact = training.life.take_up(_under("life.", tensors))
+        exact = training.life.load_state_dict(_under("life.", tensors))
     except (SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
         raise CorruptArtifactError(f"{path}: {error}; start again with --overwrite") from None
     if exact:
@@ -100,7 +100,7 @@ def restore(training: Training) -> None:
 def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
     *counts, training.best_score = tensors["progress"][:6].tolist()
     training.steps, training.updates, training.studied, training.rows, training.next_eval = map(int, counts)
-    training.weaning.take_up(tensors["progress"][6:].tolist())
+    training.weaning.load_state_dict(tensors["progress"][6:].tolist())
     training.gap = tensors["gap"]
     training.best = _under("best.", tensors)
     for name, network in training.networks.items():
@@ -112,7 +112,7 @@ def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
     groups = training.optimizer.state_dict()["param_groups"]
     training.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if training.replay is not None:
-        training.replay.take_up(_under("replay.", tensors))
+        training.replay.load_state_dict(_under("replay.", tensors))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,16 +17,16 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig, sight_of
-from rldistill.envs.rollout import Memory
-from rldistill.envs.views import Sight
+from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.rollout import StatefulPolicy
+from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import open_stage
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
-from rldistill.policies.masking import confine
+from rldistill.policies.masking import with_action_mask
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.rollout import Life
+from rldistill.rl.rollout import RolloutWorker
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, save_policy, trust
 
@@ -35,7 +35,7 @@ Score = Callable[[NetworkPolicy], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingSetup:
     """Where a student learns.
 
     Attributes:
@@ -45,29 +45,29 @@ class Setting:
         head: what its numbers mean.
     """
 
-    life: Life
-    sight: Sight
-    teacher: Memory | None
+    life: RolloutWorker
+    sight: ObservationViews
+    teacher: StatefulPolicy | None
     head: ActionHead | None
 
     @classmethod
-    def of(cls, env: EnvConfig, teacher: Policy | None, guidance: Guidance, num_envs: int, seed: int) -> Setting:
+    def of(cls, env: EnvConfig, teacher: Policy | None, guidance: Guidance, num_envs: int, seed: int) -> TrainingSetup:
         """Make the environments, as the teacher needs them; raises SpecMismatchError if it does not fit."""
         if teacher is None and guidance.needs_teacher:
             raise ConfigError("guidance: it needs a teacher, and there is none")
-        env = learned_in(env if teacher is None else env.seen_by(teacher))  # which may make an Atari game of it
-        sight = sight_of(env)
-        life = Life(env, sight, num_envs, seed)
+        env = learned_in(env if teacher is None else env.adapted_to(teacher))  # which may make an Atari game of it
+        sight = observation_views(env)
+        life = RolloutWorker(env, sight, num_envs, seed)
         if teacher is None:
             return cls(life, sight, None, None)
-        confined = confine(teacher, sight.teacher)
+        confined = with_action_mask(teacher, sight.teacher)
         confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
-        return cls(life, sight, Memory(sight.shown_to(confined, "teacher"), num_envs), confined.spec.head)
+        return cls(life, sight, StatefulPolicy(sight.shown_to(confined, "teacher"), num_envs), confined.spec.head)
 
-    def player(self, policy: NetworkPolicy) -> Memory:
+    def player(self, policy: NetworkPolicy) -> StatefulPolicy:
         """The student in every slot."""
-        confined = confine(policy, self.sight.student)
-        return Memory(self.sight.shown_to(confined, "student"), self.life.num_envs)
+        confined = with_action_mask(policy, self.sight.student)
+        return StatefulPolicy(self.sight.shown_to(confined, "student"), self.life.num_envs)
 
 
 def learned_in(env: EnvConfig) -> EnvConfig:
@@ -75,7 +75,7 @@ def learned_in(env: EnvConfig) -> EnvConfig:
     return dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True}) if is_atari(env.id) else env
 
 
-class Scored:
+class BestPolicyTracker:
     """What has a policy, the candidate, that is scored now and then, and keeps the best one."""
 
     candidate: NetworkPolicy
@@ -105,7 +105,7 @@ class Learner(Protocol):
     """A run of learning, as the stage needs it."""
 
     steps: int
-    life: Life
+    life: RolloutWorker
 
     def best_policy(self) -> NetworkPolicy: ...
 
@@ -149,10 +149,10 @@ def show(networks: Sequence[NetworkPolicy], obs: Tensor) -> None:
     features look.
     """
     for network in networks:
-        if obs.dtype == torch.uint8 and not network.as_is:
+        if obs.dtype == torch.uint8 and not network.normalizes_itself:
             pixels = obs / 255
             network.standardise(pixels.mean(), pixels.std())
-        network.look(obs)
+        network.fit_features(obs)
 
 
 def weights_of(policy: NetworkPolicy) -> dict[str, Tensor]:

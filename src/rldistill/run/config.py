@@ -136,7 +136,7 @@ class RunConfig(Strictly):
     distill: Annotated[DistillConfig, SCHEMA] = DistillConfig()
     ppo: Annotated[PPOConfig, SCHEMA] = PPOConfig()
     dqn: Annotated[DQNConfig, SCHEMA] = DQNConfig()
-    control: Literal["none", "scratch"] = "none"
+    control: Literal["none", "from_scratch"] = "none"
     students: Annotated[dict[str, Annotated[AnyStudent, SCHEMA]], AfterValidator(_usable_names)] = Field(
         default_factory=dict
     )
@@ -201,7 +201,7 @@ class RunConfig(Strictly):
             distill=self.distill,
             ppo=self.ppo,
             dqn=self.dqn,
-            control=self.control == "scratch",
+            control=self.control == "from_scratch",
             students=self.students,
             seeds=self.seeds,
             evaluate=self.evaluate,

@@ -35,15 +35,15 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from rldistill.core.errors import RLDistillError, did_you_mean
 from rldistill.io.imports import import_name
 
-NON_NEGATIVE = {"critic_warmup", "noop_max", "patience", "refine", "regions", "seed", "steps_per_round"}
+NON_NEGATIVE = {"critic_warmup", "noop_max", "patience", "alternating_passes", "regions", "seed", "steps_per_round"}
 MOST_OF_ALL = 10**12
-MOST = {"threads": 1_024, "workers": 1_024, "num_envs": 65_536}
+MOST = {"num_threads": 1_024, "workers": 1_024, "num_envs": 65_536}
 """What whole numbers may be, so that a slip of the finger is an answer and not a crash."""
 LIMITS: dict[str, tuple[Any, ...]] = {
     "epsilon": (Ge(0), Le(1)),
     "beta": (Ge(0), Le(1)),
     "gamma": (Ge(0), Le(1)),
-    "average_decay": (Ge(0), Lt(1)),
+    "ema_decay": (Ge(0), Lt(1)),
     "learning_rate": (Gt(0),),
     "temperature": (Gt(0),),
     "delta": (Gt(0),),

@@ -19,8 +19,8 @@ from rldistill.distillation.distill import require_fit
 from rldistill.distillation.gradient import device_named
 from rldistill.envs.make import spec_from_env
 from rldistill.evaluation.efficiency import Curve
-from rldistill.evaluation.evaluate import Entrant, evaluate
-from rldistill.evaluation.verify import look
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate
+from rldistill.evaluation.verify import quick_check
 from rldistill.io.atomic import read_json
 from rldistill.io.metrics import read_rows
 from rldistill.io.progress import Report, track
@@ -36,7 +36,7 @@ from rldistill.run.teachers import load_fitting
 from rldistill.students import Linear, Mlp, Ridge, Tree
 from rldistill.students.features.maps import TeacherFeatures
 from rldistill.students.storage import load_native
-from rldistill.teachers.fingerprint import identity
+from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
@@ -79,7 +79,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
         if type(run.recipe) not in DISTIL:
             from_reward.guidance_of(run, load_teacher(run))
         if run.verify:
-            _look_at_teacher(run)
+            _check_teacher(run)
     with noted(run, "dataset"), track("collect", "steps", quiet) as report:
         return collect(
             run.env,
@@ -121,7 +121,7 @@ def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
         if not (run.folder / "dataset" / "manifest.json").exists():
             raise ConfigError(f"{run.folder / 'dataset'}: there are no data yet; run `rldistill collect` first")
-        Manifest.read(run.folder / "dataset").require_teacher(identity(teacher))
+        Manifest.read(run.folder / "dataset").require_teacher(fingerprint(teacher))
         dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
     failed: dict[str, NothingLearnedError] = {}
     for name in run.students:
@@ -175,10 +175,10 @@ def _evaluate_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> dict[
         for seed in run.seeds:
             taught.require_same(run.folder / "students" / name / f"seed-{seed}", taught.asked_of(run, name, teacher))
     entrants = {
-        "teacher": Entrant("teacher", {None: teacher}, trained),
+        "teacher": PolicyRuns("teacher", {None: teacher}, trained),
         **{name: _student_entrant(run, name) for name in run.students},
         **{f"{name}-scratch": _control_entrant(run, name) for name in run.students if run.control},
-        "random": Entrant("random", {None: None}, 0),
+        "random": PolicyRuns("random", {None: None}, 0),
     }
     with track("evaluate", "episodes", quiet) as report:
         evaluation = evaluate(
@@ -237,27 +237,27 @@ def _path_of_teacher(run: Run, student: str) -> str:
     return str(run.folder / "teacher") if isinstance(run.teacher, TrainConfig) else run.teacher.path
 
 
-def _look_at_teacher(run: Run) -> None:
+def _check_teacher(run: Run) -> None:
     """The short form of `rldistill teachers verify`: a few hundred steps, and a warning for each usual mistake."""
     if isinstance(run.teacher, TrainConfig) or (
         isinstance(run.teacher, SavedTeacher) and run.teacher.path.startswith(ZOO)
     ):
         return
-    doubts = look(load_teacher(run), run.env, run.seed)
+    doubts = quick_check(load_teacher(run), run.env, run.seed)
     if isinstance(run.teacher, SavedTeacher):
         doubts += filter(None, [trained_elsewhere(run.teacher.path, run.env.id)])
     for text in doubts:
         warnings.warn(f"the teacher looks wrong: {text}; `rldistill teachers verify` says more", stacklevel=2)
 
 
-def _student_entrant(run: Run, name: str) -> Entrant:
-    return Entrant("student", _policies(run, run.folder / "students" / name), _steps_of(run, name))
+def _student_entrant(run: Run, name: str) -> PolicyRuns:
+    return PolicyRuns("student", _policies(run, run.folder / "students" / name), _steps_of(run, name))
 
 
-def _control_entrant(run: Run, name: str) -> Entrant:
+def _control_entrant(run: Run, name: str) -> PolicyRuns:
     place = run.folder / "controls" / name
     steps = max(_reward_steps(place / f"seed-{seed}") for seed in run.seeds)
-    return Entrant("student", _policies(run, place), steps)
+    return PolicyRuns("student", _policies(run, place), steps)
 
 
 def _policies(run: Run, place: Path) -> dict[int | None, Policy | None]:

@@ -20,7 +20,7 @@ class SearchConfig:
     """What is looked for.
 
     Attributes:
-        within: the share of the teacher's lead over random play that the student may lose.
+        margin: the share of the teacher's lead over random play that the student may lose.
         by: what is to be small.
         rounds: of DAgger, in which one student acts for all; a run file whose recipe is `dagger` says it itself.
         seeds: training seeds of those that are tested; None is the run file's, and so many more that there are three.
@@ -28,7 +28,7 @@ class SearchConfig:
         own: whether the students of the run file are tried alone.
     """
 
-    within: float = 0.05
+    margin: float = 0.05
     by: Measure = "parameters"
     rounds: int = 2
     seeds: tuple[int, ...] | None = None
@@ -36,8 +36,8 @@ class SearchConfig:
     own: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.within < 1:
-            raise ConfigError(f"--within: expected a share such as 5%, found {self.within:.4g}")
+        if not 0 < self.margin < 1:
+            raise ConfigError(f"--margin: expected a share such as 5%, found {self.margin:.4g}")
 
     def seeds_of(self, run: Run) -> tuple[int, ...]:
         """The training seeds that a test is about."""

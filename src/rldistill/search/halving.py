@@ -19,9 +19,9 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.make import EnvConfig
-from rldistill.evaluation.episodes import CHOOSING, JUDGING, play
+from rldistill.evaluation.episodes import TEST, VALIDATION, play
 from rldistill.evaluation.group_sequential import RISK as OF_LOOKS
-from rldistill.evaluation.group_sequential import boundary, looks
+from rldistill.evaluation.group_sequential import analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, non_inferior
 from rldistill.evaluation.statistics import Returns, normalised_interval, normalised_score
 from rldistill.io.atomic import read_json, write_json
@@ -45,7 +45,7 @@ LEAST_UPDATES = 2_000
 
 
 SLACK = 1.0
-"""By how many times `within` a score from few epochs and few episodes may miss what is wanted."""
+"""By how many times `margin` a score from few epochs and few episodes may miss what is wanted."""
 
 
 SEED = 0
@@ -77,7 +77,7 @@ class Trial:
 
 
 @dataclass
-class Arena:
+class SearchEvaluator:
     """The environment, the teacher, and a folder of what was played: no episode is played twice."""
 
     env: EnvConfig
@@ -85,22 +85,22 @@ class Arena:
     seed: int
     folder: Path
 
-    def returns(self, policy: Policy | None, episodes: int, round: int, place: Path) -> NDArray[np.float64]:
+    def returns(self, policy: Policy | None, episodes: int, split: int, place: Path) -> NDArray[np.float64]:
         """Of the first `episodes` of a round of a policy, kept in the folder `place` as they are played."""
-        file = place / f"returns-{round}.json"
+        file = place / f"returns-{split}.json"
         known = np.array(read_json(file)["returns"] if file.exists() else [], float)
         if len(known) < episodes:
             side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
             left, first = episodes - len(known), len(known)
-            more = play(self.env, policy, left, seed=self.seed, round=round, first=first, side=side).returns
+            more = play(self.env, policy, left, seed=self.seed, split=split, first=first, side=side).returns
             known = np.concatenate([known, more])
             write_json(file, {"returns": known.tolist()})
         return known[:episodes]
 
-    def reference(self, who: Literal["teacher", "random"], episodes: int, round: int) -> Returns:
+    def reference(self, who: Literal["teacher", "random"], episodes: int, split: int) -> Returns:
         """Returns `[1, episodes]` of teacher or random play."""
         policy = self.teacher if who == "teacher" else None
-        return self.returns(policy, episodes, round, self.folder / who)[None]
+        return self.returns(policy, episodes, split, self.folder / who)[None]
 
 
 def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
@@ -115,7 +115,7 @@ def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
 
 def promoted(trials: Sequence[Trial], config: SearchConfig, keep: int) -> list[Trial]:
     """The smallest of those that are good enough for now, and if these are too few, the best of the others."""
-    wanted = 1 - config.within * (1 + SLACK)
+    wanted = 1 - config.margin * (1 + SLACK)
 
     def rank(trial: Trial) -> tuple[bool, float]:
         enough = trial.score >= wanted
@@ -128,7 +128,7 @@ def halve(
     run: Run,
     config: SearchConfig,
     data: Dataset,
-    arena: Arena,
+    arena: SearchEvaluator,
     tried: Mapping[str, Trial],
     folder: Path,
     report: Report,
@@ -149,11 +149,13 @@ def halve(
             report(done, total)
     learned = [trial for trial in left if "failed" not in trial.rungs[-1]]
     smaller = [trial for trial in learned if most is None or trial.of(config.by) < most]
-    holding = [trial for trial in smaller if trial.score >= 1 - config.within]
+    holding = [trial for trial in smaller if trial.score >= 1 - config.margin]
     return promoted(holding or smaller, config, FINALISTS)
 
 
-def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: Trial, rung: int, folder: Path) -> None:
+def _climb(
+    run: Run, config: SearchConfig, data: Dataset, arena: SearchEvaluator, trial: Trial, rung: int, folder: Path
+) -> None:
     """One student, with the epochs and the episodes of a rung."""
     place = folder / "trials" / trial.name / f"rung-{rung}"
     file = place / "trial.json"
@@ -167,8 +169,8 @@ def _climb(run: Run, config: SearchConfig, data: Dataset, arena: Arena, trial: T
         except NothingLearnedError as error:
             write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
         else:
-            returns = arena.returns(policy, episodes, CHOOSING, place)[None]
-            teacher, random = (arena.reference(who, episodes, CHOOSING) for who in ("teacher", "random"))
+            returns = arena.returns(policy, episodes, VALIDATION, place)[None]
+            teacher, random = (arena.reference(who, episodes, VALIDATION) for who in ("teacher", "random"))
             interval = normalised_interval(returns, teacher, random)
             row |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
             write_json(file, {"size": sizes_of(policy), "row": row})
@@ -181,7 +183,7 @@ def judge(
     run: Run,
     config: SearchConfig,
     data: Dataset,
-    arena: Arena,
+    arena: SearchEvaluator,
     trial: Trial,
     tests: int,
     folder: Path,
@@ -206,16 +208,16 @@ def judge(
         answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
         write_json(place / "test.json", answer)
         return answer
-    counts = looks(run.evaluate.episodes, most_episodes(run))
+    counts = analysis_times(run.evaluate.episodes, most_episodes(run))
     known = 0
     for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
         rows = []
         for number, (student, seed) in enumerate(zip(students, seeds, strict=True)):
-            rows.append(arena.returns(student, count, JUDGING, place / f"seed-{seed}"))
+            rows.append(arena.returns(student, count, TEST, place / f"seed-{seed}"))
             report(known * len(seeds) + (count - known) * (number + 1))
         known, returns = count, np.stack(rows)
-        teacher, random = (arena.reference(who, count, JUDGING) for who in ("teacher", "random"))
-        found = non_inferior(returns, teacher, random, config.within, risk=risk, whole=RISK / tests)
+        teacher, random = (arena.reference(who, count, TEST) for who in ("teacher", "random"))
+        found = non_inferior(returns, teacher, random, config.margin, risk=risk, whole=RISK / tests)
         if found.decision != "undecided":
             break
     interval = normalised_interval(returns, teacher, random)

@@ -13,7 +13,7 @@ from rldistill.core.errors import ConfigError, shown
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.evaluation.episodes import CHOOSING
+from rldistill.evaluation.episodes import VALIDATION
 from rldistill.io.atomic import open_stage, read_json, write_json
 from rldistill.io.progress import track
 from rldistill.policies.cost import measure_cost
@@ -22,9 +22,9 @@ from rldistill.recipes.config import Dagger
 from rldistill.recipes.job import Run
 from rldistill.search.candidates import as_written, candidates
 from rldistill.search.config import SearchConfig
-from rldistill.search.halving import Arena, Trial, front, halve, judge, most_episodes, sizes_of
+from rldistill.search.halving import SearchEvaluator, Trial, front, halve, judge, most_episodes, sizes_of
 from rldistill.students import AnyStudent, Cnn, Mlp
-from rldistill.teachers.fingerprint import identity
+from rldistill.teachers.fingerprint import fingerprint
 
 
 def search(
@@ -53,24 +53,24 @@ def search(
         quiet: print no progress.
 
     Returns:
-        `env within by teacher winner tried front seconds`, as written to `search/search.json`.
+        `env margin by teacher winner tried front seconds`, as written to `search/search.json`.
 
     Raises:
         ConfigError: the teacher is no better than random play, or what is there was asked for otherwise.
     """
     folder, started = run.folder / "search", time.monotonic()
     asked = _asked(run, config, teacher)
-    if (folder / "asked.json").exists() and not overwrite:
-        _require_same(folder / "asked.json", asked)
+    if (folder / "inputs.json").exists() and not overwrite:
+        _require_same(folder / "inputs.json", asked)
     if resume and not overwrite and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
     # Before anything is thrown away or noted: what was collected otherwise is refused.
     collected = collect()
     open_stage(folder, folder / "search.json", resume, overwrite)
-    write_json(folder / "asked.json", asked)
+    write_json(folder / "inputs.json", asked)
     data = _shared_data(run, config, teacher, collected, folder, quiet)
-    arena = Arena(run.env.seen_by(teacher), teacher, run.seed, folder)
-    best, worst = (arena.reference(who, config.episodes, CHOOSING).mean() for who in ("teacher", "random"))
+    arena = SearchEvaluator(run.env.adapted_to(teacher), teacher, run.seed, folder)
+    best, worst = (arena.reference(who, config.episodes, VALIDATION).mean() for who in ("teacher", "random"))
     if not best > worst:
         raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")
     cost = measure_cost(teacher)
@@ -92,7 +92,7 @@ def search(
                 break
     found = {
         "env": run.env.id,
-        "within": config.within,
+        "margin": config.margin,
         "by": config.by,
         "env_steps": data.num_steps,
         "teacher": sizes_of(teacher),
@@ -113,7 +113,7 @@ def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
         "seeds": config.seeds_of(run),
         **parts,
         "seed": run.seed,
-        "teacher": identity(teacher),
+        "teacher": fingerprint(teacher),
     }
     return dict(json.loads(json.dumps(asked, default=str)))
 

@@ -29,6 +29,10 @@ class Mlp:
         fixed, num_features = standardised_body_of(self, spec)
         layers, width = dense(num_features, self.hidden, activation(self.activation, "activation"))
         policy = NetworkPolicy(self, spec, nn.Sequential(*fixed, *layers), width)
-        policy.as_is, policy.num_fixed, policy.num_features = self.features.as_is, len(fixed), num_features
+        policy.normalizes_itself, policy.num_frozen_layers, policy.num_features = (
+            self.features.normalizes_itself,
+            len(fixed),
+            num_features,
+        )
         keep_scale(nn.Sequential(*layers, policy.output), self.activation)
         return policy

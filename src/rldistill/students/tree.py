@@ -30,8 +30,8 @@ class Tree:
         max_depth: comparisons on the longest way to a leaf.
         max_leaves: leaves, the most useful first; None is as many as the depth allows.
         min_samples: transitions in a leaf.
-        refine: passes over the grown tree in which each of its questions is asked anew, given what the others are, so
-            that the actions cost less (Carreira-Perpinan and Tavallali 2018, NeurIPS 31); each takes about as long as
+        alternating_passes: passes over the fitted tree that choose each split anew, given the other splits, so that
+            the actions cost less (Carreira-Perpinan and Tavallali 2018, NeurIPS 31); each takes about as long as
             growing.
         features: what is compared.
         nodes: of the tree that was grown; 0 before.
@@ -40,14 +40,14 @@ class Tree:
     max_depth: int = 8
     max_leaves: int | None = None
     min_samples: int = 1
-    refine: int = 0
+    alternating_passes: int = 0
     features: AnyFeatures = Raw()
     nodes: int = 0
 
     def __post_init__(self) -> None:
         require_positive("max_depth, min_samples", [self.max_depth, self.min_samples])
-        if type(self.refine) is not int or self.refine < 0:
-            raise ConfigError(f"refine: expected a number of passes, found {self.refine!r}")
+        if type(self.alternating_passes) is not int or self.alternating_passes < 0:
+            raise ConfigError(f"alternating_passes: expected a number of passes, found {self.alternating_passes!r}")
         if self.max_depth > DEEPEST:
             raise ConfigError(f"max_depth: expected at most {DEEPEST}, found {self.max_depth}")
         if self.max_leaves is not None:
@@ -80,7 +80,7 @@ class TreePolicy(NetworkPolicy):
 
     def __init__(self, config: Tree, spec: PolicySpec, body: nn.Module, num_features: int) -> None:
         super().__init__(config, spec, body, 0, nn.Identity())
-        self.as_is, self.num_features = config.features.as_is, num_features
+        self.normalizes_itself, self.num_features = config.features.normalizes_itself, num_features
         nodes = max(config.nodes, 1)
         # In floats, which the files of policies hold; exact up to 2^24.
         self.register_buffer("feature", torch.full((nodes,), -1.0))

@@ -17,7 +17,7 @@ from rldistill.teachers.keras import KerasPolicy
 from rldistill.teachers.onnx import OnnxPolicy
 
 
-def identity(policy: Policy) -> str:
+def fingerprint(policy: Policy) -> str:
     """The same text for two policies that say the same because they are the same: what they are, and a hash of it.
 
     Of a network its numbers and how they are read, of ONNX and Keras the file, of an ensemble its members and their
@@ -27,7 +27,7 @@ def identity(policy: Policy) -> str:
     kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
     name = getattr(policy, "name", None) or kind
     if isinstance(policy, Ensemble):
-        return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(identity, policy.members)])
+        return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(fingerprint, policy.members)])
     if isinstance(policy, OnnxPolicy | KerasPolicy):
         return _hashed(type(policy).__name__, [policy.digest, dataclasses.asdict(policy.spec.head), policy.asked])
     if isinstance(policy, NetworkPolicy):

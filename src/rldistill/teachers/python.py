@@ -23,7 +23,7 @@ from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.imports import import_name
 from rldistill.io.untrusted import read_state_dict
-from rldistill.io.user_code import blamed, certain
+from rldistill.io.user_code import one_hot_logits, wrap_errors
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 from rldistill.teachers.probabilities import made_up, warn_of_logits
@@ -58,7 +58,7 @@ class ModulePolicy(nn.Module):
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Raises SpecMismatchError if the network gives other than `[B, P]` numbers, ConfigError if it fails."""
         assert isinstance(obs, Tensor)
-        with blamed(self.name):
+        with wrap_errors(self.name):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         wanted = len(obs), self._spec.head.num_params
         if not isinstance(params, Tensor) or params.shape != wanted:
@@ -138,7 +138,7 @@ class FunctionPolicy:
             said, kept = self._said(shown, told)
         else:
             said = [self._said(_row(shown, row), _row(told, row))[0] for row in range(count)]
-        output = PolicyOutput(self.spec.head, certain(self.spec.head, said, count, self.name))
+        output = PolicyOutput(self.spec.head, one_hot_logits(self.spec.head, said, count, self.name))
         after = self._packed(kept, count) if self.memory else None
         return output if mask is None else output.masked(mask), after
 
@@ -153,7 +153,7 @@ class FunctionPolicy:
 
     def _said(self, obs: Any, told: Mapping[str, Any]) -> tuple[Any, Any]:
         """Its action, and what it gives beside it."""
-        with blamed(self.name):
+        with wrap_errors(self.name):
             said = self.function(obs, **told)
         pair = [*said, None, None] if isinstance(said, tuple) else [said, None]
         return pair[0], pair[1]
@@ -169,7 +169,7 @@ class FunctionPolicy:
                 f"teacher: {self.name} gives back a state that is a {found}; expected a pair of arrays [layers, "
                 f"{count}, hidden] at every step, as of SB3's LSTM, or a policy with an initial_state of its own"
             )
-        with blamed(self.name):
+        with wrap_errors(self.name):
             tensors = [torch.as_tensor(part, dtype=torch.float32, device="cpu") for part in parts]
         return torch.stack(tensors).permute(2, 0, 1, 3)
 
@@ -215,7 +215,7 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     """
     name, _, weights = reference.partition("@")
     factory = _imported(name)
-    with blamed(name):
+    with wrap_errors(name):
         made = factory(spec and spec.unmasked) if _parameters(factory) else factory()
     if weights:
         if not isinstance(made, nn.Module):

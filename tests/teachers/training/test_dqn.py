@@ -69,7 +69,7 @@ def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
 
 
 def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
-    model = DoubleDQN("MlpPolicy", "CartPole-v1", average_decay=0.5, device="cpu")
+    model = DoubleDQN("MlpPolicy", "CartPole-v1", ema_decay=0.5, device="cpu")
     bias = list(model.q_net.parameters())[-1]
     for value in (0.0, 1.0, 3.0):
         bias.data.fill_(value)
@@ -82,7 +82,7 @@ def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
 
 
 def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"learning_starts": 20, "average_decay": 0.999, "learning_rate": 0.1}
+    settings: dict[str, Any] = {"learning_starts": 20, "ema_decay": 0.999, "learning_rate": 0.1}
     train_teacher(
         EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path
     )
@@ -91,7 +91,7 @@ def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
     kept = load_policy(tmp_path).output.bias
     torch.testing.assert_close(kept, list(best.q_net.parameters())[-1])
     assert not torch.equal(kept, list(last.q_net.parameters())[-1])
-    with pytest.raises(ConfigError, match="Did you mean 'average_decay'"):
+    with pytest.raises(ConfigError, match="Did you mean 'ema_decay'"):
         train_teacher(
             EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", hyperparameters={"averagedecay": 1}), tmp_path / "x"
         )

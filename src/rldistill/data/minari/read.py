@@ -59,7 +59,7 @@ def import_minari(
         for _ in episodes():  # a dataset is not thrown away for one that turns out to be damaged
             pass
     with open_derived(folder, [], overwrite):
-        rounds = {"0": {"slots": 1, "streams": 1, "source": f"{PREFIX}{name}"}}
+        rounds = {"0": {"envs_per_stream": 1, "num_streams": 1, "source": f"{PREFIX}{name}"}}
         manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
         entries: list[dict[str, Any]] = []
         for together in _batches(episodes()):

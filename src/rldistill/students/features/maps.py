@@ -16,12 +16,12 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.encoding import flat_width
-from rldistill.policies.layers import Flat, FromData, keep_scale, require_positive
+from rldistill.policies.layers import DataDependentLayer, Flat, keep_scale, require_positive
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.cnn import require_pictures
 from rldistill.students.features.screen import Basic, Bprost, Objects
 
-FARTHEST = 20.0
+CLIP_STD = 20.0
 """Standard deviations from its mean that a standardised feature may be."""
 NOT_STORED = {"stored": False}
 """Metadata of fields that a saved student leaves out."""
@@ -33,7 +33,7 @@ FEED_FORWARD = ("actor", "mlp", "cnn", "impala")
 class Raw:
     """The flattened observation; pixels are standardised with one number for all."""
 
-    as_is = False
+    normalizes_itself = False
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
@@ -48,7 +48,7 @@ class Standardised:
     observations are so for every student.
     """
 
-    as_is = False
+    normalizes_itself = False
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, and how many features it gives."""
@@ -66,7 +66,7 @@ class Fourier:
 
     num_features: int = 1024
     bandwidth: float = 1.0
-    as_is = False
+    normalizes_itself = False
 
     def __post_init__(self) -> None:
         require_positive("num_features", [self.num_features])
@@ -76,7 +76,7 @@ class Fourier:
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """The map, with new random numbers, and how many features it gives."""
         width = flat_width(spec)
-        waves = Waves(width, self.num_features, self.bandwidth * math.sqrt(width))
+        waves = RandomFourierFeatures(width, self.num_features, self.bandwidth * math.sqrt(width))
         return nn.Sequential(Flat(), waves), self.num_features
 
 
@@ -87,7 +87,7 @@ class RandomConv:
     channels: tuple[int, ...] = (32, 64)
     kernels: tuple[int, ...] = (8, 4)
     strides: tuple[int, ...] = (4, 2)
-    as_is = False
+    normalizes_itself = False
 
     def __post_init__(self) -> None:
         for name in ("channels", "kernels", "strides"):
@@ -132,7 +132,7 @@ class TeacherFeatures:
     config: dict[str, Any] = field(default_factory=dict, hash=False)
     head: dict[str, Any] = field(default_factory=dict, hash=False)
     source: NetworkPolicy | None = field(default=None, repr=False, compare=False, metadata=NOT_STORED)
-    as_is = True
+    normalizes_itself = True
 
     def load(self, network: Policy) -> TeacherFeatures:
         """Return these features with `network` in place of its path.
@@ -222,11 +222,15 @@ def linear_in_features(student: Any, spec: PolicySpec) -> NetworkPolicy:
     """A policy that is linear in `student.features`, with new weights."""
     body, width = standardised_body_of(student, spec)
     policy = NetworkPolicy(student, spec, body, width)
-    policy.as_is, policy.num_fixed, policy.num_features = student.features.as_is, len(body), width
+    policy.normalizes_itself, policy.num_frozen_layers, policy.num_features = (
+        student.features.normalizes_itself,
+        len(body),
+        width,
+    )
     return policy
 
 
-class Waves(nn.Module):
+class RandomFourierFeatures(nn.Module):
     """sqrt(2 / D) cos(x W / scale + b), W and b random and fixed."""
 
     def __init__(self, width: int, num_features: int, scale: float) -> None:
@@ -240,7 +244,7 @@ class Waves(nn.Module):
         return self.scale * turns.cos()
 
 
-class Standardiser(FromData):
+class Standardiser(DataDependentLayer):
     """(x - mean) / std of each entry, as a sample of the data has them, and at most FARTHEST from 0.
 
     The std of what never changes in the sample counts as 1, so that later it is told up to FARTHEST units away.
@@ -257,7 +261,7 @@ class Standardiser(FromData):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def look(self, x: Tensor) -> None:
+    def fit_features(self, x: Tensor) -> None:
         """Take mean and standard deviation of a sample, `[N, width]`."""
         std = x.std(0, correction=0)
         self.mean.copy_(x.mean(0))
@@ -265,7 +269,7 @@ class Standardiser(FromData):
 
     def forward(self, x: Tensor) -> Tensor:
         scaled: Tensor = (x - self.mean) / self.std
-        return scaled.clamp(-FARTHEST, FARTHEST)
+        return scaled.clamp(-CLIP_STD, CLIP_STD)
 
 
 class LastHidden(nn.Module):

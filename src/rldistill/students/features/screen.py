@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import FromData, require_positive
+from rldistill.policies.layers import DataDependentLayer, require_positive
 from rldistill.students.cnn import require_pictures
 
 CHUNK = 512
@@ -35,7 +35,7 @@ class Basic:
     cell: int = 6
     colours: int = 8
     threshold: int = 16
-    as_is = True
+    normalizes_itself = True
 
     def __post_init__(self) -> None:
         _require_sizes(self.cell, self.colours, self.threshold)
@@ -64,7 +64,7 @@ class Bprost:
     threshold: int = 16
     lags: tuple[int, ...] = (3,)
     num_features: int = 4096
-    as_is = True
+    normalizes_itself = True
 
     def __post_init__(self) -> None:
         _require_sizes(self.cell, self.colours, self.threshold)
@@ -98,7 +98,7 @@ class Objects:
 
     regions: tuple[tuple[str, int, int, int, int], ...] = ()
     threshold: int = 16
-    as_is = True
+    normalizes_itself = True
 
     def __post_init__(self) -> None:
         if not self.regions:
@@ -135,7 +135,7 @@ class Objects:
         return own
 
 
-class Cells(FromData):
+class Cells(DataDependentLayer):
     """Frames `[B, T, H, W]` of bytes to bits `[B, 1 + lags, colours, rows, columns]`, those of the newest first."""
 
     background: Tensor
@@ -162,7 +162,7 @@ class Cells(FromData):
         """How many bits a frame has."""
         return self.grid[0] * self.grid[1] * self.grid[2]
 
-    def look(self, obs: Tensor) -> None:
+    def fit_features(self, obs: Tensor) -> None:
         """Take the most frequent value of each pixel."""
         self.background.copy_(obs[:, -1].flatten(1).mode(0).values.view_as(self.background))
 
@@ -183,7 +183,7 @@ class Newest(nn.Module):
         return cells[:, 0].flatten(1)
 
 
-class Offsets(FromData):
+class Offsets(DataDependentLayer):
     """Bits of the newest frame, and which offsets between two colours occur in it and from older frames to it."""
 
     selected: Tensor
@@ -205,7 +205,7 @@ class Offsets(FromData):
         # Numbers of the bits that are kept, -1 for none, in floats, which the files of policies hold.
         self.register_buffer("selected", torch.full((num_features,), -1.0))
 
-    def look(self, cells: Tensor) -> None:
+    def fit_features(self, cells: Tensor) -> None:
         """Keep the bits that change most."""
         every = torch.arange(self.total, device=cells.device)
         share = sum(self._bits(part, every).sum(0) for part in torch.split(cells, CHUNK)) / len(cells)

@@ -30,7 +30,7 @@ class TrainConfig:
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: full episodes, greedy, in each.
         checkpoint_every: steps between checkpoints; each evaluation leaves one, too.
-        threads: of PyTorch.
+        num_threads: of PyTorch.
         device: `auto` takes a GPU if there is one.
         hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
             `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
@@ -42,11 +42,11 @@ class TrainConfig:
     eval_every: int = 50_000
     eval_episodes: int = 10
     checkpoint_every: int = 50_000
-    threads: int = 1
+    num_threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "threads"):
+        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "num_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}: expected at least 1, found {getattr(self, name)}")

@@ -29,7 +29,7 @@ from rldistill.teachers.training.vec_env import SteppingVecEnv
 class DoubleDQN(DQN):
     """SB3's DQN with double Q-learning, and a schedule of work that suits CPUs.
 
-    With `average_decay` > 0 it is the exponential moving average of the weights, w <- decay * w + (1 - decay) * q_net
+    With `ema_decay` > 0 it is the exponential moving average of the weights, w <- decay * w + (1 - decay) * q_net
     after each gradient step, that is evaluated and kept (as Izmailov 2018, arXiv 1803.05407, does with a uniform
     average); on resume it begins anew.
     """
@@ -37,12 +37,12 @@ class DoubleDQN(DQN):
     def __init__(
         self,
         *args: Any,
-        average_decay: float = 0.0,
+        ema_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= average_decay < 1:
-            raise ValueError(f"average_decay: expected a number from 0 to below 1, found {average_decay}")
-        self.average_decay = average_decay
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number from 0 to below 1, found {ema_decay}")
+        self.ema_decay = ema_decay
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -98,7 +98,7 @@ class DoubleDQN(DQN):
             parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
-        if self.average_decay:
+        if self.ema_decay:
             self._add_to_average()
         if buffer is not None and buffer.alpha:
             buffer.reprioritise(torch.cat(td_errors).cpu().numpy())
@@ -123,7 +123,7 @@ class DoubleDQN(DQN):
         if not self._average:
             self._average = [parameter.clone() for parameter in parameters]
         # Young averages are short, or the weights that training began with would be most of them.
-        decay = min(self.average_decay, self._averaged / (self._averaged + 10))
+        decay = min(self.ema_decay, self._averaged / (self._averaged + 10))
         torch._foreach_lerp_(self._average, parameters, 1 - decay)
         self._averaged += 1
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rldistill.teachers.training.config import TrainConfig
 
 
-class Keeper(BaseCallback):
+class EvalCheckpointCallback(BaseCallback):
     """Evaluates, keeps the best policy, checkpoints, reports progress."""
 
     def __init__(

@@ -24,13 +24,13 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
-from rldistill.teachers.training.evaluation import Keeper, read_curve, training_env
+from rldistill.teachers.training.evaluation import EvalCheckpointCallback, read_curve, training_env
 from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 NEVER = 1_000_000_000
 
 
-FILE, AGAIN = "asked.json", "train again: `rldistill train FILE --overwrite`"
+FILE, AGAIN = "inputs.json", "train again: `rldistill train FILE --overwrite`"
 
 
 OURS = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
@@ -62,7 +62,7 @@ def train_teacher(
     open_stage(folder, folder / "policy.json", resume, overwrite)
     last = folder / "checkpoints" / "last.zip"
     threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.num_threads)
     vector = training_env(env, config.num_envs, seed, "train")
     try:
         if last.exists():
@@ -75,7 +75,7 @@ def train_teacher(
         write_json(folder / FILE, asked)
         # No slot has played more episodes than there were steps, so what is played from here on is new.
         vector.env.episode += model.num_timesteps
-        keeper = Keeper(model, env, config, folder, seed, progress)
+        keeper = EvalCheckpointCallback(model, env, config, folder, seed, progress)
         left = config.total_steps - model.num_timesteps
         try:
             if left > 0:
