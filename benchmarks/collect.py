@@ -59,7 +59,9 @@ def main() -> None:
     obs = vector.reset()
     vector.single_action_space.seed(0)
     rounds = asked.steps // config.envs_per_stream
-    actions = [np.stack([vector.single_action_space.sample() for _ in range(slots)]) for _ in range(64)]
+    actions = [
+        np.stack([vector.single_action_space.sample() for _ in range(config.envs_per_stream)]) for _ in range(64)
+    ]
     started = time.perf_counter()
     for step in range(rounds):
         obs = vector.step(actions[step % 64]).obs

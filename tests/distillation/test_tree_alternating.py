@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.tree import DecisionTreeClassifier
 
-from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes
+from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 
 
 def lessons(seed: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
