@@ -286,11 +286,11 @@ def test_two_batches_as_one() -> None:
         return TransitionBatch(numbers[:, None], numbers.long(), numbers, numbers[:, None] + 1, numbers / 9,
                      numbers[:, None] if labelled else None)  # fmt: skip
 
-    both = drawn(0, 2, True).beside(drawn(2, 3, True))
+    both = drawn(0, 2, True).concat(drawn(2, 3, True))
     for name in ("obs", "action", "reward", "next_obs", "discount", "labels"):
         assert torch.equal(getattr(both, name), getattr(drawn(0, 5, True), name))
-    assert drawn(0, 2, True).beside(drawn(2, 3, False)).labels is None
-    assert torch.equal(drawn(0, 0, True).beside(drawn(2, 3, True)).obs, drawn(2, 3, True).obs)
+    assert drawn(0, 2, True).concat(drawn(2, 3, False)).labels is None
+    assert torch.equal(drawn(0, 0, True).concat(drawn(2, 3, True)).obs, drawn(2, 3, True).obs)
 
 
 def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Dataset, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def minibatches(
 ) -> Iterator[Minibatch]:
     """All steps in a new order, about `batch_size` at a time; whole slots where the student remembers."""
     columns = {"old": old, "advantage": advantage, "returns": returns}
-    for name in ("obs", "chosen", "reward", "terminated", "truncated", "starts", "weight"):
+    for name in ("obs", "raw_action", "reward", "terminated", "truncated", "starts", "weight"):
         columns[name] = getattr(experience, name)
     if experience.labels is not None:
         columns["labels"] = experience.labels
