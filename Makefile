@@ -4,7 +4,10 @@ VENV ?= .venv
 EXTRAS ?= dev,box2d,export,keras,minari
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: install demo test check rliable bench docs clean
+# Test files are spread over this many processes.
+JOBS ?= auto
+
+.PHONY: install demo test test-fast coverage check rliable bench docs clean
 
 install: $(VENV)/.installed
 
@@ -18,14 +21,21 @@ demo: install
 	@echo "The report: $(CURDIR)/runs/pong/report.html"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# The inner loop: no emulator, no training, no subprocess.
+test-fast: install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+coverage: install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov=rldistill --cov-report=term
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # What the statistics are compared with; it needs pandas < 3, so it has an environment of its own.
 rliable: .venv-rliable/.installed
@@ -39,7 +49,7 @@ bench: install
 	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
 
 docs: install
-	$(BIN)/pdoc rldistill --output-directory docs/api
+	$(BIN)/python docs/api.py docs/api
 	@echo "Open docs/api/index.html"
 
 clean:
