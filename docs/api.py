@@ -14,7 +14,9 @@ def module_names() -> list[str]:
     """Return the dotted names of all modules, the package first."""
     package = Path(rldistill.__file__).parent
     files = sorted(file for file in package.rglob("*.py") if file.name != "__main__.py")
-    return [".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return [
+        ".".join(file.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__") for file in files
+    ]
 
 
 if __name__ == "__main__":
