@@ -57,7 +57,7 @@ def lost():
     return lambda obs: float("nan")
 
 def policy(spec):
-    from rldistill.teachers.module import ModulePolicy
+    from rldistill.teachers.python import ModulePolicy
     return ModulePolicy(torch.nn.Linear(4, 2), spec)
 
 def heuristic():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.stream import Entry, Stream
+from rldistill.core.device import on_device, resolve_device
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
@@ -33,7 +34,7 @@ from rldistill.io.atomic import open_stage, write_json
 from rldistill.policies.masking import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
-ONLY_SPEED = ("workers", "memory_gb")
+ONLY_SPEED = ("workers", "memory_gb", "device")
 
 
 LEAST_EPSILON = 0.01
@@ -75,6 +76,7 @@ def collect(
     """
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
+    resolve_device(config.device, "collect.device")
     who = fingerprint(teacher)
     env = env.adapted_to(teacher)
     if is_deterministic(env.id, env.kwargs) and config.epsilon < LEAST_EPSILON and not config.sample:
@@ -135,7 +137,7 @@ def _run_all(jobs: list[Stream], config: CollectConfig, progress: Callable[[int,
         progress(sum(entry["steps"] for entry in entries), total)
 
     if config.workers == 1:
-        with inference_threads(1):
+        with inference_threads(1), on_device(jobs[0].device, jobs[0].teacher, jobs[0].student):
             for entry in take_turns(job.run() for job in jobs):
                 note([entry])
     else:
@@ -183,5 +185,5 @@ def _require_portable(job: Stream) -> None:
 
 
 def _run_to_end(job: Stream) -> list[Entry]:
-    with inference_threads(1):
+    with inference_threads(1), on_device(job.device, job.teacher, job.student):
         return [entry for entry in job.run() if entry is not None]

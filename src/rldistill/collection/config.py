@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 
 
@@ -26,6 +27,7 @@ class CollectConfig:
         features: whether the teacher's last hidden layer is stored too.
         teacher_obs: whether what the teacher saw is stored too, where it sees something else than the student.
         gamma: discount of the returns-to-go.
+        device: Device on which the policies compute; changes the speed, and results by rounding only.
         memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
     """
 
@@ -42,6 +44,7 @@ class CollectConfig:
     teacher_obs: bool = False
     gamma: float = 0.99
     memory_gb: float = 8.0
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("steps", "num_streams", "envs_per_stream", "block_steps", "workers"):

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
+from rldistill.core.device import on_device, resolve_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.manifest import manifest_entry
@@ -93,11 +94,18 @@ class Stream:
         env = make_vector_env(self.env, self.config.envs_per_stream, self._episode_seed, self.num_threads)
         try:
             obs = env.reset()
-            labels = TeacherLabeler(StatefulPolicy(self.teacher, self.config.envs_per_stream), self.config.features)
-            labels.label(obs)
-            labels.columns(obs)
+            memory = StatefulPolicy(self.teacher, self.config.envs_per_stream, device=self.device)
+            labels = TeacherLabeler(memory, self.config.features)
+            with on_device(self.device, self.teacher):
+                labels.label(obs)
+                labels.columns(obs)
         finally:
             env.close()
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the policies compute."""
+        return resolve_device(self.config.device, "collect.device")
 
     def has_begun(self) -> bool:
         """Whether its first block is there."""
@@ -140,7 +148,10 @@ class Stream:
     ) -> _Standing:
         memories = {
             who: StatefulPolicy(
-                policy, self.config.envs_per_stream, torch.from_numpy(states[who]) if who in states else None
+                policy,
+                self.config.envs_per_stream,
+                torch.from_numpy(states[who]) if who in states else None,
+                self.device,
             )
             for who, policy in (("teacher", self.teacher), ("student", self.student))
             if policy is not None

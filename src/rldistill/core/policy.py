@@ -34,6 +34,13 @@ class PolicyOutput:
             return replace(self, params=self.params.masked_fill(~on, ILLEGAL).masked_fill(~off, -ILLEGAL))
         return replace(self, params=self.params.masked_fill(~legal, ILLEGAL), mask=legal)
 
+    def to(self, device: torch.device) -> PolicyOutput:
+        """Return the output with its tensors on `device`."""
+        if self.params.device == device:
+            return self
+        others = (None if part is None else part.to(device) for part in (self.value, self.features, self.mask))
+        return PolicyOutput(self.head, self.params.to(device), *others)
+
     def at(self, rows: Tensor) -> PolicyOutput:
         """What is said of some observations of a batch, without features."""
         parts = (None if part is None else part[rows] for part in (self.value, None, self.mask))

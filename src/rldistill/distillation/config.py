@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term
@@ -37,7 +38,7 @@ class DistillConfig:
     max_grad_norm: float = 10.0
     patience: int = 5
     num_threads: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if not self.losses:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rldistill.core.batch import Batch
+from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Cosine
@@ -57,7 +58,7 @@ class GradientFit:
     ) -> None:
         self.dataset, self.config, self.folder, self.seed = dataset, config, folder, seed
         self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap, dataset.advantage_scale)
-        self.device = device_named(config.device)
+        self.device = resolve_device(config.device, "distill.device")
         torch.manual_seed(seed)
         self.policy = student.build(student_spec(dataset.spec, self.terms))
         if not isinstance(self.policy, NetworkPolicy):
@@ -280,13 +281,6 @@ def moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
         std = np.sqrt(sum(((part - mean) ** 2).sum(0) for part in parts) / len(dataset.obs))
     std = np.where(std < 1e-6, 1.0, std)
     return encoded_moments(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), dataset.spec)
-
-
-def device_named(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda`; raises ConfigError if there is no GPU and one was asked for."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("distill.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

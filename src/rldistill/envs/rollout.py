@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from rldistill.core.device import CPU
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.envs.vector import SeededVectorEnv, Step
@@ -66,34 +68,40 @@ def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
 
 
 class StatefulPolicy:
-    """A policy in every slot, with what it remembers of each one's episode; a feed-forward policy remembers nothing.
+    """Policy with the recurrent state of every slot; None for a feed-forward policy. Computes no gradients.
 
-    Nothing here takes a gradient.
+    The networks of the policy are on `device`; observations, outputs and the state are on the CPU.
     """
 
-    def __init__(self, policy: Policy, slots: int, state: torch.Tensor | None = None) -> None:
-        self.policy = policy
-        self.state = policy.initial_state(slots) if state is None else state
+    def __init__(self, policy: Policy, slots: int, state: Tensor | None = None, device: torch.device = CPU) -> None:
+        self.policy, self.device = policy, device
+        self.state = self._initial_state(slots) if state is None else state
 
     def step(self, obs: NDArray[Any]) -> PolicyOutput:
-        """What the policy says of the slots' observations, which it remembers from here on."""
-        output, self.state = self._say(obs)
+        """Return the output for the slots' observations and keep the new state."""
+        output, self.state = self._forward(obs)
         return output
 
     def evaluate(self, obs: NDArray[Any]) -> PolicyOutput:
-        """What it would say of them."""
-        return self._say(obs)[0]
+        """Return the output for the slots' observations and leave the state unchanged."""
+        return self._forward(obs)[0]
 
     def reset(self, ended: NDArray[np.int64]) -> None:
-        """Begin anew in the slots whose episode has ended."""
+        """Restore the initial state of the slots whose episode has ended."""
         if self.state is not None and len(ended):
-            fresh = self.policy.initial_state(len(ended))
-            assert fresh is not None
-            self.state = self.state.index_copy(0, torch.from_numpy(ended), fresh)
+            initial = self._initial_state(len(ended))
+            assert initial is not None
+            self.state = self.state.index_copy(0, torch.from_numpy(ended), initial)
 
-    def _say(self, obs: NDArray[Any]) -> tuple[PolicyOutput, torch.Tensor | None]:
+    def _initial_state(self, count: int) -> Tensor | None:
+        state = self.policy.initial_state(count)
+        return None if state is None else state.cpu()
+
+    def _forward(self, obs: NDArray[Any]) -> tuple[PolicyOutput, Tensor | None]:
         with torch.no_grad():
-            return self.policy(torch.from_numpy(np.ascontiguousarray(obs)), self.state)
+            before = None if self.state is None else self.state.to(self.device)
+            output, after = self.policy(torch.from_numpy(np.ascontiguousarray(obs)).to(self.device), before)
+        return output.to(CPU), None if after is None else after.cpu()
 
 
 def to_env_action(action: torch.Tensor) -> NDArray[Any]:

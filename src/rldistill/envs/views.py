@@ -132,7 +132,9 @@ class ObservationViews:
         return ObsTransformPolicy(policy, partial(self._part, side)) if self.packed else policy
 
     def _part(self, side: Side, obs: Tensor) -> Tensor:
-        return torch.from_numpy(self.select(side, obs.numpy()))
+        spec, start = getattr(self, side), 0 if side == "student" else _size(self.student)
+        part = obs[:, start : start + _size(spec)].contiguous()
+        return part.view(getattr(torch, spec.obs_dtype)).reshape(len(obs), *spec.obs_shape)
 
 
 def _size(spec: PolicySpec) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ class EvaluateConfig:
             `episodes` under a group-sequential boundary, so that looking often makes no false yes more likely.
         max_episodes: for each policy and training seed, where it is played until decided.
         robustness: what else they play under, if anything.
+        device: Device on which the policies compute; changes the speed, and results by rounding only.
     """
 
     episodes: int = 30
@@ -32,6 +34,7 @@ class EvaluateConfig:
     sequential: bool = False
     max_episodes: int = 300
     robustness: RobustnessConfig | None = None
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         if self.episodes < 1:

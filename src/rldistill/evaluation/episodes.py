@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rldistill.core.device import CPU, on_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari
@@ -103,6 +104,7 @@ def play(
     split: int = 0,
     first: int = 0,
     num_threads: int = 2,
+    device: torch.device = CPU,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
     """Play `episodes` full episodes; episode k has the same seed for every policy.
@@ -120,6 +122,7 @@ def play(
         split: 0 for the episodes that policies are judged by, another for those that they are chosen by.
         first: the number of the first episode, where those before it were played already.
         num_threads: of the emulators.
+        device: Device on which `policy` and `judge` compute.
         progress: called with the number of episodes that have ended.
     """
     out = Episodes(
@@ -132,10 +135,10 @@ def play(
     )
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     done = 0
-    with inference_threads(1):
+    with inference_threads(1), on_device(device, policy, judge):
         parts = [range(first + group, first + episodes, groups) for group in range(groups)]
         plays = [
-            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, split, num_threads)
+            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, split, num_threads, device)
             for part in parts
         ]
         for ended in take_turns(plays):
@@ -163,6 +166,7 @@ def _play(
     side: Side,
     split: int,
     num_threads: int,
+    device: torch.device,
 ) -> Iterator[int | None]:
     """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
     slots = slots_for(env_config, len(numbers))
@@ -184,7 +188,7 @@ def _play(
     player, watcher = (
         None
         if one is None
-        else StatefulPolicy(sight.shown_to(with_action_mask(one, getattr(sight, here)), here), slots)
+        else StatefulPolicy(sight.shown_to(with_action_mask(one, getattr(sight, here)), here), slots, device=device)
         for one, here in sides
     )
 

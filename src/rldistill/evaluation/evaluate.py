@@ -10,13 +10,15 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
+from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import EnvConfig, observation_views
 from rldistill.envs.views import Side
-from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
+from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.efficiency import Curve, efficiency
 from rldistill.evaluation.episodes import Episodes, fits, play
 from rldistill.evaluation.fidelity import Watch, fidelity
@@ -68,6 +70,7 @@ def evaluate(
         ConfigError: teacher or random play is not among the entrants.
         SpecMismatchError: a policy does not fit the environment.
     """
+    device = resolve_device(config.device, "evaluate.device")
     for name in ("teacher", "random"):
         if name not in entrants:
             raise ConfigError(f"entrants: there is no {name!r}, which scores are normalised with")
@@ -83,7 +86,7 @@ def evaluate(
         for name, entrant in entrants.items()
         if entrant.kind == "student"
     }
-    played, answers = _play_all(env, entrants, config, seed, teacher, watches, progress)
+    played, answers = _play_all(env, entrants, config, seed, teacher, watches, device, progress)
     returns = {name: _returns(runs) for name, runs in played.items()}
     at = thresholds(returns)
     policies = {
@@ -109,7 +112,7 @@ def evaluate(
         ]
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
     if config.robustness is not None:
-        evaluation["robustness"] = _perturbed(env, entrants, returns, config.robustness, seed, config.sample, progress)
+        evaluation["robustness"] = _perturbed(env, entrants, returns, config, seed, progress)
     remove_films(folder / "videos")  # those of other episodes would go by the same names
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
@@ -123,12 +126,12 @@ def _perturbed(
     env: EnvConfig,
     entrants: Mapping[str, PolicyRuns],
     returns: Mapping[str, Returns],
-    config: RobustnessConfig,
+    config: EvaluateConfig,
     seed: int,
-    sample: bool,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """What all but random play return where one thing is changed."""
+    assert config.robustness is not None
     total = sum(each.size for each in returns.values())
     players = {
         name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
@@ -139,9 +142,10 @@ def _perturbed(
         env,
         players,
         returns["random"],
-        config,
+        config.robustness,
         seed=seed,
-        sample=sample,
+        sample=config.sample,
+        device=resolve_device(config.device, "evaluate.device"),
         progress=lambda ended, more: progress(total + ended, total + more),
     )
 
@@ -163,6 +167,7 @@ def _play_all(
     seed: int,
     teacher: Policy | None,
     watches: Mapping[str, Mapping[int | None, Watch]],
+    device: torch.device,
     progress: Callable[[int, int], None],
 ) -> tuple[Played, dict[str, dict[str, Any] | None]]:
     """All episodes of all, and of each student whether it kept the teacher's lead: as soon as that is decided."""
@@ -191,6 +196,7 @@ def _play_all(
                     watch=watches[name][training_seed] if name in watches else None,
                     side=_side(entrant),
                     first=before,
+                    device=device,
                     progress=lambda ended, base=done: progress(base + ended, counts[-1] * runs),  # type: ignore[misc]
                 )
                 so_far = played[name].get(training_seed)

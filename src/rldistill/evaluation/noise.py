@@ -30,10 +30,10 @@ def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTrans
     low, high = (torch.from_numpy(end) for end in _pixel_bounds(policy.spec))
 
     def look(obs: Tensor) -> Tensor:
-        noise = torch.randn(obs.shape, generator=generator) * scale
+        noise = (torch.randn(obs.shape, generator=generator) * scale).to(obs.device)
         if obs.dtype == torch.uint8:
             return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
-        return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low), high)
+        return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low.to(obs.device)), high.to(obs.device))
 
     return ObsTransformPolicy(policy, look)
 
@@ -71,7 +71,7 @@ def deviation_of(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArr
 
     def look(obs: Tensor) -> Tensor:
         if sum(map(len, seen)) < MOST_SEEN:
-            seen.append(obs.clone())
+            seen.append(obs.cpu().clone())
         return obs
 
     play(env, ObsTransformPolicy(policy, look), 4, seed=seed, split=2, side=side)

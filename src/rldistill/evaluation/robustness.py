@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.device import CPU
 from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Wrapper
@@ -159,6 +160,7 @@ def robustness(
     *,
     seed: int = 0,
     sample: bool = False,
+    device: torch.device = CPU,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Let every policy play the same episodes again under each perturbation.
@@ -170,6 +172,7 @@ def robustness(
         config: the perturbations.
         seed: the run's, by which the episodes are those that the policies were judged by.
         sample: whether stochastic policies sample their actions.
+        device: Device on which the policies compute.
         progress: called with the number of episodes that have ended and the number in all.
 
     Returns:
@@ -204,6 +207,7 @@ def robustness(
                     seed=seed,
                     sample=sample,
                     side=each.side,
+                    device=device,
                     progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
                 )
                 returns.append(played.returns)

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from rldistill.collection.collect import collect, spec_of_data
+from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import require_fit
-from rldistill.distillation.gradient import device_named
 from rldistill.envs.make import spec_from_env
 from rldistill.evaluation.efficiency import Curve
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
@@ -52,7 +52,8 @@ DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, bool, bool, Report]
 
 def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:
     """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
-    device_named(run.distill.device)  # before there is anything to wait for
+    for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
+        resolve_device(config.device, f"{stage}.device")  # before there is anything to wait for
     if isinstance(run.teacher, TrainConfig):
         run_train(run, resume, overwrite, quiet)
     if not isinstance(run.recipe, FROM_REWARD_ALONE):

@@ -43,7 +43,7 @@ class KerasPolicy(nn.Module):
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """What the model says of a batch of observations."""
         assert isinstance(obs, Tensor)
-        with keras_on_torch().device("cpu"):
+        with keras_on_torch().device(obs.device.type):
             fed = channels_last(obs, tuple(self.model.inputs[0].shape[1:])) * self._scale
             said: Tensor = self.model(fed, training=False)
         return PolicyOutput(self._spec.head, logits(self._spec.head, said) if self.probabilities else said), None

@@ -72,13 +72,13 @@ class OnnxPolicy:
         """What onnxruntime computes of a batch of observations."""
         assert isinstance(obs, Tensor)
         (entry,) = self._session.get_inputs()
-        fed = obs.numpy().astype(DTYPES[entry.type], copy=False)
+        fed = obs.cpu().numpy().astype(DTYPES[entry.type], copy=False)
         if self._scale != 1:
             fed = (fed * self._scale).astype(fed.dtype)
         rows = 1 if entry.shape[0] == 1 else len(fed)
         parts = [np.ascontiguousarray(fed[at : at + rows]) for at in range(0, len(fed), rows)]
         said = [self._session.run([self._output], {entry.name: part})[0] for part in parts]
-        params = torch.from_numpy(np.concatenate(said)).float()
+        params = torch.from_numpy(np.concatenate(said)).float().to(obs.device)
         return PolicyOutput(self._spec.head, logits(self._spec.head, params) if self.probabilities else params), None
 
     def __getstate__(self) -> tuple[Any, ...]:

@@ -126,27 +126,29 @@ class FunctionPolicy:
             SpecMismatchError: what it gives is no action of the environment, or not one for each observation, or a
                 state of another form than before.
         """
+        device = next(iter(obs.values())).device if isinstance(obs, Mapping) else obs.device
         shown, mask = self._shown(obs)
         told: dict[str, Any] = {} if mask is None else {"action_masks": mask.numpy().astype(bool)}
         count = len(next(iter(obs.values()))) if isinstance(obs, Mapping) else len(obs)
         if self.memory:
             before = torch.zeros(count, *self.memory) if state is None else state
-            told["state"] = tuple(part.transpose(0, 1).numpy() for part in before.unbind(1))
-            told["episode_start"] = ~before.flatten(1).any(1).numpy()  # what remembers nothing has just begun
+            told["state"] = tuple(part.transpose(0, 1).cpu().numpy() for part in before.unbind(1))
+            told["episode_start"] = ~before.flatten(1).any(1).cpu().numpy()  # what remembers nothing has just begun
         kept = None
         if self.batched:
             said, kept = self._said(shown, told)
         else:
             said = [self._said(_row(shown, row), _row(told, row))[0] for row in range(count)]
         output = PolicyOutput(self.spec.head, one_hot_logits(self.spec.head, said, count, self.name))
-        after = self._packed(kept, count) if self.memory else None
-        return output if mask is None else output.masked(mask), after
+        after = self._packed(kept, count).to(device) if self.memory else None
+        return (output if mask is None else output.masked(mask)).to(device), after
 
     def _shown(self, obs: Obs) -> tuple[Any, Tensor | None]:
         """The observation as the environment gave it, and which actions are legal, where it tells."""
         if not self.spec.parts and isinstance(obs, Tensor):
-            return obs.numpy(), None
+            return obs.cpu().numpy(), None
         entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else dict(obs)
+        entries = {key: entry.cpu() for key, entry in entries.items()}
         mask = entries.pop(MASK, None)
         arrays = {key: entry.numpy().astype(self.spec.entries[key].dtype) for key, entry in entries.items()}
         return arrays if self.spec.unmasked.parts else arrays["obs"], mask

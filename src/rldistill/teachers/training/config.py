@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 
 ALGORITHMS = {
@@ -43,7 +44,7 @@ class TrainConfig:
     eval_episodes: int = 10
     checkpoint_every: int = 50_000
     num_threads: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
+from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
 from rldistill.core.schedules import Linear
 from rldistill.envs.make import EnvConfig, spec_from_env
@@ -167,18 +168,13 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
     if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
         raise ConfigError(f"env.id: its images are {space.shape}; teachers are trained on channels first only")
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    device = resolve_device(config.device, "train.device")
     try:
-        return kind(policy, vector, seed=seed, device=_device(config), **_settings(config))
+        return kind(policy, vector, seed=seed, device=device, **_settings(config))
     except RLDistillError:
         raise
     except Exception as error:  # whatever its arithmetic makes of numbers that nobody checks
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
-
-
-def _device(config: TrainConfig) -> str:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda was asked for, but PyTorch finds no GPU; use auto or cpu")
-    return config.device
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -213,8 +209,9 @@ def _require_expressible(model: BaseAlgorithm, env: EnvConfig) -> None:
 def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
     # A checkpoint of this very run, which is ours as much as the program is: SB3's own loader reads it.
     changed = {name: value for name, value in _settings(config).items() if name != "policy_kwargs"}
+    device = resolve_device(config.device, "train.device")
     try:
-        model = algorithm_class(config).load(path, env=vector, device=_device(config), **changed)
+        model = algorithm_class(config).load(path, env=vector, device=device, **changed)
     except Exception as error:
         raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
     if isinstance(model, OffPolicyAlgorithm):
