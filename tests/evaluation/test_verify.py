@@ -13,7 +13,7 @@ from torch import nn
 
 from rldistill.core.errors import ConfigError
 from rldistill.envs.make import EnvConfig, spec_from_env
-from rldistill.evaluation.verify import Claim, _welch, look, verify
+from rldistill.evaluation.verify import Claim, _welch, quick_check, verify
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
@@ -65,14 +65,14 @@ def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
     lazy = Mlp((4,)).build(teacher.spec).eval()
     torch.nn.init.zeros_(lazy.output.weight)
     lazy.output.bias.data = torch.tensor([1.0, 0.0])
-    assert "constant actions" in look(lazy, CARTPOLE)[0]
+    assert "constant actions" in quick_check(lazy, CARTPOLE)[0]
 
 
 def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPolicy) -> None:
     policy = Mlp((4,)).build(teacher.spec).eval()
     policy.standardise(torch.full((4,), 100.0), torch.ones(4))
     policy.obs_clip = {"": 10.0}
-    assert any("standard deviations" in text for text in look(policy, CARTPOLE))
+    assert any("standard deviations" in text for text in quick_check(policy, CARTPOLE))
 
 
 class Mixed(gymnasium.Env[Any, Any]):
@@ -100,11 +100,11 @@ def test_of_a_dict_what_the_normaliser_knows_is_looked_at_and_nothing_else() -> 
     env = EnvConfig("Mixed-v0")
     policy = Mlp((4,)).build(spec_from_env(env)).eval()
     policy.obs_clip = {"cart": 10.0}
-    assert not any("standard deviations" in text for text in look(policy, env))
+    assert not any("standard deviations" in text for text in quick_check(policy, env))
     mean = torch.zeros(2 + 3 + 1)
     mean[0] = 100.0  # of the first of two numbers, which is -1 or 1: half of all are 99 or 101 away
     policy.standardise(mean, torch.ones(2 + 3 + 1))
-    assert any(text.startswith("50.0% of the observations are more than 5") for text in look(policy, env))
+    assert any(text.startswith("50.0% of the observations are more than 5") for text in quick_check(policy, env))
 
 
 def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -> None:
@@ -124,7 +124,7 @@ def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
 
 def test_frames_turned_round_are_suspicious() -> None:
     pong = EnvConfig("ALE/Pong-v5")
-    assert look(load_policy("zoo:pong-dqn"), pong, steps=200) == []
+    assert quick_check(load_policy("zoo:pong-dqn"), pong, steps=200) == []
     turned = load_policy("zoo:pong-dqn")
     assert isinstance(turned, nn.Module)
     first = next(layer for layer in turned.modules() if isinstance(layer, nn.Conv2d))

@@ -19,7 +19,7 @@ from rldistill.core.errors import CorruptArtifactError, SpecMismatchError, Untru
 from rldistill.core.spec import FramePipeline, Wrapper
 from rldistill.envs.make import EnvConfig, make_env, spec_from_env
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.verify import look, verify
+from rldistill.evaluation.verify import quick_check, verify
 from rldistill.run.teachers import load_fitting
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
@@ -347,7 +347,7 @@ def test_pictures_of_the_size_of_ataris_need_not_be_ataris(tmp_path: Path) -> No
         env = EnvConfig("Pictures-v0", {"size": (84, 84)})
         PPO("CnnPolicy", Pictures(size=(84, 84)), seed=0, n_steps=8).save(tmp_path / "agent.zip")
         policy = load_policy(tmp_path / "agent.zip")
-        look(policy, env, steps=8)
+        quick_check(policy, env, steps=8)
         assert play(env.adapted_to(policy), policy, 2).returns.tolist() == [6.0, 6.0]
     finally:
         gymnasium.registry.pop("Pictures-v0")
