@@ -186,9 +186,9 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     run, sound = planned(name, out, agents, 1 if quick else about["seeds"])
     steps = 0
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
-        run_collect(run, resume=True)
+        run_collect(run, mode="resume")
         steps = Manifest.read(run.folder / "dataset").num_steps
-    run_distill(run, resume=True)
+    run_distill(run, mode="resume")
     (student,) = run.students
     place = run.folder / "students" / student
     steps += run.dqn.total_steps if about["run"]["recipe"]["name"] == "qdagger" else run.ppo.total_steps

@@ -146,7 +146,7 @@ def teacher_of(env: str, out: Path, agents: Path) -> str:
         return str(agents / f"{about['agent']}_1")
     with track(f"train the teacher of {env}", "steps") as report:
         train_teacher(
-            EnvConfig(about["id"]), TrainConfig(**about["train"]), out / env / "teacher", resume=True, progress=report
+            EnvConfig(about["id"]), TrainConfig(**about["train"]), out / env / "teacher", mode="resume", progress=report
         )
     return str(out / env / "teacher")
 
@@ -186,12 +186,12 @@ def fill(run: Run) -> PolicyRuns:
     (name,) = run.students
     place = run.folder / "students" / name
     from_reward = isinstance(run.recipe, FROM_REWARD_ALONE)
-    dataset = None if from_reward else run_collect(run, resume=True, quiet=True)
+    dataset = None if from_reward else run_collect(run, mode="resume", quiet=True)
     teacher = load_teacher(run)
     students: dict[int | None, Policy | None] = {}
     for seed in run.seeds:
         with track(f"{run.env.id}, {name}, seed {seed}", "steps" if from_reward else "epochs") as report:
-            students[seed] = distill_one(run, teacher, dataset, name, seed, True, False, report)
+            students[seed] = distill_one(run, teacher, dataset, name, seed, "resume", report)
     if not (place / "seconds.json").exists():
         write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
     own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]

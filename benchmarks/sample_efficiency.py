@@ -102,8 +102,8 @@ def distilled(name: str, out: Path, teacher: str, seeds: range) -> tuple[int | N
             run = planned(name, out, teacher, steps, seed)
             file = run.folder / "score.json"
             if not file.exists():
-                run_collect(run, resume=True)
-                run_distill(run, resume=True)
+                run_collect(run, mode="resume")
+                run_distill(run, mode="resume")
                 (student,) = (load_native(folder) for folder in run.folder.glob(f"students/*/seed-{seed}"))
                 write_json(file, {"normalised": scores(run, load_teacher(run), student)})
             found[steps].append(read_json(file)["normalised"])
@@ -120,7 +120,7 @@ def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int)
     loaded = load_teacher(run)
     (student,) = run.students
     with track(f"{name}: control, seed {seed}", "steps") as report:
-        from_reward.control(run, loaded, student, seed, steps, True, False, report)
+        from_reward.control(run, loaded, student, seed, steps, "resume", report)
     worst, best = (float(from_reward.own_returns(run, loaded, one).mean()) for one in (None, loaded))
     for line in (run.folder / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 
 CARTPOLE = EnvConfig("CartPole-v1")
+
+
+class Reports:
+    """Progress that passes each report to a function, which may raise to stop the stage."""
+
+    def __init__(self, function: Callable[[int, int], object]) -> None:
+        self.function = function
+
+    def update(self, done: int, total: int, score: float | None = None) -> None:
+        self.function(done, total)
 
 
 def q_spec(env: EnvConfig) -> PolicySpec:

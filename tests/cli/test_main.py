@@ -39,9 +39,9 @@ def test_a_verb_calls_its_stage(verb: str, file: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pipeline, stage, lambda *args: calls.append(args))
     result = CliRunner().invoke(app, [verb, str(file), "collect.steps=64", "--resume", "--quiet"])
     assert result.exit_code == 0, result.output
-    ((plan, resume, overwrite, quiet),) = calls
+    ((plan, mode, quiet),) = calls
     assert plan.collect.steps == 64
-    assert (resume, overwrite, quiet) == (True, False, True)
+    assert (mode, quiet) == ("resume", True)
 
 
 def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, e
     for block in document["blocks"][2:]:
         (tmp_path / block["file"]).unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
-    collect(env, make_teacher_for(env), config, tmp_path, resume=True)
+    collect(env, make_teacher_for(env), config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
 
@@ -129,7 +129,7 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
-    collect(env, teacher, config, tmp_path, resume=True)
+    collect(env, teacher, config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
 
@@ -252,7 +252,7 @@ def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Pat
     with pytest.raises(ConfigError, match="--resume"):
         collect(CARTPOLE, teacher, config, tmp_path)
     with pytest.raises(ConfigError, match="steps"):
-        collect(CARTPOLE, teacher, dataclasses.replace(config, steps=200), tmp_path, resume=True)
+        collect(CARTPOLE, teacher, dataclasses.replace(config, steps=200), tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
 
@@ -283,7 +283,7 @@ def test_a_lost_block_is_played_again(teacher: NetworkPolicy, tmp_path: Path, nu
     lost.unlink()
     with pytest.raises(CorruptArtifactError, match=rf"{lost.name}.*`rldistill collect FILE --resume`"):
         Dataset.read([tmp_path])
-    collect(CARTPOLE, teacher, config, tmp_path, resume=True)
+    collect(CARTPOLE, teacher, config, tmp_path, mode="resume")
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
 
 
@@ -292,8 +292,8 @@ def test_a_manifest_cut_short_says_what_helps(teacher: NetworkPolicy, tmp_path: 
     collect(CARTPOLE, teacher, config, tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema"')
     with pytest.raises(CorruptArtifactError, match=r"manifest\.json: not valid JSON.*--overwrite"):
-        collect(CARTPOLE, teacher, config, tmp_path, resume=True)
-    assert len(collect(CARTPOLE, teacher, config, tmp_path, overwrite=True))
+        collect(CARTPOLE, teacher, config, tmp_path, mode="resume")
+    assert len(collect(CARTPOLE, teacher, config, tmp_path, mode="overwrite"))
 
 
 def test_some_episodes_are_always_left_to_learn_from(
@@ -355,7 +355,7 @@ def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
         if block["block"] >= 2:
             (tmp_path / block["file"]).unlink()
     (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
-    collect(CARTPOLE, recurrent_teacher(), config, tmp_path, resume=True)
+    collect(CARTPOLE, recurrent_teacher(), config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
 
@@ -402,15 +402,15 @@ def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Pat
     other = make_teacher(CARTPOLE)
     for number in (0, 1):
         with pytest.raises(ConfigError, match=r"collected with the teacher.*--overwrite.*relabel"):
-            collect(CARTPOLE, other, config, tmp_path, round=number, resume=True)
+            collect(CARTPOLE, other, config, tmp_path, round=number, mode="resume")
     short = EnvConfig("CartPole-v1", {"max_episode_steps": 50})
     with pytest.raises(
         ConfigError, match=r"env has \{'kwargs': \{\}\}, but .*50.* is asked for now; name another folder"
     ):
-        collect(short, teacher, config, tmp_path, round=1, resume=True)
+        collect(short, teacher, config, tmp_path, round=1, mode="resume")
     assert manifest_bytes(tmp_path) == before
     save_policy(teacher, tmp_path / "elsewhere", {})
-    collect(CARTPOLE, load_native(tmp_path / "elsewhere"), config, tmp_path, round=1, resume=True)
+    collect(CARTPOLE, load_native(tmp_path / "elsewhere"), config, tmp_path, round=1, mode="resume")
     assert Manifest.read(tmp_path).has_round(1)
 
 
@@ -422,7 +422,7 @@ def test_a_dataset_that_does_not_tell_its_teacher_is_gone_on_with_aloud(teacher:
     (tmp_path / "manifest.json").write_text(json.dumps(document))
     assert len(Dataset.read([tmp_path])) == 112
     with pytest.warns(UserWarning, match="does not tell whose labels it holds"):
-        collect(CARTPOLE, teacher, config, tmp_path, resume=True)
+        collect(CARTPOLE, teacher, config, tmp_path, mode="resume")
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -438,7 +438,7 @@ def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_
     collect(CARTPOLE, teacher, config, tmp_path / "old")
     before = manifest_bytes(tmp_path / "old")
     with pytest.raises(ConfigError):
-        collect(CARTPOLE, failing, config, tmp_path / "old", overwrite=True)
+        collect(CARTPOLE, failing, config, tmp_path / "old", mode="overwrite")
     assert manifest_bytes(tmp_path / "old") == before
     Manifest.read(tmp_path / "old").check()
 

@@ -126,7 +126,7 @@ def test_a_file_that_tells_no_spec_is_read_with_that_of_the_teachers_view(told: 
     torch.save(weights, tmp_path / "agent.cleanrl_model")
     agent = SavedTeacher(str(tmp_path / "agent.cleanrl_model"))
     for source, out in (("first", "second"), ("second", "third")):
-        relabel_dataset(tmp_path / source, agent, tmp_path / out, False, False, True)
+        relabel_dataset(tmp_path / source, agent, tmp_path / out, False, "new", True)
         after = Dataset.read([tmp_path / out])
         with torch.no_grad():
             said = network(torch.from_numpy(after.columns["teacher_obs"]))
@@ -150,7 +150,7 @@ def test_states_are_labelled_only_by_who_sees_them_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     # The run file wrote the wrapper of the last two: who brings it sees the same, who brings none was meant.
     for name, policy in (("blind", blind), ("behind", blind), ("behind", plain), ("both", blind), ("both", plain)):
-        relabel(tmp_path / name, policy, tmp_path / "out", overwrite=True)
+        relabel(tmp_path / name, policy, tmp_path / "out", mode="overwrite")
 
 
 def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_does_not_belong_together_is_not_merged(teacher: NetworkPolicy, tmp
         merge([tmp_path / "a"], tmp_path / "out")
     collect(CARTPOLE, teacher, SMALL, tmp_path / "c", seed=1)
     with pytest.raises(ConfigError, match="name another folder"):
-        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "a", overwrite=True)
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "a", mode="overwrite")
     block = next((tmp_path / "c" / "blocks").iterdir())
     block.write_bytes(block.read_bytes()[:-9])
     with pytest.raises(CorruptArtifactError, match=r"\.parquet"):
@@ -681,7 +681,7 @@ def test_an_import_that_fails_takes_nothing_of_the_users(
     collect(CARTPOLE, teacher, SMALL, tmp_path / "mine")
     told(total_steps=16)(tmp_path / "minari" / "other" / "it-v0" / "data")
     with pytest.raises(CorruptArtifactError, match="found 12 steps"):
-        minari_read.import_minari("minari:other/it-v0", tmp_path / "mine", overwrite=True)
+        minari_read.import_minari("minari:other/it-v0", tmp_path / "mine", mode="overwrite")
     assert len(Dataset.read([tmp_path / "mine"])) == 320
 
 
@@ -695,7 +695,7 @@ def test_actions_beyond_their_bounds_are_said_and_those_without_bounds_refused(m
         assert import_minari("minari:other/it-v0", tmp_path / "in").columns["action"].max() == 1.5
     change_hdf5(tmp_path, put("actions", np.full((4, 2), np.nan)))
     with pytest.raises(CorruptArtifactError, match="episode 1: actions: found NaN"):
-        import_minari("minari:other/it-v0", tmp_path / "in", overwrite=True)
+        import_minari("minari:other/it-v0", tmp_path / "in", mode="overwrite")
     foreign(minari, "other/free-v0", gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
     with pytest.raises(ConfigError, match="other/free-v0: found infinite numbers"):
         import_minari("minari:other/free-v0", tmp_path / "free")
@@ -775,7 +775,7 @@ def test_a_teacher_whose_file_tells_no_head_has_the_neutral_one(tmp_path: Path) 
     torch.manual_seed(0)
     spec = dataclasses.replace(spec_from_env(env), head=dataclasses.replace(spec_from_env(env).head, kind="gaussian"))
     collect(env, Mlp((4,)).build(spec).eval(), SMALL, tmp_path / "first")
-    relabel_dataset(tmp_path / "first", SavedTeacher(f"{__name__}:pushes"), tmp_path / "other", False, False, True)
+    relabel_dataset(tmp_path / "first", SavedTeacher(f"{__name__}:pushes"), tmp_path / "other", False, "new", True)
     data = Dataset.read([tmp_path / "other"])
     assert data.spec.head.kind == "deterministic"
     assert data.columns["teacher"].shape == (320, 1)
@@ -802,17 +802,17 @@ def test_only_a_dataset_is_thrown_away_for_another(teacher: NetworkPolicy, tmp_p
     run = tmp_path / "run"
     collect(CARTPOLE, teacher, SMALL, run / "dataset")
     with pytest.raises(ConfigError, match="name another folder"):
-        relabel(run / "dataset", teacher, run, overwrite=True)
+        relabel(run / "dataset", teacher, run, mode="overwrite")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "precious.txt").write_text("mine")
     relabel(run / "dataset", teacher, tmp_path / "there")
-    with pytest.raises(ConfigError, match=r"there exists\. Throw it away: --overwrite\.$"):
+    with pytest.raises(ConfigError, match=r'there exists\. Discard it with mode="overwrite" \(--overwrite\)\.$'):
         relabel(run / "dataset", teacher, tmp_path / "there")
     with pytest.raises(ConfigError, match="holds more than a dataset"):
-        relabel(run / "dataset", teacher, tmp_path / "notes", overwrite=True)
+        relabel(run / "dataset", teacher, tmp_path / "notes", mode="overwrite")
     assert (tmp_path / "notes" / "precious.txt").read_text() == "mine"
     for _ in range(2):
-        relabel(run / "dataset", teacher, tmp_path / "again", overwrite=True)
+        relabel(run / "dataset", teacher, tmp_path / "again", mode="overwrite")
     assert block_hashes(tmp_path / "again") == block_hashes(run / "dataset")
 
 
@@ -840,7 +840,7 @@ def test_what_only_the_student_saw_is_not_relabelled_by_who_sees_otherwise(tmp_p
     torch.save(weights, tmp_path / "agent.cleanrl_model")
     agent = SavedTeacher(str(tmp_path / "agent.cleanrl_model"))
     with pytest.raises(SpecMismatchError, match="collect with teacher_obs: true"):
-        relabel_dataset(tmp_path / "first", agent, tmp_path / "second", False, False, True)
+        relabel_dataset(tmp_path / "first", agent, tmp_path / "second", False, "new", True)
 
 
 @pytest.mark.parametrize("calls", [0, 70], ids=["at once", "later"])
@@ -858,7 +858,7 @@ def test_a_teacher_that_fails_leaves_no_half_of_a_dataset(teacher: NetworkPolicy
     for name in ("new", "old"):
         asked = 0
         with pytest.raises(ConfigError, match="ZeroDivisionError"):
-            relabel(tmp_path / "first", failing, tmp_path / name, overwrite=name == "old")
+            relabel(tmp_path / "first", failing, tmp_path / name, mode="overwrite" if name == "old" else "new")
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "old" / "manifest.json").exists() == (calls == 0)
     assert (tmp_path / "old" / "blocks").exists() == (calls == 0)
@@ -869,5 +869,5 @@ def test_relabelled_steps_are_the_new_teachers(teacher: NetworkPolicy, tmp_path:
     other = Mlp((8,)).build(teacher.spec).eval()
     relabel(tmp_path / "first", other, tmp_path / "other")
     with pytest.raises(ConfigError, match="collected with the teacher"):
-        collect(CARTPOLE, teacher, SMALL, tmp_path / "other", round=1, resume=True)
-    collect(CARTPOLE, other, SMALL, tmp_path / "other", round=1, resume=True)
+        collect(CARTPOLE, teacher, SMALL, tmp_path / "other", round=1, mode="resume")
+    collect(CARTPOLE, other, SMALL, tmp_path / "other", round=1, mode="resume")

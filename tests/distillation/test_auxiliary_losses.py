@@ -22,6 +22,8 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.storage import load_native, save_policy
 
+from ..conftest import Reports
+
 
 def config(*losses: ForwardKL | ValueMSE | FeatureMSE | BellmanTarget) -> DistillConfig:
     return DistillConfig(losses=tuple(Term(loss) for loss in losses), epochs=12, batch_size=64)
@@ -73,8 +75,8 @@ def test_it_goes_on_where_it_was_stopped(with_features: Dataset, tmp_path: Path)
     asked = config(ForwardKL(), FeatureMSE(), ValueMSE())
     whole = distill(with_features, Mlp((8,)), asked, tmp_path / "whole")
     with pytest.raises(Stop):
-        distill(with_features, Mlp((8,)), asked, tmp_path / "cut", progress=stop)
-    cut = distill(with_features, Mlp((8,)), asked, tmp_path / "cut", resume=True)
+        distill(with_features, Mlp((8,)), asked, tmp_path / "cut", progress=Reports(stop))
+    cut = distill(with_features, Mlp((8,)), asked, tmp_path / "cut", mode="resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, cut.state_dict()[name])
 

@@ -27,6 +27,8 @@ from rldistill.losses.objective import Term, best_constant_loss, with_temperatur
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features.screen import Basic, Objects
 
+from ..conftest import Reports
+
 CONFIG = DistillConfig(epochs=4, batch_size=64, num_threads=1)
 
 
@@ -55,8 +57,8 @@ def test_interrupted_and_resumed_it_has_the_same_bytes(
             raise StopAfter
 
     with pytest.raises(StopAfter):
-        distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, progress=stop)
-    distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, resume=True)
+        distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, progress=Reports(stop))
+    distill(dataset, student, CONFIG, tmp_path / "cut", seed=3, mode="resume")
     hashes = [sha256_file(tmp_path / name / "policy.safetensors") for name in ("whole", "cut")]
     assert hashes[0] == hashes[1]
 
@@ -92,11 +94,11 @@ def test_a_damaged_checkpoint_is_named(dataset: Dataset, tmp_path: Path) -> None
         raise StopAfter
 
     with pytest.raises(StopAfter):
-        distill(dataset, Mlp((16,)), CONFIG, tmp_path, progress=stop)
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, progress=Reports(stop))
     checkpoint = tmp_path / "checkpoints" / "last.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     with pytest.raises(CorruptArtifactError, match=r"last\.safetensors"):
-        distill(dataset, Mlp((16,)), CONFIG, tmp_path, resume=True)
+        distill(dataset, Mlp((16,)), CONFIG, tmp_path, mode="resume")
 
 
 def test_a_student_that_learned_nothing_fails(dataset: Dataset, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None
         if block["block"] >= 2:
             (tmp_path / "one" / block["file"]).unlink()
     (tmp_path / "one" / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
-    collect(BOTH, teacher, config, tmp_path / "one", resume=True)
+    collect(BOTH, teacher, config, tmp_path / "one", mode="resume")
     assert manifest_bytes(tmp_path / "one") == before
 
 

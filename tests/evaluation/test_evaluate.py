@@ -19,7 +19,7 @@ from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 
-from ..conftest import CARTPOLE
+from ..conftest import CARTPOLE, Reports
 
 
 def entrants(teacher: Policy, **students: Policy) -> dict[str, PolicyRuns]:
@@ -92,7 +92,7 @@ def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monk
     config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100, margin=0.1)
     shown: list[tuple[int, int]] = []
     found = evaluate(
-        CARTPOLE, entrants(teacher, same=teacher), config, tmp_path, progress=lambda *done: shown.append(done)
+        CARTPOLE, entrants(teacher, same=teacher), config, tmp_path, progress=Reports(lambda *done: shown.append(done))
     )
     answer = found["policies"]["same"]["non_inferior"]
     assert answer["decision"] == "yes"

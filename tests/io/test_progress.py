@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from rldistill.core.errors import ConfigError
 from rldistill.io import progress
-from rldistill.io.progress import _rate, note_score
+from rldistill.io.progress import SILENT, Part, Round, stage_progress, track
 
 
 @pytest.fixture
@@ -13,52 +14,96 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_plain_lines_tell_the_rate_since_this_start(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.track("collect", "steps") as report:
-        report(1_000, 2_000)  # a resumed task begins here
+class Recorder:
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, float | None]] = []
+
+    def update(self, done: int, total: int, score: float | None = None) -> None:
+        self.rows.append((done, total, score))
+
+
+def test_lines_show_the_rate_since_this_start(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with track("collect", "steps") as report:
+        report.update(1_000, 2_000)  # a resumed task begins here
         clock[0] += 30
-        report(1_300, 2_000)  # 300 in 30 s: 10/s, 70 s for the other 700
+        report.update(1_300, 2_000)  # 300 in 30 s: 10/s, 70 s for the other 700
         clock[0] += 70
-        report(2_000, 2_000)
-        report(2_010, 2_000)
+        report.update(2_000, 2_000)
+        report.update(2_010, 2_000)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["collect: 1,300/2,000 steps (10 steps/s, 70 s left)", "collect: 2,000/2,000 steps (10 steps/s)"]
 
 
-def test_what_is_slow_tells_how_long_one_takes(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.track("distil", "epochs") as report:
+def test_slow_units_show_seconds_per_unit(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with track("distill", "epochs") as report:
         clock[0] += 30
-        report(0, 4)
+        report.update(0, 4)
         clock[0] += 50
-        report(2, 4)  # 2 in 50 s
-    assert capsys.readouterr().err.splitlines() == ["distil: 0/4 epochs", "distil: 2/4 epochs (25 s each, 50 s left)"]
+        report.update(2, 4)  # 2 in 50 s
+    assert capsys.readouterr().err.splitlines() == ["distill: 0/4 epochs", "distill: 2/4 epochs (25 s each, 50 s left)"]
 
 
-def test_what_is_quick_or_quiet_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.track("collect", "steps") as report:
-        report(2_000, 2_000)
-    with progress.track("collect", "steps", quiet=True) as report:
+def test_quick_and_quiet_tasks_print_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with track("collect", "steps") as report:
+        report.update(2_000, 2_000)
+    with track("collect", "steps", quiet=True) as report:
         clock[0] += 99
-        report(2_000, 2_000)
+        report.update(2_000, 2_000)
     assert capsys.readouterr().err == ""
 
 
-def test_reports_in_one_moment_have_no_rate() -> None:
-    rate_of = _rate()
-    assert rate_of(3_000) == 0
-    assert rate_of(6_000) == 0
+def test_simultaneous_reports_have_no_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with track("collect", "steps") as report:
+        clock[0] += 30
+        report.update(3_000, 9_000)
+        report.update(9_000, 9_000)
+    assert capsys.readouterr().err.splitlines() == ["collect: 3,000/9,000 steps", "collect: 9,000/9,000 steps"]
 
 
-def test_the_score_so_far_is_shown_once_it_is_known(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.track("learn", "steps") as report:
-        note_score(report, None)
+def test_the_latest_score_is_shown(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with track("learn", "steps") as report:
         clock[0] += 30
-        report(0, 40)
-        note_score(report, 123.456)
+        report.update(0, 40)
         clock[0] += 30
-        report(30, 40)
-    note_score(lambda done, total: None, 1.0)  # a function of the user's own is told nothing, and need not know
+        report.update(30, 40, 123.456)
     assert capsys.readouterr().err.splitlines() == [
         "learn: 0/40 steps",
         "learn: 30/40 steps (1 steps/s, 10 s left, score 123.5)",
     ]
+
+
+def test_parts_and_rounds_report_to_the_whole_task() -> None:
+    task = Recorder()
+    Part(task, 10, 100).update(5, 20, 1.0)
+    Part(task, 10).update(5, 20)
+    Round(task, 2, 4).update(5, 20)
+    assert task.rows == [(15, 100, 1.0), (15, 30, None), (45, 80, None)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "terminal", "is_shown"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_stages_called_from_python_show_a_bar_on_terminals_only(
+    argument: bool, terminal: bool, is_shown: bool, clock: list[float], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: terminal)
+    with stage_progress(argument, "collect", "steps") as report:
+        report.update(0, 40)
+        assert capsys.readouterr().err == ""  # nothing within the first two seconds
+        clock[0] += 30
+        report.update(30, 40)
+    assert ("collect" in capsys.readouterr().err) == is_shown
+
+
+def test_progress_of_the_user_is_used_and_anything_else_is_refused() -> None:
+    task = Recorder()
+    with stage_progress(task, "collect", "steps") as report:
+        assert report is task
+    with stage_progress(SILENT, "collect", "steps") as report:
+        report.update(1, 2)
+    with (
+        pytest.raises(ConfigError, match=r"^progress: expected True, False or an object with update\(done, total"),
+        stage_progress(lambda done, total: None, "collect", "steps"),  # type: ignore[arg-type]
+    ):
+        pass

@@ -25,7 +25,7 @@ from rldistill.core.schedules import Constant
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import EnvConfig, spec_from_env
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import Mode, sha256_file
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
@@ -39,6 +39,8 @@ from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features.maps import Standardised, Standardiser
 from rldistill.students.features.screen import Objects
 from rldistill.teachers.load import load_policy
+
+from ..conftest import Reports
 
 CARTPOLE = EnvConfig("CartPole-v1")
 KL = (Term(ForwardKL()),)
@@ -213,20 +215,20 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
     guidance = Guidance(KL, Constant(1.0))
 
-    def train(place: str, resume: bool = False, stop_at: int = -1) -> None:
+    def train(place: str, mode: Mode = "new", stop_at: int = -1) -> None:
         def stop(done: int, total: int) -> None:
             if done == stop_at:
                 raise KeyError
 
         learn(
             CARTPOLE, Mlp((16,)), SHORT, tmp_path / place, teacher=teacher, guidance=guidance, dataset=dataset, seed=3,
-            resume=resume, progress=stop,
+            mode=mode, progress=Reports(stop),
         )  # fmt: skip
 
     train("whole")
     for stop_at in (220, 500):
         with pytest.raises(KeyError):
-            train("cut", True, stop_at)
+            train("cut", "resume", stop_at)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train("cut", True)
@@ -364,7 +366,7 @@ def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_p
         monkeypatch.setattr("rldistill.rl.dqn.SAVING", share)
         learn(
             CARTPOLE, Mlp((8,)), config, tmp_path / str(share), dataset=dataset,
-            progress=lambda done, total: told.append((done, total)),
+            progress=Reports(lambda done, total: told.append((done, total))),
         )  # fmt: skip
         assert saved[:count] == [*range(1, count + 1)]
         assert (len(saved) == 1) == (count == 1)
@@ -395,7 +397,7 @@ def test_stopped_in_the_teachers_data_it_goes_on_from_there(
     whole()
     with pytest.raises(KeyboardInterrupt):
         cut()
-    cut(resume=True)
+    cut(mode="resume")
     assert next(count) == 60 + 40 + 1 + 20
     one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(one) == sha256_file(other)

@@ -28,6 +28,8 @@ from rldistill.rl.rollout import advantages
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features.maps import Standardised, Standardiser
 
+from ..conftest import Reports
+
 CARTPOLE = EnvConfig("CartPole-v1")
 SHORT = PPOConfig(total_steps=512, num_envs=4, rollout_length=32, epochs=2, batch_size=32)
 KL = (Term(ForwardKL()),)
@@ -101,12 +103,12 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
     for _ in range(3):
         with pytest.raises(Stop):
             learn(
-                CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, resume=True,
-                progress=stop,
+                CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, mode="resume",
+                progress=Reports(stop),
             )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        learn(CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, resume=True)
+        learn(CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, mode="resume")
     one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(one) == sha256_file(other)
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]

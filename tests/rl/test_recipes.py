@@ -14,6 +14,7 @@ import yaml
 
 from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.evaluation.episodes import play
+from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import control, own_returns
 from rldistill.run.config import RunConfig
@@ -102,7 +103,7 @@ def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> No
         "students": {"one": MLP}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = RunConfig.model_validate(document).plan()
-    policy = control(run, teacher, "one", 0, 6, False, False, lambda done, total: None)
+    policy = control(run, teacher, "one", 0, 6, "new", SILENT)
     assert policy.spec.head.kind == "squashed_gaussian"
 
 

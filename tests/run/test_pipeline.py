@@ -27,6 +27,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLear
 from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import sha256_file
+from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import from_reward
 from rldistill.recipes.student_folder import asked_of, open_student, require_same
@@ -170,7 +171,7 @@ def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolic
     worst = int(np.argmin(scores))
     (place / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
     (place / "policy.json").unlink()
-    run_distill(run, resume=True, quiet=True)
+    run_distill(run, mode="resume", quiet=True)
     assert torch.equal(load_native(place).threshold, rounds[worst].threshold)
 
 
@@ -206,7 +207,7 @@ def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: Network
         assert [file.name for file in run.folder.iterdir()] == [name]
         (run.folder / name).unlink()
     run_collect(run, quiet=True)
-    run_collect(run, resume=True, quiet=True)
+    run_collect(run, mode="resume", quiet=True)
 
 
 def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
@@ -219,7 +220,7 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
     kept = run.folder / "students" / "mlp" / "seed-0" / "policy.safetensors"
     before = kept.read_bytes()
     with pytest.raises(SpecMismatchError):
-        run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), overwrite=True, quiet=True)
+        run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), mode="overwrite", quiet=True)
     assert kept.read_bytes() == before
     shutil.rmtree(run.folder / "students")
     one = pipeline.distill_one
@@ -236,7 +237,7 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
     assert kept.read_bytes() == before
     (kept.parent / "inputs.json").write_text("3")
     with pytest.raises(CorruptArtifactError, match="distil again"):
-        run_distill(run, resume=True, quiet=True)
+        run_distill(run, mode="resume", quiet=True)
 
 
 def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: NetworkPolicy) -> None:
@@ -263,7 +264,7 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
     assert record() == before
     plan = RunConfig.load(path, [f"teacher={tmp_path / 'other'}"]).plan()
     with pytest.raises(ConfigError, match="collected with the teacher"):
-        run_distill(plan, resume=True, quiet=True)
+        run_distill(plan, mode="resume", quiet=True)
     assert record() == before
 
 
@@ -275,14 +276,14 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     run_collect(run, quiet=True)
     folder = run.folder / "students" / "mlp" / "seed-0"
     asked, of_other = asked_of(run, "mlp", teacher), asked_of(run, "mlp", other)
-    assert not open_student(folder, of_other, False, False)
-    assert not open_student(folder, asked, False, False)  # nothing came of the first
+    assert not open_student(folder, of_other, "new")
+    assert not open_student(folder, asked, "new")  # nothing came of the first
     (folder / "policy.json").write_text("{}")
-    assert open_student(folder, asked, True, False)
+    assert open_student(folder, asked, "resume")
     with pytest.raises(ConfigError, match="--resume"):
-        open_student(folder, asked, False, False)
+        open_student(folder, asked, "new")
     with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
-        open_student(folder, of_other, True, False)
+        open_student(folder, of_other, "resume")
 
     changes = {
         "distill.epochs=50": r"distill\.epochs was 8, now it is 50",
@@ -294,8 +295,8 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
         changed = RunConfig.load(path, [change]).plan()
         for stage in (run_distill, run_evaluate):
             with pytest.raises(ConfigError, match=said):
-                stage(changed, resume=True, quiet=True)
-    open_student(folder, asked_of(RunConfig.load(path, ["distill.num_threads=2"]).plan(), "mlp", teacher), True, False)
+                stage(changed, mode="resume", quiet=True)
+    open_student(folder, asked_of(RunConfig.load(path, ["distill.num_threads=2"]).plan(), "mlp", teacher), "resume")
 
     before = json.loads((folder / "inputs.json").read_text())
     del before["distill.patience"]  # as if there had been no such setting then
@@ -304,10 +305,10 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     with pytest.raises(ConfigError, match=r"distill\.patience was 5, now it is 7"):
         require_same(folder, asked_of(RunConfig.load(path, ["distill.patience=7"]).plan(), "mlp", teacher))
 
-    run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), overwrite=True, quiet=True)
+    run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), mode="overwrite", quiet=True)
     for stage in (run_distill, run_evaluate):
         with pytest.raises(ConfigError, match=r"learned from other data .* `rldistill distill FILE --overwrite`"):
-            stage(run, resume=True, quiet=True)
+            stage(run, mode="resume", quiet=True)
     assert not open_student(folder, asked_of(run, "mlp", teacher), False, True)
     shutil.rmtree(run.folder / "dataset")  # to save room
     require_same(folder, asked_of(run, "mlp", teacher))
@@ -322,8 +323,8 @@ def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: N
 
 def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"]).plan()
-    control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, resume=True, overwrite=False)
-    control(run, steps=4, report=lambda *_: None)
+    control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, mode="resume")
+    control(run, steps=4, progress=SILENT)
     changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))
     with pytest.raises(ConfigError, match=r"ppo\.gamma was 0\.99, now it is 0\.5"):
-        control(changed, steps=4, report=lambda *_: None)
+        control(changed, steps=4, progress=SILENT)

@@ -109,13 +109,13 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     with pytest.raises(ConfigError, match="--resume"):
         search(run, config, quiet=True)
     with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
-        search(run, dataclasses.replace(config, margin=0.1), resume=True, quiet=True)
+        search(run, dataclasses.replace(config, margin=0.1), mode="resume", quiet=True)
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     more = dataclasses.replace(run, collect=dataclasses.replace(run.collect, steps=run.collect.steps + 64))
     with pytest.raises(ConfigError, match=r"steps.*rldistill collect FILE --overwrite"):
-        search(more, config, overwrite=True, quiet=True)
+        search(more, config, mode="overwrite", quiet=True)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
-    again = search(run, config, resume=True, quiet=True)
+    again = search(run, config, mode="resume", quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
 
@@ -125,7 +125,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     monkeypatch.setattr("rldistill.search.halving.play", never)
     for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
         file.unlink()
-    again = search(run, config, resume=True, quiet=True)
+    again = search(run, config, mode="resume", quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
 
 
@@ -150,7 +150,7 @@ def test_the_students_of_the_run_file_alone(
     of_seeds = sum(len(entry["test"]["seeds"]) for entry in found["tried"] if entry["test"])
     assert sum(judged) == tested * (of_seeds + 1)
     with pytest.raises(ConfigError, match="--own: the run file names no students"):
-        search(dataclasses.replace(run, students={}), config, overwrite=True, quiet=True)
+        search(dataclasses.replace(run, students={}), config, mode="overwrite", quiet=True)
 
 
 @pytest.mark.parametrize(("seeds", "tested"), [("[1]", [1, 0, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])

@@ -24,7 +24,7 @@ from rldistill.students import Keras
 from rldistill.students.keras import KerasStudent
 from rldistill.students.storage import load_native, save_policy
 
-from ..conftest import CARTPOLE
+from ..conftest import CARTPOLE, Reports
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="needs the extra keras")
@@ -102,8 +102,8 @@ def test_layers_drop_out_and_count_in_training_and_resume_exactly(dataset: Datas
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", progress=stop)
-    cut = distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", resume=True)
+        distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", progress=Reports(stop))
+    cut = distill(dataset, Keras(f"{__name__}:dropping"), config, tmp_path / "cut", mode="resume")
     np.testing.assert_array_equal(params(cut, obs), params(whole, obs))
 
 

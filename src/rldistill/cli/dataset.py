@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from rldistill.cli.shared import AsJson, Dataset, File, Overrides, Overwrite, Quiet, Teacher, Verbs, output, show
+from rldistill.cli.shared import (
+    AsJson,
+    Dataset,
+    File,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Teacher,
+    Verbs,
+    mode_of,
+    output,
+    show,
+)
 
 datasets = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Look into a dataset.")
 
@@ -49,7 +61,7 @@ def relabel(
 
     asked = teacher_from_options(teacher, activation, head, scale, numbers)
     with output(quiet):
-        show(recipe.relabel_dataset(path, asked, out, features, overwrite, quiet), as_json=False)
+        show(recipe.relabel_dataset(path, asked, out, features, mode_of(False, overwrite), quiet), as_json=False)
 
 
 @datasets.command()
@@ -78,7 +90,7 @@ def merge(
     from rldistill.run import datasets as recipe
 
     with output(quiet):
-        show(recipe.merge_datasets(paths, out, overwrite, quiet), as_json=False)
+        show(recipe.merge_datasets(paths, out, mode_of(False, overwrite), quiet), as_json=False)
 
 
 @datasets.command("import")
@@ -92,7 +104,7 @@ def import_(
     from rldistill.run import datasets as recipe
 
     with output(quiet):
-        show(recipe.import_dataset(source, out, overwrite, quiet), as_json=False)
+        show(recipe.import_dataset(source, out, mode_of(False, overwrite), quiet), as_json=False)
 
 
 @datasets.command()

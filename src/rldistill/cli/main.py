@@ -24,14 +24,15 @@ from rldistill.cli.shared import (
     Quiet,
     Resume,
     Verbs,
+    mode_of,
     output,
     require_new,
     show,
 )
 from rldistill.cli.teachers import teachers
-from rldistill.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rldistill.io.atomic import Mode
     from rldistill.recipes.job import Run
 
 app = typer.Typer(
@@ -69,7 +70,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """All stages: from a teacher to a report."""
-    _stage("run_all", file, overrides, resume, overwrite, quiet, as_json, no_verify=no_verify)
+    _stage("run_all", file, overrides, mode_of(resume, overwrite), quiet, as_json, no_verify=no_verify)
 
 
 @app.command()
@@ -81,7 +82,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train the teacher."""
-    _stage("run_train", file, overrides, resume, overwrite, quiet)
+    _stage("run_train", file, overrides, mode_of(resume, overwrite), quiet)
 
 
 @app.command()
@@ -94,7 +95,7 @@ def collect(
     quiet: Quiet = False,
 ) -> None:
     """Let the teacher play, and label what was seen."""
-    _stage("run_collect", file, overrides, resume, overwrite, quiet, no_verify=no_verify)
+    _stage("run_collect", file, overrides, mode_of(resume, overwrite), quiet, no_verify=no_verify)
 
 
 @app.command()
@@ -106,7 +107,7 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Fit the students to the dataset."""
-    _stage("run_distill", file, overrides, resume, overwrite, quiet)
+    _stage("run_distill", file, overrides, mode_of(resume, overwrite), quiet)
 
 
 @app.command()
@@ -123,7 +124,7 @@ def evaluate(
 ) -> None:
     """Let teacher, students and a random policy play the same episodes."""
     asked = [*(overrides or ()), *["evaluate.sequential=true"] * sequential]
-    _stage("run_evaluate", file, asked, resume, overwrite, quiet, as_json)
+    _stage("run_evaluate", file, asked, mode_of(resume, overwrite), quiet, as_json)
 
 
 @app.command()
@@ -157,11 +158,11 @@ def search(
     from rldistill.run.search import run_search
     from rldistill.search.config import SearchConfig
 
-    _require_one(resume, overwrite)
-    require_new(json_file, "--json", again=resume or overwrite)
+    mode = mode_of(resume, overwrite)
+    require_new(json_file, "--json", again=mode != "new")
     config = SearchConfig(share_from_options(margin), measure_from_options(by), own=own)
     with output(quiet):
-        found = run_search(RunConfig.load(file, overrides or ()).plan(), config, resume, overwrite, quiet)
+        found = run_search(RunConfig.load(file, overrides or ()).plan(), config, mode, quiet)
     if json_file is not None:
         write_json(json_file, found)
 
@@ -217,27 +218,20 @@ def _stage(
     name: str,
     file: Path,
     overrides: list[str] | None,
-    resume: bool,
-    overwrite: bool,
+    mode: Mode,
     quiet: bool,
     as_json: bool = False,
     no_verify: bool = False,
 ) -> None:
-    _require_one(resume, overwrite)
     from rldistill.io.atomic import read_json
     from rldistill.run import stages as pipeline
     from rldistill.run.config import RunConfig
 
     plan: Run = dataclasses.replace(RunConfig.load(file, overrides or ()).plan(), verify=not no_verify)
     with output(quiet, as_json):
-        getattr(pipeline, name)(plan, resume, overwrite, quiet)
+        getattr(pipeline, name)(plan, mode, quiet)
     if as_json:
         typer.echo(json.dumps(read_json(plan.folder / "evaluation.json"), indent=2))
-
-
-def _require_one(resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise ConfigError("--resume goes on with what is there and --overwrite throws it away: choose one")
 
 
 def _warn(

@@ -10,12 +10,15 @@ import os
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from rldistill.core.errors import ConfigError, RLDistillError
+
+if TYPE_CHECKING:
+    from rldistill.io.atomic import Mode
 
 FAILED, INTERRUPTED = 2, 130
 NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
@@ -76,6 +79,17 @@ EnvArgument = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 Dataset = Annotated[Path, typer.Argument(help="A dataset's folder, or that of its run.", show_default=False)]
+
+
+def mode_of(resume: bool, overwrite: bool) -> Mode:
+    """Return the mode of a stage for the options --resume and --overwrite.
+
+    Raises:
+        ConfigError: both options are given.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues what exists and --overwrite discards it: choose one")
+    return "resume" if resume else "overwrite" if overwrite else "new"
 
 
 def require_new(path: Path | None, option: str, again: bool = False) -> None:

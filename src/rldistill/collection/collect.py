@@ -13,7 +13,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +30,8 @@ from rldistill.envs.atari import is_deterministic
 from rldistill.envs.make import EnvConfig, observation_views
 from rldistill.envs.rollout import inference_threads, take_turns
 from rldistill.envs.views import ObservationViews
-from rldistill.io.atomic import open_stage, write_json
+from rldistill.io.atomic import Mode, open_stage, require_mode, write_json
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.masking import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -50,9 +51,8 @@ def collect(
     seed: int = 0,
     student: Policy | None = None,
     round: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> Dataset:
     """Play, label and store.
 
@@ -64,9 +64,8 @@ def collect(
         seed: the run's seed.
         student: acts where the teacher does not; needed for `beta` < 1.
         round: the round of collection; each has seeds of its own.
-        resume: go on with a collection that was interrupted.
-        overwrite: throw away what is in `folder`.
-        progress: called with the steps done and the steps in all.
+        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
+        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: the teacher or the student does not fit the environment.
@@ -74,6 +73,7 @@ def collect(
 
     Nothing is thrown away for a teacher that fails at once, and nothing is left where no block came of it.
     """
+    require_mode(mode)
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
     resolve_device(config.device, "collect.device")
@@ -99,10 +99,10 @@ def collect(
     ]
     path, there = folder / "manifest.json", folder.exists()
     if round == 0:
-        if overwrite and path.exists():
+        if mode == "overwrite" and path.exists():
             with inference_threads(1):
                 jobs[0].ask()
-        open_stage(folder, path, resume, overwrite)
+        open_stage(folder, path, mode)
     before = Manifest.read(folder).document if path.exists() else None
     asked = dataclasses.asdict(config)
     request = {"seed": seed, "teacher": who, **{name: asked[name] for name in asked if name not in ONLY_SPEED}}
@@ -110,7 +110,8 @@ def collect(
     manifest = Manifest.open(folder, env, stored, round, request, seen)
     if not manifest.has_files_of(round):
         try:
-            manifest.add_round(round, _run_all(jobs, config, progress))
+            with stage_progress(progress, "collect", "steps") as report:
+                manifest.add_round(round, _run_all(jobs, config, report))
         except Exception:
             if not any(job.has_begun() for job in jobs):
                 discard(folder, there) if before is None else write_json(path, before)
@@ -128,13 +129,13 @@ def _stored(sight: ObservationViews, teacher: Policy) -> PolicySpec:
     return dataclasses.replace(sight.student, head=teacher.spec.head) if sight.packed else teacher.spec
 
 
-def _run_all(jobs: list[Stream], config: CollectConfig, progress: Callable[[int, int], None]) -> list[Entry]:
+def _run_all(jobs: list[Stream], config: CollectConfig, progress: Progress) -> list[Entry]:
     total = sum(config.block_lengths) * config.envs_per_stream * config.num_streams
     entries: list[Entry] = []
 
     def note(new: list[Entry]) -> None:
         entries.extend(new)
-        progress(sum(entry["steps"] for entry in entries), total)
+        progress.update(sum(entry["steps"] for entry in entries), total)
 
     if config.workers == 1:
         with inference_threads(1), on_device(jobs[0].device, jobs[0].teacher, jobs[0].student):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from rldistill.data.manifest import Manifest, manifest_entry, open_derived
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
 from rldistill.envs.views import SIDES, Side
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.channels import channels_last
 from rldistill.policies.masking import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
@@ -38,8 +40,8 @@ def relabel(
     features: bool = False,
     gamma: float = 0.99,
     memory_gb: float = np.inf,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> Dataset:
     """Write a dataset with the steps of `source` and the labels of `teacher`; no environment is needed.
 
@@ -55,8 +57,8 @@ def relabel(
         features: whether the teacher's last hidden layer is stored too.
         gamma: discount of the returns-to-go.
         memory_gb: what the observations may take in memory.
-        overwrite: throw away what is in `folder`.
-        progress: called with the steps done and the steps in all.
+        mode: "new" refuses a folder that exists, "overwrite" discards it.
+        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: the teacher sees or does something else than what was recorded.
@@ -67,7 +69,7 @@ def relabel(
     before = Manifest.read(source)
     before.check()
     if not before.blocks:
-        raise ConfigError(f"{source}: the collection is not complete; go on with --resume")
+        raise ConfigError(f'{source}: the collection is not complete. Continue it with mode="resume" (--resume).')
     rounds = {key: {**asked, "teacher": fingerprint(teacher)} for key, asked in before.document["rounds"].items()}
     teacher = _fitting(teacher, before, source)
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
@@ -76,12 +78,12 @@ def relabel(
     with inference_threads(1):
         blocks = _blocks(before, teacher, features)
         first = next(blocks)  # which may fail, and then nothing has been thrown away
-        with open_derived(folder, [source], overwrite):
+        with open_derived(folder, [source], mode), stage_progress(progress, "relabel", "steps") as report:
             for key, steps, block in chain([first], blocks):
                 write_block(folder / key.file, block)
                 entries.append(manifest_entry(key, folder / key.file, block, steps))
                 done += steps
-                progress(done, before.num_steps)
+                report.update(done, before.num_steps)
             manifest.add_blocks(entries)
     return Dataset.read([folder], gamma, memory_gb=memory_gb)
 

@@ -85,7 +85,9 @@ class Dataset:
             if manifest.spec != spec:
                 raise SpecMismatchError(f"{folder} and {folders[0]} hold different observations or labels")
             if not manifest.blocks or not (only_round is None or manifest.has_round(only_round)):
-                raise CorruptArtifactError(f"{folder}: the collection is not complete; go on with --resume")
+                raise CorruptArtifactError(
+                    f'{folder}: the collection is not complete. Continue it with mode="resume" (--resume).'
+                )
             if verify:
                 manifest.check()
         blocks = [

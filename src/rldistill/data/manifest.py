@@ -15,7 +15,7 @@ from typing import Any
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Block, BlockKey
-from rldistill.io.atomic import open_stage, read_json, sha256_file, write_json
+from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
 
 SCHEMA = 2
 TEACHER_SPEC = "teacher_spec"
@@ -206,21 +206,25 @@ def _differing(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 @contextmanager
-def open_derived(folder: Path, sources: Iterable[Path], overwrite: bool) -> Iterator[None]:
+def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[None]:
     """Prepare a folder for a dataset that is made of others within; only another dataset may be thrown away for it.
 
     What fails leaves no part of a dataset there, since it could not be gone on with.
 
     Raises:
-        ConfigError: a source is in `folder`, or something that is no dataset, or a dataset and no `overwrite`.
+        ConfigError: a source is in `folder`, or something that is no dataset, or a dataset and `mode` is "new".
     """
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"--out: {source} is in {folder}, and stays as it is; name another folder")
-    if overwrite and folder.exists() and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}:
+    if (
+        mode == "overwrite"
+        and folder.exists()
+        and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}
+    ):
         raise ConfigError(f"--out: {folder} holds more than a dataset, and is not thrown away; name another folder")
     there = folder.exists()
-    open_stage(folder, folder / "manifest.json", None, overwrite)
+    open_stage(folder, folder / "manifest.json", mode, allowed=("new", "overwrite"))
     try:
         yield
     except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 from rldistill.core.errors import ConfigError, SpecMismatchError, shown
 from rldistill.data.blocks import BlockKey
 from rldistill.data.manifest import Manifest, open_derived
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import Mode, write_atomic
+from rldistill.io.progress import Progress, stage_progress
 
 
 def merge(
     sources: Sequence[Path],
     folder: Path,
     *,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> None:
     """Copy the blocks of all `sources` into one dataset, whose rounds are theirs, one after the other.
 
@@ -38,7 +39,7 @@ def merge(
     rounds: dict[str, Any] = {}
     entries: list[dict[str, Any]] = []
     total = sum(manifest.num_steps for manifest in manifests)
-    with open_derived(folder, sources, overwrite):
+    with open_derived(folder, sources, mode), stage_progress(progress, "merge", "steps") as report:
         for manifest in manifests:
             new = {old: str(len(rounds) + number) for number, old in enumerate(manifest.document["rounds"])}
             rounds |= {new[old]: request for old, request in manifest.document["rounds"].items()}
@@ -46,7 +47,7 @@ def merge(
                 key = BlockKey(int(new[str(entry["round"])]), entry["stream"], entry["block"])
                 write_atomic(folder / key.file, partial(shutil.copyfile, manifest.folder / entry["file"]))
                 entries.append({**entry, **dataclasses.asdict(key), "file": key.file})
-                progress(sum(entry["steps"] for entry in entries), total)
+                report.update(sum(entry["steps"] for entry in entries), total)
         Manifest.derived(folder, manifests[0], manifests[0].spec, rounds).add_blocks(entries)
 
 
@@ -58,7 +59,9 @@ def _require_same_kind(manifests: Sequence[Manifest]) -> None:
                 different = "; ".join(_differences(manifest.document[what], first.document[what], what))
                 raise SpecMismatchError(f"{manifest.folder} and {first.folder} cannot be merged: {different}")
         if not manifest.blocks:
-            raise ConfigError(f"{manifest.folder}: the collection is not complete; go on with --resume")
+            raise ConfigError(
+                f'{manifest.folder}: the collection is not complete. Continue it with mode="resume" (--resume).'
+            )
         for entry in manifest.blocks:
             if entry["sha256"] in seen:
                 raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import GradientFit, prepare
 from rldistill.distillation.ridge import require_solvable, solvable, solve
 from rldistill.distillation.tree import empty_tree, fit_tree
-from rldistill.io.atomic import open_stage
+from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
@@ -31,9 +31,8 @@ def distill(
     *,
     seed: int = 0,
     initial: NetworkPolicy | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> NetworkPolicy:
     """Fit a student to the teacher's labels; the weights with the lowest held-out loss are kept.
 
@@ -46,16 +45,15 @@ def distill(
         folder: becomes `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
         seed: the training seed: initial weights and the order of the data.
         initial: weights to start from, instead of new ones (DAgger's warm start).
-        resume: go on from the last checkpoint.
-        overwrite: throw away what is in `folder`.
-        progress: called with the epochs done and the epochs in all.
+        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
+        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: a loss does not fit the teacher's labels.
         NothingLearnedError: the held-out loss is no better than the best constant prediction's.
     """
     trust(type(student))
-    if open_stage(folder, folder / "policy.json", resume, overwrite):
+    if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
@@ -63,7 +61,8 @@ def distill(
         if isinstance(student, Ridge | Tree):
             return _at_once(dataset, student, config, folder, seed, progress)
         fit = GradientFit(dataset, student, config, folder, seed, initial)
-        fit.run(progress)
+        with stage_progress(progress, "distill", "epochs") as report:
+            fit.run(report)
         fit.require_learning()
         save_policy(fit.best_policy(), folder, provenance(seed))
         return load_native(folder)
@@ -101,7 +100,7 @@ def _at_once(
     config: DistillConfig,
     folder: Path,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress | bool,
 ) -> NetworkPolicy:
     """Fit what does not learn by gradient."""
     torch.manual_seed(seed)
@@ -114,5 +113,6 @@ def _at_once(
         prepare(policy, dataset)
         solve(dataset, policy, student, losses, folder)
     save_policy(policy, folder, provenance(seed))
-    progress(config.epochs, config.epochs)
+    with stage_progress(progress, "distill", "epochs") as report:
+        report.update(config.epochs, config.epochs)
     return load_native(folder)

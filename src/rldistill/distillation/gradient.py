@@ -26,7 +26,7 @@ from rldistill.data.sequences import windows
 from rldistill.distillation.adamw import FlatAdamW
 from rldistill.io.atomic import write_atomic
 from rldistill.io.metrics import Metrics
-from rldistill.io.progress import note_score
+from rldistill.io.progress import Progress
 from rldistill.losses.objective import best_constant_loss, feature_size, student_spec, total_loss, with_temperatures
 from rldistill.policies.encoding import encoded_moments
 from rldistill.policies.layers import flatten_weights
@@ -98,7 +98,7 @@ class GradientFit:
         if "features" in asked and (size := feature_size(self.dataset.batch(np.arange(1)).teacher)):
             self.policy.add_features(size)
 
-    def run(self, progress: Callable[[int, int], None]) -> None:
+    def run(self, progress: Progress) -> None:
         started = time.monotonic()
         while self.epoch < self.config.epochs and not self._stale():
             train_loss = self._train_epoch()
@@ -111,8 +111,7 @@ class GradientFit:
             if time.monotonic() - self.saved > SAVE_EVERY:
                 self._save()
                 self.saved = time.monotonic()
-            note_score(progress, agreement)
-            progress(self.epoch, self.config.epochs)
+            progress.update(self.epoch, self.config.epochs, agreement)
         if self.first_loss < self.best_loss:  # a warm start may be worse at first than it began, and so at the end
             self.best_loss, self.best = self.first_loss, self.first
 
@@ -236,7 +235,9 @@ class GradientFit:
             self.best = _under("best.", tensors)
             self.optimizer.load(_under("optimizer.", tensors))
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise CorruptArtifactError(f"{self.checkpoint}: {error}; start again with --overwrite") from None
+            raise CorruptArtifactError(
+                f'{self.checkpoint}: {error}. Start again with mode="overwrite" (--overwrite).'
+            ) from None
         self.epoch, self.stale = int(epoch), int(stale)
 
 

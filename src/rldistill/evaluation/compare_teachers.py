@@ -28,6 +28,7 @@ from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import Episodes, play
 from rldistill.evaluation.statistics import mean_interval, normalised_score
 from rldistill.evaluation.verify import fitted
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.ensemble import Ensemble
 from rldistill.students import Cnn, Mlp
@@ -45,7 +46,7 @@ def compare_teachers(
     config: CompareConfig = CompareConfig(),  # noqa: B008 - it is frozen
     *,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress | bool = True,
 ) -> dict[str, Any]:
     """Play every teacher, let it teach the probe, and say which to take and why.
 
@@ -69,30 +70,36 @@ def compare_teachers(
     envs = {}
     for name, teacher in entrants.items():
         entrants[name], envs[name] = fitted(teacher, env, name)
-    total, done = len(entrants) * (1 + len(PROBE_SEEDS)) + 1, 0
+    with stage_progress(progress, "compare", "parts") as report:
+        total, done = len(entrants) * (1 + len(PROBE_SEEDS)) + 1, 0
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
+        def step() -> None:
+            nonlocal done
+            done += 1
+            report.update(done, total)
 
-    random = play(env.view_of("teacher"), None, config.episodes, seed=seed).returns
-    step()
-    played: dict[str, Episodes] = {}
-    for name, teacher in entrants.items():
-        played[name] = play(envs[name], teacher, config.episodes, seed=seed)
+        random = play(env.view_of("teacher"), None, config.episodes, seed=seed).returns
         step()
-    best = max((episodes.returns for episodes in played.values()), key=lambda returns: float(returns.mean()))
-    with tempfile.TemporaryDirectory() as folder:
-        rows, states = {}, {}
-        for number, (name, teacher) in enumerate(entrants.items()):
-            place = Path(folder) / str(number)
-            states[name] = collect(
-                envs[name], teacher, CollectConfig(steps=config.steps, epsilon=0.05), place / "dataset", seed=seed
-            )
-            probes = _probes(states[name], envs[name], random, config, seed, place, step)
-            rows[name] = _row(teacher, states[name], played[name].returns, probes, best, random)
-        agreement, not_asked = _agreement({name: entrants[name] for name in teachers}, states)
+        played: dict[str, Episodes] = {}
+        for name, teacher in entrants.items():
+            played[name] = play(envs[name], teacher, config.episodes, seed=seed)
+            step()
+        best = max((episodes.returns for episodes in played.values()), key=lambda returns: float(returns.mean()))
+        with tempfile.TemporaryDirectory() as folder:
+            rows, states = {}, {}
+            for number, (name, teacher) in enumerate(entrants.items()):
+                place = Path(folder) / str(number)
+                states[name] = collect(
+                    envs[name],
+                    teacher,
+                    CollectConfig(steps=config.steps, epsilon=0.05),
+                    place / "dataset",
+                    seed=seed,
+                    progress=False,
+                )
+                probes = _probes(states[name], envs[name], random, config, seed, place, step)
+                rows[name] = _row(teacher, states[name], played[name].returns, probes, best, random)
+            agreement, not_asked = _agreement({name: entrants[name] for name in teachers}, states)
     take, why = recommend(rows)
     return {
         "env": env.id,
@@ -162,7 +169,7 @@ def _probes(
         try:
             probe = Cnn() if data.spec.frames or len(data.spec.obs_shape) == 3 else Mlp((32, 32))
             fit = DistillConfig(epochs=config.epochs)
-            student = distill(data, probe, fit, folder / f"probe-{training_seed}", seed=training_seed)
+            student = distill(data, probe, fit, folder / f"probe-{training_seed}", seed=training_seed, progress=False)
             returns.append(play(env, student, config.episodes, seed=seed).returns)
         except NothingLearnedError:
             returns.append(random)

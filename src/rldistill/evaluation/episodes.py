@@ -19,6 +19,7 @@ from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, t
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import Step, make_vector_env
 from rldistill.envs.views import Side
+from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.masking import has_mask, random_legal, with_action_mask
 
 MAX_SLOTS, MAX_EMULATORS = 128, 8
@@ -105,7 +106,7 @@ def play(
     first: int = 0,
     num_threads: int = 2,
     device: torch.device = CPU,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = SILENT,
 ) -> Episodes:
     """Play `episodes` full episodes; episode k has the same seed for every policy.
 
@@ -123,7 +124,7 @@ def play(
         first: the number of the first episode, where those before it were played already.
         num_threads: of the emulators.
         device: Device on which `policy` and `judge` compute.
-        progress: called with the number of episodes that have ended.
+        progress: receives the number of finished episodes.
     """
     out = Episodes(
         np.zeros(episodes),
@@ -143,7 +144,7 @@ def play(
         ]
         for ended in take_turns(plays):
             done += ended
-            progress(done)
+            progress.update(done, episodes)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from rldistill.evaluation.robustness import Players, robustness
 from rldistill.evaluation.statistics import Returns, normalised_score
 from rldistill.evaluation.videos import film_all, remove_films
 from rldistill.io.atomic import write_json
+from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.masking import with_action_mask
@@ -56,7 +57,7 @@ def evaluate(
     dataset: Dataset | None = None,
     temperature: float | None = None,
     curves: Mapping[str, Curve] = MappingProxyType({}),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress | bool = True,
 ) -> dict[str, Any]:
     """Play, measure and write `evaluation.json`, `disagreements/` and `videos/` into `folder`; returns the first.
 
@@ -86,8 +87,10 @@ def evaluate(
         for name, entrant in entrants.items()
         if entrant.kind == "student"
     }
-    played, answers = _play_all(env, entrants, config, seed, teacher, watches, device, progress)
-    returns = {name: _returns(runs) for name, runs in played.items()}
+    with stage_progress(progress, "evaluate", "episodes") as report:
+        played, answers = _play_all(env, entrants, config, seed, teacher, watches, device, report)
+        returns = {name: _returns(runs) for name, runs in played.items()}
+        perturbed = config.robustness and _perturbed(env, entrants, returns, config, seed, report)
     at = thresholds(returns)
     policies = {
         name: _summary(name, entrants[name], played, returns, at) | {"non_inferior": answers.get(name)}
@@ -111,8 +114,8 @@ def evaluate(
             if policy
         ]
         entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
-    if config.robustness is not None:
-        evaluation["robustness"] = _perturbed(env, entrants, returns, config, seed, progress)
+    if perturbed is not None:
+        evaluation["robustness"] = perturbed
     remove_films(folder / "videos")  # those of other episodes would go by the same names
     write_json(folder / "evaluation.json", evaluation)
     if config.videos:
@@ -128,7 +131,7 @@ def _perturbed(
     returns: Mapping[str, Returns],
     config: EvaluateConfig,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """What all but random play return where one thing is changed."""
     assert config.robustness is not None
@@ -146,7 +149,7 @@ def _perturbed(
         seed=seed,
         sample=config.sample,
         device=resolve_device(config.device, "evaluate.device"),
-        progress=lambda ended, more: progress(total + ended, total + more),
+        progress=Part(progress, total),
     )
 
 
@@ -168,7 +171,7 @@ def _play_all(
     teacher: Policy | None,
     watches: Mapping[str, Mapping[int | None, Watch]],
     device: torch.device,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[Played, dict[str, dict[str, Any] | None]]:
     """All episodes of all, and of each student whether it kept the teacher's lead: as soon as that is decided."""
     students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
@@ -197,7 +200,7 @@ def _play_all(
                     side=_side(entrant),
                     first=before,
                     device=device,
-                    progress=lambda ended, base=done: progress(base + ended, counts[-1] * runs),  # type: ignore[misc]
+                    progress=Part(progress, done, counts[-1] * runs),
                 )
                 so_far = played[name].get(training_seed)
                 played[name][training_seed] = more if so_far is None else so_far.followed_by(more)
@@ -207,7 +210,7 @@ def _play_all(
             answers[name] = _answer(name, played, config.margin, risk, RISK * share, look)
         if all(_decided(answers[name]) for name in students):
             break
-    progress(done, done)
+    progress.update(done, done)
     return played, answers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.noise import deviation_of, noise_scale, noisy
 from rldistill.evaluation.statistics import Returns, mean_interval, normalised_score
+from rldistill.io.progress import SILENT, Part, Progress
 from rldistill.policies.masking import has_mask, with_action_mask
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
@@ -161,7 +162,7 @@ def robustness(
     seed: int = 0,
     sample: bool = False,
     device: torch.device = CPU,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Let every policy play the same episodes again under each perturbation.
 
@@ -173,7 +174,7 @@ def robustness(
         seed: the run's, by which the episodes are those that the policies were judged by.
         sample: whether stochastic policies sample their actions.
         device: Device on which the policies compute.
-        progress: called with the number of episodes that have ended and the number in all.
+        progress: receives the number of finished episodes.
 
     Returns:
         `episodes`, `perturbations.<name>.<policy>` (`mean`, `ci95`, `normalised`: 1 for the teacher without
@@ -208,7 +209,7 @@ def robustness(
                     sample=sample,
                     side=each.side,
                     device=device,
-                    progress=lambda ended, base=done: progress(base + ended, total),  # type: ignore[misc]
+                    progress=Part(progress, done, total),
                 )
                 returns.append(played.returns)
                 done += episodes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, t
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.statistics import mean_interval
+from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.policies.masking import with_action_mask
 from rldistill.policies.network import NetworkPolicy
 from rldistill.teachers.load import told_in
@@ -85,7 +85,7 @@ def verify(
     episodes: int = 100,
     seed: int = 0,
     name: str = "the teacher",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress | bool = True,
 ) -> dict[str, Any]:
     """Score a teacher, compare it with what is claimed, and look for the usual mistakes.
 
@@ -114,12 +114,15 @@ def verify(
         }
     stochastic = policy.spec.head.kind not in ("q_values", "deterministic")
     total = episodes * (2 if stochastic else 1)
-    played = play(env, policy, episodes, seed=seed, progress=lambda done: progress(done, total))
-    suspicious = [*quick_check(policy, env, seed), *_frames_turned_round(policy, env, played.returns, seed)]
-    if stochastic:
-        drawn = play(
-            env, policy, episodes, seed=seed, sample=True, progress=lambda done: progress(episodes + done, total)
+    with stage_progress(progress, "verify", "episodes") as report:
+        played = play(env, policy, episodes, seed=seed, progress=Part(report, 0, total))
+        drawn = (
+            play(env, policy, episodes, seed=seed, sample=True, progress=Part(report, episodes, total))
+            if stochastic
+            else None
         )
+    suspicious = [*quick_check(policy, env, seed), *_frames_turned_round(policy, env, played.returns, seed)]
+    if drawn is not None:
         suspicious += _better_when_sampled(played.returns, drawn.returns)
     compared = claim.compare(played.returns) if claim is not None else None
     low, high = mean_interval(played.returns[None])

@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, shown
+
+Mode = Literal["new", "resume", "overwrite"]
+"""Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -55,17 +58,25 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_stage(folder: Path, done: Path, resume: bool | None, overwrite: bool) -> bool:
-    """Prepare a stage's folder; True if what it makes (`done`) is there already and may be used as it is.
+def require_mode(mode: str, allowed: Sequence[str] = get_args(Mode)) -> None:
+    """Raise ConfigError if `mode` is not one of `allowed`."""
+    if mode not in allowed:
+        hint = did_you_mean(mode, allowed) if isinstance(mode, str) else ""
+        raise ConfigError(f"mode: expected one of {', '.join(allowed)}, found {shown(mode)}.{hint}")
 
-    A folder with something in it is only gone on with (`resume`; None where that cannot be asked for) or thrown away
-    (`overwrite`) when asked.
+
+def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = get_args(Mode)) -> bool:
+    """Prepare the folder of a stage; return True if its `result` exists already and can be used.
+
+    Raises:
+        ConfigError: `mode` is not one of `allowed`, or it is "new" and the folder is not empty.
     """
+    require_mode(mode, allowed)
     if folder.exists() and any(folder.iterdir()):
-        if overwrite:
+        if mode == "overwrite":
             shutil.rmtree(folder)
-        elif not resume:
-            step = "" if resume is None else " Go on with it: --resume."
-            raise ConfigError(f"{folder} exists.{step} Throw it away: --overwrite.")
+        elif mode == "new":
+            resume = 'Continue it with mode="resume" (--resume), or discard' if "resume" in allowed else "Discard"
+            raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')
     folder.mkdir(parents=True, exist_ok=True)
-    return done.exists()
+    return result.exists()

@@ -73,7 +73,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise CorruptArtifactError(
-                f"{path}: line {number} is not a row of numbers ({error}); start again with --overwrite"
+                f"{path}: line {number} is not a row of numbers ({error}). "
+                'Start again with mode="overwrite" (--overwrite).'
             ) from None
         rows.append(row)
     return rows

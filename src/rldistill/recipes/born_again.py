@@ -5,7 +5,6 @@ The states stay those that the first teacher's collection recorded; no step of a
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from rldistill.collection.relabel import relabel
@@ -14,11 +13,12 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import distill
-from rldistill.io.progress import Report
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress, Round
 from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import BornAgain
-from rldistill.recipes.job import Run, report_round
+from rldistill.recipes.job import Run
 from rldistill.recipes.student_folder import asked_of, open_student
 from rldistill.students.storage import load_native
 from rldistill.teachers.fingerprint import fingerprint
@@ -28,11 +28,11 @@ NEXT_SEED = 1_000_003
 
 
 def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` generations after the first."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, asked_of(run, name, teacher), resume, overwrite):
+    if open_student(folder, asked_of(run, name, teacher), mode):
         return load_native(folder)
     assert isinstance(run.recipe, BornAgain)
     rounds, data, student = run.recipe.rounds, dataset, None
@@ -45,8 +45,8 @@ def distill_student(
             run.distill,
             folder / f"round-{number}" if number < rounds else folder,
             seed=seed + number * NEXT_SEED,
-            resume=True,
-            progress=partial(report_round, report, number, rounds + 1),
+            mode="resume",
+            progress=Round(progress, number, rounds + 1),
         )
     assert student is not None
     return student
@@ -71,5 +71,6 @@ def _relabelled(run: Run, student: NetworkPolicy, folder: Path) -> Dataset:
         features=any(term.loss.student_head == "features" for term in run.distill.losses),
         gamma=collected.gamma,
         memory_gb=collected.memory_gb,
-        overwrite=True,
+        mode="overwrite",
+        progress=False,
     )

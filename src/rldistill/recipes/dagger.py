@@ -7,7 +7,6 @@ that plays best is kept, as in VIPER (Bastani 2018, arXiv 1805.08328): trees dif
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 from rldistill.collection.collect import collect
@@ -15,22 +14,22 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import VALIDATION, play
-from rldistill.io.atomic import read_json, write_json
-from rldistill.io.progress import Report, note_score
+from rldistill.io.atomic import Mode, read_json, write_json
+from rldistill.io.progress import Progress, Round
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import Dagger
-from rldistill.recipes.job import Run, report_round
+from rldistill.recipes.job import Run
 from rldistill.recipes.student_folder import asked_of, open_student
 from rldistill.students.storage import load_native, save_policy
 
 
 def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
     assert isinstance(run.recipe, Dagger)
-    return in_rounds(run, run.recipe, teacher, dataset, name, seed, resume, overwrite, report)
+    return in_rounds(run, run.recipe, teacher, dataset, name, seed, mode, progress)
 
 
 def in_rounds(
@@ -40,22 +39,21 @@ def in_rounds(
     dataset: Dataset,
     name: str,
     seed: int,
-    resume: bool,
-    overwrite: bool,
-    report: Report,
+    mode: Mode,
+    progress: Progress,
     newest_only: bool = False,
     taught: Path | None = None,
 ) -> NetworkPolicy:
     """Distil on the run's dataset, then round after round on what the student of the round before collects.
 
     Args:
-        run, teacher, dataset, name, seed, resume, overwrite, report: as every recipe has them.
+        run, teacher, dataset, name, seed, mode, progress: as every recipe has them.
         recipe: how many rounds, and who acts in them.
         newest_only: whether a round learns from its own steps alone, not from all so far.
         taught: where the teacher's dataset is; in the run's folder by default.
     """
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, asked_of(run, name, teacher, taught), resume, overwrite):
+    if open_student(folder, asked_of(run, name, teacher, taught), mode):
         return load_native(folder)
     student: NetworkPolicy | None = None
     rounds, place, data = recipe.rounds, folder / "dataset", dataset
@@ -63,13 +61,16 @@ def in_rounds(
     for number in range(rounds + 1):
         if student is not None:
             now = recipe.beta((number - 1) / max(rounds - 1, 1))
-            asked = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=now)
-            collect(run.env, teacher, asked, place, seed=seed, student=student, round=number, resume=True)
+            config = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=now)
+            collect(
+                run.env, teacher, config, place, seed=seed, student=student, round=number, mode="resume", progress=False
+            )
             both = [place] if newest_only else [taught or run.folder / "dataset", place]
             newest = number if newest_only else None
             data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
         is_last = number == rounds and recipe.eval_episodes is None  # else one of all rounds is kept
         at = folder if is_last else folder / f"round-{number}"
+        part = Round(progress, number, rounds + 1)
         student = distill(
             data,
             run.students[name],
@@ -77,12 +78,12 @@ def in_rounds(
             at,
             seed=seed,
             initial=student,
-            resume=True,
-            progress=partial(report_round, report, number, rounds + 1),
+            mode="resume",
+            progress=part,
         )
         if recipe.eval_episodes is not None:
             tried.append((_score(run, teacher, student, recipe.eval_episodes, at), student))
-            note_score(report, tried[-1][0])
+            part.update(run.distill.epochs, run.distill.epochs, tried[-1][0])
     if tried:
         best = max(range(len(tried)), key=lambda number: tried[number][0])
         save_policy(tried[best][1], folder, {**provenance(seed), "round": best})

@@ -21,7 +21,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.envs.make import observation_views
 from rldistill.evaluation.episodes import VALIDATION, play
-from rldistill.io.progress import Report
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import Finetune, JumpStart, Kickstart, Ppd, QDagger, Scratch
@@ -42,15 +43,14 @@ def distill_student(
     dataset: Dataset | None,
     name: str,
     seed: int,
-    resume: bool,
-    overwrite: bool,
-    report: Report,
+    mode: Mode,
+    progress: Progress,
 ) -> NetworkPolicy:
     """One student with one training seed, by the run's recipe."""
     folder = run.folder / "students" / name / f"seed-{seed}"
     asked = asked_of(run, name, teacher)
-    if folder.exists() and (folder / "policy.json").exists() and resume and not overwrite:
-        open_student(folder, asked, resume, overwrite)
+    if folder.exists() and (folder / "policy.json").exists() and mode == "resume":
+        open_student(folder, asked, mode)
         return load_native(folder)
     require_learnable(run, teacher)
     guidance = guidance_of(run, teacher)
@@ -60,25 +60,25 @@ def distill_student(
         learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
     elif isinstance(run.recipe, Finetune):
         assert dataset is not None
-        open_student(_beside(folder), asked, resume, overwrite)
-        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, resume=True)
+        open_student(_beside(folder), asked, mode)
+        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, mode="resume", progress=False)
         config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
         learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
-    open_student(folder, asked, resume, overwrite)
+    open_student(folder, asked, mode)
     return learn(
         teacher=teacher,
         guidance=guidance,
         score=partial(own_returns, run, teacher),
         seed=seed,
-        resume=True,
-        progress=report,
+        mode="resume",
+        progress=progress,
     )
 
 
 def control(
-    run: Run, teacher: Policy, name: str, seed: int, steps: int, resume: bool, overwrite: bool, report: Report
+    run: Run, teacher: Policy, name: str, seed: int, steps: int, mode: Mode, progress: Progress
 ) -> NetworkPolicy:
     """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
     place = run.folder / "controls" / name / f"seed-{seed}"
@@ -91,8 +91,8 @@ def control(
         of_ppo = dataclasses.replace(run.ppo, total_steps=total)
         learn = partial(ppo.learn, env, student, of_ppo, place, head=teacher.spec.head)
         asked = settings("ppo", of_ppo)
-    open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), resume, overwrite)
-    return learn(score=partial(own_returns, run, teacher), seed=seed, resume=True, progress=report)
+    open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), mode)
+    return learn(score=partial(own_returns, run, teacher), seed=seed, mode="resume", progress=progress)
 
 
 def require_learnable(run: Run, teacher: Policy) -> None:

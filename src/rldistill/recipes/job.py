@@ -10,17 +10,11 @@ from rldistill.collection.config import CollectConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.envs.make import EnvConfig
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.io.progress import Report
 from rldistill.recipes.config import AnyRecipe
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.training.config import TrainConfig
-
-
-def report_round(report: Report, number: int, rounds: int, done: int, total: int) -> None:
-    """The progress of one of several equal rounds, as part of all of them."""
-    report(number * total + done, rounds * total)
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,25 @@ from __future__ import annotations
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.io.progress import Report
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run
 from rldistill.recipes.student_folder import asked_of, open_student
 
 
 def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
 ) -> NetworkPolicy:
     """Distil one student with one training seed."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    open_student(folder, asked_of(run, name, teacher), resume, overwrite)
+    open_student(folder, asked_of(run, name, teacher), mode)
     return distill(
         dataset,
         run.students[name],
         run.distill,
         folder,
         seed=seed,
-        resume=True,
-        progress=report,
+        mode="resume",
+        progress=progress,
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.io.progress import Report
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import Dagger, OnPolicy
 from rldistill.recipes.dagger import in_rounds
@@ -17,9 +18,9 @@ from rldistill.recipes.job import Run
 
 
 def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, resume: bool, overwrite: bool, report: Report
+    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
     assert isinstance(run.recipe, OnPolicy)
     rounds = Dagger(run.recipe.rounds, run.recipe.steps_per_round)
-    return in_rounds(run, rounds, teacher, dataset, name, seed, resume, overwrite, report, newest_only=True)
+    return in_rounds(run, rounds, teacher, dataset, name, seed, mode, progress, newest_only=True)

@@ -11,7 +11,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
-from rldistill.io.atomic import open_stage, read_json, write_json
+from rldistill.io.atomic import Mode, open_stage, read_json, write_json
 from rldistill.recipes.config import FROM_REWARD_ALONE, Finetune, QDagger, Scratch
 from rldistill.recipes.job import Run
 from rldistill.rl.config import DQNConfig, PPOConfig
@@ -86,7 +86,7 @@ def require_same(folder: Path, asked: dict[str, Any]) -> None:
             )
 
 
-def open_student(folder: Path, asked: dict[str, Any], resume: bool, overwrite: bool) -> bool:
+def open_student(folder: Path, asked: dict[str, Any], mode: Mode) -> bool:
     """Prepare a student's folder as `open_stage` does; True if the student is there already.
 
     Raises:
@@ -95,10 +95,10 @@ def open_student(folder: Path, asked: dict[str, Any], resume: bool, overwrite: b
     path = folder / FILE
     if folder.exists() and [*folder.iterdir()] == [path]:
         path.unlink()  # nothing came of it
-    if not overwrite:
+    if mode != "overwrite":
         require_same(folder, asked)
     old = folder.exists() and any(folder.iterdir())
-    done = open_stage(folder, folder / "policy.json", resume, overwrite)
-    if overwrite or not old:
+    done = open_stage(folder, folder / "policy.json", mode)
+    if mode == "overwrite" or not old:
         write_json(path, asked)
     return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.make import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, rollout
 from rldistill.envs.seeding import block_generator
+from rldistill.io.atomic import Mode
 from rldistill.io.metrics import Metrics
-from rldistill.io.progress import note_score
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.losses import functional
 from rldistill.losses.objective import default_temperature, unreduced, with_temperatures
 from rldistill.policies.layers import flatten_weights
@@ -62,9 +63,8 @@ def learn(
     dataset: Dataset | None = None,
     score: Score | None = None,
     seed: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> NetworkPolicy:
     """Let a student learn Q values from reward, and from its teacher.
 
@@ -75,7 +75,7 @@ def learn(
     the teacher's data n is 1.
 
     Args:
-        env, student, folder, teacher, guidance, score, seed, resume, overwrite, progress: as in `rl.ppo.learn`.
+        env, student, folder, teacher, guidance, score, seed, mode, progress: as in `rl.ppo.learn`.
         config: how it learns from reward.
         dataset: the teacher's data.
 
@@ -85,9 +85,10 @@ def learn(
     """
 
     def both_phases(training: _Training) -> None:
-        if dataset is not None:
-            training.study(dataset, progress)
-        training.run(progress)
+        with stage_progress(progress, "learn", "steps") as report:
+            if dataset is not None:
+                training.study(dataset, report)
+            training.run(report)
 
     return run_stage(
         student,
@@ -96,8 +97,7 @@ def learn(
         both_phases,
         threads=config.num_threads,
         seed=seed,
-        resume=resume,
-        overwrite=overwrite,
+        mode=mode,
     )
 
 
@@ -172,7 +172,7 @@ class _Training(BestPolicyTracker):
             self.candidate.output = self.candidate.output.joined()
         return self.candidate.eval()
 
-    def study(self, dataset: Dataset, progress: Callable[[int, int], None]) -> None:
+    def study(self, dataset: Dataset, progress: Progress) -> None:
         """Learn from the teacher's data, with the whole weight of the distillation losses."""
         if not self.updates:
             prepare(self.policy, dataset)
@@ -188,9 +188,9 @@ class _Training(BestPolicyTracker):
             self._step(self.taught.sample(self.config.batch_size, rng), weight)
             self.studied += 1
             self._save_now_and_then()
-            progress(self.studied, self.config.offline_steps + self.config.total_steps)
+            progress.update(self.studied, self.config.offline_steps + self.config.total_steps)
 
-    def run(self, progress: Callable[[int, int], None]) -> None:
+    def run(self, progress: Progress) -> None:
         config = self.config
         started = time.monotonic()
         seen: dict[str, NDArray[Any]] = {}
@@ -236,8 +236,8 @@ class _Training(BestPolicyTracker):
             self.steps += config.num_envs
             self._learn_from_replay()
             self._note(time.monotonic() - started)
-            note_score(progress, self.life.mean_return)
-            progress(self.studied + min(self.steps, config.total_steps), self.studied + config.total_steps)
+            done, total = self.studied + min(self.steps, config.total_steps), self.studied + config.total_steps
+            progress.update(done, total, self.life.mean_return)
             if self.steps >= config.total_steps:
                 return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from rldistill.data.dataset import action_gap
 from rldistill.envs.make import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.seeding import block_generator
+from rldistill.io.atomic import Mode
 from rldistill.io.metrics import Metrics
-from rldistill.io.progress import note_score
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.losses import functional
 from rldistill.losses.objective import Term, student_spec, unreduced, with_temperatures
 from rldistill.policies.layers import flatten_weights
@@ -57,9 +58,8 @@ def learn(
     head: ActionHead | None = None,
     score: Score | None = None,
     seed: int = 0,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> NetworkPolicy:
     """Let a student learn from reward, and from what its teacher says of the states it comes to.
 
@@ -78,24 +78,23 @@ def learn(
         head: how it draws its actions, where no teacher stands beside it; by default as the environment takes them.
         score: full episodes of a policy; the best one is kept. Without it, the last.
         seed: of weights, episodes and draws.
-        resume: go on from the last checkpoint.
-        overwrite: throw away what is in `folder`.
-        progress: called with the steps done and the steps in all.
+        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
+        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
     Raises:
         ConfigError: a student that does not learn by gradient, or guidance without a teacher.
         SpecMismatchError: teacher, student and environment do not fit.
     """
-    return run_stage(
-        student,
-        folder,
-        lambda: _Training(env, student, config, folder, teacher, guidance, initial, head, score, seed),
-        lambda training: training.run(progress),
-        threads=config.num_threads,
-        seed=seed,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    with stage_progress(progress, "learn", "steps") as report:
+        return run_stage(
+            student,
+            folder,
+            lambda: _Training(env, student, config, folder, teacher, guidance, initial, head, score, seed),
+            lambda training: training.run(report),
+            threads=config.num_threads,
+            seed=seed,
+            mode=mode,
+        )
 
 
 class _Training(BestPolicyTracker):
@@ -156,7 +155,7 @@ class _Training(BestPolicyTracker):
         self.metrics = Metrics(folder)
         self.metrics.keep(self.rows)
 
-    def run(self, progress: Callable[[int, int], None]) -> None:
+    def run(self, progress: Progress) -> None:
         config, started = self.config, time.monotonic()
         if self.begins_with and not self.rows and self.score is not None:
             self.add({"step": 0, "update": 0} | self.scored())
@@ -173,8 +172,7 @@ class _Training(BestPolicyTracker):
             if time.monotonic() - self.saved > SAVE_EVERY:
                 save(self)
                 self.saved = time.monotonic()
-            note_score(progress, self.life.mean_return)
-            progress(min(self.steps, config.total_steps), config.total_steps)
+            progress.update(min(self.steps, config.total_steps), config.total_steps, self.life.mean_return)
 
     def best_policy(self) -> NetworkPolicy:
         if self.score is not None:

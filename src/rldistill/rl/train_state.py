@@ -87,7 +87,7 @@ def restore(training: Training) -> None:
         _take_up(training, tensors)
         exact = training.life.load_state_dict(_under("life.", tensors))
     except (SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise CorruptArtifactError(f"{path}: {error}; start again with --overwrite") from None
+        raise CorruptArtifactError(f'{path}: {error}. Start again with mode="overwrite" (--overwrite).') from None
     if exact:
         for name, memory in training.memories.items():
             memory.state = tensors.get(f"memory.{name}")

@@ -20,7 +20,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.make import EnvConfig, observation_views
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.views import ObservationViews
-from rldistill.io.atomic import open_stage
+from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
 from rldistill.policies.masking import with_action_mask
@@ -121,12 +121,11 @@ def run_stage(
     *,
     threads: int,
     seed: int,
-    resume: bool,
-    overwrite: bool,
+    mode: Mode,
 ) -> NetworkPolicy:
     """Let a student learn and keep its best policy in `folder`, unless that is done."""
     trust(type(student))
-    if open_stage(folder, folder / "policy.json", resume, overwrite):
+    if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

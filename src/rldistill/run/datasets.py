@@ -15,6 +15,7 @@ from rldistill.data.info import dataset_folder, describe
 from rldistill.data.manifest import Manifest
 from rldistill.data.minari.export import PREFIX, export_minari
 from rldistill.data.minari.read import import_minari
+from rldistill.io.atomic import Mode
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
 from rldistill.run.stages import load_teacher
@@ -22,7 +23,7 @@ from rldistill.teachers.load import SavedTeacher
 
 
 def relabel_dataset(
-    path: Path, teacher: SavedTeacher, out: Path, features: bool, overwrite: bool, quiet: bool
+    path: Path, teacher: SavedTeacher, out: Path, features: bool, mode: Mode, quiet: bool
 ) -> dict[str, Any]:
     """Relabel into `out`; returns what is there."""
     source = dataset_folder(path)
@@ -38,7 +39,7 @@ def relabel_dataset(
         ) from None
     with track("relabel", "steps", quiet) as report:
         try:
-            relabel(source, policy, out, features=features, overwrite=overwrite, progress=report)
+            relabel(source, policy, out, features=features, mode=mode, progress=report)
         except SpecMismatchError as error:
             raise SpecMismatchError(f"{teacher.path}: {error}") from None
     return describe(out)
@@ -53,22 +54,22 @@ def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
     number = 1 + max(int(key) for key in manifest.document["rounds"] if manifest.has_round(int(key)))
     with track("collect", "steps", quiet) as report:
         asked = dataclasses.replace(run.collect, steps=steps)
-        collect(run.env, load_teacher(run), asked, folder, seed=run.seed, round=number, resume=True, progress=report)
+        collect(run.env, load_teacher(run), asked, folder, seed=run.seed, round=number, mode="resume", progress=report)
     return describe(folder)
 
 
-def merge_datasets(paths: Sequence[Path], out: Path, overwrite: bool, quiet: bool) -> dict[str, Any]:
+def merge_datasets(paths: Sequence[Path], out: Path, mode: Mode, quiet: bool) -> dict[str, Any]:
     """Merge into `out`; returns what is there."""
     with track("merge", "steps", quiet) as report:
-        merging.merge([dataset_folder(path) for path in paths], out, overwrite=overwrite, progress=report)
+        merging.merge([dataset_folder(path) for path in paths], out, mode=mode, progress=report)
     return describe(out)
 
 
-def import_dataset(source: str, out: Path, overwrite: bool, quiet: bool) -> dict[str, Any]:
+def import_dataset(source: str, out: Path, mode: Mode, quiet: bool) -> dict[str, Any]:
     """Import into `out`; returns what is there."""
     _require_minari(source)
     with track("import", "steps", quiet) as report:
-        import_minari(source, out, overwrite=overwrite, progress=report)
+        import_minari(source, out, mode=mode, progress=report)
     return describe(out)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rldistill.core.errors import ConfigError
+from rldistill.io.atomic import Mode
 from rldistill.recipes.job import Run
 from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
 from rldistill.run.stages import load_teacher, run_collect, run_train, with_loaded_features
@@ -16,9 +17,7 @@ from rldistill.search.search import search
 from rldistill.teachers.training.config import TrainConfig
 
 
-def run_search(
-    run: Run, config: SearchConfig, resume: bool = False, overwrite: bool = False, quiet: bool = False
-) -> dict[str, Any]:
+def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
     """Search, print the result as a table, and write `search/search.html`.
 
     Raises:
@@ -27,16 +26,15 @@ def run_search(
     if config.own and not run.students:
         raise ConfigError("--own: the run file names no students")
     if isinstance(run.teacher, TrainConfig):
-        run_train(run, resume=True, quiet=quiet)
+        run_train(run, mode="resume", quiet=quiet)
     run = with_loaded_features(run)
     only_data = dataclasses.replace(run, students={})
     found = search(
         run,
         config,
         load_teacher(run),
-        lambda: run_collect(only_data, resume=True, quiet=quiet),
-        resume,
-        overwrite,
+        lambda: run_collect(only_data, mode="resume", quiet=quiet),
+        mode,
         quiet,
     )
     page = run.folder / "search" / "search.html"

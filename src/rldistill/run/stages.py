@@ -21,9 +21,9 @@ from rldistill.envs.make import spec_from_env
 from rldistill.evaluation.efficiency import Curve
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.verify import quick_check
-from rldistill.io.atomic import read_json
+from rldistill.io.atomic import Mode, read_json, require_mode
 from rldistill.io.metrics import read_rows
-from rldistill.io.progress import Report, track
+from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import temperature_of
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
@@ -41,7 +41,7 @@ from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_pol
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 
-DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, bool, bool, Report], NetworkPolicy]] = {
+DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, Mode, Progress], NetworkPolicy]] = {
     Offline: offline.distill_student,
     Dagger: dagger.distill_student,
     OnPolicy: on_policy.distill_student,
@@ -50,32 +50,30 @@ DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, bool, bool, Report]
 """Recipes that learn from what was collected; the others learn from reward."""
 
 
-def run_all(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False, verify: bool = True) -> Path:
+def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = True) -> Path:
     """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
         resolve_device(config.device, f"{stage}.device")  # before there is anything to wait for
     if isinstance(run.teacher, TrainConfig):
-        run_train(run, resume, overwrite, quiet)
+        run_train(run, mode, quiet)
     if not isinstance(run.recipe, FROM_REWARD_ALONE):
-        run_collect(run, resume, overwrite, quiet)
-    run_distill(run, resume, overwrite, quiet)
-    run_evaluate(run, resume, overwrite, quiet)
+        run_collect(run, mode, quiet)
+    run_distill(run, mode, quiet)
+    run_evaluate(run, mode, quiet)
     return run_report(run)
 
 
-def run_train(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Policy:
+def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
     """Train the run's teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
         raise ConfigError(f"teacher: {run.document['teacher']} is there already; to train one, give teacher.train")
     with noted(run, "teacher"), track("train teacher", "steps", quiet) as report:
-        return train_teacher(
-            run.env, run.teacher, run.folder / "teacher", run.seed, resume=resume, overwrite=overwrite, progress=report
-        )
+        return train_teacher(run.env, run.teacher, run.folder / "teacher", run.seed, mode=mode, progress=report)
 
 
-def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> Dataset:
+def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
     """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
-    if overwrite or not (run.folder / "dataset" / "manifest.json").exists():
+    if mode == "overwrite" or not (run.folder / "dataset" / "manifest.json").exists():
         _require_students(with_loaded_features(run), load_teacher(run))
         if type(run.recipe) not in DISTIL:
             from_reward.guidance_of(run, load_teacher(run))
@@ -88,8 +86,7 @@ def run_collect(run: Run, resume: bool = False, overwrite: bool = False, quiet: 
             run.collect,
             run.folder / "dataset",
             seed=run.seed,
-            resume=resume,
-            overwrite=overwrite,
+            mode=mode,
             progress=report,
         )
 
@@ -106,16 +103,16 @@ def _require_students(run: Run, teacher: Policy) -> None:
         born_again.require_next(run, spec)
 
 
-def run_distill(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> None:
+def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
     with noted(run, "students", "controls"):
-        _distill_all(run, resume, overwrite, quiet)
+        _distill_all(run, mode, quiet)
 
 
-def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
+def _distill_all(run: Run, mode: Mode, quiet: bool) -> None:
     run = with_loaded_features(run)
     teacher = load_teacher(run)
-    if overwrite:  # or a wrong word would cost what is there
+    if mode == "overwrite":  # or a wrong word would cost what is there
         _require_students(run, teacher)
     unit = "epochs" if type(run.recipe) in DISTIL else "steps"
     dataset: Dataset | None = None
@@ -129,14 +126,14 @@ def _distill_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> None:
         try:
             for seed in run.seeds:
                 with track(f"distil {name}, seed {seed}", unit, quiet) as report:
-                    distill_one(run, teacher, dataset, name, seed, resume, overwrite, report)
+                    distill_one(run, teacher, dataset, name, seed, mode, report)
         except NothingLearnedError as error:
             failed[name] = error
             continue
         for seed in run.seeds if run.control else ():
             steps = _steps_of(run, name)
             with track(f"control of {name}, seed {seed}", "steps", quiet) as report:
-                from_reward.control(run, teacher, name, seed, steps, resume, overwrite, report)
+                from_reward.control(run, teacher, name, seed, steps, mode, report)
     if failed:
         others = f" The other students are there; without {', '.join(failed)} among them, go on with --resume."
         raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
@@ -148,28 +145,28 @@ def distill_one(
     dataset: Dataset | None,
     name: str,
     seed: int,
-    resume: bool,
-    overwrite: bool,
-    report: Report,
+    mode: Mode,
+    progress: Progress,
 ) -> NetworkPolicy:
     """One student with one training seed, by the run's recipe."""
     by = DISTIL.get(type(run.recipe))
     if by is None:
-        return from_reward.distill_student(run, teacher, dataset, name, seed, resume, overwrite, report)
+        return from_reward.distill_student(run, teacher, dataset, name, seed, mode, progress)
     assert dataset is not None
-    return by(run, teacher, dataset, name, seed, resume, overwrite, report)
+    return by(run, teacher, dataset, name, seed, mode, progress)
 
 
-def run_evaluate(run: Run, resume: bool = False, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
     """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
     with noted(run, "students", "videos"):
-        return _evaluate_all(run, resume, overwrite, quiet)
+        return _evaluate_all(run, mode, quiet)
 
 
-def _evaluate_all(run: Run, resume: bool, overwrite: bool, quiet: bool) -> dict[str, Any]:
+def _evaluate_all(run: Run, mode: Mode, quiet: bool) -> dict[str, Any]:
     path = run.folder / "evaluation.json"
-    if path.exists() and not (resume or overwrite):
-        raise ConfigError(f"{path} exists. Play again where something changed: --resume or --overwrite.")
+    require_mode(mode)
+    if path.exists() and mode == "new":
+        raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
     trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
     run, teacher = with_loaded_features(run), load_teacher(run)
     for name in run.students:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from rldistill.evaluation.group_sequential import analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, non_inferior
 from rldistill.evaluation.statistics import Returns, normalised_interval, normalised_score
 from rldistill.io.atomic import read_json, write_json
-from rldistill.io.progress import Report
+from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.losses.objective import Term
 from rldistill.policies.cost import measure_cost
@@ -131,7 +131,7 @@ def halve(
     arena: SearchEvaluator,
     tried: Mapping[str, Trial],
     folder: Path,
-    report: Report,
+    progress: Progress,
     most: float | None,
 ) -> list[Trial]:
     """The students that are left after all rungs and seem to keep what is wanted, the smallest first.
@@ -146,7 +146,7 @@ def halve(
         for trial in left:
             _climb(run, config, data, arena, trial, rung, folder)
             done += 1
-            report(done, total)
+            progress.update(done, total)
     learned = [trial for trial in left if "failed" not in trial.rungs[-1]]
     smaller = [trial for trial in learned if most is None or trial.of(config.by) < most]
     holding = [trial for trial in smaller if trial.score >= 1 - config.margin]
@@ -165,7 +165,9 @@ def _climb(
         episodes = config.episodes << rung
         row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalised": None, "ci95": None}
         try:
-            policy = distill(data, trial.student, _fit(run, trial.student, epochs), place, seed=SEED, resume=True)
+            policy = distill(
+                data, trial.student, _fit(run, trial.student, epochs), place, seed=SEED, mode="resume", progress=False
+            )
         except NothingLearnedError as error:
             write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
         else:
@@ -187,11 +189,11 @@ def judge(
     trial: Trial,
     tests: int,
     folder: Path,
-    report: Callable[[int], None],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided.
 
-    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`. `report` is told how
+    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`. `progress` is told how
     many of all of them are over.
     """
     place = folder / "tested" / trial.name
@@ -203,7 +205,9 @@ def judge(
     fit = _fit(run, trial.student, run.distill.epochs)
     answer: dict[str, Any] = {"seeds": [*seeds], "folder": str(place)}
     try:
-        students = [distill(data, trial.student, fit, place / f"seed-{s}", seed=s, resume=True) for s in seeds]
+        students = [
+            distill(data, trial.student, fit, place / f"seed-{s}", seed=s, mode="resume", progress=False) for s in seeds
+        ]
     except NothingLearnedError as error:
         answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
         write_json(place / "test.json", answer)
@@ -214,7 +218,7 @@ def judge(
         rows = []
         for number, (student, seed) in enumerate(zip(students, seeds, strict=True)):
             rows.append(arena.returns(student, count, TEST, place / f"seed-{seed}"))
-            report(known * len(seeds) + (count - known) * (number + 1))
+            progress.update(known * len(seeds) + (count - known) * (number + 1), most_episodes(run) * len(seeds))
         known, returns = count, np.stack(rows)
         teacher, random = (arena.reference(who, count, TEST) for who in ("teacher", "random"))
         found = non_inferior(returns, teacher, random, config.margin, risk=risk, whole=RISK / tests)

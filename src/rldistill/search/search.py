@@ -14,15 +14,15 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import VALIDATION
-from rldistill.io.atomic import open_stage, read_json, write_json
-from rldistill.io.progress import track
+from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+from rldistill.io.progress import Round, track
 from rldistill.policies.cost import measure_cost
 from rldistill.recipes import dagger
 from rldistill.recipes.config import Dagger
 from rldistill.recipes.job import Run
 from rldistill.search.candidates import as_written, candidates
 from rldistill.search.config import SearchConfig
-from rldistill.search.halving import SearchEvaluator, Trial, front, halve, judge, most_episodes, sizes_of
+from rldistill.search.halving import SearchEvaluator, Trial, front, halve, judge, sizes_of
 from rldistill.students import AnyStudent, Cnn, Mlp
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -32,8 +32,7 @@ def search(
     config: SearchConfig,
     teacher: Policy,
     collect: Callable[[], Dataset],
-    resume: bool = False,
-    overwrite: bool = False,
+    mode: Mode = "new",
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Find the smallest student that keeps the teacher's lead, in `search/` of the run's folder.
@@ -48,8 +47,7 @@ def search(
         config: target and limits of the search.
         teacher: the teacher of the run.
         collect: returns the teacher's dataset, collecting it if needed.
-        resume: continue a search that was interrupted.
-        overwrite: start the search again.
+        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         quiet: print no progress.
 
     Returns:
@@ -60,13 +58,13 @@ def search(
     """
     folder, started = run.folder / "search", time.monotonic()
     asked = _asked(run, config, teacher)
-    if (folder / "inputs.json").exists() and not overwrite:
+    if (folder / "inputs.json").exists() and mode != "overwrite":
         _require_same(folder / "inputs.json", asked)
-    if resume and not overwrite and (folder / "search.json").exists():
+    if mode == "resume" and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
     # Before anything is thrown away or noted: what was collected otherwise is refused.
     collected = collect()
-    open_stage(folder, folder / "search.json", resume, overwrite)
+    open_stage(folder, folder / "search.json", mode)
     write_json(folder / "inputs.json", asked)
     data = _shared_data(run, config, teacher, collected, folder, quiet)
     arena = SearchEvaluator(run.env.adapted_to(teacher), teacher, run.seed, folder)
@@ -79,14 +77,11 @@ def search(
     with track("search", "students", quiet) as report:
         finalists = halve(run, config, data, arena, tried, folder, report, sizes_of(teacher)[config.by])
     winner = None
-    each = most_episodes(run) * len(config.seeds_of(run))
     with track("test the smallest", "episodes", quiet) as report:
         for number, trial in enumerate(finalists):
-
-            def played(count: int, before: int = number * each) -> None:
-                report(before + count, len(finalists) * each)
-
-            trial.test = judge(run, config, data, arena, trial, len(finalists), folder, played)
+            trial.test = judge(
+                run, config, data, arena, trial, len(finalists), folder, Round(report, number, len(finalists))
+            )
             if trial.test["decision"] == "yes":
                 winner = trial.name
                 break
@@ -144,9 +139,7 @@ def _shared_data(
     asked = dataclasses.replace(run, students={"scout": scout, **run.students}, folder=folder)
     with track("scout", "epochs", quiet) as report:
         place = folder / "students" / "scout" / "seed-0"
-        dagger.in_rounds(
-            asked, recipe, teacher, dataset, "scout", 0, True, False, report, taught=run.folder / "dataset"
-        )
+        dagger.in_rounds(asked, recipe, teacher, dataset, "scout", 0, "resume", report, taught=run.folder / "dataset")
     both = [run.folder / "dataset", place / "dataset"]
     return Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
 

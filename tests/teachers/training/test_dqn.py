@@ -108,7 +108,7 @@ def test_a_teacher_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.zip").unlink()
     frozen = {**settings, "learning_rate": 0.0}
     config = TrainConfig("DoubleDQN", 240, 4, 240, 1, hyperparameters=frozen)
-    train_teacher(cartpole, config, tmp_path, resume=True)
+    train_teacher(cartpole, config, tmp_path, mode="resume")
     again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
     with torch.no_grad():
         torch.testing.assert_close(again.q_net(obs), first(obs)[0].params)
@@ -120,7 +120,7 @@ def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> 
     first = train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
     (tmp_path / "checkpoints" / "last.zip").unlink()
     frozen = TrainConfig("DoubleDQN", 80, 2, 80, 1, hyperparameters={**settings, "learning_rate": 0.0})
-    train_teacher(pong, frozen, tmp_path, resume=True)
+    train_teacher(pong, frozen, tmp_path, mode="resume")
     again = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
     obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     with torch.no_grad():

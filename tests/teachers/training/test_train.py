@@ -23,6 +23,8 @@ from rldistill.teachers.training.dqn import DoubleDQN
 from rldistill.teachers.training.evaluation import seed_of
 from rldistill.teachers.training.train import train_teacher
 
+from ...conftest import Reports
+
 CARTPOLE = EnvConfig("CartPole-v1")
 
 
@@ -33,7 +35,7 @@ def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm
     asked = TrainConfig(algorithm, 1_024, 4, 512, 3, hyperparameters=hyperparameters)
     train_teacher(env, asked, tmp_path)
     more = TrainConfig(algorithm, 2_048, 4, 512, 3, hyperparameters=hyperparameters)
-    policy = train_teacher(env, more, tmp_path, resume=True)
+    policy = train_teacher(env, more, tmp_path, mode="resume")
     steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps[-1] >= 2_048
@@ -50,7 +52,7 @@ def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
     best = json.loads((tmp_path / "policy.json").read_text())["provenance"]["env_steps"]
     curve.write_text(curve.read_text() + json.dumps({"step": 9_999, "seconds": 1.0, "mean": 0.0, "returns": [0.0]}))
     frozen = TrainConfig("DoubleDQN", 768, 4, 256, 2, hyperparameters={"learning_rate": 0.0})
-    after = train_teacher(env, frozen, tmp_path, resume=True).state_dict()
+    after = train_teacher(env, frozen, tmp_path, mode="resume").state_dict()
     last = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
     assert best <= 512
     assert 768 <= last["step"] < 9_999
@@ -105,10 +107,10 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
 
     config = TrainConfig("DoubleDQN", 600, 4, 400, 1, hyperparameters={"learning_starts": 100})
     with pytest.raises(KeyboardInterrupt):
-        train_teacher(CARTPOLE, config, tmp_path, progress=interrupt)
+        train_teacher(CARTPOLE, config, tmp_path, progress=Reports(interrupt))
     assert not (tmp_path / "policy.json").exists()
     seen: list[int] = []
-    train_teacher(CARTPOLE, config, tmp_path, resume=True, progress=lambda done, total: seen.append(done))
+    train_teacher(CARTPOLE, config, tmp_path, mode="resume", progress=Reports(lambda done, total: seen.append(done)))
     assert seen[0] == 304
     steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert steps[0] == 400
@@ -121,7 +123,9 @@ def test_what_the_file_says_now_counts_over_the_checkpoint(tmp_path: Path) -> No
         return TrainConfig("DoubleDQN", steps, 4, steps, 1, hyperparameters={"learning_starts": 50, **changed})
 
     train_teacher(CARTPOLE, config(200), tmp_path)
-    train_teacher(CARTPOLE, config(300, batch_size=16, learning_rate={"start": 1e-3, "end": 0}), tmp_path, resume=True)
+    train_teacher(
+        CARTPOLE, config(300, batch_size=16, learning_rate={"start": 1e-3, "end": 0}), tmp_path, mode="resume"
+    )
     model = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip")
     assert model.batch_size == 16
     assert model.lr_schedule(0.5) == 5e-4
@@ -147,7 +151,7 @@ def test_what_is_finished_stays_as_it_is(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
     first = train_teacher(CARTPOLE, config, tmp_path).state_dict()
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    again = train_teacher(CARTPOLE, config, tmp_path, resume=True).state_dict()
+    again = train_teacher(CARTPOLE, config, tmp_path, mode="resume").state_dict()
     assert files == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     for name, value in first.items():
         torch.testing.assert_close(again[name], value, rtol=0, atol=0)
@@ -160,9 +164,9 @@ def test_what_is_finished_stays_as_it_is(tmp_path: Path) -> None:
 def test_another_algorithm_or_network_does_not_go_on(tmp_path: Path, changed: TrainConfig) -> None:
     train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
     with pytest.raises(ConfigError, match=r"was .*, now it is .*--overwrite"):
-        train_teacher(CARTPOLE, changed, tmp_path, resume=True)
+        train_teacher(CARTPOLE, changed, tmp_path, mode="resume")
     with pytest.raises(ConfigError, match=r"env\.id was CartPole-v1, now it is CartPole-v0"):
-        train_teacher(EnvConfig("CartPole-v0"), TrainConfig("PPO"), tmp_path, resume=True)
+        train_teacher(EnvConfig("CartPole-v0"), TrainConfig("PPO"), tmp_path, mode="resume")
 
 
 @pytest.mark.parametrize("wrong", [{"n_steps": 0}, {"n_epochs": 0}, {"policy_kwargs": {"net_arch": [-1]}}])
@@ -172,7 +176,7 @@ def test_a_wrong_word_costs_no_teacher(tmp_path: Path, wrong: dict[str, Any]) ->
     before = (tmp_path / "policy.safetensors").read_bytes()
     if "n_epochs" not in wrong:  # which nobody refuses before it has been trained for a while
         with pytest.raises(ConfigError, match=r"train\.hyperparameters"):
-            train_teacher(CARTPOLE, TrainConfig("PPO", hyperparameters=wrong), tmp_path, overwrite=True)
+            train_teacher(CARTPOLE, TrainConfig("PPO", hyperparameters=wrong), tmp_path, mode="overwrite")
         assert (tmp_path / "policy.safetensors").read_bytes() == before
     with pytest.raises(ConfigError, match="train"):
         train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters=wrong), tmp_path / "new")
@@ -195,7 +199,7 @@ def test_a_dqn_on_frames_goes_on_with_its_n_step_returns(tmp_path: Path, monkeyp
         BaseCallback, "on_training_start", lambda self, *a: [models.append(self.model), start(self, *a)]
     )
     more = TrainConfig("DoubleDQN", 80, 2, 40, 1, hyperparameters=settings)
-    policy = train_teacher(pong, more, tmp_path, resume=True)
+    policy = train_teacher(pong, more, tmp_path, mode="resume")
     assert models[0].replay_buffer.n_steps == 3
     assert policy.spec.frames is not None
     assert load_policy(tmp_path).spec == policy.spec
@@ -250,10 +254,10 @@ def test_damaged_checkpoints_and_curves_are_named(tmp_path: Path) -> None:
     train_teacher(CARTPOLE, config, tmp_path)
     (tmp_path / "curve.jsonl").write_text('{"step": 256, "me')
     with pytest.raises(CorruptArtifactError, match=r"curve\.jsonl"):
-        train_teacher(CARTPOLE, config, tmp_path, resume=True)
+        train_teacher(CARTPOLE, config, tmp_path, mode="resume")
     (tmp_path / "checkpoints" / "last.zip").write_bytes(b"PK")
     with pytest.raises(CorruptArtifactError, match=r"last\.zip"):
-        train_teacher(CARTPOLE, config, tmp_path, resume=True)
+        train_teacher(CARTPOLE, config, tmp_path, mode="resume")
 
 
 def test_training_and_choosing_the_best_share_no_episode_with_the_final_evaluation() -> None:

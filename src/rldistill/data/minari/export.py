@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,15 @@ from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.data.blocks import LABELS, read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import TEACHER_SPEC, Manifest
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.encoding import split_parts
 
 PREFIX = "minari:"
 OURS = "rldistill"
 SEEN = "teacher_obs"
-Progress = Callable[[int, int], None]
 
 
-def export_minari(source: Path, name: str, progress: Progress = lambda done, total: None) -> None:
+def export_minari(source: Path, name: str, progress: Progress | bool = True) -> None:
     """Write a dataset as Minari's `name`, with the teacher's labels, and what it alone saw, among its infos.
 
     Pictures are stored as they are, not as JPEG. An episode that was still going on ends as truncated, marked `cut` in
@@ -51,25 +50,26 @@ def export_minari(source: Path, name: str, progress: Progress = lambda done, tot
     order = np.lexsort((data.columns["step"], data.columns["episode"]))
     bounds = np.searchsorted(data.columns["episode"][order], np.arange(data.num_episodes + 1))
     buffers = []
-    for start, end in pairwise(bounds):
-        rows = order[start:end]
-        ended = bool(data.columns["terminated"][rows[-1]] | data.columns["truncated"][rows[-1]])
-        truncated = data.columns["truncated"][rows].copy()
-        truncated[-1] |= not ended
-        said = {column: _info(one_longer(data.columns[column][rows])) for column in infos}
-        if seen_by_teacher is not None:
-            said[SEEN] = seen_by_teacher[np.append(data.row[rows], data.next_row[rows[-1]])]
-        buffers.append(
-            minari.data_collector.EpisodeBuffer(
-                observations=_shown(data, rows),
-                actions=data.columns["action"][rows].astype(actions.dtype),
-                rewards=data.columns["reward"][rows],
-                terminations=data.columns["terminated"][rows],
-                truncations=truncated,
-                infos={**said, "cut": [not ended] * (len(rows) + 1)},
+    with stage_progress(progress, "export", "steps") as report:
+        for start, end in pairwise(bounds):
+            rows = order[start:end]
+            ended = bool(data.columns["terminated"][rows[-1]] | data.columns["truncated"][rows[-1]])
+            truncated = data.columns["truncated"][rows].copy()
+            truncated[-1] |= not ended
+            said = {column: _info(one_longer(data.columns[column][rows])) for column in infos}
+            if seen_by_teacher is not None:
+                said[SEEN] = seen_by_teacher[np.append(data.row[rows], data.next_row[rows[-1]])]
+            buffers.append(
+                minari.data_collector.EpisodeBuffer(
+                    observations=_shown(data, rows),
+                    actions=data.columns["action"][rows].astype(actions.dtype),
+                    rewards=data.columns["reward"][rows],
+                    terminations=data.columns["terminated"][rows],
+                    truncations=truncated,
+                    infos={**said, "cut": [not ended] * (len(rows) + 1)},
+                )
             )
-        )
-        progress(int(end), len(data))
+            report.update(int(end), len(data))
     ours = {key: manifest.document[key] for key in ("env", "spec", TEACHER_SPEC) if key in manifest.document}
     try:
         with warnings.catch_warnings():

@@ -19,19 +19,18 @@ from rldistill.data.blocks import FINAL, STEP, Block, BlockKey, write_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import SCHEMA, TEACHER_SPEC, Manifest, manifest_entry, open_derived
 from rldistill.data.minari.episode import AGAIN, Columns, episode_columns, notes_of, our_infos
-from rldistill.data.minari.export import OURS, PREFIX, Progress, bare_name, datasets_root, installed_minari
+from rldistill.data.minari.export import OURS, PREFIX, bare_name, datasets_root, installed_minari
 from rldistill.envs.make import EnvConfig, spec_from_spaces
-from rldistill.io.atomic import read_json
+from rldistill.io.atomic import Mode, read_json
 from rldistill.io.hdf5 import arrays_inside
+from rldistill.io.progress import Progress, stage_progress
 
 BLOCK = 4_096
 FORMATS = ("arrow", "hdf5", "parquet")
 MOST_ARRAYS, DEFLATED = 1_000_000, 1_100
 
 
-def import_minari(
-    name: str, folder: Path, *, overwrite: bool = False, progress: Progress = lambda done, total: None
-) -> Dataset:
+def import_minari(name: str, folder: Path, *, mode: Mode = "new", progress: Progress | bool = True) -> Dataset:
     """Read Minari's dataset `name`, which has to be on this machine, into a dataset of ours.
 
     What was recorded elsewhere is labelled with the actions that were taken, whatever its infos say; `relabel` it with
@@ -55,16 +54,16 @@ def import_minari(
     _require_finite(name, document)
     notes: set[str] = set()
     episodes = partial(_episodes, name, metadata, source, spec, seen, notes)
-    if overwrite and (folder / "manifest.json").exists():
+    if mode == "overwrite" and (folder / "manifest.json").exists():
         for _ in episodes():  # a dataset is not thrown away for one that turns out to be damaged
             pass
-    with open_derived(folder, [], overwrite):
+    with open_derived(folder, [], mode), stage_progress(progress, "import", "steps") as report:
         rounds = {"0": {"envs_per_stream": 1, "num_streams": 1, "source": f"{PREFIX}{name}"}}
         manifest = Manifest.derived(folder, Manifest(folder, document), spec, rounds)
         entries: list[dict[str, Any]] = []
         for together in _batches(episodes()):
             entries.append(_write(folder, len(entries), together))
-            progress(sum(entry["steps"] for entry in entries), metadata["total_steps"])
+            report.update(sum(entry["steps"] for entry in entries), metadata["total_steps"])
         manifest.add_blocks(entries)
         data = Dataset.read([folder])
     for note in sorted(notes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.vector import make_vector_env
 from rldistill.io.atomic import write_atomic
 from rldistill.io.metrics import Metrics
-from rldistill.io.progress import note_score
+from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
 from rldistill.students.storage import save_policy
 from rldistill.teachers.sb3.load import to_native
@@ -43,7 +42,7 @@ class EvalCheckpointCallback(BaseCallback):
         config: TrainConfig,
         folder: Path,
         seed: int,
-        progress: Callable[[int, int], None],
+        progress: Progress,
     ) -> None:
         super().__init__()
         self.model = model
@@ -64,8 +63,8 @@ class EvalCheckpointCallback(BaseCallback):
         return (self.model.num_timesteps // every + 1) * every
 
     def _on_step(self) -> bool:
-        note_score(self.progress, self.rows[-1]["mean"] if self.rows else None)
-        self.progress(self.num_timesteps, self.config.total_steps)
+        score = self.rows[-1]["mean"] if self.rows else None
+        self.progress.update(self.num_timesteps, self.config.total_steps, score)
         if self.num_timesteps >= self.next_eval:
             self.next_eval = self._next(self.config.eval_every)
             self.evaluate()

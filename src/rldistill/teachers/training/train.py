@@ -19,7 +19,8 @@ from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
 from rldistill.core.schedules import Linear
 from rldistill.envs.make import EnvConfig, spec_from_env
-from rldistill.io.atomic import open_stage, read_json, write_json
+from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native
@@ -43,24 +44,23 @@ def train_teacher(
     folder: Path,
     seed: int = 0,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    mode: Mode = "new",
+    progress: Progress | bool = True,
 ) -> NetworkPolicy:
     """Train, keep the best policy in `folder` with its curve, and return it.
 
-    `resume` goes on from `checkpoints/last.zip`: network, optimiser, counters and schedules; a replay buffer is
-    filled anew by the policy as it is. A DQN also goes on from its policy and `curve.jsonl` alone.
+    The mode "resume" continues from `checkpoints/last.zip`: network, optimiser, counters and schedules; a replay
+    buffer is filled anew by the policy as it is. A DQN also goes on from its policy and `curve.jsonl` alone.
 
     Raises:
         ConfigError: unknown algorithm or hyperparameter, or one that does not suit the environment.
     """
     asked = _asked(env, config)
-    if overwrite:
+    if mode == "overwrite":
         _require_trainable(env, config, seed)  # or a wrong word would cost the teacher that is there
-    elif resume:
+    elif mode == "resume":
         _require_same(folder / FILE, asked)
-    open_stage(folder, folder / "policy.json", resume, overwrite)
+    open_stage(folder, folder / "policy.json", mode)
     last = folder / "checkpoints" / "last.zip"
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
@@ -76,22 +76,31 @@ def train_teacher(
         write_json(folder / FILE, asked)
         # No slot has played more episodes than there were steps, so what is played from here on is new.
         vector.env.episode += model.num_timesteps
-        keeper = EvalCheckpointCallback(model, env, config, folder, seed, progress)
-        left = config.total_steps - model.num_timesteps
-        try:
-            if left > 0:
-                model.learn(left, callback=keeper, log_interval=NEVER, reset_num_timesteps=False)
-            keeper.finish()
-        except KeyboardInterrupt:
-            keeper.save_checkpoint()
-            raise
-        except (ArithmeticError, AssertionError, LookupError, NameError, RuntimeError, TypeError, ValueError) as error:
-            # Hyperparameters that nobody checks end in whatever they lead to.
-            said = (str(error).strip().splitlines() or [""])[0]
-            raise ConfigError(
-                f"train: {config.algorithm} failed with {type(error).__name__}: {said} Look at its hyperparameters, "
-                "above all the learning rate"
-            ) from error
+        with stage_progress(progress, "train teacher", "steps") as report:
+            keeper = EvalCheckpointCallback(model, env, config, folder, seed, report)
+            left = config.total_steps - model.num_timesteps
+            try:
+                if left > 0:
+                    model.learn(left, callback=keeper, log_interval=NEVER, reset_num_timesteps=False)
+                keeper.finish()
+            except KeyboardInterrupt:
+                keeper.save_checkpoint()
+                raise
+            except (
+                ArithmeticError,
+                AssertionError,
+                LookupError,
+                NameError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
+                # Hyperparameters that nobody checks end in whatever they lead to.
+                said = (str(error).strip().splitlines() or [""])[0]
+                raise ConfigError(
+                    f"train: {config.algorithm} failed with {type(error).__name__}: {said} "
+                    "Look at its hyperparameters, above all the learning rate"
+                ) from error
     finally:
         vector.close()
         torch.set_num_threads(threads)
@@ -213,7 +222,9 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
     try:
         model = algorithm_class(config).load(path, env=vector, device=device, **changed)
     except Exception as error:
-        raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}); start again with --overwrite") from None
+        raise CorruptArtifactError(
+            f'{path}: SB3 cannot read it ({error}). Start again with mode="overwrite" (--overwrite).'
+        ) from None
     if isinstance(model, OffPolicyAlgorithm):
         _refill_buffer(model, config)
     return model
