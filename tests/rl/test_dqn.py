@@ -231,7 +231,7 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
             train("cut", "resume", stop_at)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train("cut", True)
+        train("cut", "resume")
     one, other = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(one) == sha256_file(other)
     texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]

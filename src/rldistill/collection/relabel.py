@@ -91,7 +91,7 @@ def relabel(
 def _blocks(before: Manifest, teacher: Policy, features: bool) -> Iterator[tuple[BlockKey, int, Block]]:
     """The blocks of a dataset with the labels of `teacher`, each with its key and its steps."""
     for (round_number, stream), entries in groupby(before.blocks, key=lambda b: (b["round"], b["stream"])):
-        slots = before.document["rounds"][str(round_number)]["slots"]
+        slots = before.document["rounds"][str(round_number)]["envs_per_stream"]
         memory = StatefulPolicy(teacher, slots)
         for entry in entries:
             block = _labelled(read_block(before.folder / entry["file"]), memory, before.spec, slots, features)
