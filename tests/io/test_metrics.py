@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rldistill.core.errors import CorruptArtifactError
-from rldistill.io.metrics import Metrics, read_rows
+from rldistill.io.metrics import Metrics
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -35,13 +34,3 @@ def test_rows_that_are_written_at_once_take_the_place_of_others(tmp_path: Path, 
     metrics.write([{"step": 1, "mean": 2.0}])
     assert (tmp_path / file).read_text() == '{"step": 1, "mean": 2.0}\n'
     assert scalars(tmp_path, "eval/mean_reward") == [(1, 2.0)]
-
-
-def test_a_row_that_was_cut_short_is_left_out_and_a_wrong_one_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert read_rows(path) == [{"step": 1}, {"step": 2}]
-    path.write_text('{"step": 1}\n3\n{"step": 3}\n')
-    with pytest.raises(CorruptArtifactError, match="line 2"):
-        read_rows(path)
-    assert read_rows(tmp_path / "none") == []

@@ -26,7 +26,7 @@ def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
     for seed in (0, 1):
         folder = tmp_path / "students" / "small-mlp" / f"seed-{seed}"
         folder.mkdir(parents=True)
-        rows = [{"epoch": n, "heldout_loss": 1 / n, "agreement": 1 - 0.5 / n} for n in (1, 2, 3)]
+        rows = [{"epoch": n, "step": 100 * n, "heldout_loss": 1 / n, "agreement": 1 - 0.5 / n} for n in (1, 2, 3)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "teacher").mkdir()
     curve = [{"step": n * 1_000, "seconds": n, "mean": n, "returns": [n]} for n in (1, 2)]
@@ -209,7 +209,7 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
     seed = run / "students" / "small-mlp" / "seed-0"
     for number in (2, 10):
         (seed / f"round-{number}").mkdir()
-        (seed / f"round-{number}" / "metrics.jsonl").write_text('{"epoch": 1, "heldout_loss": 2, "agreement": null}\n')
+        (seed / f"round-{number}" / "metrics.jsonl").write_text('{"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": null}\n')
     assert epoch_lines(run / "students" / "small-mlp", "heldout_loss")[0] == [
         (1, 2),
         (2, 2),
@@ -243,12 +243,20 @@ def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]
     assert not (run / "report.html").exists()
 
 
-@pytest.mark.parametrize("line", ['{"epoch": 4, "heldo', "7"])
-def test_a_torn_curve_is_named_with_its_line(run: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ['{"epoch": 4, "heldo\n', "7\n"])
+def test_damaged_curve_is_named_with_its_line(run: Path, line: str) -> None:
     metrics = run / "students" / "small-mlp" / "seed-1" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + line)
-    with pytest.raises(CorruptArtifactError, match=r"seed-1/metrics\.jsonl, line 4"):
+    with pytest.raises(CorruptArtifactError, match=r"seed-1/metrics\.jsonl: line 4"):
         write_report(run)
+
+
+def test_curve_cut_by_a_kill_is_drawn(run: Path) -> None:
+    metrics = run / "students" / "small-mlp" / "seed-1" / "metrics.jsonl"
+    whole = epoch_lines(metrics.parents[1], "heldout_loss")
+    metrics.write_text(metrics.read_text() + '{"step": 4, "epoch": 4, "heldo')
+    assert epoch_lines(metrics.parents[1], "heldout_loss") == whole
+    write_report(run)
 
 
 def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from rldistill.io.atomic import sha256_file
 from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import from_reward
-from rldistill.recipes.student_folder import asked_of, open_student, require_same
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.run import stages as pipeline
 from rldistill.run.config import RunConfig
 from rldistill.run.stages import run_collect, run_distill, run_evaluate
@@ -236,7 +236,7 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
         run_distill(both, quiet=True)
     assert kept.read_bytes() == before
     (kept.parent / "inputs.json").write_text("3")
-    with pytest.raises(CorruptArtifactError, match="distil again"):
+    with pytest.raises(CorruptArtifactError, match="start again: `rldistill distill FILE --overwrite`"):
         run_distill(run, mode="resume", quiet=True)
 
 
@@ -275,20 +275,16 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     run = RunConfig.load(path).plan()
     run_collect(run, quiet=True)
     folder = run.folder / "students" / "mlp" / "seed-0"
-    asked, of_other = asked_of(run, "mlp", teacher), asked_of(run, "mlp", other)
-    assert not open_student(folder, of_other, "new")
-    assert not open_student(folder, asked, "new")  # nothing came of the first
+    inputs = student_inputs(run, "mlp", teacher)
+    assert not inputs.open_folder(folder, "policy.json", "new")
     (folder / "policy.json").write_text("{}")
-    assert open_student(folder, asked, "resume")
-    with pytest.raises(ConfigError, match="--resume"):
-        open_student(folder, asked, "new")
-    with pytest.raises(ConfigError, match="the student was taught by NetworkPolicy"):
-        open_student(folder, of_other, "resume")
+    with pytest.raises(ConfigError, match="teacher was NetworkPolicy .*, now it is NetworkPolicy"):
+        student_inputs(run, "mlp", other).open_folder(folder, "policy.json", "resume")
 
     changes = {
         "distill.epochs=50": r"distill\.epochs was 8, now it is 50",
-        "distill.losses=[action_nll]": r"distill\.losses was .*ForwardKL.*, now it is .*ActionNLL",
-        "students.mlp={type: mlp, hidden: [8]}": r"students\.mlp was .*, now it is Mlp\(hidden=\(8,\)",
+        "distill.losses=[action_nll]": r"distill\.losses\.0\.loss was ForwardKL, now it is ActionNLL",
+        "students.mlp={type: mlp, hidden: [8]}": r"students\.mlp\.hidden was .*, now it is \[8\]",
         "recipe={name: dagger, rounds: 1, steps_per_round: 64}": "recipe was Offline, now it is Dagger",
     }
     for change, said in changes.items():
@@ -296,29 +292,23 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
         for stage in (run_distill, run_evaluate):
             with pytest.raises(ConfigError, match=said):
                 stage(changed, mode="resume", quiet=True)
-    open_student(folder, asked_of(RunConfig.load(path, ["distill.num_threads=2"]).plan(), "mlp", teacher), "resume")
-
-    before = json.loads((folder / "inputs.json").read_text())
-    del before["distill.patience"]  # as if there had been no such setting then
-    (folder / "inputs.json").write_text(json.dumps(before))
-    require_same(folder, asked)
-    with pytest.raises(ConfigError, match=r"distill\.patience was 5, now it is 7"):
-        require_same(folder, asked_of(RunConfig.load(path, ["distill.patience=7"]).plan(), "mlp", teacher))
+    faster = RunConfig.load(path, ["distill.num_threads=2"]).plan()
+    assert student_inputs(faster, "mlp", teacher).open_folder(folder, "policy.json", "resume")
 
     run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), mode="overwrite", quiet=True)
     for stage in (run_distill, run_evaluate):
-        with pytest.raises(ConfigError, match=r"learned from other data .* `rldistill distill FILE --overwrite`"):
+        with pytest.raises(ConfigError, match=r"dataset was .* `rldistill distill FILE --overwrite`"):
             stage(run, mode="resume", quiet=True)
-    assert not open_student(folder, asked_of(run, "mlp", teacher), False, True)
+    assert not student_inputs(run, "mlp", teacher).open_folder(folder, "policy.json", "overwrite")
     shutil.rmtree(run.folder / "dataset")  # to save room
-    require_same(folder, asked_of(run, "mlp", teacher))
+    student_inputs(run, "mlp", teacher).require_same(folder)
 
 
 def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
-    assert asked_of(run, "mlp", teacher) == asked_of(run, "mlp", other)
+    assert student_inputs(run, "mlp", teacher) == student_inputs(run, "mlp", other)
 
 
 def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:

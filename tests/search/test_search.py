@@ -108,7 +108,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
     with pytest.raises(ConfigError, match="--resume"):
         search(run, config, quiet=True)
-    with pytest.raises(ConfigError, match=r"within was 0\.2, now it is 0\.1.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"search\.margin was 0\.2, now it is 0\.1.*--overwrite"):
         search(run, dataclasses.replace(config, margin=0.1), mode="resume", quiet=True)
     before = {path: path.read_bytes() for path in folder.rglob("*.json")}
     more = dataclasses.replace(run, collect=dataclasses.replace(run.collect, steps=run.collect.steps + 64))

@@ -12,8 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rldistill.core.errors import CorruptArtifactError
 from rldistill.io.atomic import write_atomic
+from rldistill.io.jsonl import read_jsonl
 
 EVENTS = "events.out.tfevents.0.rldistill"
 NAMES = {
@@ -44,7 +44,7 @@ class Metrics:
 
     def keep(self, rows: int) -> None:
         """Go on after so many of the rows that are there; none if the stage begins."""
-        self.write(read_rows(self.path)[:rows])
+        self.write(read_jsonl(self.path)[:rows])
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One row; its `step` is where its scalars stand."""
@@ -52,32 +52,6 @@ class Metrics:
             file.write(json.dumps(row) + "\n")
         with self.events.open("ab") as file:
             RecordWriter(file).write(_event(row).SerializeToString())
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` or of a curve; none where there is no such file.
-
-    A last line that was cut short is left out, as one that was never written.
-
-    Raises:
-        CorruptArtifactError: another line is no row.
-    """
-    rows: list[dict[str, Any]] = []
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("expected a mapping")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise CorruptArtifactError(
-                f"{path}: line {number} is not a row of numbers ({error}). "
-                'Start again with mode="overwrite" (--overwrite).'
-            ) from None
-        rows.append(row)
-    return rows
 
 
 def _write_events(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from rldistill.losses.objective import of_the_policy, require_comparable, studen
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import BornAgain
 from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import asked_of, open_student
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.students.storage import load_native
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -32,7 +32,7 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed, in `recipe.rounds` generations after the first."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, asked_of(run, name, teacher), mode):
+    if student_inputs(run, name, teacher).open_folder(folder, "policy.json", mode):
         return load_native(folder)
     assert isinstance(run.recipe, BornAgain)
     rounds, data, student = run.recipe.rounds, dataset, None

@@ -20,7 +20,7 @@ from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import Dagger
 from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import asked_of, open_student
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.students.storage import load_native, save_policy
 
 
@@ -53,7 +53,8 @@ def in_rounds(
         taught: where the teacher's dataset is; in the run's folder by default.
     """
     folder = run.folder / "students" / name / f"seed-{seed}"
-    if open_student(folder, asked_of(run, name, teacher, taught), mode):
+    inputs = student_inputs(run, name, teacher, taught)
+    if inputs.open_folder(folder, "policy.json", mode):
         return load_native(folder)
     student: NetworkPolicy | None = None
     rounds, place, data = recipe.rounds, folder / "dataset", dataset

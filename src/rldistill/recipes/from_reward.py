@@ -23,11 +23,12 @@ from rldistill.envs.make import observation_views
 from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
+from rldistill.io.stage_inputs import StageInputs
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.config import Finetune, JumpStart, Kickstart, Ppd, QDagger, Scratch
 from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import asked_of, open_student, settings
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.rl import dqn, ppo, q_network
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.training import learned_in
@@ -48,9 +49,9 @@ def distill_student(
 ) -> NetworkPolicy:
     """One student with one training seed, by the run's recipe."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    asked = asked_of(run, name, teacher)
-    if folder.exists() and (folder / "policy.json").exists() and mode == "resume":
-        open_student(folder, asked, mode)
+    inputs = student_inputs(run, name, teacher)
+    if (folder / "policy.json").exists() and mode == "resume":
+        inputs.require_same(folder)
         return load_native(folder)
     require_learnable(run, teacher)
     guidance = guidance_of(run, teacher)
@@ -60,13 +61,13 @@ def distill_student(
         learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
     elif isinstance(run.recipe, Finetune):
         assert dataset is not None
-        open_student(_beside(folder), asked, mode)
+        inputs.open_folder(_beside(folder), "policy.json", mode)
         initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, mode="resume", progress=False)
         config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
         learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
     else:
         learn = partial(ppo.learn, run.env, student, run.ppo, folder)
-    open_student(folder, asked, mode)
+    inputs.open_folder(folder, "policy.json", mode)
     return learn(
         teacher=teacher,
         guidance=guidance,
@@ -86,12 +87,14 @@ def control(
     learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
         of_dqn = dataclasses.replace(run.dqn, total_steps=total)
-        learn, asked = partial(dqn.learn, env, student, of_dqn, place), settings("dqn", of_dqn)
+        learn = partial(dqn.learn, env, student, of_dqn, place)
+        values: dict[str, Any] = {"dqn": of_dqn}
     else:
         of_ppo = dataclasses.replace(run.ppo, total_steps=total)
         learn = partial(ppo.learn, env, student, of_ppo, place, head=teacher.spec.head)
-        asked = settings("ppo", of_ppo)
-    open_student(place, asked | settings(f"students.{name}", student) | settings("env", run.env), mode)
+        values = {"ppo": of_ppo}
+    inputs = StageInputs("distill", values | {f"students.{name}": student, "env": run.env})
+    inputs.open_folder(place, "policy.json", mode)
     return learn(score=partial(own_returns, run, teacher), seed=seed, mode="resume", progress=progress)
 
 

@@ -9,7 +9,7 @@ from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import asked_of, open_student
+from rldistill.recipes.student_folder import student_inputs
 
 
 def distill_student(
@@ -17,7 +17,7 @@ def distill_student(
 ) -> NetworkPolicy:
     """Distil one student with one training seed."""
     folder = run.folder / "students" / name / f"seed-{seed}"
-    open_student(folder, asked_of(run, name, teacher), mode)
+    student_inputs(run, name, teacher).open_folder(folder, "policy.json", mode)
     return distill(
         dataset,
         run.students[name],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.jsonl import read_jsonl
 from rldistill.reporting.charts import Line, Series, bulk, lines_chart, palette
 
 Titled = tuple[str, Markup]
@@ -33,7 +32,7 @@ def learning_charts(run: Path, evaluation: dict[str, Any]) -> Iterator[Titled]:
         CorruptArtifactError: a curve is torn.
     """
     paint = palette(evaluation)
-    curve = _points(_rows(run / "teacher" / "curve.jsonl"), "step", "mean")
+    curve = _points(read_jsonl(run / "teacher" / "curve.jsonl"), "step", "mean")
     if curve:
         title = "Teacher: mean return while it was trained"
         yield title, lines_chart({"teacher": curve}, "environment steps", title, paint={"teacher": "teacher"})
@@ -78,7 +77,7 @@ def epoch_lines(student: Path, key: str) -> list[Line]:
     lines = []
     for seed in sorted(student.glob("seed-*")):
         rounds = sorted(seed.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
-        rows = [row for folder in (*rounds, seed) for row in _rows(folder / "metrics.jsonl")]
+        rows = [row for folder in (*rounds, seed) for row in read_jsonl(folder / "metrics.jsonl")]
         epochs = [row for row in rows if "epoch" in row]
         line = _points([{**row, "epoch": number} for number, row in enumerate(epochs, 1)], "epoch", key)
         lines += [line] if line else []
@@ -88,7 +87,7 @@ def epoch_lines(student: Path, key: str) -> list[Line]:
 def step_lines(student: Path, key: str) -> list[Line]:
     """One line for each training seed that learned from reward."""
     found = [
-        _points([row for row in _rows(seed / "metrics.jsonl") if "epoch" not in row], "step", key)
+        _points([row for row in read_jsonl(seed / "metrics.jsonl") if "epoch" not in row], "step", key)
         for seed in sorted(student.glob("seed-*"))
     ]
     return [line for line in found if line]
@@ -117,13 +116,3 @@ def _mean_line(lines: list[Line]) -> Line:
 
 def _points(table: list[dict[str, Any]], x: str, y: str) -> Line:
     return [(row[x], row[y]) for row in table if row.get(y) is not None and math.isfinite(row[y])]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    table = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            table.append(dict(json.loads(line)))
-        except (json.JSONDecodeError, TypeError, ValueError):
-            raise CorruptArtifactError(f"{path}, line {number}: not a JSON object; was it cut short?") from None
-    return table

@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError
+from rldistill.io import stage_inputs
 from rldistill.io.atomic import read_json, write_atomic, write_json
 from rldistill.io.provenance import provenance
-from rldistill.recipes import student_folder as taught
 from rldistill.recipes.job import Run
 
 NOT_GUARDED = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
@@ -64,4 +64,4 @@ def _require_own(folder: Path) -> None:
 def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:
     """The files in some of the run's folders, and when they were written, but for notes that come before any work."""
     files = [path for place in places for path in (run.folder / place).rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in files if path.name != taught.FILE}
+    return {path: path.stat().st_mtime_ns for path in files if path.name != stage_inputs.FILE}

@@ -22,12 +22,12 @@ from rldistill.evaluation.efficiency import Curve
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.verify import quick_check
 from rldistill.io.atomic import Mode, read_json, require_mode
-from rldistill.io.metrics import read_rows
+from rldistill.io.jsonl import read_jsonl
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import temperature_of
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
-from rldistill.recipes import student_folder as taught
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.recipes.config import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy
 from rldistill.recipes.job import Run
 from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
@@ -171,7 +171,7 @@ def _evaluate_all(run: Run, mode: Mode, quiet: bool) -> dict[str, Any]:
     run, teacher = with_loaded_features(run), load_teacher(run)
     for name in run.students:
         for seed in run.seeds:
-            taught.require_same(run.folder / "students" / name / f"seed-{seed}", taught.asked_of(run, name, teacher))
+            student_inputs(run, name, teacher).require_same(run.folder / "students" / name / f"seed-{seed}")
     entrants = {
         "teacher": PolicyRuns("teacher", {None: teacher}, trained),
         **{name: _student_entrant(run, name) for name in run.students},
@@ -286,7 +286,7 @@ def _mean_curve(run: Run, place: Path, before: int) -> Curve:
 
 
 def _scores(path: Path, column: str, before: int) -> Curve:
-    return [(before + row["step"], row[column]) for row in read_rows(path) if row.get(column) is not None]
+    return [(before + row["step"], row[column]) for row in read_jsonl(path) if row.get(column) is not None]
 
 
 def _collected(run: Run) -> Dataset | None:

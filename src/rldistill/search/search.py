@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rldistill.core.errors import ConfigError, shown
+from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import VALIDATION
-from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
+from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.cost import measure_cost
 from rldistill.recipes import dagger
 from rldistill.recipes.config import Dagger
@@ -57,15 +57,14 @@ def search(
         ConfigError: the teacher is no better than random play, or what is there was asked for otherwise.
     """
     folder, started = run.folder / "search", time.monotonic()
-    asked = _asked(run, config, teacher)
-    if (folder / "inputs.json").exists() and mode != "overwrite":
-        _require_same(folder / "inputs.json", asked)
+    inputs = _inputs(run, config, teacher)
+    if mode != "overwrite":
+        inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
     # Before anything is thrown away or noted: what was collected otherwise is refused.
     collected = collect()
-    open_stage(folder, folder / "search.json", mode)
-    write_json(folder / "inputs.json", asked)
+    inputs.open_folder(folder, "search.json", mode)
     data = _shared_data(run, config, teacher, collected, folder, quiet)
     arena = SearchEvaluator(run.env.adapted_to(teacher), teacher, run.seed, folder)
     best, worst = (arena.reference(who, config.episodes, VALIDATION).mean() for who in ("teacher", "random"))
@@ -100,27 +99,15 @@ def search(
     return found
 
 
-def _asked(run: Run, config: SearchConfig, teacher: Policy) -> dict[str, Any]:
-    """All that a search depends on, as JSON."""
-    parts = {key: run.document.get(key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate")}
-    asked = {
-        **dataclasses.asdict(config),
+def _inputs(run: Run, config: SearchConfig, teacher: Policy) -> StageInputs:
+    """Return all that a search depends on."""
+    values = {
+        "search": config,
         "seeds": config.seeds_of(run),
-        **parts,
-        "seed": run.seed,
+        **{key: getattr(run, key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate", "seed")},
         "teacher": fingerprint(teacher),
     }
-    return dict(json.loads(json.dumps(asked, default=str)))
-
-
-def _require_same(path: Path, asked: dict[str, Any]) -> None:
-    known = read_json(path)
-    for key, value in asked.items():
-        if key in known and known[key] != value:
-            raise ConfigError(
-                f"{path}: {key} was {shown(known[key])}, now it is {shown(value)}. Go on with the old value, or "
-                "start again with --overwrite."
-            )
+    return StageInputs("search", values)
 
 
 def _shared_data(

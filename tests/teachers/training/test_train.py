@@ -252,7 +252,7 @@ def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path: Pa
 def test_damaged_checkpoints_and_curves_are_named(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
     train_teacher(CARTPOLE, config, tmp_path)
-    (tmp_path / "curve.jsonl").write_text('{"step": 256, "me')
+    (tmp_path / "curve.jsonl").write_text('{"step": 256, "me\n')
     with pytest.raises(CorruptArtifactError, match=r"curve\.jsonl"):
         train_teacher(CARTPOLE, config, tmp_path, mode="resume")
     (tmp_path / "checkpoints" / "last.zip").write_bytes(b"PK")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -14,12 +13,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rldistill.core.errors import CorruptArtifactError
 from rldistill.envs.atari import is_atari
 from rldistill.envs.make import EnvConfig, spec_from_env
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.vector import make_vector_env
 from rldistill.io.atomic import write_atomic
+from rldistill.io.jsonl import read_jsonl
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
@@ -49,7 +48,7 @@ class EvalCheckpointCallback(BaseCallback):
         self.env_config, self.config, self.folder, self.run_seed = env, config, folder, seed
         self.progress = progress
         self.spec = spec_from_env(env)
-        self.rows = read_curve(folder / "curve.jsonl", model.num_timesteps)
+        self.rows = [row for row in read_jsonl(folder / "curve.jsonl") if row["step"] <= model.num_timesteps]
         # Means over fewer episodes scatter more widely: the best of those would never be reached again.
         judged = [row["mean"] for row in self.rows if len(row["returns"]) >= config.eval_episodes]
         self.best = max(judged, default=-np.inf)
@@ -120,16 +119,6 @@ class EvalCheckpointCallback(BaseCallback):
 
         write_atomic(self.folder / "checkpoints" / f"{name}.zip", write)
         self.next_checkpoint = self._next(self.config.checkpoint_every)
-
-
-def read_curve(path: Path, last_step: float = np.inf) -> list[dict[str, Any]]:
-    """Rows up to `last_step`; empty if there is no curve yet."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [row for row in rows if row["step"] <= last_step]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorruptArtifactError(f"{path}: not a learning curve ({error!r}); was it cut short or edited?") from None
 
 
 def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,19 @@ from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
 from rldistill.core.schedules import Linear
 from rldistill.envs.make import EnvConfig, spec_from_env
-from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+from rldistill.io.atomic import Mode, open_stage, read_json
+from rldistill.io.jsonl import read_jsonl
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
-from rldistill.teachers.training.evaluation import EvalCheckpointCallback, read_curve, training_env
+from rldistill.teachers.training.evaluation import EvalCheckpointCallback, training_env
 from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 NEVER = 1_000_000_000
-
-
-FILE, AGAIN = "inputs.json", "train again: `rldistill train FILE --overwrite`"
 
 
 OURS = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
@@ -55,11 +55,11 @@ def train_teacher(
     Raises:
         ConfigError: unknown algorithm or hyperparameter, or one that does not suit the environment.
     """
-    asked = _asked(env, config)
+    inputs = _inputs(env, config)
     if mode == "overwrite":
         _require_trainable(env, config, seed)  # or a wrong word would cost the teacher that is there
     elif mode == "resume":
-        _require_same(folder / FILE, asked)
+        inputs.require_same(folder)
     open_stage(folder, folder / "policy.json", mode)
     last = folder / "checkpoints" / "last.zip"
     threads = torch.get_num_threads()
@@ -73,7 +73,7 @@ def train_teacher(
             if (folder / "policy.json").exists():
                 _warm_start(model, folder, config)
         _require_expressible(model, env)
-        write_json(folder / FILE, asked)
+        inputs.write(folder)
         # No slot has played more episodes than there were steps, so what is played from here on is new.
         vector.env.episode += model.num_timesteps
         with stage_progress(progress, "train teacher", "steps") as report:
@@ -107,27 +107,14 @@ def train_teacher(
     return load_native(folder)
 
 
-def _asked(env: EnvConfig, config: TrainConfig) -> dict[str, str]:
-    """What a teacher is, as JSON; how it goes on learning may change."""
-    return {
-        "env.id": env.id,
-        "env.kwargs": repr(env.kwargs),
-        "env.wrappers": repr(env.wrappers),
+def _inputs(env: EnvConfig, config: TrainConfig) -> StageInputs:
+    """Return all that must stay the same when training is continued; steps and rates may change."""
+    values = {
+        "env": replace(env, views=None),
         "teacher.train.algorithm": config.algorithm,
-        "teacher.train.hyperparameters.policy_kwargs": repr(config.hyperparameters.get("policy_kwargs")),
+        "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
     }
-
-
-def _require_same(path: Path, asked: dict[str, str]) -> None:
-    """Raise ConfigError if it is noted that the teacher of a folder is another."""
-    known = read_json(path) if path.exists() else {}  # what was made before this was noted, nobody knows
-    if not isinstance(known, dict):
-        raise CorruptArtifactError(f"{path}: expected what the teacher is; {AGAIN}")
-    for key in asked:
-        if known.get(key, asked[key]) != asked[key]:
-            raise ConfigError(
-                f"{path}: {key} was {known[key]}, now it is {asked[key]}. Go on with the old value, or {AGAIN}"
-            )
+    return StageInputs("train", values)
 
 
 def _require_trainable(env: EnvConfig, config: TrainConfig, seed: int) -> None:
@@ -237,7 +224,7 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
             f"{folder}: there is a policy but no checkpoints/last.zip; {config.algorithm} cannot go on without its "
             "critic. Start again with --overwrite."
         )
-    rows = read_curve(folder / "curve.jsonl")
+    rows = read_jsonl(folder / "curve.jsonl")
     if not rows:
         raise ConfigError(
             f"{folder}: there is a policy but neither checkpoints/last.zip nor a curve.jsonl to go on from"

@@ -1,0 +1,165 @@
+"""Inputs of a stage: the record of everything that the files of its folder were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import numpy as np
+
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+
+FILE = "inputs.json"
+SPEED_ONLY = frozenset({"num_threads", "device", "workers", "memory_gb"})
+"""Settings of our own classes that change the speed and at most the last digits of a result."""
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Everything that the files of a stage's folder depend on, except the seed in the folder's name.
+
+    Settings with their default value are left out of `inputs.json`, so that a setting that is added later, with a
+    default, does not invalidate older folders.
+
+    Attributes:
+        verb: command that makes the folder, for the advice in errors.
+        values: configs, students and hashes by their key in the run file.
+    """
+
+    verb: str
+    values: Mapping[str, Any]
+
+    @property
+    def advice(self) -> str:
+        return f"start again: `rldistill {self.verb} FILE --overwrite`."
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the canonical JSON of all values."""
+        return {key: canonical(value) for key, value in self.values.items()}
+
+    def write(self, folder: Path) -> None:
+        """Write `inputs.json` into a folder."""
+        write_json(folder / FILE, self.to_json())
+
+    def require_same(self, folder: Path) -> None:
+        """Raise ConfigError if the folder has an `inputs.json` with other values."""
+        path = folder / FILE
+        if not path.exists():  # copied or saved by hand, so there is nothing to compare with
+            return
+        known = read_json(path)
+        if not isinstance(known, dict):
+            raise CorruptArtifactError(f"{path}: expected a mapping, found {known!r}. Delete it, or {self.advice}")
+        self.require_equal(known, str(path))
+
+    def require_equal(self, known: Mapping[str, Any], where: str) -> None:
+        """Raise ConfigError if the inputs read from JSON are others; keys that have no value now are not compared."""
+        for key, value in self.values.items():
+            if (difference := _difference(known.get(key), value, key)) is not None:
+                name, was, now = difference
+                raise ConfigError(
+                    f"{where}: {name} was {_text(was)}, now it is {_text(now)}. Go on with the old value, or "
+                    f"{self.advice}"
+                )
+
+    def open_folder(self, folder: Path, result: str, mode: Mode) -> bool:
+        """Prepare the folder and write `inputs.json`; return True if its `result` exists already and can be used.
+
+        Raises:
+            ConfigError: the folder was made from other inputs, or `mode` is "new" and the folder is not empty.
+        """
+        if folder.exists() and [*folder.iterdir()] == [folder / FILE]:
+            (folder / FILE).unlink()  # an earlier attempt failed before it made anything
+        if mode != "overwrite":
+            self.require_same(folder)
+        is_new = mode == "overwrite" or not folder.exists() or not any(folder.iterdir())
+        exists = open_stage(folder, folder / result, mode)
+        if is_new:
+            self.write(folder)
+        return exists
+
+
+def canonical(value: Any) -> Any:
+    """Return `value` as JSON; of a dataclass, its type and the fields that differ from their defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {name: canonical(getattr(value, name)) for name, _ in _fields(value)}
+        changed = {name: fields[name] for name, default in _fields(value) if fields[name] != default}
+        return {"type": _name(type(value)), **changed}
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [canonical(item) for item in value]
+    if isinstance(value, np.generic):
+        return canonical(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, type | FunctionType | BuiltinFunctionType):
+        return _name(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _fields(record: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the fields of a dataclass that count, each with the canonical JSON of its default."""
+    is_own = _is_own(type(record))
+    for field in dataclasses.fields(record):
+        if not field.compare or (is_own and field.name in SPEED_ONLY):
+            continue
+        if field.default is not dataclasses.MISSING:
+            yield field.name, canonical(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            yield field.name, canonical(field.default_factory())
+        else:
+            yield field.name, dataclasses.MISSING
+
+
+def _is_own(cls: Any) -> bool:
+    return str(cls.__module__).startswith("rldistill.")
+
+
+def _name(cls: Any) -> str:
+    # Without our own module, so that older folders stay valid when a class moves within the package.
+    return str(cls.__qualname__) if _is_own(cls) else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _difference(known: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+    """Return the first difference between JSON and a value: its key and both values; None if they are equal."""
+    pairs: Iterator[tuple[Any, Any, Any]]
+    if dataclasses.is_dataclass(now) and isinstance(known, dict) and known.get("type") == _name(type(now)):
+        defaults = dict(_fields(now))
+        removed = [(name, item, None) for name, item in known.items() if name not in {*defaults, "type"}]
+        values = [(name, known.get(name, default), getattr(now, name)) for name, default in defaults.items()]
+        pairs = iter(values + removed)
+    elif isinstance(now, Mapping) and isinstance(known, dict):
+        items = {str(name): item for name, item in now.items()}
+        pairs = ((name, known.get(name), items.get(name)) for name in {**known, **items})
+    elif _holds_records(known) and isinstance(now, list | tuple) and len(now) == len(known):
+        pairs = ((number, *pair) for number, pair in enumerate(zip(known, now, strict=True)))
+    else:
+        value = canonical(now)
+        return None if known == value else (key, known, value)
+    differences = (_difference(was, is_now, f"{key}.{name}") for name, was, is_now in pairs)
+    return next((difference for difference in differences if difference is not None), None)
+
+
+def _holds_records(known: Any) -> bool:
+    return isinstance(known, list) and any(isinstance(item, dict) for item in known)
+
+
+def _text(value: Any) -> str:
+    """Return canonical JSON in the form of the call that makes its dataclass."""
+    if isinstance(value, dict):
+        items = {key: _text(item) for key, item in value.items() if key != "type"}
+        if "type" in value:
+            return value["type"] + (f"({', '.join(f'{key}={item}' for key, item in items.items())})" if items else "")
+        return f"{{{', '.join(f'{key}: {item}' for key, item in items.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return "none" if value is None else str(value)
