@@ -77,9 +77,13 @@ def test_other_value_is_refused_with_both_values(tmp_path: Path, was: Any, now: 
     assert str(error.value) == f"{tmp_path / 'inputs.json'}: {text}. {advice}"
 
 
+def make_class(name: str, fields: list[Any], module: str = "mine") -> Any:
+    return make_dataclass(name, fields, frozen=True, namespace={"__module__": module})
+
+
 def test_new_field_with_a_default_changes_nothing(tmp_path: Path) -> None:
-    old = make_dataclass("Part", [("size", int)], frozen=True, namespace={"__module__": "mine"})
-    new = make_dataclass("Part", [("size", int), ("bias", float, field(default=0.5))], frozen=True, namespace={"__module__": "mine"})
+    old = make_class("Part", [("size", int)])
+    new = make_class("Part", [("size", int), ("bias", float, field(default=0.5))])
     inputs(part=old(3), parts=(Term(old(1)),)).write(tmp_path)
     inputs(part=new(3), parts=(Term(new(1)),)).require_same(tmp_path)
     with pytest.raises(ConfigError, match=r"part\.bias was 0\.5, now it is 0\.25\."):
@@ -90,7 +94,7 @@ def test_new_field_with_a_default_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_class_of_the_same_name_in_another_module_is_another(tmp_path: Path) -> None:
-    one, two = (make_dataclass("Mlp", [], frozen=True, namespace={"__module__": module}) for module in ("mine", "yours"))
+    one, two = make_class("Mlp", []), make_class("Mlp", [], module="yours")
     assert canonical(one()) == {"type": "mine:Mlp"}
     for was, now in ((one(), two()), (one(), Mlp()), (Mlp(), one())):
         inputs(part=was).write(tmp_path)

@@ -209,7 +209,8 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
     seed = run / "students" / "small-mlp" / "seed-0"
     for number in (2, 10):
         (seed / f"round-{number}").mkdir()
-        (seed / f"round-{number}" / "metrics.jsonl").write_text('{"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": null}\n')
+        row = '{"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": null}\n'
+        (seed / f"round-{number}" / "metrics.jsonl").write_text(row)
     assert epoch_lines(run / "students" / "small-mlp", "heldout_loss")[0] == [
         (1, 2),
         (2, 2),

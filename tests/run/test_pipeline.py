@@ -278,7 +278,7 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     inputs = student_inputs(run, "mlp", teacher)
     assert not inputs.open_folder(folder, "policy.json", "new")
     (folder / "policy.json").write_text("{}")
-    with pytest.raises(ConfigError, match="teacher was NetworkPolicy .*, now it is NetworkPolicy"):
+    with pytest.raises(ConfigError, match=r"teacher was NetworkPolicy .*, now it is NetworkPolicy"):
         student_inputs(run, "mlp", other).open_folder(folder, "policy.json", "resume")
 
     changes = {

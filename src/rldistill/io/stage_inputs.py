@@ -158,7 +158,9 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         items = {key: _text(item) for key, item in value.items() if key != "type"}
         if "type" in value:
-            return value["type"] + (f"({', '.join(f'{key}={item}' for key, item in items.items())})" if items else "")
+            return str(value["type"]) + (
+                f"({', '.join(f'{key}={item}' for key, item in items.items())})" if items else ""
+            )
         return f"{{{', '.join(f'{key}: {item}' for key, item in items.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"

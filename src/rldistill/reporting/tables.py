@@ -50,7 +50,7 @@ def verdict(evaluation: dict[str, Any]) -> str:
 
 
 def _kept(name: str, answer: Entry) -> str:
-    lead = f"{percent_text(1 - answer['within'])} of its teacher's lead over random play"
+    lead = f"{percent_text(1 - answer['margin'])} of its teacher's lead over random play"
     if answer["decision"] == "undecided":
         return f"Whether the student {name} keeps {lead} is undecided"
     return f"The student {name} {'keeps' if answer['decision'] == 'yes' else 'does not keep'} {lead}"

@@ -27,9 +27,9 @@ from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import temperature_of
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
-from rldistill.recipes.student_folder import student_inputs
 from rldistill.recipes.config import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy
 from rldistill.recipes.job import Run
+from rldistill.recipes.student_folder import student_inputs
 from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
 from rldistill.run.folder import noted
 from rldistill.run.teachers import load_fitting
