@@ -157,11 +157,10 @@ def _text(value: Any) -> str:
     """Return canonical JSON in the form of the call that makes its dataclass."""
     if isinstance(value, dict):
         items = {key: _text(item) for key, item in value.items() if key != "type"}
-        if "type" in value:
-            return str(value["type"]) + (
-                f"({', '.join(f'{key}={item}' for key, item in items.items())})" if items else ""
-            )
-        return f"{{{', '.join(f'{key}: {item}' for key, item in items.items())}}}"
+        if "type" not in value:
+            return f"{{{', '.join(f'{key}: {item}' for key, item in items.items())}}}"
+        arguments = ", ".join(f"{key}={item}" for key, item in items.items())
+        return f"{value['type']}({arguments})" if items else str(value["type"])
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     return "none" if value is None else str(value)
