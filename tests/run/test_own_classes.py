@@ -103,7 +103,9 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
     again = rldistill("evaluate", str(run_file), "--overwrite")
     assert again.returncode == 0, again.stderr
     own = Path("own_parts.py")  # the user adds a setting to the loss, with a default
-    own.write_text(own.read_text().replace("    whole: bool = False\n", "    whole: bool = False\n    power: float = 2.0\n"))
+    own.write_text(
+        own.read_text().replace("    whole: bool = False\n", "    whole: bool = False\n    power: float = 2.0\n")
+    )
     for verb in ("distill", "evaluate"):
         later = rldistill(verb, str(run_file), "--resume")
         assert later.returncode == 0, later.stderr
