@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 
@@ -40,7 +40,7 @@ class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint
 class BabyA3C(nn.Module):
     """Four convolutions, a GRU cell of 256, six logits and a value."""
 
-    spec = PolicySpec((1, 80, 80), "uint8", ActionHead("categorical", (6,)))
+    spec = PolicySpec((1, 80, 80), "uint8", CategoricalHead((6,)))
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Reports:
 
 def q_spec(env: EnvConfig) -> PolicySpec:
     spec = spec_from_env(env)
-    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
+    return dataclasses.replace(spec, head=spec.head.as_kind("q_values"))
 
 
 @pytest.fixture(scope="session")

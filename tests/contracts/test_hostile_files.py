@@ -26,7 +26,7 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
 from rldistill.core.errors import RLDistillError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.data.info import describe
 from rldistill.data.info import verify as check
@@ -81,7 +81,7 @@ class Payload:
         return os.system, (f"touch {self.canary}",)
 
 
-CARTPOLE = PolicySpec((4,), "float32", ActionHead("categorical", (2,)))
+CARTPOLE = PolicySpec((4,), "float32", CategoricalHead((2,)))
 os.environ.setdefault("KERAS_BACKEND", "torch")
 Make = Callable[[Path, Path], Path]
 """From a folder and the file that a payload would make: the file to load."""
@@ -173,7 +173,7 @@ def native(change: Callable[[dict[str, Any]], None] = lambda document: None, hea
     """A policy of ours with its document or its tensors tampered with."""
 
     def make(folder: Path, canary: Path) -> Path:
-        spec = PolicySpec((4,), "float32", ActionHead("categorical", (2,)))
+        spec = PolicySpec((4,), "float32", CategoricalHead((2,)))
         save_policy(Mlp((4,)).build(spec), folder, {})
         document = json.loads((folder / "policy.json").read_text())
         change(document)

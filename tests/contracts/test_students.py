@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import (
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    DeterministicHead,
+    GaussianHead,
+    MultiCategoricalHead,
+    QValuesHead,
+    SquashedGaussianHead,
+)
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
@@ -22,13 +31,13 @@ from rldistill.students.storage import load_native, save_policy
 os.environ.setdefault("KERAS_BACKEND", "torch")
 LOW, HIGH = (-1.0, -2.0), (1.0, 2.0)
 HEADS = [
-    ActionHead("categorical", (3,)),
-    ActionHead("q_values", (3,)),
-    ActionHead("multi_categorical", (3, 2)),
-    ActionHead("bernoulli", (4,)),
-    ActionHead("gaussian", low=LOW, high=HIGH),
-    ActionHead("squashed_gaussian", low=LOW, high=HIGH),
-    ActionHead("deterministic", low=LOW, high=HIGH),
+    CategoricalHead((3,)),
+    QValuesHead((3,)),
+    MultiCategoricalHead((3, 2)),
+    BernoulliHead((4,)),
+    GaussianHead(low=LOW, high=HIGH),
+    SquashedGaussianHead(low=LOW, high=HIGH),
+    DeterministicHead(low=LOW, high=HIGH),
 ]
 SMALL: dict[str, AnyStudent] = {
     "linear": Linear(),
@@ -179,6 +188,6 @@ def test_activations_go_by_name(name: str) -> None:
 
 def test_a_small_student_of_pong_has_at_most_62_000_parameters() -> None:
     # 4*8*64+8 + 8*16*16+16 + 16*9*9*32+32 + 32*6+6
-    policy = Cnn((8, 16), (8, 4), (4, 2), (32,)).build(PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,))))
+    policy = Cnn((8, 16), (8, 4), (4, 2), (32,)).build(PolicySpec((4, 84, 84), "uint8", QValuesHead((6,))))
     count = sum(math.prod(parameter.shape) for parameter in policy.parameters())
     assert count == 2056 + 2064 + 41504 + 198 <= 62_000

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import ObsPart, PolicySpec
 
-HEAD = ActionHead("categorical", (2,))
+HEAD = CategoricalHead((2,))
 
 
 def alone(dtype: str) -> PolicySpec:

@@ -13,7 +13,7 @@ import torch
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
@@ -118,13 +118,13 @@ def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> N
 
 def test_the_best_constant_of_a_bounded_loss_is_found_where_it_is_flat(dataset: Dataset) -> None:
     """Values of 100 in a fifth of the states put their mean where tanh has no slope."""
-    head = ActionHead("q_values", (2,))
+    head = QValuesHead((2,))
     labels = PolicyOutput(head, torch.tensor([[0.0, 1.0]] * 4 + [[100.0, 0.0]]))
     batch = dataclasses.replace(dataset.batch(np.arange(5)), teacher=labels)
     # Always the second action, the first at the mean of -tanh(1) and 0: its variance, and 1 where the second is wrong.
     costs = np.array([math.tanh(1)] * 4 + [0.0])
     expected = (costs.var() + 0.2) / 2
-    found = best_constant_loss((Term(AdvantageMSE(1.0)),), batch, ActionHead("categorical", (2,)))
+    found = best_constant_loss((Term(AdvantageMSE(1.0)),), batch, CategoricalHead((2,)))
     assert found == pytest.approx(expected, rel=1e-3)
 
 
@@ -142,7 +142,7 @@ def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Da
     config = DistillConfig(losses=(Term(AdvantageWeightedNLL()),))
     away = np.where(np.arange(len(dataset)) % 2 == 0, 7.0, -1.0)  # sqrt((49 + 1) / 2) = 5
     columns = {**dataset.columns, "value": (dataset.columns["return_to_go"] - away).astype(np.float32)}
-    logits = dataclasses.replace(dataset.spec, head=dataclasses.replace(dataset.spec.head, kind="categorical"))
+    logits = dataclasses.replace(dataset.spec, head=dataset.spec.head.as_kind("categorical"))
     valued = dataclasses.replace(dataset, spec=logits, columns=columns)
     for data, expected in ((dataset, dataset.action_gap() / 2), (valued, 5.0)):
         (term,) = GradientFit(data, Mlp((16,)), config, tmp_path, 0, None).terms
@@ -171,7 +171,7 @@ def pictures(count: int, memory_gb: float) -> Dataset:
     columns = {name: np.zeros(count, np.float32) for name in ("reward", "return_to_go")}
     columns |= {name: np.zeros(count, bool) for name in ("terminated", "truncated")}
     columns |= {name: np.zeros(count, np.int32) for name in ("action", "step", "actor", "episode")}
-    spec = PolicySpec((2, 8, 10), "uint8", ActionHead("categorical", (2,)))
+    spec = PolicySpec((2, 8, 10), "uint8", CategoricalHead((2,)))
     columns |= {"teacher": sides, "next_teacher": sides}
     return Dataset(spec, columns, obs, rows, rows, rows % 10 == 0, count, memory_gb)
 

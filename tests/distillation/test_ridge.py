@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge as Reference
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
@@ -62,7 +62,7 @@ def test_fourier_features_see_what_a_line_does_not(tmp_path: Path) -> None:
 
 def test_fourier_features_by_hand() -> None:
     torch.manual_seed(0)
-    body, _ = Fourier(3, bandwidth=2.0).build(PolicySpec((4,), "float32", ActionHead("categorical", (2,))))
+    body, _ = Fourier(3, bandwidth=2.0).build(PolicySpec((4,), "float32", CategoricalHead((2,))))
     waves, x = body[1], torch.randn(5, 4)  # type: ignore[index]
     expected = np.sqrt(2 / 3) * np.cos(x.numpy() @ waves.weight.T.numpy() + waves.bias.numpy())
     np.testing.assert_allclose(waves(x), expected, rtol=1e-5, atol=1e-6)

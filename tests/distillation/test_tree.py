@@ -18,7 +18,7 @@ from sklearn.tree import DecisionTreeRegressor
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead, CategoricalHead, MultiCategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
@@ -31,7 +31,7 @@ from rldistill.students import Mlp, Tree
 from rldistill.students.storage import content_hash, load_native
 from rldistill.students.tree import TreePolicy
 
-SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+SPEC = PolicySpec((2,), "float32", CategoricalHead((2,)))
 
 
 def test_decisions_by_hand() -> None:
@@ -143,8 +143,8 @@ def test_what_is_not_legal_does_not_hide_that_it_is_best_where_it_is(
 @pytest.mark.parametrize(
     ("head", "actions"),
     [
-        (ActionHead("multi_categorical", (2, 3)), [[0, 2], [1, 2], [1, 0]]),
-        (ActionHead("bernoulli", (2,)), [[0, 1], [1, 1], [1, 0]]),
+        (MultiCategoricalHead((2, 3)), [[0, 2], [1, 2], [1, 0]]),
+        (BernoulliHead((2,)), [[0, 1], [1, 1], [1, 0]]),
     ],
 )
 def test_mistakes_in_several_choices_by_hand(head: ActionHead, actions: list[list[int]]) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,15 @@ import pytest
 import scipy.stats
 import torch
 
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import (
+    ILLEGAL,
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    GaussianHead,
+    MultiCategoricalHead,
+    QValuesHead,
+)
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import spec_from_env
@@ -24,8 +31,8 @@ from rldistill.students import Gru
 
 from ..conftest import CARTPOLE
 
-Q = ActionHead("q_values", (3,))
-LOGITS = ActionHead("categorical", (3,))
+Q = QValuesHead((3,))
+LOGITS = CategoricalHead((3,))
 
 
 def said(head: ActionHead, *params: list[float], value: list[float] | None = None) -> PolicyOutput:
@@ -63,19 +70,19 @@ def test_regret_of_logits_is_what_the_teacher_thinks_less_likely() -> None:
     lost = regret(said(LOGITS, [0.0, 0.0, 1.0]), said(LOGITS, [1.0, 2.5, 2.0]))
     assert lost is not None
     assert lost.tolist() == [0.5]
-    parts = ActionHead("multi_categorical", (2, 3))
+    parts = MultiCategoricalHead((2, 3))
     # 1 - 0 of the first part, 5 - 3 of the second
     lost = regret(said(parts, [1.0, 0, 0, 9, 0]), said(parts, [0.0, 1, 5, 3, 4]))
     assert lost is not None
     assert lost.tolist() == [3.0]
-    bits = ActionHead("bernoulli", (3,))
+    bits = BernoulliHead((3,))
     lost = regret(said(bits, [1.0, 1.0, -1.0]), said(bits, [2.0, -0.25, -3.0]))
     assert lost is not None
     assert lost.tolist() == [0.25]
 
 
 def test_continuous_actions_have_a_distance_and_no_regret() -> None:
-    head = ActionHead("gaussian", low=(-2.0, -2.0), high=(2.0, 2.0))
+    head = GaussianHead(low=(-2.0, -2.0), high=(2.0, 2.0))
     teacher, student = said(head, [0.0, 1.0, 0.0, 0.0]), said(head, [1.0, 1.0, math.log(2), 0.0])
     found = summary([differences(student, teacher)])
     assert found is not None
@@ -83,7 +90,7 @@ def test_continuous_actions_have_a_distance_and_no_regret() -> None:
     # log 2 + (1 + 1) / (2 * 4) - 1 / 2, and 0 of the second
     assert found["kl"] == pytest.approx(math.log(2) + 2 / 8 - 0.5, rel=1e-6)
     assert (found["regret"], found["agreement"], found["random_regret"]) == (None, None, None)
-    deterministic = dataclasses.replace(head, kind="deterministic")
+    deterministic = head.neutral
     assert "kl" not in differences(said(deterministic, [1.0, 1.0]), teacher)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import MASK, ActionHead
+from rldistill.core.heads import MASK, CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.envs.make import EnvConfig, make_env, spec_from_env
@@ -104,7 +104,7 @@ class Echo:
 
 
 def test_noise_has_the_size_that_was_asked_for() -> None:
-    head = ActionHead("categorical", (2,))
+    head = CategoricalHead((2,))
     spec = PolicySpec((2,), "float32", head)
     scale = noise_scale(spec, np.array([1.0, 20.0]), 0.25, 0.0)
     assert scale.tolist() == [0.25, 5.0]
@@ -126,7 +126,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
 
 def test_masks_and_names_take_no_noise() -> None:
     parts = (("a", ObsPart((2,), "float32")), ("n", ObsPart((), "int64", (5,))), (MASK, ObsPart((3,), "int8")))
-    spec = PolicySpec.of_parts(parts, ActionHead("categorical", (3,)))
+    spec = PolicySpec.of_parts(parts, CategoricalHead((3,)))
     scale = noise_scale(spec, np.full(6, 2.0), 0.5, 0.0)
     assert scale.tolist() == [1, 1, 0, 0, 0, 0]
 

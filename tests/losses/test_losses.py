@@ -11,7 +11,14 @@ from torch import Tensor
 
 from rldistill.core.batch import Batch
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import (
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    GaussianHead,
+    MultiCategoricalHead,
+    QValuesHead,
+)
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses import (
     QMSE,
@@ -31,8 +38,8 @@ from rldistill.losses import (
     Wasserstein,
 )
 
-Q = ActionHead("q_values", (2,))
-LOGITS = ActionHead("categorical", (2,))
+Q = QValuesHead((2,))
+LOGITS = CategoricalHead((2,))
 
 
 def make_batch(params: Tensor, head: ActionHead = Q, terminated: bool = False) -> Batch:
@@ -74,7 +81,7 @@ def test_reverse_kl_by_hand() -> None:
 
 def test_gaussian_kl_by_hand() -> None:
     # N(1, 1) to N(0, e): log(e) + (1 + 1) / (2 e^2) - 1/2
-    head = ActionHead("gaussian", low=(-9.0,), high=(9.0,))
+    head = GaussianHead(low=(-9.0,), high=(9.0,))
     batch = make_batch(torch.tensor([[1.0, 0.0]]), head)
     student = PolicyOutput(head, torch.tensor([[0.0, 1.0]]))
     assert ForwardKL()(student, batch).item() == pytest.approx(1 + 2 / (2 * math.e**2) - 0.5, abs=1e-6)
@@ -111,7 +118,7 @@ def test_jeffreys_by_hand() -> None:
 
 def test_wasserstein_by_hand() -> None:
     # means (1, -2) and (0, 0): 1 + 4; spreads (1, 1) and (2, 3): 1 + 4
-    head = ActionHead("gaussian", low=(-9.0, -9.0), high=(9.0, 9.0))
+    head = GaussianHead(low=(-9.0, -9.0), high=(9.0, 9.0))
     batch = make_batch(torch.tensor([[1.0, -2.0, 0.0, 0.0]]), head)
     student = PolicyOutput(head, torch.tensor([[0.0, 0.0, math.log(2), math.log(3)]]))
     assert Wasserstein()(student, batch).item() == pytest.approx(10.0, abs=1e-5)
@@ -123,12 +130,12 @@ def test_entropy_by_hand() -> None:
     quarters = math.log(4) - 0.75 * math.log(3)
     logits = torch.tensor([[math.log(3), 0.0]])
     assert Entropy()(PolicyOutput(LOGITS, logits), batch).item() == pytest.approx(-quarters, abs=1e-6)
-    bits = PolicyOutput(ActionHead("bernoulli", (2,)), logits)  # a bit of 3/4, and a fair one
+    bits = PolicyOutput(BernoulliHead((2,)), logits)  # a bit of 3/4, and a fair one
     assert Entropy()(bits, batch).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
-    several = PolicyOutput(ActionHead("multi_categorical", (2, 2)), torch.tensor([[math.log(3), 0.0, 5.0, 5.0]]))
+    several = PolicyOutput(MultiCategoricalHead((2, 2)), torch.tensor([[math.log(3), 0.0, 5.0, 5.0]]))
     assert Entropy()(several, batch).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
     # N(0, e): 1 + 1/2 ln(2 pi e)
-    spread = PolicyOutput(ActionHead("gaussian", low=(-9.0,), high=(9.0,)), torch.tensor([[7.0, 1.0]]))
+    spread = PolicyOutput(GaussianHead(low=(-9.0,), high=(9.0,)), torch.tensor([[7.0, 1.0]]))
     assert Entropy()(spread, batch).item() == pytest.approx(-1 - 0.5 * math.log(2 * math.pi * math.e), abs=1e-6)
 
 
@@ -140,22 +147,22 @@ def test_gap_weighted_nll_by_hand() -> None:
 
 
 def test_a_gap_does_not_count_what_is_illegal() -> None:
-    head = ActionHead("q_values", (3,))
+    head = QValuesHead((3,))
     batch = make_batch(torch.tensor([[-1.0, 5.0, -1e8]]), head)
-    loss = GapWeightedNLL()(PolicyOutput(ActionHead("categorical", (3,)), torch.zeros(1, 3)), batch)
+    loss = GapWeightedNLL()(PolicyOutput(CategoricalHead((3,)), torch.zeros(1, 3)), batch)
     assert loss.item() == pytest.approx(6 * math.log(3), abs=1e-5)
 
 
 def test_advantage_mse_by_hand() -> None:
     # The teacher's second action costs 2, which is one temperature; what is illegal costs all there is, 1.
-    head = ActionHead("q_values", (3,))
+    head = QValuesHead((3,))
     batch = make_batch(torch.tensor([[5.0, 3.0, -1e8]]), head)
     loss = AdvantageMSE(temperature=2.0)
-    undecided = PolicyOutput(ActionHead("categorical", (3,)), torch.full((1, 3), 7.0))
+    undecided = PolicyOutput(CategoricalHead((3,)), torch.full((1, 3), 7.0))
     assert loss(undecided, batch).item() == pytest.approx((math.tanh(1) ** 2 + 1) / 3, abs=1e-6)
     # Values count by what they differ, and are divided as the teacher's are; logits are not.
     assert loss(PolicyOutput(head, torch.tensor([[1.0, -1.0, -1e8]])), batch).item() == pytest.approx(0.0, abs=1e-6)
-    logits = PolicyOutput(ActionHead("categorical", (3,)), torch.tensor([[1.0, 0.0, -1e8]]))
+    logits = PolicyOutput(CategoricalHead((3,)), torch.tensor([[1.0, 0.0, -1e8]]))
     assert loss(logits, batch).item() == pytest.approx(0.0, abs=1e-6)
 
 

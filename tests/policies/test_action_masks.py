@@ -17,7 +17,7 @@ from stable_baselines3 import PPO
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ILLEGAL, MASK, ActionHead
+from rldistill.core.heads import HEADS, ILLEGAL, MASK, BernoulliHead, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Wrapper
 from rldistill.distillation.config import DistillConfig
@@ -123,7 +123,7 @@ class Valued:
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
-        self.spec = type(policy.spec)(**{**vars(policy.spec), "head": ActionHead("q_values", (4,))})
+        self.spec = type(policy.spec)(**{**vars(policy.spec), "head": QValuesHead((4,))})
 
     def initial_state(self, batch_size: int) -> None:
         return None
@@ -154,7 +154,7 @@ class Plane:
     """Numbers that are linear in the observation, of those that are legal."""
 
     def __init__(self, kind: Any, spec: Any) -> None:
-        self.spec = dataclasses.replace(spec, head=ActionHead(kind, (4,)))
+        self.spec = dataclasses.replace(spec, head=HEADS[kind]((4,)))
         self.weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
 
     def initial_state(self, batch_size: int) -> None:
@@ -233,7 +233,7 @@ def test_bits_have_two_choices_each_as_maskable_ppo_has_it(tmp_path: Path) -> No
 
 
 def test_bits_that_are_held_have_no_say() -> None:
-    output = PolicyOutput(ActionHead("bernoulli", (3,)), torch.tensor([[5.0, -5.0, 1.0]]))
+    output = PolicyOutput(BernoulliHead((3,)), torch.tensor([[5.0, -5.0, 1.0]]))
     held = output.masked(torch.tensor([[1, 0, 0, 1, 1, 1]]))  # off, on, free
     assert held.params.tolist() == [[ILLEGAL, -ILLEGAL, 1.0]]
     assert held.mode().tolist() == [[0, 1, 1]]
@@ -254,7 +254,7 @@ def test_masks_of_the_wrong_size_are_named(actions: Any, words: str) -> None:
 
 
 def test_the_gap_is_that_of_legal_actions() -> None:
-    output = PolicyOutput(ActionHead("categorical", (3,)), torch.tensor([[1.0, 5.0, 2.0]]))
+    output = PolicyOutput(CategoricalHead((3,)), torch.tensor([[1.0, 5.0, 2.0]]))
     masked = output.masked(torch.tensor([[1, 0, 1]]))
     assert masked.params.tolist() == [[1.0, ILLEGAL, 2.0]]
     assert masked.mode().tolist() == [2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import MASK, ActionHead
+from rldistill.core.heads import MASK, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, ObsPart, PolicySpec
 from rldistill.policies.actor_critic import Actor
@@ -13,8 +13,8 @@ from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.masking import with_action_mask
 from rldistill.students import Cnn, Linear, Mlp
 
-LANDER = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
-ATARI = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
+LANDER = PolicySpec((8,), "float32", CategoricalHead((4,)))
+ATARI = PolicySpec((4, 84, 84), "uint8", QValuesHead((6,)))
 
 
 class FirstAction:
@@ -119,7 +119,7 @@ def test_a_policy_confined_to_legal_actions_costs_what_it_does_alone() -> None:
 
 
 def test_multiply_adds_of_a_recurrent_policy() -> None:
-    policy = Actor(lstm=(6, 1), hidden=(5,)).build(PolicySpec((4,), "float32", ActionHead("categorical", (2,))))
+    policy = Actor(lstm=(6, 1), hidden=(5,)).build(PolicySpec((4,), "float32", CategoricalHead((2,))))
     # four gates of 6 from 4 entries and 6 remembered numbers; then 6 to 5 and 5 to 2
     cost = measure_cost(policy)
     assert cost.macs == 4 * 6 * (4 + 6) + 6 * 5 + 5 * 2

@@ -12,7 +12,16 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.heads import ILLEGAL, MASK, ActionHead
+from rldistill.core.heads import (
+    ILLEGAL,
+    MASK,
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    DeterministicHead,
+    MultiCategoricalHead,
+    QValuesHead,
+)
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.envs.make import spec_from_spaces
@@ -52,8 +61,8 @@ class Repeats(Fixed):
         return PolicyOutput(self.head, obs), None
 
 
-LOGITS, VALUES = ActionHead("categorical", (2,)), ActionHead("q_values", (2,))
-BOX = ActionHead("deterministic", low=(-1.0,), high=(1.0,))
+LOGITS, VALUES = CategoricalHead((2,)), QValuesHead((2,))
+BOX = DeterministicHead(low=(-1.0,), high=(1.0,))
 OBS = torch.zeros(3, 2)
 
 
@@ -107,7 +116,7 @@ def test_heads_that_differ_meet_as_probabilities() -> None:
 
 def test_the_temperature_of_values_is_a_state_s_own() -> None:
     # Of (1, 0, 0): T = (1 + 1) / 2 / 2 = 1/2 and p(0) = e^2 / (e^2 + 2), far above what logits (0, 0.5, 0) give.
-    members = Repeats(ActionHead("q_values", (3,))), Fixed(ActionHead("categorical", (3,)), (0.0, 0.5, 0.0))
+    members = Repeats(QValuesHead((3,))), Fixed(CategoricalHead((3,)), (0.0, 0.5, 0.0))
     obs, e = torch.tensor([[1.0, 0.0, 0.0], [100.0, 0.0, 0.0]]), math.e
     q = np.array([e**2, 1, 1]) / (e**2 + 2)
     logits = np.array([1, e**0.5, 1]) / (e**0.5 + 2)
@@ -123,7 +132,7 @@ def test_the_temperature_of_values_is_a_state_s_own() -> None:
 
 
 def test_actions_that_are_nearly_as_good_stay_nearly_as_likely() -> None:
-    members = Fixed(ActionHead("q_values", (3,)), (1.0, 0.999, 0.0)), Fixed(ActionHead("categorical", (3,)), (0.0,) * 3)
+    members = Fixed(QValuesHead((3,)), (1.0, 0.999, 0.0)), Fixed(CategoricalHead((3,)), (0.0,) * 3)
     p = says(*members).params[0].exp() * 2 - 1 / 3  # T = (0.001 + 1) / 2 / 2, so p(1) / p(0) = e^(-0.001 / T)
     assert float(p[1] / p[0]) == pytest.approx(math.exp(-0.001 * 4 / 1.001), abs=1e-5)
 
@@ -136,7 +145,7 @@ def test_values_that_differ_by_rounding_count_as_equal() -> None:
 
 
 def test_bits_are_averaged_as_probabilities() -> None:
-    bits = ActionHead("bernoulli", (2,))
+    bits = BernoulliHead((2,))
     output = says(Fixed(bits, (10.0, -40.0)), Fixed(bits, (-1.0, -40.0)))
     # (sigmoid(10) + sigmoid(-1)) / 2 = (0.9999546 + 0.2689414) / 2
     assert float(output.params[0, 0].sigmoid()) == pytest.approx(0.6344480, abs=1e-6)
@@ -145,7 +154,7 @@ def test_bits_are_averaged_as_probabilities() -> None:
 
 
 def test_each_part_of_an_action_is_averaged_as_probabilities() -> None:
-    parts = ActionHead("multi_categorical", (2, 3))
+    parts = MultiCategoricalHead((2, 3))
     output = says(Fixed(parts, (10.0, 0.0, 0.0, 0.0, 0.0)), Fixed(parts, (0.0, 1.0, *chances(0.75), -99.0)))
     chance = output.params[0].exp()
     # sigmoid(10) and sigmoid(-1) again; (1/3 + 3/4) / 2, (1/3 + 1/4) / 2 and 1/3 / 2
@@ -156,7 +165,7 @@ def test_each_part_of_an_action_is_averaged_as_probabilities() -> None:
 def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
     # All prefer action 0, which is illegal; of the others two prefer 2 and one prefers 1.
     sure = [(99.0, *(30.0 * (action == liked) for action in (1, 2, 3))) for liked in (2, 2, 1)]
-    members = tuple(Fixed(ActionHead("categorical", (4,)), params) for params in sure)
+    members = tuple(Fixed(CategoricalHead((4,)), params) for params in sure)
     env = masked_spec(4)
     output, _ = with_action_mask(Ensemble(members, vote), env)(torch.tensor([[0.0, 1.0, 1.0, 1.0, 0.0, 0.0]]))
     torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([1 / 3, 2 / 3, 0.0]))
@@ -171,7 +180,7 @@ def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
 
 def test_who_looks_at_the_mask_votes_with_who_does_not() -> None:
     env, params = masked_spec(3), (9.0, 1.0, 0.0)
-    blind = Fixed(ActionHead("categorical", (3,)), params)
+    blind = Fixed(CategoricalHead((3,)), params)
     looking = with_action_mask(blind, env)
     for members in ((blind, looking), (looking, blind)):
         together = Ensemble(members)
@@ -183,7 +192,7 @@ def test_who_looks_at_the_mask_votes_with_who_does_not() -> None:
 
 
 def test_the_temperature_is_that_of_legal_values() -> None:
-    members = Fixed(ActionHead("q_values", (3,)), (99.0, 2.0, 0.0)), Fixed(ActionHead("categorical", (3,)), (0.0,) * 3)
+    members = Fixed(QValuesHead((3,)), (99.0, 2.0, 0.0)), Fixed(CategoricalHead((3,)), (0.0,) * 3)
     output, _ = with_action_mask(Ensemble(members), masked_spec(3))(torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0]]))
     # a gap of 2, a temperature of 1: (sigmoid(2) + 1/2) / 2
     torch.testing.assert_close(output.params[0, 1:].exp(), torch.tensor([0.690398, 0.309602]))
@@ -202,7 +211,7 @@ def test_what_cannot_vote_is_refused() -> None:
     with pytest.raises(SpecMismatchError, match="kind of action"):
         Ensemble((Fixed(BOX, (0.0,)), Fixed(LOGITS, (0.0, 0.0))))
     with pytest.raises(SpecMismatchError, match="kind of action"):  # two bits are not one of two actions
-        Ensemble((Fixed(ActionHead("bernoulli", (2,)), (0.0, 0.0)), Fixed(LOGITS, (0.0, 0.0))))
+        Ensemble((Fixed(BernoulliHead((2,)), (0.0, 0.0)), Fixed(LOGITS, (0.0, 0.0))))
 
 
 def test_members_that_see_different_things_are_refused() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.reporting.interpret import draw, explain
 from rldistill.students import Linear, Mlp, Tree
@@ -20,7 +20,7 @@ from rldistill.students.features.maps import Standardised
 from rldistill.students.features.screen import Objects
 from rldistill.students.storage import save_policy
 
-SPEC = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+SPEC = PolicySpec((2,), "float32", CategoricalHead((2,)))
 
 
 def test_a_tree_as_rules(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_linear_student_as_a_table() -> None:
 
 def test_a_linear_student_on_objects_as_a_table() -> None:
     """In pixels, although it was trained on standard deviations."""
-    spec = PolicySpec((1, 5, 6), "uint8", ActionHead("categorical", (2,)))
+    spec = PolicySpec((1, 5, 6), "uint8", CategoricalHead((2,)))
     policy = Linear(Objects((("ball", 0, 5, 0, 6),))).build(spec)
     policy.fit_features(torch.randint(0, 200, (50, 1, 5, 6), dtype=torch.uint8))
     obs = torch.full((1, 1, 5, 6), 87, dtype=torch.uint8)
@@ -86,7 +86,7 @@ def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
         policy.value.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     assert explain(policy).splitlines()[0] == "if obs[0] <= 150:"
     assert policy(torch.tensor([[149.0, 5.0], [151.0, 5.0]]))[0].mode().tolist() == [0, 1]
-    of_bytes = Tree(nodes=3).build(PolicySpec((2,), "uint8", ActionHead("categorical", (2,))))
+    of_bytes = Tree(nodes=3).build(PolicySpec((2,), "uint8", CategoricalHead((2,))))
     of_bytes.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
     assert explain(of_bytes).splitlines()[0] == "if obs[0] <= 127.5:"
     entries = (("screen", ObsPart((1,), "uint8")), ("speed", ObsPart((1,), "float32")))
@@ -98,7 +98,7 @@ def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
 
 
 def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:
-    policy = Linear().build(PolicySpec((3, 5, 6), "uint8", ActionHead("categorical", (2,))))
+    policy = Linear().build(PolicySpec((3, 5, 6), "uint8", CategoricalHead((2,))))
     draw(policy, tmp_path / "weights.png")
     picture = imageio.imread(tmp_path / "weights.png")
     assert picture.shape == (2 * (5 + 4), 3 * (6 + 4))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.dataset import Dataset
@@ -48,7 +48,7 @@ SHORT = DQNConfig(
     total_steps=800, num_envs=4, buffer_size=400, learning_starts=80, batch_size=16, offline_steps=20,
     schedule="linear", ema_decay=0.9,
 )  # fmt: skip
-SPEC = PolicySpec((1,), "float32", ActionHead("categorical", (2,)))
+SPEC = PolicySpec((1,), "float32", CategoricalHead((2,)))
 
 
 def lived(replay: ReplayBuffer, steps: int, ends: dict[int, str]) -> None:

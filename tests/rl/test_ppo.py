@@ -12,13 +12,12 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import BernoulliHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Linear
 from rldistill.envs.make import EnvConfig
 from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
-from rldistill.losses.functional import log_prob
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
@@ -49,21 +48,21 @@ def test_advantages_by_hand() -> None:
 
 def test_likelihoods_are_those_of_pytorch() -> None:
     logits = torch.randn(5, 5)
-    action_params = PolicyOutput(ActionHead("multi_categorical", (3, 2)), logits)
+    action_params = PolicyOutput(MultiCategoricalHead((3, 2)), logits)
     raw_action = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
     expected = sum(
         Categorical(logits=part).log_prob(at) for part, at in zip(logits.split((3, 2), 1), raw_action.T, strict=True)
     )
-    torch.testing.assert_close(log_prob(action_params, raw_action), expected)
+    torch.testing.assert_close(action_params.log_prob(raw_action), expected)
     bits = torch.randint(0, 2, (5, 5))
     torch.testing.assert_close(
-        log_prob(PolicyOutput(ActionHead("bernoulli", (5,)), logits), bits),
+        BernoulliHead((5,)).log_prob(logits, bits),
         Bernoulli(logits=logits).log_prob(bits.float()).sum(1),
     )
-    head = ActionHead("gaussian", low=(-1.0,) * 2, high=(1.0,) * 2)
+    head = GaussianHead(low=(-1.0,) * 2, high=(1.0,) * 2)
     action = torch.randn(5, 2)
     expected = Normal(logits[:, :2], logits[:, 2:4].exp()).log_prob(action).sum(1)
-    torch.testing.assert_close(log_prob(PolicyOutput(head, logits[:, :4]), action), expected)
+    torch.testing.assert_close(head.log_prob(logits[:, :4], action), expected)
 
 
 def test_it_learns_to_balance(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
 def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> None:
     env = EnvConfig("Pendulum-v1")
     spec = spec_from_env(env)
-    teacher = Mlp((8,)).build(replace(spec, head=replace(spec.head, kind="squashed_gaussian"))).eval()
+    teacher = Mlp((8,)).build(replace(spec, head=spec.head.as_kind("squashed_gaussian"))).eval()
     save_policy(teacher, tmp_path / "teacher", {})
     document = {
         "name": "own", "env": {"id": env.id}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": "ppd"},

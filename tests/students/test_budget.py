@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.students import Impala, Mlp
 from rldistill.students.budget import costs, fit_budget
 
-VECTOR = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
-FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("categorical", (6,)))
+VECTOR = PolicySpec((8,), "float32", CategoricalHead((4,)))
+FRAMES = PolicySpec((4, 84, 84), "uint8", CategoricalHead((6,)))
 
 
 def test_costs_by_hand() -> None:
     cost = costs(Mlp((10,)), VECTOR)
     assert cost == {"parameters": 8 * 10 + 10 + 10 * 4 + 4, "bytes": 4 * 134, "macs": 8 * 10 + 10 * 4}
     # one stage on 2x8x6: 3x3 from 2 to 3 channels on 8x6, then four 3x3 from 3 to 3 on 4x3; 36 to 5, 5 to 2
-    tiny = costs(Impala((3,), (5,)), PolicySpec((2, 8, 6), "uint8", ActionHead("categorical", (2,))))
+    tiny = costs(Impala((3,), (5,)), PolicySpec((2, 8, 6), "uint8", CategoricalHead((2,))))
     convolutions = (9 * 2 * 3 + 3) + 4 * (9 * 3 * 3 + 3)
     assert tiny["parameters"] == convolutions + 36 * 5 + 5 + 5 * 2 + 2
     assert tiny["macs"] == 48 * 9 * 2 * 3 + 4 * 12 * 9 * 3 * 3 + 36 * 5 + 5 * 2

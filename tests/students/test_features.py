@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
@@ -30,7 +30,7 @@ from rldistill.students.features.maps import (
 from rldistill.students.features.screen import Basic, Bprost, Objects
 from rldistill.students.storage import load_native, save_policy
 
-HEAD = ActionHead("categorical", (3,))
+HEAD = CategoricalHead((3,))
 SCREEN = PolicySpec((2, 12, 16), "uint8", HEAD)
 SMALL: dict[str, AnyFeatures] = {
     "raw": Raw(),

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead, QValuesHead
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.students import Cnn, Mlp
 from rldistill.students.storage import content_hash, load_native, save_policy
 
-SPEC = PolicySpec((3,), "float32", ActionHead("categorical", (2,)))
-PIXELS = PolicySpec((4, 12, 12), "uint8", ActionHead("q_values", (2,)), FramePipeline(12, 12))
+SPEC = PolicySpec((3,), "float32", CategoricalHead((2,)))
+PIXELS = PolicySpec((4, 12, 12), "uint8", QValuesHead((2,)), FramePipeline(12, 12))
 
 
 @pytest.fixture

@@ -8,21 +8,29 @@ import pytest
 import torch
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import (
+    ActionHead,
+    CategoricalHead,
+    DeterministicHead,
+    GaussianHead,
+    MultiCategoricalHead,
+    QValuesHead,
+    SquashedGaussianHead,
+)
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import Actor
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
 from rldistill.students.storage import load_native, save_policy
 
-FRAMES = PolicySpec((4, 84, 84), "uint8", ActionHead("q_values", (6,)))
-VECTOR = PolicySpec((8,), "float32", ActionHead("categorical", (4,)))
+FRAMES = PolicySpec((4, 84, 84), "uint8", QValuesHead((6,)))
+VECTOR = PolicySpec((8,), "float32", CategoricalHead((4,)))
 HEADS = [
-    ActionHead("categorical", (3,)),
-    ActionHead("q_values", (3,)),
-    ActionHead("multi_categorical", (3, 2)),
-    ActionHead("deterministic", low=(-1.0, -2.0), high=(1.0, 2.0)),
-    ActionHead("gaussian", low=(-1.0, -2.0), high=(1.0, 2.0)),
-    ActionHead("squashed_gaussian", low=(-1.0, -2.0), high=(1.0, 2.0)),
+    CategoricalHead((3,)),
+    QValuesHead((3,)),
+    MultiCategoricalHead((3, 2)),
+    DeterministicHead(low=(-1.0, -2.0), high=(1.0, 2.0)),
+    GaussianHead(low=(-1.0, -2.0), high=(1.0, 2.0)),
+    SquashedGaussianHead(low=(-1.0, -2.0), high=(1.0, 2.0)),
 ]
 
 
@@ -122,7 +130,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
 
 
 def test_pictures_with_channels_last_are_named() -> None:
-    spec = PolicySpec((96, 96, 3), "uint8", ActionHead("categorical", (5,)))
+    spec = PolicySpec((96, 96, 3), "uint8", CategoricalHead((5,)))
     with pytest.raises(ConfigError, match="ChannelsFirst"):
         Cnn().build(spec)
 

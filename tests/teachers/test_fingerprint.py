@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import QValuesHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.make import EnvConfig, spec_from_env
@@ -71,7 +71,7 @@ def test_how_numbers_are_read_counts_as_well_as_the_numbers() -> None:
     torch.manual_seed(0)
     policies: list[Policy] = [Actor(hidden=(4,), activation=name).build(SPEC) for name in ("tanh", "relu")]
     policies[1].load_state_dict(policies[0].state_dict())  # type: ignore[attr-defined]
-    valued = dataclasses.replace(SPEC, head=ActionHead("q_values", nvec=(2,)))
+    valued = dataclasses.replace(SPEC, head=QValuesHead(nvec=(2,)))
     policies.append(Actor(hidden=(4,)).build(valued))
     policies[2].load_state_dict(policies[0].state_dict())  # type: ignore[attr-defined]
     policies += [Ensemble(tuple(policies[:2]), vote) for vote in ("mean", "majority")]

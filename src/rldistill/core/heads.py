@@ -1,9 +1,21 @@
-"""Action heads: the meaning of the numbers that a policy returns."""
+"""Action heads: the meaning of the numbers in `PolicyOutput.params`.
+
+A new head is one subclass of `ActionHead`, its kind in `HeadKind` and its entry in `HEADS`. torch.distributions is not
+used: its constructors cost more than a small policy, and the random draws have to stay those of recorded datasets.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from rldistill.core.errors import SpecMismatchError
 
@@ -11,55 +23,382 @@ HeadKind = Literal[
     "categorical", "q_values", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian", "deterministic"
 ]
 
-
 MASK = "action_mask"
-"""The entry of an observation that says which actions are legal."""
-
+"""The key of the action mask in a dict observation."""
 
 ILLEGAL = -1e8
-"""The logit or value of an action that is not."""
+"""The logit or value of an illegal action; finite, so that no loss becomes NaN."""
+
+
+CERTAIN_LOGIT = 20.0
+"""The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
 
 
 @dataclass(frozen=True)
-class ActionHead:
-    """What the numbers in `PolicyOutput.params` mean."""
+class ActionHead(ABC):
+    """The distribution, or the values, that a policy's numbers `params` `[..., P]` describe.
 
-    kind: HeadKind
+    An action is `[...]` for one integer and `[..., A]` otherwise.
+
+    Attributes:
+        nvec: the number of options of each discrete choice; the number of bits of a `bernoulli` head.
+        low: the lower bounds of a continuous action.
+        high: the upper bounds.
+        kind: the name in files.
+        neutral_kind: the kind of an environment with the same actions.
+        discrete: True if actions are integers.
+        single_choice: True if an action is one integer.
+        action_values: True if the params are Q values.
+        stochastic: True if the params describe a distribution to sample from.
+        regret_unit: the unit of `regret`; None for continuous actions.
+    """
+
     nvec: tuple[int, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
-    @property
-    def discrete(self) -> bool:
-        """Whether actions are integers."""
-        return self.kind in ("categorical", "q_values", "multi_categorical", "bernoulli")
+    kind: ClassVar[HeadKind]
+    neutral_kind: ClassVar[HeadKind]
+    discrete: ClassVar[bool] = False
+    single_choice: ClassVar[bool] = False
+    action_values: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = True
+    regret_unit: ClassVar[str | None] = None
 
-    @property
-    def choices(self) -> tuple[int, ...]:
-        """Sizes of the choices that a mask tells of, one after the other: of a bit 2, whether it may be 0 and 1."""
-        return (2,) * sum(self.nvec) if self.kind == "bernoulli" else self.nvec
+    def __post_init__(self) -> None:
+        if self.discrete:
+            fits = 0 < len(self.nvec) <= (1 if self.single_choice else len(self.nvec)) and not (self.low or self.high)
+        else:
+            fits = 0 < len(self.low) == len(self.high) and not self.nvec
+        if not fits:
+            raise SpecMismatchError(f"nvec, low, high: they do not make a {self.kind} head")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the head as it is stored in `policy.json` and `manifest.json`."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> ActionHead:
+        """Return the head that `to_json` wrote; raise KeyError or TypeError for other values."""
+        return HEADS[value["kind"]](**{key: tuple(item) for key, item in value.items() if key != "kind"})
+
+    def as_kind(self, kind: HeadKind, where: str = "head") -> ActionHead:
+        """Return the head of `kind` for the same actions.
+
+        Raises:
+            SpecMismatchError: `kind` is for other actions; the message begins with `where`.
+        """
+        kinds = [name for name, head in HEADS.items() if head.neutral_kind == self.neutral_kind]
+        if kind not in kinds:
+            raise SpecMismatchError(f"{where}: a {kind} head does not fit these actions; expected {' or '.join(kinds)}")
+        return HEADS[kind](self.nvec, self.low, self.high)
+
+    def same_space(self, other: ActionHead) -> bool:
+        """Return True if both heads are distributions over the same actions.
+
+        The KL divergence of squashed Gaussians equals that before tanh, so they compare without their bounds.
+        """
+        if self.discrete:
+            return self.neutral == other.neutral
+        return type(self) is type(other) and len(self.low) == len(other.low)
 
     @property
     def neutral(self) -> ActionHead:
-        """The head that says nothing of how actions are chosen: `categorical`, or `deterministic`."""
-        kind: HeadKind = self.kind if self.kind in ("multi_categorical", "bernoulli") else "categorical"
-        return replace(self, kind=kind if self.discrete else "deterministic")
+        """The head of an environment with the same actions: no distribution and no values."""
+        return self.as_kind(self.neutral_kind)
 
-    def read_as(self, kind: HeadKind | None, name: str) -> ActionHead:
-        """The head of the same actions whose numbers mean `kind`, or this one if none is given.
-
-        Raises:
-            SpecMismatchError: `kind`, which was given for `name`, is for other actions.
-        """
-        head = self if kind is None else replace(self, kind=kind)
-        if head.neutral != self.neutral:
-            known = [other for other in get_args(HeadKind) if replace(self, kind=other).neutral == self.neutral]
-            raise SpecMismatchError(f"{name}: a head of {kind} is for other actions; expected {' or '.join(known)}")
-        return head
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The sizes of the parts of an action mask; a bit has two entries, one for 0 and one for 1."""
+        return self.nvec
 
     @property
     def num_params(self) -> int:
-        """P, the length of `PolicyOutput.params`."""
-        if self.discrete:
-            return sum(self.nvec)
-        return len(self.low) * (2 if "gaussian" in self.kind else 1)
+        """P, the size of the last dimension of `PolicyOutput.params`."""
+        return sum(self.nvec) or len(self.low)
+
+    @abstractmethod
+    def raw_mode(self, params: Tensor) -> Tensor:
+        """Return the most likely, highest-valued or mean action before `bounded`."""
+
+    def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a random action before `bounded`; the mode if the head is not stochastic."""
+        return self.raw_mode(params)
+
+    def bounded(self, action: Tensor) -> Tensor:
+        """Return a continuous action within its bounds, a discrete one unchanged."""
+        return action if self.discrete else action.clamp(action.new_tensor(self.low), action.new_tensor(self.high))
+
+    def mode(self, params: Tensor) -> Tensor:
+        """Return the most likely, highest-valued or mean action."""
+        return self.bounded(self.raw_mode(params))
+
+    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a random action; the mode if the head is not stochastic."""
+        return self.bounded(self.raw_sample(params, generator))
+
+    def masked(self, params: Tensor, legal: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the params without illegal actions, and the mask that `mode` and `sample` still need.
+
+        Args:
+            params: `[..., P]`.
+            legal: booleans, `[..., sum(choices)]`.
+        """
+        return params.masked_fill(~legal, ILLEGAL), legal
+
+    def certain(self, action: Tensor) -> Tensor:
+        """Return the params of a policy that always chooses `action`."""
+        raise self._missing("certain")
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return log pi(action), summed over the parts of an action; a continuous one is before `bounded`."""
+        raise self._missing("log_prob")
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Return the entropy in nats, summed over the parts of an action; before tanh if squashed."""
+        raise self._missing("entropy")
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return KL(p || q) of two policies with this head, summed over the parts of an action."""
+        raise self._missing("kl")
+
+    def wasserstein(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return the squared 2-Wasserstein distance of two policies with this head."""
+        raise self._missing("wasserstein")
+
+    def nll(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return -log pi(action); a cross-entropy of Q values, a squared error of deterministic actions."""
+        return -self.log_prob(params, action)
+
+    def regret(self, params: Tensor, action: Tensor) -> Tensor | None:
+        """Return the difference in value or log-probability of the best action and `action`; None if continuous."""
+        return None
+
+    def _missing(self, method: str) -> SpecMismatchError:
+        kinds = [kind for kind, head in HEADS.items() if getattr(head, method) is not getattr(ActionHead, method)]
+        return SpecMismatchError(f"a {self.kind} head has no {method}; expected {' or '.join(kinds)}")
+
+
+class _ChoiceHead(ActionHead):
+    discrete = True
+    regret_unit = "nats"
+
+    def raw_mode(self, params: Tensor) -> Tensor:
+        return self._join([part.argmax(-1) for part in self._split(params)])
+
+    def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        return self._join([_gumbel_argmax(part, generator) for part in self._split(params)])
+
+    def certain(self, action: Tensor) -> Tensor:
+        pairs = zip(self._choices(action), self.nvec, strict=True)
+        return CERTAIN_LOGIT * torch.cat([F.one_hot(choice, size).float() for choice, size in pairs], -1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        return -self.nll(params, action)
+
+    def nll(self, params: Tensor, action: Tensor) -> Tensor:
+        return _total(_cross_entropy, self._split(params), self._choices(action))
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return _total(_entropy, self._split(params))
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        return _total(_kl, self._split(p), self._split(q))
+
+    def regret(self, params: Tensor, action: Tensor) -> Tensor | None:
+        return _total(_gap, self._split(params), self._choices(action))
+
+    def _split(self, params: Tensor) -> Sequence[Tensor]:
+        return [params] if self.single_choice else params.split_with_sizes(self.nvec, -1)
+
+    def _choices(self, action: Tensor) -> Sequence[Tensor]:
+        return [action] if self.single_choice else action.unbind(-1)
+
+    def _join(self, choices: list[Tensor]) -> Tensor:
+        return choices[0] if self.single_choice else torch.stack(choices, -1)
+
+
+class CategoricalHead(_ChoiceHead):
+    """Logits of one choice among `nvec[0]` actions."""
+
+    kind = neutral_kind = "categorical"
+    single_choice = True
+
+
+class QValuesHead(_ChoiceHead):
+    """Values of `nvec[0]` actions; their KL divergence and `nll` take them as logits."""
+
+    kind, neutral_kind = "q_values", "categorical"
+    single_choice = action_values = True
+    stochastic = False
+    regret_unit = "return"
+
+    raw_sample, log_prob, entropy = ActionHead.raw_sample, ActionHead.log_prob, ActionHead.entropy
+
+
+class MultiCategoricalHead(_ChoiceHead):
+    """Logits of several choices, one after the other, among `nvec` options."""
+
+    kind = neutral_kind = "multi_categorical"
+
+
+class BernoulliHead(ActionHead):
+    """One logit for each of `nvec[0]` bits."""
+
+    kind = neutral_kind = "bernoulli"
+    discrete = True
+    regret_unit = "nats"
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Two entries of an action mask for each bit."""
+        return (2,) * sum(self.nvec)
+
+    def raw_mode(self, params: Tensor) -> Tensor:
+        """Return 1 for each bit with a positive logit."""
+        return (params > 0).long()
+
+    def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """Return 1 for each bit with probability sigmoid(params)."""
+        return (torch.rand(params.shape, generator=generator) < params.sigmoid()).long()
+
+    def masked(self, params: Tensor, legal: Tensor) -> tuple[Tensor, None]:
+        """Return the logits that choose the only legal value of a bit; they need no mask."""
+        off, on = legal[..., ::2], legal[..., 1::2]
+        return params.masked_fill(~on, ILLEGAL).masked_fill(~off, -ILLEGAL), None
+
+    def certain(self, action: Tensor) -> Tensor:
+        """Return a large positive logit for each 1, a negative one for each 0."""
+        return CERTAIN_LOGIT * (2 * action.float() - 1)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return the sum over bits of log sigmoid(params), or log(1 - sigmoid(params)) where a bit is 0."""
+        return -F.binary_cross_entropy_with_logits(params, action.float(), reduction="none").sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Return the sum of the entropies of all bits."""
+        return (F.softplus(-params) + (-params).sigmoid() * params).sum(-1)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return sum_i p_i log(p_i / q_i) + (1 - p_i) log((1 - p_i) / (1 - q_i))."""
+        on = p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q))
+        off = (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
+        return (on + off).sum(-1)
+
+    def regret(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return the sum of the logits of all bits that differ from the mode."""
+        return (params.abs() * (action != self.mode(params))).sum(-1)
+
+
+class DeterministicHead(ActionHead):
+    """Continuous actions, clamped to their bounds."""
+
+    kind = neutral_kind = "deterministic"
+    stochastic = False
+
+    def raw_mode(self, params: Tensor) -> Tensor:
+        """Return the action before it is clamped."""
+        return params
+
+    def certain(self, action: Tensor) -> Tensor:
+        """Return the action."""
+        return action
+
+    def nll(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return the squared error, summed over the entries of an action."""
+        return ((params - action) ** 2).sum(-1)
+
+
+class GaussianHead(ActionHead):
+    """Means, then log standard deviations, of a diagonal Gaussian; actions are clamped to their bounds."""
+
+    kind: ClassVar[HeadKind] = "gaussian"
+    neutral_kind = "deterministic"
+
+    @property
+    def num_params(self) -> int:
+        """P, two numbers for each entry of an action."""
+        return 2 * len(self.low)
+
+    def raw_mode(self, params: Tensor) -> Tensor:
+        """Return the means."""
+        return params[..., : len(self.low)]
+
+    def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
+        """Return mean + std * standard normal noise."""
+        mean, log_std = params.chunk(2, -1)
+        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return log N(action; mean, std) of an action before it is clamped or squashed."""
+        mean, log_std = params.chunk(2, -1)
+        return -(0.5 * ((action - mean) / log_std.exp()) ** 2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        """Return sum_i log_std_i + (1 + log 2 pi) / 2."""
+        return (params.chunk(2, -1)[1] + 0.5 * (1 + math.log(2 * math.pi))).sum(-1)
+
+    def kl(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return sum_i log(s_q / s_p) + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2."""
+        (p_mean, p_log_std), (q_mean, q_log_std) = p.chunk(2, -1), q.chunk(2, -1)
+        # Ratios of standard deviations, since the square of a tiny one is 0 in float32.
+        squares = (2 * (p_log_std - q_log_std)).exp() + ((p_mean - q_mean) * (-q_log_std).exp()) ** 2
+        return (q_log_std - p_log_std + squares / 2 - 0.5).sum(-1)
+
+    def wasserstein(self, p: Tensor, q: Tensor) -> Tensor:
+        """Return |m_p - m_q|^2 + |s_p - s_q|^2; before tanh if squashed."""
+        (p_mean, p_log_std), (q_mean, q_log_std) = p.chunk(2, -1), q.chunk(2, -1)
+        return ((p_mean - q_mean) ** 2 + (p_log_std.exp() - q_log_std.exp()) ** 2).sum(-1)
+
+
+class SquashedGaussianHead(GaussianHead):
+    """Gaussian whose samples pass through tanh and are then scaled to the bounds (SAC, arXiv 1801.01290)."""
+
+    kind = "squashed_gaussian"
+
+    def bounded(self, action: Tensor) -> Tensor:
+        """Return tanh(action) scaled to the bounds."""
+        low, high = action.new_tensor(self.low), action.new_tensor(self.high)
+        return low + (action.tanh() + 1) / 2 * (high - low)
+
+
+HEADS: dict[str, type[ActionHead]] = {
+    head.kind: head
+    for head in (
+        CategoricalHead,
+        QValuesHead,
+        MultiCategoricalHead,
+        BernoulliHead,
+        GaussianHead,
+        SquashedGaussianHead,
+        DeterministicHead,
+    )
+}
+"""The class of each kind."""
+
+
+def _total(function: Callable[..., Tensor], *parts: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.add, map(function, *parts))
+
+
+def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
+    uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-20)
+    return (logits - (-uniform.log()).log()).argmax(-1)
+
+
+def _cross_entropy(logits: Tensor, action: Tensor) -> Tensor:
+    return -F.log_softmax(logits, -1).gather(-1, action[..., None]).squeeze(-1)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    log_p = F.log_softmax(logits, -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    # kl_div takes its arguments in the opposite order.
+    return F.kl_div(F.log_softmax(q_logits, -1), F.log_softmax(p_logits, -1), reduction="none", log_target=True).sum(-1)
+
+
+def _gap(values: Tensor, action: Tensor) -> Tensor:
+    return values.amax(-1) - values.gather(-1, action[..., None]).squeeze(-1)

@@ -9,13 +9,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import ActionHead
 from rldistill.core.spec import Obs, PolicySpec
 
 
 @dataclass(frozen=True)
 class PolicyOutput:
-    """What a policy says of a batch of observations."""
+    """Output of a policy for a batch of observations.
+
+    Attributes:
+        head: the meaning of `params`.
+        params: `[..., P]`.
+        value: the state values, `[...]`.
+        features: the last hidden layer, `[..., F]`.
+        mask: the legal actions, `[..., P]`; `masked` sets it.
+    """
 
     head: ActionHead
     params: Tensor
@@ -24,15 +32,13 @@ class PolicyOutput:
     mask: Tensor | None = None
 
     def masked(self, mask: Tensor) -> PolicyOutput:
-        """The same with actions that are not legal ruled out: they are never chosen, and no loss sees them.
+        """Return the output without illegal actions: they are never chosen, and no loss depends on them.
 
-        Of `[..., sum(head.choices)]`: bits have two numbers each, and what is ruled out stands in their logits alone.
+        Args:
+            mask: `[..., sum(head.choices)]`.
         """
-        legal = mask.bool()
-        if self.head.kind == "bernoulli":
-            off, on = legal[..., ::2], legal[..., 1::2]
-            return replace(self, params=self.params.masked_fill(~on, ILLEGAL).masked_fill(~off, -ILLEGAL))
-        return replace(self, params=self.params.masked_fill(~legal, ILLEGAL), mask=legal)
+        params, legal = self.head.masked(self.params, mask.bool())
+        return replace(self, params=params, mask=legal)
 
     def to(self, device: torch.device) -> PolicyOutput:
         """Return the output with its tensors on `device`."""
@@ -42,61 +48,36 @@ class PolicyOutput:
         return PolicyOutput(self.head, self.params.to(device), *others)
 
     def at(self, rows: Tensor) -> PolicyOutput:
-        """What is said of some observations of a batch, without features."""
+        """Return the output for some observations of the batch, without features."""
         parts = (None if part is None else part[rows] for part in (self.value, None, self.mask))
         return PolicyOutput(self.head, self.params[rows], *parts)
 
     def mode(self) -> Tensor:
-        """The most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""
-        kind, params = self.head.kind, self.params
-        if self.mask is not None:
-            params = params.masked_fill(~self.mask, -torch.inf)
-        if kind in ("categorical", "q_values"):
-            return params.argmax(-1)
-        if kind == "multi_categorical":
-            return torch.stack([part.argmax(-1) for part in params.split_with_sizes(self.head.nvec, -1)], -1)
-        if kind == "bernoulli":
-            return (params > 0).long()
-        mean = params[..., : len(self.head.low)]
-        return self.bounded(mean)
+        """Return the most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""
+        return self.head.mode(self._legal_params())
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """An action drawn from the policy; of `q_values` and `deterministic` heads, the mode."""
-        kind, params = self.head.kind, self.params
-        if kind in ("q_values", "deterministic"):
-            return self.mode()
-        if self.mask is not None:
-            params = params.masked_fill(~self.mask, -torch.inf)
-        if kind == "categorical":
-            return _gumbel_argmax(params, generator)
-        if kind == "multi_categorical":
-            return torch.stack(
-                [_gumbel_argmax(part, generator) for part in params.split_with_sizes(self.head.nvec, -1)], -1
-            )
-        if kind == "bernoulli":
-            return (torch.rand(params.shape, generator=generator) < params.sigmoid()).long()
-        return self.bounded(self.draw(generator))
+        """Return a random action; the mode of `q_values` and `deterministic` heads."""
+        return self.head.sample(self._legal_params(), generator)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """A draw before it is brought within the bounds of the action: of a Gaussian; elsewhere the action itself."""
-        if "gaussian" not in self.head.kind:
-            return self.sample(generator)
-        mean, log_std = self.params.chunk(2, -1)
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+    def raw_mode(self) -> Tensor:
+        """Return the mode before its bounds."""
+        return self.head.raw_mode(self._legal_params())
 
-    def bounded(self, action: Tensor) -> Tensor:
-        """A draw as an action: clamped, or squashed into the bounds; a discrete one as it is."""
-        if self.head.discrete:
-            return action
-        low, high = action.new_tensor(self.head.low), action.new_tensor(self.head.high)
-        if self.head.kind == "squashed_gaussian":
-            return low + (action.tanh() + 1) / 2 * (high - low)
-        return action.clamp(low, high)
+    def raw_sample(self, generator: torch.Generator) -> Tensor:
+        """Return a random action before its bounds, as `log_prob` takes it."""
+        return self.head.raw_sample(self._legal_params(), generator)
 
+    def log_prob(self, raw_action: Tensor) -> Tensor:
+        """Return log pi(raw_action), `[...]`."""
+        return self.head.log_prob(self.params, raw_action)
 
-def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-20)
-    return (logits - (-uniform.log()).log()).argmax(-1)
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats, `[...]`."""
+        return self.head.entropy(self.params)
+
+    def _legal_params(self) -> Tensor:
+        return self.params if self.mask is None else self.params.masked_fill(~self.mask, -torch.inf)
 
 
 class Policy(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -127,15 +127,19 @@ class PolicySpec:
             whole = replace(whole, obs_shape=part.shape, obs_dtype=part.dtype, nvec=part.nvec, parts=())
         return replace(whole, view=self.view, env_kwargs=self.env_kwargs)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as it is stored in `policy.json` and `manifest.json`."""
+        return asdict(self) | {"head": self.head.to_json()}
+
     @classmethod
     def from_json(cls, value: Any) -> PolicySpec:
-        """The spec that `dataclasses.asdict` made `value` of; raises KeyError or TypeError if it did not."""
+        """Return the spec that `to_json` wrote; raise KeyError, TypeError or SpecMismatchError for other values."""
 
         def tuples(fields: dict[str, Any]) -> dict[str, Any]:
             return {key: tuple(item) if isinstance(item, list) else item for key, item in fields.items()}
 
         fields = tuples(value)
-        fields["head"] = ActionHead(**tuples(fields["head"]))
+        fields["head"] = ActionHead.from_json(fields["head"])
         fields["frames"] = FramePipeline(**tuples(fields["frames"])) if fields["frames"] is not None else None
         fields["parts"] = tuple((key, ObsPart(**tuples(part))) for key, part in fields.get("parts", ()))
         fields["env_kwargs"] = tuple((str(key), item) for key, item in fields.get("env_kwargs", ()))
@@ -161,7 +165,7 @@ class PolicySpec:
             ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
             ("number of values", self.nvec, other.nvec),
             ("entries of the observation", _parts_as_float32(self.parts), _parts_as_float32(other.parts)),
-            ("kind of action", self.head.neutral.kind, other.head.neutral.kind),
+            ("kind of action", self.head.neutral_kind, other.head.neutral_kind),
             ("number of actions", self.head.nvec, other.head.nvec),
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Block, BlockKey
 from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
@@ -44,8 +44,8 @@ class Manifest:
         `teacher_spec` is of the teacher's view, where it is stored beside the student's.
         """
         path = folder / "manifest.json"
-        asked = {"schema": SCHEMA, "env": dataclasses.asdict(env), "spec": dataclasses.asdict(spec)}
-        seen = {} if teacher_spec is None else {TEACHER_SPEC: dataclasses.asdict(teacher_spec)}
+        asked = {"schema": SCHEMA, "env": dataclasses.asdict(env), "spec": spec.to_json()}
+        seen = {} if teacher_spec is None else {TEACHER_SPEC: teacher_spec.to_json()}
         document = _as_json(asked | seen | {"rounds": {}, "blocks": [], "exact": True})
         if path.exists():
             manifest = cls.read(folder)
@@ -75,7 +75,7 @@ class Manifest:
     @classmethod
     def derived(cls, folder: Path, other: Manifest, spec: PolicySpec, rounds: dict[str, Any]) -> Manifest:
         """A new manifest of the same environment as another, without blocks so far."""
-        asked = {"schema": SCHEMA, "env": other.document["env"], "spec": dataclasses.asdict(spec), "rounds": rounds}
+        asked = {"schema": SCHEMA, "env": other.document["env"], "spec": spec.to_json(), "rounds": rounds}
         seen = {key: value for key, value in other.document.items() if key == TEACHER_SPEC}
         return cls(folder, _as_json(asked | seen | {"blocks": [], "exact": True}))
 
@@ -110,7 +110,7 @@ class Manifest:
     def _spec_in(self, key: str) -> PolicySpec:
         try:
             return PolicySpec.from_json(self.document[key])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, SpecMismatchError) as error:
             raise CorruptArtifactError(f"{self.folder / 'manifest.json'}: {key}: {error}") from None
 
     @property

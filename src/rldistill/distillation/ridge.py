@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rldistill.core.batch import Batch
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
-from rldistill.core.heads import ILLEGAL, MASK, ActionHead
+from rldistill.core.heads import ILLEGAL, MASK, ActionHead, CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
@@ -115,7 +115,7 @@ def require_solvable(losses: tuple[AnyLoss, ...], teacher: ActionHead) -> None:
             "distill.losses: a ridge student fits the teacher's labels, or bellman_target alone, by least squares, and "
             f"not {names}; take q_mse, bellman_target or a student that learns by gradient"
         )
-    if teacher.kind != "q_values":
+    if not teacher.action_values:
         raise SpecMismatchError(f"BellmanTarget needs a teacher of q_values, and this one is {teacher.kind}")
 
 
@@ -126,13 +126,13 @@ def _column(number: int, train: Rows, heldout: Rows) -> Fit:
 
 def solvable(spec: PolicySpec) -> PolicySpec:
     """The spec of what a least-squares fit can say: a continuous policy's most likely action, others as they are."""
-    head = spec.head if spec.head.discrete else dataclasses.replace(spec.head, kind="deterministic")
+    head = spec.head if spec.head.discrete else spec.head.neutral
     return dataclasses.replace(spec, head=head)
 
 
 def targets(teacher: PolicyOutput) -> Tensor:
     """What is fitted, `[B, P]`: of logits what is left without their mean over the legal actions."""
-    if teacher.head.kind == "categorical":
+    if isinstance(teacher.head, CategoricalHead):
         legal = teacher.params > ILLEGAL / 2
         mean = teacher.params.where(legal, 0).sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
         return teacher.params - mean

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
@@ -94,7 +94,7 @@ def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> 
                 f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
                 "it out, or take action_nll, gap_weighted_nll, advantage_mse or a student that learns by gradient"
             )
-        if isinstance(loss, GapWeightedNLL | AdvantageMSE) and spec.head.kind != "q_values":
+        if isinstance(loss, GapWeightedNLL | AdvantageMSE) and not spec.head.action_values:
             raise SpecMismatchError(
                 f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is {spec.head.kind}: take "
                 "action_nll"
@@ -108,9 +108,7 @@ def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> 
 
 def _spoken(spec: PolicySpec) -> PolicySpec:
     """A tree knows actions, not what they are worth."""
-    if spec.head.kind == "q_values":
-        return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="categorical"))
-    return spec
+    return dataclasses.replace(spec, head=spec.head.as_kind("categorical")) if spec.head.action_values else spec
 
 
 def _sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
@@ -129,7 +127,7 @@ def _table(
     dataset: Dataset, blank: TreePolicy, losses: tuple[AnyLoss, ...]
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
     """What the policy compares, the teacher's actions `[N, parts]`, and weights."""
-    weighted = dataset.spec.head.kind == "q_values" and not any(isinstance(loss, ActionNLL) for loss in losses)
+    weighted = dataset.spec.head.action_values and not any(isinstance(loss, ActionNLL) for loss in losses)
     obs = np.empty((len(dataset), blank.num_features), np.float32)
     actions, weights = [], []
     rows = np.arange(len(dataset))
@@ -209,7 +207,7 @@ def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.floa
     if not head.discrete:
         return means
     logs = np.log(means + EPSILON)
-    return logs[:, 1::2] - logs[:, ::2] if head.kind == "bernoulli" else logs
+    return logs[:, 1::2] - logs[:, ::2] if isinstance(head, BernoulliHead) else logs
 
 
 def _policy(blank: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:

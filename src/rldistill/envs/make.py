@@ -16,7 +16,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import (
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    DeterministicHead,
+    MultiCategoricalHead,
+)
 from rldistill.core.policy import Policy
 from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Views, Wrapper
 from rldistill.envs import wrappers as views
@@ -249,12 +255,12 @@ def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         raise ConfigError(f"env.id: {env_id} has actions {space}; those that start at 0 are supported")
     if isinstance(space, spaces.Discrete):
-        return ActionHead("categorical", (int(space.n),))
+        return CategoricalHead((int(space.n),))
     if isinstance(space, spaces.MultiDiscrete):
-        return ActionHead("multi_categorical", tuple(int(n) for n in space.nvec.ravel()))
+        return MultiCategoricalHead(tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, spaces.MultiBinary):
-        return ActionHead("bernoulli", (math.prod(space.shape),))
+        return BernoulliHead((math.prod(space.shape),))
     if isinstance(space, spaces.Box):
         low, high = (tuple(end.ravel().tolist()) for end in (space.low, space.high))
-        return ActionHead("deterministic", low=low, high=high)
+        return DeterministicHead(low=low, high=high)
     raise ConfigError(f"env.id: {env_id} has actions of type {type(space).__name__}, which is not supported")

@@ -220,7 +220,7 @@ def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
         at += math.prod(part.shape)
     mask = obs[..., at : at + math.prod(spec.entries[MASK].shape)]
     chosen = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=-1)]
-    return chosen[0] if spec.head.kind == "categorical" else np.stack(chosen, -1)
+    return chosen[0] if spec.head.single_choice else np.stack(chosen, -1)
 
 
 # BipedalWalker shows it in about one of three pairs of episodes, so several are tried.

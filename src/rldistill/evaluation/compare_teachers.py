@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
@@ -192,7 +193,7 @@ def _row(
         "mean": float(returns.mean()),
         "ci95": [low, high],
         "entropy": _entropy(data),
-        "action_gap": data.action_gap() if data.spec.head.kind in ("q_values", "categorical") else None,
+        "action_gap": data.action_gap() if data.spec.head.single_choice else None,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "latency_us": cost.latency_us,
@@ -203,7 +204,7 @@ def _row(
 
 def _entropy(data: Dataset) -> float | None:
     """Of the teacher's distribution over actions, in nats; Q values have none until a temperature is chosen."""
-    if data.spec.head.kind != "categorical":
+    if not isinstance(data.spec.head, CategoricalHead):
         return None
     chances = torch.from_numpy(data.columns["teacher"]).softmax(-1)
     return float(torch.special.entr(chances).sum(-1).mean())

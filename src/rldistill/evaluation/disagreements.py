@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import ActionHead, BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.io.atomic import write_atomic, write_json
 
@@ -177,6 +177,6 @@ def _looks(obs: NDArray[Any]) -> NDArray[np.float64]:
 def _as_vector(action: NDArray[Any], moment: Moment) -> NDArray[np.float64]:
     """An action as a small vector: of what was chosen 1, of each part; a continuous one as it is."""
     head = moment.head
-    if head.kind == "bernoulli" or not head.discrete:
+    if isinstance(head, BernoulliHead) or not head.discrete:
         return np.asarray(action, np.float64).ravel()
     return np.concatenate([np.eye(n)[int(a)] for a, n in zip(np.atleast_1d(action), head.nvec, strict=True)])

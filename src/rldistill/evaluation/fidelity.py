@@ -20,14 +20,12 @@ from rldistill.data.sequences import windows
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import Seen
-from rldistill.losses.functional import kl
+from rldistill.losses.functional import kl, student_temperature
 from rldistill.losses.objective import default_temperature
 
 MOST_HELDOUT, MOST_OWN = 5_000, 50_000
 """States that figures are taken over; of more, every second, fourth, ... step of an episode."""
 LANES, BATCH, CHUNK = 16, 512, 64
-UNITS = {"q_values": "return", "categorical": "nats", "multi_categorical": "nats", "bernoulli": "nats"}
-"""What regret is measured in, by the teacher's head."""
 
 
 def regret(student: PolicyOutput, teacher: PolicyOutput) -> Tensor | None:
@@ -37,16 +35,7 @@ def regret(student: PolicyOutput, teacher: PolicyOutput) -> Tensor | None:
     max_b log p(b) - log p(a) in nats, summed over the parts of an action: 0 where both choose alike, and small where
     the teacher hardly prefers its own.
     """
-    kind, params, action = teacher.head.kind, teacher.params, student.mode()
-    if kind in ("categorical", "q_values"):
-        return params.amax(-1) - params.gather(-1, action[..., None]).squeeze(-1)
-    if kind == "multi_categorical":
-        parts = zip(params.split_with_sizes(teacher.head.nvec, -1), action.unbind(-1), strict=True)
-        losses = [part.amax(-1) - part.gather(-1, chosen[..., None]).squeeze(-1) for part, chosen in parts]
-        return torch.stack(losses).sum(0)
-    if kind == "bernoulli":
-        return (params.abs() * (action != teacher.mode())).sum(-1)
-    return None
+    return teacher.head.regret(teacher.params, student.mode())
 
 
 def distance(student: PolicyOutput, teacher: PolicyOutput) -> Tensor:
@@ -60,7 +49,7 @@ def value_of(output: PolicyOutput) -> Tensor | None:
     """What a policy expects from a state, `[N]`: its critic's word, or its highest Q value; None without either."""
     if output.value is not None:
         return output.value
-    return output.params.amax(-1) if output.head.kind == "q_values" else None
+    return output.params.amax(-1) if output.head.action_values else None
 
 
 def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -77,12 +66,12 @@ def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float
         found["agreement"] = (chosen[0] == chosen[1]).float().reshape(len(chosen[0]), -1).mean(-1)
     else:
         found["squared_error"] = ((chosen[0] - chosen[1]) ** 2).mean(-1)
-    if teacher.head.discrete or (student.head.kind == teacher.head.kind and "gaussian" in teacher.head.kind):
-        found["kl"] = kl(teacher, student, temperature, temperature if student.head.kind == "q_values" else 1.0)
+    if teacher.head.discrete or (teacher.head.stochastic and teacher.head.same_space(student.head)):
+        found["kl"] = kl(teacher, student, temperature, student_temperature(student.head, temperature))
     lost = regret(student, teacher)
     if lost is not None:
         found["regret"] = lost
-    if teacher.head.kind in ("categorical", "q_values"):
+    if teacher.head.single_choice:
         legal = teacher.params > ILLEGAL / 2
         behind = (teacher.params.amax(-1, keepdim=True) - teacher.params).masked_fill(~legal, 0)
         found["random_regret"] = behind.sum(-1) / legal.sum(-1)
@@ -247,10 +236,10 @@ def fidelity(
     heldout = [] if dataset is None else [on_heldout(policy, dataset) for policy in policies]
     place = Path("disagreements") / name
     moments = Moments.largest([watch.moments for watch in watches])
-    write_gallery(moments, UNITS.get(head.kind, "share of the action's range"), folder / place)
+    write_gallery(moments, head.regret_unit or "share of the action's range", folder / place)
     return {
         "temperature": soft,
-        "regret_unit": UNITS.get(head.kind),
+        "regret_unit": head.regret_unit,
         "teacher_states": summary([differences(said.student, said.teacher, soft) for said in heldout]),
         "own_states": summary([differences(said.student, said.teacher, soft) for said in own]),
         "disagreements": str(place),

@@ -112,7 +112,7 @@ def verify(
             "suspicious": [f"{error}; {other}, may be what it was made for"],
             "ok": False,
         }
-    stochastic = policy.spec.head.kind not in ("q_values", "deterministic")
+    stochastic = policy.spec.head.stochastic
     total = episodes * (2 if stochastic else 1)
     with stage_progress(progress, "verify", "episodes") as report:
         played = play(env, policy, episodes, seed=seed, progress=Part(report, 0, total))

@@ -11,13 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, shown
-from rldistill.core.heads import ActionHead
-
-FIRM = 20.0
-"""The logit of the action that a function chose, where the others have 0: it is certain, and a KL stays finite."""
+from rldistill.core.heads import ActionHead, BernoulliHead
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
@@ -28,7 +24,7 @@ def one_hot_logits(head: ActionHead, said: Any, count: int, name: str) -> Tensor
     Raises:
         SpecMismatchError: they are no actions of the environment, or not `count`; it names `name`.
     """
-    each = head.nvec[0] if head.kind == "bernoulli" else len(head.nvec) or len(head.low)
+    each = len(head.choices or head.low)
     try:
         actions = np.asarray(said)
     except ValueError:  # of different shapes
@@ -43,22 +39,19 @@ def one_hot_logits(head: ActionHead, said: Any, count: int, name: str) -> Tensor
         if not np.isfinite(actions).all():
             raise SpecMismatchError(f"teacher: {name} gives NaN or infinite actions; expected {_expected(head)}")
         return torch.from_numpy(actions.astype(np.float32))
-    sizes = [2] * each if head.kind == "bernoulli" else head.nvec
-    for chosen, size in zip(actions.T, sizes, strict=True):
+    for chosen, size in zip(actions.T, head.choices, strict=True):
         wrong = chosen[(chosen != np.round(chosen)) | (chosen < 0) | (chosen >= size)]
         if len(wrong):
             raise SpecMismatchError(f"teacher: {name} chose action {wrong[0]:g}; expected {_expected(head)}")
     choices = torch.from_numpy(actions.astype(np.int64))
-    if head.kind == "bernoulli":
-        return FIRM * (2 * choices.float() - 1)
-    return FIRM * torch.cat([F.one_hot(x, n).float() for x, n in zip(choices.unbind(1), sizes, strict=True)], 1)
+    return head.certain(choices[:, 0] if head.single_choice else choices)
 
 
 def _expected(head: ActionHead) -> str:
     """One action of these, in words."""
     if not head.discrete:
         return f"{len(head.low)} numbers for each"
-    if head.kind == "bernoulli":
+    if isinstance(head, BernoulliHead):
         return f"{head.nvec[0]} numbers for each, 0 or 1"
     if len(head.nvec) == 1:
         return f"an integer from 0 to {head.nvec[0] - 1} for each"

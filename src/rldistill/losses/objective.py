@@ -56,7 +56,7 @@ def temperature_of(terms: tuple[Term, ...]) -> float | None:
 
 def default_temperature(head: ActionHead, action_gap: Callable[[], float]) -> float:
     """By which a teacher is softened if nothing else is given: half the action gap of Q values, 1 for logits."""
-    return max(action_gap() / 2, 1e-6) if head.kind == "q_values" else 1.0
+    return max(action_gap() / 2, 1e-6) if head.action_values else 1.0
 
 
 def with_temperatures(
@@ -72,7 +72,7 @@ def with_temperatures(
     def fill(loss: AnyLoss) -> AnyLoss:
         if not isinstance(loss, SOFTENED | AdvantageWeightedNLL) or loss.temperature is not None:
             return loss
-        by_value = isinstance(loss, AdvantageWeightedNLL) and head.kind != "q_values"
+        by_value = isinstance(loss, AdvantageWeightedNLL) and not head.action_values
         temperature = max(advantage_scale(), 1e-6) if by_value else default_temperature(head, action_gap)
         return dataclasses.replace(loss, temperature=temperature)
 
@@ -82,8 +82,8 @@ def with_temperatures(
 def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
     """The teacher's spec with the head that the losses train: Q values if any needs them, else logits."""
     head = teacher.head
-    if head.kind == "q_values" and not any(term.loss.student_head == "q_values" for term in terms):
-        head = dataclasses.replace(head, kind="categorical")
+    if head.action_values and not any(term.loss.student_head == "q_values" for term in terms):
+        head = head.as_kind("categorical")
     return dataclasses.replace(teacher, head=head)
 
 

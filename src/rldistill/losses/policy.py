@@ -8,22 +8,18 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rldistill.core.batch import Batch
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import (
-    CHOICE,
     detached,
-    entropy,
-    gaussian_nll,
-    gaussian_wasserstein,
     kl,
-    require_kind,
+    require_q_values,
     require_same_space,
     require_temperature,
+    student_temperature,
 )
 
 
@@ -47,9 +43,7 @@ class ForwardKL:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(
-            detached(batch.teacher), student, temperature, temperature if student.head.kind == "q_values" else 1.0
-        )
+        return kl(detached(batch.teacher), student, temperature, student_temperature(student.head, temperature))
 
 
 @dataclass(frozen=True)
@@ -68,9 +62,7 @@ class ReverseKL:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(
-            student, detached(batch.teacher), temperature if student.head.kind == "q_values" else 1.0, temperature
-        )
+        return kl(student, detached(batch.teacher), student_temperature(student.head, temperature), temperature)
 
 
 @dataclass(frozen=True)
@@ -101,8 +93,7 @@ class Wasserstein:
         """`[...]`, unreduced."""
         teacher = detached(batch.teacher)
         require_same_space("Wasserstein", teacher.head, student.head)
-        require_kind("Wasserstein", student.head, "gaussian", "squashed_gaussian")
-        return gaussian_wasserstein(teacher.params, student.params)
+        return student.head.wasserstein(teacher.params, student.params)
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,7 @@ class Entropy:
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
-        return -entropy(student)
+        return -student.entropy()
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ class GapWeightedNLL:
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
-        require_kind("GapWeightedNLL's teacher", batch.teacher.head, "q_values")
+        require_q_values("GapWeightedNLL's teacher", batch.teacher.head)
         return self.weights(batch.teacher.params.detach()) * ActionNLL()(student, batch)
 
     @staticmethod
@@ -166,10 +157,13 @@ class AdvantageWeightedNLL:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         require_same_space("AdvantageWeightedNLL", batch.teacher.head, student.head)
-        require_kind("AdvantageWeightedNLL", student.head, *CHOICE)
+        if not student.head.single_choice:
+            raise SpecMismatchError(
+                f"AdvantageWeightedNLL: expected a head of categorical or q_values, found {student.head.kind}"
+            )
         labels = batch.teacher.params.detach()
-        if batch.teacher.head.kind == "q_values":
-            advantage = _taken(labels, batch.action) - labels.amax(-1)
+        if batch.teacher.head.action_values:
+            advantage = labels.gather(-1, batch.action[..., None]).squeeze(-1) - labels.amax(-1)
         elif batch.teacher.value is not None:
             advantage = batch.return_to_go - batch.teacher.value.detach()
         else:
@@ -177,7 +171,7 @@ class AdvantageWeightedNLL:
                 "AdvantageWeightedNLL needs a teacher of Q values or with a value, and this one is categorical alone"
             )
         weight = (advantage / (self.temperature or 1.0)).clamp(max=math.log(self.clip)).exp()
-        return weight * _cross_entropy(student.params, batch.action)
+        return weight * student.head.nll(student.params, batch.action)
 
 
 @dataclass(frozen=True)
@@ -193,33 +187,17 @@ class ActionNLL:
         """`[...]`, unreduced."""
         teacher, head = detached(batch.teacher), student.head
         _require_same_actions(teacher.head, head)
-        action = teacher.mode()
-        if head.kind == "multi_categorical":
-            parts = zip(student.params.split_with_sizes(head.nvec, -1), action.unbind(-1), strict=True)
-            total: Tensor = sum(_cross_entropy(logits, chosen) for logits, chosen in parts)  # type: ignore[assignment]
-            return total
-        if head.kind == "bernoulli":
-            return F.binary_cross_entropy_with_logits(student.params, action.float(), reduction="none").sum(-1)
-        if head.discrete:
-            return _cross_entropy(student.params, action)
-        if head.kind == "deterministic":
-            return ((student.params - action) ** 2).sum(-1)
-        # A Gaussian is not clamped to the bounds, nor is a squashed one's mean behind its tanh.
-        mean = teacher.params[..., : len(head.low)] if teacher.head.kind == head.kind else action
-        return gaussian_nll(mean, student.params)
+        # A Gaussian learns the teacher's mean before it is clamped or squashed.
+        same = head.stochastic and type(teacher.head) is type(head)
+        action = teacher.raw_mode() if same else teacher.mode()
+        return head.nll(student.params, action)
 
 
 def _require_same_actions(teacher: ActionHead, student: ActionHead) -> None:
-    if teacher.discrete or student.discrete:
+    if teacher.discrete or student.discrete or len(teacher.low) != len(student.low):
         require_same_space("ActionNLL", teacher, student)
-    elif student.kind == "squashed_gaussian":
-        # An action at its bound has no finite place before tanh.
-        require_kind("ActionNLL of a squashed_gaussian student", teacher, "squashed_gaussian")
-
-
-def _taken(values: Tensor, action: Tensor) -> Tensor:
-    return values.gather(-1, action[..., None]).squeeze(-1)
-
-
-def _cross_entropy(logits: Tensor, action: Tensor) -> Tensor:
-    return -F.log_softmax(logits, -1).gather(-1, action[..., None]).squeeze(-1)
+    elif student.kind == "squashed_gaussian" and teacher.kind != "squashed_gaussian":
+        # tanh has no finite inverse for an action at its bound.
+        raise SpecMismatchError(
+            f"ActionNLL of a squashed_gaussian student: expected a squashed_gaussian teacher, found {teacher.kind}"
+        )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rldistill.core.batch import Batch
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import PolicyOutput
-from rldistill.losses.functional import require_kind, require_same_space, require_temperature
+from rldistill.losses.functional import require_q_values, require_same_space, require_temperature, student_temperature
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,11 @@ class AdvantageMSE:
 
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
-        require_kind("AdvantageMSE's teacher", batch.teacher.head, "q_values")
-        require_kind("AdvantageMSE's student", student.head, "q_values", "categorical")
+        require_q_values("AdvantageMSE's teacher", batch.teacher.head)
         require_same_space("AdvantageMSE", batch.teacher.head, student.head)
         temperature = self.temperature or 1.0
-        said = bounded_advantages(student.params, temperature if student.head.kind == "q_values" else 1.0)
-        return ((said - bounded_advantages(batch.teacher.params.detach(), temperature)) ** 2).mean(-1)
+        advantages = bounded_advantages(student.params, student_temperature(student.head, temperature))
+        return ((advantages - bounded_advantages(batch.teacher.params.detach(), temperature)) ** 2).mean(-1)
 
 
 def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
@@ -123,7 +122,7 @@ class LargeMargin:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         require_same_space("LargeMargin", batch.teacher.head, student.head)
-        require_kind("LargeMargin's student", student.head, "q_values")
+        require_q_values("LargeMargin's student", student.head)
         best = batch.teacher.params.detach().argmax(-1, keepdim=True)
         margins = torch.full_like(student.params, self.margin).scatter(-1, best, 0.0)
         return (student.params + margins).amax(-1) - student.params.gather(-1, best).squeeze(-1)
@@ -142,7 +141,7 @@ class ValueMSE:
     def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
         """`[...]`, unreduced."""
         teacher = batch.teacher
-        label = teacher.params.amax(-1) if teacher.head.kind == "q_values" else teacher.value
+        label = teacher.params.amax(-1) if teacher.head.action_values else teacher.value
         if label is None:
             raise SpecMismatchError(f"ValueMSE needs a teacher with a value, and this one is {teacher.head.kind} alone")
         if student.value is None:
@@ -151,6 +150,6 @@ class ValueMSE:
 
 
 def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:
-    require_kind(f"{loss}'s teacher", batch.teacher.head, "q_values")
-    require_kind(f"{loss}'s student", student.head, "q_values")
+    require_q_values(f"{loss}'s teacher", batch.teacher.head)
+    require_q_values(f"{loss}'s student", student.head)
     require_same_space(loss, batch.teacher.head, student.head)

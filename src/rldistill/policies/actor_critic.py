@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.layers import activation, dense, require_positive
@@ -170,8 +171,8 @@ class Still(nn.Module):
 def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:
     head, actions = spec.head, len(spec.head.low)
     if config.noise == "none":
-        return Still(width, actions) if head.kind == "squashed_gaussian" else nn.Linear(width, head.num_params)
-    if "gaussian" not in head.kind:
+        return Still(width, actions) if isinstance(head, SquashedGaussianHead) else nn.Linear(width, head.num_params)
+    if not isinstance(head, GaussianHead):
         raise SpecMismatchError(f"noise: {config.noise} needs a Gaussian head, and this one is {head.kind}")
     if config.noise == "state":
         return StateNoise(width, actions, config.expln, config.clip_mean)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, shown
-from rldistill.core.heads import MASK, ActionHead
+from rldistill.core.heads import MASK, ActionHead, BernoulliHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 
@@ -64,7 +64,7 @@ class Ensemble:
                         f"ensemble: member {number} was trained with {key}={shown(value)}, one before it with "
                         f"{shown(other)}; expected members of one environment"
                     )
-        if self.vote != "mean" and first.head.kind not in ("categorical", "q_values"):
+        if self.vote != "mean" and not first.head.single_choice:
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")
 
     @property
@@ -88,10 +88,10 @@ class Ensemble:
         heads = {member.spec.head.kind for member in self.members}
         head = self.members[0].spec.head
         if not head.discrete:
-            return dataclasses.replace(head, kind="deterministic")
+            return head.neutral
         if self.vote == "mean" and len(heads) == 1:
             return head
-        return dataclasses.replace(head, kind="categorical")
+        return head.as_kind("categorical")
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """What the members remember at first, `[B, N]`, one after the other; None if none of them does."""
@@ -128,11 +128,11 @@ class Ensemble:
     def _params(self, head: ActionHead, outputs: list[PolicyOutput]) -> Tensor:
         """The head's numbers, `[B, P]`, before any action is ruled out."""
         params = torch.stack([output.params for output in outputs])
-        if head.kind == "q_values":
+        if head.action_values:
             return params.mean(0)
-        if head.kind == "bernoulli":
+        if isinstance(head, BernoulliHead):
             return _log(params.sigmoid().mean(0)) - _log((-params).sigmoid().mean(0))
-        if head.kind == "multi_categorical":
+        if isinstance(head, MultiCategoricalHead):
             parts = params.split_with_sizes(head.nvec, -1)
             return torch.cat([_log(part.softmax(-1).mean(0)) for part in parts], -1)
         if self.vote == "majority":
@@ -157,7 +157,7 @@ def _probabilities(output: PolicyOutput) -> Tensor:
     """`[B, A]`, 0 for actions that are ruled out."""
     legal = _legal(output)
     logits = output.params
-    if output.head.kind == "q_values":
+    if output.head.action_values:
         logits = logits / _temperature(logits, legal)
     return logits.masked_fill(~legal, -torch.inf).softmax(-1)
 

@@ -76,4 +76,4 @@ def random_legal(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator) 
     mask = split_parts(torch.from_numpy(obs), spec)[MASK].bool().numpy()
     parts = np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=1)
     chosen = [(rng.random(part.shape) * part).argmax(1) for part in parts]
-    return chosen[0] if spec.head.kind in ("categorical", "q_values") else np.stack(chosen, 1)
+    return chosen[0] if spec.head.single_choice else np.stack(chosen, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import MASK
+from rldistill.core.heads import MASK, GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 
@@ -43,7 +43,7 @@ class NetworkPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self._spec, self.body = config, spec, body
-        gaussian = spec.head.kind == "gaussian" and output is None
+        gaussian = type(spec.head) is GaussianHead and output is None
         self.output = output or nn.Linear(width, spec.head.num_params // (2 if gaussian else 1))
         self.log_std = nn.Parameter(torch.zeros(spec.head.num_params // 2)) if gaussian else None
         self.register_buffer("obs_mean", torch.zeros(moments_shape(spec)))
@@ -135,7 +135,7 @@ class NetworkPolicy(nn.Module):
         params: Tensor = self.output(features)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
-        if self._spec.head.kind == "squashed_gaussian":
+        if isinstance(self._spec.head, SquashedGaussianHead):
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
         return params

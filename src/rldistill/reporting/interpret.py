@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
@@ -143,7 +144,7 @@ def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64]
 
 def _leaf(policy: TreePolicy, node: int) -> str:
     values, head = policy.value[node].detach(), policy.spec.head
-    if head.kind == "categorical":
+    if isinstance(head, CategoricalHead):
         chances = torch.softmax(values, -1)
         return f"action {int(values.argmax())} ({float(chances.max()):.0%})"
     return "action " + ", ".join(f"{number:.4g}" for number in values.tolist())
@@ -174,7 +175,7 @@ def _entries(spec: PolicySpec) -> list[str]:
 
 def _outputs(spec: PolicySpec) -> list[str]:
     head = spec.head
-    word = "Q" if head.kind == "q_values" else "action"
-    if head.kind in ("categorical", "q_values"):
+    word = "Q" if head.action_values else "action"
+    if head.single_choice:
         return [f"{word} {number}" for number in range(head.num_params)]
     return [f"output {number}" for number in range(head.num_params)]

@@ -314,7 +314,7 @@ class _Training(BestPolicyTracker):
         """The distillation losses, weighted and summed, `[B]`."""
         assert self.head is not None
         assert drawn.labels is not None
-        if not self.gap and self.head.kind == "q_values":
+        if not self.gap and self.head.action_values:
             self.gap = torch.tensor(max(action_gap(drawn.labels.numpy()), 1e-6))
         teacher = PolicyOutput(self.head, drawn.labels)
         nothing = torch.zeros_like(drawn.action)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import ActionHead, DeterministicHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import action_gap
@@ -194,9 +194,7 @@ class _Training(BestPolicyTracker):
         spread = (gained + value).var()
         sums = {"explained_variance": float(1 - (gained.var() / spread)) if spread > 0 else 0.0}
         with torch.no_grad():
-            old = functional.log_prob(
-                PolicyOutput(self.policy.spec.head, experience.action_params), experience.raw_action
-            )
+            old = self.policy.spec.head.log_prob(experience.action_params, experience.raw_action)
         if self.terms is None and self.head is not None and experience.labels is not None:
             self.gap = self.gap or torch.tensor(_gap(self.head, experience.labels))
             self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
@@ -213,9 +211,9 @@ class _Training(BestPolicyTracker):
 
     def _beside_teacher(self, experience: Rollout) -> dict[str, float]:
         """KL(teacher || student) on the student's states, whatever the losses are and however much they count."""
-        if self.head is None or experience.labels is None or self.head.kind == "deterministic":
+        if self.head is None or experience.labels is None or not self.head.same_space(self.policy.spec.head):
             return {}
-        temperature = max(float(self.gap) / 2, 1e-6) if self.head.kind == "q_values" else 1.0
+        temperature = max(float(self.gap) / 2, 1e-6) if self.head.action_values else 1.0
         teacher, student = (
             PolicyOutput(self.head, experience.labels),
             PolicyOutput(self.policy.spec.head, experience.action_params),
@@ -241,8 +239,8 @@ class _Training(BestPolicyTracker):
         config = self.config
         output = self._say(part)
         value = self._value(part.obs.flatten(0, part.returns.ndim - 1)).view_as(part.returns)
-        ratio = (functional.log_prob(output, part.raw_action) - part.old).exp()
-        entropy = functional.entropy(output if config.entropy_coef else functional.detached(output))
+        ratio = (output.log_prob(part.raw_action) - part.old).exp()
+        entropy = (output if config.entropy_coef else functional.detached(output)).entropy()
         critic_loss = F.mse_loss(value, part.returns)
         loss = config.value_coef * critic_loss
         row = {"value_loss": critic_loss.detach(), "entropy": entropy.detach().mean(), "distillation_loss": NO_LOSS}
@@ -308,10 +306,10 @@ class _Training(BestPolicyTracker):
 def _spec_of_learner(env: PolicySpec, head: ActionHead | None, terms: tuple[Term, ...]) -> PolicySpec:
     """The environment's spec with a head that draws actions: of the given kind where that draws, too."""
     head = head or env.head
-    if head.kind == "deterministic":
-        head = dataclasses.replace(head, kind="gaussian")
+    if not (head.discrete or head.stochastic):
+        head = head.as_kind("gaussian")
     spec = student_spec(dataclasses.replace(env, head=head), terms)
-    if spec.head.kind == "q_values":
+    if spec.head.action_values:
         raise SpecMismatchError("a policy that learns by PPO has no Q values: take losses on what it does")
     return spec
 
@@ -348,7 +346,7 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
     """A network that says one number."""
     pictures = len(spec.obs_shape) == 3
     raw_action = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
-    number = ActionHead("deterministic", low=(-np.inf,), high=(np.inf,))
+    number = DeterministicHead(low=(-np.inf,), high=(np.inf,))
     if isinstance(raw_action, Keras | Ridge | Tree):
         raise ConfigError(
             f"ppo.critic: a {type(raw_action).__name__.lower()} does not learn by gradient; take mlp or cnn"
@@ -360,4 +358,4 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
 
 
 def _gap(head: ActionHead, labels: Tensor) -> float:
-    return action_gap(labels.flatten(0, 1).numpy()) if head.kind == "q_values" else 1.0
+    return action_gap(labels.flatten(0, 1).numpy()) if head.action_values else 1.0

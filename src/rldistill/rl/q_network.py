@@ -31,7 +31,7 @@ def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
 
 
 def _of_values(spec: PolicySpec) -> PolicySpec:
-    return dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind="q_values"))
+    return dataclasses.replace(spec, head=spec.head.as_kind("q_values"))
 
 
 def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> NetworkPolicy:
@@ -41,7 +41,7 @@ def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> Netwo
         ConfigError: it does not learn by gradient, or it remembers.
         SpecMismatchError: actions that are not one choice.
     """
-    if env.head.kind != "categorical":
+    if not env.head.single_choice:
         raise SpecMismatchError(
             f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
             "learns by PPO"

@@ -119,8 +119,8 @@ class RolloutWorker:
         def act(obs: NDArray[Any]) -> NDArray[Any]:
             output = student.step(obs)
             label = None if teacher is None else teacher.step(obs)
-            raw_action = output.draw(generator)
-            action = to_env_action(output.bounded(raw_action))
+            raw_action = output.raw_sample(generator)
+            action = to_env_action(output.head.bounded(raw_action))
             age = np.array([len(actions) for actions in self.episode_actions])
             if label is not None and guided:
                 by_teacher = to_env_action(label.mode())

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
-from rldistill.core.heads import HeadKind
+from rldistill.core.heads import ActionHead, HeadKind
 from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Wrapper
 from rldistill.io.atomic import read_json, write_atomic, write_json
 from rldistill.policies.actor_critic import Actor
@@ -64,7 +64,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         "schema": SCHEMA,
         "student": names[type(policy.config)],
         "config": config_document(policy.config),
-        "spec": dataclasses.asdict(policy.spec),
+        "spec": policy.spec.to_json(),
         "obs_clip": policy.obs_clip,
         "value": policy.value_head is not None,
         "provenance": provenance,
@@ -221,15 +221,16 @@ def _check_stored_network(fields: _Fields) -> None:
 
 def _spec(fields: _Fields) -> PolicySpec:
     head = fields.inside("head")
-    kind = head.get("kind", lambda value: value in get_args(HeadKind), f"one of {get_args(HeadKind)}")
+    head.get("kind", lambda value: value in get_args(HeadKind), f"one of {get_args(HeadKind)}")
     fields.get("obs_shape", _sizes, "a list of sizes")
     _check_observation(fields)
-    nvec = head.get("nvec", _sizes, "a list of sizes")
-    low, high = (head.get(bound, _numbers, "a list of finite numbers") for bound in ("low", "high"))
-    continuous = kind in ("gaussian", "squashed_gaussian", "deterministic")
-    single = kind in ("categorical", "q_values")
-    if bool(nvec) == continuous or (single and len(nvec) != 1) or bool(low) != continuous or len(low) != len(high):
-        raise CorruptArtifactError(f"{fields.path}: {head.name}nvec, low, high: they do not make a {kind} head")
+    head.get("nvec", _sizes, "a list of sizes")
+    for bound in ("low", "high"):
+        head.get(bound, _numbers, "a list of finite numbers")
+    try:
+        ActionHead.from_json(head.value)
+    except SpecMismatchError as error:
+        raise CorruptArtifactError(f"{fields.path}: {head.name}{error}") from None
     if fields.get("frames", lambda value: value is None or isinstance(value, dict), "an object or null") is not None:
         _check_frames(fields.inside("frames"))
     return PolicySpec.from_json(fields.value)

@@ -43,9 +43,7 @@ def load_cleanrl(
         known_activation(activation, f"teacher: {path}: activation")
     try:
         config, state, kind = _described(tensors)
-        if (kind == "gaussian") == spec.head.discrete:
-            raise UntrustedFileError(f"{path}: a network for {kind} actions, the environment has {spec.head.kind}")
-        spec = dataclasses.replace(spec, head=dataclasses.replace(spec.head, kind=kind))  # type: ignore[arg-type]
+        spec = dataclasses.replace(spec, head=spec.head.as_kind(kind, str(path)))
         if activation is not None:
             config = dataclasses.replace(config, activation=activation)
         with torch.device("meta"):
@@ -70,7 +68,7 @@ def load_cleanrl(
     return policy.eval()
 
 
-def _described(tensors: Tensors) -> tuple[Actor, Tensors, str]:
+def _described(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
     """The network, its weights by our names, and the kind of its head."""
     pictures = f"network.{DENSE}.weight" in tensors
     if pictures:

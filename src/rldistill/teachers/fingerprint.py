@@ -29,13 +29,13 @@ def fingerprint(policy: Policy) -> str:
     if isinstance(policy, Ensemble):
         return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(fingerprint, policy.members)])
     if isinstance(policy, OnnxPolicy | KerasPolicy):
-        return _hashed(type(policy).__name__, [policy.digest, dataclasses.asdict(policy.spec.head), policy.asked])
+        return _hashed(type(policy).__name__, [policy.digest, policy.spec.head.to_json(), policy.asked])
     if isinstance(policy, NetworkPolicy):
-        parts = [content_hash(learned(policy)), dataclasses.asdict(policy.spec.head), policy.obs_clip, policy.config]
+        parts = [content_hash(learned(policy)), policy.spec.head.to_json(), policy.obs_clip, policy.config]
         return _hashed(type(policy).__name__, [kind, *parts])
     if isinstance(policy, nn.Module):
         numbers = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}
-        return _hashed(name, [content_hash(numbers), dataclasses.asdict(policy.spec.head)])
+        return _hashed(name, [content_hash(numbers), policy.spec.head.to_json()])
     return str(name)
 
 

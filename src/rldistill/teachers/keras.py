@@ -76,7 +76,7 @@ def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None
     if spec is None:
         raise ConfigError(f"{path}: a Keras file does not tell its environment; give the environment's spec")
     model = read_keras(path)
-    spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
+    spec = dataclasses.replace(spec, head=spec.head.as_kind(head or spec.head.kind, str(path)))
     require_keras_fit(str(path), model, spec)
     taken = str(model.inputs[0].dtype)
     if scale != 1 and "int" in taken:

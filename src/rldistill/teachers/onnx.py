@@ -143,7 +143,7 @@ def load_onnx(
     for tensor in tensors:  # of which the runtime has seen by now that they hold what they claim
         if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN; {SAVE_AGAIN}")
-    spec = dataclasses.replace(spec, head=spec.head.read_as(head, str(path)))
+    spec = dataclasses.replace(spec, head=spec.head.as_kind(head or spec.head.kind, str(path)))
     policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
     (entry,) = session.get_inputs()
     if scale != 1 and "int" in entry.type:

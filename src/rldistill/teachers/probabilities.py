@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import ObsPart, PolicySpec
 
@@ -22,25 +22,25 @@ def gives_probabilities(policy: Policy) -> bool:
     numbers from 0 to 1 are enough, for they are the outputs of a sigmoid.
     """
     head = policy.spec.head
-    if head.kind not in ("categorical", "multi_categorical", "bernoulli"):
+    if not (head.discrete and head.stochastic):
         return False
     with torch.no_grad():
         said = policy(made_up(policy.spec, 64))[0].params
     if not ((said >= 0) & (said <= 1)).all():
         return False
     sums = torch.stack([choice.sum(1) for choice in torch.split(said, list(head.nvec), 1)])
-    return head.kind == "bernoulli" or bool((sums - 1).abs().max() < 1e-3)
+    return isinstance(head, BernoulliHead) or bool((sums - 1).abs().max() < 1e-3)
 
 
 def logits(head: ActionHead, probabilities: Tensor) -> Tensor:
     """log(p + 1e-8), and for on-off actions log(p + 1e-8) - log(1 - p + 1e-8)."""
     said = (probabilities + EPSILON).log()
-    return said - (1 - probabilities + EPSILON).log() if head.kind == "bernoulli" else said
+    return said - (1 - probabilities + EPSILON).log() if isinstance(head, BernoulliHead) else said
 
 
 def warn_of_logits(name: str, head: ActionHead) -> None:
     """Warn that nobody said what the numbers mean, where Q values would look the same."""
-    if head.kind == "categorical":
+    if isinstance(head, CategoricalHead):
         warnings.warn(
             f"{name}: its numbers are taken as logits; if they are Q values, say head=q_values, and head=categorical "
             "if they are not",

@@ -44,7 +44,7 @@ class ModulePolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.name = network, name or type(network).__name__
-        self._spec = dataclasses.replace(spec, head=spec.head.read_as(kind, self.name))
+        self._spec = dataclasses.replace(spec, head=spec.head.as_kind(kind or spec.head.kind, self.name))
 
     @property
     def spec(self) -> PolicySpec:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
@@ -14,8 +15,6 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import FINAL, LABELS, STEP
 from rldistill.data.minari.export import SEEN, one_longer
 
-FIRM = 20.0
-"""The logit of the action that was taken, where the others have 0 and nobody labelled it."""
 AGAIN = "download or export it again"
 Columns = dict[str, NDArray[Any]]
 
@@ -119,7 +118,7 @@ def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArra
 def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:
     """The actions of an episode, `[T]` for one integer, `[T, A]` otherwise."""
     array = np.asarray(found)
-    if head.kind in ("categorical", "q_values"):
+    if head.single_choice:
         array = _numbers(where, array, (steps,), np.int64)
     else:
         array = array.reshape(*array.shape[:1], math.prod(array.shape[1:]))
@@ -134,14 +133,7 @@ def _labels(infos: dict[str, NDArray[Any]], action: NDArray[Any], head: ActionHe
     """The teacher's labels, or the actions that were taken."""
     if "teacher" in infos:
         return {name: infos[name][:steps] for name in LABELS if name in infos}
-    taken: NDArray[Any]
-    if not head.discrete:
-        taken = action
-    elif head.kind == "bernoulli":
-        taken = FIRM * (2 * action.astype(np.float32) - 1)
-    else:
-        choices = action.reshape(steps, -1)
-        taken = FIRM * np.concatenate([np.eye(n, dtype=np.float32)[choices[:, i]] for i, n in enumerate(head.nvec)], 1)
+    taken = head.certain(torch.tensor(action)).numpy()
     return {"teacher": taken, "next_teacher": np.concatenate([taken[1:], taken[-1:]])}
 
 

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError, MissingExtraError
+from rldistill.core.heads import BernoulliHead, MultiCategoricalHead
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.data.blocks import LABELS, read_block
 from rldistill.data.dataset import Dataset
@@ -135,11 +136,11 @@ def _spaces(spec: PolicySpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     entries = {key: _obs_space(part) for key, part in spec.entries.items()}
     head = spec.head
     actions: spaces.Space[Any]
-    if head.kind in ("categorical", "q_values"):
+    if head.single_choice:
         actions = spaces.Discrete(head.nvec[0])
-    elif head.kind == "multi_categorical":
+    elif isinstance(head, MultiCategoricalHead):
         actions = spaces.MultiDiscrete(list(head.nvec))
-    elif head.kind == "bernoulli":
+    elif isinstance(head, BernoulliHead):
         actions = spaces.MultiBinary(head.nvec[0])
     else:
         actions = spaces.Box(np.array(head.low, np.float32), np.array(head.high, np.float32))

@@ -48,9 +48,9 @@ def import_minari(name: str, folder: Path, *, mode: Mode = "new", progress: Prog
     told = _env(name, metadata)
     source = _opened(name, metadata)
     env, spec, seen = _about(name, metadata, told, source)
-    document = {"schema": SCHEMA, "env": env, "spec": dataclasses.asdict(spec)}
+    document = {"schema": SCHEMA, "env": env, "spec": spec.to_json()}
     if seen is not None:
-        document[TEACHER_SPEC] = dataclasses.asdict(seen)
+        document[TEACHER_SPEC] = seen.to_json()
     _require_finite(name, document)
     notes: set[str] = set()
     episodes = partial(_episodes, name, metadata, source, spec, seen, notes)

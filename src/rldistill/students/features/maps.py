@@ -152,7 +152,7 @@ class TeacherFeatures:
             self.policy,
             names[type(network.config)],
             config_document(network.config),
-            dataclasses.asdict(network.spec.head),
+            network.spec.head.to_json(),
             network,
         )
 
@@ -179,7 +179,7 @@ class TeacherFeatures:
         config = dict(self.config)
         if isinstance(own := config.get("features"), dict):
             config["features"] = FEATURES[own["type"]](**{key: own[key] for key in own if key != "type"})
-        return _frozen(kind(**config).build(dataclasses.replace(spec, head=ActionHead(**self.head))))
+        return _frozen(kind(**config).build(dataclasses.replace(spec, head=ActionHead.from_json(self.head))))
 
 
 def _frozen(network: NetworkPolicy) -> tuple[nn.Sequential, int]:

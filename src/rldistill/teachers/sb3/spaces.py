@@ -9,7 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import (
+    ActionHead,
+    BernoulliHead,
+    CategoricalHead,
+    DeterministicHead,
+    MultiCategoricalHead,
+)
 from rldistill.core.spec import ObsPart, PolicySpec
 
 NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
@@ -113,27 +119,25 @@ def _head_from_text(fields: dict[str, Any]) -> ActionHead:
         low, high = (_floats(fields[k]) for k in ("low", "high"))
         if not len(low) == len(high) == math.prod(_integers(fields.get("shape", fields.get("_shape")))):
             raise NotRebuilt("action bounds that its text does not give in full")
-        return ActionHead("deterministic", low=low, high=high)
+        return DeterministicHead(low=low, high=high)
     return _discrete_head(kind, fields)
 
 
 def _head_from_space(space: Any) -> ActionHead:
     kind = class_name(type(space))
     if kind == "Box":
-        return ActionHead(
-            "deterministic", low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist())
-        )
+        return DeterministicHead(low=tuple(space.low.ravel().tolist()), high=tuple(space.high.ravel().tolist()))
     fields = {name: getattr(space, name, 0) for name in ("n", "nvec", "start")}
     return _discrete_head(kind, fields)
 
 
 def _discrete_head(kind: str, fields: dict[str, Any]) -> ActionHead:
     if kind == "Discrete" and int(fields.get("start", 0)) == 0:
-        return ActionHead("categorical", (int(fields["n"]),))
+        return CategoricalHead((int(fields["n"]),))
     if kind == "MultiDiscrete":
-        return ActionHead("multi_categorical", _integers(fields["nvec"]))
+        return MultiCategoricalHead(_integers(fields["nvec"]))
     if kind == "MultiBinary":
-        return ActionHead("bernoulli", (math.prod(_integers(fields["n"])),))
+        return BernoulliHead((math.prod(_integers(fields["n"])),))
     raise NotRebuilt(f"actions of type {kind}, start {fields.get('start')}")
 
 

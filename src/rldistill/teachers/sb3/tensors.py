@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import RLDistillError
-from rldistill.core.heads import ActionHead
+from rldistill.core.errors import RLDistillError, SpecMismatchError
+from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
 from rldistill.policies.layers import ACTIVATIONS
@@ -115,14 +115,14 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
     if "value_net.weight" in tensors and _same_features(tensors):
         critic = [*shared, *_layers(tensors, r"mlp_extractor\.value_net\.(\d+)"), _layer(tensors, "value_net")]
     log_std = tensors.get("log_std")
-    if neutral.kind == "bernoulli" and _rows(output) == 2 * neutral.num_params:
+    if isinstance(neutral, BernoulliHead) and _rows(output) == 2 * neutral.num_params:
         # MaskablePPO has two logits for each bit, of which the difference counts.
         output = output[0][1::2] - output[0][::2], output[1][1::2] - output[1][::2]
     if log_std is None:
         return _Parts(owner, hidden, output, neutral, critic=critic)
     if log_std.ndim == 1:
         return _Parts(owner, hidden, output, _as_kind(neutral, "gaussian"), "free", log_std, critic)
-    kind = "squashed_gaussian" if settings.squash_output else "gaussian"
+    kind: HeadKind = "squashed_gaussian" if settings.squash_output else "gaussian"
     return _Parts(owner, hidden, output, _as_kind(neutral, kind), "state", _wide(log_std, output), critic)
 
 
@@ -132,10 +132,11 @@ def _same_features(tensors: Tensors) -> bool:
     return all(other in tensors and torch.equal(tensors[name], tensors[other]) for name, other in pairs)
 
 
-def _as_kind(head: ActionHead, kind: str) -> ActionHead:
-    if head.discrete != (kind == "q_values") or (kind == "q_values" and head.kind != "categorical"):
-        raise Disagree(f"a network for {kind} actions where the action space is {head.kind}")
-    return dataclasses.replace(head, kind=kind)  # type: ignore[arg-type]
+def _as_kind(head: ActionHead, kind: HeadKind) -> ActionHead:
+    try:
+        return head.as_kind(kind)
+    except SpecMismatchError:
+        raise Disagree(f"a network for {kind} actions where the action space is {head.kind}") from None
 
 
 def _mean_quantile(last: Layer, head: ActionHead) -> Layer:
@@ -189,7 +190,7 @@ def _state(parts: _Parts, images: dict[str, list[Layer]], critic: list[Layer] | 
         own = name.replace("lstm_actor", "lstm", 1)
         state.setdefault(own.replace("weight", "bias"), torch.zeros(len(value)))
         state[own] = value
-    plain = parts.noise == "none" and parts.head.kind != "squashed_gaussian"
+    plain = parts.noise == "none" and not isinstance(parts.head, SquashedGaussianHead)
     mean = "output" if plain else "output.mean"
     state |= {f"{mean}.weight": parts.output[0], f"{mean}.bias": parts.output[1]}
     if isinstance(parts.log_std, Tensor):
