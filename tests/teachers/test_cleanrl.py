@@ -163,7 +163,7 @@ CARTPOLE = PolicySpec((4,), "float32", dataclasses.replace(spec_from_env(EnvConf
         ({"a": torch.zeros(2)}, "not the tensors of.*name the function.*module:factory@"),
         (Dqn(4, 3).state_dict(), "where the environment needs"),
         (Dqn(5, 2).state_dict(), "where the environment needs"),
-        (PpoContinuous(4, 2).state_dict(), "gaussian actions"),
+        (PpoContinuous(4, 2).state_dict(), "gaussian head does not fit"),
         (DqnAtari(4, 2).state_dict(), "no image|too small|not the tensors"),
         ({"network.0.weight": torch.zeros(3, 4)}, "not the tensors of"),
     ],
