@@ -434,5 +434,7 @@ def test_actions_of_every_kind_are_taken(space: Any, said: Any, expected: Any) -
 
 
 def test_a_head_for_other_actions_is_refused() -> None:
-    with pytest.raises(SpecMismatchError, match=r"Linear: a bernoulli head does not fit .*expected categorical or q_values"):
+    with pytest.raises(
+        SpecMismatchError, match=r"Linear: a bernoulli head does not fit .*expected categorical or q_values"
+    ):
         ModulePolicy(nn.Linear(4, 2), SPEC, "bernoulli")
