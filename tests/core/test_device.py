@@ -6,14 +6,14 @@ from torch import nn
 
 from rldistill.core.device import CPU, on_device, resolve_device
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import ObsTransformPolicy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.masking import ActionMaskedPolicy
 from rldistill.students import Mlp
 
-SPEC = PolicySpec((3,), "float32", ActionHead("categorical", (2,)))
+SPEC = PolicySpec((3,), "float32", CategoricalHead((2,)))
 
 
 def test_auto_is_the_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.envs.rollout import StatefulPolicy
@@ -17,7 +17,7 @@ META = torch.device("meta")
 class RecurrentPolicy:
     """Policy that counts the steps of each slot and records the devices of its inputs."""
 
-    spec = PolicySpec((2,), "float32", ActionHead("categorical", (2,)))
+    spec = PolicySpec((2,), "float32", CategoricalHead((2,)))
 
     def __init__(self) -> None:
         self.devices: list[tuple[str, str]] = []
