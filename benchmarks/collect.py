@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, Policy, collect
-from rldistill.envs.make import spec_from_env
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
 
 

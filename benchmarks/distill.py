@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from rldistill import Cnn, CollectConfig, DistillConfig, EnvConfig, Mlp, collect, distill, load_policy
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.students import AnyStudent
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from rldistill import Cnn, EnvConfig, Mlp, load_policy
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import spec_from_env
 from rldistill.envs.seeding import episode_seed
+from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import Episodes, play, slots_for
 
@@ -65,7 +65,7 @@ def main() -> None:
     env = EnvConfig(asked.env)
     if asked.policy:
         policy = load_policy(asked.policy)
-        env = env.adapted_to(policy)
+        env = adapt_env(env, policy)
     else:
         spec = spec_from_env(env)
         student = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)) if spec.frames else Mlp()

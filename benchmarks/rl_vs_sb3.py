@@ -36,7 +36,7 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import Wrapper
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.statistics import mean_interval
 from rldistill.io.atomic import write_json

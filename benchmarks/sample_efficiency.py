@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill import Policy
+from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
@@ -87,7 +88,7 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:
     """A policy's normalised score, on episodes that it was not chosen by."""
     worst, own, best = (
-        float(play(run.env.adapted_to(teacher), one, EPISODES, seed=run.seed).returns.mean())
+        float(play(adapt_env(run.env, teacher), one, EPISODES, seed=run.seed).returns.mean())
         for one in (None, policy, teacher)
     )
     return (own - worst) / (best - worst)

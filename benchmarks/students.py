@@ -40,7 +40,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.gradient import GradientFit, prepare
 from rldistill.distillation.ridge import fits, moments
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import LOSSES
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent

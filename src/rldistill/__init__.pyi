@@ -14,7 +14,7 @@ from .core.policy import PolicyOutput as PolicyOutput
 from .core.spec import PolicySpec as PolicySpec
 from .distillation.config import DistillConfig as DistillConfig
 from .distillation.distill import distill as distill
-from .envs.make import EnvConfig as EnvConfig
+from .envs.config import EnvConfig as EnvConfig
 from .evaluation.config import EvaluateConfig as EvaluateConfig
 from .evaluation.config import RobustnessConfig as RobustnessConfig
 from .evaluation.evaluate import PolicyRuns as PolicyRuns

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import rldistill
 from rldistill.cli.main import app
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.teachers import _short
 from rldistill.students import Mlp

@@ -24,7 +24,9 @@ from rldistill.core.spec import Wrapper
 from rldistill.data.blocks import ACTORS, read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.envs.make import EnvConfig, make_env, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.make import make_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.videos import film
 from rldistill.policies.actor_critic import Actor
@@ -135,7 +137,7 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
 
 def make_teacher_for(env: EnvConfig) -> NetworkPolicy:
     torch.manual_seed(1)
-    from rldistill.envs.make import spec_from_env
+    from rldistill.envs.spaces import spec_from_env
 
     spec = spec_from_env(env)
     return Mlp((8,)).build(spec).eval() if not spec.head.discrete else make_teacher(env)

@@ -31,7 +31,8 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.info import describe
 from rldistill.data.info import verify as check
 from rldistill.data.merge import merge
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.run.teachers import verify_teacher
 from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy

@@ -29,7 +29,8 @@ from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import ActionNLL
 from rldistill.losses.objective import Term
 from rldistill.policies.actor_critic import Actor
@@ -387,7 +388,7 @@ def test_actions_that_do_not_start_at_0_are_refused(minari: Any, tmp_path: Path)
     from rldistill.data.minari.read import import_minari
 
     foreign(minari, "other/start-v0", gymnasium.spaces.Discrete(3, start=-1))
-    with pytest.raises(ConfigError, match=r"start=-1.*start at 0"):
+    with pytest.raises(ConfigError, match=r"start=-1.*MultiDiscrete from 0"):
         import_minari("minari:other/start-v0", tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
@@ -710,7 +711,7 @@ def test_grids_of_choices_are_flat_and_start_at_0(minari: Any, tmp_path: Path) -
     data = import_minari("minari:other/grid-v0", tmp_path / "in")
     assert (data.columns["action"].shape, data.columns["teacher"].shape) == ((12, 4), (12, 11))
     foreign(minari, "other/start-v0", gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 1]))
-    with pytest.raises(ConfigError, match="start at 0"):
+    with pytest.raises(ConfigError, match="MultiDiscrete from 0"):
         import_minari("minari:other/start-v0", tmp_path / "start")
 
 

@@ -15,7 +15,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.losses import BellmanTarget, FeatureMSE, ForwardKL, ValueMSE
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy

@@ -20,7 +20,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.gradient import GradientFit
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, best_constant_loss, with_temperatures

@@ -19,7 +19,8 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import QMSE, AnyLoss, BellmanTarget, LargeMargin
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy

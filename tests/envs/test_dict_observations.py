@@ -17,7 +17,8 @@ from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import SpecMismatchError
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.policies.encoding import split_parts
 from rldistill.students import Linear, Mlp
@@ -57,7 +58,7 @@ def env() -> EnvConfig:
     return EnvConfig("Balance-v0")
 
 
-def test_a_dict_goes_through_every_stage(env: EnvConfig, tmp_path: Path) -> None:
+def test_dict_observations_pass_every_stage(env: EnvConfig, tmp_path: Path) -> None:
     model = PPO("MultiInputPolicy", Balance(), seed=0, n_steps=256, batch_size=64, learning_rate=3e-3)
     model.learn(6_000)
     model.save(tmp_path / "teacher.zip")
@@ -73,7 +74,7 @@ def test_a_dict_goes_through_every_stage(env: EnvConfig, tmp_path: Path) -> None
     assert single.params.shape == (1, 3)
 
 
-def test_what_is_passed_on_is_what_was_seen(env: EnvConfig) -> None:
+def test_flattened_dict_has_the_values_of_its_entries(env: EnvConfig) -> None:
     spec = spec_from_env(env)
     raw = [SPACE.sample() for _ in range(4)]
     flat = torch.stack([torch.cat([torch.as_tensor(o[key]).float().ravel() for key in SPACE]) for o in raw])

@@ -12,8 +12,10 @@ import pytest
 
 from rldistill.core.errors import ConfigError, MissingExtraError
 from rldistill.core.spec import Wrapper
-from rldistill.envs.make import EnvConfig, make_env, resolve, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.make import make_env, wrapper_class
 from rldistill.envs.seeding import PURPOSES, episode_seed
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
 from rldistill.evaluation.videos import draws_itself
 from rldistill.run.config import RunConfig
@@ -45,7 +47,7 @@ def test_every_episode_is_that_of_a_fresh_environment_with_its_seed(env_id: str)
             seen = fresh.step(action)[0]
 
 
-def test_what_an_episode_ended_with_is_kept_beside_what_the_next_begins_with() -> None:
+def test_final_observation_is_returned_beside_the_next_episodes_first() -> None:
     env = make_vector_env(CARTPOLE, 2, lambda slot, nth: 10 * slot + nth)
     env.reset()
     step = env.step(np.array([0, 1]))
@@ -58,7 +60,7 @@ def test_what_an_episode_ended_with_is_kept_beside_what_the_next_begins_with() -
 
 
 @pytest.mark.parametrize(("env_id", "keeps"), [("CartPole-v1", False), ("BipedalWalker-v3", True)])
-def test_environments_that_remember_are_found(env_id: str, keeps: bool) -> None:
+def test_environments_with_state_across_resets_are_detected(env_id: str, keeps: bool) -> None:
     assert keeps_state_across_reset(EnvConfig(env_id)) is keeps
 
 
@@ -93,7 +95,7 @@ def test_pong_begins_with_empty_frames_and_depends_on_its_seed_alone() -> None:
     np.testing.assert_array_equal(*paths)
 
 
-def test_sticky_actions_are_there_unless_they_are_taken_away() -> None:
+def test_sticky_actions_are_the_default_and_can_be_removed() -> None:
     def play(seed: int, **kwargs: float) -> np.ndarray:
         env = make_vector_env(EnvConfig("ALE/Pong-v5", {"noop_max": 0, **kwargs}), 1, lambda slot, nth: seed)
         env.reset()
@@ -105,7 +107,7 @@ def test_sticky_actions_are_there_unless_they_are_taken_away() -> None:
     assert (play(1, repeat_action_probability=0) == play(2, repeat_action_probability=0)).all()
 
 
-def test_wrappers_are_put_on_from_the_inside_out() -> None:
+def test_wrappers_are_applied_from_the_inside_out() -> None:
     wrappers = (Wrapper("RescaleObservation", {"min_obs": -1, "max_obs": 1}), Wrapper("TimeAwareObservation"))
     env = EnvConfig("MountainCar-v0", wrappers=wrappers)
     assert spec_from_env(env).obs_shape == (3,)
@@ -113,7 +115,7 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
     assert obs.shape == (2, 3)
     assert np.abs(obs[:, :2]).max() <= 1
     (one,) = EnvConfig("CartPole-v1", wrappers=(Wrapper("gymnasium.wrappers:TimeAwareObservation"),)).wrappers
-    assert resolve(one) is gymnasium.wrappers.TimeAwareObservation
+    assert wrapper_class(one) is gymnasium.wrappers.TimeAwareObservation
 
 
 @pytest.mark.parametrize(
@@ -121,30 +123,30 @@ def test_wrappers_are_put_on_from_the_inside_out() -> None:
     [
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeAwareObs"),)), "Did you mean 'TimeAwareObservation'"),
         (EnvConfig("CartPole-v1", wrappers=(Wrapper("no_such_module:X"),)), "cannot be imported"),
-        (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not take"),
+        (EnvConfig("CartPole-v1", wrappers=(Wrapper("ClipReward", {"low": 1}),)), "ClipReward does not accept"),
         (EnvConfig("CartPole-v1", {"gravty": 1}), "env.kwargs"),
-        (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "takes no wrappers"),
+        (EnvConfig("ALE/Pong-v5", wrappers=(Wrapper("TimeAwareObservation"),)), "accepts no wrappers"),
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
-        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": "abc"}), "found 'abc', expected a number from 0 to 1"),
-        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 2}), "found 2, expected a number from 0 to 1"),
-        (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: found 3\.5, expected an integer of at least 0"),
-        (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: found -3, expected an integer of at least 1"),
-        (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: found 1, expected true or false"),
+        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": "abc"}), "expected a number from 0 to 1, found 'abc'"),
+        (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 2}), "expected a number from 0 to 1, found 2"),
+        (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: expected an integer of at least 0, found 3\.5"),
+        (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: expected an integer of at least 1, found -3"),
+        (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: expected true or false, found 1"),
         (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],
 )
-def test_what_cannot_be_built_says_why(env: EnvConfig, message: str) -> None:
+def test_invalid_environment_is_refused(env: EnvConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec_from_env(env)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("highway_env") is not None, reason="highway-env is installed")
-def test_driving_names_what_has_to_be_installed() -> None:
+def test_missing_highway_env_names_its_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"highway-fast-v0 needs .*pip install 'rldistill\[driving\]'"):
         spec_from_env(EnvConfig("highway-fast-v0"))
 
 
-def test_wrappers_come_from_the_run_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_wrappers_are_read_from_the_run_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "run.yaml"
     path.write_text("env: {id: CartPole-v1, wrappers: [{name: TimeAwareObservation}]}\nteacher: t.zip\n")
     assert make_env(RunConfig.load(path, environment={}).env).observation_space.shape == (5,)
@@ -152,7 +154,7 @@ def test_wrappers_come_from_the_run_file(tmp_path) -> None:  # type: ignore[no-u
         RunConfig.load(path, ["env.wrappers.0.name=TimeAware"], {})
 
 
-def test_what_is_named_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_are_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "of_mine.py").write_text(
         "import gymnasium\n"
         "class Same(gymnasium.Wrapper):\n    pass\n"
@@ -165,7 +167,7 @@ def test_what_is_named_is_found_in_the_working_directory(tmp_path: Path, monkeyp
         make_env(EnvConfig("CartPole-v1", wrappers=(Wrapper("of_mine:Sane"),)))
 
 
-def test_a_function_of_ones_own_makes_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_made_by_a_function_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "envs_of_mine.py").write_text(
         "from gymnasium.envs.classic_control import PendulumEnv\n"
         "def heavy(gravity=20.0):\n    return PendulumEnv(g=gravity)\n"
@@ -192,7 +194,7 @@ def test_a_function_of_ones_own_makes_an_environment(tmp_path: Path, monkeypatch
     }.items():
         with pytest.raises(ConfigError, match=rf"env\.id: .*{words}"):
             make_env(EnvConfig(wrong))
-    with pytest.raises(ConfigError, match=r"env\.kwargs: envs_of_mine:heavy does not take"):
+    with pytest.raises(ConfigError, match=r"env\.kwargs: envs_of_mine:heavy does not accept"):
         make_env(EnvConfig(env.id, {"gravty": 5.0}))
 
 

@@ -19,7 +19,9 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import Views, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, make_env, observation_views, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.make import make_env
+from rldistill.envs.spaces import adapt_env, observation_views, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.envs.wrappers import MaskVelocity, TimeFeature
 from rldistill.evaluation.config import EvaluateConfig
@@ -45,7 +47,7 @@ PICTURES = (
 PONG = EnvConfig("Pong-v4", views=Views(teacher=(Wrapper("GrayscaleObservation"),), student=PICTURES))
 
 
-def test_each_side_sees_what_its_wrappers_alone_would_show() -> None:
+def test_each_view_equals_its_wrappers_alone() -> None:
     vector, sight = make_vector_env(BOTH, 2, lambda slot, nth: 7 * slot + nth), observation_views(BOTH)
     alone = [
         (TimeFeature(gymnasium.make("CartPole-v1")), TimeFeature(MaskVelocity(gymnasium.make("CartPole-v1"))))
@@ -61,7 +63,7 @@ def test_each_side_sees_what_its_wrappers_alone_would_show() -> None:
         expected = [[env.step((step + slot) % 2)[0] for env in pair] for slot, pair in enumerate(alone)]
 
 
-def test_pictures_beside_stacks_of_pictures_from_one_emulator() -> None:
+def test_images_and_frame_stacks_come_from_one_emulator() -> None:
     vector, sight = make_vector_env(PONG, 1, lambda slot, nth: 3), observation_views(PONG)
     frames = sight.student.frames
     assert frames is not None
@@ -75,9 +77,7 @@ def test_pictures_beside_stacks_of_pictures_from_one_emulator() -> None:
         assert sight.select("teacher", obs).shape == (1, 210, 160)
 
 
-def test_labels_come_from_the_teachers_view_and_observations_from_the_students(
-    teacher: NetworkPolicy, tmp_path: Path
-) -> None:
+def test_labels_use_the_teacher_view_and_observations_the_student_view(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = CollectConfig(steps=600, epsilon=0.3, block_steps=64, teacher_obs=True)
     data = collect(BLIND, teacher, config, tmp_path)
     seen = torch.from_numpy(data.columns["teacher_obs"])
@@ -89,11 +89,11 @@ def test_labels_come_from_the_teachers_view_and_observations_from_the_students(
     assert data.spec.head.kind == "q_values"
 
 
-def test_the_teachers_view_is_stored_only_when_asked(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_teacher_view_is_stored_on_request_only(teacher: NetworkPolicy, tmp_path: Path) -> None:
     assert "teacher_obs" not in collect(BLIND, teacher, CollectConfig(steps=200, epsilon=0.3), tmp_path).columns
 
 
-def test_what_the_episodes_are_does_not_depend_on_the_views(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_episodes_do_not_depend_on_the_views(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = CollectConfig(steps=400, epsilon=0.3)
     one = collect(CARTPOLE, teacher, config, tmp_path / "one")
     two = collect(BLIND, teacher, config, tmp_path / "two")
@@ -138,7 +138,7 @@ def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None
     assert manifest_bytes(tmp_path / "one") == before
 
 
-def test_both_are_evaluated_each_on_its_own_view(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_teacher_and_student_are_evaluated_on_their_own_views(teacher: NetworkPolicy, tmp_path: Path) -> None:
     data = collect(BLIND, teacher, CollectConfig(steps=2_000, epsilon=0.3), tmp_path / "dataset")
     student = distill(data, Mlp((16,)), DistillConfig(epochs=3), tmp_path / "student")
     entrants = {
@@ -154,10 +154,10 @@ def test_both_are_evaluated_each_on_its_own_view(teacher: NetworkPolicy, tmp_pat
     assert (tmp_path / "videos" / "mlp-best.mp4").stat().st_size > 0
 
 
-def test_a_teacher_that_wraps_its_own_environment_wraps_its_own_view_only() -> None:
+def test_wrappers_of_a_teacher_are_added_to_its_view_only() -> None:
     view = (Wrapper("TimeFeature"),)
     spec = dataclasses.replace(spec_from_env(EnvConfig("CartPole-v1", wrappers=view)), view=view)
-    sight = observation_views(BLIND.adapted_to(Mlp((4,)).build(spec)))
+    sight = observation_views(adapt_env(BLIND, Mlp((4,)).build(spec)))
     assert (sight.teacher.obs_shape, sight.student.obs_shape) == ((5,), (4,))
 
 
@@ -205,7 +205,7 @@ def test_a_student_for_the_teachers_view_is_refused(teacher: NetworkPolicy, tmp_
         collect(BLIND, teacher, CollectConfig(steps=100, beta=0.5), tmp_path, student=student)
 
 
-def test_ale_games_say_where_views_work() -> None:
+def test_views_of_an_ale_game_are_refused_with_the_alternative() -> None:
     with pytest.raises(ConfigError, match=r"no views.*PongNoFrameskip-v4"):
         observation_views(EnvConfig("ALE/Pong-v5", views=Views(student=PICTURES)))
 

@@ -40,7 +40,7 @@ class Walk(gymnasium.Env[Any, Any]):
 @pytest.mark.parametrize("space", [PLAIN, GOAL], ids=["vector", "dict"])
 @pytest.mark.parametrize("steps", [None, 7])
 @pytest.mark.parametrize("test_mode", [False, True])
-def test_time_is_appended_as_sb3_contrib_does_it(space: Any, steps: int | None, test_mode: bool) -> None:
+def test_time_feature_equals_that_of_sb3_contrib(space: Any, steps: int | None, test_mode: bool) -> None:
     def fresh() -> Walk:  # theirs changes the space that it is given
         return Walk(spaces.Dict(dict(space.spaces)) if isinstance(space, spaces.Dict) else space, steps)
 
@@ -63,8 +63,8 @@ def test_time_is_appended_as_sb3_contrib_does_it(space: Any, steps: int | None, 
     )
 
 
-def test_what_time_cannot_be_appended_to_is_named() -> None:
-    with pytest.raises(ValueError, match="one vector, alone or as 'observation' of a dict"):
+def test_time_feature_refuses_other_spaces() -> None:
+    with pytest.raises(ValueError, match="expected a vector, alone or as 'observation' of a dict"):
         TimeFeature(Walk(spaces.Dict({"state": PLAIN})))
 
 

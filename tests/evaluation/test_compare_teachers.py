@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from rldistill.core.spec import Wrapper
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import compare_teachers, recommend
 from rldistill.evaluation.config import CompareConfig
 from rldistill.policies.actor_critic import Actor

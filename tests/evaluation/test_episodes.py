@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.seeding import episode_seed
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate

@@ -12,7 +12,7 @@ import torch
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, play
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate

@@ -21,7 +21,7 @@ from rldistill.core.heads import (
 )
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.disagreements import MOST, SPAN, Moments, as_picture, group, write_gallery
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate

@@ -12,7 +12,8 @@ from scipy.stats import ttest_ind
 from torch import nn
 
 from rldistill.core.errors import ConfigError
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.verify import Claim, _welch, quick_check, verify
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp

@@ -10,7 +10,7 @@ import imageio.v2 as imageio
 import pytest
 from imageio_ffmpeg import count_frames_and_secs
 
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.videos import film_all, notable
 from rldistill.policies.network import NetworkPolicy

@@ -13,7 +13,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.losses import ForwardKL, ReverseKL

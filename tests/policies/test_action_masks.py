@@ -22,7 +22,8 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.wrappers import ActionMask
 from rldistill.evaluation.episodes import play
 from rldistill.losses import QMSE, ForwardKL

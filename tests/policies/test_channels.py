@@ -16,7 +16,8 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
 from rldistill.core.spec import Views, Wrapper
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.students import Linear
 from rldistill.teachers.load import load_policy
 

@@ -24,7 +24,7 @@ from rldistill.core.heads import (
 )
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
-from rldistill.envs.make import spec_from_spaces
+from rldistill.envs.spaces import spec_from_spaces
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.policies.masking import with_action_mask

@@ -24,7 +24,8 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term

@@ -15,7 +15,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import BernoulliHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Linear
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy

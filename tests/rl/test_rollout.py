@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
+from rldistill.envs.spaces import observation_views
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.rollout import Rollout, RolloutWorker
 from rldistill.students import Linear

@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import sha256_file
 from rldistill.io.progress import SILENT

@@ -17,7 +17,7 @@ from rldistill.cli.options import measure_from_options, share_from_options
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.episodes import TEST, play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.search import as_students, search_table, search_verdict, write_search

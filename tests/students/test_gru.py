@@ -19,7 +19,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Mlp

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
 from rldistill.core.spec import PolicySpec
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.teachers.load import load_policy
 
 

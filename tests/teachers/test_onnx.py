@@ -16,7 +16,8 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.core.heads import ILLEGAL, MASK
-from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.masking import with_action_mask
 from rldistill.students import Cnn, Mlp

@@ -20,8 +20,9 @@ from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig, spec_from_env, spec_from_spaces
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
+from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.verify import verify
 from rldistill.policies.masking import with_action_mask

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.heads import HeadKind
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.run.config import known_env
 from rldistill.run.yaml import parse_value
 from rldistill.search.config import Measure

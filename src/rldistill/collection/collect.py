@@ -27,8 +27,9 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest, discard
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import inference_threads, take_turns
+from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import Mode, open_stage, require_mode, write_json
 from rldistill.io.progress import Progress, stage_progress
@@ -78,8 +79,8 @@ def collect(
         raise ConfigError(f"collect.beta: {config.beta} lets a student act, but there is none; use 1.0 or give one")
     resolve_device(config.device, "collect.device")
     who = fingerprint(teacher)
-    env = env.adapted_to(teacher)
-    if is_deterministic(env.id, env.kwargs) and config.epsilon < LEAST_EPSILON and not config.sample:
+    env = adapt_env(env, teacher)
+    if is_deterministic(env) and config.epsilon < LEAST_EPSILON and not config.sample:
         raise ConfigError(
             f"collect.epsilon: {config.epsilon} without sticky actions gives the same few episodes again and again; "
             f"expected at least {LEAST_EPSILON}"
@@ -89,9 +90,9 @@ def collect(
     teacher.spec.require_same_input(sight.teacher, "the teacher", env.id)
     if student is not None:
         student.spec.require_same_input(sight.student, "the student", env.id)
-        student = sight.shown_to(student, "student")
+        student = sight.policy_on("student", student)
     stored = _stored(sight, teacher)
-    teacher = sight.shown_to(teacher, "teacher")
+    teacher = sight.policy_on("teacher", teacher)
     threads = max(1, (os.cpu_count() or 1) // config.workers)
     jobs = [
         Stream(env, sight, teacher, student, config, seed, round, stream, folder, threads)
@@ -121,7 +122,7 @@ def collect(
 
 def spec_of_data(env: EnvConfig, teacher: Policy) -> PolicySpec:
     """Of what a teacher's dataset of an environment holds: what students see, and the teacher's head."""
-    sight = observation_views(env.adapted_to(teacher))
+    sight = observation_views(adapt_env(env, teacher))
     return _stored(sight, with_action_mask(teacher, sight.teacher))
 
 

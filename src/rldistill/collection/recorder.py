@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block
+from rldistill.envs.config import Side
 from rldistill.envs.rollout import StatefulPolicy, Transition
 from rldistill.envs.vector import Step
-from rldistill.envs.views import ObservationViews, Side
+from rldistill.envs.views import ObservationViews
 
 
 class TeacherLabeler:

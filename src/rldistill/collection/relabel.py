@@ -20,9 +20,9 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, read_block, suc
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, manifest_entry, open_derived
+from rldistill.envs.config import SIDES, Side
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
-from rldistill.envs.views import SIDES, Side
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.channels import channels_last

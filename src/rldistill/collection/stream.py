@@ -21,7 +21,7 @@ from rldistill.core.device import on_device, resolve_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block, write_block
 from rldistill.data.manifest import manifest_entry
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env

@@ -1,4 +1,4 @@
-"""Atari 2600 through ale-py's own vector environment."""
+"""Atari 2600 games on ale-py's own vector environment."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from gymnasium.vector import VectorEnv
 
 from rldistill.core.errors import ConfigError, did_you_mean, shown
 from rldistill.core.spec import FramePipeline
+from rldistill.envs.config import EnvConfig
 
-DEFAULTS: dict[str, Any] = {
+ATARI_DEFAULTS: dict[str, Any] = {
     "img_height": 84,
     "img_width": 84,
     "stack_num": 4,
@@ -28,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def register_atari() -> None:
-    """Make Gymnasium know `Pong-v4` and its like, which run one emulator at a time, without a banner for each."""
+    """Register `Pong-v4` and similar ids, which run one emulator at a time, without a banner for each."""
     import ale_py
     import gymnasium
 
@@ -37,23 +38,23 @@ def register_atari() -> None:
 
 
 def is_atari(env_id: str) -> bool:
-    """Whether `env_id` is played by ale-py's vector environment, which is so for every `ALE/Game-v5`."""
+    """Return True if ale-py's vector environment runs `env_id`: every `ALE/Game-v5`."""
     return env_id.startswith("ALE/")
 
 
-def is_deterministic(env_id: str, kwargs: dict[str, Any]) -> bool:
-    """Whether equal actions lead to equal episodes, but for the number of no-ops at their start."""
-    return is_atari(env_id) and {**DEFAULTS, **kwargs}["repeat_action_probability"] == 0
+def is_deterministic(config: EnvConfig) -> bool:
+    """Return True if equal actions lead to equal episodes, except for the number of no-ops at the start."""
+    return is_atari(config.id) and {**ATARI_DEFAULTS, **config.kwargs}["repeat_action_probability"] == 0
 
 
 def preprocessed_id(env_id: str) -> str | None:
-    """`ALE/Pong-v5` of `PongNoFrameskip-v4`, which shows the bare screen of the same game; None of anything else."""
+    """Return `ALE/Pong-v5` for `PongNoFrameskip-v4`, the bare screen of the same game, and None for other ids."""
     match = re.fullmatch(r"(\w+)NoFrameskip-v4", env_id)
     return f"ALE/{match[1]}-v5" if match else None
 
 
 def preprocessing(frames: FramePipeline) -> dict[str, Any]:
-    """The keyword arguments with which ale-py's vector environment makes `frames` of a game without sticky actions."""
+    """Return the keyword arguments of ale-py's vector environment for `frames`, without sticky actions."""
     return {
         "img_height": frames.height,
         "img_width": frames.width,
@@ -65,44 +66,61 @@ def preprocessing(frames: FramePipeline) -> dict[str, Any]:
     }
 
 
+def frame_pipeline(kwargs: dict[str, Any]) -> FramePipeline:
+    """Return the frame pipeline of ale-py's vector environment with these keyword arguments."""
+    settings = {**ATARI_DEFAULTS, **kwargs}
+    names = ("img_height", "img_width", "stack_num", "frameskip", "maxpool", "grayscale")
+    return FramePipeline(*(settings[name] for name in names))
+
+
 def rom_name(env_id: str) -> str:
-    """`ALE/MsPacman-v5` -> `ms_pacman`."""
+    """Return the name of the ROM: `ms_pacman` for `ALE/MsPacman-v5`."""
     from ale_py import roms
 
     match = re.fullmatch(r"ALE/(\w+)-v5", env_id)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", match[1]).lower() if match else ""
-    known = roms.get_all_rom_ids()
-    if name not in known:
-        games = [f"ALE/{''.join(word.capitalize() for word in rom.split('_'))}-v5" for rom in known]
+    rom_ids = roms.get_all_rom_ids()
+    if name not in rom_ids:
+        games = [f"ALE/{''.join(word.capitalize() for word in rom.split('_'))}-v5" for rom in rom_ids]
         raise ConfigError(f"env.id: there is no Atari game {env_id!r}.{did_you_mean(env_id, games)}")
     return name
 
 
-def make_atari(env_id: str, num_envs: int, num_threads: int, kwargs: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` emulators stepped by `num_threads` threads of ale-py's own."""
+def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[Any, Any, Any]:
+    """Return `num_envs` emulators that ale-py steps with `num_threads` threads of its own.
+
+    Raises:
+        ConfigError: Wrappers or views, an unknown game, or a keyword argument that the emulator does not accept.
+    """
     from ale_py.vector_env import AtariVectorEnv
 
-    unknown = sorted(set(kwargs) - set(DEFAULTS))
-    if unknown:
+    if config.wrappers or config.views:
+        game = config.id.removeprefix("ALE/").removesuffix("-v5")
         raise ConfigError(
-            f"env.kwargs.{unknown[0]}: {env_id} has no such setting.{did_you_mean(unknown[0], DEFAULTS)} "
-            f"It takes {', '.join(DEFAULTS)}."
+            f"env.wrappers: {config.id} runs on ale-py's vector environment, which accepts no wrappers and no views. "
+            f"Use env.kwargs, or {game}NoFrameskip-v4 with AtariPreprocessing."
         )
-    for name, value in kwargs.items():
-        _require_sound(name, value)
-    return AtariVectorEnv(rom_name(env_id), num_envs, num_threads=num_threads, **{**DEFAULTS, **kwargs})
+    for name, value in config.kwargs.items():
+        if name not in ATARI_DEFAULTS:
+            raise ConfigError(
+                f"env.kwargs.{name}: {config.id} has no such setting.{did_you_mean(name, ATARI_DEFAULTS)} "
+                f"Use one of {', '.join(ATARI_DEFAULTS)}."
+            )
+        _require_valid(name, value)
+    kwargs = {**ATARI_DEFAULTS, **config.kwargs}
+    return AtariVectorEnv(rom_name(config.id), num_envs, num_threads=num_threads, **kwargs)
 
 
-def _require_sound(name: str, value: Any) -> None:
-    """Raise ConfigError for a setting that the emulator does not check."""
-    default = DEFAULTS[name]
+def _require_valid(name: str, value: Any) -> None:
+    """Raise ConfigError for an invalid value that the emulator would accept without an error."""
+    default = ATARI_DEFAULTS[name]
     if isinstance(default, bool):
-        sound, expected = isinstance(value, bool), "true or false"
+        valid, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        sound, expected = number and 0 <= value <= 1, "a number from 0 to 1"
+        valid = type(value) in (int, float) and 0 <= value <= 1
+        expected = "a number from 0 to 1"
     else:
-        least = 0 if name == "noop_max" else 1
-        sound, expected = type(value) is int and value >= least, f"an integer of at least {least}"
-    if not sound:
-        raise ConfigError(f"env.kwargs.{name}: found {shown(value)}, expected {expected}")
+        minimum = 0 if name == "noop_max" else 1
+        valid, expected = type(value) is int and value >= minimum, f"an integer of at least {minimum}"
+    if not valid:
+        raise ConfigError(f"env.kwargs.{name}: expected {expected}, found {shown(value)}.")

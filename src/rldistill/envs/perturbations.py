@@ -1,4 +1,4 @@
-"""Environments whose physics are other than they were."""
+"""Environments with changed physics."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import numpy as np
 
 from rldistill.core.errors import ConfigError
 
+Env = gymnasium.Env[Any, Any]
+
 
 class ChangedPhysics(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An attribute of the bare environment, changed once and for all.
+    """Wrapper that changes an attribute of the bare environment, for good.
 
     Args:
-        env: the environment.
-        attribute: its name, with dots where it is an attribute of an attribute (`model.opt.gravity`).
-        factor: what it is multiplied with; each number of it, where it is an array.
-        value: what takes its place, if anything does.
+        env: The environment.
+        attribute: Name of the attribute, with dots for nested ones (`model.opt.gravity`).
+        factor: Factor of the number or array.
+        value: New value, if there is one, in place of the product.
     """
 
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], attribute: str, factor: float = 1.0, value: float | bool | None = None
-    ) -> None:
+    def __init__(self, env: Env, attribute: str, factor: float = 1.0, value: float | bool | None = None) -> None:
         super().__init__(env)
         if not has_number(env, attribute):
-            raise ConfigError(f"env.wrappers: {type(env.unwrapped).__name__} has no number {attribute} to change")
+            raise ConfigError(
+                f"env.wrappers: {type(env.unwrapped).__name__} has no number {attribute}. Name another attribute."
+            )
         *parents, last = attribute.split(".")
-        holder: Any = reduce(getattr, parents, env.unwrapped)
-        setattr(holder, last, getattr(holder, last) * factor if value is None else value)
+        owner: Any = reduce(getattr, parents, env.unwrapped)
+        setattr(owner, last, getattr(owner, last) * factor if value is None else value)
 
 
-def has_number(env: gymnasium.Env[Any, Any], attribute: str) -> bool:
-    """Whether the bare environment has this attribute, and it is a number or an array of them."""
+def has_number(env: Env, attribute: str) -> bool:
+    """Return True if this attribute of the bare environment is a number or an array."""
     try:
-        found = reduce(getattr, attribute.split("."), env.unwrapped)
+        value = reduce(getattr, attribute.split("."), env.unwrapped)
     except AttributeError:
         return False
-    return isinstance(found, bool | int | float | np.number | np.ndarray)
+    return isinstance(value, bool | int | float | np.number | np.ndarray)

@@ -1,4 +1,4 @@
-"""The one loop that steps a batch of environments with a policy; collect and evaluate are built on it."""
+"""The loop that steps a batch of environments with a policy, shared by collection, evaluation and rl."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Transition:
-    """One step of all slots: what was seen, what was done, what came of it."""
+    """One step of all slots: the observations, the actions and their results."""
 
     obs: NDArray[Any]
     action: NDArray[Any]
@@ -34,9 +34,10 @@ class Transition:
 def rollout(
     env: SeededVectorEnv, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> Iterator[Transition | None]:
-    """Step `env` for ever, from where its slots show `obs`.
+    """Step `env` without end, starting from the observations `obs` of its slots.
 
-    Yields None when a step has begun, while there is time for something else, and the transition when it is done.
+    Yields:
+        None while a step is in progress, so that the caller can do something else, and then its transition.
     """
     while True:
         action = act(obs)
@@ -44,27 +45,27 @@ def rollout(
         yield None
         step = env.recv()
         if not np.isfinite(step.reward).all():
-            raise SpecMismatchError("env: it gave a reward that is NaN or infinite; expected numbers")
+            raise SpecMismatchError("env: a reward is NaN or infinite. Check the reward of the environment.")
         yield Transition(obs, action, step)
         obs = step.obs
 
 
 def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
-    """All that the iterators yield but None, which passes the turn on; two of them are begun at a time.
+    """Yield the items of all iterators, two of which run in turns: None passes the turn to the other.
 
-    While the emulators of one are at work, the policy looks at what the other shows.
+    While the emulators of one iterator step, the policy of the other computes.
     """
-    ahead = iter(rollouts)
-    begun = deque(islice(ahead, 2))
-    while begun:
-        current = begun.popleft()
+    waiting = iter(rollouts)
+    running = deque(islice(waiting, 2))
+    while running:
+        current = running.popleft()
         for item in current:
             if item is None:
-                begun.append(current)
+                running.append(current)
                 break
             yield item
         else:
-            begun.extend(islice(ahead, 1))
+            running.extend(islice(waiting, 1))
 
 
 class StatefulPolicy:
@@ -73,9 +74,9 @@ class StatefulPolicy:
     The networks of the policy are on `device`; observations, outputs and the state are on the CPU.
     """
 
-    def __init__(self, policy: Policy, slots: int, state: Tensor | None = None, device: torch.device = CPU) -> None:
+    def __init__(self, policy: Policy, num_slots: int, state: Tensor | None = None, device: torch.device = CPU) -> None:
         self.policy, self.device = policy, device
-        self.state = self._initial_state(slots) if state is None else state
+        self.state = self._initial_state(num_slots) if state is None else state
 
     def step(self, obs: NDArray[Any]) -> PolicyOutput:
         """Return the output for the slots' observations and keep the new state."""
@@ -104,21 +105,21 @@ class StatefulPolicy:
         return output.to(CPU), None if after is None else after.cpu()
 
 
-def to_env_action(action: torch.Tensor) -> NDArray[Any]:
-    """A policy's action as an environment takes it; raises SpecMismatchError for one that is no number."""
+def to_env_action(action: Tensor) -> NDArray[Any]:
+    """Return a policy's action for an environment; raise SpecMismatchError for NaN and infinite numbers."""
     array: NDArray[Any] = action.numpy()
     if array.dtype == np.int64:
         return array
     if not np.isfinite(array).all():
         raise SpecMismatchError(
-            "a policy's actions are NaN or infinite; look at its weights, and at the scale of its observations"
+            "policy: its actions are NaN or infinite. Check its weights and the scale of its observations."
         )
     return array.astype(np.float32)
 
 
 @contextmanager
 def inference_threads(count: int) -> Iterator[None]:
-    """Use `count` threads within; results depend on the number, so that it is part of what is promised."""
+    """Use `count` threads of PyTorch within the block; results depend on this number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,11 +1,11 @@
-"""Two views of one state: what the teacher sees and what the student sees of the same step, side by side."""
+"""Two views of one state: the observations of teacher and student at the same step."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,125 +17,103 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
+from rldistill.envs.config import Side
 
 Env = gymnasium.Env[Any, Any]
-Side = Literal["student", "teacher"]
-SIDES: tuple[Side, ...] = ("student", "teacher")
-BELOW = "it belongs into env.wrappers, below both views"
+Reset = tuple[Any, dict[str, Any]]
+Step = tuple[Any, Any, bool, bool, dict[str, Any]]
+MOVE = "Move it to env.wrappers, which both views share."
 
 
 class Tap(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """What the wrappers of one view stand on: it shows them the step that was taken for both."""
+    """Base of one view's wrappers, which replays the step that was taken for both views."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
-        self.shown: tuple[Any, ...] | None = None
+        self.result: Reset | Step | None = None
         self.action: Any = None
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        shown: tuple[Any, dict[str, Any]] = self._take()
-        return shown
+    def reset(self, **kwargs: Any) -> Reset:
+        return self._take_result()  # type: ignore[no-any-return]
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
         if not np.array_equal(action, self.action):
-            raise ConfigError(f"env.views: a wrapper changes actions; {BELOW}")
-        shown: tuple[Any, Any, bool, bool, dict[str, Any]] = self._take()
-        return shown
+            raise ConfigError(f"env.views: a wrapper changes actions. {MOVE}")
+        return self._take_result()  # type: ignore[no-any-return]
 
-    def _take(self) -> Any:
-        if self.shown is None:
-            raise ConfigError(f"env.views: a wrapper takes more than one step at a time; {BELOW}")
-        shown, self.shown = self.shown, None
-        return shown
+    def _take_result(self) -> Any:
+        if self.result is None:
+            raise ConfigError(f"env.views: a wrapper takes more than one step at a time. {MOVE}")
+        result, self.result = self.result, None
+        return result
 
 
-class TwoViews(gymnasium.Env[NDArray[np.uint8], Any]):
-    """One environment seen in two ways; an observation is the bytes of the student's, then those of the teacher's.
+class TwoViews(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Wrapper whose observation is the bytes of the student's observation, then those of the teacher's.
 
     Args:
-        base: the environment, which is stepped once for both.
-        taps: the two that stand on it.
-        views: each tap with the wrappers of its view around it, the student's first.
+        env: The environment, which is stepped once for both views.
+        taps: The bases of the two views.
+        views: The taps with the wrappers of their views, the student's first.
     """
 
-    def __init__(self, base: Env, taps: tuple[Tap, Tap], views: tuple[Env, Env]) -> None:
-        self.base, self.taps, self.views = base, taps, views
-        self.spec, self.render_mode, self.metadata = base.spec, base.render_mode, base.metadata
-        self.action_space = base.action_space
+    def __init__(self, env: Env, taps: tuple[Tap, Tap], views: tuple[Env, Env]) -> None:
+        super().__init__(env)
+        self.taps, self.views = taps, views
+        size = 0
         for view in views:
-            if view.action_space != base.action_space:
-                raise ConfigError(f"env.views: a wrapper changes the action space to {view.action_space}; {BELOW}")
-        size = sum(
-            np.dtype(view.observation_space.dtype).itemsize * math.prod(view.observation_space.shape or ())
-            for view in views
-        )
+            if view.action_space != env.action_space:
+                raise ConfigError(f"env.views: a wrapper changes the action space to {view.action_space}. {MOVE}")
+            space = view.observation_space
+            size += np.dtype(space.dtype).itemsize * math.prod(space.shape or ())
         self.observation_space = spaces.Box(0, 255, (size,), np.uint8)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Reset the environment once, and both views with it."""
-        obs, info = self.base.reset(seed=seed, options=options)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        """Reset the environment once, and both views with its result."""
+        obs, info = self.env.reset(seed=seed, options=options)
         for tap in self.taps:
-            tap.shown = obs, info
-        return self._packed([view.reset(seed=seed, options=options)[0] for view in self.views]), info
+            tap.result = obs, info
+        return self._pack([view.reset(seed=seed, options=options)[0] for view in self.views]), info
 
-    def step(self, action: Any) -> tuple[NDArray[np.uint8], Any, bool, bool, dict[str, Any]]:
-        """Step the environment once; raises ConfigError if a view changes more than the observation."""
-        obs, reward, terminated, truncated, info = self.base.step(action)
-        seen = []
+    def step(self, action: Any) -> Step:
+        """Step the environment once; raise ConfigError if a view changes more than the observation."""
+        result = self.env.step(action)
+        observations = []
         for tap, view in zip(self.taps, self.views, strict=True):
-            tap.shown, tap.action = (obs, reward, terminated, truncated, info), action
-            here, *rest = view.step(action)
-            if rest[:3] != [reward, terminated, truncated]:
-                raise ConfigError(f"env.views: a wrapper changes rewards or ends episodes; {BELOW}")
-            seen.append(here)
-        return self._packed(seen), reward, terminated, truncated, info
+            tap.result, tap.action = result, action
+            obs, *others = view.step(action)
+            if tuple(others[:3]) != result[1:4]:
+                raise ConfigError(f"env.views: a wrapper changes rewards or ends episodes. {MOVE}")
+            observations.append(obs)
+        return self._pack(observations), *result[1:]
 
-    def _packed(self, seen: list[Any]) -> NDArray[np.uint8]:
-        arrays = [np.asarray(obs, view.observation_space.dtype) for obs, view in zip(seen, self.views, strict=True)]
+    def _pack(self, observations: list[Any]) -> NDArray[np.uint8]:
+        pairs = zip(observations, self.views, strict=True)
+        arrays = (np.asarray(obs, view.observation_space.dtype) for obs, view in pairs)
         return np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
-
-    def render(self) -> Any:
-        """The environment's own picture."""
-        return self.base.render()
-
-    def close(self) -> None:
-        """Close the environment."""
-        self.base.close()
-
-    @property
-    def unwrapped(self) -> Env:
-        """The bare environment."""
-        return self.base.unwrapped
 
 
 @dataclass(frozen=True)
 class ObservationViews:
-    """What each side sees of a batch of observations: all of it, or its part of the bytes where there are two views."""
+    """Observations of student and teacher: the same array, or its parts if it is `packed` by `TwoViews`."""
 
     student: PolicySpec
     teacher: PolicySpec
     packed: bool = False
 
     def select(self, side: Side, obs: NDArray[Any]) -> NDArray[Any]:
-        """`[B, *obs_shape]` as that side sees it."""
-        if not self.packed:
-            return obs
-        spec, start = getattr(self, side), 0 if side == "student" else _size(self.student)
-        part = np.ascontiguousarray(obs[:, start : start + _size(spec)])
-        seen: NDArray[Any] = part.view(spec.obs_dtype).reshape(len(obs), *spec.obs_shape)
-        return seen
+        """Return one side's observations, `[B, *obs_shape]`."""
+        return self._unpack(side, torch.from_numpy(obs)).numpy() if self.packed else obs
 
-    def shown_to(self, policy: Policy, side: Side) -> Policy:
-        """The policy, shown its side of each observation."""
-        return ObsTransformPolicy(policy, partial(self._part, side)) if self.packed else policy
+    def policy_on(self, side: Side, policy: Policy) -> Policy:
+        """Return the policy of one side for observations of the environment."""
+        return ObsTransformPolicy(policy, partial(self._unpack, side)) if self.packed else policy
 
-    def _part(self, side: Side, obs: Tensor) -> Tensor:
-        spec, start = getattr(self, side), 0 if side == "student" else _size(self.student)
-        part = obs[:, start : start + _size(spec)].contiguous()
+    def _unpack(self, side: Side, obs: Tensor) -> Tensor:
+        spec, start = getattr(self, side), 0 if side == "student" else _num_bytes(self.student)
+        part = obs[:, start : start + _num_bytes(spec)].contiguous()
         return part.view(getattr(torch, spec.obs_dtype)).reshape(len(obs), *spec.obs_shape)
 
 
-def _size(spec: PolicySpec) -> int:
+def _num_bytes(spec: PolicySpec) -> int:
     return np.dtype(spec.obs_dtype).itemsize * math.prod(spec.obs_shape)

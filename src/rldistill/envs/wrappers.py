@@ -1,4 +1,4 @@
-"""Wrappers that an agent of rl-baselines3-zoo may have been trained behind, and that Gymnasium does not have."""
+"""Wrappers of rl-baselines3-zoo that Gymnasium does not have, and those for dict observations and action masks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rldistill.core.heads import MASK
 
 Env = gymnasium.Env[Any, Any]
 Array = NDArray[Any]
+Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 POSITIONS = {
     "CartPole": (0, 2),
     "MountainCar": (0,),
@@ -24,100 +25,154 @@ POSITIONS = {
     "LunarLander": (0, 1, 4, 6, 7),
     "LunarLanderContinuous": (0, 1, 4, 6, 7),
 }
-"""For each environment the entries of its observation that are no velocities."""
+"""Entries of the observation that are not velocities."""
 
 
-def _count(name: str, value: Any, most: int) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"{name}: expected an integer from 1 to {most:,}, found {value!r}")
-    return value
+class EpisodeWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Base of wrappers whose observation depends on the episode so far."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and the state of the wrapper."""
+        obs, info = self.env.reset(**kwargs)
+        self._begin(obs)
+        return self._observation(obs), info
+
+    def step(self, action: Any) -> Step:
+        """Step the environment and update the state of the wrapper."""
+        obs, *others = self.env.step(action)
+        self._update(obs, action)
+        return self._observation(obs), *others
+
+    def _begin(self, obs: Any) -> None: ...
+
+    def _update(self, obs: Any, action: Any) -> None: ...
+
+    def _observation(self, obs: Any) -> Any: ...
 
 
-class TimeFeature(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Appends the part of the time that is left, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378).
+class TimeFeature(EpisodeWrapper):
+    """Wrapper that appends the remaining time, 1 - t / max_steps (Pardo 2018, arXiv 1712.00378).
 
-    As sb3-contrib's, to the entry `observation` of a dict, in the dtype of what it is appended to; always 1 with
-    `test_mode`.
+    As in sb3-contrib: in the dtype of the observation, to the entry `observation` of a dict, always 1 in `test_mode`.
     """
 
     def __init__(self, env: Env, max_steps: int = 1000, test_mode: bool = False) -> None:
         super().__init__(env)
         space = env.observation_space
-        self._dict = isinstance(space, spaces.Dict)
         inner = space.spaces.get("observation") if isinstance(space, spaces.Dict) else space
         if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
-            raise ValueError(f"it needs observations of one vector, alone or as 'observation' of a dict, not {space}")
+            raise ValueError(f"expected a vector, alone or as 'observation' of a dict, found {space}")
         limit = env.spec.max_episode_steps if env.spec is not None else None
-        self.max_steps, self.test_mode, self._step = limit or _count("max_steps", max_steps, 1_000_000), test_mode, 0
-        self._dtype: Any = inner.dtype
-        timed = spaces.Box(self._appended(inner.low, 0), self._appended(inner.high, 1), dtype=self._dtype)
+        self.max_steps, self.test_mode = limit or _require_count("max_steps", max_steps, 1_000_000), test_mode
+        self.steps, self._dtype = 0, inner.dtype
+        with_time = spaces.Box(self._append(inner.low, 0), self._append(inner.high, 1), dtype=inner.dtype)
         self.observation_space = (
-            spaces.Dict({**space.spaces, "observation": timed}) if isinstance(space, spaces.Dict) else timed
+            spaces.Dict({**space.spaces, "observation": with_time}) if isinstance(space, spaces.Dict) else with_time
         )
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        self._step = 0
-        return self._seen(obs), info
+    def _begin(self, obs: Any) -> None:
+        self.steps = 0
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        self._step += 1
-        return self._seen(obs), reward, terminated, truncated, info
+    def _update(self, obs: Any, action: Any) -> None:
+        self.steps += 1
 
-    def _seen(self, obs: Any) -> Any:
-        left = 1.0 if self.test_mode else 1 - self._step / self.max_steps
-        if self._dict:
-            return {**obs, "observation": self._appended(obs["observation"], left)}
-        return self._appended(obs, left)
+    def _observation(self, obs: Any) -> Any:
+        remaining = 1.0 if self.test_mode else 1 - self.steps / self.max_steps
+        if isinstance(self.observation_space, spaces.Dict):
+            return {**obs, "observation": self._append(obs["observation"], remaining)}
+        return self._append(obs, remaining)
 
-    def _appended(self, obs: Array, left: float) -> Array:
-        return np.append(obs, left).astype(self._dtype)
+    def _append(self, obs: Array, remaining: float) -> Array:
+        return np.append(obs, remaining).astype(self._dtype)
 
 
-class History(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """The last `horizon` observations, then the last `horizon` actions, zeros before the first.
+class History(EpisodeWrapper):
+    """Wrapper that shows the last `horizon` observations, then the last `horizon` actions, zeros before the first.
 
-    As rl-baselines3-zoo's, in the dtype of the observations.
+    As in rl-baselines3-zoo: in the dtype of the observations.
     """
 
     def __init__(self, env: Env, horizon: int = 2) -> None:
         super().__init__(env)
-        obs, action = _box(env), env.action_space
-        _count("horizon", horizon, 1_000)
+        obs, action = _require_box(env), env.action_space
+        _require_count("horizon", horizon, 1_000)
         if not isinstance(action, spaces.Box):
-            raise ValueError(f"History needs continuous actions, these are {action}")
+            raise ValueError(f"expected continuous actions, found {action}")
         self._obs, self._actions = (np.zeros((horizon, *box.shape), obs.dtype) for box in (obs, action))
         low, high = (
-            np.concatenate([np.tile(getattr(box, end), horizon) for box in (obs, action)]) for end in ("low", "high")
+            np.concatenate([np.tile(getattr(box, bound), horizon) for box in (obs, action)]).astype(obs.dtype)
+            for bound in ("low", "high")
         )
-        self.observation_space = spaces.Box(low.astype(obs.dtype), high.astype(obs.dtype), dtype=obs.dtype)
+        self.observation_space = spaces.Box(low, high, dtype=obs.dtype)
 
-    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
+    def _begin(self, obs: Any) -> None:
         self._obs[:], self._actions[:] = 0, 0
         self._obs[-1] = obs
-        return self._seen(), info
 
-    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        obs, *rest = self.env.step(action)
-        for past, new in ((self._obs, obs), (self._actions, action)):
-            past[:-1] = past[1:].copy()
-            past[-1] = new
-        return self._seen(), *rest  # type: ignore[return-value]
+    def _update(self, obs: Any, action: Any) -> None:
+        for history, latest in ((self._obs, obs), (self._actions, action)):
+            history[:-1] = history[1:].copy()
+            history[-1] = latest
 
-    def _seen(self) -> Array:
+    def _observation(self, obs: Any) -> Array:
         return np.concatenate([self._obs.ravel(), self._actions.ravel()])
 
 
+class StackFrames(EpisodeWrapper):
+    """Wrapper that joins the last `stack` observations along the last axis, as SB3 does, with `padding` at first."""
+
+    def __init__(self, env: Env, stack: int = 4, padding: Sequence[float] = (0.0,)) -> None:
+        super().__init__(env)
+        box = _require_box(env)
+        self._frames = np.zeros((_require_count("stack", stack, 1_000), *box.shape), box.dtype)
+        self._padding = np.asarray(padding, box.dtype).reshape(box.shape if len(padding) > 1 else ())
+        low, high = (np.concatenate([getattr(box, bound)] * stack, -1) for bound in ("low", "high"))
+        self.observation_space = spaces.Box(low, high, dtype=box.dtype)
+
+    def _begin(self, obs: Any) -> None:
+        self._frames[:] = self._padding
+        self._frames[-1] = obs
+
+    def _update(self, obs: Any, action: Any) -> None:
+        self._frames[:-1] = self._frames[1:].copy()
+        self._frames[-1] = obs
+
+    def _observation(self, obs: Any) -> Array:
+        return np.concatenate(list(self._frames), -1)
+
+
+class ActionMask(EpisodeWrapper):
+    """Wrapper that adds the environment's `action_masks()` to the observation: 1 for each legal action.
+
+    As in sb3-contrib: one number for each choice, and two for a bit, which may be 0 and may be 1.
+    """
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
+        self._size, self._is_dict = _num_choices(env.action_space), isinstance(space, spaces.Dict)
+        self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(self._size)})
+
+    def _observation(self, obs: Any) -> dict[str, Any]:
+        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.int8).ravel()
+        if len(mask) != self._size:
+            raise ConfigError(
+                f"env: action_masks() returns {len(mask)} numbers, {self.action_space} has {self._size} choices. "
+                "Return one number for each choice."
+            )
+        return {**(obs if self._is_dict else {"obs": obs}), MASK: mask}
+
+
 class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Takes each action `skip` times, or until the episode ends, and sums the rewards."""
+    """Wrapper that repeats each action `skip` times, or until the episode ends, and sums the rewards."""
 
     def __init__(self, env: Env, skip: int = 4) -> None:
         super().__init__(env)
-        self.skip = _count("skip", skip, 1_000)
+        self.skip = _require_count("skip", skip, 1_000)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Step:
+        """Repeat the action."""
         total = 0.0
         for _ in range(self.skip):
             obs, reward, terminated, truncated, info = self.env.step(action)
@@ -127,23 +182,8 @@ class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, total, terminated, truncated, info
 
 
-class MaskVelocity(gymnasium.ObservationWrapper[Array, Any, Array]):
-    """Velocities are 0, so that the state is only partly seen."""
-
-    def __init__(self, env: Env) -> None:
-        super().__init__(env)
-        name = env.spec.id.split("-")[0] if env.spec is not None else ""
-        if name not in POSITIONS:
-            raise ValueError(f"MaskVelocity knows {', '.join(POSITIONS)}, not {name or 'this environment'}")
-        self._mask = np.zeros(_box(env).shape, np.float32)
-        self._mask[list(POSITIONS[name])] = 1
-
-    def observation(self, observation: Array) -> Array:
-        return observation * self._mask
-
-
 class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """a_t = coef * a_{t-1} + (1 - coef) * action."""
+    """Wrapper that smooths actions: a_t = coef * a_{t-1} + (1 - coef) * action."""
 
     def __init__(self, env: Env, smoothing_coef: float = 0.0) -> None:
         super().__init__(env)
@@ -152,106 +192,68 @@ class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.coef, self._action = smoothing_coef, None
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode, whose first action is smoothed with zeros."""
         self._action = None
         return self.env.reset(**kwargs)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        before = np.zeros_like(action) if self._action is None else self._action
-        self._action = self.coef * before + (1 - self.coef) * action
+    def step(self, action: Any) -> Step:
+        """Take the smoothed action."""
+        previous = np.zeros_like(action) if self._action is None else self._action
+        self._action = self.coef * previous + (1 - self.coef) * action
         return self.env.step(self._action)
 
 
-class StackFrames(gymnasium.Wrapper[Array, Any, Array, Any]):
-    """The last `stack` observations joined along their last axis, as SB3 stacks them, `padding` before the first."""
+class MaskVelocity(gymnasium.ObservationWrapper[Array, Any, Array]):
+    """Wrapper that sets velocities to 0, so that the state is only partly observed."""
 
-    def __init__(self, env: Env, stack: int = 4, padding: Sequence[float] = (0.0,)) -> None:
+    def __init__(self, env: Env) -> None:
         super().__init__(env)
-        box = _box(env)
-        self._frames = np.zeros((_count("stack", stack, 1_000), *box.shape), box.dtype)
-        self._padding = np.asarray(padding, box.dtype).reshape(box.shape if len(padding) > 1 else ())
-        low, high = (np.concatenate([getattr(box, end)] * stack, -1) for end in ("low", "high"))
-        self.observation_space = spaces.Box(low, high, dtype=box.dtype)
+        name = env.spec.id.split("-")[0] if env.spec is not None else ""
+        if name not in POSITIONS:
+            raise ValueError(f"expected one of {', '.join(POSITIONS)}, found {name or 'another environment'}")
+        self._mask = np.zeros(_require_box(env).shape, np.float32)
+        self._mask[list(POSITIONS[name])] = 1
 
-    def reset(self, **kwargs: Any) -> tuple[Array, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        self._frames[:] = self._padding
-        return self._seen(obs), info
-
-    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        obs, *rest = self.env.step(action)
-        return self._seen(obs), *rest  # type: ignore[return-value]
-
-    def _seen(self, obs: Array) -> Array:
-        self._frames[:-1] = self._frames[1:].copy()
-        self._frames[-1] = obs
-        return np.concatenate(list(self._frames), -1)
+    def observation(self, observation: Array) -> Array:
+        """Set velocities to 0."""
+        return observation * self._mask
 
 
 class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Pictures `[H, W, C]` as networks take them: `[C, H, W]`; of a dict, all that are pictures of bytes."""
+    """Wrapper that turns images `[H, W, C]` into `[C, H, W]`; in a dict, all images of bytes."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         space = env.observation_space
+        self._images: set[str] = set()
         if isinstance(space, spaces.Dict):
-            self._pictures = {key for key, inner in space.items() if _is_picture(inner)}
-            moved = {key: _moved(inner) if key in self._pictures else inner for key, inner in space.items()}
+            self._images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
+            moved = {key: _channels_first(part) if key in self._images else part for key, part in space.items()}
             self.observation_space = spaces.Dict(moved)
         else:
-            self._pictures = set()
-            self.observation_space = _moved(_box(env))
+            self.observation_space = _channels_first(space)
 
     def observation(self, observation: Any) -> Any:
+        """Move the channels to the front."""
         if isinstance(self.observation_space, spaces.Dict):
-            return {k: _to_front(obs) if k in self._pictures else obs for k, obs in observation.items()}
+            return {key: _to_front(obs) if key in self._images else obs for key, obs in observation.items()}
         return _to_front(observation)
 
 
-class ActionMask(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Shows which actions are legal, as the environment's `action_masks` tells, beside the observation.
-
-    One number for each choice, as sb3-contrib has it: of a bit there are two, whether it may be 0 and 1.
-    """
-
-    def __init__(self, env: Env) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
-        self._size = _num_choices(env.action_space)
-        self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(self._size)})
-        self._dict = isinstance(space, spaces.Dict)
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        return self._seen(obs), info
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, *rest = self.env.step(action)
-        return self._seen(obs), *rest  # type: ignore[return-value]
-
-    def _seen(self, obs: Any) -> dict[str, Any]:
-        mask = np.asarray(self.env.get_wrapper_attr("action_masks")(), np.int8).ravel()
-        if len(mask) != self._size:
-            raise ConfigError(
-                f"env: action_masks() tells of {len(mask)} choices, {self.action_space} has {self._size}; return one "
-                "number for each, 1 where it is legal"
-            )
-        return {**(obs if self._dict else {"obs": obs}), MASK: mask}
-
-
 class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
-    """A dict of arrays and integers as one float32 vector, entry after entry; `space` is what they were."""
+    """Wrapper that joins the entries of a dict into one float32 vector; `space` are their original spaces."""
 
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Dict):
-            raise ValueError(f"it needs observations in a dict, these are {space}")
+            raise ValueError(f"expected a dict, found {space}")
         self.space: dict[str, spaces.Space[Any]] = dict(space.spaces)
-        size = sum(int(np.prod(inner.shape or ())) for inner in self.space.values())
+        size = sum(math.prod(part.shape or ()) for part in self.space.values())
         self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def observation(self, observation: Any) -> Array:
+        """Join the entries."""
         return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
 
 
@@ -262,24 +264,26 @@ def _num_choices(actions: spaces.Space[Any]) -> int:
         return int(actions.nvec.sum())
     if isinstance(actions, spaces.MultiBinary):
         return 2 * math.prod(actions.shape)
-    raise ConfigError(f"env: it has action_masks(), which are for discrete actions; these are {actions}")
+    raise ConfigError(f"env: action_masks() need discrete actions, found {actions}. Remove action_masks().")
 
 
-def _is_picture(space: spaces.Space[Any]) -> bool:
-    return space.dtype == np.uint8 and len(space.shape or ()) == 3
-
-
-def _moved(space: spaces.Space[Any]) -> spaces.Box:
+def _channels_first(space: spaces.Space[Any]) -> spaces.Box:
     if not isinstance(space, spaces.Box):
-        raise ValueError(f"it needs pictures, these are {space}")
+        raise ValueError(f"expected images, found {space}")
     return spaces.Box(_to_front(space.low), _to_front(space.high), dtype=space.dtype)
 
 
-def _to_front(pictures: Array) -> Array:
-    return np.ascontiguousarray(np.moveaxis(pictures, -1, 0))
+def _to_front(images: Array) -> Array:
+    return np.ascontiguousarray(np.moveaxis(images, -1, 0))
 
 
-def _box(env: Env) -> spaces.Box:
+def _require_box(env: Env) -> spaces.Box:
     if not isinstance(env.observation_space, spaces.Box):
-        raise ValueError(f"it needs observations of one array, these are {env.observation_space}")
+        raise ValueError(f"expected observations of one array, found {env.observation_space}")
     return env.observation_space
+
+
+def _require_count(name: str, value: Any, maximum: int) -> int:
+    if type(value) is not int or not 1 <= value <= maximum:
+        raise ValueError(f"{name}: expected an integer from 1 to {maximum:,}, found {value!r}")
+    return value

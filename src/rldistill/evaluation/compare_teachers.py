@@ -24,7 +24,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import Episodes, play
 from rldistill.evaluation.statistics import mean_interval, normalised_score

@@ -14,11 +14,11 @@ from rldistill.core.device import CPU, on_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.config import EnvConfig, Side
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import Step, make_vector_env
-from rldistill.envs.views import Side
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.masking import has_mask, random_legal, with_action_mask
 
@@ -189,7 +189,7 @@ def _play(
     player, watcher = (
         None
         if one is None
-        else StatefulPolicy(sight.shown_to(with_action_mask(one, getattr(sight, here)), here), slots, device=device)
+        else StatefulPolicy(sight.policy_on(here, with_action_mask(one, getattr(sight, here))), slots, device=device)
         for one, here in sides
     )
 

@@ -16,8 +16,8 @@ from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.envs.make import EnvConfig, observation_views
-from rldistill.envs.views import Side
+from rldistill.envs.config import EnvConfig, Side
+from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.efficiency import Curve, efficiency
 from rldistill.evaluation.episodes import Episodes, fits, play
@@ -77,7 +77,7 @@ def evaluate(
             raise ConfigError(f"entrants: there is no {name!r}, which scores are normalised with")
     teacher = next(iter(entrants["teacher"].runs.values()))
     if teacher is not None:
-        env = env.adapted_to(teacher)
+        env = adapt_env(env, teacher)
     for name, entrant in entrants.items():
         for policy in entrant.runs.values():
             if policy is not None:

@@ -13,8 +13,7 @@ from torch import Tensor
 from rldistill.core.heads import MASK
 from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
-from rldistill.envs.make import EnvConfig
-from rldistill.envs.views import Side
+from rldistill.envs.config import EnvConfig, Side
 from rldistill.evaluation.episodes import play
 
 MOST_SEEN = 2_000

@@ -16,12 +16,13 @@ from rldistill.core.device import CPU
 from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Wrapper
-from rldistill.envs.atari import DEFAULTS, is_atari
-from rldistill.envs.make import EnvConfig, make_env, observation_views
+from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
+from rldistill.envs.config import EnvConfig, Side
+from rldistill.envs.make import make_env
 from rldistill.envs.perturbations import ChangedPhysics, has_number
 from rldistill.envs.seeding import block_generator, episode_seed
+from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import first_legal, make_vector_env
-from rldistill.envs.views import Side
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.noise import deviation_of, noise_scale, noisy
@@ -83,7 +84,7 @@ def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, 
 
 def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str, EnvConfig | str]]:
     """Names, and the environment with that changed, or why it cannot be."""
-    settings = {**DEFAULTS, **env.kwargs}
+    settings = {**ATARI_DEFAULTS, **env.kwargs}
     if config.sticky:
         name = f"sticky actions {config.sticky:g}"
         before = settings["repeat_action_probability"] if is_atari(env.id) else 0

@@ -16,8 +16,9 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.envs.atari import preprocessed_id
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
+from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.statistics import mean_interval
@@ -144,7 +145,7 @@ def fitted(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tuple[P
         SpecMismatchError: what `name` names does not fit the environment, or what was around its own does not.
     """
     try:
-        env = env.adapted_to(policy).view_of("teacher")
+        env = adapt_env(env, policy).view_of("teacher")
         spec = spec_from_env(env)
     except ConfigError as error:
         if not policy.spec.view and not policy.spec.env_kwargs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import warnings
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError
 from rldistill.envs.atari import is_atari, make_atari
-from rldistill.envs.make import EnvConfig, make_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import of_the_space
+from rldistill.envs.vector import reshape_action
 from rldistill.evaluation.episodes import Episodes
 from rldistill.io.atomic import write_atomic
 
@@ -118,7 +120,7 @@ def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], pat
 
 def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
     picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    vector = make_atari(env_config.id, 1, 1, {**env_config.kwargs, **picture})
+    vector = make_atari(dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture}), 1, 1)
     obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
     yield obs[0, 0].copy()
     for action in actions:
@@ -135,6 +137,6 @@ def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[
     env.reset(seed=seed)
     yield np.asarray(env.render())
     for action in actions:
-        env.step(of_the_space(action, env.action_space))
+        env.step(reshape_action(action, env.action_space))
         yield np.asarray(env.render())
     env.close()

@@ -13,6 +13,7 @@ from rldistill.collection.collect import collect
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
+from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Progress, Round
@@ -97,6 +98,6 @@ def _score(run: Run, teacher: Policy, student: NetworkPolicy, episodes: int, pla
     """A student's mean return over episodes that nobody is judged by at the end, played once and kept beside it."""
     file = place / "score.json"
     if not file.exists():
-        returns = play(run.env.adapted_to(teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
+        returns = play(adapt_env(run.env, teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
         write_json(file, {"episodes": episodes, "score": float(returns.mean())})
     return float(read_json(file)["score"])

@@ -19,7 +19,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.schedules import Linear
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import observation_views
+from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
@@ -83,7 +83,7 @@ def control(
 ) -> NetworkPolicy:
     """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
     place = run.folder / "controls" / name / f"seed-{seed}"
-    env, student, total = run.env.adapted_to(teacher), run.students[name], CENSORED * steps
+    env, student, total = adapt_env(run.env, teacher), run.students[name], CENSORED * steps
     learn: Callable[..., NetworkPolicy]
     if isinstance(run.recipe, QDagger):
         of_dqn = dataclasses.replace(run.dqn, total_steps=total)
@@ -118,7 +118,7 @@ def require_learnable(run: Run, teacher: Policy) -> None:
             f"dqn.learning_starts: nothing would be learned from reward; expected fewer than dqn.total_steps, "
             f"{run.dqn.total_steps:,}, found {run.dqn.learning_starts:,}"
         )
-    seen = observation_views(run.env if isinstance(run.recipe, Scratch) else run.env.adapted_to(teacher)).student
+    seen = observation_views(run.env if isinstance(run.recipe, Scratch) else adapt_env(run.env, teacher)).student
     losses = () if isinstance(run.recipe, JumpStart | Scratch) else run.distill.losses
     for student in run.students.values():
         if isinstance(run.recipe, QDagger):
@@ -139,7 +139,7 @@ def guidance_of(run: Run, teacher: Policy) -> Guidance:
     if isinstance(recipe, Scratch):
         return Guidance()
     # As it learns from them: those of Atari clipped to their sign.
-    learned = dataclasses.replace(run, env=learned_in(run.env.adapted_to(teacher)))
+    learned = dataclasses.replace(run, env=learned_in(adapt_env(run.env, teacher)))
     best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
     beside: dict[str, Any] = {"losses": run.distill.losses}
     if isinstance(recipe, Ppd):
@@ -169,4 +169,4 @@ def own_returns(
 ) -> NDArray[np.float64]:
     """Of the episodes by which the best policy is chosen; others than those that it is judged by at the end."""
     episodes = (run.dqn if isinstance(run.recipe, QDagger) else run.ppo).eval_episodes
-    return play(run.env.adapted_to(teacher), policy, episodes, seed=run.seed, split=VALIDATION, side=side).returns
+    return play(adapt_env(run.env, teacher), policy, episodes, seed=run.seed, split=VALIDATION, side=side).returns

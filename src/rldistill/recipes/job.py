@@ -8,7 +8,7 @@ from typing import Any
 
 from rldistill.collection.config import CollectConfig
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.recipes.config import AnyRecipe
 from rldistill.rl.config import DQNConfig, PPOConfig

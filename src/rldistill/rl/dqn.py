@@ -20,7 +20,7 @@ from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.distillation.gradient import prepare
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, rollout
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode

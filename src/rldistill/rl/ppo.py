@@ -20,7 +20,7 @@ from rldistill.core.heads import ActionHead, DeterministicHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import action_gap
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env

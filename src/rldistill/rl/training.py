@@ -17,8 +17,9 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig, observation_views
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
+from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.metrics import Metrics
@@ -55,19 +56,19 @@ class TrainingSetup:
         """Make the environments, as the teacher needs them; raises SpecMismatchError if it does not fit."""
         if teacher is None and guidance.needs_teacher:
             raise ConfigError("guidance: it needs a teacher, and there is none")
-        env = learned_in(env if teacher is None else env.adapted_to(teacher))  # which may make an Atari game of it
+        env = learned_in(env if teacher is None else adapt_env(env, teacher))  # which may make an Atari game of it
         sight = observation_views(env)
         life = RolloutWorker(env, sight, num_envs, seed)
         if teacher is None:
             return cls(life, sight, None, None)
         confined = with_action_mask(teacher, sight.teacher)
         confined.spec.require_same_input(sight.teacher, "the teacher", env.id)
-        return cls(life, sight, StatefulPolicy(sight.shown_to(confined, "teacher"), num_envs), confined.spec.head)
+        return cls(life, sight, StatefulPolicy(sight.policy_on("teacher", confined), num_envs), confined.spec.head)
 
     def player(self, policy: NetworkPolicy) -> StatefulPolicy:
         """The student in every slot."""
         confined = with_action_mask(policy, self.sight.student)
-        return StatefulPolicy(self.sight.shown_to(confined, "student"), self.life.num_envs)
+        return StatefulPolicy(self.sight.policy_on("student", confined), self.life.num_envs)
 
 
 def learned_in(env: EnvConfig) -> EnvConfig:

@@ -20,8 +20,8 @@ from rldistill.core import schedules
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.distillation.config import DistillConfig
 from rldistill.envs.atari import is_atari, register_atari, rom_name
-from rldistill.envs.make import EnvConfig, resolve
-from rldistill.envs.views import SIDES
+from rldistill.envs.config import SIDES, EnvConfig
+from rldistill.envs.make import wrapper_class
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.losses import LOSSES
 from rldistill.losses.objective import Term
@@ -63,7 +63,7 @@ def known_env(env: EnvConfig) -> EnvConfig:
     for where, wrappers in {"wrappers": env.wrappers, **views}.items():
         for wrapper in wrappers:
             try:
-                resolve(wrapper)
+                wrapper_class(wrapper)
             except ConfigError as error:
                 raise bad_key(where, str(error).removeprefix("env.wrappers: ")) from error
     return env

@@ -17,7 +17,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import require_fit
-from rldistill.envs.make import spec_from_env
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.efficiency import Curve
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.verify import quick_check

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import compare_teachers
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.verify import Claim, fitted, verify

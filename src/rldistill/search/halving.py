@@ -18,7 +18,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.episodes import TEST, VALIDATION, play
 from rldistill.evaluation.group_sequential import RISK as OF_LOOKS
 from rldistill.evaluation.group_sequential import analysis_times, boundary

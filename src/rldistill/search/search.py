@@ -12,6 +12,7 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
+from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
@@ -66,7 +67,7 @@ def search(
     collected = collect()
     inputs.open_folder(folder, "search.json", mode)
     data = _shared_data(run, config, teacher, collected, folder, quiet)
-    arena = SearchEvaluator(run.env.adapted_to(teacher), teacher, run.seed, folder)
+    arena = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
     best, worst = (arena.reference(who, config.episodes, VALIDATION).mean() for who in ("teacher", "random"))
     if not best > worst:
         raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")

@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from torch import Tensor, nn
 
 from rldistill.core.policy import PolicyOutput
-from rldistill.envs.make import spec_from_spaces
+from rldistill.envs.spaces import spec_from_spaces
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.sb3.load import load_sb3, to_native

@@ -17,7 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from rldistill.core.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.core.spec import FramePipeline, Wrapper
-from rldistill.envs.make import EnvConfig, make_env, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.make import make_env
+from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.verify import quick_check, verify
 from rldistill.run.teachers import load_fitting
@@ -249,8 +251,8 @@ def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: st
 @pytest.mark.parametrize(
     ("config", "args", "words"),
     [
-        ("env_wrapper: gym.GrayScaleObservation", "", r"agent/config\.yml.*: GrayscaleObservation does not take"),
-        ("", "env_kwargs: {wings: 2}", r"agent/args\.yml: CartPole-v1 does not take {'wings': 2}"),
+        ("env_wrapper: gym.GrayScaleObservation", "", r"agent/config\.yml.*: GrayscaleObservation does not accept"),
+        ("", "env_kwargs: {wings: 2}", r"agent/args\.yml: CartPole-v1 does not accept {'wings': 2}"),
     ],
 )
 def test_what_an_environment_does_not_take_is_named_with_its_file(
@@ -279,17 +281,17 @@ def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
     (tmp_path / "agent" / "config.yml").write_text("env_wrapper: utils.wrappers.TimeFeatureWrapper")
     policy = load_policy(tmp_path / "agent.zip")
     assert policy.spec.view == env.wrappers
-    assert EnvConfig("CartPole-v1").adapted_to(policy) == env == env.adapted_to(policy)
+    assert adapt_env(EnvConfig("CartPole-v1"), policy) == env == adapt_env(env, policy)
     assert spec_from_env(env).obs_shape == policy.spec.obs_shape == (5,)
-    assert play(EnvConfig("CartPole-v1").adapted_to(policy), policy, 2).lengths.min() > 1
+    assert play(adapt_env(EnvConfig("CartPole-v1"), policy), policy, 2).lengths.min() > 1
 
 
 def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
     policy = load_policy(agent(tmp_path, "Pendulum-v1", args="env: Pendulum-v1\nenv_kwargs: {g: 2.0}"))
-    assert EnvConfig("Pendulum-v1").adapted_to(policy).kwargs == {"g": 2.0}
-    assert EnvConfig("Pendulum-v1", {"g": 3.0}).adapted_to(policy).kwargs == {"g": 3.0}
+    assert adapt_env(EnvConfig("Pendulum-v1"), policy).kwargs == {"g": 2.0}
+    assert adapt_env(EnvConfig("Pendulum-v1", {"g": 3.0}), policy).kwargs == {"g": 3.0}
     heavy, light = (
-        play(EnvConfig("Pendulum-v1", kwargs).adapted_to(policy), policy, 1).returns for kwargs in ({"g": 10.0}, {})
+        play(adapt_env(EnvConfig("Pendulum-v1", kwargs), policy), policy, 1).returns for kwargs in ({"g": 10.0}, {})
     )
     assert heavy != light
 
@@ -313,7 +315,7 @@ def test_stacks_of_normalised_observations_are_sb3s(tmp_path: Path) -> None:
     vector.save(str(tmp_path / "agent" / "vecnormalize.pkl"))
     save_policy(load_policy(tmp_path / "agent.zip"), tmp_path / "ours", {})
     policy = load_policy(tmp_path / "ours")
-    env = make_env(EnvConfig("CartPole-v1").adapted_to(policy))
+    env = make_env(adapt_env(EnvConfig("CartPole-v1"), policy))
     stacked.seed(5)
     theirs, ours = stacked.reset(), env.reset(seed=5)[0]
     for step in range(6):
@@ -348,7 +350,7 @@ def test_pictures_of_the_size_of_ataris_need_not_be_ataris(tmp_path: Path) -> No
         PPO("CnnPolicy", Pictures(size=(84, 84)), seed=0, n_steps=8).save(tmp_path / "agent.zip")
         policy = load_policy(tmp_path / "agent.zip")
         quick_check(policy, env, steps=8)
-        assert play(env.adapted_to(policy), policy, 2).returns.tolist() == [6.0, 6.0]
+        assert play(adapt_env(env, policy), policy, 2).returns.tolist() == [6.0, 6.0]
     finally:
         gymnasium.registry.pop("Pictures-v0")
 
@@ -395,11 +397,11 @@ def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, stic
         f"env_wrapper:\n- stable_baselines3.common.atari_wrappers.AtariWrapper: {settings}\nframe_stack: 4"
     )
     policy = load_policy(tmp_path / "agent.zip")
-    env = EnvConfig("PongNoFrameskip-v4").adapted_to(policy)
+    env = adapt_env(EnvConfig("PongNoFrameskip-v4"), policy)
     assert (env.id, env.wrappers) == ("ALE/Pong-v5", ())
     assert env.kwargs.items() >= {"frameskip": 3, "stack_num": 4, "repeat_action_probability": sticky}.items()
     policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
-    assert EnvConfig("ALE/Pong-v5", {"frameskip": 3}).adapted_to(policy).id == "ALE/Pong-v5"
+    assert adapt_env(EnvConfig("ALE/Pong-v5", {"frameskip": 3}), policy).id == "ALE/Pong-v5"
     found = verify(bare, EnvConfig("PongNoFrameskip-v4"), episodes=1)
     assert "ALE/Pong-v5 with repeat_action_probability=0" in found["suspicious"][0]
 
@@ -411,7 +413,7 @@ def test_pictures_with_channels_last_are_turned_round(inside: bool, tmp_path: Pa
         model = PPO("MultiInputPolicy" if inside else "CnnPolicy", Pictures(inside), seed=0)
         model.save(tmp_path / "agent.zip")
         ours = load_policy(tmp_path / "agent.zip")
-        env = EnvConfig("Pictures-v0", {"inside": inside}).adapted_to(ours)
+        env = adapt_env(EnvConfig("Pictures-v0", {"inside": inside}), ours)
         assert [wrapper.name for wrapper in env.wrappers] == ["ChannelsFirst"]
         assert play(env, ours, 2).returns.tolist() == [6.0, 6.0]
         raw = Pictures(inside).observation_space.sample()

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from rldistill.core.errors import ConfigError
-from rldistill.envs.make import EnvConfig
+from rldistill.envs.config import EnvConfig
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN

@@ -20,7 +20,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import SCHEMA, TEACHER_SPEC, Manifest, manifest_entry, open_derived
 from rldistill.data.minari.episode import AGAIN, Columns, episode_columns, notes_of, our_infos
 from rldistill.data.minari.export import OURS, PREFIX, bare_name, datasets_root, installed_minari
-from rldistill.envs.make import EnvConfig, spec_from_spaces
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Mode, read_json
 from rldistill.io.hdf5 import arrays_inside
 from rldistill.io.progress import Progress, stage_progress

@@ -14,8 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rldistill.envs.atari import is_atari
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
 from rldistill.envs.seeding import Purpose, episode_seed
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.io.atomic import write_atomic
 from rldistill.io.jsonl import read_jsonl

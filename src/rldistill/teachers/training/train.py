@@ -19,7 +19,8 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
 from rldistill.core.schedules import Linear
-from rldistill.envs.make import EnvConfig, spec_from_env
+from rldistill.envs.config import EnvConfig
+from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, open_stage, read_json
 from rldistill.io.jsonl import read_jsonl
 from rldistill.io.progress import Progress, stage_progress

@@ -1,0 +1,128 @@
+"""Specifications of policies that fit an environment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import gymnasium
+import gymnasium.wrappers
+import numpy as np
+from gymnasium import spaces
+
+from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, DeterministicHead, MultiCategoricalHead
+from rldistill.core.policy import Policy
+from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec
+from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
+from rldistill.envs.config import CHANNELS_FIRST, SIDES, EnvConfig
+from rldistill.envs.make import make_env
+from rldistill.envs.views import ObservationViews
+from rldistill.envs.wrappers import FlatDict
+
+
+def adapt_env(env: EnvConfig, teacher: Policy) -> EnvConfig:
+    """Return the environment with the keyword arguments and wrappers that the teacher was trained with.
+
+    Keyword arguments of `env` take precedence, and wrappers that are there already are not repeated. Images become
+    channels first if the teacher requires it. A bare `GameNoFrameskip-v4` becomes `ALE/Game-v5` without sticky actions
+    if the teacher takes its frames.
+    """
+    env = replace(env, kwargs={**dict(teacher.spec.env_kwargs), **env.kwargs})
+    game, frames = preprocessed_id(env.id), teacher.spec.frames
+    if game is not None and frames is not None and not env.wrappers and env.views is None:
+        env = replace(env, id=game, kwargs={**preprocessing(frames), **env.kwargs})
+    view = teacher.spec.view
+    if CHANNELS_FIRST not in view and teacher.spec.turned_round(spec_from_env(env.view_of("teacher"))):
+        view = (*view, CHANNELS_FIRST)
+    wrappers = env.view_of("teacher").wrappers
+    if wrappers[len(wrappers) - len(view) :] == view:
+        return env
+    if env.views is None:
+        return replace(env, wrappers=env.wrappers + view)
+    return replace(env, views=replace(env.views, teacher=env.views.teacher + view))
+
+
+def observation_views(config: EnvConfig) -> ObservationViews:
+    """Return the views that student and teacher have of the environment's observations."""
+    student, teacher = (spec_from_env(config.view_of(side)) for side in SIDES)
+    return ObservationViews(student, teacher, packed=config.views is not None)
+
+
+@lru_cache
+def spec_from_env(config: EnvConfig) -> PolicySpec:
+    """Return the specification of a policy for this environment, with a neutral head; of two views, the student's.
+
+    The head is the `neutral` one of `rldistill.core.heads`.
+    """
+    config = config.view_of("student")
+    if is_atari(config.id):
+        frames: FramePipeline | None = frame_pipeline(config.kwargs)
+        vector = make_atari(config, 1, 1)
+        obs_space, action_space = vector.single_observation_space, vector.single_action_space
+        vector.close()
+    else:
+        env = make_env(config)
+        frames, obs_space, action_space = _frames(env), env.observation_space, env.action_space
+        if isinstance(env, FlatDict):
+            obs_space = spaces.Dict(env.space)
+        env.close()
+    return replace(spec_from_spaces(config.id, obs_space, action_space), frames=frames)
+
+
+def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:
+    """Return the specification for these spaces; raise ConfigError for spaces that are not supported."""
+    head = _neutral_head(env_id, action_space)
+    if isinstance(obs_space, spaces.Dict):
+        return PolicySpec.of_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
+    part = _obs_part(env_id, obs_space)
+    return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
+
+
+def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
+    """Return the pipeline that stacks gray frames; None for other observations, which are stored as they are."""
+    space = env.observation_space
+    if not isinstance(env, gymnasium.wrappers.FrameStackObservation) or not isinstance(space, spaces.Box):
+        return None
+    if space.dtype != np.uint8 or len(space.shape) != 3 or env.padding_type not in ("reset", "zero"):
+        return None
+    skip = env.spec.kwargs.get("frameskip", 1) if env.spec is not None else 1
+    max_pool, inner = False, env.env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, gymnasium.wrappers.AtariPreprocessing):
+            skip, max_pool = inner.frame_skip, inner.frame_skip > 1
+        inner = inner.env
+    padding: Literal["zero", "repeat"] = "zero" if env.padding_type == "zero" else "repeat"
+    stack, height, width = space.shape
+    skip = tuple(skip) if isinstance(skip, list) else skip
+    return FramePipeline(height, width, stack, skip, max_pool, True, padding)
+
+
+def _obs_part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return ObsPart((), "int64", (int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
+        return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return ObsPart(space.shape, str(space.dtype))
+    raise ConfigError(
+        f"env.id: {env_id} has observations {space}. Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict "
+        "of these."
+    )
+
+
+def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return CategoricalHead((int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
+        return MultiCategoricalHead(tuple(int(n) for n in space.nvec.ravel()))
+    if isinstance(space, spaces.MultiBinary):
+        return BernoulliHead((math.prod(space.shape),))
+    if isinstance(space, spaces.Box):
+        low, high = (tuple(bound.ravel().tolist()) for bound in (space.low, space.high))
+        return DeterministicHead(low=low, high=high)
+    raise ConfigError(
+        f"env.id: {env_id} has actions {space}. Use Box, MultiBinary, or Discrete or MultiDiscrete from 0."
+    )
