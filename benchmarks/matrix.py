@@ -120,7 +120,7 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Pong", "tree-objects", TREE12, "advantage_mse", "many"),
     ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "dagger"),
     ("Pong", "linear-raw", LINEAR, "forward_kl", "dagger"),
-    ("Pong", "linear-standardised", features("standardised"), "forward_kl", "dagger"),
+    ("Pong", "linear-standardised", features("standardized"), "forward_kl", "dagger"),
     ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "dagger"),
     ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "offline"),
     ("Pong", "linear-basic", features("basic"), "forward_kl", "dagger"),

@@ -44,8 +44,7 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import LOSSES
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
-from rldistill.students.features.maps import Fourier, RandomConv
-from rldistill.students.features.screen import Basic, Bprost, Objects
+from rldistill.students.features import Basic, Bprost, Fourier, Objects, RandomConv
 
 PONG = EnvConfig("ALE/Pong-v5")
 REGIONS = (("opponent", 14, 77, 0, 11), ("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 84))
@@ -127,7 +126,7 @@ def gradient_step(dataset: Dataset, student: AnyStudent, loss: str, turns: int, 
 
     def bare_step() -> None:
         hidden = bare_unroll(bare, batch, starts, state) if isinstance(student, Gru) else bare_forward(bare, batch)
-        output = bare._said(hidden) if loss in BESIDE else None
+        output = bare.outputs(hidden) if loss in BESIDE else None
         value = BARE[loss](bare.output(hidden), labels, flat, output)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
@@ -168,7 +167,7 @@ def ridge(dataset: Dataset, features: Any, turns: int) -> tuple[float, float]:
 
     def bare() -> None:
         with torch.no_grad():
-            phi = torch.cat([policy.body(policy.standardised(part)) for part in torch.split(obs, 2_048)])
+            phi = torch.cat([policy.body(policy.standardized(part)) for part in torch.split(obs, 2_048)])
             torch.mm(phi.T, phi)
 
     bare_seconds, our_seconds = seconds_each([bare, lambda: moments(dataset, policy, fit)], turns, 1)
@@ -219,7 +218,7 @@ def main() -> None:
     if asked.only in (None, "features"):
         for features in (Basic(), Bprost(), Objects(REGIONS)):
             policy = Linear(features).build(pong.spec)
-            policy.look(pong.observations(pong.spread(2_000)))
+            policy.fit_features(pong.observations(pong.spread(2_000)))
             obs = pong.observations(pong.spread(512))
             with torch.no_grad():
                 (seconds,) = seconds_each([lambda: policy(obs)], asked.turns, 1)  # noqa: B023

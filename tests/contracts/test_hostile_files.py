@@ -647,19 +647,21 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
         spec_from_env(EnvConfig("planted:make"))
 
 
+@pytest.mark.parametrize("network", [None, "planted:make", {"type": "planted:make"}], ids=repr)
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("student", ["linear", "ridge", "tree", "mlp"])
 def test_a_policy_file_cannot_name_code_for_its_features(
-    student: str, nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: str, nested: bool, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "planted.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(tmp_path))
     save_policy(Mlp((4,)).build(CARTPOLE), tmp_path, {})
     document = json.loads((tmp_path / "policy.json").read_text())
-    reference = {"type": "teacher", "policy": "planted:make", "network": "", "config": {}, "head": {}}
+    head = document["spec"]["head"]
+    reference: dict[str, Any] = {"type": "teacher", "policy": "planted:make", "network": network, "head": head}
     if nested:
-        network = {**document["config"], "features": reference}
-        reference = {**reference, "network": "mlp", "config": network, "head": document["spec"]["head"]}
+        inner = {"type": "mlp", **document["config"], "features": reference}
+        reference = {"type": "teacher", "policy": "", "network": inner, "head": head}
     defaults = json.loads(json.dumps(dataclasses.asdict(STUDENTS[student]())))
     document |= {"student": student, "config": {**defaults, "features": reference}}
     (tmp_path / "policy.json").write_text(json.dumps(document))

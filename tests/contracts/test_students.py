@@ -25,7 +25,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
-from rldistill.students.features.maps import Fourier
+from rldistill.students.features import Fourier
 from rldistill.students.storage import load_native, save_policy
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -158,7 +158,7 @@ def test_pixels_are_divided_by_255_and_left_alone(name: str) -> None:
 def test_pixels_are_standardised_with_one_number_for_all(name: str) -> None:
     spec = spec_for(HEADS[0])
     policy, obs = built(SMALL[name], spec), observations(spec, 3)
-    policy.standardise(torch.tensor(0.25), torch.tensor(0.5))
+    policy.standardize(torch.tensor(0.25), torch.tensor(0.5))
     by_hand = policy.output(policy.body((obs / 255 - 0.25) / 0.5))
     torch.testing.assert_close(policy(obs)[0].params, by_hand)
 
@@ -169,7 +169,7 @@ def test_numbers_are_standardised(name: str) -> None:
     policy, obs = built(SMALL[name], spec), observations(spec, 3)
     plain = policy(obs)[0].params
     mean, std = torch.full(spec.obs_shape, 3.0), torch.full(spec.obs_shape, 0.5)
-    policy.standardise(mean, std)
+    policy.standardize(mean, std)
     torch.testing.assert_close(policy(obs * 0.5 + 3)[0].params, plain, rtol=1e-4, atol=1e-4)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rldistill.policies.masking import ActionMaskedPolicy
 from torch import nn
 
 from rldistill.core.device import CPU, on_device, resolve_device
@@ -10,7 +11,6 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import ObsTransformPolicy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import ActionMaskedPolicy
 from rldistill.students import Mlp
 
 SPEC = PolicySpec((3,), "float32", CategoricalHead((2,)))

@@ -26,7 +26,7 @@ from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
-from rldistill.students.features.screen import Basic, Objects
+from rldistill.students.features import Basic, Objects
 
 from ..conftest import Reports
 

@@ -25,7 +25,7 @@ from rldistill.losses import QMSE, AnyLoss, BellmanTarget, LargeMargin
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp, Ridge
-from rldistill.students.features.maps import Fourier
+from rldistill.students.features import Fourier
 from rldistill.students.storage import load_native
 
 

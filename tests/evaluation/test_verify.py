@@ -71,7 +71,7 @@ def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
 
 def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPolicy) -> None:
     policy = Mlp((4,)).build(teacher.spec).eval()
-    policy.standardise(torch.full((4,), 100.0), torch.ones(4))
+    policy.standardize(torch.full((4,), 100.0), torch.ones(4))
     policy.obs_clip = {"": 10.0}
     assert any("standard deviations" in text for text in quick_check(policy, CARTPOLE))
 
@@ -104,7 +104,7 @@ def test_of_a_dict_what_the_normaliser_knows_is_looked_at_and_nothing_else() -> 
     assert not any("standard deviations" in text for text in quick_check(policy, env))
     mean = torch.zeros(2 + 3 + 1)
     mean[0] = 100.0  # of the first of two numbers, which is -1 or 1: half of all are 99 or 101 away
-    policy.standardise(mean, torch.ones(2 + 3 + 1))
+    policy.standardize(mean, torch.ones(2 + 3 + 1))
     assert any(text.startswith("50.0% of the observations are more than 5") for text in quick_check(policy, env))
 
 

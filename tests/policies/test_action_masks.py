@@ -29,7 +29,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.encoding import split_parts
-from rldistill.policies.masking import random_legal, with_action_mask
+from rldistill.policies.wrappers import random_legal, with_action_mask
 from rldistill.students import Mlp, Ridge
 from rldistill.teachers.load import load_policy
 

@@ -10,7 +10,7 @@ from rldistill.core.spec import Obs, ObsPart, PolicySpec
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.cost import Cost, measure_cost
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Cnn, Linear, Mlp
 
 LANDER = PolicySpec((8,), "float32", CategoricalHead((4,)))

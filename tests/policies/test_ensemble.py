@@ -27,7 +27,7 @@ from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.ensemble import Ensemble, Vote
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp
 
 

@@ -16,8 +16,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.reporting.interpret import draw, explain
 from rldistill.students import Linear, Mlp, Tree
-from rldistill.students.features.maps import Standardised
-from rldistill.students.features.screen import Objects
+from rldistill.students.features import Objects, Standardized
 from rldistill.students.storage import save_policy
 
 SPEC = PolicySpec((2,), "float32", CategoricalHead((2,)))
@@ -40,7 +39,7 @@ def test_a_linear_student_as_a_table() -> None:
     with torch.no_grad():
         policy.output.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
         policy.output.bias.copy_(torch.tensor([1.0, 0.0]))
-    policy.standardise(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5]))
+    policy.standardize(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 0.5]))
     # 2 (x0 - 1) / 4 + 1 = 0.5 x0 + 0.5, and 3 (x1 - 2) / 0.5 = 6 x1 - 12
     rows = [line.split() for line in explain(policy).splitlines()]
     assert rows == [
@@ -66,7 +65,7 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
 
 
 def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
-    policy = Linear(Standardised()).build(SPEC)
+    policy = Linear(Standardized()).build(SPEC)
     policy.fit_features(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
     *rows, note = explain(policy).splitlines()[1:]
     table = [[float(number) for number in row.split()[1:]] for row in rows]
@@ -77,7 +76,7 @@ def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
 
 
 def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
-    policy = Tree(nodes=3, features=Standardised()).build(SPEC)
+    policy = Tree(nodes=3, features=Standardized()).build(SPEC)
     policy.fit_features(torch.tensor([[0.0, 5.0], [200.0, 5.5]]))  # means 100 and 5.25, deviations 100 and 0.25
     with torch.no_grad():
         policy.feature.copy_(torch.tensor([0.0, -1, -1]))

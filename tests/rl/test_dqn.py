@@ -37,8 +37,7 @@ from rldistill.rl.guidance import Guidance
 from rldistill.rl.replay import ReplayBuffer, TransitionBatch
 from rldistill.rl.training import Score, TrainingSetup
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
-from rldistill.students.features.maps import Standardised, Standardiser
-from rldistill.students.features.screen import Objects
+from rldistill.students.features import Objects, Standardized, Standardizer
 from rldistill.teachers.load import load_policy
 
 from ..conftest import Reports
@@ -338,7 +337,7 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     kept, pictures = replays
     assert (kept.columns["obs"].shape, pictures.columns["obs"].shape) == ((400, policy.num_features), (400, 84, 84))
     with torch.no_grad():
-        features = policy.fixed(torch.from_numpy(pictures._seen(np.arange(80))))
+        features = policy.frozen_features(torch.from_numpy(pictures._seen(np.arange(80))))
     torch.testing.assert_close(torch.from_numpy(kept.columns["obs"][:80]), features)
     torch.testing.assert_close(*told, atol=1e-3, rtol=1e-3)  # one step is from other rows: pictures want a whole stack
 
@@ -420,8 +419,8 @@ def test_only_legal_actions_are_tried_and_valued(strict: EnvConfig, tmp_path: Pa
 
 def test_features_look_at_what_was_played(tmp_path: Path) -> None:
     config = DQNConfig(total_steps=1_200, learning_starts=1_000, num_envs=4)
-    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardised()), config, tmp_path)
-    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardiser))
+    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardized()), config, tmp_path)
+    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardizer))
     assert (standardiser.std != 1).all()
 
 

@@ -25,7 +25,7 @@ from rldistill.rl.guidance import DistillationWeight, Guidance, proximal_weight
 from rldistill.rl.ppo import learn
 from rldistill.rl.rollout import advantages
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
-from rldistill.students.features.maps import Standardised, Standardiser
+from rldistill.students.features import Standardized, Standardizer
 
 from ..conftest import Reports
 
@@ -202,8 +202,8 @@ def test_what_it_begins_with_is_kept_where_nothing_better_comes(tmp_path: Path) 
 
 def test_features_look_at_the_first_observations(tmp_path: Path) -> None:
     config = PPOConfig(total_steps=512, rollout_length=64)
-    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardised()), config, tmp_path)
-    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardiser))
+    policy = learn(EnvConfig("CartPole-v1"), Mlp((8,), features=Standardized()), config, tmp_path)
+    (standardiser,) = (layer for layer in policy.body.modules() if isinstance(layer, Standardizer))
     assert (standardiser.mean != 0).all()
     assert (standardiser.std != 1).all()
 

@@ -18,8 +18,7 @@ from rldistill.losses import ForwardKL, QHuber
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.run.config import RunConfig
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
-from rldistill.students.features.maps import Fourier, Standardised
-from rldistill.students.features.screen import Objects
+from rldistill.students.features import Fourier, Objects, Standardized
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -266,7 +265,7 @@ teacher: somewhere
 students:
   plain: linear
   waves: {type: ridge, l2: 1e-3, features: {type: fourier, num_features: 12}}
-  standardised: {type: linear, features: standardised}
+  standardized: {type: linear, features: standardized}
   objects: {type: tree, features: {type: objects, regions: [[ball, 0, 78, 0, 72]]}}
 """
     file.write_text(text)
@@ -274,7 +273,7 @@ students:
     assert students == {
         "plain": Linear(),
         "waves": Ridge(1e-3, Fourier(12)),
-        "standardised": Linear(Standardised()),
+        "standardized": Linear(Standardized()),
         "objects": Tree(features=Objects((("ball", 0, 78, 0, 72),))),
     }
     for override, message in (

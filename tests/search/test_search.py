@@ -27,7 +27,7 @@ from rldistill.search.candidates import as_written, candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import Trial, front, promoted
 from rldistill.students import Linear, Mlp, Tree
-from rldistill.students.features.maps import Fourier
+from rldistill.students.features import Fourier
 from rldistill.students.storage import save_policy
 
 

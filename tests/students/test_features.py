@@ -1,8 +1,7 @@
-"""Fixed features, by hand on small screens and against plain loops."""
+"""Fixed features: by hand on small screens, and stored with their students."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,27 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
-from rldistill.students.features.maps import (
+from rldistill.students.features import (
     FEATURES,
     AnyFeatures,
     Fourier,
+    Objects,
     RandomConv,
     Raw,
-    Standardised,
-    Standardiser,
+    Standardized,
+    Standardizer,
     TeacherFeatures,
 )
-from rldistill.students.features.screen import Basic, Bprost, Objects
 from rldistill.students.storage import load_native, save_policy
 
 HEAD = CategoricalHead((3,))
 SCREEN = PolicySpec((2, 12, 16), "uint8", HEAD)
 SMALL: dict[str, AnyFeatures] = {
     "raw": Raw(),
-    "standardised": Standardised(),
+    "standardized": Standardized(),
     "fourier": Fourier(7),
     "random_conv": RandomConv((3, 5), (4, 3), (2, 1)),
     "teacher": TeacherFeatures(),
-    "basic": Basic(4, 2),
-    "bprost": Bprost(4, 2, lags=(1,), num_features=50),
     "objects": Objects((("left", 0, 12, 0, 6), ("right", 0, 12, 6, 16))),
 }
 
@@ -97,14 +94,14 @@ def test_only_the_last_layer_learns(name: str, cnn: Path) -> None:
 
 
 def test_what_hardly_moved_in_the_sample_cannot_outweigh_all_else() -> None:
-    standardiser = Standardiser(2)
+    standardiser = Standardizer(2)
     standardiser.fit_features(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
     found = standardiser(torch.tensor([[4.0, 6.0], [-1.0, 4.0], [21.0, 5.001]]))
     torch.testing.assert_close(found, torch.tensor([[3.0, 20.0], [-2.0, -20.0], [20.0, 0.0]]), atol=1e-2, rtol=0)
 
 
 def test_standardised_pixels_by_numpy() -> None:
-    policy, obs = Linear(Standardised()).build(SCREEN), screens(50)
+    policy, obs = Linear(Standardized()).build(SCREEN), screens(50)
     policy.fit_features(obs)
     flat = obs.flatten(1).numpy() / 255
     std = flat.std(0)
@@ -126,62 +123,9 @@ def test_features_of_a_network_that_has_features_and_a_value(tmp_path: Path) -> 
     network.add_value()
     save_policy(network, tmp_path / "teacher", {})
     policy = Mlp((3,), features=TeacherFeatures().load(load_native(tmp_path / "teacher"))).build(spec)
-    assert torch.equal(policy.fixed(obs), network(obs)[0].features)  # type: ignore[arg-type]
+    assert torch.equal(policy.frozen_features(obs), network(obs)[0].features)  # type: ignore[arg-type]
     save_policy(policy, tmp_path / "student", {})
     assert torch.equal(load_native(tmp_path / "student")(obs)[0].params, policy(obs)[0].params)
-
-
-def cells_by_hand(frame: np.ndarray[Any, Any], background: np.ndarray[Any, Any], cell: int, colours: int) -> set[Any]:
-    found = set()
-    for row, column in itertools.product(range(frame.shape[0]), range(frame.shape[1])):
-        if abs(int(frame[row, column]) - int(background[row, column])) > 16:
-            found.add((int(frame[row, column]) * colours // 256, row // cell, column // cell))
-    return found
-
-
-def test_basic_features_by_a_plain_loop() -> None:
-    policy, obs = Linear(Basic(4, 2)).build(SCREEN), screens(40)
-    policy.fit_features(obs)
-    bits = policy(obs)[0].features.reshape(40, 2, 3, 4)  # type: ignore[union-attr]
-    for k in range(40):
-        expected = cells_by_hand(obs[k, -1].numpy(), np.zeros((12, 16)), 4, 2)
-        assert {tuple(place) for place in bits[k].nonzero().tolist()} == expected
-
-
-def test_offsets_by_a_plain_loop() -> None:
-    features, obs = Bprost(4, 2, lags=(1,), num_features=10_000), screens(40)
-    policy = Linear(features).build(SCREEN)
-    policy.fit_features(obs)
-    offsets, rows, columns = policy.body[1], 3, 4  # type: ignore[index]
-    said = policy(obs)[0].features
-    assert said is not None
-    names: list[Any] = [(c, r, k) for c in range(2) for r in range(rows) for k in range(columns)]
-    for lag, a, b in offsets.pairs:
-        for up, left in itertools.product(range(2 * rows), range(2 * columns)):
-            # Beyond half of the size an offset is negative.
-            signed = (up - 2 * rows * (up >= rows), left - 2 * columns * (left >= columns))
-            names.append((lag, a, b, *signed))
-    chosen = [names[int(number)] for number in offsets.selected if number >= 0]
-    assert len(chosen) == len(set(chosen)) > 100
-    for k in range(40):
-        newest, older = (cells_by_hand(obs[k, t].numpy(), np.zeros((12, 16)), 4, 2) for t in (-1, -2))
-        expected: set[Any] = set(newest)
-        for lag, cells in ((0, newest), (1, older)):
-            expected |= {(lag, a, b, r - q, c - d) for a, q, d in cells for b, r, c in newest}
-        found = {name for name, bit in zip(chosen, said[k].tolist(), strict=False) if bit}
-        assert found == expected & set(chosen)
-
-
-def test_those_bits_are_kept_that_change_most() -> None:
-    obs = screens(60)
-    every, few = (Linear(Bprost(4, 2, lags=(1,), num_features=n)).build(SCREEN) for n in (10_000, 12))
-    for policy in (every, few):
-        policy.fit_features(obs)
-    bits, kept = every(obs)[0].features, few(obs)[0].features
-    assert bits is not None
-    assert kept is not None
-    changes = bits.var(0).sort(descending=True).values
-    torch.testing.assert_close(kept.var(0).sort(descending=True).values, changes[:12])
 
 
 def test_objects_by_hand() -> None:
@@ -233,16 +177,9 @@ def test_where_objects_will_meet() -> None:
         (lambda: Fourier(0), "num_features"),
         (lambda: Fourier(bandwidth=0.0), "bandwidth"),
         (lambda: RandomConv((3,), (4, 3)), "channels"),
-        (lambda: Basic(cell=0), "cell"),
-        (lambda: Basic(threshold=300), "threshold"),
-        (lambda: Bprost(lags=(0,)), "lags"),
         (lambda: Objects(), "regions"),
         (lambda: Objects((("ball", 9, 3, 0, 4),)), "top < bottom"),
-        (lambda: Linear(Basic(13)).build(SCREEN), "cell"),
-        (lambda: Linear(Bprost(lags=(2,))).build(SCREEN), "lags"),
         (lambda: Linear(Objects((("ball", 0, 13, 0, 4),))).build(SCREEN), "beyond the screen"),
-        (lambda: Linear(Basic()).build(PolicySpec((4,), "float32", HEAD)), "channels, height, width"),
-        (lambda: Linear(Basic()).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
         (lambda: Linear(Objects((("b", 0, 9, 0, 9),))).build(PolicySpec((4, 20, 20), "float32", HEAD)), "bytes"),
         (lambda: Linear(RandomConv((3,), (14,), (1,))).build(SCREEN), "larger than its input"),
         (lambda: Linear(TeacherFeatures()).build(SCREEN), r"features\.policy"),

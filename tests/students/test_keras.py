@@ -119,7 +119,7 @@ def test_a_file_gives_the_layers_and_not_the_weights(dataset: Dataset, tmp_path:
 
 def test_frames_reach_it_with_channels_last(tmp_path: Path) -> None:
     student = Keras(f"{__name__}:convolutional").build(spec_from_env(PONG)).eval()
-    student.standardise(torch.tensor(0.3), torch.tensor(0.2))
+    student.standardize(torch.tensor(0.3), torch.tensor(0.2))
     save_policy(student, tmp_path / "student", {})
     obs = torch.randint(0, 256, (40, 4, 84, 84), dtype=torch.uint8)
     plain = keras.saving.load_model(tmp_path / "student" / "policy.keras")

@@ -135,7 +135,7 @@ def test_consistent_files_with_other_tensors_are_refused(folder: Path) -> None:
 def test_half_precision_keeps_the_standardisation(tmp_path: Path) -> None:
     policy = Mlp((4,)).build(SPEC)
     mean, std = torch.tensor([1e6, 0.0, 1.0]), torch.tensor([1e-8, 1.0, 1e6])
-    policy.standardise(mean, std)
+    policy.standardize(mean, std)
     save_policy(policy, tmp_path, {}, half=True)
     again = load_native(tmp_path)
     assert torch.equal(again.obs_mean, mean)

@@ -53,7 +53,7 @@ def test_every_head_acts_within_its_space_and_comes_back_as_it_was(
 ) -> None:
     spec = PolicySpec((5,), "float32", head)
     policy = student.build(spec)
-    policy.standardise(torch.randn(5), torch.rand(5) + 0.5)
+    policy.standardize(torch.randn(5), torch.rand(5) + 0.5)
     save_policy(policy, tmp_path, {})
     again = load_native(tmp_path)
     obs = observations(spec, 7)

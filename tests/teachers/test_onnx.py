@@ -19,7 +19,7 @@ from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Cnn, Mlp
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
 

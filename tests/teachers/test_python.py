@@ -25,7 +25,7 @@ from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.verify import verify
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.python import FunctionPolicy, ModulePolicy

@@ -33,7 +33,7 @@ from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import Mode, open_stage, require_mode, write_json
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
 ONLY_SPEED = ("workers", "memory_gb", "device")

@@ -25,8 +25,7 @@ from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.policies.channels import channels_last
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask, with_recorded_channels
 from rldistill.teachers.fingerprint import fingerprint
 
 Columns = dict[str, NDArray[Any]]
@@ -119,7 +118,7 @@ def _fitting(teacher: Policy, manifest: Manifest, source: Path) -> Policy:
     both = manifest.teacher_spec is not None or bool(_teacher_obs(manifest))
     _require_view(teacher.spec.view, manifest, "teacher" if both else "student", source)
     spec = shown_spec(manifest)
-    teacher = with_action_mask(channels_last(teacher, spec), spec)
+    teacher = with_action_mask(with_recorded_channels(teacher, spec), spec)
     teacher.spec.require_same_input(spec, "the teacher", f"what {source} recorded for teachers")
     return teacher
 

@@ -26,7 +26,7 @@ from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.envs.views import ObservationViews
-from rldistill.policies.masking import has_mask, random_legal
+from rldistill.policies.wrappers import has_mask, random_legal
 
 if TYPE_CHECKING:
     from rldistill.collection.config import CollectConfig

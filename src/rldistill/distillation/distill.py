@@ -53,6 +53,7 @@ def distill(
         NothingLearnedError: the held-out loss is no better than the best constant prediction's.
     """
     trust(type(student))
+    trust(type(getattr(student, "features", student)))
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     threads = torch.get_num_threads()

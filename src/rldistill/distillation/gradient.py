@@ -187,7 +187,7 @@ class GradientFit:
         """What the student says of observations, or of what its fixed layers made of them."""
         if self.cached:
             assert isinstance(seen, Tensor)
-            return self.policy.after_fixed(seen)
+            return self.policy.from_frozen_features(seen)
         output: PolicyOutput = self.policy(seen)[0]
         return output
 
@@ -255,14 +255,14 @@ def fixed_features(
     rows = np.arange(count)
     with torch.no_grad():
         for part in np.array_split(rows, max(1, count // FRAMES_AT_ONCE)):
-            features[part] = policy.fixed(fit_features(part).to(device)).cpu().numpy()
+            features[part] = policy.frozen_features(fit_features(part).to(device)).cpu().numpy()
     return features
 
 
 def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
     """Standardise what the policy sees, and let its features see a sample of it."""
     if not policy.normalizes_itself:
-        policy.standardise(*moments(dataset))
+        policy.standardize(*moments(dataset))
     policy.fit_features(dataset.observations(dataset.spread(HELDOUT_ROWS)))
 
 

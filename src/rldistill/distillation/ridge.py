@@ -163,7 +163,7 @@ def moments(dataset: Dataset, policy: NetworkPolicy, fit: Fit) -> tuple[Tensor, 
 
 
 def _features(policy: NetworkPolicy, obs: object) -> Tensor:
-    features: Tensor = policy.body(policy.standardised(obs))  # type: ignore[arg-type]
+    features: Tensor = policy.body(policy.standardized(obs))  # type: ignore[arg-type]
     return features
 
 

@@ -23,7 +23,7 @@ from rldistill.io.metrics import Metrics
 from rldistill.losses import LOSSES, ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.objective import default_temperature
 from rldistill.losses.value import bounded_advantages
-from rldistill.students.tree import EPSILON, Tree, TreePolicy
+from rldistill.students.tree import SHARE_EPSILON, Tree, TreePolicy
 
 ROWS = 4_096
 TINY = float(np.finfo(float).tiny)
@@ -134,7 +134,7 @@ def _table(
     with torch.no_grad():
         for start in range(0, len(rows), ROWS):
             batch = dataset.batch(rows[start : start + ROWS])
-            obs[start : start + ROWS] = blank.compared(batch.obs).numpy()
+            obs[start : start + ROWS] = blank.hidden(batch.obs).numpy()
             actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
             labels = batch.teacher.params
             weights.append(GapWeightedNLL.weights(labels).numpy() if weighted else np.ones(len(labels)))
@@ -206,7 +206,7 @@ def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.floa
     """The head's numbers at each node: log-shares of the choices, or the mean action."""
     if not head.discrete:
         return means
-    logs = np.log(means + EPSILON)
+    logs = np.log(means + SHARE_EPSILON)
     return logs[:, 1::2] - logs[:, ::2] if isinstance(head, BernoulliHead) else logs
 
 
@@ -233,7 +233,7 @@ def _scores(
 ) -> tuple[float, float]:
     """On held-out transitions the share of right actions, or minus the squared error; and that of the best constant."""
     with torch.no_grad():
-        params = torch.cat([policy.decide(part) for part in torch.split(torch.from_numpy(obs), ROWS)])
+        params = torch.cat([policy.leaf_values(part) for part in torch.split(torch.from_numpy(obs), ROWS)])
     said = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(obs), -1)
     if not policy.spec.head.discrete:
         constant = seen.mean(0)

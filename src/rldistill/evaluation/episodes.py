@@ -20,7 +20,7 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import Step, make_vector_env
 from rldistill.io.progress import SILENT, Progress
-from rldistill.policies.masking import has_mask, random_legal, with_action_mask
+from rldistill.policies.wrappers import has_mask, random_legal, with_action_mask
 
 MAX_SLOTS, MAX_EMULATORS = 128, 8
 """Environments that are stepped together: the more, the fewer calls of the policy.

@@ -33,7 +33,7 @@ from rldistill.io.atomic import write_json
 from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
-from rldistill.policies.masking import with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 
 Played = dict[str, dict[int | None, Episodes]]
 

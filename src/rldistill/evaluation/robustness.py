@@ -28,7 +28,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.evaluation.noise import deviation_of, noise_scale, noisy
 from rldistill.evaluation.statistics import Returns, mean_interval, normalised_score
 from rldistill.io.progress import SILENT, Part, Progress
-from rldistill.policies.masking import has_mask, with_action_mask
+from rldistill.policies.wrappers import has_mask, with_action_mask
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
     ("gravity x 1.15", "gravity", 1.15),

@@ -23,8 +23,8 @@ from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.statistics import mean_interval
 from rldistill.io.progress import Part, Progress, stage_progress
-from rldistill.policies.masking import with_action_mask
 from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.load import told_in
 
 WITHIN, LEVEL = 0.10, 0.99

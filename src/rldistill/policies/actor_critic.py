@@ -1,9 +1,9 @@
-"""The acting network of a Stable-Baselines3 policy, as plain numbers that it can be stored with and built from."""
+"""Acting network of a Stable-Baselines3 policy, built from plain numbers that can be stored."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,34 +12,34 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.policies.layers import activation, dense, require_positive
-from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.layers import activation, convolutions, dense, require_positive
+from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 
 KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
 Noise = Literal["none", "free", "learned", "state"]
-MOST_LAYERS = 100
-"""Of an LSTM; a file that names a billion would keep its reader busy for ever."""
-STILL = -20.0
-"""The log_std of a policy without noise whose actions are squashed all the same."""
+MAX_LSTM_LAYERS = 100
+"""Limit for files: building a billion layers would take forever."""
+NO_NOISE_LOG_STD = -20.0
+"""log_std of a policy without noise whose actions are squashed nevertheless."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Features of each entry of the observation, an LSTM if there is one, dense layers, an output.
+    """Features of each entry of the observation, an optional LSTM, dense layers, an output.
 
     Attributes:
-        images: the entries that are seen through the classic convolutions (an empty name for an observation that is
-            no dict); all others are flattened.
-        channels: of the three convolutions.
-        features: width of the dense ReLU layer behind them.
-        lstm: hidden size and number of layers; empty for none.
-        hidden: widths of the dense layers that lead to the output.
-        critic: widths of those that lead from the same features to the value; none if there is no value.
-        activation: of the dense layers.
+        images: Entries with the classic convolutions (an empty name for an observation without a dict); all others are
+            flattened.
+        channels: Channels of the three convolutions.
+        features: Width of the dense ReLU layer behind them.
+        lstm: Hidden size and number of layers; empty for none.
+        hidden: Widths of the dense layers before the output.
+        critic: Widths of the dense layers from the same features to the value; None without a value.
+        activation: Activation of the dense layers.
         noise: `none`; `free`, a log_std for each action; `learned`, a layer of its own; `state`, gSDE (Raffin 2020,
             arXiv 2005.05719): log_std = log(sum_f x_f^2 std_fa^2 + 1e-6) / 2, x the last hidden layer.
-        expln: for gSDE, whether a std is e^x below 0 and log(1 + x) + 1 above, instead of e^x.
-        clip_mean: means are clipped to +- this; 0 is never.
+        expln: For gSDE, use e^x below 0 and log(1 + x) + 1 above as std, instead of e^x.
+        clip_mean: Limit of the absolute value of means; 0 for none.
     """
 
     images: tuple[str, ...] = ()
@@ -53,29 +53,31 @@ class Actor:
     expln: bool = False
     clip_mean: float = 0.0
 
+    hidden_as_features: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         for name in ("channels", "hidden", "lstm"):
             require_positive(name, getattr(self, name))
         require_positive("features", (self.features,))
         require_positive("critic", self.critic or ())
-        activation(self.activation, "activation")
-        if self.noise not in ("none", "free", "learned", "state"):
-            raise ConfigError(f"noise: expected none, free, learned or state, found {self.noise!r}")
+        activation(self.activation)
+        if self.noise not in get_args(Noise):
+            raise ConfigError(f"noise: expected {', '.join(get_args(Noise))}, found {self.noise!r}")
         if len(self.lstm) not in (0, 2) or len(self.channels) != len(KERNELS):
             raise ConfigError("lstm: expected hidden size and layers; channels: expected three")
-        if self.lstm and self.lstm[1] > MOST_LAYERS:
-            raise ConfigError(f"lstm: expected at most {MOST_LAYERS} layers, found {self.lstm[1]}")
+        if self.lstm and self.lstm[1] > MAX_LSTM_LAYERS:
+            raise ConfigError(f"lstm: expected at most {MAX_LSTM_LAYERS} layers, found {self.lstm[1]}")
 
     def build(self, spec: PolicySpec) -> ActorPolicy:
-        """The policy for `spec`, with new weights."""
+        """Return the policy for `spec`, with new weights."""
         return ActorPolicy(self, spec)
 
 
 class ActorPolicy(NetworkPolicy):
-    """What an `Actor` describes. Its state is `[B, 2, layers, hidden]`: the LSTM's output and its cell."""
+    """Network of an `Actor`. Its state is `[B, 2, layers, hidden]`: the LSTM's output and its cell."""
 
     def __init__(self, config: Actor, spec: PolicySpec) -> None:
-        act = activation(config.activation, "activation")
+        act = activation(config.activation)
         width = config.lstm[0] if config.lstm else _features_width(config, spec)
         layers, last = dense(width, config.hidden, act)
         super().__init__(config, spec, nn.Sequential(*layers), last, _output(config, spec, last))
@@ -87,27 +89,32 @@ class ActorPolicy(NetworkPolicy):
             self.critic = nn.Sequential(*values, nn.Linear(last, 1))
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """Zeros, or None where there is no LSTM."""
+        """Return zeros, or None without an LSTM."""
         if self.lstm is None:
             return None
         return torch.zeros(batch_size, 2, self.lstm.num_layers, self.lstm.hidden_size, device=self.obs_mean.device)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Observations `[B, ...]` to the head's parameters `[B, P]`, the value `[B]` and the next state."""
+        """Return the output, with the value if there is a critic, for observations `[B, ...]`, and the next state."""
         entries = self._entries(obs)
-        seen = features = self._features(self.standardised(entries))
+        x = features = self._features(self.standardized(entries))
         if self.lstm is not None:
             if state is None:
                 state = features.new_zeros(len(features), 2, self.lstm.num_layers, self.lstm.hidden_size)
             hidden, cell = (part.transpose(0, 1).contiguous() for part in state.unbind(1))
-            seen, (hidden, cell) = self.lstm(features[None], (hidden, cell))
-            seen, state = seen[0], torch.stack([hidden.transpose(0, 1), cell.transpose(0, 1)], 1)
-        last = self.body(seen)
+            x, (hidden, cell) = self.lstm(features[None], (hidden, cell))
+            x, state = x[0], torch.stack([hidden.transpose(0, 1), cell.transpose(0, 1)], 1)
+        last = self.body(x)
         value = self.critic(features).squeeze(-1) if self.critic is not None else None
         return self._legal(PolicyOutput(self.spec.head, self.output(last), value, last), entries), state
 
-    def _features(self, standardised: Obs) -> Tensor:
-        entries = {"": standardised} if isinstance(standardised, Tensor) else standardised
+    def hidden(self, obs: Obs) -> Tensor:
+        """Return the last hidden layer of a network without an LSTM, `[B, width]`."""
+        hidden: Tensor = self.body(self._features(self.standardized(self._entries(obs))))
+        return hidden
+
+    def _features(self, standardized: Obs) -> Tensor:
+        entries = {"": standardized} if isinstance(standardized, Tensor) else standardized
         parts = [
             self.extractors[f"image_{key}"](entry) if f"image_{key}" in self.extractors else entry.flatten(1)
             for key, entry in entries.items()
@@ -135,11 +142,11 @@ class LearnedNoise(nn.Module):
         self.mean, self.log_std = nn.Linear(width, actions), nn.Linear(width, actions)
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([self.mean(features), self.log_std(features).clamp(-20, 2)], -1)
+        return torch.cat([self.mean(features), self.log_std(features).clamp(*LOG_STD_RANGE)], -1)
 
 
 class StateNoise(nn.Module):
-    """mean ++ log_std of gSDE, as `Actor` gives it."""
+    """mean ++ log_std of gSDE; see `Actor`."""
 
     def __init__(self, width: int, actions: int, expln: bool, clip_mean: float) -> None:
         super().__init__()
@@ -156,8 +163,8 @@ class StateNoise(nn.Module):
         return torch.cat([mean, (features**2 @ std**2 + 1e-6).log() / 2], -1)
 
 
-class Still(nn.Module):
-    """mean ++ a log_std that is as good as none, for actions that are squashed without noise."""
+class NoNoise(nn.Module):
+    """mean ++ a negligible log_std, for actions that are squashed without noise."""
 
     def __init__(self, width: int, actions: int) -> None:
         super().__init__()
@@ -165,13 +172,13 @@ class Still(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         mean = self.mean(features)
-        return torch.cat([mean, torch.full_like(mean, STILL)], -1)
+        return torch.cat([mean, torch.full_like(mean, NO_NOISE_LOG_STD)], -1)
 
 
 def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:
     head, actions = spec.head, len(spec.head.low)
     if config.noise == "none":
-        return Still(width, actions) if isinstance(head, SquashedGaussianHead) else nn.Linear(width, head.num_params)
+        return NoNoise(width, actions) if isinstance(head, SquashedGaussianHead) else nn.Linear(width, head.num_params)
     if not isinstance(head, GaussianHead):
         raise SpecMismatchError(f"noise: {config.noise} needs a Gaussian head, and this one is {head.kind}")
     if config.noise == "state":
@@ -180,21 +187,12 @@ def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:
 
 
 def _convolutions(config: Actor, spec: PolicySpec, key: str) -> nn.Module:
-    depth, height, width = _image_shape(spec, key)
-    layers: list[nn.Module] = []
-    for channels, kernel, stride in zip(config.channels, KERNELS, STRIDES, strict=True):
-        if kernel > min(height, width):
-            raise ConfigError(f"images: {key or 'the observation'} is too small for the classic convolutions")
-        layers += [nn.Conv2d(depth, channels, kernel, stride), nn.ReLU()]
-        depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(depth * height * width, config.features), nn.ReLU())
+    if key not in spec.entries or len(spec.entries[key].shape) != 3:
+        raise ConfigError(f"images: {key!r} is no image among {', '.join(spec.entries) or 'the observation'}")
+    depth, height, width = spec.entries[key].shape
+    layers, size = convolutions((depth, height, width), (config.channels, KERNELS, STRIDES), nn.ReLU, "images")
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, config.features), nn.ReLU())
 
 
 def _features_width(config: Actor, spec: PolicySpec) -> int:
     return sum(config.features if key in config.images else part.width for key, part in spec.entries.items())
-
-
-def _image_shape(spec: PolicySpec, key: str) -> tuple[int, ...]:
-    if key not in spec.entries or len(spec.entries[key].shape) != 3:
-        raise ConfigError(f"images: {key!r} is no image among {', '.join(spec.entries) or 'the observation'}")
-    return spec.entries[key].shape

@@ -1,4 +1,4 @@
-"""What a policy costs: parameters, bytes, multiply-adds, activations, latency."""
+"""Cost of a policy: parameters, bytes, multiply-adds, activations, latency."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from rldistill.core.policy import Policy
 from rldistill.envs.rollout import inference_threads
 from rldistill.policies.ensemble import Ensemble
-from rldistill.policies.masking import ActionMaskedPolicy
+from rldistill.policies.wrappers import ActionMaskedPolicy
 
-WARM_UP, TIMED = 20, 200
-BATCHES = (64, 256)
-SECONDS, LEAST_CALLS = 0.25, 10
-"""For which calls with a batch are timed, and how many there are at least: large networks take long over them."""
+WARM_UP_CALLS, TIMED_CALLS = 20, 200
+BATCH_SIZES = (64, 256)
+BATCH_TIMING_S, MIN_CALLS = 0.25, 10
+"""Limit of the time for calls with a batch, which take long in large networks, and their least number."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one policy takes to store and to run.
+    """Memory and time of one policy.
 
     Attributes:
-        parameters: how many numbers were learned; None where some of the policy is no network of PyTorch's.
-        bytes: of those numbers, as they are in memory; None likewise.
-        macs: multiply-adds of matrix products and convolutions for one observation; None likewise.
+        parameters: Number of trained parameters; None if a part of the policy is no PyTorch network.
+        bytes: Memory of these parameters; None likewise.
+        macs: Multiply-adds of matrix products and convolutions for one observation; None likewise.
         latency_us: p50 and p99 of one call with one observation on one thread, in microseconds; None for no policy.
-        activations: numbers that these products and convolutions give for one observation, in sum over the layers, not
-            at once (Dollar 2021, arXiv 2103.06877); None like `macs`.
-        batch_latency_us: the same as `latency_us` of one call with a batch of observations, by the size of the batch
-            ("64", "256"): microseconds for all of them together.
+        activations: Number of outputs of these products and convolutions for one observation, summed over the layers
+            (Dollar 2021, arXiv 2103.06877); None likewise.
+        batch_latency_us: Latency of one call with a batch of observations, by the size of the batch ("64", "256"), in
+            microseconds for the whole batch.
     """
 
     parameters: int | None
@@ -49,32 +49,32 @@ class Cost:
 
 
 def measure_cost(policy: Policy | None) -> Cost:
-    """Measure a policy; None (the random one) costs nothing, and of what is no network only the latency is known.
+    """Measure a policy; None (the random one) costs nothing.
 
-    An ensemble costs what its members do together; a policy that is confined to legal actions, what it costs itself.
+    An ensemble costs the sum of its members. Only the latency is known for a policy that is no PyTorch network.
     """
     if policy is None:
         return Cost(0, 0, 0, None, 0)
     spec = policy.spec
-    shown = {size: torch.zeros((size, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) for size in (1, *BATCHES)}
+    obs = {n: torch.zeros((n, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype)) for n in (1, *BATCH_SIZES)}
     parts = _parts(policy)
     networks = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
     with torch.no_grad(), inference_threads(1):
-        whole = len(networks) == len(parts)
-        macs, activations = _products(policy, networks, shown[1]) if whole else (None, None)
+        only_networks = len(networks) == len(parts)
+        macs, activations = _products(policy, networks, obs[1]) if only_networks else (None, None)
         parameters = [parameter for parameter in networks.parameters() if parameter.requires_grad]
         return Cost(
-            sum(parameter.numel() for parameter in parameters) if whole else None,
-            sum(parameter.numel() * parameter.element_size() for parameter in parameters) if whole else None,
+            sum(parameter.numel() for parameter in parameters) if only_networks else None,
+            sum(parameter.numel() * parameter.element_size() for parameter in parameters) if only_networks else None,
             macs,
-            _latency(policy, shown[1], WARM_UP),
+            _latency(policy, obs[1], WARM_UP_CALLS),
             activations,
-            {str(size): _latency(policy, shown[size], 2, SECONDS) for size in BATCHES},
+            {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in BATCH_SIZES},
         )
 
 
 def _parts(policy: Policy) -> list[Policy]:
-    """The policies that a policy is put together of."""
+    """Return the policies inside wrappers and ensembles."""
     if isinstance(policy, ActionMaskedPolicy):
         return _parts(policy.policy)
     if isinstance(policy, Ensemble):
@@ -83,7 +83,7 @@ def _parts(policy: Policy) -> list[Policy]:
 
 
 class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the numbers that matrix products and convolutions give."""
+    """Counter of the outputs of matrix products and convolutions."""
 
     PRODUCTS = (
         torch.ops.aten.mm.default,
@@ -107,11 +107,11 @@ class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _products(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> tuple[int, int]:
-    """Multiply-adds, and the numbers that come of them."""
+    """Return the multiply-adds and the number of their outputs."""
     recurrent = [0, 0]
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
-        # PyTorch takes an LSTM for one operation, of which its counter does not know the cost.
+        # An LSTM is one operation in PyTorch, whose counter has no cost for it.
         steps = inputs[0].numel() // inputs[0].shape[-1]
         for name, weight in module.named_parameters():
             if name.startswith("weight"):
@@ -129,11 +129,11 @@ def _products(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> tuple[int
 
 
 def _latency(policy: Policy, obs: Tensor, warm_up: int, seconds: float = math.inf) -> dict[str, float]:
-    """Of TIMED calls, or of as many as begin within `seconds`."""
+    """Return p50 and p99 of TIMED_CALLS calls, or of as many as start within `seconds`."""
     for _ in range(warm_up):
         policy(obs)
     times: list[float] = []
-    while len(times) < TIMED and (sum(times) < seconds * 1e6 or len(times) < LEAST_CALLS):
+    while len(times) < TIMED_CALLS and (sum(times) < seconds * 1e6 or len(times) < MIN_CALLS):
         started = time.perf_counter()
         policy(obs)
         times.append((time.perf_counter() - started) * 1e6)

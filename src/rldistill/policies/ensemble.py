@@ -1,4 +1,4 @@
-"""Several policies that act as one, and so can teach as one."""
+"""Ensemble of policies that acts, and so can teach, as one policy."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from rldistill.core.spec import Obs, PolicySpec
 
 Vote = Literal["mean", "majority", "confidence"]
 
-LEAST = 1e-8
-"""Probabilities below it count as this when their logarithm is taken."""
+MIN_PROBABILITY = 1e-8
+"""Lower bound of probabilities before their logarithm is taken."""
 
-ROUNDING = 1e-5
-"""Of a Q value: differences below it are those of float32, and depend on the size of the batch."""
+ROUNDING_ERROR = 1e-5
+"""Relative float32 error of Q values, which depends on the size of the batch."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A policy made of policies that see the same and act in the same space.
+    """Policy made of policies with the same observations and actions.
 
-    `mean` is the mean of their probabilities, of each part of an action where it has several (as logits), of their Q
+    `mean` is the mean of their probabilities, for each part of an action with several parts (as logits), of their Q
     values, or of their actions. `majority` is the share of votes for each action, `confidence` the mean of their
-    probabilities weighted with 1 - H / log A, H each one's entropy over the A legal actions; both need one choice among
-    actions. Actions that members rule out get no probability, no vote and no say.
+    probabilities weighted with 1 - H / log A, H the entropy of each member over the A legal actions; both need one
+    choice among actions. Illegal actions get no probability and no vote.
 
-    Where Q values meet logits, or are weighted by confidence, they count as the probabilities softmax(Q(s, .) / T(s))
-    with T(s) = 1/2 mean_a (max Q(s, .) - Q(s, a)), the mean over the legal actions but the best: half the action gap,
-    if there are two. It depends on the state alone, does not change with the scale of the rewards, and leaves two
-    actions that are nearly as good nearly as likely.
+    Q values that are combined with logits, or weighted by confidence, are converted to the probabilities
+    softmax(Q(s, .) / T(s)) with T(s) = 1/2 mean_a (max Q(s, .) - Q(s, a)), the mean over the legal actions but the
+    best: half the action gap, if there are two. T depends on the state alone and does not change with the scale of the
+    rewards; two actions with nearly equal values get nearly equal probabilities.
 
     Attributes:
-        members: the policies.
-        vote: how they are put together.
+        members: The policies.
+        vote: The combination of their outputs.
     """
 
     members: tuple[Policy, ...]
@@ -55,24 +55,24 @@ class Ensemble:
             if member.spec.view != first.view:
                 here, there = (", ".join(map(str, spec.view)) or "no wrapper" for spec in (member.spec, first))
                 raise SpecMismatchError(
-                    f"member {number} of the ensemble and member 0 do not fit: what they see of the environment is "
-                    f"behind {here} for member {number}, behind {there} for member 0"
+                    f"ensemble: member {number} observes the environment through {here}, member 0 through {there}. "
+                    "Use members with the same wrappers."
                 )
             for key, value in member.spec.env_kwargs:
-                if (other := self._env_kwargs[key]) != value:
+                if (first_value := self._env_kwargs[key]) != value:
                     raise SpecMismatchError(
-                        f"ensemble: member {number} was trained with {key}={shown(value)}, one before it with "
-                        f"{shown(other)}; expected members of one environment"
+                        f"ensemble: member {number} was trained with {key}={shown(value)}, an earlier one with "
+                        f"{shown(first_value)}. Use members of one environment."
                     )
         if self.vote != "mean" and not first.head.single_choice:
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")
 
     @property
     def spec(self) -> PolicySpec:
-        """The members' spec, with the head of what they say together, and all that their environments are made with.
+        """The members' spec with the head of the combination and the env_kwargs of all members.
 
-        Where some look at which actions are legal, it is theirs; `with_action_mask` in
-        `rldistill.policies.masking` lets all of them look.
+        If some members take action masks, it is the spec of these; `with_action_mask` in
+        `rldistill.policies.wrappers` gives all of them the mask.
         """
         specs = [member.spec for member in self.members]
         shared = next((spec for spec in specs if MASK in spec.entries), specs[0])
@@ -80,7 +80,7 @@ class Ensemble:
 
     @property
     def _env_kwargs(self) -> dict[str, Any]:
-        """By name; where members differ, the first one's."""
+        """Keyword arguments by name; the first member's where members differ."""
         return {key: value for member in reversed(self.members) for key, value in member.spec.env_kwargs}
 
     @property
@@ -94,39 +94,39 @@ class Ensemble:
         return head.as_kind("categorical")
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """What the members remember at first, `[B, N]`, one after the other; None if none of them does."""
-        return self._joined([member.initial_state(batch_size) for member in self.members])
+        """Return the members' states side by side, `[B, N]`; None if no member is recurrent."""
+        return self._join([member.initial_state(batch_size) for member in self.members])
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the members say together of a batch of observations."""
-        said = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
-        return self._together([output for output, _ in said]), self._joined([own for _, own in said])
+        """Return the combined output for a batch of observations, and the next state."""
+        results = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
+        return self._combine([output for output, _ in results]), self._join([own for _, own in results])
 
     @staticmethod
-    def _joined(states: list[Tensor | None]) -> Tensor | None:
+    def _join(states: list[Tensor | None]) -> Tensor | None:
         flat = [state.flatten(1) for state in states if state is not None]
         return torch.cat(flat, 1) if flat else None
 
     def _split(self, state: Tensor | None) -> list[Tensor | None]:
         if state is None:
             return [None] * len(self.members)
-        parts, at = [], 0
+        parts, offset = [], 0
         for member in self.members:
             own = member.initial_state(1)
-            parts.append(None if own is None else state[:, at : at + own.numel()].reshape(-1, *own.shape[1:]))
-            at += 0 if own is None else own.numel()
+            parts.append(None if own is None else state[:, offset : offset + own.numel()].reshape(-1, *own.shape[1:]))
+            offset += 0 if own is None else own.numel()
         return parts
 
-    def _together(self, outputs: list[PolicyOutput]) -> PolicyOutput:
+    def _combine(self, outputs: list[PolicyOutput]) -> PolicyOutput:
         head = self._head
         if not head.discrete:
             return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0))
-        said = PolicyOutput(head, self._params(head, outputs))
+        combined = PolicyOutput(head, self._params(head, outputs))
         masks = [output.mask for output in outputs if output.mask is not None]
-        return said.masked(torch.stack(masks).all(0)) if masks else said
+        return combined.masked(torch.stack(masks).all(0)) if masks else combined
 
     def _params(self, head: ActionHead, outputs: list[PolicyOutput]) -> Tensor:
-        """The head's numbers, `[B, P]`, before any action is ruled out."""
+        """Return the head's parameters `[B, P]` with no action ruled out."""
         params = torch.stack([output.params for output in outputs])
         if head.action_values:
             return params.mean(0)
@@ -138,15 +138,15 @@ class Ensemble:
         if self.vote == "majority":
             votes = torch.stack([output.mode() for output in outputs])
             return _log(F.one_hot(votes, params.shape[-1]).to(params.dtype).mean(0))
-        chances = torch.stack([_probabilities(output) for output in outputs])
-        weight = torch.ones_like(chances[..., :1])
+        probabilities = torch.stack([_probabilities(output) for output in outputs])
+        weight = torch.ones_like(probabilities[..., :1])
         if self.vote == "confidence":
-            weight = torch.stack([_confidence(*pair) for pair in zip(chances, outputs, strict=True)])
-        return _log((weight * chances).sum(0) / weight.sum(0))
+            weight = torch.stack([_confidence(*pair) for pair in zip(probabilities, outputs, strict=True)])
+        return _log((weight * probabilities).sum(0) / weight.sum(0))
 
 
-def _log(chances: Tensor) -> Tensor:
-    return chances.clamp_min(LEAST).log()
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(MIN_PROBABILITY).log()
 
 
 def _legal(output: PolicyOutput) -> Tensor:
@@ -154,7 +154,7 @@ def _legal(output: PolicyOutput) -> Tensor:
 
 
 def _probabilities(output: PolicyOutput) -> Tensor:
-    """`[B, A]`, 0 for actions that are ruled out."""
+    """Return probabilities `[B, A]`, 0 for illegal actions."""
     legal = _legal(output)
     logits = output.params
     if output.head.action_values:
@@ -163,15 +163,15 @@ def _probabilities(output: PolicyOutput) -> Tensor:
 
 
 def _temperature(values: Tensor, legal: Tensor) -> Tensor:
-    """T(s) of Q values, `[B, 1]`; values that differ by rounding alone count as equal."""
+    """Return T(s) of Q values, `[B, 1]`; differences within the rounding error count as none."""
     best = values.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)
     others = (legal.sum(-1, keepdim=True) - 1).clamp_min(1)
     gap = (best - values).masked_fill(~legal, 0).sum(-1, keepdim=True) / others
-    return (gap / 2).clamp_min(1e-6).maximum(ROUNDING * best.abs())
+    return (gap / 2).clamp_min(1e-6).maximum(ROUNDING_ERROR * best.abs())
 
 
-def _confidence(chances: Tensor, output: PolicyOutput) -> Tensor:
-    """1 - H / log A, `[B, 1]`; 1 where there is no choice, and never quite 0."""
-    most = _legal(output).sum(-1, keepdim=True).clamp_min(2).log()
-    entropy: Tensor = torch.special.entr(chances).sum(-1, keepdim=True)
-    return 1 - entropy / most + 1e-6
+def _confidence(probabilities: Tensor, output: PolicyOutput) -> Tensor:
+    """Return 1 - H / log A, `[B, 1]`: 1 where one action is legal, and never quite 0."""
+    max_entropy = _legal(output).sum(-1, keepdim=True).clamp_min(2).log()
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1, keepdim=True)
+    return 1 - entropy / max_entropy + 1e-6

@@ -1,20 +1,16 @@
-"""Layers and initialisation shared by all networks."""
+"""Layers and initialization shared by all networks."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, did_you_mean
-from rldistill.core.spec import Obs
-
-if TYPE_CHECKING:
-    pass
-
+from rldistill.core.spec import Obs, PolicySpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     kind.__name__.lower(): kind
@@ -27,15 +23,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class DataDependentLayer(nn.Module, ABC):
-    """A layer with numbers that are taken from the data before training, and then stay."""
+    """Layer whose numbers are computed from the data before training and then fixed."""
 
     @abstractmethod
     def fit_features(self, x: Tensor) -> None:
-        """Take them from a sample of what the layer will be fed."""
+        """Compute the numbers from a sample of the layer's inputs."""
 
 
 class Flat(nn.Module):
-    """One vector `[B, N]` of an observation, whose entries follow one another where it is a dict."""
+    """Flattening to one vector `[B, N]`, in which the entries of a dict follow one another."""
 
     def forward(self, obs: Obs) -> Tensor:
         if isinstance(obs, Tensor):
@@ -44,11 +40,11 @@ class Flat(nn.Module):
 
 
 def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:
-    """Draw new orthogonal weights that keep the scale of what passes through the activations (Saxe 2014).
+    """Draw new orthogonal weights that keep the scale of activations from layer to layer (Saxe 2014).
 
-    PyTorch's own shrink it at each layer: the outputs of the classic network for 256 states of Pong then differ by
-    0.0002, and Adam, which magnifies small gradients, kills the ReLUs before that has grown. The last layer begins at
-    a tenth, so that nothing is preferred before anything is learned.
+    PyTorch's own initialization shrinks it: the outputs of the classic network for 256 states of Pong then differ by
+    0.0002, and Adam, which magnifies small gradients, kills the ReLUs before that has grown. The last layer starts at
+    a tenth of the scale, so that the first policy is nearly uniform.
     """
     layers = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     gain = nn.init.calculate_gain("tanh" if nonlinearity == "tanh" else "relu")
@@ -58,20 +54,55 @@ def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:
             nn.init.zeros_(layer.bias)
 
 
-def activation(name: str, field: str) -> type[nn.Module]:
-    """The activation of that name, or a ConfigError with the nearest one."""
+def activation(name: str, field: str = "activation") -> type[nn.Module]:
+    """Return the activation of that name; raise ConfigError with the nearest one if there is none."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"{field}: there is no activation {name!r}.{did_you_mean(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def dense(width: int, hidden: Sequence[int], act: type[nn.Module]) -> tuple[list[nn.Module], int]:
-    """Linear layers with activations, and the width of the last."""
+    """Return linear layers with activations, and the width of the last."""
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(width, size), act()]
         width = size
     return layers, width
+
+
+def convolutions(
+    shape: tuple[int, int, int],
+    sizes: tuple[Sequence[int], Sequence[int], Sequence[int]],
+    act: type[nn.Module],
+    field: str = "kernels",
+) -> tuple[list[nn.Module], int]:
+    """Return convolutions without padding, an activation after each, and the number of values after the last.
+
+    Args:
+        shape: Channels, height and width of the input.
+        sizes: Channels, kernels and strides, one of each for every convolution.
+        act: Activation.
+        field: Name of the kernels in an error.
+
+    Raises:
+        ConfigError: A kernel is larger than its input.
+    """
+    depth, height, width = shape
+    layers: list[nn.Module] = []
+    for channels, kernel, stride in zip(*sizes, strict=True):
+        if kernel > min(height, width):
+            raise ConfigError(f"{field}: {kernel} is larger than its input of {height}x{width}. Use a smaller kernel.")
+        layers += [nn.Conv2d(depth, channels, kernel, stride), act()]
+        depth, height, width = channels, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+    return layers, depth * height * width
+
+
+def require_convolutions(channels: Sequence[int], kernels: Sequence[int], strides: Sequence[int]) -> None:
+    """Raise ConfigError unless there is a positive integer of each for every convolution."""
+    for name, sizes in {"channels": channels, "kernels": kernels, "strides": strides}.items():
+        require_positive(name, sizes)
+    if not len(channels) == len(kernels) == len(strides):
+        raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
 
 
 def require_positive(field: str, sizes: Sequence[Any]) -> None:
@@ -83,20 +114,33 @@ def require_positive(field: str, sizes: Sequence[Any]) -> None:
             raise ConfigError(f"{field}: expected positive integers, found {size!r}")
 
 
-def flatten_weights(*networks: nn.Module) -> nn.Parameter:
-    """One parameter that the networks' own become views of, and its gradient likewise.
+def require_images(student: str, spec: PolicySpec) -> tuple[int, int, int]:
+    """Return channels, height and width of the observations; raise ConfigError unless they are images like that."""
+    if len(spec.obs_shape) != 3:
+        raise ConfigError(f"{student} takes observations [channels, height, width], these are {spec.obs_shape}")
+    depth, height, width = spec.obs_shape
+    if width <= 4 < depth:
+        raise ConfigError(
+            f"{student} takes observations [channels, height, width]; these are {spec.obs_shape}, channels last. Add "
+            "{name: ChannelsFirst} to env.wrappers."
+        )
+    return depth, height, width
 
-    The optimiser and the clipping then take one operation each instead of one for every layer, which for a small
+
+def flatten_weights(*networks: nn.Module) -> nn.Parameter:
+    """Return one parameter of which the networks' own parameters, and their gradients, become views.
+
+    The optimizer and the clipping then take one operation each instead of one for every layer, which for a small
     student is half of the time.
     """
     own = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
     flat = nn.Parameter(torch.empty(sum(parameter.numel() for parameter in own), device=own[0].device))
     flat.grad = torch.zeros_like(flat)
-    at = 0
+    offset = 0
     for parameter in own:
         weight, gradient = (
-            whole[at:].as_strided(parameter.shape, parameter.stride()) for whole in (flat.detach(), flat.grad)
+            whole[offset:].as_strided(parameter.shape, parameter.stride()) for whole in (flat.detach(), flat.grad)
         )
         parameter.data, parameter.grad = weight.copy_(parameter.detach()), gradient
-        at += parameter.numel()
+        offset += parameter.numel()
     return flat

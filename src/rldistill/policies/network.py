@@ -1,10 +1,9 @@
-"""The network behind every student that learns by gradient: a body, a last linear layer, a head."""
+"""Network of every student that learns by gradient: a body, a last linear layer, a head."""
 
-# ruff: noqa: F722 (shapes in annotations are not Python)
-# ruff: noqa: F722 (shapes in annotations are not Python)
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +12,36 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK, GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
-from rldistill.policies.encoding import _encoded, moments_shape, split_parts
+from rldistill.policies.agent import Agent
+from rldistill.policies.encoding import encode, moments_shape, split_parts
 from rldistill.policies.layers import DataDependentLayer
 
 LOG_STD_RANGE = (-20.0, 2.0)
 
 
 class NetworkPolicy(nn.Module):
-    """A policy that is `output(body(obs))`.
+    """Policy that is `output(body(obs))`.
 
     The log_std of a `gaussian` head is the same in all states (PPO), that of a `squashed_gaussian` one is not (SAC).
 
-    Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardised with
-    `obs_mean` and `obs_std`, which are 0 and 1 until `standardise` sets them: one number for all pixels, one for each
-    entry of other observations, flat for dicts. What `obs_clip` names (an empty name for an observation that is no
-    dict) is clipped to +- its number. A policy that takes observations `normalizes_itself` does none of this.
+    Integers of known size become one-hot vectors and uint8 is divided by 255; then everything is standardized with
+    `obs_mean` and `obs_std`, which are 0 and 1 until `standardize` sets them: one number for all pixels, one for each
+    entry of other observations, flat for dicts.
 
-    The first `num_frozen_layers` layers of the body are not trained; they give `num_features` numbers.
+    A recurrent network returns its state from `initial_state` and from `forward`. Its gradients reach back `window`
+    steps.
+
+    Attributes:
+        obs_clip: Limit of the absolute value of standardized entries, by name (an empty one without a dict).
+        normalizes_itself: True if the body takes observations that are neither encoded nor standardized.
+        num_frozen_layers: Layers at the start of the body that are not trained.
+        num_features: Number of values that the frozen layers return.
+        width: Width of the last hidden layer; 0 if there is none.
     """
 
     obs_mean: Tensor
     obs_std: Tensor
+    window = 32
 
     def __init__(
         self, config: Any, spec: PolicySpec, body: nn.Module, width: int, output: nn.Module | None = None
@@ -57,82 +62,130 @@ class NetworkPolicy(nn.Module):
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
+        """Observations and actions of the policy."""
         return self._spec
 
-    def respec(self, spec: PolicySpec) -> None:
-        """Take another spec of the same shapes, such as one with another view."""
+    def set_spec(self, spec: PolicySpec) -> None:
+        """Replace the spec by another one of the same shapes, such as one with another view."""
         self._spec = spec
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: a feed-forward network has no state."""
+        """Return None; a recurrent network returns the state at the start of an episode, `[B, ...]`."""
         return None
 
-    def standardise(self, mean: Float[Tensor, "*obs"], std: Float[Tensor, "*obs"]) -> None:
-        """Subtract `mean` from observations and divide them by `std`, both of the shape that `obs_mean` has."""
+    @property
+    def recurrent(self) -> bool:
+        """True if the policy has a state."""
+        return self.initial_state(1) is not None
+
+    def act(self, obs: Any) -> Any:
+        """Return the most likely action for one observation, both as the environment has them.
+
+        Raises:
+            ConfigError: The policy is recurrent; `Agent` keeps the state of an episode.
+        """
+        return self._agent().act(obs)
+
+    def act_batch(self, obs: Any) -> Any:
+        """Return the most likely actions `[B, ...]` for a batch of observations; see `act`."""
+        return self._agent().act_batch(obs)
+
+    def _agent(self) -> Agent:
+        if self.recurrent:
+            raise ConfigError("act: the policy is recurrent, so it needs the state of its episode. Use Agent(policy).")
+        return Agent(self)
+
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
+        """Set the mean and the standard deviation of observations, both of the shape of `obs_mean`."""
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(std)
 
     def add_value(self) -> None:
-        """Say a value, too: a linear function of the last hidden layer, 0 at first."""
+        """Add a value: a linear function of the last hidden layer, 0 at first."""
         self._require_hidden_layer("a value")
         self.value_head = nn.Linear(self.width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def add_features(self, size: int) -> None:
-        """Let the features be a linear function, `[B, size]`, of the last hidden layer, until the policy is saved."""
+        """Let the features be a linear function `[B, size]` of the last hidden layer, until the policy is saved."""
         self._require_hidden_layer("features of its own")
         self.feature_head = nn.Linear(self.width, size)
 
-    def _require_hidden_layer(self, what: str) -> None:
+    def _require_hidden_layer(self, target: str) -> None:
         if not self.width:
             raise ConfigError(
-                f"a {type(self.config).__name__.lower()} student cannot learn {what}: leave that loss out"
+                f"a {type(self.config).__name__.lower()} student cannot learn {target}. Leave that loss out."
             )
 
     def fit_features(self, obs: Tensor) -> None:
-        """Let the fixed features that depend on the data see a sample of it, `[N, *obs_shape]`, before training."""
+        """Fit the layers that depend on the data to a sample of observations `[N, *obs_shape]`."""
         layers = [*self.body] if isinstance(self.body, nn.Sequential) else []
         if not any(isinstance(layer, DataDependentLayer) for layer in layers):
             return
         with torch.no_grad():
-            x: Any = self.standardised(self._entries(obs))
+            x: Any = self.standardized(self._entries(obs))
             for layer in layers:
                 if isinstance(layer, DataDependentLayer):
                     layer.fit_features(x)
                 x = layer(x)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Observations `[B, *obs_shape]`, or a dict of such, to the head's parameters `[B, P]`."""
+        """Return the output for observations `[B, *obs_shape]`, or for a dict of such, and None as next state."""
         entries = self._entries(obs)
-        features = self.body(self.standardised(entries))
-        return self._legal(self._said(features), entries), None
+        return self._legal(self.outputs(self.body(self.standardized(entries))), entries), None
 
-    def fixed(self, obs: Obs) -> Tensor:
-        """What the layers that are not trained make of observations, `[B, N]`."""
+    def unroll(self, obs: Tensor, starts: Tensor, state: Tensor) -> tuple[PolicyOutput, Tensor]:
+        """Return the outputs of a recurrent policy for B sequences of T steps, and the state at the end.
+
+        Args:
+            obs: Observations `[T, B, *obs_shape]`; each sequence may hold several episodes.
+            starts: Starts of episodes, `[T, B]`.
+            state: State before the first step, `[B, ...]`.
+        """
+        initial = self.initial_state(starts.shape[1])
+        assert initial is not None
+        initial, outputs = initial.to(state), []
+        for step_obs, step_starts in zip(obs, starts, strict=True):
+            begins = step_starts.view(-1, *[1] * (state.ndim - 1))
+            output, after = self(step_obs, torch.where(begins, initial, state))
+            if after is None:
+                raise ConfigError(
+                    f"students: {type(self.config).__name__} has an initial state but returns None as next state. "
+                    "Return (output, state) from forward."
+                )
+            state = after
+            outputs.append(output)
+        return stack_outputs(outputs), state
+
+    def hidden(self, obs: Obs) -> Tensor:
+        """Return the last hidden layer of a feed-forward policy, `[B, width]`."""
+        hidden: Tensor = self.body(self.standardized(self._entries(obs)))
+        return hidden
+
+    def frozen_features(self, obs: Obs) -> Tensor:
+        """Return the values of the frozen layers for observations, `[B, num_features]`."""
         assert isinstance(self.body, nn.Sequential)
-        features: Tensor = self.body[: self.num_frozen_layers](self.standardised(self._entries(obs)))
+        features: Tensor = self.body[: self.num_frozen_layers](self.standardized(self._entries(obs)))
         return features
 
-    def after_fixed(self, features: Tensor) -> PolicyOutput:
-        """What the policy says, given what `fixed` made of observations without a mask."""
+    def from_frozen_features(self, features: Tensor) -> PolicyOutput:
+        """Return the output for `frozen_features` of observations without a mask."""
         assert isinstance(self.body, nn.Sequential)
-        return self._said(self.body[self.num_frozen_layers :](features))
+        return self.outputs(self.body[self.num_frozen_layers :](features))
 
-    def numbers(self, obs: Obs) -> Tensor:
-        """The head's parameters, `[B, P]`, with no action ruled out."""
-        return self._params(self.body(self.standardised(self._entries(obs))))
+    def unmasked_params(self, obs: Obs) -> Tensor:
+        """Return the head's parameters `[B, P]` with no action ruled out."""
+        return self._params(self.hidden(obs))
 
-    def _said(self, hidden: Tensor) -> PolicyOutput:
-        """What follows from the last hidden layer."""
+    def outputs(self, hidden: Tensor) -> PolicyOutput:
+        """Return the output for the last hidden layer `[B, width]`, with no action ruled out."""
         value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)
         features = hidden if self.feature_head is None else self.feature_head(hidden)
         return PolicyOutput(self._spec.head, self._params(hidden), value, features)
 
-    def _params(self, features: Tensor) -> Tensor:
-        """The head's parameters, `[B, P]`, of the last hidden layer."""
-        params: Tensor = self.output(features)
+    def _params(self, hidden: Tensor) -> Tensor:
+        params: Tensor = self.output(hidden)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if isinstance(self._spec.head, SquashedGaussianHead):
@@ -146,8 +199,8 @@ class NetworkPolicy(nn.Module):
     def _legal(self, output: PolicyOutput, entries: Obs) -> PolicyOutput:
         return output if isinstance(entries, Tensor) or MASK not in entries else output.masked(entries[MASK])
 
-    def standardised(self, obs: Obs) -> Obs:
-        """What the first layer is fed: float32, a dict where the observation is one."""
+    def standardized(self, obs: Obs) -> Obs:
+        """Return the input of the body: float32, a dict where the observation is one."""
         if self.normalizes_itself:
             return obs
         scaled = self.scaled(obs)
@@ -156,10 +209,10 @@ class NetworkPolicy(nn.Module):
         return {key: self._clipped(entry, key) for key, entry in scaled.items()}
 
     def scaled(self, obs: Obs) -> Obs:
-        """The same before `obs_clip`: standard deviations from the mean, integers of known size one-hot.
+        """Return standardized observations before `obs_clip`.
 
         Raises:
-            SpecMismatchError: a dict, for a policy that takes one tensor.
+            SpecMismatchError: A dict, for a policy that takes one tensor.
         """
         if not self._spec.parts:
             if not isinstance(obs, Tensor):
@@ -168,18 +221,16 @@ class NetworkPolicy(nn.Module):
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
         scaled = {}
-        at = 0
+        offset = 0
         for key, part in self._spec.parts:
-            entry = _encoded(entries[key], part)
-            shape = entry.shape
-            of_key = slice(at, at := at + part.width)
-            entry = (entry.flatten(1) - self.obs_mean[of_key]) / self.obs_std[of_key]
-            scaled[key] = entry.view(shape).float()
+            entry = encode(entries[key], part)
+            own = slice(offset, offset := offset + part.width)
+            scaled[key] = ((entry.flatten(1) - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
         return scaled
 
     def _scaled(self, obs: Tensor) -> Tensor:
         if self._spec.nvec:
-            return (_encoded(obs, self._spec.entries[""]) - self.obs_mean) / self.obs_std
+            return (encode(obs, self._spec.entries[""]) - self.obs_mean) / self.obs_std
         if obs.dtype == torch.uint8:
             # Converted first: an operation on bytes and floats at once is slower, and for a small student this is much
             # of a step.
@@ -188,3 +239,15 @@ class NetworkPolicy(nn.Module):
 
     def _clipped(self, scaled: Tensor, key: str) -> Tensor:
         return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled
+
+
+def stack_outputs(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
+    """Return the outputs of T steps as one output of tensors `[T, B, ...]`."""
+
+    def stacked(name: str) -> Tensor | None:
+        parts = [getattr(output, name) for output in outputs]
+        return None if parts[0] is None else torch.stack(parts)
+
+    params = stacked("params")
+    assert params is not None
+    return PolicyOutput(outputs[0].head, params, *map(stacked, ("value", "features", "mask")))

@@ -14,8 +14,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.features.maps import CLIP_STD, AnyFeatures, Raw, Standardised, Standardiser
-from rldistill.students.features.screen import Basic, Objects
+from rldistill.students.features import CLIP_STD, AnyFeatures, Objects, Raw, Standardized, Standardizer
 from rldistill.students.linear import Linear
 from rldistill.students.ridge import Ridge
 from rldistill.students.tree import TreePolicy
@@ -36,7 +35,7 @@ def explain(policy: NetworkPolicy) -> str:
         return "linear in pixels; --out FILE.png draws its weights"
     names, columns = _names(policy.spec, policy.config.features), _outputs(policy.spec)
     width = max(map(len, [*names, "constant"]))
-    bounded = any(isinstance(layer, Standardiser) for layer in policy.body.modules())
+    bounded = any(isinstance(layer, Standardizer) for layer in policy.body.modules())
     mean, std = _scaling(policy, len(names))
     bounds = np.stack([mean - CLIP_STD * std, mean + CLIP_STD * std], 1) if bounded else np.empty((len(names), 0))
     columns += ["from", "to"] if bounded else []
@@ -61,8 +60,6 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
         raise ConfigError(f"--out: only weights on pictures are drawn, these observations are {policy.spec.obs_shape}")
     pictures = weight.reshape(len(weight), *shape)
     grey = np.round(127.5 + 127.5 * pictures / max(float(np.abs(pictures).max()), 1e-12)).astype(np.uint8)
-    if isinstance(policy.config.features, Basic):
-        grey = grey.repeat(policy.config.features.cell, 2).repeat(policy.config.features.cell, 3)
     padded = np.pad(grey, [(0, 0), (0, 0), (0, MARGIN), (0, MARGIN)], constant_values=255)
     whole = np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)
     write_atomic(path, lambda temporary: imageio.imwrite(temporary, whole, format="PNG"))
@@ -76,10 +73,8 @@ def is_drawn(policy: NetworkPolicy) -> bool:
 def _pictures(policy: NetworkPolicy) -> tuple[int, ...] | None:
     """Channels, height and width of the pictures that weights on pixels or on cells of the screen are."""
     features, shape = policy.config.features, policy.spec.obs_shape
-    if len(shape) != 3 or not isinstance(features, Raw | Standardised | Basic):
+    if len(shape) != 3 or not isinstance(features, Raw | Standardized):
         return None
-    if isinstance(features, Basic):
-        return (features.colours, shape[1] // features.cell, shape[2] // features.cell)
     return shape
 
 
@@ -92,10 +87,10 @@ def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.floa
         )
     features, layer = config.features, policy.output
     weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))  # type: ignore[operator]
-    if not isinstance(features, Raw | Standardised | Basic | Objects):
+    if not isinstance(features, Raw | Standardized | Objects):
         raise ConfigError(
-            f"weights on {type(features).__name__.lower()} features say nothing to a person; raw, standardised, basic "
-            "and objects do"
+            f"weights on {type(features).__name__.lower()} features say nothing to a person; raw, standardized and "
+            "objects do"
         )
     if policy.spec.nvec or any(part.nvec for _, part in policy.spec.parts):
         raise ConfigError("a linear student on choices has no weights for its entries; take a tree")
@@ -112,7 +107,7 @@ def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], ND
         bytes_ = [np.full(part.width, part.dtype == "uint8" and not part.nvec) for part in entries]
         std = np.where(np.concatenate(bytes_), 255.0, 1.0)
     moments = [] if policy.normalizes_itself else [(policy.obs_mean, policy.obs_std)]
-    moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardiser)]
+    moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardizer)]
     for further in moments:
         its_mean, its_std = (tensor.double().numpy().ravel() for tensor in further)
         mean, std = mean + std * its_mean, std * its_std
@@ -122,7 +117,7 @@ def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], ND
 def _thresholds(policy: TreePolicy) -> NDArray[np.float64]:
     """Of all nodes, in the units of what is named."""
     threshold: NDArray[np.float64] = policy.threshold.detach().numpy().astype(np.float64)
-    if isinstance(policy.config.features, Raw | Standardised | Basic | Objects):
+    if isinstance(policy.config.features, Raw | Standardized | Objects):
         mean, std = _scaling(policy, policy.num_features)
         compared = policy.feature.long().numpy()
         threshold = threshold * std[compared] + mean[compared]
@@ -153,7 +148,7 @@ def _leaf(policy: TreePolicy, node: int) -> str:
 def _names(spec: PolicySpec, features: AnyFeatures) -> list[str]:
     if isinstance(features, Objects):
         return features.names(spec.obs_shape[0])
-    if isinstance(features, Raw | Standardised):
+    if isinstance(features, Raw | Standardized):
         return _entries(spec)
     _, width = features.build(spec)
     return [f"{type(features).__name__.lower()}[{number}]" for number in range(width)]

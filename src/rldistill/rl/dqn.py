@@ -29,8 +29,8 @@ from rldistill.io.progress import Progress, stage_progress
 from rldistill.losses import functional
 from rldistill.losses.objective import default_temperature, unreduced, with_temperatures
 from rldistill.policies.layers import flatten_weights
-from rldistill.policies.masking import has_mask, random_legal
 from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.wrappers import has_mask, random_legal
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
 from rldistill.rl.guidance import DistillationWeight, Guidance

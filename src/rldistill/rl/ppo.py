@@ -37,8 +37,8 @@ from rldistill.rl.replay import ReplayBuffer
 from rldistill.rl.rollout import Rollout, advantages
 from rldistill.rl.train_state import restore, save
 from rldistill.rl.training import BestPolicyTracker, Score, TrainingSetup, run_stage, show, weights_of
-from rldistill.students import AnyStudent, Cnn, Keras, Mlp, Ridge, Tree
-from rldistill.students.gru import GruPolicy
+from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students.student import build_student, capability
 
 SAVE_EVERY = 10.0
 """Seconds between checkpoints."""
@@ -130,7 +130,7 @@ class _Training(BestPolicyTracker):
             and not initial.normalizes_itself
             and self.critic.obs_mean.shape == self.policy.obs_mean.shape
         ):
-            self.critic.standardise(self.policy.obs_mean, self.policy.obs_std)
+            self.critic.standardize(self.policy.obs_mean, self.policy.obs_std)
             self.unseeing = []
         self.candidate, self.player = self.policy, setting.player(self.policy)
         self.terms: tuple[Term, ...] | None = None
@@ -200,7 +200,7 @@ class _Training(BestPolicyTracker):
             self.terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
         weight = self.weaning.weight(done)
         sums |= self._beside_teacher(experience)
-        remembers = isinstance(self.policy, GruPolicy)
+        remembers = self.policy.recurrent
         rows = [
             self._step(part, weight, done)
             for _ in range(config.epochs)
@@ -232,7 +232,7 @@ class _Training(BestPolicyTracker):
 
     def _value(self, obs: Tensor) -> Tensor:
         # Not its output, in which what is illegal is ruled out: a value is no action.
-        return self.critic.numbers(obs).squeeze(-1)
+        return self.critic.unmasked_params(obs).squeeze(-1)
 
     def _step(self, part: Minibatch, distillation: float, done: float) -> dict[str, Tensor]:
         """One step of the optimiser on a minibatch."""
@@ -274,7 +274,7 @@ class _Training(BestPolicyTracker):
         return row
 
     def _say(self, part: Minibatch) -> PolicyOutput:
-        if isinstance(self.policy, GruPolicy):
+        if self.policy.recurrent:
             assert part.state is not None
             output, _ = self.policy.unroll(part.obs, part.starts, part.state)
             return output
@@ -329,13 +329,13 @@ def new_policy(
         ConfigError: it does not learn by gradient.
         SpecMismatchError: losses on Q values.
     """
-    policy = student.build(_spec_of_learner(env, head, losses))
-    if isinstance(student, Keras | Ridge | Tree) or not isinstance(policy, NetworkPolicy):
+    policy = build_student(student, _spec_of_learner(env, head, losses))
+    if not capability(student, "trains_from_reward"):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
             "does; take linear, mlp, cnn, impala or gru"
         )
-    if policy.initial_state(1) is None and isinstance(policy.output, nn.Linear):
+    if not policy.recurrent and isinstance(policy.output, nn.Linear):
         # Nothing is preferred before anything is learned.
         with torch.no_grad():
             policy.output.weight.mul_(0.01)
@@ -347,12 +347,12 @@ def _critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
     pictures = len(spec.obs_shape) == 3
     raw_action = critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if pictures else Mlp((64, 64), "tanh"))
     number = DeterministicHead(low=(-np.inf,), high=(np.inf,))
-    if isinstance(raw_action, Keras | Ridge | Tree):
+    if not capability(raw_action, "trains_from_reward"):
         raise ConfigError(
             f"ppo.critic: a {type(raw_action).__name__.lower()} does not learn by gradient; take mlp or cnn"
         )
     network = raw_action.build(dataclasses.replace(spec, head=number))
-    if network.initial_state(1) is not None:
+    if network.recurrent:
         raise ConfigError("ppo.critic: expected a feed-forward network, such as an mlp or a cnn")
     return network
 

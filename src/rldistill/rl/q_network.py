@@ -19,7 +19,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dueling import Dueling
-from rldistill.students import AnyStudent, Ridge, Tree
+from rldistill.students import AnyStudent
+from rldistill.students.student import build_student, capability
 
 
 def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
@@ -46,13 +47,13 @@ def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> Netwo
             f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
             "learns by PPO"
         )
-    policy = student.build(_of_values(env))
-    if isinstance(student, Ridge | Tree) or not isinstance(policy.output, nn.Linear):
+    policy = build_student(student, _of_values(env))
+    if not capability(student, "trains_from_reward") or not isinstance(policy.output, nn.Linear):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
             "does; take linear, mlp, cnn or impala"
         )
-    if policy.initial_state(1) is not None:
+    if policy.recurrent:
         raise ConfigError("students: a gru student remembers, which DQN's replay does not; take a recipe of PPO")
     if config.dueling:
         policy.output = Dueling(policy.output.in_features, policy.output.out_features)
@@ -84,11 +85,11 @@ class ReplayObsEncoder:
         if not self.features:
             return shown.numpy()
         with torch.no_grad():
-            return self.policy.fixed(shown).numpy()
+            return self.policy.frozen_features(shown).numpy()
 
     def action_params(self, network: NetworkPolicy, held: Tensor) -> PolicyOutput:
         """What a network with the same fixed layers says of it."""
         if self.features:
-            return network.after_fixed(held)
+            return network.from_frozen_features(held)
         output: PolicyOutput = network(held)[0]
         return output

@@ -24,8 +24,8 @@ from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
-from rldistill.policies.masking import with_action_mask
 from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.rollout import RolloutWorker
 from rldistill.students import AnyStudent
@@ -151,7 +151,7 @@ def show(networks: Sequence[NetworkPolicy], obs: Tensor) -> None:
     for network in networks:
         if obs.dtype == torch.uint8 and not network.normalizes_itself:
             pixels = obs / 255
-            network.standardise(pixels.mean(), pixels.std())
+            network.standardize(pixels.mean(), pixels.std())
         network.fit_features(obs)
 
 

@@ -33,7 +33,7 @@ from rldistill.run.overrides import _assign
 from rldistill.run.schema import Schema, Strictly, Tagged, bad_key
 from rldistill.run.yaml import _Loader, _read
 from rldistill.students import STUDENTS, AnyStudent
-from rldistill.students.features.maps import FEATURES
+from rldistill.students.features import FEATURES
 from rldistill.students.storage import trust
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.training.config import TrainConfig

@@ -33,8 +33,7 @@ from rldistill.recipes.student_folder import student_inputs
 from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
 from rldistill.run.folder import noted
 from rldistill.run.teachers import load_fitting
-from rldistill.students import Linear, Mlp, Ridge, Tree
-from rldistill.students.features.maps import TeacherFeatures
+from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import load_native
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
@@ -221,11 +220,12 @@ def with_loaded_features(run: Run) -> Run:
     """
     students = dict(run.students)
     for name, student in run.students.items():
-        if not isinstance(student, Linear | Mlp | Ridge | Tree) or not isinstance(student.features, TeacherFeatures):
+        own = getattr(student, "features", None)
+        if not isinstance(own, TeacherFeatures):
             continue
-        features = student.features if student.features.policy else TeacherFeatures(_path_of_teacher(run, name))
+        features = own if own.policy else TeacherFeatures(_path_of_teacher(run, name))
         spec = spec_from_env(run.env.view_of("student"))
-        students[name] = dataclasses.replace(student, features=features.load(SavedTeacher(features.policy).load(spec)))
+        students[name] = dataclasses.replace(student, features=features.load(SavedTeacher(features.policy).load(spec)))  # type: ignore[arg-type]
     return dataclasses.replace(run, students=students)
 
 

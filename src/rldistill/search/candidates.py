@@ -8,9 +8,10 @@ from typing import Any
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
-from rldistill.students import STUDENTS, AnyStudent, Gru, Linear, Mlp, Tree
+from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Tree
 from rldistill.students.budget import fit_budget
-from rldistill.students.features.maps import FEATURES, AnyFeatures, Fourier, RandomConv
+from rldistill.students.features import FEATURES, AnyFeatures, Fourier, RandomConv
+from rldistill.students.student import capability
 
 BUDGETS = (3_000, 6_000, 10_000, 16_000, 25_000, 40_000, 62_000)
 """Parameters of the convolutional students that are tried on pictures."""
@@ -36,7 +37,7 @@ def candidates(spec: PolicySpec, own: Mapping[str, AnyStudent], most: int | None
         found["linear-fourier"] = Linear(Fourier(256))
         found |= {f"tree-{depth}": Tree(depth) for depth in DEPTHS}
         found |= {f"mlp-{width}": Mlp((width, width)) for width in WIDTHS}
-    if any(isinstance(student, Gru) for student in own.values()):  # what has to be remembered, no other can learn
+    if any(capability(student, "recurrent") for student in own.values()):
         return dict(own)
     new = {name: student for name, student in found.items() if student not in own.values()}
     small = {name: student for name, student in new.items() if most is None or _parameters(student, spec) < most}
@@ -44,7 +45,7 @@ def candidates(spec: PolicySpec, own: Mapping[str, AnyStudent], most: int | None
 
 
 def _parameters(student: AnyStudent, spec: PolicySpec) -> int:
-    if isinstance(student, Tree):  # as large as its data make it
+    if capability(student, "fit") == "tree":  # as large as its data make it
         return 0
     return sum(parameter.numel() for parameter in student.build(spec).parameters() if parameter.requires_grad)
 

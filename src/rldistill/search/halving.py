@@ -31,7 +31,8 @@ from rldistill.losses.objective import Term
 from rldistill.policies.cost import measure_cost
 from rldistill.recipes.job import Run
 from rldistill.search.config import Measure, SearchConfig
-from rldistill.students import AnyStudent, Tree
+from rldistill.students import AnyStudent
+from rldistill.students.student import capability
 
 RUNGS = 3
 """Of successive halving: each has twice the epochs and twice the episodes of the one before, for half the students."""
@@ -245,7 +246,7 @@ def _take_over(last: Path, place: Path) -> None:
 
 def _fit(run: Run, student: AnyStudent, epochs: int) -> DistillConfig:
     losses = run.distill.losses
-    if isinstance(student, Tree) and not all(isinstance(term.loss, OF_TREES) for term in losses):
+    if capability(student, "fit") == "tree" and not all(isinstance(term.loss, OF_TREES) for term in losses):
         losses = (Term(ActionNLL()),)
     return dataclasses.replace(run.distill, epochs=epochs, losses=losses)
 

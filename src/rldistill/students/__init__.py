@@ -1,4 +1,4 @@
-"""Students: each a config whose `build` makes the network."""
+"""Students: configurations whose `build` returns a network."""
 
 from rldistill.students.cnn import Cnn
 from rldistill.students.gru import Gru
@@ -7,6 +7,7 @@ from rldistill.students.keras import Keras
 from rldistill.students.linear import Linear
 from rldistill.students.mlp import Mlp
 from rldistill.students.ridge import Ridge
+from rldistill.students.student import Student
 from rldistill.students.tree import Tree
 
 AnyStudent = Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras
@@ -21,4 +22,4 @@ STUDENTS: dict[str, type[AnyStudent]] = {
     "keras": Keras,
 }
 
-__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Tree"]
+__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Student", "Tree"]

@@ -1,4 +1,4 @@
-"""The largest student of a family that a budget allows."""
+"""Largest student of a family within a budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rldistill.students.mlp import Mlp
 
 Family = Literal["mlp", "cnn", "impala"]
 STEPS_PER_DOUBLING = 16
-MOST = 1 << 12
+MAX_WIDTH = 1 << 12
 
 
 def fit_budget(
@@ -29,23 +29,23 @@ def fit_budget(
     bytes: int | None = None,
     macs: int | None = None,
 ) -> Mlp | Cnn | Impala:
-    """The widest student of a family whose cost stays within every limit that is given.
+    """Return the widest student of a family within all given limits.
 
-    All widths of the family's default shape are scaled by the same factor, at least to 1 each.
+    All widths of the family's default shape are scaled by the same factor, to at least 1.
 
     Args:
-        spec: what the student will see and say.
+        spec: Observations and actions of the student.
         family: `mlp`, `cnn` or `impala`.
-        parameters: numbers that are learned.
-        bytes: of those in memory, four each.
-        macs: multiply-adds for one observation.
+        parameters: Limit of the number of parameters.
+        bytes: Limit of their memory, four bytes each.
+        macs: Limit of the multiply-adds for one observation.
 
     Raises:
-        ConfigError: no limit is given, or no shape of the family meets it.
+        ConfigError: No limit is given, or no shape of the family is within it.
     """
     limits = {"parameters": parameters, "bytes": bytes, "macs": macs}
-    asked = {name: limit for name, limit in limits.items() if limit is not None}
-    if not asked:
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    if not given:
         raise ConfigError(f"fit_budget: give a limit: {', '.join(limits)}")
     if family not in SHAPES:
         raise ConfigError(f"fit_budget: there is no family {family!r}.{did_you_mean(str(family), SHAPES)}")
@@ -57,18 +57,18 @@ def fit_budget(
             continue
         previous = student
         cost = costs(student, spec)
-        if any(cost[name] > limit for name, limit in asked.items()):
+        if any(cost[name] > limit for name, limit in given.items()):
             break
         best = student
     if best is None:
         smallest = costs(SHAPES[family](0.0), spec)
-        least = ", ".join(f"{name} {smallest[name]:,}" for name in asked)
-        raise ConfigError(f"fit_budget: no {family} is that small; the smallest has {least}")
+        least = ", ".join(f"{name} {smallest[name]:,}" for name in given)
+        raise ConfigError(f"fit_budget: no {family} is that small, the smallest has {least}. Raise the limit.")
     return best
 
 
 def costs(student: Mlp | Cnn | Impala, spec: PolicySpec) -> dict[str, int]:
-    """Parameters, bytes and multiply-adds of a student, of which no number is ever made."""
+    """Return parameters, bytes and multiply-adds of a student, without memory for its weights."""
     with torch.device("meta"):
         policy: nn.Module = student.build(spec)
         obs = torch.zeros((1, *spec.obs_shape), dtype=getattr(torch, spec.obs_dtype))
@@ -79,7 +79,7 @@ def costs(student: Mlp | Cnn | Impala, spec: PolicySpec) -> dict[str, int]:
 
 
 def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
-    return tuple(max(1, min(MOST, round(width * factor))) for width in widths)
+    return tuple(max(1, min(MAX_WIDTH, round(width * factor))) for width in widths)
 
 
 def _mlp(factor: float) -> Mlp:

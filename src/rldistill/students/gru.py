@@ -1,4 +1,4 @@
-"""A recurrent network: it remembers what it has seen of an episode."""
+"""Recurrent network with a GRU cell."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.encoding import flat_width
-from rldistill.policies.layers import Flat, activation, dense, keep_scale, require_positive
+from rldistill.policies.layers import (
+    Flat,
+    activation,
+    convolutions,
+    dense,
+    keep_scale,
+    require_convolutions,
+    require_images,
+    require_positive,
+)
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.cnn import require_pictures
+from rldistill.students.student import Student
 
 
 @dataclass(frozen=True)
-class Gru:
-    """Dense layers, or convolutions on pictures, then a GRU cell (Cho 2014, arXiv 1406.1078), then a linear layer.
+class Gru(Student):
+    """Dense layers, or convolutions on images, then a GRU cell (Cho 2014, arXiv 1406.1078), then a linear layer.
 
-    For students that see less than the state: masked velocities, single frames, a teacher with a view of its own.
+    For students that observe less than the state: masked velocities, single frames, another view than the teacher's.
 
     Attributes:
-        size: numbers that are remembered.
-        hidden: widths of the dense layers before the cell.
-        channels, kernels, strides: of convolutions before these; none by default.
-        window: steps that a gradient reaches back; what is remembered from before them is kept, without one.
-        activation: of the layers before the cell.
+        size: Width of the state.
+        hidden: Widths of the dense layers before the cell.
+        channels: Channels of convolutions before these; none by default.
+        kernels: Kernels of the convolutions.
+        strides: Strides of the convolutions.
+        window: Number of steps that a gradient reaches back; the state from before them is kept without a gradient.
+        activation: Activation of the layers before the cell.
     """
 
     size: int = 64
@@ -38,67 +48,60 @@ class Gru:
     window: int = 32
     activation: str = "relu"
 
+    recurrent = True
+
     def __post_init__(self) -> None:
         require_positive("size, window", [self.size, self.window])
-        for name in ("hidden", "channels", "kernels", "strides"):
-            require_positive(name, getattr(self, name))
-        if not len(self.channels) == len(self.kernels) == len(self.strides):
-            raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
-        activation(self.activation, "activation")
+        require_positive("hidden", self.hidden)
+        require_convolutions(self.channels, self.kernels, self.strides)
+        activation(self.activation)
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new weights; raises ConfigError if a kernel is larger than its input."""
-        act = activation(self.activation, "activation")
+        """Return the student for `spec`, with new weights; raise ConfigError if a kernel is larger than its input."""
+        act = activation(self.activation)
         layers: list[nn.Module] = []
         width = flat_width(spec)
         if self.channels:
-            depth, height, length = require_pictures("a gru with convolutions", spec)
-            for channels, kernel, stride in zip(self.channels, self.kernels, self.strides, strict=True):
-                if kernel > min(height, length):
-                    raise ConfigError(f"kernels: {kernel} is larger than its input of {height}x{length}")
-                layers += [nn.Conv2d(depth, channels, kernel, stride), act()]
-                depth, height, length = channels, (height - kernel) // stride + 1, (length - kernel) // stride + 1
-            width = depth * height * length
-        before, width = dense(width, self.hidden, act)
-        return GruPolicy(self, spec, nn.Sequential(*layers, Flat(), *before), width)
+            shape = require_images("a gru with convolutions", spec)
+            layers, width = convolutions(shape, (self.channels, self.kernels, self.strides), act)
+        hidden, width = dense(width, self.hidden, act)
+        return GruPolicy(self, spec, nn.Sequential(*layers, Flat(), *hidden), width)
 
 
 class GruPolicy(NetworkPolicy):
-    """A policy that is `output(cell(body(obs), state))`; its state is `[B, size]`, zeros at first."""
+    """Policy that is `output(cell(body(obs), state))`; its state is `[B, size]`, zeros at first."""
 
     def __init__(self, config: Gru, spec: PolicySpec, body: nn.Module, width: int) -> None:
         super().__init__(config, spec, body, config.size)
         keep_scale(self, config.activation)
         self.cell = nn.GRUCell(width, config.size)
+        self.window = config.window
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """`[B, size]`, zeros."""
-        return torch.zeros(batch_size, self.config.size)
+        """Return zeros `[B, size]`."""
+        return torch.zeros(batch_size, self.config.size, device=self.obs_mean.device)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Observations `[B, *obs_shape]` and what is remembered, zeros if nothing is given."""
+        """Return the output for observations `[B, *obs_shape]`, and the next state; None is the initial state."""
         entries = self._entries(obs)
-        seen = self.body(self.standardised(entries))
-        state = self.cell(seen, torch.zeros(len(seen), self.config.size).to(seen) if state is None else state)
+        x = self.body(self.standardized(entries))
+        state = self.cell(x, self.initial_state(len(x)) if state is None else state)
         assert state is not None
-        return self._legal(self._said(state), entries), state
+        return self._legal(self.outputs(state), entries), state
 
     def unroll(self, obs: Tensor, starts: Tensor, state: Tensor) -> tuple[PolicyOutput, Tensor]:
-        """What it says of `[T, B, *obs_shape]`, and what it remembers at the end.
+        """Return the outputs for `[T, B, *obs_shape]` and the state at the end.
 
-        Args:
-            obs: observations of B episodes, one after the other in each of B lanes.
-            starts: `[T, B]`, whether an episode begins there, so that nothing is remembered.
-            state: `[B, size]`, what is remembered at first.
+        Only the cell is applied step by step; the other layers take all steps at once.
         """
         steps, lanes = starts.shape
         entries = self._entries(obs.flatten(0, 1))
-        seen = self.body(self.standardised(entries)).reshape(steps, lanes, -1)
+        x = self.body(self.standardized(entries)).reshape(steps, lanes, -1)
         states = []
         for step in range(steps):
-            state = self.cell(seen[step], state.masked_fill(starts[step, :, None], 0.0))
+            state = self.cell(x[step], state.masked_fill(starts[step, :, None], 0.0))
             states.append(state)
-        output = self._legal(self._said(torch.cat(states)), entries)
+        output = self._legal(self.outputs(torch.cat(states)), entries)
         params, value, features, mask = (
             None if part is None else part.reshape(steps, lanes, *part.shape[1:])
             for part in (output.params, output.value, output.features, output.mask)

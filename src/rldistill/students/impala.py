@@ -1,4 +1,4 @@
-"""The residual network of IMPALA on pictures, channels first."""
+"""Residual network of IMPALA on images, channels first."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import dense, require_positive
+from rldistill.policies.layers import dense, require_images, require_positive
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.cnn import require_pictures
+from rldistill.students.student import Student
 
 
 @dataclass(frozen=True)
-class Impala:
-    """Stages of a convolution, a pooling that halves the picture and two residual blocks, then dense layers.
+class Impala(Student):
+    """Stages of a convolution, a pooling that halves the image and two residual blocks, then dense layers.
 
     Espeholt 2018, arXiv 1802.01561, figure 3, whose network is channels 16, 32, 32 and hidden 256.
     """
 
     channels: tuple[int, ...] = (16, 32, 32)
     hidden: tuple[int, ...] = (256,)
+
+    hidden_as_features = True
 
     def __post_init__(self) -> None:
         for name in ("channels", "hidden"):
@@ -32,13 +34,13 @@ class Impala:
             raise ConfigError("channels: expected one for each stage, found none")
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new weights; raises ConfigError if its pictures are too small."""
-        depth, height, width = require_pictures("an impala", spec)
+        """Return the student for `spec`, with new weights; raise ConfigError if its images are too small."""
+        depth, height, width = require_images("an impala", spec)
         stages: list[nn.Module] = []
         for channels in self.channels:
             if min(height, width) < 2:
                 raise ConfigError(
-                    f"channels: {len(self.channels)} stages halve a picture away that is {spec.obs_shape}"
+                    f"channels: {len(self.channels)} stages are too many for images of {spec.obs_shape}. Use fewer."
                 )
             stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
             stages += [_Residual(channels), _Residual(channels)]
@@ -58,5 +60,5 @@ class _Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        more: Tensor = self.second(F.relu(self.first(F.relu(x))))
-        return x + more
+        residual: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return x + residual

@@ -1,7 +1,7 @@
-"""Keras 3 models of plain layers on the torch backend: read without running anything, and as students.
+"""Keras 3 models of plain layers on the torch backend: read without executing anything, and as students.
 
-A `.keras` file is an archive of a configuration, which may name any class, and of weights in HDF5, which may point
-anywhere. Only layers that compute are built, and only numbers that are in the file are read.
+A `.keras` file is an archive of a configuration, which may name any class, and of weights in HDF5, which may link to
+other files. Only layers that compute are built, and only numbers inside the file are read.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ from rldistill.io.hdf5 import arrays_inside
 from rldistill.io.imports import import_name
 from rldistill.io.untrusted import MAX_WEIGHTS, read_member, require_small
 from rldistill.policies.network import NetworkPolicy
+from rldistill.students.student import Student
 
 CONFIG, WEIGHTS, METADATA = "config.json", "model.weights.h5", "metadata.json"
-MAX_CONFIG = 1 << 22
+MAX_CONFIG_BYTES = 1 << 22
 MODELS = ("Sequential", "Functional")
 LAYERS = (
     "InputLayer", "Dense", "Conv1D", "Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Flatten", "Reshape", "Permute",
@@ -53,65 +54,67 @@ LAYERS = (
 )  # fmt: skip
 VALUES = ("DTypePolicy", "__keras_tensor__")
 VALUE_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
-MOST_ARRAYS, MOST_ACTIVATIONS = 10_000, 1 << 26
+MAX_ARRAYS, MAX_ACTIVATIONS = 10_000, 1 << 26
 FILE = "policy.keras"
 
 
 @dataclass(frozen=True)
-class Keras:
-    """A Keras 3 model of one input and one output, with new weights.
+class Keras(Student):
+    """Keras 3 model with one input and one output, with new weights.
 
-    It takes observations as they are, pictures with channels last and pixels from 0 to 255, or as one vector, and its
-    last layer gives the numbers of the head without an activation. A Normalization is put before it. What is saved
-    holds `policy.keras` beside our own files, which plain Keras reads.
+    It takes observations as they are, images with channels last and pixels from 0 to 255, or as one vector. Its last
+    layer returns the head's parameters without an activation. A Normalization is put before it. A saved student has
+    `policy.keras` beside our own files, which plain Keras reads.
 
     Attributes:
-        model: a `.keras` file, whose weights are not taken, or `module:function`, called with the shape of an
-            observation (channels last) and how many numbers are needed.
+        model: A `.keras` file, whose weights are not used, or `module:function`, called with the shape of an
+            observation (channels last) and the number of outputs.
     """
 
     model: str
 
+    trains_from_reward = False
+
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new weights; raises ConfigError or SpecMismatchError if it does not fit."""
+        """Return the student for `spec`, with new weights; raise ConfigError if they do not fit."""
         keras = keras_on_torch()
         if spec.parts or spec.nvec:
-            raise ConfigError("a keras student takes observations of one array of numbers, not dicts or choices")
+            raise ConfigError("a keras student takes observations of one array, not dicts or integers")
         keras.utils.set_random_seed(torch.initial_seed() % (1 << 32))
         shape = (*spec.obs_shape[1:], spec.obs_shape[0]) if len(spec.obs_shape) == 3 else spec.obs_shape
         with keras.device("cpu"):
             if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.model):
-                bare = import_name(self.model, "model")(shape, spec.head.num_params)
+                inner = import_name(self.model, "model")(shape, spec.head.num_params)
             else:
-                bare = keras.models.clone_model(read_keras(Path(self.model)))
-            inputs = keras.Input(tuple(bare.inputs[0].shape[1:]))
-            model = keras.Sequential([inputs, keras.layers.Normalization(axis=-1 if len(shape) == 1 else None), bare])
+                inner = keras.models.clone_model(read_keras(Path(self.model)))
+            inputs = keras.Input(tuple(inner.inputs[0].shape[1:]))
+            model = keras.Sequential([inputs, keras.layers.Normalization(axis=-1 if len(shape) == 1 else None), inner])
         student = KerasStudent(self, spec, model)
-        student.standardise(torch.zeros(()), torch.ones(()))
+        student.standardize(torch.zeros(()), torch.ones(()))
         return student
 
 
 class KerasStudent(NetworkPolicy):
-    """A Keras model as a student: the last layer of it is the output, what is before that the body."""
+    """Keras model as a student: its last layer is the output, the other layers are the body."""
 
     def __init__(self, config: Keras, spec: PolicySpec, model: Any) -> None:
-        normalisation, bare = model.layers
-        last = bare.layers[-1]
+        normalization, inner = model.layers
+        last = inner.layers[-1]
         require_keras_fit(config.model, model, spec)
-        if ends_in(bare) not in ("", "linear"):
-            raise ConfigError(f"{config.model}: its last layer has the activation {ends_in(bare)}; expected none")
+        if (act := last_activation(inner)) not in ("", "linear"):
+            raise ConfigError(f"{config.model}: the last layer has the activation {act}, expected none")
         with keras_on_torch().device("cpu"):
-            body = keras_on_torch().Model(bare.inputs, last.input)
+            body = keras_on_torch().Model(inner.inputs, last.input)
         super().__init__(config, spec, body, 0, last)
-        # In a tuple, because a module that is one's own is one's own twice over: its weights would be there again.
-        self._model, self._normalisation = (model,), normalisation
+        # In a tuple, so that PyTorch does not register the weights of the body a second time.
+        self._model, self._normalization = (model,), normalization
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """As of every network; Keras is told whether layers drop out and count, as PyTorch's are by `train`."""
-        return self._said(self.body(self.standardised(obs), training=self.training)), None
+        """Return the output for observations `[B, *obs_shape]`, and None as next state."""
+        return self.outputs(self.body(self.standardized(obs), training=self.training)), None
 
     def train(self, mode: bool = True) -> KerasStudent:
-        """As of every module; what is dropped out follows the seed of PyTorch, since Keras draws numbers of its own."""
+        """Set the mode as in every module, and seed Keras' generators of dropout from PyTorch's seed."""
         super().train(mode)
         if mode:
             trained_or_counted = {id(variable) for variable in self._model[0].weights}
@@ -121,26 +124,26 @@ class KerasStudent(NetworkPolicy):
         return self
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
-        """Set the Normalization before the model."""
+        """Set the mean and the standard deviation of the Normalization."""
         scale = 255 if self.spec.obs_dtype == "uint8" else 1
         for variable, value in (
-            (self._normalisation.adapt_mean, mean * scale),
-            (self._normalisation.adapt_variance, (std * scale) ** 2),
+            (self._normalization.adapt_mean, mean * scale),
+            (self._normalization.adapt_variance, (std * scale) ** 2),
         ):
             variable.assign(value.broadcast_to(variable.shape))
-        self._normalisation.finalize_state()
+        self._normalization.finalize_state()
 
     def standardised(self, obs: Obs) -> Obs:
-        """What the model's first own layer is fed."""
+        """Return the input of the model's first layer after the Normalization."""
         assert isinstance(obs, Tensor)
-        return self._normalisation(channels_last(obs, tuple(self._model[0].inputs[0].shape[1:])))  # type: ignore[no-any-return]
+        return self._normalization(channels_last(obs, tuple(self._model[0].inputs[0].shape[1:])))  # type: ignore[no-any-return]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The variables by their number, since Keras counts up the names of its layers in every process."""
+        """Return the variables by number, since the names of Keras' layers change in every process."""
         return {f"weights.{number}": variable.value for number, variable in enumerate(self._model[0].weights)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Copy numbers into the variables; raises RuntimeError for those that do not fit."""
+        """Copy tensors into the variables; raise RuntimeError if their names or shapes differ."""
         own = {name: value for name, value in self.state_dict().items() if value.is_floating_point()}
         given = {name: value for name, value in state_dict.items() if value.is_floating_point()}
         shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (own, given)]
@@ -149,32 +152,32 @@ class KerasStudent(NetworkPolicy):
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(given[name])
-        self._normalisation.finalize_state()
+        self._normalization.finalize_state()
 
     def save_model(self, folder: Path) -> None:
         """Write `policy.keras`."""
 
         def write(temporary: Path) -> None:
-            with tempfile.TemporaryDirectory(dir=temporary.parent) as place:
-                self._model[0].save(Path(place) / FILE)
-                (Path(place) / FILE).replace(temporary)
+            with tempfile.TemporaryDirectory(dir=temporary.parent) as inner:
+                self._model[0].save(Path(inner) / FILE)
+                (Path(inner) / FILE).replace(temporary)
 
         write_atomic(folder / FILE, write)
 
     def __reduce__(self) -> Any:
-        with tempfile.TemporaryDirectory() as place:
-            self.save_model(Path(place))
-            return _from_content, (self.config, self.spec, (Path(place) / FILE).read_bytes())
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_model(Path(folder))
+            return _from_content, (self.config, self.spec, (Path(folder) / FILE).read_bytes())
 
 
 def _from_content(config: Keras, spec: PolicySpec, content: bytes) -> KerasStudent:
-    with tempfile.TemporaryDirectory() as place:
-        (Path(place) / FILE).write_bytes(content)
-        return load_keras_student(config, spec, Path(place))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / FILE).write_bytes(content)
+        return load_keras_student(config, spec, Path(folder))
 
 
 def load_keras_student(config: Keras, spec: PolicySpec, folder: Path) -> KerasStudent:
-    """The student whose `policy.keras` is in `folder`; nothing that `config` names is imported or read."""
+    """Return the student whose `policy.keras` is in `folder`; the model that `config` names is not imported or read."""
     model = read_keras(folder / FILE)
     if len(model.layers) != 2 or type(model.layers[0]).__name__ != "Normalization":
         raise CorruptArtifactError(f"{folder / FILE}: expected a Normalization and a model, as a student is saved")
@@ -184,13 +187,13 @@ def load_keras_student(config: Keras, spec: PolicySpec, folder: Path) -> KerasSt
 
 
 def read_keras(path: Path) -> Any:
-    """The model in a `.keras` file.
+    """Return the model in a `.keras` file.
 
     Raises:
         MissingExtraError: Keras is not installed.
-        UntrustedFileError: layers that can run code or read other files, more in the archive than a model.
-        SpecMismatchError: more than one input or output.
-        CorruptArtifactError: truncated or altered.
+        UntrustedFileError: Layers that can run code or read other files, or files that no model needs.
+        SpecMismatchError: More than one input or output.
+        CorruptArtifactError: The file is truncated or changed.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
@@ -201,12 +204,12 @@ def read_keras(path: Path) -> Any:
             config, weights = _members(path, archive)
         document = json.loads(config)
         _require_known(path, document)
-        _require_size(path, document, _numbers_stored(path, weights))
-        model = _whole_model(path)
+        _require_size(path, document, _count_stored(path, weights))
+        model = _load_model(path)
     except RLDistillError:
         raise
-    except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole Keras file ({why(error)}); {FETCH_AGAIN}") from None
+    except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise errors of any class
+        raise CorruptArtifactError(f"{path}: not a complete Keras file ({why(error)}); {FETCH_AGAIN}") from None
     for variable in model.weights:
         if not torch.isfinite(variable.value).all():
             raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights; {SAVE_AGAIN}")
@@ -214,35 +217,35 @@ def read_keras(path: Path) -> Any:
 
 
 def channels_last(obs: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Observations as a Keras model of that input takes them: float32, pictures with channels last or as one vector."""
-    fed = obs.float()
+    """Return observations as inputs of that shape: float32, images with channels last or as one vector."""
+    inputs = obs.float()
     if obs.ndim == 4 and tuple(obs.shape[1:]) != shape:
-        fed = fed.movedim(1, -1)
-    return fed.reshape(len(fed), *shape).contiguous()
+        inputs = inputs.movedim(1, -1)
+    return inputs.reshape(len(inputs), *shape).contiguous()
 
 
 def require_keras_fit(name: str, model: Any, spec: PolicySpec) -> None:
-    """Raise SpecMismatchError unless the model takes the observations and gives the head's numbers."""
+    """Raise SpecMismatchError unless the model fits the shapes of the observations and of the head's parameters."""
     shape, output = tuple(model.inputs[0].shape[1:]), tuple(model.outputs[0].shape[1:])
     last = (*spec.obs_shape[1:], *spec.obs_shape[:1])
     if shape not in (spec.obs_shape, last, (math.prod(spec.obs_shape),)):
-        raise SpecMismatchError(f"{name}: takes observations of {shape}, the environment gives {spec.obs_shape}")
+        raise SpecMismatchError(f"{name}: takes observations of {shape}, those of the environment are {spec.obs_shape}")
     if output != (spec.head.num_params,):
-        raise SpecMismatchError(f"{name}: gives {output}; expected ({spec.head.num_params},) for {spec.head.kind}")
+        raise SpecMismatchError(f"{name}: returns {output}, expected ({spec.head.num_params},) for {spec.head.kind}")
 
 
-def ends_in(model: Any) -> str:
-    """The activation of the last layer, in words."""
+def last_activation(model: Any) -> str:
+    """Return the name of the activation of the last layer; empty for none."""
     last = model.layers[-1]
     if hasattr(last, "layers"):
-        return ends_in(last)
+        return last_activation(last)
     if type(last).__name__ == "Softmax":
         return "softmax"
     return str(getattr(getattr(last, "activation", None), "__name__", ""))
 
 
 def keras_on_torch() -> Any:
-    """Keras, on the torch backend; raises ConfigError if it runs on another already."""
+    """Return Keras on the torch backend; raise ConfigError if it already runs on another."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
         import keras
@@ -255,7 +258,7 @@ def keras_on_torch() -> Any:
     return keras
 
 
-def _whole_model(path: Path) -> Any:
+def _load_model(path: Path) -> Any:
     keras = keras_on_torch()
     with keras.device("cpu"):
         return keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -269,15 +272,15 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
     for name in (CONFIG, WEIGHTS):
         if name not in names:
             raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
-    return read_member(path, archive, CONFIG, MAX_CONFIG), read_member(path, archive, WEIGHTS, MAX_WEIGHTS)
+    return read_member(path, archive, CONFIG, MAX_CONFIG_BYTES), read_member(path, archive, WEIGHTS, MAX_WEIGHTS)
 
 
 def _require_known(path: Path, document: Any) -> None:
-    """Refuse every class that is not one of the plain layers, wherever in the configuration it stands."""
+    """Refuse every class in the configuration that is not one of the plain layers."""
     if not isinstance(document, dict) or document.get("class_name") not in MODELS:
         found = document.get("class_name") if isinstance(document, dict) else type(document).__name__
         raise UntrustedFileError(f"{path}: a model of class {shown(found)}; supported: {', '.join(MODELS)}")
-    document.pop("compile_config", None)  # the optimiser and the loss, which are never made
+    document.pop("compile_config", None)  # the optimizer and the loss, which are never built
     pending: list[Any] = [document]
     while pending:
         value = pending.pop()
@@ -289,39 +292,39 @@ def _require_known(path: Path, document: Any) -> None:
         if "class_name" not in value and "module" not in value and "registered_name" not in value:
             continue
         name, module = value.get("class_name"), value.get("module")
-        ours = isinstance(module, str) and (module == "keras" or module.startswith("keras."))
+        in_keras = isinstance(module, str) and (module == "keras" or module.startswith("keras."))
         plain = name in LAYERS or name in MODELS or module in VALUE_MODULES or name in VALUES
-        if not (plain and (ours or name == "__keras_tensor__") and value.get("registered_name") in (None, name)):
+        if not (plain and (in_keras or name == "__keras_tensor__") and value.get("registered_name") in (None, name)):
             raise UntrustedFileError(
                 f"{path}: config.json names {module}.{name}, which is not one of the layers that only compute; "
                 "rebuild the model from them, or export it to ONNX"
             )
 
 
-def _numbers_stored(path: Path, weights: bytes) -> int:
-    """How many numbers the weights' file holds; refuses what leads outside it."""
+def _count_stored(path: Path, weights: bytes) -> int:
+    """Return the number of weights in the file; refuse links to other files."""
     import h5py
 
-    found = 0
+    count = 0
     with h5py.File(io.BytesIO(weights), "r") as file:
-        for name, item in arrays_inside(file, f"{path}: {WEIGHTS}", MOST_ARRAYS, packed=64):
+        for name, item in arrays_inside(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, packed=64):
             if item.dtype.kind not in "fiu":
                 raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
-            found += math.prod(item.shape)
-    return found
+            count += math.prod(item.shape)
+    return count
 
 
 def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
-    """Build the model on "meta", where it takes no memory, and compare it with what is stored."""
+    """Build the model on "meta", where it takes no memory, and compare its size with the stored weights."""
     keras = keras_on_torch()
     with keras.device("meta"):
         model = keras.saving.deserialize_keras_object(document, safe_mode=True)
     if model.count_params() > stored:
-        raise UntrustedFileError(f"{path}: a model of {model.count_params():,} numbers, of which {stored:,} are stored")
+        raise UntrustedFileError(f"{path}: a model of {model.count_params():,} weights, of which {stored:,} are stored")
     for layer in model.layers:
         for output in layer.output if isinstance(layer.output, list) else [layer.output]:
-            if math.prod(size for size in output.shape if size) > MOST_ACTIVATIONS:
-                raise UntrustedFileError(f"{path}: {shown(layer.name)} makes {shown(output.shape)} numbers")
+            if math.prod(size for size in output.shape if size) > MAX_ACTIVATIONS:
+                raise UntrustedFileError(f"{path}: {shown(layer.name)} has an output of {shown(output.shape)}")
     if len(model.inputs or ()) != 1 or len(model.outputs) != 1:
         raise SpecMismatchError(
             f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"

@@ -1,4 +1,4 @@
-"""A linear function of the observation, or of fixed features of it."""
+"""Linear function of the observation, or of fixed features of it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from dataclasses import dataclass
 
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.features.maps import AnyFeatures, Raw, linear_in_features
+from rldistill.students.features import AnyFeatures, Raw
+from rldistill.students.mlp import network_on_features
+from rldistill.students.student import Student
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Student):
     """params = W phi(obs) + b, phi the flattened observation or other `features`, learned by gradient."""
 
     features: AnyFeatures = Raw()
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new weights."""
-        return linear_in_features(self, spec)
+        """Return the student for `spec`, with new weights."""
+        return network_on_features(self, self.features, spec)

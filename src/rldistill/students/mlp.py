@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on the flattened observation, or on fixed features of it."""
+"""Multi-layer perceptron on the flattened observation, or on fixed features of it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,46 @@ from torch import nn
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import activation, dense, keep_scale, require_positive
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.features.maps import AnyFeatures, Raw, standardised_body_of
+from rldistill.students.features import AnyFeatures, Features, Raw, Standardizer
+from rldistill.students.student import Student
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Student):
     """Dense layers of the sizes `hidden` on the flattened observation or other `features`, then a linear one."""
 
     hidden: tuple[int, ...] = (64, 64)
     activation: str = "relu"
     features: AnyFeatures = Raw()
 
+    hidden_as_features = True
+
     def __post_init__(self) -> None:
         require_positive("hidden", self.hidden)
-        activation(self.activation, "activation")
+        activation(self.activation)
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new weights."""
-        fixed, num_features = standardised_body_of(self, spec)
-        layers, width = dense(num_features, self.hidden, activation(self.activation, "activation"))
-        policy = NetworkPolicy(self, spec, nn.Sequential(*fixed, *layers), width)
-        policy.normalizes_itself, policy.num_frozen_layers, policy.num_features = (
-            self.features.normalizes_itself,
-            len(fixed),
-            num_features,
-        )
-        keep_scale(nn.Sequential(*layers, policy.output), self.activation)
+        """Return the student for `spec`, with new weights."""
+        policy = network_on_features(self, self.features, spec, self.hidden, activation(self.activation))
+        assert isinstance(policy.body, nn.Sequential)
+        trained = [*policy.body][policy.num_frozen_layers :]
+        keep_scale(nn.Sequential(*trained, policy.output), self.activation)
         return policy
+
+
+def network_on_features(
+    student: Student,
+    features: Features,
+    spec: PolicySpec,
+    hidden: tuple[int, ...] = (),
+    act: type[nn.Module] = nn.ReLU,
+) -> NetworkPolicy:
+    """Return a network of dense layers and a linear one on fixed features, with new weights."""
+    frozen, num_features = features.build(spec)
+    if features.standardized_for_weights:
+        frozen.append(Standardizer(num_features))
+    layers, width = dense(num_features, hidden, act)
+    policy = NetworkPolicy(student, spec, nn.Sequential(*frozen, *layers), width)
+    policy.normalizes_itself = features.normalizes_itself
+    policy.num_frozen_layers, policy.num_features = len(frozen), num_features
+    return policy

@@ -1,4 +1,4 @@
-"""A linear function that is solved for instead of descended to."""
+"""Linear function that is solved for instead of trained by gradient."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ from torch import nn
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.features.maps import AnyFeatures, Raw, linear_in_features
+from rldistill.students.features import AnyFeatures, Raw
+from rldistill.students.mlp import network_on_features
+from rldistill.students.student import Student
 
 
 @dataclass(frozen=True)
-class Ridge:
+class Ridge(Student):
     """Least squares with a penalty: min_W |Phi W - Y|^2 / N + l2 |W|^2, in one pass over the data and one solve.
 
-    Y are the teacher's Q values; of a `categorical` teacher its logits, less their mean over actions; of a continuous
-    one its most likely action. With the loss `bellman_target` it is fitted Q with the teacher's bootstrap: for each
-    action, over the transitions in which it was taken, Y = r + gamma max_a' Q_teacher(s', a').
+    Y are the Q values of the teacher, the logits of a `categorical` teacher less their mean over actions, or the most
+    likely action of a continuous teacher. With the loss `bellman_target` it is fitted Q with the teacher's bootstrap:
+    for each action, over the transitions with that action, Y = r + gamma max_a' Q_teacher(s', a').
 
     Attributes:
-        l2: the penalty; the constant is not penalised.
+        l2: Penalty of the weights; the constant is not penalized.
         features: Phi.
     """
 
     l2: float = 1e-4
     features: AnyFeatures = Raw()
 
+    fit = "closed_form"
+    trains_from_reward = False
+
     def __post_init__(self) -> None:
         if not self.l2 > 0:
             raise ConfigError(f"l2: expected a positive number, found {self.l2}")
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
-        """The student for `spec`, with new random features and weights of zero."""
-        policy = linear_in_features(self, spec)
+        """Return the student for `spec`, with new random features and weights of zero."""
+        policy = network_on_features(self, self.features, spec)
         nn.init.zeros_(policy.output.weight)  # type: ignore[arg-type]
         nn.init.zeros_(policy.output.bias)  # type: ignore[arg-type]
         return policy

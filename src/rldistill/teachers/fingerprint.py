@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rldistill.core.policy import Policy
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.storage import content_hash, learned
+from rldistill.students.storage import content_hash, stored_tensors
 from rldistill.teachers.keras import KerasPolicy
 from rldistill.teachers.onnx import OnnxPolicy
 
@@ -31,7 +31,7 @@ def fingerprint(policy: Policy) -> str:
     if isinstance(policy, OnnxPolicy | KerasPolicy):
         return _hashed(type(policy).__name__, [policy.digest, policy.spec.head.to_json(), policy.asked])
     if isinstance(policy, NetworkPolicy):
-        parts = [content_hash(learned(policy)), policy.spec.head.to_json(), policy.obs_clip, policy.config]
+        parts = [content_hash(stored_tensors(policy)), policy.spec.head.to_json(), policy.obs_clip, policy.config]
         return _hashed(type(policy).__name__, [kind, *parts])
     if isinstance(policy, nn.Module):
         numbers = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}

@@ -1,0 +1,32 @@
+"""Features that linear students, ridges, mlps and trees take as input."""
+
+from rldistill.students.features.features import CLIP_STD, Features, Standardizer
+from rldistill.students.features.objects import Objects
+from rldistill.students.features.random import Fourier, RandomConv, RandomFourierFeatures
+from rldistill.students.features.raw import Raw, Standardized
+from rldistill.students.features.teacher import TeacherFeatures
+
+AnyFeatures = Raw | Standardized | Fourier | RandomConv | TeacherFeatures | Objects
+FEATURES: dict[str, type[AnyFeatures]] = {
+    "raw": Raw,
+    "standardized": Standardized,
+    "fourier": Fourier,
+    "random_conv": RandomConv,
+    "teacher": TeacherFeatures,
+    "objects": Objects,
+}
+
+__all__ = [
+    "CLIP_STD",
+    "FEATURES",
+    "AnyFeatures",
+    "Features",
+    "Fourier",
+    "Objects",
+    "RandomConv",
+    "RandomFourierFeatures",
+    "Raw",
+    "Standardized",
+    "Standardizer",
+    "TeacherFeatures",
+]

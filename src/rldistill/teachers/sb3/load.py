@@ -128,8 +128,8 @@ def _normalise(policy: ActorPolicy, path: Path) -> None:
         mean, std = normaliser.flat(spec)
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path}: {error}; give the normaliser that was saved beside this agent") from None
-    policy.respec(spec)
-    policy.standardise(mean, std * policy.obs_std)
+    policy.set_spec(spec)
+    policy.standardize(mean, std * policy.obs_std)
     policy.obs_clip = dict.fromkeys(normaliser.moments, normaliser.clip)
 
 

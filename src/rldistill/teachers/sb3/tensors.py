@@ -74,7 +74,7 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, divided: Col
     _require_fit(config, spec, state)
     policy = config.build(spec)
     policy.load_state_dict(state, strict=False)
-    policy.standardise(*_plain_bytes(spec, divided if settings.normalize_images else ()))
+    policy.standardize(*_plain_bytes(spec, divided if settings.normalize_images else ()))
     return policy.eval()
 
 

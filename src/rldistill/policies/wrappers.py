@@ -1,0 +1,119 @@
+"""Policies around other policies: action masks for policies without one, and images with channels last."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.core.heads import MASK
+from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.envs.make import CHANNELS_FIRST
+from rldistill.policies.encoding import split_parts
+from rldistill.policies.ensemble import Ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionMaskedPolicy:
+    """Policy for observations without a mask, restricted to the legal actions of observations with one."""
+
+    policy: Policy
+    env_spec: PolicySpec
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's spec with the mask among its entries, in the order of the environment."""
+        inner, env = self.policy.spec, self.env_spec.entries
+        own = {**(inner.entries if inner.parts else {"obs": inner.entries[""]}), MASK: env[MASK]}
+        keys = [*(key for key in env if key in own), *(key for key in own if key not in env)]
+        spec = PolicySpec.of_parts(tuple((key, own[key]) for key in keys), inner.head)
+        return dataclasses.replace(spec, view=inner.view, env_kwargs=inner.env_kwargs)
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the initial state of the policy."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the policy's output with illegal actions ruled out, and its next state."""
+        entries = split_parts(obs, self.env_spec) if isinstance(obs, Tensor) else dict(obs)
+        mask = entries.pop(MASK)
+        inner = self.policy.spec
+        if inner.parts:
+            unmasked = torch.cat([entries[key].reshape(len(mask), -1).float() for key in inner.entries], 1)
+        else:
+            unmasked = entries["obs"].to(getattr(torch, inner.obs_dtype))
+        output, state = self.policy(unmasked, state)
+        return output.masked(mask), state
+
+
+def with_action_mask(policy: Policy, env_spec: PolicySpec) -> Policy:
+    """Restrict a policy without a mask to the legal actions of an environment with one.
+
+    In an ensemble every member is restricted, so that no member votes for an illegal action.
+    """
+    if isinstance(policy, Ensemble):
+        members = tuple(with_action_mask(member, env_spec) for member in policy.members)
+        return dataclasses.replace(policy, members=members)
+    return ActionMaskedPolicy(policy, env_spec) if has_mask(env_spec) and not has_mask(policy.spec) else policy
+
+
+def has_mask(spec: PolicySpec) -> bool:
+    """Return True if observations include the mask of legal actions."""
+    return MASK in spec.entries
+
+
+def random_legal(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw one legal action for each observation, uniformly: `[B]` for one choice, `[B, A]` otherwise."""
+    mask = split_parts(torch.from_numpy(obs), spec)[MASK].bool().numpy()
+    parts = np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=1)
+    chosen = [(rng.random(part.shape) * part).argmax(1) for part in parts]
+    return chosen[0] if spec.head.single_choice else np.stack(chosen, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelsLastPolicy:
+    """Policy for `[B, C, H, W]`, applied to the `[B, H, W, C]` of the entries `images`."""
+
+    policy: Policy
+    images: tuple[str, ...]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's spec with the shapes of the recorded images."""
+        spec = self.policy.spec
+        view = tuple(wrapper for wrapper in spec.view if wrapper != CHANNELS_FIRST)
+        shape = _channels_to_back(spec.obs_shape) if "" in self.images else spec.obs_shape
+        parts = tuple(
+            (key, dataclasses.replace(part, shape=_channels_to_back(part.shape)) if key in self.images else part)
+            for key, part in spec.parts
+        )
+        return dataclasses.replace(spec, obs_shape=shape, parts=parts, view=view)
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the initial state of the policy."""
+        return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the policy's output for the images with channels first, and its next state."""
+        spec = self.spec
+        if not spec.parts:
+            assert isinstance(obs, Tensor)
+            return self.policy(obs.movedim(-1, 1).contiguous(), state)
+        entries = split_parts(obs, spec) if isinstance(obs, Tensor) else obs
+        transposed = {k: v.movedim(-1, 1).contiguous() if k in self.images else v for k, v in entries.items()}
+        return self.policy(transposed, state)
+
+
+def with_recorded_channels(policy: Policy, recorded: PolicySpec) -> Policy:
+    """Adapt a policy for images with channels first to `recorded` observations with channels last."""
+    images = policy.spec.turned_round(recorded)
+    return ChannelsLastPolicy(policy, images) if images else policy
+
+
+def _channels_to_back(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[1:], shape[0])

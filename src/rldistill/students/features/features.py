@@ -1,0 +1,68 @@
+"""Features: fixed functions of the observation that linear students, mlps and trees take as input."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rldistill.core.spec import PolicySpec
+from rldistill.policies.layers import DataDependentLayer
+
+CLIP_STD = 20.0
+"""Limit of the absolute value of a standardized feature."""
+
+
+class Features:
+    """Base of the configurations of features.
+
+    Features of your own are a frozen dataclass that inherits from this class (`examples/features/` has two).
+
+    Attributes:
+        normalizes_itself: True if the features are computed from observations that are neither encoded nor
+            standardized, such as bytes.
+        standardized_for_weights: True if students with weights standardize these features; trees never do.
+    """
+
+    normalizes_itself: ClassVar[bool] = False
+    standardized_for_weights: ClassVar[bool] = False
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
+        """Return the layers that compute the features of observations of `spec`, and the number of features.
+
+        A layer with numbers from the data is a `DataDependentLayer`; random weights are frozen or buffers.
+
+        Raises:
+            ConfigError: The features cannot be computed for these observations.
+        """
+        raise NotImplementedError
+
+
+class Standardizer(DataDependentLayer):
+    """(x - mean) / std of each feature over a sample of the data, clipped to +- CLIP_STD.
+
+    The std of a feature that is constant in the sample counts as 1.
+
+    A feature that hardly moves in the sample may move later: a paddle of Pong whose column was once 1,460 standard
+    deviations from its mean would alone decide the output of a linear student, and its gradient.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def fit_features(self, x: Tensor) -> None:
+        """Compute mean and standard deviation of a sample `[N, width]`."""
+        std = x.std(0, correction=0)
+        self.mean.copy_(x.mean(0))
+        self.std.copy_(torch.where(std < 1e-6, 1.0, std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the standardized features `[B, width]`."""
+        scaled: Tensor = (x - self.mean) / self.std
+        return scaled.clamp(-CLIP_STD, CLIP_STD)
