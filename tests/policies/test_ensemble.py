@@ -226,7 +226,7 @@ def test_members_that_see_different_things_are_refused() -> None:
         with pytest.raises(SpecMismatchError, match="MaskVelocity"):
             Ensemble(tuple(map(build, pair)))
     assert Ensemble((build(masked), build(masked))).spec.view == masked.view
-    with pytest.raises(SpecMismatchError, match=r"member 2 was trained with gravity=-5, one before it with -10"):
+    with pytest.raises(SpecMismatchError, match=r"member 2 was trained with gravity=-5, an earlier one with -10"):
         Ensemble((build(plain), build(heavy), build(light)))
     together = Ensemble((build(plain), build(heavy), build(long)))
     assert dict(together.spec.env_kwargs) == {"gravity": -10, "steps": 9}

@@ -200,10 +200,10 @@ def test_a_teacher_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"network": "keras", "config": {"model": "os:getcwd"}}, "network"),
-        ({"config": {"channels": [4]}}, "config"),
-        ({"type": "module:Class"}, "type"),
-        ({"head": {"kind": "q_values", "nvec": ["many"], "low": [], "high": []}}, "config"),
+        ({"network": {"type": "keras", "model": "os:getcwd"}}, r"network: expected one of actor, mlp, cnn, impala"),
+        ({"network": {"type": "cnn", "channels": [4]}}, r"network\.kernels is missing"),
+        ({"type": "module:Class"}, "expected one of raw"),
+        ({"head": {"kind": "q_values", "nvec": ["many"], "low": [], "high": []}}, r"head\.nvec\.0"),
         ({"surprise": 1}, "surprise"),
     ],
 )

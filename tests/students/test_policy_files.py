@@ -65,12 +65,12 @@ def test_a_missing_or_senseless_field_is_named(folder: Path, field: str, value: 
         ("spec.head.nvec", [], "do not make a categorical head"),
         ("spec.head.low", [0.0], "do not make a categorical head"),
         ("spec.head.kind", "gaussian", "do not make a gaussian head"),
-        ("spec.head.high", [float("nan")], "spec.head.high: expected a list of finite numbers"),
+        ("spec.head.high", [float("nan")], "spec.head.high.0: found nan, expected a finite number"),
         ("spec.obs_dtype", "floau32", "spec.obs_dtype: expected a dtype"),
         ("spec.obs_shape", [2**40, 2**40], "config: no network can have these sizes"),
         ("config.hidden", [10**30], "config: no network can have these sizes"),
-        ("sha256", KeyError, "sha256 is missing"),
-        ("sha256", None, "sha256: expected a text"),
+        ("sha256", KeyError, "sha256: is missing"),
+        ("sha256", None, "sha256: found None, expected a valid string"),
         ("config.more", 1, "config.more is no field of Mlp"),
         ("student", "cnn", "config.channels is missing"),
         ("config.hidden", [5], "not the weights"),
@@ -157,3 +157,20 @@ def test_loading_draws_no_random_number(folder: Path) -> None:
     before = torch.get_rng_state()
     load_native(folder)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+FRAMES = [f"spec.frames.{name}" for name in ("height", "width", "stack", "skip", "max_pool", "grayscale", "padding")]
+REQUIRED = ["obs_clip", "value", "provenance", "spec.nvec", "spec.parts", "spec.view", "spec.env_kwargs", *FRAMES]
+
+
+@pytest.mark.parametrize("field", REQUIRED)
+def test_every_key_is_required_and_no_other_is_allowed(tmp_path: Path, field: str) -> None:
+    save_policy(Cnn((2,), (4,), (2,), (4,)).build(PIXELS), tmp_path, {})
+    change(tmp_path, f"{field}_more", 1)
+    with pytest.raises(CorruptArtifactError, match=rf"policy\.json: {field}_more: is an unknown field\. "):
+        load_native(tmp_path)
+    change(tmp_path, f"{field}_more", KeyError)
+    assert load_native(tmp_path).spec == PIXELS
+    change(tmp_path, field, KeyError)
+    with pytest.raises(CorruptArtifactError, match=rf"policy\.json: {field}: is missing\. "):
+        load_native(tmp_path)

@@ -100,10 +100,10 @@ class NetworkPolicy(nn.Module):
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(std)
 
-    def add_value(self) -> None:
+    def add_value(self, device: str = "cpu") -> None:
         """Add a value: a linear function of the last hidden layer, 0 at first."""
         self._require_hidden_layer("a value")
-        self.value_head = nn.Linear(self.width, 1)
+        self.value_head = nn.Linear(self.width, 1, device=device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 

@@ -179,9 +179,7 @@ def read_config(kind: type[Any], value: dict[str, Any], path: Path, where: str =
     for name in [*names, *value]:
         if name not in value or name not in names:
             problem = "is missing" if name in names else f"is no field of {kind.__name__}"
-            raise CorruptArtifactError(
-                f"{path}: {where}.{name} {problem}. The file was changed; save the policy again."
-            )
+            raise CorruptArtifactError(f"{path}: {where}.{name} {problem}. {CHANGED}")
     hints, values = get_type_hints(kind, include_extras=True), {}
     trusted = {name: cls for name, cls in USER_CLASSES.items() if issubclass(cls, Features)}
     for name in names:

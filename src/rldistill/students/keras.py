@@ -123,7 +123,7 @@ class KerasStudent(NetworkPolicy):
                     variable.assign([torch.initial_seed() % (1 << 31), 0])
         return self
 
-    def standardise(self, mean: Tensor, std: Tensor) -> None:
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
         """Set the mean and the standard deviation of the Normalization."""
         scale = 255 if self.spec.obs_dtype == "uint8" else 1
         for variable, value in (
@@ -133,7 +133,7 @@ class KerasStudent(NetworkPolicy):
             variable.assign(value.broadcast_to(variable.shape))
         self._normalization.finalize_state()
 
-    def standardised(self, obs: Obs) -> Obs:
+    def standardized(self, obs: Obs) -> Obs:
         """Return the input of the model's first layer after the Normalization."""
         assert isinstance(obs, Tensor)
         return self._normalization(channels_last(obs, tuple(self._model[0].inputs[0].shape[1:])))  # type: ignore[no-any-return]

@@ -116,12 +116,16 @@ def _build(document: PolicyDocument, path: Path) -> NetworkPolicy:
             "after rldistill.trust(Class)"
         )
     config, spec = read_config(kinds[document.student], document.config, path), document.spec.spec()
+    policy: NetworkPolicy
     try:
-        with torch.device("meta"):
-            policy = load_keras_student(config, spec, path.parent) if isinstance(config, Keras) else config.build(spec)
-            if document.value:
-                policy.add_value()
-            return policy
+        if isinstance(config, Keras):
+            policy = load_keras_student(config, spec, path.parent)
+        else:
+            with torch.device("meta"):
+                policy = config.build(spec)
+        if document.value:
+            policy.add_value("meta")
+        return policy
     except (ConfigError, SpecMismatchError) as error:
         raise CorruptArtifactError(f"{path}: config: {error}") from None
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError, AttributeError):
