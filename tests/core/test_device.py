@@ -11,6 +11,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import ObsTransformPolicy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble
+from rldistill.policies.wrappers import ActionMaskedPolicy
 from rldistill.students import Mlp
 
 SPEC = PolicySpec((3,), "float32", CategoricalHead((2,)))

@@ -26,10 +26,11 @@ from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, best_constant_loss, with_temperatures
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import Basic, Objects
+from rldistill.students.features import Objects
 
 from ..conftest import Reports
 
+BALL = Objects((("ball", 0, 8, 0, 10),))
 CONFIG = DistillConfig(epochs=4, batch_size=64, num_threads=1)
 
 
@@ -177,7 +178,7 @@ def pictures(count: int, memory_gb: float) -> Dataset:
     return Dataset(spec, columns, obs, rows, rows, rows % 10 == 0, count, memory_gb)
 
 
-@pytest.mark.parametrize("student", [Mlp((8,), "tanh", Objects((("ball", 0, 8, 0, 10),))), Linear(Basic(2, 1))])
+@pytest.mark.parametrize("student", [Mlp((8,), "tanh", BALL), Linear(BALL)])
 def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear, tmp_path: Path) -> None:
     """Or worked out again for each batch, with the same end."""
     config = DistillConfig(epochs=20, learning_rate=1e-2, batch_size=32)
@@ -227,6 +228,6 @@ def test_nonsense_is_refused() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
-def test_a_gpu_that_is_not_there_is_said_so(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"distill\.device: cuda"):
+def test_a_missing_gpu_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"distill\.device: PyTorch finds no GPU"):
         distill(dataset, Mlp((16,)), dataclasses.replace(CONFIG, device="cuda"), tmp_path)

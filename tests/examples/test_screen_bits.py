@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.core.heads import ActionHead
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.students import Linear, Mlp, Ridge, Tree
 from rldistill.students.documents import USER_CLASSES
 from rldistill.students.storage import load_native, save_policy, trust
 
 FILE = Path(__file__).parents[2] / "examples" / "features" / "screen_bits.py"
-HEAD = ActionHead("categorical", (3,))
+HEAD = CategoricalHead((3,))
 SCREEN = PolicySpec((2, 12, 16), "uint8", HEAD)
 
 
