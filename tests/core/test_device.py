@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rldistill.policies.masking import ActionMaskedPolicy
 from torch import nn
 
 from rldistill.core.device import CPU, on_device, resolve_device
