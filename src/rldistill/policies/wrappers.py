@@ -13,7 +13,7 @@ from torch import Tensor
 from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.envs.make import CHANNELS_FIRST
+from rldistill.envs.config import CHANNELS_FIRST
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 
