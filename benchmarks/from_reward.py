@@ -26,8 +26,8 @@ from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import track
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.config import FROM_REWARD_ALONE, Finetune
-from rldistill.recipes.from_reward import own_returns
+from rldistill.recipes import Finetune
+from rldistill.recipes.from_reward import validation_returns
 from rldistill.recipes.job import Run
 from rldistill.run.config import RunConfig
 from rldistill.run.stages import load_teacher, run_collect, run_distill
@@ -173,7 +173,7 @@ def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
     """The lowest score in fine-tuning, less that at its start, over the way from random play to the teacher."""
     folder = run.folder / "students" / name / f"seed-{seed}"
     began, worst, best = (
-        float(own_returns(run, teacher, one).mean())
+        float(validation_returns(run, teacher, one).mean())
         for one in (load_native(folder.with_name(f"{folder.name}-distilled")), None, teacher)
     )
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -185,7 +185,7 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     about = EXPERIMENTS[name]
     run, sound = planned(name, out, agents, 1 if quick else about["seeds"])
     steps = 0
-    if not isinstance(run.recipe, FROM_REWARD_ALONE):
+    if run.recipe.needs_dataset:
         run_collect(run, mode="resume")
         steps = Manifest.read(run.folder / "dataset").num_steps
     run_distill(run, mode="resume")

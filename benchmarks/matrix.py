@@ -27,10 +27,9 @@ from rldistill import (
 from rldistill.data.manifest import Manifest
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
-from rldistill.recipes.config import FROM_REWARD_ALONE
-from rldistill.recipes.job import Run
+from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import RunConfig
-from rldistill.run.stages import distill_one, load_teacher, run_collect
+from rldistill.run.stages import load_teacher, run_collect
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
@@ -185,13 +184,12 @@ def fill(run: Run) -> PolicyRuns:
     started = time.monotonic()
     (name,) = run.students
     place = run.folder / "students" / name
-    from_reward = isinstance(run.recipe, FROM_REWARD_ALONE)
-    dataset = None if from_reward else run_collect(run, mode="resume", quiet=True)
+    dataset = run_collect(run, mode="resume", quiet=True) if run.recipe.needs_dataset else None
     teacher = load_teacher(run)
     students: dict[int | None, Policy | None] = {}
     for seed in run.seeds:
-        with track(f"{run.env.id}, {name}, seed {seed}", "steps" if from_reward else "epochs") as report:
-            students[seed] = distill_one(run, teacher, dataset, name, seed, "resume", report)
+        with track(f"{run.env.id}, {name}, seed {seed}", "epochs" if run.recipe.learner is None else "steps") as report:
+            students[seed] = run.recipe.distill(StudentJob(run, teacher, dataset, name, seed), "resume", report)
     if not (place / "seconds.json").exists():
         write_json(place / "seconds.json", {"seconds": round(time.monotonic() - started, 1)})
     own = [place / f"seed-{seed}" / "dataset" for seed in run.seeds]

@@ -24,7 +24,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes import from_reward
-from rldistill.recipes.job import Run
+from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import RunConfig
 from rldistill.run.stages import load_teacher, run_collect, run_distill
 from rldistill.students.storage import load_native
@@ -121,8 +121,8 @@ def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int)
     loaded = load_teacher(run)
     (student,) = run.students
     with track(f"{name}: control, seed {seed}", "steps") as report:
-        from_reward.control(run, loaded, student, seed, steps, "resume", report)
-    worst, best = (float(from_reward.own_returns(run, loaded, one).mean()) for one in (None, loaded))
+        from_reward.train_control(StudentJob(run, loaded, None, student, seed), steps, "resume", report)
+    worst, best = (float(from_reward.validation_returns(run, loaded, one).mean()) for one in (None, loaded))
     for line in (run.folder / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if "score" in row and (row["score"] - worst) / (best - worst) >= ENOUGH:

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.atomic import sha256_file
 from rldistill.io.progress import SILENT
+from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes import from_reward
-from rldistill.recipes.student_folder import student_inputs
-from rldistill.run import stages as pipeline
+from rldistill.recipes import Offline
+from rldistill.recipes.from_reward import train_control
+from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import RunConfig
 from rldistill.run.stages import run_collect, run_distill, run_evaluate
 from rldistill.students import Mlp
@@ -176,6 +176,10 @@ def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolic
     assert torch.equal(load_native(place).threshold, rounds[worst].threshold)
 
 
+def student_inputs(run: Run, teacher: NetworkPolicy) -> StageInputs:
+    return StudentJob(run, teacher, None, "mlp", 0).inputs()
+
+
 def epochs_logged(student: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in student.rglob("metrics.jsonl"))
 
@@ -203,7 +207,7 @@ def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: Network
     run.folder.mkdir()
     for name in ("config.yaml", "provenance.json", "report.html"):
         (run.folder / name).write_text("[]")
-        with pytest.raises(ConfigError, match=f"it holds {name} and is not the folder of a run"):
+        with pytest.raises(ConfigError, match=f"it is not the folder of a run, which would overwrite its {name}"):
             run_collect(run, quiet=True)
         assert [file.name for file in run.folder.iterdir()] == [name]
         (run.folder / name).unlink()
@@ -224,16 +228,16 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
         run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), mode="overwrite", quiet=True)
     assert kept.read_bytes() == before
     shutil.rmtree(run.folder / "students")
-    one = pipeline.distill_one
+    distill = Offline.distill
 
-    def stubborn(run: Any, teacher: Any, dataset: Any, name: str, *arguments: Any) -> Any:
-        if name == "stubborn":
+    def fail_for_one(self: Offline, job: StudentJob, *arguments: Any) -> NetworkPolicy:
+        if job.name == "stubborn":
             raise NothingLearnedError("stubborn/seed-0: the student learned nothing.")
-        return one(run, teacher, dataset, name, *arguments)
+        return distill(self, job, *arguments)
 
-    monkeypatch.setattr(pipeline, "distill_one", stubborn)
+    monkeypatch.setattr(Offline, "distill", fail_for_one)
     both = dataclasses.replace(run, students={"stubborn": Mlp((1,)), **run.students})
-    with pytest.raises(NothingLearnedError, match=r"stubborn/seed-0: .* The other students are there"):
+    with pytest.raises(NothingLearnedError, match=r"stubborn/seed-0: .* The other students are distilled"):
         run_distill(both, quiet=True)
     assert kept.read_bytes() == before
     (kept.parent / "inputs.json").write_text("3")
@@ -276,11 +280,11 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     run = RunConfig.load(path).plan()
     run_collect(run, quiet=True)
     folder = run.folder / "students" / "mlp" / "seed-0"
-    inputs = student_inputs(run, "mlp", teacher)
+    inputs = student_inputs(run, teacher)
     assert not inputs.open_folder(folder, "policy.json", "new")
     (folder / "policy.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"teacher was NetworkPolicy .*, now it is NetworkPolicy"):
-        student_inputs(run, "mlp", other).open_folder(folder, "policy.json", "resume")
+        student_inputs(run, other).open_folder(folder, "policy.json", "resume")
 
     changes = {
         "distill.epochs=50": r"distill\.epochs was 8, now it is 50",
@@ -294,28 +298,27 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
             with pytest.raises(ConfigError, match=said):
                 stage(changed, mode="resume", quiet=True)
     faster = RunConfig.load(path, ["distill.num_threads=2"]).plan()
-    assert student_inputs(faster, "mlp", teacher).open_folder(folder, "policy.json", "resume")
+    assert student_inputs(faster, teacher).open_folder(folder, "policy.json", "resume")
 
     run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), mode="overwrite", quiet=True)
     for stage in (run_distill, run_evaluate):
         with pytest.raises(ConfigError, match=r"dataset was .* `rldistill distill FILE --overwrite`"):
             stage(run, mode="resume", quiet=True)
-    assert not student_inputs(run, "mlp", teacher).open_folder(folder, "policy.json", "overwrite")
+    assert not student_inputs(run, teacher).open_folder(folder, "policy.json", "overwrite")
     shutil.rmtree(run.folder / "dataset")  # to save room
-    student_inputs(run, "mlp", teacher).require_same(folder)
+    student_inputs(run, teacher).require_same(folder)
 
 
 def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
-    assert student_inputs(run, "mlp", teacher) == student_inputs(run, "mlp", other)
+    assert student_inputs(run, teacher) == student_inputs(run, other)
 
 
 def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"]).plan()
-    control = partial(from_reward.control, teacher=teacher, name="mlp", seed=0, mode="resume")
-    control(run, steps=4, progress=SILENT)
+    train_control(StudentJob(run, teacher, None, "mlp", 0), 4, "new", SILENT)
     changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))
     with pytest.raises(ConfigError, match=r"ppo\.gamma was 0\.99, now it is 0\.5"):
-        control(changed, steps=4, progress=SILENT)
+        train_control(StudentJob(changed, teacher, None, "mlp", 0), 4, "resume", SILENT)

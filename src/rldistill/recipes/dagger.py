@@ -1,16 +1,18 @@
-"""DAgger (Ross 2011, arXiv 1011.0686): the student acts, the teacher labels, the data are aggregated.
+"""DAgger (Ross 2011, arXiv 1011.0686): the student acts, the teacher labels, and the data are aggregated.
 
-Each round goes on from the student of the round before it rather than from new weights. With `eval_episodes`, the one
-that plays best is kept, as in VIPER (Bastani 2018, arXiv 1805.08328): trees differ much from round to round.
+Each round continues from the student of the previous round rather than from new weights. With `eval_episodes`, the
+student of the best round is kept, as in VIPER (Bastani 2018, arXiv 1805.08328): trees differ much between rounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 from rldistill.collection.collect import collect
-from rldistill.core.policy import Policy
+from rldistill.core.errors import ConfigError
+from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env
@@ -19,85 +21,95 @@ from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Progress, Round
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.config import Dagger
-from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import student_inputs
+from rldistill.recipes.job import StudentJob
+from rldistill.recipes.offline import FromDataset
 from rldistill.students.storage import load_native, save_policy
 
 
-def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
-) -> NetworkPolicy:
-    """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
-    assert isinstance(run.recipe, Dagger)
-    return in_rounds(run, run.recipe, teacher, dataset, name, seed, mode, progress)
+@dataclass(frozen=True)
+class Dagger(FromDataset):
+    """DAgger: rounds of collection by the student and of distillation on all data so far.
+
+    Attributes:
+        rounds: rounds after the first distillation.
+        steps_per_round: environment steps of each round.
+        beta: probability, over these rounds, that the teacher acts instead of the student; 0 by default, so that the
+            teacher acts in the first collection only.
+        eval_episodes: validation episodes that select the best round; None keeps the last round.
+    """
+
+    rounds: int = 1
+    steps_per_round: int = 0
+    beta: Schedule = Constant(0.0)
+    eval_episodes: int | None = None
+
+    def __post_init__(self) -> None:
+        require_rounds("dagger", self.rounds, self.steps_per_round)
+        if self.eval_episodes is not None and self.eval_episodes < 1:
+            raise ConfigError(f"recipe.eval_episodes: expected at least 1, found {self.eval_episodes}")
+
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Distill one student with one training seed."""
+        return distill_in_rounds(job, self, mode, progress)
 
 
-def in_rounds(
-    run: Run,
-    recipe: Dagger,
-    teacher: Policy,
-    dataset: Dataset,
-    name: str,
-    seed: int,
-    mode: Mode,
-    progress: Progress,
-    newest_only: bool = False,
-    taught: Path | None = None,
+def require_rounds(name: str, rounds: int, steps_per_round: int) -> None:
+    """Raise ConfigError if a recipe has no rounds or no steps."""
+    if rounds < 1 or steps_per_round < 1:
+        raise ConfigError(f"recipe: {name} needs rounds and steps_per_round of at least 1")
+
+
+def distill_in_rounds(
+    job: StudentJob, recipe: Dagger, mode: Mode, progress: Progress, newest_only: bool = False
 ) -> NetworkPolicy:
-    """Distil on the run's dataset, then round after round on what the student of the round before collects.
+    """Distill on the teacher's dataset, then in each round on data that the student has collected.
 
     Args:
-        run, teacher, dataset, name, seed, mode, progress: as every recipe has them.
-        recipe: how many rounds, and who acts in them.
-        newest_only: whether a round learns from its own steps alone, not from all so far.
-        taught: where the teacher's dataset is; in the run's folder by default.
+        job: student with its training seed.
+        recipe: number of rounds, and the acting policy.
+        mode: treatment of the student's folder.
+        progress: receives the number of finished epochs.
+        newest_only: True if a round learns from its own steps only, not from all data so far.
     """
-    folder = run.folder / "students" / name / f"seed-{seed}"
-    inputs = student_inputs(run, name, teacher, taught)
-    if inputs.open_folder(folder, "policy.json", mode):
+    folder, run = job.folder, job.run
+    if job.inputs().open_folder(folder, "policy.json", mode):
         return load_native(folder)
+    own_dataset, data = folder / "dataset", job.data
     student: NetworkPolicy | None = None
-    rounds, place, data = recipe.rounds, folder / "dataset", dataset
-    tried: list[tuple[float, NetworkPolicy]] = []
-    for number in range(rounds + 1):
+    candidates: list[tuple[float, NetworkPolicy]] = []
+    for number in range(recipe.rounds + 1):
         if student is not None:
-            now = recipe.beta((number - 1) / max(rounds - 1, 1))
-            config = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=now)
+            beta = recipe.beta((number - 1) / max(recipe.rounds - 1, 1))
+            config = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=beta)
             collect(
-                run.env, teacher, config, place, seed=seed, student=student, round=number, mode="resume", progress=False
-            )
-            both = [place] if newest_only else [taught or run.folder / "dataset", place]
-            newest = number if newest_only else None
-            data = Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb, only_round=newest)
-        is_last = number == rounds and recipe.eval_episodes is None  # else one of all rounds is kept
-        at = folder if is_last else folder / f"round-{number}"
-        part = Round(progress, number, rounds + 1)
+                run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
+                mode="resume", progress=False,
+            )  # fmt: skip
+            folders = [own_dataset] if newest_only else [job.dataset_folder, own_dataset]
+            only_round = number if newest_only else None
+            data = Dataset.read(folders, config.gamma, memory_gb=config.memory_gb, only_round=only_round)
+        is_result = number == recipe.rounds and recipe.eval_episodes is None  # else the best round is the result
+        round_folder = folder if is_result else folder / f"round-{number}"
+        part = Round(progress, number, recipe.rounds + 1)
         student = distill(
-            data,
-            run.students[name],
-            run.distill,
-            at,
-            seed=seed,
-            initial=student,
-            mode="resume",
-            progress=part,
+            data, job.student, run.distill, round_folder, seed=job.seed, initial=student, mode="resume", progress=part
         )
         if recipe.eval_episodes is not None:
-            tried.append((_score(run, teacher, student, recipe.eval_episodes, at), student))
-            part.update(run.distill.epochs, run.distill.epochs, tried[-1][0])
-    if tried:
-        best = max(range(len(tried)), key=lambda number: tried[number][0])
-        save_policy(tried[best][1], folder, {**provenance(seed), "round": best})
+            score = _validation_score(job, student, recipe.eval_episodes, round_folder)
+            candidates.append((score, student))
+            part.update(run.distill.epochs, run.distill.epochs, score)
+    if candidates:
+        best = max(range(len(candidates)), key=lambda number: candidates[number][0])
+        save_policy(candidates[best][1], folder, {**provenance(job.seed), "round": best})
         student = load_native(folder)
     assert student is not None
     return student
 
 
-def _score(run: Run, teacher: Policy, student: NetworkPolicy, episodes: int, place: Path) -> float:
-    """A student's mean return over episodes that nobody is judged by at the end, played once and kept beside it."""
-    file = place / "score.json"
+def _validation_score(job: StudentJob, student: NetworkPolicy, episodes: int, folder: Path) -> float:
+    """Return the mean return over validation episodes, which are played once and stored in `folder`."""
+    file, run = folder / "score.json", job.run
     if not file.exists():
-        returns = play(adapt_env(run.env, teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
+        returns = play(adapt_env(run.env, job.teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
         write_json(file, {"episodes": episodes, "score": float(returns.mean())})
     return float(read_json(file)["score"])

@@ -1,24 +1,24 @@
-"""Learning from reward, beside a teacher or alone: `ppd kickstart jump_start finetune qdagger`, and the control.
+"""Recipes that learn from reward by PPO, and the control that learns from reward alone.
 
-All are PPO, or DQN, with different guidance; the best policy by episodes of its own is kept.
+The result is the best policy by validation episodes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.schedules import Linear
-from rldistill.data.dataset import Dataset
-from rldistill.distillation.distill import distill
+from rldistill.core.schedules import Constant, Linear, Schedule
+from rldistill.core.spec import PolicySpec
+from rldistill.envs.config import Side
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.io.atomic import Mode
@@ -26,147 +26,170 @@ from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.config import Finetune, JumpStart, Kickstart, Ppd, QDagger, Scratch
-from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import student_inputs
-from rldistill.rl import dqn, ppo, q_network
+from rldistill.recipes.job import Recipe, Run, StudentJob
+from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.training import learned_in
+from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native
 
-CENSORED = 10
-"""The control takes at most so many times the steps of the student."""
+CONTROL_BUDGET = 10
+"""Environment steps of the control, as a multiple of those of the student."""
 
 
-def distill_student(
-    run: Run,
-    teacher: Policy,
-    dataset: Dataset | None,
-    name: str,
-    seed: int,
-    mode: Mode,
-    progress: Progress,
-) -> NetworkPolicy:
-    """One student with one training seed, by the run's recipe."""
-    folder = run.folder / "students" / name / f"seed-{seed}"
-    inputs = student_inputs(run, name, teacher)
-    if (folder / "policy.json").exists() and mode == "resume":
-        inputs.require_same(folder)
-        return load_native(folder)
-    require_learnable(run, teacher)
-    guidance = guidance_of(run, teacher)
-    student = run.students[name]
-    learn: Callable[..., NetworkPolicy]
-    if isinstance(run.recipe, QDagger):
-        learn = partial(dqn.learn, run.env, student, run.dqn, folder, dataset=dataset)
-    elif isinstance(run.recipe, Finetune):
-        assert dataset is not None
-        inputs.open_folder(_beside(folder), "policy.json", mode)
-        initial = distill(dataset, student, run.distill, _beside(folder), seed=seed, mode="resume", progress=False)
-        config = dataclasses.replace(run.ppo, critic_warmup=run.recipe.critic_warmup)
-        learn = partial(ppo.learn, run.env, student, config, folder, initial=initial)
-    else:
-        learn = partial(ppo.learn, run.env, student, run.ppo, folder)
-    inputs.open_folder(folder, "policy.json", mode)
-    return learn(
-        teacher=teacher,
-        guidance=guidance,
-        score=partial(own_returns, run, teacher),
-        seed=seed,
-        mode="resume",
-        progress=progress,
-    )
+class FromReward(Recipe):
+    """Base class of recipes that learn from reward with the guidance of a teacher, by default with PPO."""
 
+    needs_dataset = False
+    learner: ClassVar[Literal["ppo", "dqn"] | None] = "ppo"
 
-def control(
-    run: Run, teacher: Policy, name: str, seed: int, steps: int, mode: Mode, progress: Progress
-) -> NetworkPolicy:
-    """The same student from reward alone, into `controls/`, with at most ten times the steps that it took."""
-    place = run.folder / "controls" / name / f"seed-{seed}"
-    env, student, total = adapt_env(run.env, teacher), run.students[name], CENSORED * steps
-    learn: Callable[..., NetworkPolicy]
-    if isinstance(run.recipe, QDagger):
-        of_dqn = dataclasses.replace(run.dqn, total_steps=total)
-        learn = partial(dqn.learn, env, student, of_dqn, place)
-        values: dict[str, Any] = {"dqn": of_dqn}
-    else:
-        of_ppo = dataclasses.replace(run.ppo, total_steps=total)
-        learn = partial(ppo.learn, env, student, of_ppo, place, head=teacher.spec.head)
-        values = {"ppo": of_ppo}
-    inputs = StageInputs("distill", values | {f"students.{name}": student, "env": run.env})
-    inputs.open_folder(place, "policy.json", mode)
-    return learn(score=partial(own_returns, run, teacher), seed=seed, mode="resume", progress=progress)
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        """Return the settings of `Guidance` for this recipe."""
+        raise NotImplementedError
 
+    def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
+        """Return the action head of a student; raise if it cannot learn from reward."""
+        losses = self.guidance_options(run).get("losses", ())
+        return ppo.new_policy(student, spec, teacher.spec.head, losses).spec.head
 
-def require_learnable(run: Run, teacher: Policy) -> None:
-    """Raise, before anything is collected, what would else be raised at the first step of learning from reward.
+    def initial_policy(self, job: StudentJob, mode: Mode) -> NetworkPolicy | None:
+        """Return a policy with the initial weights; None for random weights."""
+        return None
 
-    Raises:
-        ConfigError: a student that does not learn so, or a budget that leaves nothing to learn.
-        SpecMismatchError: actions that the learner cannot choose, losses that do not fit teacher and student.
-    """
-    if isinstance(run.recipe, Finetune):
-        if run.ppo.critic_warmup:
-            raise ConfigError("ppo.critic_warmup: finetune has its own: give recipe.critic_warmup")
-        if run.recipe.critic_warmup >= run.ppo.total_steps:
-            raise ConfigError(
-                f"recipe.critic_warmup: in all of {run.ppo.total_steps:,} steps the critic alone would learn; expected "
-                f"fewer than ppo.total_steps, found {run.recipe.critic_warmup:,}"
-            )
-    if isinstance(run.recipe, QDagger) and run.dqn.learning_starts >= run.dqn.total_steps:
-        raise ConfigError(
-            f"dqn.learning_starts: nothing would be learned from reward; expected fewer than dqn.total_steps, "
-            f"{run.dqn.total_steps:,}, found {run.dqn.learning_starts:,}"
+    def learn(self, job: StudentJob, initial: NetworkPolicy | None) -> Callable[..., NetworkPolicy]:
+        """Return the function that trains the student, without its teacher, seed and progress."""
+        return partial(ppo.learn, job.run.env, job.student, job.run.ppo, job.folder, initial=initial)
+
+    def check(self, run: Run, teacher: Policy) -> None:
+        """Raise for a student, a loss, a budget or a gate with which nothing can be learned from reward."""
+        self.check_students(run, teacher)
+        self.guidance(run, teacher)
+
+    def check_students(self, run: Run, teacher: Policy) -> None:
+        """Raise for students that cannot learn from reward, and for losses that do not fit them."""
+        losses = self.guidance_options(run).get("losses", ())
+        spec = observation_views(adapt_env(run.env, teacher)).student
+        for student in run.students.values():
+            require_comparable(losses, teacher.spec.head, self.student_head(run, student, spec, teacher))
+
+    def guidance(self, run: Run, teacher: Policy) -> Guidance:
+        """Return the guidance of the teacher.
+
+        Raises:
+            ConfigError: the gate can never open, since the teacher is no better than random play.
+        """
+        # The student learns from clipped rewards on Atari, so its return is compared with such returns.
+        clipped = dataclasses.replace(run, env=learned_in(adapt_env(run.env, teacher)))
+        best = float(validation_returns(clipped, teacher, teacher, "teacher").mean())
+        worst = float(validation_returns(clipped, teacher, None).mean())
+        return Guidance(**self.guidance_options(run), teacher_return=best, random_return=worst)
+
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Train one student with one training seed."""
+        inputs = job.inputs()
+        if mode == "resume" and (job.folder / "policy.json").exists():
+            inputs.require_same(job.folder)
+            return load_native(job.folder)
+        self.check_students(job.run, job.teacher)
+        guidance = self.guidance(job.run, job.teacher)
+        initial = self.initial_policy(job, mode)
+        inputs.open_folder(job.folder, "policy.json", mode)
+        return self.learn(job, initial)(
+            teacher=job.teacher,
+            guidance=guidance,
+            score=partial(validation_returns, job.run, job.teacher),
+            seed=job.seed,
+            mode="resume",
+            progress=progress,
         )
-    seen = observation_views(run.env if isinstance(run.recipe, Scratch) else adapt_env(run.env, teacher)).student
-    losses = () if isinstance(run.recipe, JumpStart | Scratch) else run.distill.losses
-    for student in run.students.values():
-        if isinstance(run.recipe, QDagger):
-            head = q_network.new_policy(student, seen, run.dqn).spec.head
-        else:
-            like = None if isinstance(run.recipe, Scratch) else teacher.spec.head
-            head = ppo.new_policy(student, seen, like, losses).spec.head
-        require_comparable(losses, teacher.spec.head, head)
 
 
-def guidance_of(run: Run, teacher: Policy) -> Guidance:
-    """What the run's recipe makes of the teacher.
+@dataclass(frozen=True)
+class Ppd(FromReward):
+    """PPO with a distillation term, weighted by the clipped probability ratio (Spigler 2024, arXiv 2407.15134).
 
-    Raises:
-        ConfigError: a gate that can never open, since the teacher is no better than random play.
+    Attributes:
+        weight: weight lambda of the distillation losses, over the course of training.
     """
-    recipe = run.recipe
-    if isinstance(recipe, Scratch):
+
+    weight: Schedule = Constant(1.0)
+
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        """Return the losses with their proximal weight."""
+        return {"losses": run.distill.losses, "weight": self.weight, "proximal": True}
+
+
+@dataclass(frozen=True)
+class Kickstart(FromReward):
+    """PPO with a distillation term of decreasing weight (Schmitt 2018, arXiv 1803.03835).
+
+    Attributes:
+        weight: weight lambda of the distillation losses, over the course of training.
+        gate: "performance" also multiplies it by clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the mean
+            return of the student.
+    """
+
+    weight: Schedule = Linear(1.0, 0.0)
+    gate: Literal["none", "performance"] = "none"
+
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        """Return the losses with their weight and gate."""
+        return {"losses": run.distill.losses, "weight": self.weight, "gate": self.gate}
+
+
+@dataclass(frozen=True)
+class JumpStart(FromReward):
+    """PPO with a teacher that takes the first steps of each episode (Uchendu 2023, arXiv 2204.02372).
+
+    Attributes:
+        first_steps: steps of the teacher at the start of training; they decrease linearly.
+        until: fraction of the training after which the teacher takes no steps.
+    """
+
+    first_steps: int
+    until: float = 0.7
+
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        """Return the steps of the teacher."""
+        return {"teacher_steps": Linear(self.first_steps, 0.0, self.until)}
+
+
+@dataclass(frozen=True)
+class Scratch(FromReward):
+    """PPO from reward alone."""
+
+    needs_teacher = False
+
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        """Return no settings."""
+        return {}
+
+    def guidance(self, run: Run, teacher: Policy) -> Guidance:
+        """Return no guidance; the teacher is not played."""
         return Guidance()
-    # As it learns from them: those of Atari clipped to their sign.
-    learned = dataclasses.replace(run, env=learned_in(adapt_env(run.env, teacher)))
-    best, worst = (float(own_returns(learned, teacher, one, side).mean()) for one, side in _ends(teacher))
-    beside: dict[str, Any] = {"losses": run.distill.losses}
-    if isinstance(recipe, Ppd):
-        beside |= {"weight": recipe.weight, "proximal": True}
-    elif isinstance(recipe, Kickstart):
-        beside |= {"weight": recipe.weight, "gate": recipe.gate}
-    elif isinstance(recipe, JumpStart):
-        beside = {"teacher_steps": Linear(recipe.first_steps, 0.0, recipe.until)}
-    elif isinstance(recipe, Finetune):
-        beside |= {"weight": recipe.weight, "gate": "adaptive"}
-    elif isinstance(recipe, QDagger):
-        beside |= {"weight": recipe.weight, "gate": "performance"}
-    return Guidance(**beside, teacher_return=best, random_return=worst)
 
 
-def _ends(teacher: Policy) -> list[tuple[Policy | None, Literal["student", "teacher"]]]:
-    return [(teacher, "teacher"), (None, "student")]
+def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Progress) -> NetworkPolicy:
+    """Train the student of a job from reward alone into `controls/`, with ten times its environment steps."""
+    run, total = job.run, CONTROL_BUDGET * student_steps
+    folder = run.folder / "controls" / job.name / f"seed-{job.seed}"
+    env = adapt_env(run.env, job.teacher)
+    learn: Callable[..., NetworkPolicy]
+    if run.recipe.learner == "dqn":
+        dqn_config = dataclasses.replace(run.dqn, total_steps=total)
+        learn = partial(dqn.learn, env, job.student, dqn_config, folder)
+        values: dict[str, Any] = {"dqn": dqn_config}
+    else:
+        ppo_config = dataclasses.replace(run.ppo, total_steps=total)
+        learn = partial(ppo.learn, env, job.student, ppo_config, folder, head=job.teacher.spec.head)
+        values = {"ppo": ppo_config}
+    inputs = StageInputs("distill", values | {f"students.{job.name}": job.student, "env": run.env})
+    inputs.open_folder(folder, "policy.json", mode)
+    score = partial(validation_returns, run, job.teacher)
+    return learn(score=score, seed=job.seed, mode="resume", progress=progress)
 
 
-def _beside(folder: Path) -> Path:
-    """Where the student that is fine-tuned lies, since a stage's folder holds one policy."""
-    return folder.with_name(f"{folder.name}-distilled")
-
-
-def own_returns(
-    run: Run, teacher: Policy, policy: Policy | None, side: Literal["student", "teacher"] = "student"
-) -> NDArray[np.float64]:
-    """Of the episodes by which the best policy is chosen; others than those that it is judged by at the end."""
-    episodes = (run.dqn if isinstance(run.recipe, QDagger) else run.ppo).eval_episodes
+def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:
+    """Return the returns of the episodes that select the best policy, which are not those of the evaluation."""
+    episodes = (run.dqn if run.recipe.learner == "dqn" else run.ppo).eval_episodes
     return play(adapt_env(run.env, teacher), policy, episodes, seed=run.seed, split=VALIDATION, side=side).returns

@@ -1,43 +1,161 @@
-"""The description of a run that all recipes share."""
+"""Run, job of one student, and base class of recipes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError
+from rldistill.core.policy import Policy
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
 from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.recipes.config import AnyRecipe
+from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress
+from rldistill.io.stage_inputs import StageInputs
+from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
+from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.training.config import TrainConfig
+
+RECIPES: dict[str, type[Recipe]] = {}
+"""Recipes by their name in run files, listed in `rldistill.recipes`."""
+
+
+class Recipe(ABC):
+    """Base class of recipes, which are frozen dataclasses of their settings.
+
+    A run file names a recipe of your own as `module:Class`.
+
+    Attributes:
+        needs_dataset: True if the recipe learns from a dataset of the teacher.
+        needs_teacher: False if any teacher would lead to the same student.
+        learner: section of the run with the settings of learning from reward; None if the recipe has no such part.
+    """
+
+    needs_dataset: ClassVar[bool] = True
+    needs_teacher: ClassVar[bool] = True
+    learner: ClassVar[Literal["ppo", "dqn"] | None] = None
+
+    def check(self, run: Run, teacher: Policy) -> None:  # noqa: B027 - most recipes of users have nothing to refuse
+        """Raise, before data are collected or discarded, if the students of a run cannot be distilled."""
+
+    @abstractmethod
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Distill one student with one training seed into `job.folder`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run file, read and checked; `document` is what it said, overrides included.
+    """A run: from a teacher to evaluated students.
 
-    `control` is whether each student also learns from reward alone, `verify` whether a teacher from elsewhere is looked
-    at before it teaches.
+    Attributes:
+        name: name of the run.
+        folder: folder of all results.
+        env: environment.
+        teacher: saved teacher, ensemble, teacher to train, or any policy.
+        seed: seed of collection and evaluation, and of a teacher to train.
+        collect: settings of the collection.
+        recipe: way from the teacher to a student.
+        distill: settings of distillation.
+        ppo: settings of recipes that learn by PPO.
+        dqn: settings of recipes that learn by DQN.
+        control: True if each student is also trained from reward alone.
+        students: students by name.
+        seeds: training seeds of each student.
+        evaluate: settings of the evaluation.
+        verify: True if a teacher that was trained elsewhere is checked before the collection.
+        document: content of the run file with its overrides; empty for a run that was made in Python.
     """
 
     name: str
     folder: Path
-    seed: int
     env: EnvConfig
-    teacher: SavedTeacher | TeacherEnsemble | TrainConfig
-    collect: CollectConfig
-    recipe: AnyRecipe
-    distill: DistillConfig
-    ppo: PPOConfig
-    dqn: DQNConfig
-    control: bool
-    students: dict[str, AnyStudent]
-    seeds: tuple[int, ...]
-    evaluate: EvaluateConfig
-    document: dict[str, Any]
+    teacher: SavedTeacher | TeacherEnsemble | TrainConfig | Policy
+    seed: int = 0
+    collect: CollectConfig = CollectConfig()
+    recipe: Recipe = field(default_factory=lambda: RECIPES["offline"]())
+    distill: DistillConfig = DistillConfig()
+    ppo: PPOConfig = PPOConfig()
+    dqn: DQNConfig = DQNConfig()
+    control: bool = False
+    students: dict[str, AnyStudent] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    evaluate: EvaluateConfig = EvaluateConfig()
     verify: bool = True
+    document: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def dataset_folder(self) -> Path:
+        return self.folder / "dataset"
+
+    def read_dataset(self) -> Dataset:
+        """Read the dataset of the teacher."""
+        return Dataset.read([self.dataset_folder], self.collect.gamma, memory_gb=self.collect.memory_gb)
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """One student with one training seed.
+
+    Attributes:
+        run: run with the settings.
+        teacher: teacher of the run.
+        dataset: dataset of the teacher; None if the recipe needs none.
+        name: name of the student.
+        seed: training seed.
+        source: folder of the dataset; by default that of the run.
+    """
+
+    run: Run
+    teacher: Policy
+    dataset: Dataset | None
+    name: str
+    seed: int
+    source: Path | None = None
+
+    @property
+    def student(self) -> AnyStudent:
+        return self.run.students[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / "students" / self.name / f"seed-{self.seed}"
+
+    @property
+    def dataset_folder(self) -> Path:
+        return self.source or self.run.dataset_folder
+
+    @property
+    def data(self) -> Dataset:
+        """Dataset of the teacher, for recipes that need one."""
+        if self.dataset is None:
+            raise ConfigError(f"dataset: {type(self.run.recipe).__name__} needs one. Collect it first.")
+        return self.dataset
+
+    def inputs(self) -> StageInputs:
+        """Return all that the student depends on except its seed.
+
+        A dataset that was deleted to save room is not compared.
+        """
+        run, recipe = self.run, self.run.recipe
+        values: dict[str, Any] = {
+            "teacher": fingerprint(self.teacher) if recipe.needs_teacher else None,
+            "recipe": recipe,
+            f"students.{self.name}": self.student,
+            "distill": run.distill,
+        }
+        if not recipe.needs_dataset:
+            values["env"] = run.env
+        elif self.dataset_folder.exists():
+            values["dataset"] = Manifest.read(self.dataset_folder).digest
+        if recipe.learner is not None:
+            values[recipe.learner] = getattr(run, recipe.learner)
+        return StageInputs("distill", values)

@@ -1,29 +1,34 @@
-"""Offline: the teacher has acted once, the student learns from that."""
+"""Offline distillation: one collection, one distillation."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from rldistill.collection.collect import spec_of_data
 from rldistill.core.policy import Policy
-from rldistill.data.dataset import Dataset
-from rldistill.distillation.distill import distill
+from rldistill.distillation.distill import distill, require_fit
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import student_inputs
+from rldistill.recipes.job import Recipe, Run, StudentJob
 
 
-def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
-) -> NetworkPolicy:
-    """Distil one student with one training seed."""
-    folder = run.folder / "students" / name / f"seed-{seed}"
-    student_inputs(run, name, teacher).open_folder(folder, "policy.json", mode)
-    return distill(
-        dataset,
-        run.students[name],
-        run.distill,
-        folder,
-        seed=seed,
-        mode="resume",
-        progress=progress,
-    )
+class FromDataset(Recipe):
+    """Base class of recipes that distill datasets."""
+
+    def check(self, run: Run, teacher: Policy) -> None:
+        """Raise for a student or a loss that does not fit the labels of the teacher."""
+        spec = spec_of_data(run.env, teacher)
+        for student in run.students.values():
+            require_fit(student, run.distill, spec)
+
+
+@dataclass(frozen=True)
+class Offline(FromDataset):
+    """Collect once, distill once."""
+
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Distill one student with one training seed."""
+        job.inputs().open_folder(job.folder, "policy.json", mode)
+        config = job.run.distill
+        return distill(job.data, job.student, config, job.folder, seed=job.seed, mode="resume", progress=progress)

@@ -1,26 +1,37 @@
-"""On-policy distillation: the student acts, and learns from what the teacher says of its newest steps.
+"""On-policy distillation (Czarnecki 2019, arXiv 1902.02186): the student acts and learns from its newest steps.
 
-Czarnecki 2019, arXiv 1902.02186. With the losses `reverse_kl` and, with a weight of -1, `entropy`, what is minimised is
-their per-step cross-entropy -sum_a student(a|s) log teacher(a|s), without their term for later steps. The first round
-is the run's own collection, in which the teacher acts.
+With the losses `reverse_kl` and, with a weight of -1, `entropy`, the objective is their per-step cross-entropy
+-sum_a student(a|s) log teacher(a|s), without their term for later steps. In the first collection the teacher acts.
 """
 
 from __future__ import annotations
 
-from rldistill.core.policy import Policy
-from rldistill.data.dataset import Dataset
+from dataclasses import dataclass
+
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.config import Dagger, OnPolicy
-from rldistill.recipes.dagger import in_rounds
-from rldistill.recipes.job import Run
+from rldistill.recipes.dagger import Dagger, distill_in_rounds, require_rounds
+from rldistill.recipes.job import StudentJob
+from rldistill.recipes.offline import FromDataset
 
 
-def distill_student(
-    run: Run, teacher: Policy, dataset: Dataset, name: str, seed: int, mode: Mode, progress: Progress
-) -> NetworkPolicy:
-    """Distil one student with one training seed, in `recipe.rounds` rounds after the first."""
-    assert isinstance(run.recipe, OnPolicy)
-    rounds = Dagger(run.recipe.rounds, run.recipe.steps_per_round)
-    return in_rounds(run, rounds, teacher, dataset, name, seed, mode, progress, newest_only=True)
+@dataclass(frozen=True)
+class OnPolicy(FromDataset):
+    """On-policy distillation: in each round the student alone acts, and learns from these steps only.
+
+    Attributes:
+        rounds: rounds after the first distillation.
+        steps_per_round: environment steps of each round.
+    """
+
+    rounds: int = 1
+    steps_per_round: int = 0
+
+    def __post_init__(self) -> None:
+        require_rounds("on_policy", self.rounds, self.steps_per_round)
+
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Distill one student with one training seed."""
+        rounds = Dagger(rounds=self.rounds, steps_per_round=self.steps_per_round)
+        return distill_in_rounds(job, rounds, mode, progress, newest_only=True)

@@ -25,7 +25,7 @@ from rldistill.envs.make import wrapper_class
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.losses import LOSSES
 from rldistill.losses.objective import Term
-from rldistill.recipes.config import RECIPES, AnyRecipe, Offline
+from rldistill.recipes import RECIPES, AnyRecipe, Offline
 from rldistill.recipes.job import Run
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.run.errors import explained
@@ -96,7 +96,7 @@ SCHEMA = Schema(
         Tagged("type", {c.__name__.lower(): c for c in Schema.members(schedules.Schedule)}),
         Tagged("type", STUDENTS, needs=("build",)),
         Tagged("type", FEATURES),
-        Tagged("name", RECIPES),
+        Tagged("name", RECIPES, needs=("distill",)),
         Tagged("name", LOSSES, needs=("__call__", "student_head")),
     ),
     numbers=(schedules.Constant,),

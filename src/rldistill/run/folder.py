@@ -1,4 +1,4 @@
-"""What a run notes in its folder: what was asked, and of which machine."""
+"""Record of a run in its folder: the run file, and versions and machine."""
 
 from __future__ import annotations
 
@@ -14,54 +14,55 @@ from rldistill.io.atomic import read_json, write_atomic, write_json
 from rldistill.io.provenance import provenance
 from rldistill.recipes.job import Run
 
-NOT_GUARDED = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
-"""What a run writes into its folder beside the stages, whose own folders are written over only where that is asked."""
+RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
+"""Files of a run outside of its stages' folders; these folders are protected by the stages themselves."""
 
 
 @contextmanager
-def noted(run: Run, *places: str) -> Iterator[None]:
-    """Note what is asked and of which machine while a stage is at work in `places`.
+def record_run(run: Run, *stages: str) -> Iterator[None]:
+    """Write `config.yaml` and `provenance.json`; restore the old ones if the work within fails without any change.
 
-    The note is taken back where the stage is refused, or its teacher fails, before anything has changed there.
+    Args:
+        run: the run.
+        *stages: names of the folders in which a change keeps the new record.
     """
-    _require_own(run.folder)
-    config, machine = run.folder / "config.yaml", run.folder / "provenance.json"
-    before = {path: path.read_text() if path.exists() else None for path in (config, machine)}
-    there = _times(run, places)
-
-    def write(path: Path, text: str) -> None:
-        write_atomic(path, lambda temporary: temporary.write_text(text))
-
-    write_json(machine, provenance(run.seed))  # which tells that the folder is a run's
-    write(config, yaml.safe_dump(run.document, sort_keys=False))
+    _require_own_folder(run.folder)
+    paths = run.folder / "config.yaml", run.folder / "provenance.json"
+    old = {path: path.read_text() if path.exists() else None for path in paths}
+    times = _modification_times(run, stages)
+    write_json(paths[1], provenance(run.seed))  # first, since it marks the folder as that of a run
+    document = run.document or stage_inputs.canonical(run)
+    _write_text(paths[0], yaml.safe_dump(document, sort_keys=False))
     try:
         yield
     except RLDistillError:
-        if _times(run, places) == there:
-            for path, text in before.items():
-                path.unlink() if text is None else write(path, text)
-            with suppress(OSError):  # others have something in it
+        if _modification_times(run, stages) == times:
+            for path, text in old.items():
+                path.unlink() if text is None else _write_text(path, text)
+            with suppress(OSError):  # the folder holds something else
                 run.folder.rmdir()
         raise
 
 
-def _require_own(folder: Path) -> None:
-    """Raise ConfigError for a folder that is not a run's and holds something that a run would write over."""
-    machine = folder / "provenance.json"
-    if machine.exists():
-        with suppress(CorruptArtifactError):
-            known = read_json(machine)
-            if isinstance(known, dict) and "versions" in known:
-                return
-    for name in NOT_GUARDED:
+def _write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def _require_own_folder(folder: Path) -> None:
+    """Raise ConfigError if the folder is not that of a run and holds a file that a run would overwrite."""
+    with suppress(CorruptArtifactError):
+        document = read_json(folder / "provenance.json")
+        if isinstance(document, dict) and "versions" in document:
+            return
+    for name in RUN_FILES:
         if (folder / name).exists():
             raise ConfigError(
-                f"{folder}: it holds {name} and is not the folder of a run, which would write over that; name another "
-                "place (out=...)"
+                f"{folder}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
+                "(out=...)."
             )
 
 
-def _times(run: Run, places: tuple[str, ...]) -> dict[Path, int]:
-    """The files in some of the run's folders, and when they were written, but for notes that come before any work."""
-    files = [path for place in places for path in (run.folder / place).rglob("*") if path.is_file()]
+def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
+    """Return the modification times of the stages' files, without those that are written before any work."""
+    files = [path for stage in stages for path in (run.folder / stage).rglob("*") if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files if path.name != stage_inputs.FILE}

@@ -4,58 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
-from rldistill.collection.collect import collect, spec_of_data
+from rldistill.collection.collect import collect
 from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.distillation.distill import require_fit
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.efficiency import Curve
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.verify import quick_check
-from rldistill.io.atomic import Mode, read_json, require_mode
-from rldistill.io.jsonl import read_jsonl
-from rldistill.io.progress import Progress, track
+from rldistill.io.atomic import Mode, require_mode
+from rldistill.io.progress import track
 from rldistill.losses.objective import temperature_of
-from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes import born_again, dagger, from_reward, offline, on_policy
-from rldistill.recipes.config import FROM_REWARD_ALONE, BornAgain, Dagger, Offline, OnPolicy
-from rldistill.recipes.job import Run
-from rldistill.recipes.student_folder import student_inputs
+from rldistill.recipes.from_reward import train_control
+from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
-from rldistill.run.folder import noted
+from rldistill.run.folder import record_run
+from rldistill.run.results import control_runs, student_runs, student_steps, training_curves
 from rldistill.run.teachers import load_fitting
 from rldistill.students.features import TeacherFeatures
-from rldistill.students.storage import load_native
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 
-DISTIL: dict[type, Callable[[Run, Policy, Dataset, str, int, Mode, Progress], NetworkPolicy]] = {
-    Offline: offline.distill_student,
-    Dagger: dagger.distill_student,
-    OnPolicy: on_policy.distill_student,
-    BornAgain: born_again.distill_student,
-}
-"""Recipes that learn from what was collected; the others learn from reward."""
-
 
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = True) -> Path:
-    """Train or load the teacher, collect, distil, evaluate, report; returns the report's path."""
+    """Run all stages of a run.
+
+    Args:
+        run: the run.
+        mode: "new" refuses stages that exist, "resume" continues them, "overwrite" discards them.
+        quiet: True to show no progress.
+        verify: False to skip the check of a teacher that was trained elsewhere.
+
+    Returns:
+        The path of the report.
+    """
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
-        resolve_device(config.device, f"{stage}.device")  # before there is anything to wait for
+        resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
+    run = dataclasses.replace(run, verify=run.verify and verify)
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode, quiet)
-    if not isinstance(run.recipe, FROM_REWARD_ALONE):
+    if run.recipe.needs_dataset:
         run_collect(run, mode, quiet)
     run_distill(run, mode, quiet)
     run_evaluate(run, mode, quiet)
@@ -63,258 +59,169 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = Tr
 
 
 def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
-    """Train the run's teacher into `teacher/`."""
+    """Train the teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
-        raise ConfigError(f"teacher: {run.document['teacher']} is there already; to train one, give teacher.train")
-    with noted(run, "teacher"), track("train teacher", "steps", quiet) as report:
-        return train_teacher(run.env, run.teacher, run.folder / "teacher", run.seed, mode=mode, progress=report)
+        raise ConfigError(
+            f"teacher: {run.document.get('teacher', run.teacher)} is trained already. To train one, give a "
+            "TrainConfig (teacher.train in a run file)."
+        )
+    with record_run(run, "teacher"), track("train teacher", "steps", quiet) as progress:
+        return train_teacher(run.env, run.teacher, run.folder / "teacher", run.seed, mode=mode, progress=progress)
 
 
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
-    """Let the teacher act, into `dataset/`; one from elsewhere is looked at first."""
-    if mode == "overwrite" or not (run.folder / "dataset" / "manifest.json").exists():
-        _require_students(with_loaded_features(run), load_teacher(run))
-        if type(run.recipe) not in DISTIL:
-            from_reward.guidance_of(run, load_teacher(run))
+    """Collect the dataset of the teacher into `dataset/`."""
+    teacher = load_teacher(run)
+    if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
+        run.recipe.check(with_loaded_features(run), teacher)
         if run.verify:
-            _check_teacher(run)
-    with noted(run, "dataset"), track("collect", "steps", quiet) as report:
-        return collect(
-            run.env,
-            load_teacher(run),
-            run.collect,
-            run.folder / "dataset",
-            seed=run.seed,
-            mode=mode,
-            progress=report,
-        )
-
-
-def _require_students(run: Run, teacher: Policy) -> None:
-    """Raise, before anything is collected, for students that cannot learn what is asked."""
-    if type(run.recipe) not in DISTIL:
-        from_reward.require_learnable(run, teacher)
-        return
-    spec = spec_of_data(run.env, teacher)
-    for student in run.students.values():
-        require_fit(student, run.distill, spec)
-    if isinstance(run.recipe, BornAgain):
-        born_again.require_next(run, spec)
+            _check_teacher(run, teacher)
+    with record_run(run, "dataset"), track("collect", "steps", quiet) as progress:
+        return collect(run.env, teacher, run.collect, run.dataset_folder, seed=run.seed, mode=mode, progress=progress)
 
 
 def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
-    """Distil every student with every training seed, into `students/<name>/seed-<n>/`."""
-    with noted(run, "students", "controls"):
-        _distill_all(run, mode, quiet)
+    """Distill every student with every training seed into `students/NAME/seed-N/`, and train the controls.
 
+    A student that learns nothing does not stop the others.
 
-def _distill_all(run: Run, mode: Mode, quiet: bool) -> None:
-    run = with_loaded_features(run)
-    teacher = load_teacher(run)
-    if mode == "overwrite":  # or a wrong word would cost what is there
-        _require_students(run, teacher)
-    unit = "epochs" if type(run.recipe) in DISTIL else "steps"
-    dataset: Dataset | None = None
-    if not isinstance(run.recipe, FROM_REWARD_ALONE):
-        if not (run.folder / "dataset" / "manifest.json").exists():
-            raise ConfigError(f"{run.folder / 'dataset'}: there are no data yet; run `rldistill collect` first")
-        Manifest.read(run.folder / "dataset").require_teacher(fingerprint(teacher))
-        dataset = Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
-    failed: dict[str, NothingLearnedError] = {}
-    for name in run.students:
-        try:
-            for seed in run.seeds:
-                with track(f"distil {name}, seed {seed}", unit, quiet) as report:
-                    distill_one(run, teacher, dataset, name, seed, mode, report)
-        except NothingLearnedError as error:
-            failed[name] = error
-            continue
-        for seed in run.seeds if run.control else ():
-            steps = _steps_of(run, name)
-            with track(f"control of {name}, seed {seed}", "steps", quiet) as report:
-                from_reward.control(run, teacher, name, seed, steps, mode, report)
-    if failed:
-        others = f" The other students are there; without {', '.join(failed)} among them, go on with --resume."
-        raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
-
-
-def distill_one(
-    run: Run,
-    teacher: Policy,
-    dataset: Dataset | None,
-    name: str,
-    seed: int,
-    mode: Mode,
-    progress: Progress,
-) -> NetworkPolicy:
-    """One student with one training seed, by the run's recipe."""
-    by = DISTIL.get(type(run.recipe))
-    if by is None:
-        return from_reward.distill_student(run, teacher, dataset, name, seed, mode, progress)
-    assert dataset is not None
-    return by(run, teacher, dataset, name, seed, mode, progress)
+    Raises:
+        NothingLearnedError: a student learned nothing.
+    """
+    with record_run(run, "students", "controls"):
+        run = with_loaded_features(run)
+        teacher = load_teacher(run)
+        dataset = _read_dataset(run, teacher) if run.recipe.needs_dataset else None
+        if mode == "overwrite":  # an error in the settings must not cost the students that exist
+            run.recipe.check(run, teacher)
+        failed: dict[str, NothingLearnedError] = {}
+        for name in run.students:
+            try:
+                for seed in run.seeds:
+                    unit = "epochs" if run.recipe.learner is None else "steps"
+                    with track(f"distill {name}, seed {seed}", unit, quiet) as progress:
+                        run.recipe.distill(StudentJob(run, teacher, dataset, name, seed), mode, progress)
+            except NothingLearnedError as error:
+                failed[name] = error
+                continue
+            for seed in run.seeds if run.control else ():
+                job = StudentJob(run, teacher, dataset, name, seed)
+                with track(f"control of {name}, seed {seed}", "steps", quiet) as progress:
+                    train_control(job, student_steps(run, name), mode, progress)
+        if failed:
+            others = (
+                f" The other students are distilled. To evaluate them, leave out {', '.join(failed)} and continue with "
+                'mode="resume" (--resume).'
+            )
+            raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
 
 
 def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
-    """Play teacher, students and a random policy on the same fresh seeds, into `evaluation.json` and `videos/`."""
-    with noted(run, "students", "videos"):
-        return _evaluate_all(run, mode, quiet)
+    """Evaluate teacher, students and random play on the same episodes, into `evaluation.json` and `videos/`.
 
-
-def _evaluate_all(run: Run, mode: Mode, quiet: bool) -> dict[str, Any]:
-    path = run.folder / "evaluation.json"
+    Raises:
+        ConfigError: a student is missing, or it was made from other inputs than those of the run.
+    """
     require_mode(mode)
+    path = run.folder / "evaluation.json"
     if path.exists() and mode == "new":
         raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
-    trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
-    run, teacher = with_loaded_features(run), load_teacher(run)
-    for name in run.students:
-        for seed in run.seeds:
-            student_inputs(run, name, teacher).require_same(run.folder / "students" / name / f"seed-{seed}")
-    entrants = {
-        "teacher": PolicyRuns("teacher", {None: teacher}, trained),
-        **{name: _student_entrant(run, name) for name in run.students},
-        **{f"{name}-scratch": _control_entrant(run, name) for name in run.students if run.control},
-        "random": PolicyRuns("random", {None: None}, 0),
-    }
-    with track("evaluate", "episodes", quiet) as report:
-        evaluation = evaluate(
-            run.env,
-            entrants,
-            run.evaluate,
-            run.folder,
-            seed=run.seed,
-            dataset=_collected(run),
-            temperature=temperature_of(run.distill.losses),
-            curves=_curves(run),
-            progress=report,
-        )
-    doubts = [f"warning: {doubt['name']}: {doubt['text']}" for doubt in evaluation["warnings"]]
+    with record_run(run, "students", "videos"):
+        trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
+        run = with_loaded_features(run)
+        teacher = load_teacher(run)
+        for name in run.students:
+            for seed in run.seeds:
+                job = StudentJob(run, teacher, None, name, seed)
+                job.inputs().require_same(job.folder)
+        policies = {
+            "teacher": PolicyRuns("teacher", {None: teacher}, trained),
+            **{name: student_runs(run, name) for name in run.students},
+            **{f"{name}-scratch": control_runs(run, name) for name in run.students if run.control},
+            "random": PolicyRuns("random", {None: None}, 0),
+        }
+        has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
+        with track("evaluate", "episodes", quiet) as progress:
+            evaluation = evaluate(
+                run.env,
+                policies,
+                run.evaluate,
+                run.folder,
+                seed=run.seed,
+                dataset=run.read_dataset() if has_dataset else None,
+                temperature=temperature_of(run.distill.losses),
+                curves=training_curves(run),
+                progress=progress,
+            )
+    warned = [f"warning: {warning['name']}: {warning['text']}" for warning in evaluation["warnings"]]
     tables = filter(None, (evaluation_table(evaluation), robustness_table(evaluation)))
-    Console().print(*tables, verdict(evaluation), *doubts, sep="\n")
+    Console().print(*tables, verdict(evaluation), *warned, sep="\n")
     return evaluation
 
 
 def run_report(run: Run) -> Path:
-    """Write `report.html` and `MODEL_CARD.md` from what the other stages left."""
+    """Write `report.html` and `MODEL_CARD.md` from the results of the other stages."""
     path = write_report(run.folder)
     print(f"report: {path}")
     return path
 
 
 def load_teacher(run: Run) -> Policy:
-    """The run's teacher, trained or from elsewhere."""
+    """Load the teacher of a run."""
     if isinstance(run.teacher, TrainConfig):
         if not (run.folder / "teacher" / "policy.json").exists():
-            raise ConfigError(f"{run.folder / 'teacher'}: there is no teacher yet; run `rldistill train` first")
+            raise ConfigError(
+                f"{run.folder / 'teacher'}: there is no teacher yet. Train it first: run_train(run), or `rldistill "
+                "train FILE`."
+            )
         return load_policy(run.folder / "teacher")
     if isinstance(run.teacher, SavedTeacher):
         return load_fitting(run.teacher, run.env)
-    return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+    if isinstance(run.teacher, TeacherEnsemble):
+        return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+    return run.teacher
 
 
 def with_loaded_features(run: Run) -> Run:
-    """Return the run with the network in place of its path wherever a student takes a network's features.
+    """Return the run with a loaded network in place of the path of each student that uses a network's features.
 
-    Only here are such paths resolved: a run file is trusted like a Makefile, a stored student is data.
+    Such paths are resolved only here: a run file is trusted like a Makefile, a stored student is data.
     """
     students = dict(run.students)
     for name, student in run.students.items():
-        own = getattr(student, "features", None)
-        if not isinstance(own, TeacherFeatures):
-            continue
-        features = own if own.policy else TeacherFeatures(_path_of_teacher(run, name))
-        spec = spec_from_env(run.env.view_of("student"))
-        students[name] = dataclasses.replace(student, features=features.load(SavedTeacher(features.policy).load(spec)))  # type: ignore[arg-type]
+        features = getattr(student, "features", None)
+        if isinstance(features, TeacherFeatures):
+            features = features if features.policy else TeacherFeatures(_path_of_teacher(run, name))
+            network = SavedTeacher(features.policy).load(spec_from_env(run.env.view_of("student")))
+            students[name] = dataclasses.replace(cast(Any, student), features=features.load(network))
     return dataclasses.replace(run, students=students)
 
 
 def _path_of_teacher(run: Run, student: str) -> str:
-    if isinstance(run.teacher, TeacherEnsemble):
-        raise ConfigError(f"students.{student}.features.policy: an ensemble has no hidden layer; name one of its files")
-    return str(run.folder / "teacher") if isinstance(run.teacher, TrainConfig) else run.teacher.path
-
-
-def _check_teacher(run: Run) -> None:
-    """The short form of `rldistill teachers verify`: a few hundred steps, and a warning for each usual mistake."""
-    if isinstance(run.teacher, TrainConfig) or (
-        isinstance(run.teacher, SavedTeacher) and run.teacher.path.startswith(ZOO)
-    ):
-        return
-    doubts = quick_check(load_teacher(run), run.env, run.seed)
-    if isinstance(run.teacher, SavedTeacher):
-        doubts += filter(None, [trained_elsewhere(run.teacher.path, run.env.id)])
-    for text in doubts:
-        warnings.warn(f"the teacher looks wrong: {text}; `rldistill teachers verify` says more", stacklevel=2)
-
-
-def _student_entrant(run: Run, name: str) -> PolicyRuns:
-    return PolicyRuns("student", _policies(run, run.folder / "students" / name), _steps_of(run, name))
-
-
-def _control_entrant(run: Run, name: str) -> PolicyRuns:
-    place = run.folder / "controls" / name
-    steps = max(_reward_steps(place / f"seed-{seed}") for seed in run.seeds)
-    return PolicyRuns("student", _policies(run, place), steps)
-
-
-def _policies(run: Run, place: Path) -> dict[int | None, Policy | None]:
-    folders = {seed: place / f"seed-{seed}" for seed in run.seeds}
-    missing = [folder for folder in folders.values() if not (folder / "policy.json").exists()]
-    if missing:
-        raise ConfigError(f"{missing[0]}: there is no student yet; run `rldistill distill` first")
-    return {seed: load_native(folder) for seed, folder in folders.items()}
-
-
-def _curves(run: Run) -> dict[str, Curve]:
-    """Mean returns against environment steps of all that learned from reward, the teacher's data counted."""
-    curves: dict[str, Curve] = {}
     if isinstance(run.teacher, TrainConfig):
-        curves["teacher"] = _scores(run.folder / "teacher" / "curve.jsonl", "mean", 0)
-    for name in run.students:
-        curves[name] = _mean_curve(run, run.folder / "students" / name, _collected_steps(run))
-        if run.control:
-            curves[f"{name}-scratch"] = _mean_curve(run, run.folder / "controls" / name, 0)
-    return {name: curve for name, curve in curves.items() if curve}
+        return str(run.folder / "teacher")
+    if isinstance(run.teacher, SavedTeacher):
+        return run.teacher.path
+    raise ConfigError(f"students.{student}.features.policy: this teacher has no file. Name the file of a network.")
 
 
-def _mean_curve(run: Run, place: Path, before: int) -> Curve:
-    """Of all training seeds, at the steps at which each was scored."""
-    seeds = [dict(_scores(place / f"seed-{seed}" / "metrics.jsonl", "score", before)) for seed in run.seeds]
-    common = sorted(set.intersection(*map(set, seeds)))
-    return [(steps, sum(scores[steps] for scores in seeds) / len(seeds)) for steps in common]
+def _read_dataset(run: Run, teacher: Policy) -> Dataset:
+    if not (run.dataset_folder / "manifest.json").exists():
+        raise ConfigError(
+            f"{run.dataset_folder}: there is no dataset yet. Collect it first: run_collect(run), or `rldistill collect "
+            "FILE`."
+        )
+    Manifest.read(run.dataset_folder).require_teacher(fingerprint(teacher))
+    return run.read_dataset()
 
 
-def _scores(path: Path, column: str, before: int) -> Curve:
-    return [(before + row["step"], row[column]) for row in read_jsonl(path) if row.get(column) is not None]
-
-
-def _collected(run: Run) -> Dataset | None:
-    """What the teacher said of its own states, unless nothing was collected."""
-    if isinstance(run.recipe, FROM_REWARD_ALONE) or not (run.folder / "dataset" / "manifest.json").exists():
-        return None
-    return Dataset.read([run.folder / "dataset"], run.collect.gamma, memory_gb=run.collect.memory_gb)
-
-
-def _collected_steps(run: Run) -> int:
-    """Environment steps of the teacher's data, unless the recipe needs none and they are of something else."""
-    folder = run.folder / "dataset"
-    return 0 if isinstance(run.recipe, FROM_REWARD_ALONE) or not folder.exists() else Manifest.read(folder).num_steps
-
-
-def _steps_of(run: Run, name: str) -> int:
-    """Environment steps that a student took: those of the teacher's data, its own rounds, its learning from reward."""
-    folders = [run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds]
-    return _collected_steps(run) + max(
-        _own_steps(folder) + _reward_steps(folder) for folder in folders if folder.exists()
-    )
-
-
-def _own_steps(folder: Path) -> int:
-    dataset = folder / "dataset"
-    return Manifest.read(dataset).num_steps if dataset.exists() else 0
-
-
-def _reward_steps(folder: Path) -> int:
-    document = folder / "policy.json"
-    return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
+def _check_teacher(run: Run, teacher: Policy) -> None:
+    """Warn about common mistakes in a teacher that was trained elsewhere, after a few hundred steps."""
+    path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else None
+    if isinstance(run.teacher, TrainConfig) or (path or "").startswith(ZOO):
+        return
+    problems = quick_check(teacher, run.env, run.seed)
+    if path is not None:
+        problems += filter(None, [trained_elsewhere(path, run.env.id)])
+    for problem in problems:
+        warnings.warn(f"the teacher looks wrong: {problem}. See `rldistill teachers verify`.", stacklevel=3)

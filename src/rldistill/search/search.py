@@ -18,9 +18,8 @@ from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.cost import measure_cost
-from rldistill.recipes import dagger
-from rldistill.recipes.config import Dagger
-from rldistill.recipes.job import Run
+from rldistill.recipes.dagger import Dagger, distill_in_rounds
+from rldistill.recipes.job import Run, StudentJob
 from rldistill.search.candidates import as_written, candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import SearchEvaluator, Trial, front, halve, judge, sizes_of
@@ -127,7 +126,8 @@ def _shared_data(
     asked = dataclasses.replace(run, students={"scout": scout, **run.students}, folder=folder)
     with track("scout", "epochs", quiet) as report:
         place = folder / "students" / "scout" / "seed-0"
-        dagger.in_rounds(asked, recipe, teacher, dataset, "scout", 0, "resume", report, taught=run.folder / "dataset")
+        job = StudentJob(asked, teacher, dataset, "scout", 0, source=run.dataset_folder)
+        distill_in_rounds(job, recipe, "resume", report)
     both = [run.folder / "dataset", place / "dataset"]
     return Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
 

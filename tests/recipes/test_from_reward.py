@@ -17,7 +17,8 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.from_reward import control, own_returns
+from rldistill.recipes.from_reward import train_control, validation_returns
+from rldistill.recipes.job import StudentJob
 from rldistill.run.config import RunConfig
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
@@ -87,7 +88,7 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
         "students": {"linear": {"type": "linear"}}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = RunConfig.model_validate(document).plan()
-    chosen_by = own_returns(run, teacher, None)
+    chosen_by = validation_returns(run, teacher, None)
     judged_by = play(run.env, None, episodes, seed=run.seed).returns
     assert len(chosen_by) == episodes
     assert chosen_by.tolist() != judged_by.tolist()
@@ -104,7 +105,7 @@ def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> No
         "students": {"one": MLP}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = RunConfig.model_validate(document).plan()
-    policy = control(run, teacher, "one", 0, 6, "new", SILENT)
+    policy = train_control(StudentJob(run, teacher, None, "one", 0), 6, "new", SILENT)
     assert policy.spec.head.kind == "squashed_gaussian"
 
 
