@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import (
     ActionHead,
@@ -85,25 +85,17 @@ def said(head: ActionHead, params: Tensor) -> PolicyOutput:
     return PolicyOutput(head, params, value, torch.stack([value, 2 * value], -1))
 
 
-def make_batch(teacher: PolicyOutput, next_params: Tensor | None = None) -> Batch:
+def make_batch(teacher: PolicyOutput, next_params: Tensor | None = None) -> Labels:
     lead = teacher.params.shape[:-1]
     zeros, whole = torch.zeros(lead), torch.zeros(lead, dtype=torch.int64)
     following = PolicyOutput(teacher.head, teacher.params if next_params is None else next_params)
-    return Batch(
-        obs=zeros,
+    return Labels(
         action=whole,
         reward=zeros + 1,
         return_to_go=zeros,
         terminated=zeros.bool(),
-        truncated=zeros.bool(),
         teacher=teacher,
         next_teacher=following,
-        next_obs=None,
-        weight=zeros + 1,
-        episode=whole,
-        step=whole,
-        actor=whole,
-        task=whole,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import (
     ActionHead,
@@ -42,24 +42,16 @@ Q = QValuesHead((2,))
 LOGITS = CategoricalHead((2,))
 
 
-def make_batch(params: Tensor, head: ActionHead = Q, terminated: bool = False) -> Batch:
+def make_batch(params: Tensor, head: ActionHead = Q, terminated: bool = False) -> Labels:
     lead = params.shape[:-1]
     zeros = torch.zeros(lead)
-    return Batch(
-        obs=zeros,
+    return Labels(
         action=torch.zeros(lead, dtype=torch.int64),
         reward=zeros + 2.0,
         return_to_go=zeros,
         terminated=torch.full(lead, terminated),
-        truncated=torch.full(lead, not terminated),
         teacher=PolicyOutput(head, params),
         next_teacher=PolicyOutput(head, params + 1),
-        next_obs=None,
-        weight=zeros + 1,
-        episode=zeros.long(),
-        step=zeros.long(),
-        actor=zeros.long(),
-        task=zeros.long(),
     )
 
 

@@ -32,8 +32,8 @@ class Brier:
     whole: bool = False
     student_head: ClassVar[str] = "any"
 
-    def __call__(self, student, batch):
-        best = nn.functional.one_hot(batch.teacher.mode(), student.params.shape[-1])
+    def __call__(self, student, labels):
+        best = nn.functional.one_hot(labels.teacher.mode(), student.params.shape[-1])
         loss = self.scale * ((student.params.softmax(-1) - best) ** 2).sum(-1)
         return loss.mean() if self.whole else loss
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("distill.losses.0.whole=true", "a loss keeps its leading dimensions"),
+        ("distill.losses.0.whole=true", "A loss keeps its leading dimensions"),
         ("students={bare: {type: 'own_parts:Bare'}}", "expected a rldistill.NetworkPolicy"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -36,10 +37,14 @@ BLIND = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),))
 def test_every_step_comes_once_and_in_its_order(dataset: Dataset, length: int, lanes: int, shuffled: bool) -> None:
     rows = np.flatnonzero(dataset.heldout)
     rng = np.random.default_rng(0) if shuffled else None
+    # The labels hold the place of each step.
+    columns = dataset.columns
+    places = {name: columns[key].astype(np.float32) for name, key in (("reward", "episode"), ("return_to_go", "step"))}
+    dataset = dataclasses.replace(dataset, columns=columns | places)
     seen, began = [], 0
     last: dict[int, tuple[int, int]] = {}
     for window in windows(dataset, rows, length, lanes, rng):
-        episode, step = window.batch.episode.numpy(), window.batch.step.numpy()
+        episode, step = window.batch.reward.numpy(), window.batch.return_to_go.numpy()
         for t, lane in np.argwhere(window.batch.weight.numpy() > 0):
             at = int(episode[t, lane]), int(step[t, lane])
             begins = bool(window.starts[t, lane])
@@ -48,7 +53,6 @@ def test_every_step_comes_once_and_in_its_order(dataset: Dataset, length: int, l
             last[lane] = at
             began += begins
             seen.append(at)
-    columns = dataset.columns
     assert sorted(seen) == sorted(zip(columns["episode"][rows].tolist(), columns["step"][rows].tolist(), strict=True))
     assert began == len(set(columns["episode"][rows]))
 

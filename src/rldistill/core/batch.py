@@ -1,4 +1,4 @@
-"""Batches of labelled transitions."""
+"""Labels of a teacher, and batches of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ from rldistill.core.spec import Obs
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Transitions with the teacher's labels; leading dimensions `[B]`, or `[T, B]` for sequences."""
+class Labels:
+    """Data that losses compare a student with; leading dimensions `[B]`, or `[T, B]` for sequences.
 
-    obs: Obs
+    Attributes:
+        teacher: the teacher's output for the observation.
+        next_teacher: its output for the next observation; the last one of an episode that ended.
+        action: the recorded action.
+        reward: the reward of that action.
+        return_to_go: the discounted return from there.
+        terminated: booleans; a truncated episode did not terminate.
+    """
+
+    teacher: PolicyOutput
+    next_teacher: PolicyOutput
     action: Tensor
     reward: Tensor
     return_to_go: Tensor
     terminated: Tensor
-    truncated: Tensor
-    teacher: PolicyOutput
-    next_teacher: PolicyOutput
-    next_obs: Obs | None
+
+
+@dataclass(frozen=True)
+class Batch(Labels):
+    """Labelled observations, and the weight of each in the mean loss."""
+
+    obs: Obs
     weight: Tensor
-    episode: Tensor
-    step: Tensor
-    actor: Tensor
-    task: Tensor

@@ -24,11 +24,13 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.heads import ILLEGAL, ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import STEP, read_block, successors
+from rldistill.data.blocks import LABELS, STEP, read_block, successors
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
 
 HELDOUT_FRACTION = 0.1
+BATCHED = ("action", "reward", "return_to_go", "terminated", *LABELS)
+"""Columns of a batch."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,7 @@ class Dataset:
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
-        # What the teacher alone saw is for new teachers, and large.
-        told = {name: values for name, values in self.columns.items() if name != "teacher_obs"}
-        column = {name: torch.from_numpy(values.take(rows, 0)) for name, values in told.items()}
+        column = {name: torch.from_numpy(self.columns[name].take(rows, 0)) for name in BATCHED if name in self.columns}
         head = self.spec.head
         return Batch(
             obs=self.observations(rows),
@@ -177,15 +177,9 @@ class Dataset:
             reward=column["reward"],
             return_to_go=column["return_to_go"],
             terminated=column["terminated"],
-            truncated=column["truncated"],
             teacher=PolicyOutput(head, column["teacher"], column.get("value"), column.get("features")),
             next_teacher=PolicyOutput(head, column["next_teacher"], column.get("next_value")),
-            next_obs=None,
             weight=torch.ones(len(rows)),
-            episode=column["episode"],
-            step=column["step"],
-            actor=column["actor"],
-            task=torch.zeros(len(rows), dtype=torch.int64),
         )
 
     def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 
@@ -23,14 +23,14 @@ class FeatureMSE:
 
     student_head: ClassVar[str] = "features"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        labels = batch.teacher.features
-        if labels is None:
+        target = labels.teacher.features
+        if target is None:
             raise SpecMismatchError(
                 "FeatureMSE needs the teacher's features, and the dataset has none: collect.features"
             )
-        if student.features is None or student.features.shape != labels.shape:
+        if student.features is None or student.features.shape != target.shape:
             found = None if student.features is None else tuple(student.features.shape)
-            raise SpecMismatchError(f"FeatureMSE compares features of {tuple(labels.shape)} with {found}")
-        return ((student.features - labels.detach()) ** 2).mean(-1)
+            raise SpecMismatchError(f"FeatureMSE compares features of {tuple(target.shape)} with {found}")
+        return ((student.features - target.detach()) ** 2).mean(-1)

@@ -10,7 +10,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Batch, Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
@@ -30,20 +30,20 @@ class Term:
     weight: Schedule = Constant(1.0)
 
 
-def total_loss(terms: tuple[Term, ...], output: PolicyOutput, batch: Batch, progress: float) -> Tensor:
-    """sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
+def total_loss(terms: tuple[Term, ...], student: PolicyOutput, batch: Batch, progress: float) -> Tensor:
+    """Return sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
     scale = (batch.weight / batch.weight.sum()).flatten()
-    means = [torch.dot(unreduced(term, output, batch).flatten(), term.weight(progress) * scale) for term in terms]
+    means = [torch.dot(unreduced(term, student, batch).flatten(), term.weight(progress) * scale) for term in terms]
     return reduce(torch.add, means)
 
 
-def unreduced(term: Term, output: PolicyOutput, batch: Batch) -> Tensor:
-    """A term's loss of each transition; raises SpecMismatchError if it was reduced."""
-    loss = term.loss(output, batch)
-    if loss.shape != batch.weight.shape:
+def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:
+    """Return the loss of each transition; raise SpecMismatchError if the loss of a user reduced it."""
+    loss, shape = term.loss(student, labels), labels.reward.shape
+    if loss.shape != shape:
         raise SpecMismatchError(
-            f"distill.losses: {type(term.loss).__name__} gave {tuple(loss.shape)} for a batch of "
-            f"{tuple(batch.weight.shape)}; a loss keeps its leading dimensions, and the fit takes the mean"
+            f"distill.losses: {type(term.loss).__name__} returns shape {tuple(loss.shape)} for a batch of "
+            f"{tuple(shape)}. A loss keeps its leading dimensions; the mean is taken later."
         )
     return loss
 
@@ -94,15 +94,13 @@ def of_the_policy(terms: tuple[Term, ...]) -> tuple[Term, ...]:
 
 def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead) -> None:
     """Raise SpecMismatchError if a loss of ours cannot compare what these two heads say, with nothing beside it."""
-    number, index, false = torch.zeros(1), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-    said, label = (PolicyOutput(head, torch.zeros(1, head.num_params)) for head in (student, teacher))
-    batch = Batch(
-        number, said.mode(), number, number, false, false, label, label, None, number, index, index, index, index
-    )
+    output, label = (PolicyOutput(head, torch.zeros(1, head.num_params)) for head in (student, teacher))
+    number = torch.zeros(1)
+    labels = Labels(label, label, output.mode(), number, number, number.bool())
     for term in with_temperatures(terms, teacher, lambda: 1.0):
         try:
             if type(term.loss) in LOSSES.values():
-                term.loss(said, batch)
+                term.loss(output, labels)
         except SpecMismatchError as error:
             raise SpecMismatchError(f"distill.losses: {error}; take losses that fit both") from None
 

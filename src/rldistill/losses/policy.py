@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead
 from rldistill.core.policy import PolicyOutput
@@ -40,10 +40,10 @@ class ForwardKL:
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(detached(batch.teacher), student, temperature, student_temperature(student.head, temperature))
+        return kl(detached(labels.teacher), student, temperature, student_temperature(student.head, temperature))
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class ReverseKL:
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
         temperature = self.temperature or 1.0
-        return kl(student, detached(batch.teacher), student_temperature(student.head, temperature), temperature)
+        return kl(student, detached(labels.teacher), student_temperature(student.head, temperature), temperature)
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Jeffreys:
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        return ForwardKL(self.temperature)(student, batch) + ReverseKL(self.temperature)(student, batch)
+        return ForwardKL(self.temperature)(student, labels) + ReverseKL(self.temperature)(student, labels)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Wasserstein:
 
     student_head: ClassVar[str] = "any"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        teacher = detached(batch.teacher)
+        teacher = detached(labels.teacher)
         require_same_space("Wasserstein", teacher.head, student.head)
         return student.head.wasserstein(teacher.params, student.params)
 
@@ -106,7 +106,7 @@ class Entropy:
 
     student_head: ClassVar[str] = "any"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
         return -student.entropy()
 
@@ -120,10 +120,10 @@ class GapWeightedNLL:
 
     student_head: ClassVar[str] = "any"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        require_q_values("GapWeightedNLL's teacher", batch.teacher.head)
-        return self.weights(batch.teacher.params.detach()) * ActionNLL()(student, batch)
+        require_q_values("GapWeightedNLL's teacher", labels.teacher.head)
+        return self.weights(labels.teacher.params.detach()) * ActionNLL()(student, labels)
 
     @staticmethod
     def weights(q_values: Tensor) -> Tensor:
@@ -154,24 +154,24 @@ class AdvantageWeightedNLL:
         if not self.clip > 0:
             raise ConfigError(f"clip: expected a positive number, found {self.clip}")
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        require_same_space("AdvantageWeightedNLL", batch.teacher.head, student.head)
+        require_same_space("AdvantageWeightedNLL", labels.teacher.head, student.head)
         if not student.head.single_choice:
             raise SpecMismatchError(
                 f"AdvantageWeightedNLL: expected a head of categorical or q_values, found {student.head.kind}"
             )
-        labels = batch.teacher.params.detach()
-        if batch.teacher.head.action_values:
-            advantage = labels.gather(-1, batch.action[..., None]).squeeze(-1) - labels.amax(-1)
-        elif batch.teacher.value is not None:
-            advantage = batch.return_to_go - batch.teacher.value.detach()
+        values = labels.teacher.params.detach()
+        if labels.teacher.head.action_values:
+            advantage = values.gather(-1, labels.action[..., None]).squeeze(-1) - values.amax(-1)
+        elif labels.teacher.value is not None:
+            advantage = labels.return_to_go - labels.teacher.value.detach()
         else:
             raise SpecMismatchError(
                 "AdvantageWeightedNLL needs a teacher of Q values or with a value, and this one is categorical alone"
             )
         weight = (advantage / (self.temperature or 1.0)).clamp(max=math.log(self.clip)).exp()
-        return weight * student.head.nll(student.params, batch.action)
+        return weight * student.head.nll(student.params, labels.action)
 
 
 @dataclass(frozen=True)
@@ -183,9 +183,9 @@ class ActionNLL:
 
     student_head: ClassVar[str] = "any"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        teacher, head = detached(batch.teacher), student.head
+        teacher, head = detached(labels.teacher), student.head
         _require_same_actions(teacher.head, head)
         # A Gaussian learns the teacher's mean before it is clamped or squashed.
         same = head.stochastic and type(teacher.head) is type(head)

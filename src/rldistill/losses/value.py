@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import require_q_values, require_same_space, require_temperature, student_temperature
@@ -21,10 +21,10 @@ class QMSE:
 
     student_head: ClassVar[str] = "q_values"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        _require_q_values("QMSE", student, batch)
-        return ((student.params - batch.teacher.params.detach()) ** 2).mean(-1)
+        _require_q_values("QMSE", student, labels)
+        return ((student.params - labels.teacher.params.detach()) ** 2).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class QHuber:
         if not self.delta > 0:
             raise ConfigError(f"delta: expected a positive number, found {self.delta}")
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        _require_q_values("QHuber", student, batch)
-        labels = batch.teacher.params.detach()
-        return F.huber_loss(student.params, labels, reduction="none", delta=self.delta).mean(-1)
+        _require_q_values("QHuber", student, labels)
+        values = labels.teacher.params.detach()
+        return F.huber_loss(student.params, values, reduction="none", delta=self.delta).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class AdvantageMSE:
     def __post_init__(self) -> None:
         require_temperature(self.temperature)
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        require_q_values("AdvantageMSE's teacher", batch.teacher.head)
-        require_same_space("AdvantageMSE", batch.teacher.head, student.head)
+        require_q_values("AdvantageMSE's teacher", labels.teacher.head)
+        require_same_space("AdvantageMSE", labels.teacher.head, student.head)
         temperature = self.temperature or 1.0
         advantages = bounded_advantages(student.params, student_temperature(student.head, temperature))
-        return ((advantages - bounded_advantages(batch.teacher.params.detach(), temperature)) ** 2).mean(-1)
+        return ((advantages - bounded_advantages(labels.teacher.params.detach(), temperature)) ** 2).mean(-1)
 
 
 def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
@@ -93,16 +93,16 @@ class BellmanTarget:
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"gamma: expected a number from 0 to 1, found {self.gamma}")
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        _require_q_values("BellmanTarget", student, batch)
-        q_taken = student.params.gather(-1, batch.action[..., None]).squeeze(-1)
-        return (q_taken - self.target(batch)) ** 2
+        _require_q_values("BellmanTarget", student, labels)
+        q_taken = student.params.gather(-1, labels.action[..., None]).squeeze(-1)
+        return (q_taken - self.target(labels)) ** 2
 
-    def target(self, batch: Batch) -> Tensor:
+    def target(self, labels: Labels) -> Tensor:
         """r + gamma * max_a' Q_teacher(s', a'), `[...]`."""
-        bootstrap = batch.next_teacher.params.detach().amax(-1) * ~batch.terminated
-        return batch.reward + self.gamma * bootstrap
+        bootstrap = labels.next_teacher.params.detach().amax(-1) * ~labels.terminated
+        return labels.reward + self.gamma * bootstrap
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ class LargeMargin:
         if not self.margin > 0:
             raise ConfigError(f"margin: expected a positive number, found {self.margin}")
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        require_same_space("LargeMargin", batch.teacher.head, student.head)
+        require_same_space("LargeMargin", labels.teacher.head, student.head)
         require_q_values("LargeMargin's student", student.head)
-        best = batch.teacher.params.detach().argmax(-1, keepdim=True)
+        best = labels.teacher.params.detach().argmax(-1, keepdim=True)
         margins = torch.full_like(student.params, self.margin).scatter(-1, best, 0.0)
         return (student.params + margins).amax(-1) - student.params.gather(-1, best).squeeze(-1)
 
@@ -138,9 +138,9 @@ class ValueMSE:
 
     student_head: ClassVar[str] = "value"
 
-    def __call__(self, student: PolicyOutput, batch: Batch) -> Tensor:
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """`[...]`, unreduced."""
-        teacher = batch.teacher
+        teacher = labels.teacher
         label = teacher.params.amax(-1) if teacher.head.action_values else teacher.value
         if label is None:
             raise SpecMismatchError(f"ValueMSE needs a teacher with a value, and this one is {teacher.head.kind} alone")
@@ -149,7 +149,7 @@ class ValueMSE:
         return (student.value - label.detach()) ** 2
 
 
-def _require_q_values(loss: str, student: PolicyOutput, batch: Batch) -> None:
-    require_q_values(f"{loss}'s teacher", batch.teacher.head)
+def _require_q_values(loss: str, student: PolicyOutput, labels: Labels) -> None:
+    require_q_values(f"{loss}'s teacher", labels.teacher.head)
     require_q_values(f"{loss}'s student", student.head)
-    require_same_space(loss, batch.teacher.head, student.head)
+    require_same_space(loss, labels.teacher.head, student.head)

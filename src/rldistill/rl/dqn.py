@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
@@ -317,13 +317,9 @@ class _Training(BestPolicyTracker):
         if not self.gap and self.head.action_values:
             self.gap = torch.tensor(max(action_gap(drawn.labels.numpy()), 1e-6))
         teacher = PolicyOutput(self.head, drawn.labels)
-        nothing = torch.zeros_like(drawn.action)
-        batch = Batch(
-            drawn.obs, drawn.action, drawn.reward, drawn.reward, drawn.discount == 0, nothing.bool(), teacher, teacher,
-            None, torch.ones_like(drawn.reward), nothing, nothing, nothing, nothing,
-        )  # fmt: skip
+        labels = Labels(teacher, teacher, drawn.action, drawn.reward, drawn.reward, drawn.discount == 0)
         terms = with_temperatures(self.guidance.losses, self.head, lambda: float(self.gap))
-        return torch.stack([term.weight(self.done) * unreduced(term, output, batch) for term in terms]).sum(0)
+        return torch.stack([term.weight(self.done) * unreduced(term, output, labels) for term in terms]).sum(0)
 
     def _note(self, seconds: float) -> None:
         """A row of `metrics.jsonl` now and then; where it is time, the score of the policy, kept if it is the best."""

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Batch
+from rldistill.core.batch import Labels
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.rl.rollout import Rollout
-
-NOTHING = torch.zeros((), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Minibatch:
         old: the log-probability of each action when it was drawn.
         advantage, returns: of each action, and what the critic should have said.
         state: what the student remembered at first.
-        obs, chosen, reward, terminated, truncated, starts, weight, labels: as in `Rollout`.
+        obs, raw_action, reward, terminated, starts, weight, labels: as in `Rollout`.
     """
 
     obs: Tensor
@@ -35,7 +33,6 @@ class Minibatch:
     returns: Tensor
     reward: Tensor
     terminated: Tensor
-    truncated: Tensor
     starts: Tensor
     weight: Tensor
     labels: Tensor | None = None
@@ -50,26 +47,11 @@ class Minibatch:
         squares = torch.dot(self.weight.flatten(), centred.flatten() ** 2)
         return centred / ((squares / (total - 1).clamp_min(1)).sqrt() + 1e-8)
 
-    def labelled(self, head: ActionHead) -> Batch:
+    def labelled(self, head: ActionHead) -> Labels:
         """As the distillation losses take it."""
         assert self.labels is not None
-        teacher, nothing = PolicyOutput(head, self.labels), NOTHING.expand(self.returns.shape)
-        return Batch(
-            obs=self.obs,
-            action=self.raw_action,
-            reward=self.reward,
-            return_to_go=self.returns,
-            terminated=self.terminated,
-            truncated=self.truncated,
-            teacher=teacher,
-            next_teacher=teacher,
-            next_obs=None,
-            weight=self.weight,
-            episode=nothing,
-            step=nothing,
-            actor=nothing,
-            task=nothing,
-        )
+        teacher = PolicyOutput(head, self.labels)
+        return Labels(teacher, teacher, self.raw_action, self.reward, self.returns, self.terminated)
 
 
 def minibatches(
@@ -83,7 +65,7 @@ def minibatches(
 ) -> Iterator[Minibatch]:
     """All steps in a new order, about `batch_size` at a time; whole slots where the student remembers."""
     columns = {"old": old, "advantage": advantage, "returns": returns}
-    for name in ("obs", "raw_action", "reward", "terminated", "truncated", "starts", "weight"):
+    for name in ("obs", "raw_action", "reward", "terminated", "starts", "weight"):
         columns[name] = getattr(experience, name)
     if experience.labels is not None:
         columns["labels"] = experience.labels

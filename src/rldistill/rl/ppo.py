@@ -285,8 +285,8 @@ class _Training(BestPolicyTracker):
         """The distillation losses of a minibatch, weighted and summed, unreduced."""
         assert self.head is not None
         assert self.terms is not None
-        batch = part.labelled(self.head)
-        return reduce(torch.add, [term.weight(done) * unreduced(term, output, batch) for term in self.terms])
+        labels = part.labelled(self.head)
+        return reduce(torch.add, [term.weight(done) * unreduced(term, output, labels) for term in self.terms])
 
     def _note(self, row: dict[str, float], seconds: float) -> None:
         """A row of `metrics.jsonl`; where it is time, the score of the policy, which is kept if it is the best."""
