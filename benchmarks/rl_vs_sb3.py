@@ -45,6 +45,7 @@ from rldistill.losses.objective import Term
 from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
+from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent
 
 ROOT = Path(__file__).parent.parent
@@ -177,14 +178,14 @@ def tasks() -> list[Task]:
 def ours(task: Task, seed: int, folder: Path) -> tuple[Policy, float]:
     """The trained policy, and the seconds it took."""
     started = time.perf_counter()
+    learning = LearningTask(task.env, task.student, folder, seed=seed)
     if isinstance(task.config, DQNConfig):
-        policy = dqn.learn(task.env, task.student, task.config, folder, seed=seed)
+        policy = dqn.learn(learning, task.config)
     elif task.teacher is None:
-        policy = ppo.learn(task.env, task.student, task.config, folder, seed=seed)
+        policy = ppo.learn(learning, task.config)
     else:
-        beside = Guidance((Term(ForwardKL()),), proximal=True)
-        teacher = load_policy(task.teacher)
-        policy = ppo.learn(task.env, task.student, task.config, folder, teacher=teacher, guidance=beside, seed=seed)
+        guidance = Guidance((Term(ForwardKL()),), proximal=True)
+        policy = ppo.learn(replace(learning, teacher=load_policy(task.teacher), guidance=guidance), task.config)
     return policy, time.perf_counter() - started
 
 

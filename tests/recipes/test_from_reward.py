@@ -134,11 +134,11 @@ RIDGE = {"type": "ridge"}
 @pytest.mark.parametrize(
     ("teacher", "recipe", "more", "message"),
     [
-        ("Worst", {"name": "kickstart", "gate": "performance"}, {}, "can never open"),
-        ("Worst", {"name": "finetune"}, {}, "can never open"),
-        ("Worst", {"name": "qdagger"}, {}, "can never open"),
+        ("Worst", {"name": "kickstart", "gate": "performance"}, {}, "nothing to distil"),
+        ("Worst", {"name": "finetune"}, {}, "nothing to distil"),
+        ("Worst", {"name": "qdagger"}, {}, "nothing to distil"),
         ("Best", {"name": "finetune"}, {"students": {"one": TREE}}, "does not learn by gradient"),
-        ("Best", {"name": "qdagger"}, {"students": {"one": GRU}}, "remembers"),
+        ("Best", {"name": "qdagger"}, {"students": {"one": GRU}}, "recurrent"),
         ("Best", {"name": "finetune"}, {"distill": {"losses": ["q_mse"]}}, "distill.losses"),
         ("Best", {"name": "qdagger"}, {"distill": {"losses": ["bellman_target"]}}, "distill.losses"),
         ("Best", {"name": "finetune"}, {"ppo": {"total_steps": 512}}, "recipe.critic_warmup"),

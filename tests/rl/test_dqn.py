@@ -30,12 +30,15 @@ from rldistill.io.atomic import Mode, sha256_file
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
+from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.dqn import _Training, learn
-from rldistill.rl.dueling import Dueling
+from rldistill.rl.dqn import _Learner
 from rldistill.rl.guidance import Guidance
+from rldistill.rl.offline_data import ReplayObsEncoder
+from rldistill.rl.q_network import DuelingLayer
 from rldistill.rl.replay import ReplayBuffer, TransitionBatch
-from rldistill.rl.training import Score, TrainingSetup
+from rldistill.rl.task import LearningTask, Score
+from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Objects, Standardized, Standardizer
 from rldistill.teachers.load import load_policy
@@ -49,6 +52,13 @@ SHORT = DQNConfig(
     schedule="linear", ema_decay=0.9,
 )  # fmt: skip
 SPEC = PolicySpec((1,), "float32", CategoricalHead((2,)))
+
+
+def learn(env: EnvConfig, student: AnyStudent, config: DQNConfig, folder: Path, **options: Any) -> NetworkPolicy:
+    """Call `dqn.learn` with the options of the task among the others."""
+    names = {"teacher", "guidance", "score", "seed"}
+    task = LearningTask(env, student, folder, **{name: options.pop(name) for name in names & {*options}})
+    return dqn.learn(task, config, **options)
 
 
 def lived(replay: ReplayBuffer, steps: int, ends: dict[int, str]) -> None:
@@ -95,7 +105,7 @@ def test_no_window_leads_from_an_episode_that_was_dropped_into_another() -> None
     replay = ReplayBuffer(SPEC, 20, 2)
     for steps, ends in ((13, {7: "terminated"}), (4, {})):  # the ring is full, and then it goes on elsewhere
         lived(replay, steps, ends)
-        replay.cut()
+        replay.truncate()
     assert len(replay) == 20
     replay.add(
         np.full((2, 1), 500.0, np.float32), {}, action=np.zeros(2, int), reward=np.ones(2),
@@ -125,11 +135,41 @@ def test_frames_are_stored_once_and_stacked_when_drawn() -> None:
         assert [int(frame[0, 0]) % 100 for frame in obs] == [newest - back if back <= age else 0 for back in (2, 1, 0)]
 
 
-def test_rewards_of_a_bare_game_are_clipped_too() -> None:
+class TestDQNLoss:
+    """Two transitions; the Huber loss is e^2 / 2 up to an error of 1, and |e| - 1/2 beyond."""
+
+    batch = TransitionBatch(
+        torch.zeros(2, 1), torch.tensor([1, 0]), torch.tensor([1.0, 2.0]), torch.zeros(2, 1), torch.tensor([0.5, 0.0]),
+        None,
+    )  # fmt: skip
+    q_values = torch.tensor([[7.0, 3.0], [4.0, 9.0]])
+    target = torch.tensor([[2.0, 5.0], [1.0, 1.0]])
+
+    def test_of_one_network_by_hand(self) -> None:
+        terms = dqn.dqn_loss(self.q_values, self.batch, self.target)
+        assert terms.q_value.tolist() == [3.0, 4.0]
+        # targets: 1 + 0.5 * 5 = 3.5, and 2, after which the episode has ended
+        assert terms.td.tolist() == pytest.approx([0.5**2 / 2, 2 - 0.5])
+
+    def test_of_two_networks_by_hand(self) -> None:
+        """The learning network selects action 0, of which the target network gives the value 2."""
+        terms = dqn.dqn_loss(self.q_values, self.batch, self.target, torch.tensor([[9.0, 8.0], [0.0, 1.0]]))
+        assert terms.td.tolist() == pytest.approx([(3 - (1 + 0.5 * 2)) - 0.5, 2 - 0.5])
+
+    def test_targets_have_no_gradient(self) -> None:
+        learning, target = self.q_values.clone().requires_grad_(), self.target.clone().requires_grad_()
+        dqn.dqn_loss(learning, self.batch, target, learning).td.sum().backward()
+        assert target.grad is None
+        assert learning.grad is not None
+        assert learning.grad.tolist() == [[0.0, 1.0], [1.0, 0.0]]  # errors of 3 - (1 + 0.5 * 2) and 4 - 2
+
+
+def test_rewards_of_a_bare_game_are_clipped_too(tmp_path: Path) -> None:
     env, teacher = EnvConfig("PongNoFrameskip-v4"), load_policy("zoo:pong-dqn")
-    setting = TrainingSetup.of(env, teacher, Guidance(KL), 1, 0)
-    setting.life.close()
-    assert (setting.life.env.id, setting.life.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
+    task = LearningTask(env, Mlp((8,)), tmp_path, teacher, Guidance(KL))
+    with task.open(1, 1, torch.device("cpu")) as setup:
+        assert (setup.worker.env.id, setup.worker.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
+        assert setup.clips_rewards
 
 
 def test_it_is_scored_as_often_as_asked(tmp_path: Path) -> None:
@@ -140,8 +180,8 @@ def test_it_is_scored_as_often_as_asked(tmp_path: Path) -> None:
 
 
 def test_a_dueling_layer_is_one_layer_in_the_end() -> None:
-    layer, hidden = Dueling(5, 3), torch.randn(7, 5)
-    torch.testing.assert_close(layer.joined()(hidden), layer(hidden))
+    layer, hidden = DuelingLayer(5, 3), torch.randn(7, 5)
+    torch.testing.assert_close(layer.to_linear()(hidden), layer(hidden))
     assert (layer(hidden).mean(1) - layer.value(hidden)[:, 0]).abs().max() < 1e-5
 
 
@@ -173,7 +213,7 @@ def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path: Path, monkeyp
         return np.array([2.0 if len(shown) == 2 else 1.0])  # the second is the best
 
     config = dataclasses.replace(SHORT, ema_decay=0.75, schedule="constant", eval_every=200)
-    monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
+    monkeypatch.setattr("rldistill.rl.dqn.LOG_INTERVAL_STEPS", 200)
     kept = learn(CARTPOLE, Linear(), config, tmp_path, score=score)
     mean, means = torch.zeros(10), []
     for number, weights in enumerate(after):
@@ -210,9 +250,9 @@ def test_what_a_student_counts_beside_its_weights_is_the_newest(tmp_path: Path) 
 def test_stopped_and_resumed_it_has_the_same_bytes(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
-    monkeypatch.setattr("rldistill.rl.dqn.SAVING", math.inf)
-    monkeypatch.setattr("rldistill.rl.dqn.NOTE_EVERY", 200)
+    monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.rl.train_state.MAX_CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr("rldistill.rl.dqn.LOG_INTERVAL_STEPS", 200)
     guidance = Guidance(KL, Constant(1.0))
 
     def train(place: str, mode: Mode = "new", stop_at: int = -1) -> None:
@@ -256,30 +296,29 @@ def test_the_teachers_data_come_first(
     assert same.float().mean() > 0.9
 
 
-def test_then_come_both_by_how_many_there_are(
+def test_dataset_and_replay_are_sampled_by_their_sizes(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(SHORT, total_steps=400, learning_starts=200, offline_steps=1)
-    counts: dict[str, list[int]] = {"taught": [], "both": [], "held": []}
-    learned = _Training._step
+    num_offline, replay_sizes = [], []
+    make_step = _Learner._step
 
-    def step(training: _Training, drawn: TransitionBatch, weight: float) -> Any:
-        if training.studied:
-            counts["both"].append(len(drawn.obs))
-            counts["held"].append(len(training.replay))  # type: ignore[arg-type]
-            seen = training.taught.dataset.observations(training.taught.rows)  # type: ignore[union-attr]
-            rows = {row.tobytes() for row in seen.numpy()}
-            counts["taught"].append(sum(row.tobytes() in rows for row in drawn.obs.numpy()))
-        return learned(training, drawn, weight)
+    def step(learner: _Learner, batch: TransitionBatch, weight: float) -> Any:
+        if learner.state.offline_updates:
+            assert learner.offline is not None
+            assert len(batch.obs) == config.batch_size
+            replay_sizes.append(len(learner.replay))
+            rows = {row.tobytes() for row in learner.offline.dataset.observations(learner.offline.rows).numpy()}
+            num_offline.append(sum(row.tobytes() in rows for row in batch.obs.numpy()))
+        return make_step(learner, batch, weight)
 
-    monkeypatch.setattr(_Training, "_step", step)
+    monkeypatch.setattr(_Learner, "_step", step)
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
-    assert set(counts["both"]) == {config.batch_size}
-    assert len(counts["both"]) > 40
-    taught = int((~dataset.heldout).sum())
-    chance = taught / (np.array(counts["held"]) + taught)
-    expected, variance = (config.batch_size * chance).sum(), (config.batch_size * chance * (1 - chance)).sum()
-    assert abs(sum(counts["taught"]) - expected) < 4 * np.sqrt(variance)
+    assert len(num_offline) > 40
+    size = int((~dataset.heldout).sum())
+    share = size / (np.array(replay_sizes) + size)
+    expected, variance = (config.batch_size * share).sum(), (config.batch_size * share * (1 - share)).sum()
+    assert abs(sum(num_offline) - expected) < 4 * np.sqrt(variance)
 
 
 def test_two_batches_as_one() -> None:
@@ -333,11 +372,13 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     for name in ("kept", "not kept"):
         policy = learn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
         told.append(policy(data.observations(np.arange(50)))[0].params)
-        monkeypatch.setattr("rldistill.rl.dqn.worth_keeping", lambda policy, dataset: False)
+        monkeypatch.setattr(
+            ReplayObsEncoder, "choose", lambda policy, dataset, device: ReplayObsEncoder(policy, False, device)
+        )
     kept, pictures = replays
     assert (kept.columns["obs"].shape, pictures.columns["obs"].shape) == ((400, policy.num_features), (400, 84, 84))
     with torch.no_grad():
-        features = policy.frozen_features(torch.from_numpy(pictures._seen(np.arange(80))))
+        features = policy.frozen_features(torch.from_numpy(pictures.observations(np.arange(80))))
     torch.testing.assert_close(torch.from_numpy(kept.columns["obs"][:80]), features)
     torch.testing.assert_close(*told, atol=1e-3, rtol=1e-3)  # one step is from other rows: pictures want a whole stack
 
@@ -345,25 +386,25 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
 def test_a_replay_takes_up_what_there_is_of_its_own_size() -> None:
     replay, same, larger = ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 40, 2)
     lived(replay, 4, {2: "truncated"})
-    assert {len(column) for name, column in replay.tensors().items() if name.startswith("column.")} == {8}
-    same.load_state_dict(replay.tensors())
+    assert {len(column) for column in replay.state_dict()["columns"].values()} == {8}
+    same.load_state_dict(replay.state_dict())
     one, other = (each.sample(50, 1, 0.5, np.random.default_rng(0)) for each in (replay, same))
     assert torch.equal(one.next_obs, other.next_obs)
     lived(replay, 14, {})
     with pytest.raises(ValueError, match="20"):
-        larger.load_state_dict(replay.tensors())
+        larger.load_state_dict(replay.state_dict())
 
 
 def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_progress(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
-    monkeypatch.setattr("rldistill.rl.dqn.save", lambda training: saved.append(training.studied))
+    monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(TrainState, "save", lambda state: saved.append(state.offline_updates))
     config = dataclasses.replace(SHORT, total_steps=8, offline_steps=3)
     told: list[tuple[int, int]] = []
     for share, count in ((math.inf, 3), (1e-9, 1)):
-        monkeypatch.setattr("rldistill.rl.dqn.SAVING", share)
+        monkeypatch.setattr("rldistill.rl.train_state.MAX_CHECKPOINT_SHARE", share)
         learn(
             CARTPOLE, Mlp((8,)), config, tmp_path / str(share), dataset=dataset,
             progress=Reports(lambda done, total: told.append((done, total))),
@@ -377,17 +418,17 @@ def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_p
 def test_stopped_in_the_teachers_data_it_goes_on_from_there(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rldistill.rl.dqn.SAVE_EVERY", 0.0)
-    monkeypatch.setattr("rldistill.rl.dqn.SAVING", math.inf)
+    monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("rldistill.rl.train_state.MAX_CHECKPOINT_SHARE", math.inf)
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=60)
-    step, count = _Training._step, itertools.count()
+    step, count = _Learner._step, itertools.count()
 
-    def counted(training: _Training, *arguments: Any) -> Any:
+    def counted(training: _Learner, *arguments: Any) -> Any:
         if next(count) == 100:  # 60 of the whole one, and 40 of the other
             raise KeyboardInterrupt
         return step(training, *arguments)
 
-    monkeypatch.setattr(_Training, "_step", counted)
+    monkeypatch.setattr(_Learner, "_step", counted)
     whole, cut = (
         partial(
             learn, CARTPOLE, Mlp((8,)), config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=dataset
@@ -433,7 +474,7 @@ def test_a_replay_without_room_for_a_return_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "message"), [(Tree(), "learn by gradient"), (Ridge(), "learn by gradient"), (Gru(), "remembers")]
+    ("student", "message"), [(Tree(), "learn by gradient"), (Ridge(), "learn by gradient"), (Gru(), "recurrent")]
 )
 def test_what_cannot_learn_so_is_refused(tmp_path: Path, student: AnyStudent, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

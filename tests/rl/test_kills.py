@@ -19,11 +19,11 @@ from rldistill.students.storage import save_policy
 
 # A checkpoint after every update, so that kills also meet those.
 COMMAND = """
-import rldistill.rl.dqn, rldistill.rl.ppo
+import rldistill.rl.dqn, rldistill.rl.train_state
 from rldistill.cli import main
-rldistill.rl.dqn.SAVE_EVERY = rldistill.rl.ppo.SAVE_EVERY = 0.0
-rldistill.rl.dqn.SAVING = float("inf")
-rldistill.rl.dqn.NOTE_EVERY = 200
+rldistill.rl.train_state.CHECKPOINT_INTERVAL_S = 0.0
+rldistill.rl.train_state.MAX_CHECKPOINT_SHARE = float("inf")
+rldistill.rl.dqn.LOG_INTERVAL_STEPS = 200
 main()
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
+from rldistill.rl import ppo
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import DistillationWeight, Guidance, proximal_weight
-from rldistill.rl.ppo import learn
-from rldistill.rl.rollout import advantages
+from rldistill.rl.minibatch import Minibatch, advantages
+from rldistill.rl.rollout import Rollout
+from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardized, Standardizer
 
@@ -34,16 +37,93 @@ SHORT = PPOConfig(total_steps=512, num_envs=4, rollout_length=32, epochs=2, batc
 KL = (Term(ForwardKL()),)
 
 
+def learn(env: EnvConfig, student: AnyStudent, config: PPOConfig, folder: Path, **options: Any) -> NetworkPolicy:
+    """Call `ppo.learn` with the options of the task among the others."""
+    names = {"teacher", "guidance", "head", "score", "seed"}
+    task = LearningTask(env, student, folder, **{name: options.pop(name) for name in names & {*options}})
+    return ppo.learn(task, config, **options)
+
+
+def rollout_of(**columns: torch.Tensor) -> Rollout:
+    """A rollout whose other columns are zeros `[T, N]`."""
+    zeros = torch.zeros_like(columns["reward"])
+    names = ("obs", "raw_action", "action_params", "starts", "labels", "next_obs", "state")
+    return Rollout(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns}, last_obs={})  # type: ignore[arg-type]
+
+
 def test_advantages_by_hand() -> None:
-    # gamma 1/2, lambda 1/2; the episode ends at the second step, by a time limit in slot 0, terminated in slot 1.
-    reward = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
+    # gamma 1/2, lambda 1/2; the episode ends at the second step, truncated in slot 0, terminated in slot 1.
+    rollout = rollout_of(
+        reward=torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]]),
+        terminated=torch.tensor([[False, False], [False, True], [False, False]]),
+        truncated=torch.tensor([[False, False], [True, False], [False, False]]),
+    )
     value = torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]])
-    following = torch.tensor([[2.0, 2.0], [8.0, 8.0], [6.0, 6.0]])
-    terminated = torch.tensor([[False, False], [False, True], [False, False]])
-    ended = torch.tensor([[False, False], [True, True], [False, False]])
-    found = advantages(reward, value, following, terminated, ended, 0.5, 0.5)
-    # delta: 1 + 1 - 0 = 2; 2 + 4 - 2 = 4, or 2 - 2 = 0 where nothing follows; 4 + 3 - 0 = 7
-    assert found.tolist() == [[2 + 0.25 * 4, 2 + 0.25 * 0], [4, 0], [7, 7]]
+    next_value = torch.tensor([[2.0, 2.0], [8.0, 8.0], [6.0, 6.0]])
+    # delta: 1 + 1 - 0 = 2; 2 + 4 - 2 = 4, or 2 - 2 = 0 if terminated; 4 + 3 - 0 = 7
+    assert advantages(rollout, value, next_value, 0.5, 0.5).tolist() == [[2 + 0.25 * 4, 2 + 0.25 * 0], [4, 0], [7, 7]]
+
+
+def minibatch(**columns: torch.Tensor) -> Minibatch:
+    """A minibatch whose other columns are zeros `[B]`."""
+    zeros = torch.zeros_like(columns["advantage"])
+    names = ("obs", "raw_action", "old_log_prob", "returns", "reward", "terminated", "truncated", "starts")
+    return Minibatch(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns})
+
+
+class TestPPOLoss:
+    def test_terms_by_hand(self) -> None:
+        """Advantages of mean 0 and deviation 1 stay as they are; c is 0.2."""
+        batch = minibatch(
+            advantage=torch.tensor([1.0, -1.0, 1.0, -1.0]) * 0.75**0.5,  # variance 4 * 0.75 / 3 = 1
+            returns=torch.tensor([1.0, 2.0, 3.0, 4.0]),
+        )
+        ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
+        terms = ppo.ppo_loss(
+            ratio.log(), torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]), batch, 0.2
+        )
+        # min(1.5, 1.2), min(-1.5, -1.2), min(0.5, 0.8), min(-0.5, -0.8), of which the mean is -0.15
+        assert terms.policy.item() == pytest.approx(0.15 * 0.75**0.5, abs=1e-6)
+        assert terms.value.item() == pytest.approx((0 + 4 + 0 + 4) / 4)
+        assert terms.entropy.item() == pytest.approx(3.0)
+        assert terms.clip_fraction.item() == 1.0
+        torch.testing.assert_close(terms.ratio, ratio)
+
+    def test_gradient_is_zero_where_the_ratio_is_clipped(self) -> None:
+        log_prob = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
+        batch = minibatch(advantage=torch.tensor([1.0, -1.0, 1.0, -1.0]) * 0.75**0.5)
+        zeros = torch.zeros(4)
+        ppo.ppo_loss(log_prob, zeros, zeros, batch, 0.2).policy.backward()  # type: ignore[no-untyped-call]
+        # d ratio / d log_prob = ratio; only the second and the third ratio are not clipped
+        expected = torch.tensor([0.0, 1.5, -0.5, 0.0]) / 4 * 0.75**0.5
+        torch.testing.assert_close(log_prob.grad, expected)
+
+    def test_steps_of_the_teacher_do_not_count_in_the_policy(self) -> None:
+        batch = minibatch(
+            advantage=torch.tensor([3.0, 1.0, 100.0]),
+            weight=torch.tensor([1.0, 1.0, 0.0]),
+            returns=torch.tensor([0.0, 0.0, 3.0]),
+        )
+        log_prob = torch.tensor([1.1, 1.0, 5.0]).log()
+        terms = ppo.ppo_loss(log_prob, torch.tensor([1.0, 2.0, 50.0]), torch.zeros(3), batch, 0.2)
+        # of 3 and 1: mean 2, deviation sqrt(2), so the normalized advantages are 1 / sqrt(2) and -1 / sqrt(2)
+        assert terms.policy.item() == pytest.approx(-(1.1 - 1.0) / 2**0.5 / 2, abs=1e-6)
+        assert terms.entropy.item() == pytest.approx(1.5)
+        assert terms.value.item() == pytest.approx(3.0)  # the critic learns from all steps
+
+    def test_terms_are_those_of_stable_baselines3(self) -> None:
+        """`PPO.train`'s own lines, on random numbers."""
+        torch.manual_seed(0)
+        log_prob, old, advantage, value, returns, entropy = torch.randn(6, 64)
+        terms = ppo.ppo_loss(
+            log_prob, entropy, value, minibatch(advantage=advantage, old_log_prob=old, returns=returns), 0.2
+        )
+        normalized = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        ratio = torch.exp(log_prob - old)
+        policy = -torch.min(normalized * ratio, normalized * torch.clamp(ratio, 1 - 0.2, 1 + 0.2)).mean()
+        torch.testing.assert_close(terms.policy, policy)
+        torch.testing.assert_close(terms.value, torch.nn.functional.mse_loss(returns, value))
+        torch.testing.assert_close(terms.entropy, entropy.mean())
 
 
 def test_likelihoods_are_those_of_pytorch() -> None:
@@ -90,7 +170,7 @@ def test_continuous_actions_are_drawn_from_a_gaussian(tmp_path: Path) -> None:
 def test_stopped_and_resumed_it_has_the_same_bytes(
     teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: AnyStudent, guidance: Guidance
 ) -> None:
-    monkeypatch.setattr("rldistill.rl.ppo.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
     learn(CARTPOLE, student, SHORT, tmp_path / "whole", teacher=teacher, guidance=guidance, seed=3)
 
     class Stop(Exception):
@@ -137,7 +217,7 @@ def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_pat
 
 
 def test_of_a_teacher_worse_than_random_play_is_warned() -> None:
-    with pytest.warns(UserWarning, match="-5 is no better than random play's 3: there is nothing to be learned"):
+    with pytest.warns(UserWarning, match=r"\(-5\) is not higher than random play \(3\), so there is nothing to distil"):
         Guidance(KL, teacher_return=-5.0, random_return=3.0)
 
 
@@ -293,20 +373,21 @@ class TestWeaning:
     def test_a_fall_after_it_began_is_warned_of_once(self, guidance: Guidance) -> None:
         weaning = DistillationWeight(guidance)
         for ended in range(1, 4):
-            assert weaning.update([90.0] * 16, ended, 0.05 * ended) == []
-        (text,) = weaning.update([60.0] * 16, 4, 0.5)
+            assert weaning.update([90.0] * 16, ended, 0.05 * ended) is None
+        text = weaning.update([60.0] * 16, 4, 0.5)
+        assert text is not None
         assert "fallen from 90 to 60" in text
-        assert weaning.update([10.0] * 16, 5, 0.6) == []
+        assert weaning.update([10.0] * 16, 5, 0.6) is None
 
     def test_a_fall_before_it_began_is_none_of_its_matter(self) -> None:
         weaning = DistillationWeight(Guidance(KL, Linear(1.0, 0.0)))
-        assert weaning.update([100.0] * 16, 1, 0.0) == []
-        assert weaning.update([70.0] * 16, 2, 0.05) == []
+        assert weaning.update([100.0] * 16, 1, 0.0) is None
+        assert weaning.update([70.0] * 16, 2, 0.05) is None
 
     def test_a_gate_that_never_opens_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match="can never open"):
+        with pytest.raises(ConfigError, match=r"nothing to distil\. Use another teacher, or set gate: none"):
             Guidance(KL, gate="performance", teacher_return=-20.0, random_return=-20.0)
-        with pytest.raises(ConfigError, match="needs the teacher's return"):
+        with pytest.raises(ConfigError, match="needs teacher_return"):
             Guidance(KL, gate="adaptive")
 
 

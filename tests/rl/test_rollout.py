@@ -56,7 +56,7 @@ def played(env: EnvConfig, guided: int, teacher: bool = True) -> tuple[Rollout, 
     student = StatefulPolicy(constant_policy(env, 1), 2)
     labeler = StatefulPolicy(constant_policy(env, 2), 2) if teacher else None
     with closing(worker):
-        return worker.play(student, labeler, 6, guided, torch.Generator().manual_seed(0)), worker
+        return worker.collect(student, labeler, 6, guided, torch.Generator().manual_seed(0)), worker
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rldistill.core.errors import ConfigError
@@ -13,10 +11,12 @@ from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
+from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import FromReward
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.rl import ppo
+from rldistill.rl.task import LearningTask
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Finetune(FromReward):
         config = job.run.distill
         return distill(job.data, job.student, config, folder, seed=job.seed, mode="resume", progress=False)
 
-    def learn(self, job: StudentJob, initial: NetworkPolicy | None) -> Callable[..., NetworkPolicy]:
-        """Return PPO with the critic warmup."""
+    def learn(
+        self, job: StudentJob, task: LearningTask, initial: NetworkPolicy | None, progress: Progress
+    ) -> NetworkPolicy:
+        """Train the student by PPO, the critic alone at first."""
         config = dataclasses.replace(job.run.ppo, critic_warmup=self.critic_warmup)
-        return partial(ppo.learn, job.run.env, job.student, config, job.folder, initial=initial)
+        return ppo.learn(task, config, initial=initial, mode="resume", progress=progress)

@@ -29,7 +29,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.training import learned_in
+from rldistill.rl.task import LearningTask, clip_rewards
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native
 
@@ -56,9 +56,11 @@ class FromReward(Recipe):
         """Return a policy with the initial weights; None for random weights."""
         return None
 
-    def learn(self, job: StudentJob, initial: NetworkPolicy | None) -> Callable[..., NetworkPolicy]:
-        """Return the function that trains the student, without its teacher, seed and progress."""
-        return partial(ppo.learn, job.run.env, job.student, job.run.ppo, job.folder, initial=initial)
+    def learn(
+        self, job: StudentJob, task: LearningTask, initial: NetworkPolicy | None, progress: Progress
+    ) -> NetworkPolicy:
+        """Train the student."""
+        return ppo.learn(task, job.run.ppo, initial=initial, mode="resume", progress=progress)
 
     def check(self, run: Run, teacher: Policy) -> None:
         """Raise for a student, a loss, a budget or a gate with which nothing can be learned from reward."""
@@ -79,7 +81,7 @@ class FromReward(Recipe):
             ConfigError: the gate can never open, since the teacher is no better than random play.
         """
         # The student learns from clipped rewards on Atari, so its return is compared with such returns.
-        clipped = dataclasses.replace(run, env=learned_in(adapt_env(run.env, teacher)))
+        clipped = dataclasses.replace(run, env=clip_rewards(adapt_env(run.env, teacher)))
         best = float(validation_returns(clipped, teacher, teacher, "teacher").mean())
         worst = float(validation_returns(clipped, teacher, None).mean())
         return Guidance(**self.guidance_options(run), teacher_return=best, random_return=worst)
@@ -94,14 +96,9 @@ class FromReward(Recipe):
         guidance = self.guidance(job.run, job.teacher)
         initial = self.initial_policy(job, mode)
         inputs.open_folder(job.folder, "policy.json", mode)
-        return self.learn(job, initial)(
-            teacher=job.teacher,
-            guidance=guidance,
-            score=partial(validation_returns, job.run, job.teacher),
-            seed=job.seed,
-            mode="resume",
-            progress=progress,
-        )
+        score = partial(validation_returns, job.run, job.teacher)
+        task = LearningTask(job.run.env, job.student, job.folder, job.teacher, guidance, score=score, seed=job.seed)
+        return self.learn(job, task, initial, progress)
 
 
 @dataclass(frozen=True)
@@ -173,20 +170,20 @@ def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Pro
     """Train the student of a job from reward alone into `controls/`, with ten times its environment steps."""
     run, total = job.run, CONTROL_BUDGET * student_steps
     folder = run.folder / "controls" / job.name / f"seed-{job.seed}"
+    is_dqn, score = run.recipe.learner == "dqn", partial(validation_returns, run, job.teacher)
+    head = None if is_dqn else job.teacher.spec.head
     env = adapt_env(run.env, job.teacher)
+    task = LearningTask(env, job.student, folder, head=head, score=score, seed=job.seed)
     learn: Callable[..., NetworkPolicy]
-    if run.recipe.learner == "dqn":
+    if is_dqn:
         dqn_config = dataclasses.replace(run.dqn, total_steps=total)
-        learn = partial(dqn.learn, env, job.student, dqn_config, folder)
-        values: dict[str, Any] = {"dqn": dqn_config}
+        learn, values = partial(dqn.learn, task, dqn_config), dict[str, Any](dqn=dqn_config)
     else:
         ppo_config = dataclasses.replace(run.ppo, total_steps=total)
-        learn = partial(ppo.learn, env, job.student, ppo_config, folder, head=job.teacher.spec.head)
-        values = {"ppo": ppo_config}
+        learn, values = partial(ppo.learn, task, ppo_config), dict[str, Any](ppo=ppo_config)
     inputs = StageInputs("distill", values | {f"students.{job.name}": job.student, "env": run.env})
     inputs.open_folder(folder, "policy.json", mode)
-    score = partial(validation_returns, run, job.teacher)
-    return learn(score=score, seed=job.seed, mode="resume", progress=progress)
+    return learn(mode="resume", progress=progress)
 
 
 def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:

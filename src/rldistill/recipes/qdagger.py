@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rldistill.core.errors import ConfigError
@@ -12,10 +10,12 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.core.spec import PolicySpec
+from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import FromReward
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.rl import dqn, q_network
+from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent
 
 
@@ -52,6 +52,8 @@ class QDagger(FromReward):
         """Return the head of the Q network."""
         return q_network.new_policy(student, spec, run.dqn).spec.head
 
-    def learn(self, job: StudentJob, initial: NetworkPolicy | None) -> Callable[..., NetworkPolicy]:
-        """Return DQN with the dataset of the teacher."""
-        return partial(dqn.learn, job.run.env, job.student, job.run.dqn, job.folder, dataset=job.data)
+    def learn(
+        self, job: StudentJob, task: LearningTask, initial: NetworkPolicy | None, progress: Progress
+    ) -> NetworkPolicy:
+        """Train the student by DQN, on the teacher's dataset first."""
+        return dqn.learn(task, job.run.dqn, dataset=job.data, mode="resume", progress=progress)

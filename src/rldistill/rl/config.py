@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 from rldistill.core.schedules import Linear, Schedule
 from rldistill.students import AnyStudent
@@ -33,7 +34,8 @@ class PPOConfig:
         critic_warmup: steps in which the critic alone learns.
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: of each, others than those that it is judged by at the end.
-        num_threads: of PyTorch.
+        num_threads: number of threads of PyTorch.
+        device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
     total_steps: int = 100_000
@@ -54,6 +56,7 @@ class PPOConfig:
     eval_every: int = 10_000
     eval_episodes: int = 20
     num_threads: int = 1
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         for name in (
@@ -98,7 +101,8 @@ class DQNConfig:
         offline_steps: gradient steps on the teacher's data before the first of the student's own.
         eval_every: steps between evaluations; the best policy is kept.
         eval_episodes: of each, others than those that it is judged by at the end.
-        num_threads: of PyTorch.
+        num_threads: number of threads of PyTorch.
+        device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
     total_steps: int = 50_000
@@ -122,6 +126,7 @@ class DQNConfig:
     eval_every: int = 10_000
     eval_episodes: int = 20
     num_threads: int = 1
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         for name in (

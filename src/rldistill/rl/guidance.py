@@ -1,31 +1,37 @@
-"""What of the teacher counts while a student learns from reward: how much, and for how long."""
+"""Guidance by a teacher while a student learns from reward: losses, their weight, and the teacher's own steps."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
-from rldistill.losses import BellmanTarget
-from rldistill.losses.objective import Term
+from rldistill.data.dataset import action_gap
+from rldistill.losses import BellmanTarget, functional
+from rldistill.losses.objective import Term, default_temperature, unreduced, with_temperatures
 
-FALL = 0.2
-"""By what share of its distance from random play a student has to fall after weaning began for a warning."""
-SLACK = 0.1
-"""By what share of that distance the return may fall while the weight is taken back."""
-PATIENT = 0.9
-"""What the weight is multiplied with at each update in which the return holds."""
-SURE = 2.0
-"""So many standard errors a return may seem to fall by chance, and may have seemed to rise."""
-LEAST = 16
-"""Episodes of which fewer say too little of either."""
+WARNING_DROP = 0.2
+"""Drop of the return that causes a warning, as a share of the distance from random play to the teacher."""
+GATE_DROP = 0.1
+"""Drop of the return that restores the weight of an adaptive gate, as a share of the same distance."""
+GATE_DECAY = 0.9
+"""Factor of the weight at each update of an adaptive gate in which the return has not dropped."""
+NUM_STD_ERRORS = 2.0
+"""Standard errors of a mean return that may be chance."""
+MIN_EPISODES = 16
+"""Episodes that a mean return needs before it can change the weight."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,16 @@ class Guidance:
     """The teacher's part in learning from reward.
 
     Attributes:
-        losses: distillation losses on the student's own states; none without a teacher.
-        weight: what they are weighted with over the course of training.
-        gate: `none`; `performance`, by which the weight is further multiplied with
+        losses: distillation losses on the student's own states.
+        weight: weight of these losses over the course of training.
+        gate: `none`; `performance`, which multiplies the weight with
             clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the mean return of at least 16 of the student's
-            episodes; or `holding`, by which it loses a tenth at each update while the return holds, and is restored
-            where it falls.
-        proximal: whether a loss counts with `proximal_weight`.
-        teacher_steps: how many first steps of each episode the teacher takes, over the course of training.
-        teacher_return, random_return: what `gate` compares with, and what the student's return is seen beside.
+            episodes; or `adaptive`, which takes a tenth off the weight at each update, and restores it when the return
+            drops.
+        proximal: True if the losses are multiplied with `proximal_weight`.
+        teacher_steps: number of first steps of each episode that the teacher takes, over the course of training.
+        teacher_return: mean return of the teacher, for `gate` and as a reference in the metrics.
+        random_return: mean return of random play.
     """
 
     losses: tuple[Term, ...] = ()
@@ -53,132 +60,174 @@ class Guidance:
     random_return: float | None = None
 
     def __post_init__(self) -> None:
-        for term in self.losses:
-            if isinstance(term.loss, BellmanTarget):
-                raise ConfigError(
-                    "distill.losses: bellman_target needs what the teacher says of next states, which it is not asked "
-                    "in learning from reward; leave it out"
-                )
+        if any(isinstance(term.loss, BellmanTarget) for term in self.losses):
+            raise ConfigError(
+                "distill.losses: bellman_target needs the teacher's output for next states, which learning from reward "
+                "does not compute. Leave it out."
+            )
         if min(self.weight(0.0), self.weight(1.0)) < 0:
             raise ConfigError("recipe.weight: expected no negative number")
         if self.teacher_return is None or self.random_return is None:
             if self.gate != "none":
-                raise ConfigError(f"guidance.gate: {self.gate} needs the teacher's return and that of random play")
+                raise ConfigError(f"guidance.gate: {self.gate} needs teacher_return and random_return. Give both.")
         elif not self.teacher_return > self.random_return:
-            poor = (
-                f"the teacher's return of {self.teacher_return:.4g} is no better than random play's "
-                f"{self.random_return:.4g}"
+            problem = (
+                f"the teacher's mean return ({self.teacher_return:.4g}) is not higher than random play "
+                f"({self.random_return:.4g}), so there is nothing to distil"
             )
             if self.gate != "none":
-                raise ConfigError(f"guidance.gate: it can never open: {poor}")
-            warnings.warn(f"{poor}: there is nothing to be learned from it", stacklevel=3)
+                raise ConfigError(f"recipe.gate: {problem}. Use another teacher, or set gate: none.")
+            warnings.warn(f"teacher: {problem}", stacklevel=3)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether there is anything for a teacher to do."""
+        """True if the teacher labels states or takes steps."""
         return bool(self.losses) or self.teacher_steps is not None
 
     @property
-    def ends(self) -> dict[str, float]:
-        """What a student's return stands beside in its metrics: those that are known."""
-        ends = {"teacher_return": self.teacher_return, "random_return": self.random_return}
-        return {name: value for name, value in ends.items() if value is not None}
+    def reference_returns(self) -> dict[str, float]:
+        """The mean returns of teacher and random play, as columns of the metrics."""
+        references = {"teacher_return": self.teacher_return, "random_return": self.random_return}
+        return {name: value for name, value in references.items() if value is not None}
 
-    def steps_of_teacher(self, done: float) -> int:
-        """How many first steps of an episode the teacher takes at this point of the training."""
-        return 0 if self.teacher_steps is None else round(self.teacher_steps(done))
+    def num_teacher_steps(self, progress: float) -> int:
+        """Return the number of first steps of an episode that the teacher takes, `progress` from 0 to 1."""
+        return 0 if self.teacher_steps is None else round(self.teacher_steps(progress))
 
 
 def proximal_weight(ratio: Tensor, clip_range: float) -> Tensor:
-    """max(r, 1 - clip_range), r the probability ratio of the action taken, as a number without a gradient.
+    """Return max(r, 1 - clip_range) without a gradient, r the probability ratio of the action taken.
 
-    A divergence is one of states, whatever was done in them, so that its product with the gradient of r is noise of
-    mean zero, which drives Gaussian policies away from all that they do.
+    A divergence depends on the state and not on the action, so that its product with the gradient of r is noise of mean
+    zero, which drives Gaussian policies away from all that they do.
     """
     return ratio.detach().clamp_min(1 - clip_range)
 
 
+class TeacherLoss:
+    """Distillation losses on the student's own states, with temperatures from the action gap of the teacher.
+
+    Attributes:
+        action_gap: mean difference of the teacher's best two Q values in the first labels, 1 for other heads; None
+            before there are labels.
+    """
+
+    def __init__(self, terms: tuple[Term, ...], head: ActionHead) -> None:
+        self.terms, self.head = terms, head
+        self.action_gap: float | None = None
+
+    def measure(self, labels: Tensor) -> None:
+        """Measure the action gap on labels `[..., P]`, once."""
+        if self.action_gap is None:
+            has_gap = self.head.action_values
+            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy()) if has_gap else 1.0
+
+    def __call__(self, output: PolicyOutput, labels: Labels, progress: float) -> Tensor:
+        """Return the weighted sum of the losses, unreduced."""
+        terms = with_temperatures(self.terms, self.head, self._measured_gap)
+        return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in terms])
+
+    def kl(self, output: PolicyOutput, labels: Tensor) -> dict[str, float]:
+        """Return the column `teacher_kl`, KL(teacher || student), for any losses and any weight."""
+        if not self.head.same_space(output.head):
+            return {}
+        temperature = default_temperature(self.head, self._measured_gap)
+        own = temperature if output.head.action_values else 1.0
+        return {"teacher_kl": float(functional.kl(PolicyOutput(self.head, labels), output, temperature, own).mean())}
+
+    def _measured_gap(self) -> float:
+        assert self.action_gap is not None
+        return self.action_gap
+
+
+@dataclass
 class DistillationWeight:
-    """The weight of the distillation losses as training goes on."""
+    """The weight of the distillation losses, which a gate changes with the student's returns.
 
-    def __init__(self, guidance: Guidance) -> None:
-        self.guidance = guidance
-        self.share = 1.0
-        self.best_return: float | None = None
-        self.margin_of_error = 0.0
-        self.ended = 0
-        self.began = self.warned = False
+    Attributes:
+        guidance: the schedule and the gate.
+        share: factor of the gate.
+        best_return: best mean return so far.
+        margin_of_error: `NUM_STD_ERRORS` standard errors of `best_return`.
+        num_ended: number of finished episodes at the last update.
+        has_decreased: True once the weight has lost a tenth of its first value.
+        has_warned: True once the return has dropped since then.
+    """
 
-    def numbers(self) -> list[float]:
-        """What it takes to stand here again."""
-        best_return = math.nan if self.best_return is None else self.best_return
-        return [self.share, best_return, self.margin_of_error, self.ended, self.began, self.warned]
+    guidance: Guidance
+    share: float = field(default=1.0, init=False)
+    best_return: float | None = field(default=None, init=False)
+    margin_of_error: float = field(default=0.0, init=False)
+    num_ended: int = field(default=0, init=False)
+    has_decreased: bool = field(default=False, init=False)
+    has_warned: bool = field(default=False, init=False)
 
-    def load_state_dict(self, numbers: Sequence[float]) -> None:
-        """Stand where it stood."""
-        self.share, best_return, self.margin_of_error, ended, began, warned = numbers
-        self.best_return = None if math.isnan(best_return) else best_return
-        self.ended, self.began, self.warned = int(ended), bool(began), bool(warned)
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes during training, by name."""
+        return {name: value for name, value in vars(self).items() if name != "guidance"}
 
-    def weight(self, done: float) -> float:
-        """The weight at this point of the training."""
-        return self.guidance.weight(done) * self.share if self.guidance.losses else 0.0
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
 
-    def update(self, returns: Sequence[float], ended: int, done: float) -> list[str]:
-        """Take up the returns of its last episodes while it learned; returns what is to be warned of.
+    def weight(self, progress: float) -> float:
+        """Return the weight at `progress` from 0 to 1."""
+        return self.guidance.weight(progress) * self.share if self.guidance.losses else 0.0
 
-        Not now and then the score of its best guesses: that is another measure, and higher. A few long episodes say
-        little, so what was held and what it is compared with are both taken with their standard errors; where none has
-        ended since the last time, nothing new is known.
+    def update(self, returns: Sequence[float], num_ended: int, progress: float) -> str | None:
+        """Update the gate with the returns of the latest training episodes; return a warning if they have dropped.
+
+        Scores of the greedy policy are not used: they measure something else, and are higher. The mean return and its
+        best so far are compared with their standard errors, since a few long episodes scatter widely.
 
         Args:
-            returns: of its last episodes.
-            ended: how many there have been in all.
-            done: how far along the training is, from 0 to 1.
+            returns: returns of the latest episodes.
+            num_ended: number of all finished episodes.
+            progress: share of the training that is done, from 0 to 1.
         """
-        if not returns or ended == self.ended or not self.guidance.needs_teacher:
-            return []
-        self.ended = ended
-        # Of what was in force until now: where the return falls, a gate takes it back.
-        self.began = self.began or self._weaned(done)
-        score = float(np.mean(returns))
-        if len(returns) < LEAST:  # of which, besides, the shortest end first
-            return []
+        if not returns or num_ended == self.num_ended or not self.guidance.needs_teacher:
+            return None
+        self.num_ended = num_ended
+        # By the weight in force until now: when the return drops, a gate restores it.
+        self.has_decreased = self.has_decreased or self._is_decreased(progress)
+        mean = float(np.mean(returns))
+        if len(returns) < MIN_EPISODES:  # the shortest episodes end first, so their mean is biased, too
+            return None
+        margin = NUM_STD_ERRORS * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
         if self.guidance.gate == "performance":
-            self.share = float(np.clip(1 - self._progress(score), 0, 1))
-        margin_of_error = SURE * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
+            self.share = float(np.clip(1 - self._relative_return(mean), 0, 1))
         if self.guidance.gate == "adaptive":
-            self.share = 1.0 if self._fell(score + margin_of_error, SLACK) else self.share * PATIENT
-        fell, before = self._fell(score + margin_of_error, FALL), self.best_return
-        if self.best_return is None or score - margin_of_error > self.best_return - self.margin_of_error:
-            self.best_return, self.margin_of_error = score, margin_of_error
-        if self.warned or not self.began or not fell:
-            return []
-        self.warned = True
-        now = "it counts wholly again" if self.guidance.gate == "adaptive" else "let it count for longer"
-        return [
-            f"the student's return has fallen from {before:.4g} to {score:.4g} since the teacher was weaned off; the "
-            f"best policy is kept. Of the teacher: {now}"
-        ]
+            self.share = 1.0 if self._has_dropped(mean + margin, GATE_DROP) else self.share * GATE_DECAY
+        dropped, before = self._has_dropped(mean + margin, WARNING_DROP), self.best_return
+        if self.best_return is None or mean - margin > self.best_return - self.margin_of_error:
+            self.best_return, self.margin_of_error = mean, margin
+        if self.has_warned or not self.has_decreased or not dropped:
+            return None
+        self.has_warned = True
+        advice = "The gate restores it." if self.guidance.gate == "adaptive" else "Let the teacher count for longer."
+        return (
+            f"the student's mean return has fallen from {before:.4g} to {mean:.4g} since the teacher's weight "
+            f"decreased; the best policy is kept. {advice}"
+        )
 
-    def _weaned(self, done: float) -> bool:
-        """Whether a tenth is gone of the weight of the teacher's losses, or where it has none, of its own steps."""
+    def _is_decreased(self, progress: float) -> bool:
         guidance = self.guidance
         if not guidance.losses:
-            return guidance.steps_of_teacher(done) < 0.9 * guidance.steps_of_teacher(0.0)
-        return self.weight(done) < 0.9 * guidance.weight(0.0)
+            return guidance.num_teacher_steps(progress) < 0.9 * guidance.num_teacher_steps(0.0)
+        return self.weight(progress) < 0.9 * guidance.weight(0.0)
 
-    def _fell(self, score: float, share: float) -> bool:
-        """Whether a return lies by more than a share of the way from random play to the teacher below what was held."""
+    def _has_dropped(self, mean: float, share: float) -> bool:
+        """Return True if `mean` is below the best return by more than a share of the distance to random play."""
         if self.best_return is None:
             return False
         best, worst = self.guidance.teacher_return, self.guidance.random_return
-        whole = best - worst if best is not None and worst is not None and best > worst else abs(self.best_return)
-        return self.best_return - self.margin_of_error - score > share * whole
+        distance = best - worst if best is not None and worst is not None and best > worst else abs(self.best_return)
+        return self.best_return - self.margin_of_error - mean > share * distance
 
-    def _progress(self, score: float) -> float:
-        """0 for random play, 1 for the teacher."""
+    def _relative_return(self, mean: float) -> float:
+        """Return 0 for random play and 1 for the teacher."""
         low, high = self.guidance.random_return, self.guidance.teacher_return
         assert low is not None
         assert high is not None
-        return (score - low) / (high - low)
+        return (mean - low) / (high - low)

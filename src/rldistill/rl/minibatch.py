@@ -1,7 +1,8 @@
-"""What PPO learns from in one step of its optimiser."""
+"""Advantages of a rollout, and the minibatches in which PPO learns from it."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,20 +16,42 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.rl.rollout import Rollout
 
 
+def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Return generalized advantage estimates `[T, N]` (Schulman 2016, arXiv 1506.02438).
+
+    A_t = delta_t + gamma lambda A_{t+1} within an episode, delta_t = r_t + gamma V(s_{t+1}) - V(s_t), V(s_{t+1}) = 0 if
+    the episode terminated.
+    """
+    delta = rollout.reward + gamma * next_value * ~rollout.terminated - value
+    ended = rollout.terminated | rollout.truncated
+    result = torch.zeros_like(delta)
+    following = torch.zeros_like(delta[0])
+    for step in range(len(delta) - 1, -1, -1):
+        following = delta[step] + gamma * gae_lambda * following * ~ended[step]
+        result[step] = following
+    return result
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean of `values` with weights of the same shape; 0 if all weights are 0."""
+    return torch.dot(weight.flatten(), values.flatten()) / weight.sum().clamp_min(1)
+
+
 @dataclass(frozen=True)
 class Minibatch:
-    """Some steps of an update, `[B, ...]`, or for a student that remembers the whole of some slots, `[T, B, ...]`.
+    """Steps of a rollout, `[B, ...]`; for a recurrent student whole sequences, `[T, B, ...]`.
 
     Attributes:
-        old: the log-probability of each action when it was drawn.
-        advantage, returns: of each action, and what the critic should have said.
-        state: what the student remembered at first.
+        old_log_prob: log-probability of each action when it was drawn.
+        advantage: advantage of each action.
+        returns: target of the critic.
+        state: state of a recurrent student before the first step.
         obs, raw_action, reward, terminated, starts, weight, labels: as in `Rollout`.
     """
 
     obs: Tensor
     raw_action: Tensor
-    old: Tensor
+    old_log_prob: Tensor
     advantage: Tensor
     returns: Tensor
     reward: Tensor
@@ -38,46 +61,40 @@ class Minibatch:
     labels: Tensor | None = None
     state: Tensor | None = None
 
-    def normalised_advantage(self) -> Tensor:
-        """With mean 0 and deviation 1 over the steps that count."""
-        total = self.weight.sum().clamp_min(1)
+    @classmethod
+    def of_rollout(cls, rollout: Rollout, old_log_prob: Tensor, advantage: Tensor, returns: Tensor) -> Minibatch:
+        """Return all steps of a rollout, `[T, N, ...]`."""
+        own = {"old_log_prob": old_log_prob, "advantage": advantage, "returns": returns}
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in own]
+        return cls(**own, **{name: getattr(rollout, name) for name in names})
+
+    def split(self, batch_size: int, recurrent: bool, rng: np.random.Generator) -> Iterator[Minibatch]:
+        """Yield all steps in a random order, about `batch_size` at a time; whole sequences if recurrent."""
+        num_steps, num_envs = self.reward.shape
+        columns = {name: column for name, column in vars(self).items() if column is not None and name != "state"}
+        if not recurrent:
+            columns = {name: column.flatten(0, 1) for name, column in columns.items()}
+        permutation = rng.permutation(num_envs if recurrent else num_steps * num_envs)
+        order = torch.from_numpy(permutation).to(self.reward.device)
+        size = max(1, batch_size // num_steps) if recurrent else batch_size
+        # One gather for all minibatches: one for each of them costs as much as a small network.
+        dim = 1 if recurrent else 0
+        parts = {name: torch.split(column.index_select(dim, order), size, dim) for name, column in columns.items()}
+        if recurrent and self.state is not None:
+            parts["state"] = torch.split(self.state.index_select(0, order), size)
+        for values in zip(*parts.values(), strict=True):
+            yield Minibatch(**dict(zip(parts, values, strict=True)))
+
+    def normalized_advantage(self) -> Tensor:
+        """Return the advantage with mean 0 and standard deviation 1 over the steps with a weight."""
         if self.advantage.numel() == 1:
             return self.advantage
-        centred = self.advantage - torch.dot(self.weight.flatten(), self.advantage.flatten()) / total
-        squares = torch.dot(self.weight.flatten(), centred.flatten() ** 2)
-        return centred / ((squares / (total - 1).clamp_min(1)).sqrt() + 1e-8)
+        centered = self.advantage - weighted_mean(self.advantage, self.weight)
+        sum_of_squares = torch.dot(self.weight.flatten(), centered.flatten() ** 2)
+        return centered / ((sum_of_squares / (self.weight.sum() - 1).clamp_min(1)).sqrt() + 1e-8)
 
-    def labelled(self, head: ActionHead) -> Labels:
-        """As the distillation losses take it."""
+    def to_labels(self, head: ActionHead) -> Labels:
+        """Return the labels of the distillation losses; `head` is the teacher's."""
         assert self.labels is not None
         teacher = PolicyOutput(head, self.labels)
         return Labels(teacher, teacher, self.raw_action, self.reward, self.returns, self.terminated)
-
-
-def minibatches(
-    experience: Rollout,
-    old: Tensor,
-    advantage: Tensor,
-    returns: Tensor,
-    batch_size: int,
-    remembers: bool,
-    rng: np.random.Generator,
-) -> Iterator[Minibatch]:
-    """All steps in a new order, about `batch_size` at a time; whole slots where the student remembers."""
-    columns = {"old": old, "advantage": advantage, "returns": returns}
-    for name in ("obs", "raw_action", "reward", "terminated", "starts", "weight"):
-        columns[name] = getattr(experience, name)
-    if experience.labels is not None:
-        columns["labels"] = experience.labels
-    steps, slots = experience.reward.shape
-    if not remembers:
-        columns = {name: column.flatten(0, 1) for name, column in columns.items()}
-    # Brought into their order at once: a gathering for each minibatch costs as much as a small network.
-    order = torch.from_numpy(rng.permutation(slots if remembers else steps * slots))
-    size = max(1, batch_size // steps) if remembers else batch_size
-    along = 1 if remembers else 0
-    parts = {name: torch.split(column.index_select(along, order), size, along) for name, column in columns.items()}
-    if remembers and experience.state is not None:
-        parts["state"] = torch.split(experience.state.index_select(0, order), size)
-    for some in zip(*parts.values(), strict=True):
-        yield Minibatch(**dict(zip(parts, some, strict=True)))

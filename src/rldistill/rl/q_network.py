@@ -1,95 +1,63 @@
-"""Networks that say what actions are worth, as DQN trains them."""
+"""Q networks of DQN."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.dataset import Dataset
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.dueling import Dueling
 from rldistill.students import AnyStudent
 from rldistill.students.student import build_student, capability
 
 
-def worth_keeping(policy: NetworkPolicy, dataset: Dataset) -> bool:
-    """Whether to keep what fixed layers make of a picture in its place: it is smaller, and there is room for it."""
-    spec = policy.spec
-    frame = math.prod(spec.obs_shape[1:] if spec.frames else spec.obs_shape) * np.dtype(spec.obs_dtype).itemsize
-    small = len(spec.obs_shape) == 3 and policy.num_frozen_layers > 0 and 4 * policy.num_features < frame
-    return small and dataset.has_room_for(2 * policy.num_features)  # of each observation and the next
+class DuelingLayer(nn.Module):
+    """Last layer Q(s, a) = V(s) + A(s, a) - mean_a A(s, a) (Wang 2016, arXiv 1511.06581)."""
 
+    def __init__(self, width: int, num_actions: int) -> None:
+        super().__init__()
+        self.value, self.advantage = nn.Linear(width, 1), nn.Linear(width, num_actions)
 
-def _of_values(spec: PolicySpec) -> PolicySpec:
-    return dataclasses.replace(spec, head=spec.head.as_kind("q_values"))
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the Q values `[B, num_actions]` of the last hidden layer `[B, width]`."""
+        advantage: Tensor = self.advantage(hidden)
+        q_values: Tensor = self.value(hidden) + advantage - advantage.mean(-1, keepdim=True)
+        return q_values
+
+    def to_linear(self) -> nn.Linear:
+        """Return the same function as one linear layer, in which students are stored."""
+        linear = nn.Linear(self.advantage.in_features, self.advantage.out_features)
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                advantage, value = getattr(self.advantage, name), getattr(self.value, name)
+                getattr(linear, name).copy_(value + advantage - advantage.mean(0, keepdim=True))
+        return linear
 
 
 def new_policy(student: AnyStudent, env: PolicySpec, config: DQNConfig) -> NetworkPolicy:
-    """A student that can learn by DQN in an environment that shows and takes what `env` says.
+    """Return a new student that learns by DQN in an environment with the spec `env`.
 
     Raises:
-        ConfigError: it does not learn by gradient, or it remembers.
-        SpecMismatchError: actions that are not one choice.
+        ConfigError: the student does not learn by gradient, or it is recurrent.
+        SpecMismatchError: an action is not one integer.
     """
     if not env.head.single_choice:
         raise SpecMismatchError(
-            f"DQN learns the values of one choice among actions, and these are {env.head.kind}: take a recipe that "
-            "learns by PPO"
+            f"recipe: DQN learns the values of one choice among actions, and these are {env.head.kind}. Use a recipe "
+            "that learns by PPO."
         )
-    policy = build_student(student, _of_values(env))
+    policy = build_student(student, dataclasses.replace(env, head=env.head.as_kind("q_values")))
     if not capability(student, "trains_from_reward") or not isinstance(policy.output, nn.Linear):
         raise ConfigError(
-            f"students: a {type(student).__name__.lower()} student does not learn by gradient, as learning from reward "
-            "does; take linear, mlp, cnn or impala"
+            f"students: a {type(student).__name__.lower()} student does not learn by gradient, which learning from "
+            "reward needs. Use linear, mlp, cnn or impala."
         )
     if policy.recurrent:
-        raise ConfigError("students: a gru student remembers, which DQN's replay does not; take a recipe of PPO")
+        raise ConfigError("students: DQN does not train recurrent students such as gru. Use a recipe of PPO.")
     if config.dueling:
-        policy.output = Dueling(policy.output.in_features, policy.output.out_features)
+        policy.output = DuelingLayer(policy.output.in_features, policy.output.out_features)
     return policy
-
-
-@dataclass(frozen=True)
-class ReplayObsEncoder:
-    """What the replay holds of each step: what is seen, or the few numbers that fixed layers make of a picture.
-
-    Attributes:
-        policy: whose layers they are.
-        features: whether these numbers are held.
-    """
-
-    policy: NetworkPolicy
-    features: bool
-
-    @property
-    def spec(self) -> PolicySpec:
-        """Of what is held."""
-        if not self.features:
-            return self.policy.spec
-        width = self.policy.num_features
-        return dataclasses.replace(self.policy.spec, obs_shape=(width,), obs_dtype="float32", frames=None)
-
-    def of(self, shown: Tensor) -> NDArray[Any]:
-        """What is held of observations, `[B, *obs_shape]`."""
-        if not self.features:
-            return shown.numpy()
-        with torch.no_grad():
-            return self.policy.frozen_features(shown).numpy()
-
-    def action_params(self, network: NetworkPolicy, held: Tensor) -> PolicyOutput:
-        """What a network with the same fixed layers says of it."""
-        if self.features:
-            return network.from_frozen_features(held)
-        output: PolicyOutput = network(held)[0]
-        return output

@@ -1,10 +1,11 @@
-"""What a policy that learns from reward lives through: rollouts with the teacher's labels, and their advantages."""
+"""Rollouts of a student in its environments, with the labels of its teacher."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,31 +13,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.errors import SpecMismatchError
 from rldistill.envs.config import EnvConfig
-from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
+from rldistill.envs.rollout import StatefulPolicy, to_env_action
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import SeededVectorEnv, make_vector_env
+from rldistill.envs.vector import Step, make_vector_env
 from rldistill.envs.views import ObservationViews
 
-RECENT = 100
-"""Episodes whose mean return is reported."""
+NUM_RECENT_EPISODES = 100
+"""Episodes in the mean return that is logged."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """`T` steps of `N` environments, everything `[T, N, ...]`.
+    """`T` steps of `N` environments; all tensors are `[T, N, ...]` where nothing else is given.
 
     Attributes:
-        obs: what the student saw.
-        chosen: its draws, before they were brought within the bounds.
-        said: its parameters when it drew.
-        reward, terminated, truncated: what came of it.
-        starts: whether an episode began there.
-        weight: 0 where the teacher acted.
-        labels: the teacher's parameters, if there is a teacher.
-        last_obs: by step and slot, the last observation of each episode that ended.
-        next_obs: `[N, ...]`, what the slots show now.
-        state: what a recurrent student remembered at first, `[N, ...]`.
+        obs: observations of the student.
+        raw_action: draws of the student, before they are brought within the bounds.
+        action_params: parameters of the student's action distribution.
+        reward, terminated, truncated: results of the steps.
+        starts: True at the first step of an episode.
+        weight: 0 where the teacher acted, else 1.
+        labels: parameters of the teacher; None without a teacher.
+        last_obs: last observation of each episode that ended, by step and environment.
+        next_obs: observations after the last step, `[N, ...]`.
+        state: state of a recurrent student before the first step, `[N, ...]`.
     """
 
     obs: Tensor
@@ -52,159 +54,142 @@ class Rollout:
     next_obs: Tensor
     state: Tensor | None
 
-
-def advantages(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, gamma: float, lam: float
-) -> Tensor:
-    """A_t = delta_t + gamma lam A_{t+1} within an episode, delta_t = r_t + gamma V(s_{t+1}) - V(s_t), all `[T, N]`.
-
-    Nothing is added to r_t where the episode terminated. Schulman 2016, arXiv 1506.02438.
-    """
-    delta = reward + gamma * next_value * ~terminated - value
-    out = torch.zeros_like(delta)
-    following = torch.zeros_like(delta[0])
-    for step in range(len(delta) - 1, -1, -1):
-        following = delta[step] + gamma * lam * following * ~ended[step]
-        out[step] = following
-    return out
+    def to(self, device: torch.device) -> Rollout:
+        """Return the rollout on a device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        last_obs = {key: obs.to(device) for key, obs in self.last_obs.items()}
+        return dataclasses.replace(self, **tensors, last_obs=last_obs)
 
 
-@dataclass
 class RolloutWorker:
-    """Environments that are played on and on, and how each of their open episodes came to where it stands."""
+    """Environments in continuous play, with all that is needed to replay their open episodes.
 
-    env: EnvConfig
-    sight: ObservationViews
-    num_envs: int
-    seed: int
-    vector: SeededVectorEnv = field(init=False)
-    obs: NDArray[Any] = field(init=False)
-    episode_actions: list[list[NDArray[Any]]] = field(init=False)
-    returns: NDArray[np.float64] = field(init=False)
-    recent: deque[float] = field(init=False)
+    Attributes:
+        obs: current observations, of both views.
+        episode_actions: actions of the open episode of each environment.
+        returns: return of each open episode so far.
+        recent: returns of the latest episodes that ended.
+    """
 
-    def __post_init__(self) -> None:
-        self.vector = make_vector_env(self.env, self.num_envs, self._episode_seed)
-        self.obs = self.vector.reset()
-        self.episode_actions = [[] for _ in range(self.num_envs)]
-        self.returns = np.zeros(self.num_envs)
-        self.recent = deque(maxlen=RECENT)
-
-    def _episode_seed(self, slot: int, episode: int) -> int:
-        return episode_seed(self.seed, "train", 0, 0, slot, episode)
+    def __init__(self, env: EnvConfig, views: ObservationViews, num_envs: int, seed: int) -> None:
+        self.env, self.views, self.num_envs = env, views, num_envs
+        self.vector = make_vector_env(
+            env, num_envs, lambda slot, episode: episode_seed(seed, "train", 0, 0, slot, episode)
+        )
+        self.obs: NDArray[Any] = self.vector.reset()
+        self.episode_actions: list[list[NDArray[Any]]] = [[] for _ in range(num_envs)]
+        self.returns = np.zeros(num_envs)
+        self.recent: deque[float] = deque(maxlen=NUM_RECENT_EPISODES)
 
     @property
     def mean_return(self) -> float | None:
-        """Of the last episodes; None before the first has ended."""
+        """The mean return of the latest episodes; None before the first one has ended."""
         return float(np.mean(self.recent)) if self.recent else None
 
     @property
     def num_ended(self) -> int:
-        """How many episodes have ended."""
+        """The number of episodes that have ended."""
         return int(self.vector.episode.sum())
 
-    def play(
+    @property
+    def age(self) -> NDArray[np.int64]:
+        """The number of steps of each open episode."""
+        return np.array([len(actions) for actions in self.episode_actions])
+
+    def student_obs(self, obs: NDArray[Any]) -> Tensor:
+        """Return observations as the student sees them."""
+        return torch.from_numpy(np.ascontiguousarray(self.views.select("student", obs)))
+
+    def step(self, action: NDArray[Any]) -> Step:
+        """Step all environments, and record the actions and returns of their episodes."""
+        step = self.vector.step(action)
+        if not np.isfinite(step.reward).all():
+            raise SpecMismatchError("env: a reward is NaN or infinite; expected numbers")
+        for slot, actions in enumerate(self.episode_actions):
+            actions.append(action[slot])
+        self.returns += step.reward
+        for slot in step.ended:
+            self.recent.append(float(self.returns[slot]))
+            self.returns[slot] = 0.0
+            self.episode_actions[slot] = []
+        self.obs = step.obs
+        return step
+
+    def collect(
         self,
         student: StatefulPolicy,
         teacher: StatefulPolicy | None,
         length: int,
-        guided: int,
+        num_teacher_steps: int,
         generator: torch.Generator,
     ) -> Rollout:
-        """`length` steps of each; in each episode the teacher takes the first `guided` ones."""
+        """Return `length` steps; the teacher takes the first `num_teacher_steps` of each episode."""
         state = student.state
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, Tensor]] = []
         last_obs: dict[tuple[int, int], Tensor] = {}
-
-        def act(obs: NDArray[Any]) -> NDArray[Any]:
-            output = student.step(obs)
-            label = None if teacher is None else teacher.step(obs)
+        for number in range(length):
+            age, output = self.age, student.step(self.obs)
             raw_action = output.raw_sample(generator)
             action = to_env_action(output.head.bounded(raw_action))
-            age = np.array([len(actions) for actions in self.episode_actions])
-            if label is not None and guided:
-                by_teacher = to_env_action(label.mode())
-                action = np.where((age < guided).reshape(-1, *[1] * (action.ndim - 1)), by_teacher, action)
-            rows.append(
-                {
-                    "obs": self.shown(obs),
-                    "raw_action": raw_action,
-                    "action_params": output.params,
-                    "starts": torch.from_numpy(age == 0),
-                }
-                | {"weight": torch.from_numpy((age >= guided).astype(np.float32))}
-                | ({} if label is None else {"labels": label.params})
-            )
-            return action
-
-        for transition in rollout(self.vector, self.obs, act):
-            if transition is None:
-                continue
-            step = transition.step
-            rows[-1] |= {
+            by_teacher = np.zeros(self.num_envs, bool)
+            row = {"obs": self.student_obs(self.obs), "raw_action": raw_action, "action_params": output.params}
+            if teacher is not None:
+                label = teacher.step(self.obs)
+                row["labels"] = label.params
+                if num_teacher_steps:
+                    by_teacher = age < num_teacher_steps
+                    mask = by_teacher.reshape(-1, *[1] * (action.ndim - 1))
+                    action = np.where(mask, to_env_action(label.mode()), action)
+            row |= {"starts": torch.from_numpy(age == 0), "weight": torch.from_numpy(~by_teacher).float()}
+            step = self.step(action)
+            row |= {
                 "reward": torch.from_numpy(step.reward).float(),
                 "terminated": torch.from_numpy(step.terminated.copy()),
                 "truncated": torch.from_numpy(step.truncated & ~step.terminated),
             }
-            self.note(transition.action, step.reward, step.ended)
-            for number, slot in enumerate(step.ended):
-                last_obs[len(rows) - 1, int(slot)] = self.shown(step.last_obs)[number]
-            for memory in (student, teacher):
-                if memory is not None:
-                    memory.reset(step.ended)
-            self.obs = step.obs
-            if len(rows) == length:
-                break
-        columns: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-        columns.setdefault("labels", None)
-        return Rollout(**columns, last_obs=last_obs, next_obs=self.shown(self.obs), state=state)
+            rows.append(row)
+            if len(step.ended):
+                last_obs |= {
+                    (number, int(slot)): obs
+                    for slot, obs in zip(step.ended, self.student_obs(step.last_obs), strict=True)
+                }
+                student.reset(step.ended)
+                if teacher is not None:
+                    teacher.reset(step.ended)
+        columns: dict[str, Any] = {"labels": None}
+        columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return Rollout(**columns, last_obs=last_obs, next_obs=self.student_obs(self.obs), state=state)
 
-    def shown(self, obs: NDArray[Any]) -> Tensor:
-        """What the student sees of it."""
-        return torch.from_numpy(np.ascontiguousarray(self.sight.select("student", obs)))
-
-    def note(self, action: NDArray[Any], reward: NDArray[np.float64], ended: NDArray[np.int64]) -> None:
-        """Keep in mind what was done and what it brought."""
-        for slot, actions in enumerate(self.episode_actions):
-            actions.append(action[slot])
-        self.returns += reward
-        for slot in ended:
-            self.recent.append(float(self.returns[slot]))
-            self.returns[slot] = 0.0
-            self.episode_actions[slot] = []
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What it takes to stand here again."""
-        lengths = [len(actions) for actions in self.episode_actions]
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that `load_state_dict` needs to continue the open episodes."""
         flat = [action for actions in self.episode_actions for action in actions]
         return {
             "episode": torch.from_numpy(self.vector.episode.copy()),
-            "lengths": torch.tensor(lengths),
+            "lengths": torch.from_numpy(self.age),
             "actions": torch.from_numpy(np.stack(flat)) if flat else torch.zeros(0),
             "returns": torch.from_numpy(self.returns.copy()),
             "recent": torch.tensor([*self.recent], dtype=torch.float64),
-            "hash": torch.frombuffer(bytearray(_hash(self.obs)), dtype=torch.uint8),
+            "obs_hash": torch.frombuffer(bytearray(_hash(self.obs)), dtype=torch.uint8),
         }
 
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> bool:
-        """Play the open episodes again, from their seeds and their actions; whether they came to the same end.
+    def load_state_dict(self, state: dict[str, Tensor]) -> bool:
+        """Replay the open episodes from their seeds and actions; return True if they end in the same observations.
 
-        If not, they are dropped.
+        Episodes with other observations are dropped.
         """
-        lengths = tensors["lengths"].tolist()
-        parts = np.split(tensors["actions"].numpy(), np.cumsum(lengths)[:-1])
-        self.obs = self.vector.replay(tensors["episode"].tolist(), parts)
-        self.recent = deque(tensors["recent"].tolist(), maxlen=RECENT)
-        exact = _hash(self.obs) == tensors["hash"].numpy().tobytes()
-        if not exact:
+        actions = np.split(state["actions"].numpy(), np.cumsum(state["lengths"].numpy())[:-1])
+        self.obs = self.vector.replay(state["episode"].tolist(), actions)
+        self.recent = deque(state["recent"].tolist(), maxlen=NUM_RECENT_EPISODES)
+        if _hash(self.obs) != state["obs_hash"].numpy().tobytes():
             self.vector.episode += 1
             self.obs = self.vector.reset()
             return False
-        self.episode_actions = [[*part] for part in parts]
-        self.returns = tensors["returns"].numpy().copy()
+        self.episode_actions = [[*part] for part in actions]
+        self.returns = state["returns"].numpy().copy()
         return True
 
     def close(self) -> None:
+        """Close the environments."""
         self.vector.close()
 
 

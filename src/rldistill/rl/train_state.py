@@ -1,119 +1,185 @@
-"""Where training from reward stood when it was stopped, in one file of tensors."""
+"""State of a run of learning from reward, saved and restored by name."""
 
 from __future__ import annotations
 
+import copy
+import json
+import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.io.atomic import write_atomic
+from rldistill.io.metrics import Metrics
 from rldistill.policies.network import NetworkPolicy
-from rldistill.rl.guidance import DistillationWeight
+from rldistill.rl.guidance import DistillationWeight, TeacherLoss
 from rldistill.rl.replay import ReplayBuffer
 from rldistill.rl.rollout import RolloutWorker
+from rldistill.rl.task import Score
 
 FILE = "checkpoints/last.safetensors"
+CHECKPOINT_INTERVAL_S = 10.0
+"""Minimum time between checkpoints."""
+MAX_CHECKPOINT_SHARE = 0.03
+"""Maximum share of the time that is spent on checkpoints, which hold the whole replay buffer."""
+COUNTERS = ("steps", "updates", "offline_updates", "num_rows", "next_eval", "best_score")
 
 
-class Training(Protocol):
-    """What PPO and DQN have in common to go on from.
+@dataclass
+class TrainState:
+    """Everything that a run needs to continue exactly where it was stopped.
+
+    A checkpoint is one safetensors file, so that it is written at once: tensors by their path in `state_dict`
+    (`networks/policy/output.weight`), numbers as JSON in its metadata.
 
     Attributes:
-        folder: where `metrics.jsonl` and the checkpoints are.
-        steps, updates, studied, rows: of the environments, the optimiser, the optimiser on data, in `metrics.jsonl`.
-        best_score, best: of the best policy so far, and its weights.
-        next_eval: the step of the next evaluation.
-        gap: the action gap of a teacher of Q values, once it is known.
-        networks: by name.
-        memories: what policies remember, by who they are.
+        folder: folder of the checkpoint and of `metrics.jsonl`.
+        networks: networks by name; `policy` learns and `best` is the best policy so far, on the CPU.
+        optimizer: optimizer of the networks.
+        worker: environments.
+        actors: recurrent states, of `student` and `teacher`.
+        weight: weight of the distillation losses.
+        teacher_loss: distillation losses; None without a teacher.
+        replay: replay buffer of DQN.
+        steps: environment steps.
+        updates: updates of the networks (rollouts of PPO, gradient steps of DQN).
+        offline_updates: gradient steps on the teacher's data, which come first.
+        num_rows: rows of `metrics.jsonl`.
+        next_eval: environment step of the next evaluation.
+        best_score: score of the best policy; None before the first evaluation.
     """
 
     folder: Path
-    steps: int
-    updates: int
-    studied: int
-    rows: int
-    best_score: float
-    best: dict[str, Tensor]
-    next_eval: int
-    gap: Tensor
-    optimizer: torch.optim.Optimizer
-    life: RolloutWorker
-    weaning: DistillationWeight
-    replay: ReplayBuffer | None
     networks: Mapping[str, NetworkPolicy]
-    memories: Mapping[str, StatefulPolicy]
+    optimizer: torch.optim.Optimizer
+    worker: RolloutWorker
+    actors: Mapping[str, StatefulPolicy]
+    weight: DistillationWeight
+    teacher_loss: TeacherLoss | None
+    next_eval: int
+    replay: ReplayBuffer | None = None
+    steps: int = 0
+    updates: int = 0
+    offline_updates: int = 0
+    num_rows: int = 0
+    best_score: float | None = None
+    _next_checkpoint: float = field(default_factory=lambda: time.monotonic() + CHECKPOINT_INTERVAL_S, init=False)
+
+    def evaluate(self, policy: NetworkPolicy, score: Score) -> float:
+        """Return the mean score of a policy, and keep the policy if it is the best so far."""
+        candidate = copy.deepcopy(policy).cpu().eval()
+        mean = float(np.mean(score(candidate)))
+        if self.best_score is None or mean >= self.best_score:
+            self.best_score = mean
+            self.networks["best"].load_state_dict(candidate.state_dict())
+        return mean
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to `metrics.jsonl`."""
+        Metrics(self.folder).add(row)
+        self.num_rows += 1
+
+    def save_if_due(self) -> None:
+        """Save a checkpoint if the last one is long enough ago."""
+        started = time.monotonic()
+        if started >= self._next_checkpoint:
+            self.save()
+            ended = time.monotonic()
+            self._next_checkpoint = ended + max(CHECKPOINT_INTERVAL_S, (ended - started) / MAX_CHECKPOINT_SHARE)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        numbers = _split(self.state_dict(), "", tensors)
+        metadata = {"state": json.dumps(numbers)}
+        write_atomic(self.folder / FILE, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def restore(self) -> None:
+        """Load the checkpoint if there is one, and drop the rows of `metrics.jsonl` that are newer.
+
+        Warns if open episodes cannot be replayed exactly, and drops them.
+
+        Raises:
+            CorruptArtifactError: the checkpoint is damaged, or of another run.
+        """
+        path = self.folder / FILE
+        if path.exists():
+            try:
+                is_exact = self.load_state_dict(_read(path))
+            except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+                raise CorruptArtifactError(
+                    f'{path}: {error}. Start again with mode="overwrite" (--overwrite).'
+                ) from None
+            if not is_exact:
+                warnings.warn(
+                    f"{path}: the open episodes could not be replayed exactly; they are dropped", stacklevel=2
+                )
+        Metrics(self.folder).keep(self.num_rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and numbers by name, in nested dicts."""
+        return {
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizer": self.optimizer.state_dict()["state"],
+            "worker": self.worker.state_dict(),
+            "actors": {name: actor.state for name, actor in self.actors.items()},
+            "weight": self.weight.state_dict(),
+            "action_gap": None if self.teacher_loss is None else self.teacher_loss.action_gap,
+            "replay": None if self.replay is None else self.replay.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Restore the result of `state_dict`; return False if open episodes were dropped."""
+        for name in COUNTERS:
+            setattr(self, name, state["counters"][name])
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        moments = {int(index): values for index, values in state.get("optimizer", {}).items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.weight.load_state_dict(state["weight"])
+        if self.teacher_loss is not None:
+            self.teacher_loss.action_gap = state["action_gap"]
+        if self.replay is not None:
+            self.replay.load_state_dict(state["replay"])
+        is_exact = self.worker.load_state_dict(state["worker"])
+        if is_exact:
+            for name, actor in self.actors.items():
+                actor.state = state["actors"][name]
+        elif self.replay is not None:
+            self.replay.truncate()
+        return is_exact
 
 
-def save(training: Training) -> None:
-    """Write networks, optimiser, environments, replay, what is remembered, and how far it has come."""
-    progress: list[float] = [training.steps, training.updates, training.studied, training.rows, training.next_eval]
-    progress += [training.best_score, *training.weaning.numbers()]
-    tensors = {"progress": torch.tensor(progress, dtype=torch.float64), "gap": training.gap}
-    for name, network in training.networks.items():
-        tensors |= {f"network.{name}.{key}": value for key, value in network.state_dict().items()}
-    tensors |= {f"best.{key}": value for key, value in training.best.items()}
-    tensors |= {f"life.{key}": value for key, value in training.life.tensors().items()}
-    for index, state in training.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    if training.replay is not None:
-        tensors |= {f"replay.{key}": value for key, value in training.replay.tensors().items()}
-    for name, memory in training.memories.items():
-        if memory.state is not None:
-            tensors[f"memory.{name}"] = memory.state
-    whole = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    write_atomic(training.folder / FILE, lambda temporary: save_file(whole, temporary))
+def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Move the tensors of nested dicts to `tensors`, by their path; return the rest."""
+    rest: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[f"{path}{name}"] = value.detach().cpu().contiguous().clone()
+        else:
+            rest[str(name)] = _split(value, f"{path}{name}/", tensors) if isinstance(value, Mapping) else value
+    return rest
 
 
-def restore(training: Training) -> None:
-    """Take up the last checkpoint, if there is one; warns where open episodes did not play again as they were.
-
-    Raises:
-        CorruptArtifactError: it is not whole, or of another run.
-    """
-    path = training.folder / FILE
-    if not path.exists():
-        return
-    try:
-        tensors = load_file(path)
-        _take_up(training, tensors)
-        exact = training.life.load_state_dict(_under("life.", tensors))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise CorruptArtifactError(f'{path}: {error}. Start again with mode="overwrite" (--overwrite).') from None
-    if exact:
-        for name, memory in training.memories.items():
-            memory.state = tensors.get(f"memory.{name}")
-    else:
-        if training.replay is not None:
-            training.replay.cut()
-        warnings.warn(f"{path}: the open episodes were not played again as they were; they are dropped", stacklevel=2)
-
-
-def _take_up(training: Training, tensors: dict[str, Tensor]) -> None:
-    *counts, training.best_score = tensors["progress"][:6].tolist()
-    training.steps, training.updates, training.studied, training.rows, training.next_eval = map(int, counts)
-    training.weaning.load_state_dict(tensors["progress"][6:].tolist())
-    training.gap = tensors["gap"]
-    training.best = _under("best.", tensors)
-    for name, network in training.networks.items():
-        network.load_state_dict(_under(f"network.{name}.", tensors))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", tensors).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    groups = training.optimizer.state_dict()["param_groups"]
-    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
-    if training.replay is not None:
-        training.replay.load_state_dict(_under("replay.", tensors))
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as the nested dicts that `_split` took apart."""
+    with safe_open(path, framework="pt") as file:
+        state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+        for key in file.keys():  # noqa: SIM118 (the file is no dict)
+            *folders, name = key.split("/")
+            target = state
+            for folder in folders:
+                target = target.setdefault(folder, {})
+            target[name] = file.get_tensor(key).clone()  # the memory of the file may not be aligned
+    return state
