@@ -20,7 +20,7 @@ from rldistill.students.storage import save_policy
 # A checkpoint after every update, so that kills also meet those.
 COMMAND = """
 import rldistill.rl.dqn, rldistill.rl.train_state
-from rldistill.cli import main
+from rldistill.cli.main import main
 rldistill.rl.train_state.CHECKPOINT_INTERVAL_S = 0.0
 rldistill.rl.train_state.MAX_CHECKPOINT_SHARE = float("inf")
 rldistill.rl.dqn.LOG_INTERVAL_STEPS = 200

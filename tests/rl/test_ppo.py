@@ -384,6 +384,15 @@ class TestWeaning:
         assert weaning.update([100.0] * 16, 1, 0.0) is None
         assert weaning.update([70.0] * 16, 2, 0.05) is None
 
+    def test_state_is_restored_completely(self) -> None:
+        weight, restored = DistillationWeight(HOLDING), DistillationWeight(HOLDING)
+        for num_ended, mean in enumerate((50.0, 90.0, 60.0, 85.0), 16):
+            weight.update([mean, mean + 1.0] * 8, num_ended, 0.5)
+        changed = [name for name, value in weight.state_dict().items() if value != restored.state_dict()[name]]
+        assert changed == ["share", "best_return", "margin_of_error", "num_ended", "has_decreased", "has_warned"]
+        restored.load_state_dict(json.loads(json.dumps(weight.state_dict())))
+        assert restored == weight
+
     def test_a_gate_that_never_opens_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"nothing to distil\. Use another teacher, or set gate: none"):
             Guidance(KL, gate="performance", teacher_return=-20.0, random_return=-20.0)

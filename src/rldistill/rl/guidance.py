@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -164,7 +165,8 @@ class DistillationWeight:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during training, by name."""
-        return {name: value for name, value in vars(self).items() if name != "guidance"}
+        names = [item.name for item in dataclasses.fields(self) if item.name != "guidance"]
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
