@@ -67,7 +67,7 @@ def test_advantages_by_hand() -> None:
 def minibatch(**columns: torch.Tensor) -> Minibatch:
     """A minibatch whose other columns are zeros `[B]`."""
     zeros = torch.zeros_like(columns["advantage"])
-    names = ("obs", "raw_action", "old_log_prob", "returns", "reward", "terminated", "truncated", "starts")
+    names = ("obs", "raw_action", "old_log_prob", "returns", "reward", "terminated", "starts")
     return Minibatch(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns})
 
 
