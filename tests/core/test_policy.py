@@ -18,7 +18,7 @@ def alone(dtype: str) -> PolicySpec:
 
 
 def in_a_dict(dtype: str) -> PolicySpec:
-    return PolicySpec.of_parts((("a", ObsPart((3,), dtype)),), HEAD)
+    return PolicySpec.from_parts((("a", ObsPart((3,), dtype)),), HEAD)
 
 
 @pytest.mark.parametrize("spec", [alone, in_a_dict])

@@ -128,7 +128,7 @@ def test_noise_has_the_size_that_was_asked_for() -> None:
 
 def test_masks_and_names_take_no_noise() -> None:
     parts = (("a", ObsPart((2,), "float32")), ("n", ObsPart((), "int64", (5,))), (MASK, ObsPart((3,), "int8")))
-    spec = PolicySpec.of_parts(parts, CategoricalHead((3,)))
+    spec = PolicySpec.from_parts(parts, CategoricalHead((3,)))
     scale = noise_scale(spec, np.full(6, 2.0), 0.5, 0.0)
     assert scale.tolist() == [1, 1, 0, 0, 0, 0]
 

@@ -113,7 +113,7 @@ def test_an_ensemble_costs_the_sum_of_its_members() -> None:
 
 def test_a_policy_confined_to_legal_actions_costs_what_it_does_alone() -> None:
     parts = (("obs", ObsPart((8,), "float32")), (MASK, ObsPart((4,), "int8")))
-    confined = with_action_mask(Mlp((16,)).build(LANDER), PolicySpec.of_parts(parts, LANDER.head))
+    confined = with_action_mask(Mlp((16,)).build(LANDER), PolicySpec.from_parts(parts, LANDER.head))
     cost = measure_cost(confined)
     assert (cost.parameters, cost.macs) == (8 * 16 + 16 + 16 * 4 + 4, 8 * 16 + 16 * 4)
 

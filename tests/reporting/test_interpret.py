@@ -89,7 +89,7 @@ def test_the_thresholds_of_a_tree_are_in_units_of_the_observation() -> None:
     of_bytes.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
     assert explain(of_bytes).splitlines()[0] == "if obs[0] <= 127.5:"
     entries = (("screen", ObsPart((1,), "uint8")), ("speed", ObsPart((1,), "float32")))
-    of_both = Tree(nodes=3).build(PolicySpec.of_parts(entries, SPEC.head))
+    of_both = Tree(nodes=3).build(PolicySpec.from_parts(entries, SPEC.head))
     of_both.load_state_dict({k: v for k, v in policy.state_dict().items() if "obs" not in k}, strict=False)
     assert explain(of_both).splitlines()[0] == "if screen[0] <= 127.5:"
     seen = {"screen": torch.tensor([[127], [128]], dtype=torch.uint8), "speed": torch.zeros(2, 1)}

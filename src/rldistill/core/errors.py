@@ -1,4 +1,4 @@
-"""Every error that a user can cause, in one tree."""
+"""Errors that a user can cause, in one tree."""
 
 from __future__ import annotations
 
@@ -7,44 +7,54 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-LONGEST = 1_500
-FETCH_AGAIN = "copy or download it again"
-SAVE_AGAIN = "save it again, from weights that are numbers"
+MAX_MESSAGE_CHARS = 1_500
+DOWNLOAD_HINT = "copy or download it again"
+RESAVE_HINT = "save it again, from weights that are finite"
 
 
 class RLDistillError(Exception):
-    """Base of all errors that say what was wrong, where, and what to do; what a file put into one cannot flood it."""
+    """Base of all errors; the message names the problem, its place and the remedy.
+
+    Messages quote untrusted files, so they are shortened and control characters are escaped.
+    """
 
     def __init__(self, message: str = "") -> None:
-        text = message if len(message) <= LONGEST else f"{message[: LONGEST - 200]} ... {message[-180:]}"
-        super().__init__("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
+        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+        # Escaped first, so that the copy of another process, which pickle makes with this text, is the same.
+        if len(text) > MAX_MESSAGE_CHARS:
+            text = f"{text[: MAX_MESSAGE_CHARS - 200]} ... {text[-180:]}"
+        super().__init__(text)
 
 
 class ConfigError(RLDistillError):
-    """A run file, an override or an argument that cannot be used."""
+    """Invalid run file, override or argument."""
 
 
 class SpecMismatchError(RLDistillError):
-    """Two things that must fit each other (teacher, environment, dataset, student) do not."""
+    """Mismatch of teacher, environment, dataset or student."""
 
 
 class UntrustedFileError(RLDistillError):
-    """A file that could run code, or that is not what it claims to be."""
+    """File that could run code, or has another format than its name."""
 
 
 class CorruptArtifactError(RLDistillError):
-    """A file of ours that is truncated, altered or incomplete."""
+    """Truncated, altered or incomplete file of this package."""
 
 
 class NothingLearnedError(RLDistillError):
-    """A student that predicts no better than a constant would."""
+    """Student that predicts no better than a constant."""
 
 
 class MissingExtraError(RLDistillError):
-    """An optional dependency that is not installed."""
+    """Optional dependency that is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(f"{feature} needs an optional dependency. Install it: pip install 'rldistill[{extra}]'")
+        self.feature, self.extra = feature, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.feature, self.extra)
 
 
 _short = reprlib.Repr()
@@ -52,18 +62,18 @@ _short.maxlevel, _short.maxstring, _short.maxother = 2, 60, 60
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 4
 
 
-def shown(value: Any) -> str:
-    """A value from elsewhere, in a few words, however large it is and however often it holds itself."""
+def short_repr(value: Any) -> str:
+    """Return a short representation of an untrusted value, even if it is large or contains itself."""
     return _short.repr(value)
 
 
-def why(error: Exception) -> str:
-    """What a library says of its failure, in one line; the kind of error where it says nothing."""
+def error_text(error: Exception) -> str:
+    """Return the message of another library's error in one line, or its class if it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name nearest to `name`, or an empty string."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest of `names`, or an empty string."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    matches = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[matches[0]]!r}?" if matches else ""

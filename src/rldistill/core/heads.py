@@ -1,7 +1,7 @@
 """Action heads: the meaning of the numbers in `PolicyOutput.params`.
 
-A new head is one subclass of `ActionHead`, its kind in `HeadKind` and its entry in `HEADS`. torch.distributions is not
-used: its constructors cost more than a small policy, and the random draws have to stay those of recorded datasets.
+A new head is one subclass of `ActionHead`, with its kind in `HeadKind`. torch.distributions is not used: its
+constructors take longer than a small policy, and its samples would differ from those of recorded datasets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rldistill.core import categorical
 from rldistill.core.errors import SpecMismatchError
 
 HeadKind = Literal[
@@ -29,9 +30,11 @@ MASK = "action_mask"
 ILLEGAL = -1e8
 """The logit or value of an illegal action; finite, so that no loss becomes NaN."""
 
-
 CERTAIN_LOGIT = 20.0
 """The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
+
+HEADS: dict[str, type[ActionHead]] = {}
+"""The class of each kind."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,13 @@ class ActionHead(ABC):
 
     Attributes:
         nvec: the number of options of each discrete choice; the number of bits of a `bernoulli` head.
-        low: the lower bounds of a continuous action.
-        high: the upper bounds.
-        kind: the name in files.
-        neutral_kind: the kind of an environment with the same actions.
+        low, high: the bounds of a continuous action.
+        kind, neutral_kind: the name in files, and that of an environment with the same actions.
         discrete: True if actions are integers.
         single_choice: True if an action is one integer.
         action_values: True if the params are Q values.
-        stochastic: True if the params describe a distribution to sample from.
-        regret_unit: the unit of `regret`; None for continuous actions.
+        stochastic: True if the params describe a distribution.
+        regret_unit: the unit of `regret`.
     """
 
     nvec: tuple[int, ...] = ()
@@ -65,11 +66,16 @@ class ActionHead(ABC):
     stochastic: ClassVar[bool] = True
     regret_unit: ClassVar[str | None] = None
 
+    def __init_subclass__(cls) -> None:
+        if "kind" in vars(cls):
+            HEADS[cls.kind] = cls
+
     def __post_init__(self) -> None:
+        choices, low, high = len(self.nvec), len(self.low), len(self.high)
         if self.discrete:
-            fits = 0 < len(self.nvec) <= (1 if self.single_choice else len(self.nvec)) and not (self.low or self.high)
+            fits = choices > 0 == low == high and (choices == 1 or not self.single_choice)
         else:
-            fits = 0 < len(self.low) == len(self.high) and not self.nvec
+            fits = choices == 0 < low == high
         if not fits:
             raise SpecMismatchError(f"nvec, low, high: they do not make a {self.kind} head")
 
@@ -129,21 +135,8 @@ class ActionHead(ABC):
         """Return a continuous action within its bounds, a discrete one unchanged."""
         return action if self.discrete else action.clamp(action.new_tensor(self.low), action.new_tensor(self.high))
 
-    def mode(self, params: Tensor) -> Tensor:
-        """Return the most likely, highest-valued or mean action."""
-        return self.bounded(self.raw_mode(params))
-
-    def sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        """Return a random action; the mode if the head is not stochastic."""
-        return self.bounded(self.raw_sample(params, generator))
-
     def masked(self, params: Tensor, legal: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the params without illegal actions, and the mask that `mode` and `sample` still need.
-
-        Args:
-            params: `[..., P]`.
-            legal: booleans, `[..., sum(choices)]`.
-        """
+        """Return params that rule out the actions that `legal` `[..., sum(choices)]` excludes, and a mask of them."""
         return params.masked_fill(~legal, ILLEGAL), legal
 
     def certain(self, action: Tensor) -> Tensor:
@@ -161,10 +154,6 @@ class ActionHead(ABC):
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
         """Return KL(p || q) of two policies with this head, summed over the parts of an action."""
         raise self._missing("kl")
-
-    def wasserstein(self, p: Tensor, q: Tensor) -> Tensor:
-        """Return the squared 2-Wasserstein distance of two policies with this head."""
-        raise self._missing("wasserstein")
 
     def nll(self, params: Tensor, action: Tensor) -> Tensor:
         """Return -log pi(action); a cross-entropy of Q values, a squared error of deterministic actions."""
@@ -187,7 +176,7 @@ class _ChoiceHead(ActionHead):
         return self._join([part.argmax(-1) for part in self._split(params)])
 
     def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        return self._join([_gumbel_argmax(part, generator) for part in self._split(params)])
+        return self._join([categorical.sample(part, generator) for part in self._split(params)])
 
     def certain(self, action: Tensor) -> Tensor:
         pairs = zip(self._choices(action), self.nvec, strict=True)
@@ -197,16 +186,16 @@ class _ChoiceHead(ActionHead):
         return -self.nll(params, action)
 
     def nll(self, params: Tensor, action: Tensor) -> Tensor:
-        return _total(_cross_entropy, self._split(params), self._choices(action))
+        return _total(categorical.cross_entropy, self._split(params), self._choices(action))
 
     def entropy(self, params: Tensor) -> Tensor:
-        return _total(_entropy, self._split(params))
+        return _total(categorical.entropy, self._split(params))
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        return _total(_kl, self._split(p), self._split(q))
+        return _total(categorical.kl, self._split(p), self._split(q))
 
     def regret(self, params: Tensor, action: Tensor) -> Tensor | None:
-        return _total(_gap, self._split(params), self._choices(action))
+        return _total(categorical.regret, self._split(params), self._choices(action))
 
     def _split(self, params: Tensor) -> Sequence[Tensor]:
         return [params] if self.single_choice else params.split_with_sizes(self.nvec, -1)
@@ -287,26 +276,7 @@ class BernoulliHead(ActionHead):
 
     def regret(self, params: Tensor, action: Tensor) -> Tensor:
         """Return the sum of the logits of all bits that differ from the mode."""
-        return (params.abs() * (action != self.mode(params))).sum(-1)
-
-
-class DeterministicHead(ActionHead):
-    """Continuous actions, clamped to their bounds."""
-
-    kind = neutral_kind = "deterministic"
-    stochastic = False
-
-    def raw_mode(self, params: Tensor) -> Tensor:
-        """Return the action before it is clamped."""
-        return params
-
-    def certain(self, action: Tensor) -> Tensor:
-        """Return the action."""
-        return action
-
-    def nll(self, params: Tensor, action: Tensor) -> Tensor:
-        """Return the squared error, summed over the entries of an action."""
-        return ((params - action) ** 2).sum(-1)
+        return (params.abs() * (action != self.raw_mode(params))).sum(-1)
 
 
 class GaussianHead(ActionHead):
@@ -345,11 +315,6 @@ class GaussianHead(ActionHead):
         squares = (2 * (p_log_std - q_log_std)).exp() + ((p_mean - q_mean) * (-q_log_std).exp()) ** 2
         return (q_log_std - p_log_std + squares / 2 - 0.5).sum(-1)
 
-    def wasserstein(self, p: Tensor, q: Tensor) -> Tensor:
-        """Return |m_p - m_q|^2 + |s_p - s_q|^2; before tanh if squashed."""
-        (p_mean, p_log_std), (q_mean, q_log_std) = p.chunk(2, -1), q.chunk(2, -1)
-        return ((p_mean - q_mean) ** 2 + (p_log_std.exp() - q_log_std.exp()) ** 2).sum(-1)
-
 
 class SquashedGaussianHead(GaussianHead):
     """Gaussian whose samples pass through tanh and are then scaled to the bounds (SAC, arXiv 1801.01290)."""
@@ -362,43 +327,24 @@ class SquashedGaussianHead(GaussianHead):
         return low + (action.tanh() + 1) / 2 * (high - low)
 
 
-HEADS: dict[str, type[ActionHead]] = {
-    head.kind: head
-    for head in (
-        CategoricalHead,
-        QValuesHead,
-        MultiCategoricalHead,
-        BernoulliHead,
-        GaussianHead,
-        SquashedGaussianHead,
-        DeterministicHead,
-    )
-}
-"""The class of each kind."""
+class DeterministicHead(ActionHead):
+    """Continuous actions, clamped to their bounds."""
+
+    kind = neutral_kind = "deterministic"
+    stochastic = False
+
+    def raw_mode(self, params: Tensor) -> Tensor:
+        """Return the action before it is clamped."""
+        return params
+
+    def certain(self, action: Tensor) -> Tensor:
+        """Return the action."""
+        return action
+
+    def nll(self, params: Tensor, action: Tensor) -> Tensor:
+        """Return the squared error, summed over the entries of an action."""
+        return ((params - action) ** 2).sum(-1)
 
 
 def _total(function: Callable[..., Tensor], *parts: Sequence[Tensor]) -> Tensor:
     return reduce(torch.add, map(function, *parts))
-
-
-def _gumbel_argmax(logits: Tensor, generator: torch.Generator) -> Tensor:
-    uniform = torch.rand(logits.shape, generator=generator).clamp_min(1e-20)
-    return (logits - (-uniform.log()).log()).argmax(-1)
-
-
-def _cross_entropy(logits: Tensor, action: Tensor) -> Tensor:
-    return -F.log_softmax(logits, -1).gather(-1, action[..., None]).squeeze(-1)
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    log_p = F.log_softmax(logits, -1)
-    return -(log_p.exp() * log_p).sum(-1)
-
-
-def _kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    # kl_div takes its arguments in the opposite order.
-    return F.kl_div(F.log_softmax(q_logits, -1), F.log_softmax(p_logits, -1), reduction="none", log_target=True).sum(-1)
-
-
-def _gap(values: Tensor, action: Tensor) -> Tensor:
-    return values.amax(-1) - values.gather(-1, action[..., None]).squeeze(-1)

@@ -47,25 +47,21 @@ class PolicyOutput:
         others = (None if part is None else part.to(device) for part in (self.value, self.features, self.mask))
         return PolicyOutput(self.head, self.params.to(device), *others)
 
-    def at(self, rows: Tensor) -> PolicyOutput:
+    def rows(self, rows: Tensor) -> PolicyOutput:
         """Return the output for some observations of the batch, without features."""
         parts = (None if part is None else part[rows] for part in (self.value, None, self.mask))
         return PolicyOutput(self.head, self.params[rows], *parts)
 
     def mode(self) -> Tensor:
         """Return the most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""
-        return self.head.mode(self._legal_params())
+        return self.head.bounded(self.head.raw_mode(self._legal_params()))
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Return a random action; the mode of `q_values` and `deterministic` heads."""
-        return self.head.sample(self._legal_params(), generator)
-
-    def raw_mode(self) -> Tensor:
-        """Return the mode before its bounds."""
-        return self.head.raw_mode(self._legal_params())
+        return self.head.bounded(self.raw_sample(generator))
 
     def raw_sample(self, generator: torch.Generator) -> Tensor:
-        """Return a random action before its bounds, as `log_prob` takes it."""
+        """Return a random action before its bounds."""
         return self.head.raw_sample(self._legal_params(), generator)
 
     def log_prob(self, raw_action: Tensor) -> Tensor:
@@ -81,33 +77,36 @@ class PolicyOutput:
 
 
 class Policy(Protocol):
-    """A teacher is a policy, a student is a policy."""
+    """A teacher or a student."""
 
     @property
-    def spec(self) -> PolicySpec: ...
+    def spec(self) -> PolicySpec:
+        """The input and output."""
 
-    def initial_state(self, batch_size: int) -> Tensor | None: ...
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the state `[B, ...]` before the first observation; None if the policy has no memory."""
 
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]: ...
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the output for observations `[B, ...]`, and the next state."""
 
 
 @dataclass(frozen=True)
 class ObsTransformPolicy:
-    """A policy that is shown what `transform` makes of each batch of observations."""
+    """A policy whose observations pass through `transform`."""
 
     policy: Policy
     transform: Callable[[Tensor], Tensor]
 
     @property
     def spec(self) -> PolicySpec:
-        """The policy's."""
+        """The spec of the policy."""
         return self.policy.spec
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """The policy's."""
+        """Return the initial state of the policy."""
         return self.policy.initial_state(batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the policy says of what it is shown."""
+        """Return the policy's output for transformed observations, and its next state."""
         assert isinstance(obs, Tensor)
         return self.policy(self.transform(obs), state)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rldistill.core.errors import SpecMismatchError, shown
+from rldistill.core.errors import SpecMismatchError, short_repr
 from rldistill.core.heads import MASK, ActionHead
 
 Obs = Tensor | Mapping[str, Tensor]
@@ -17,10 +17,7 @@ Obs = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class FramePipeline:
-    """How frames become an observation; two policies with different pipelines see different things.
-
-    A `skip` of two numbers is drawn anew at each step, from the first to just below the second.
-    """
+    """Preprocessing of frames (Mnih 2015); a `skip` of two numbers is a range to sample from, the second excluded."""
 
     height: int = 84
     width: int = 84
@@ -33,33 +30,33 @@ class FramePipeline:
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A wrapper of `gymnasium.wrappers` by its name, or `module:Class`, and its keyword arguments."""
+    """Name of a wrapper, of `gymnasium.wrappers` or `module:Class`, and its keyword arguments."""
 
     name: str
     kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        return f"{self.name} {shown(self.kwargs)}" if self.kwargs else self.name
+        return f"{self.name} {short_repr(self.kwargs)}" if self.kwargs else self.name
 
     @property
-    def modest(self) -> bool:
-        """Whether its arguments are few, short and of a size that a policy could have needed."""
-        return len(self.kwargs) <= 8 and all(_is_modest(value) for value in self.kwargs.values())
+    def has_small_kwargs(self) -> bool:
+        """True if the arguments are few and small; those of an untrusted file could fill the memory."""
+        return len(self.kwargs) <= 8 and all(_is_small(value) for value in self.kwargs.values())
 
 
-def _is_modest(value: Any, most: float = 1e5) -> bool:
+def _is_small(value: Any, limit: float = 1e5) -> bool:
     if isinstance(value, list | tuple):
-        return len(value) <= 4_096 and all(_is_modest(item, 4_096) for item in value)
+        return len(value) <= 4_096 and all(_is_small(item, 4_096) for item in value)
     if isinstance(value, str):
         return len(value) <= 64
-    return value is None or (isinstance(value, int | float) and not abs(value) > most)
+    return value is None or (isinstance(value, int | float) and not abs(value) > limit)
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is wrapped around an environment for the teacher and for the student, each beside the other.
+    """Observation wrappers of the teacher and of the student, which act in one environment.
 
-    These wrappers change the observation and nothing else; what changes actions, rewards or episodes is for both.
+    Wrappers that change actions, rewards or episodes belong to both, in `EnvConfig.wrappers`.
     """
 
     teacher: tuple[Wrapper, ...] = ()
@@ -68,7 +65,7 @@ class Views:
 
 @dataclass(frozen=True)
 class ObsPart:
-    """One entry of an observation; `nvec` are the sizes of the integers in it that are fed as one-hot vectors."""
+    """One entry of an observation; integers with sizes `nvec` become one-hot vectors."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -76,24 +73,23 @@ class ObsPart:
 
     @property
     def width(self) -> int:
-        """Numbers that a network is fed for it."""
+        """The number of network inputs for it."""
         return sum(self.nvec) if self.nvec else math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy takes and gives.
+    """Input and output of a policy.
 
     Attributes:
-        obs_shape: of one observation.
-        obs_dtype: by numpy's name.
-        head: what comes out.
-        frames: how frames became the observation, as far as that is known.
-        nvec: sizes of the integers in an observation that are fed as one-hot vectors.
-        parts: the entries of a dict observation, in the order of its space; it is passed on as one vector, in which
-            they follow one another.
-        view: what has to be wrapped around the bare environment for these observations to come out of it.
-        env_kwargs: what that environment has to be made with.
+        obs_shape: the shape of one observation.
+        obs_dtype: its NumPy dtype.
+        head: the meaning of the output.
+        frames: the preprocessing of frames, if known.
+        nvec: the sizes of the integers in an observation, which become one-hot vectors.
+        parts: the entries of a dict observation, in the order of its space; policies take them as one flat vector.
+        view: the wrappers of the environment that produce these observations.
+        env_kwargs: the keyword arguments of that environment.
     """
 
     obs_shape: tuple[int, ...]
@@ -106,23 +102,23 @@ class PolicySpec:
     env_kwargs: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
-        """The spec of a dict observation with these entries."""
+    def from_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
+        """Return the spec of a dict observation with these entries."""
         return cls((sum(math.prod(part.shape) for _, part in parts),), "float32", head, parts=parts)
 
     @property
     def entries(self) -> dict[str, ObsPart]:
-        """The parts by name; of an observation that is no dict, itself under an empty name."""
+        """The parts by name; an observation that is not a dict has one part with an empty name."""
         return dict(self.parts) or {"": ObsPart(self.obs_shape, self.obs_dtype, self.nvec)}
 
     @property
     def unmasked(self) -> PolicySpec:
-        """What a policy takes that is not shown which actions are legal; of a dict, what else is in it."""
+        """The spec without the action mask."""
         if MASK not in self.entries:
             return self
         rest = {key: part for key, part in self.parts if key != MASK}
-        whole = PolicySpec.of_parts(tuple(rest.items()), self.head)
-        if [*rest] == ["obs"]:  # what `ActionMask` calls an observation that was no dict
+        whole = PolicySpec.from_parts(tuple(rest.items()), self.head)
+        if [*rest] == ["obs"]:  # the name that `ActionMask` gives to an observation that is not a dict
             part = rest["obs"]
             whole = replace(whole, obs_shape=part.shape, obs_dtype=part.dtype, nvec=part.nvec, parts=())
         return replace(whole, view=self.view, env_kwargs=self.env_kwargs)
@@ -146,8 +142,8 @@ class PolicySpec:
         fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
         return cls(**fields)
 
-    def turned_round(self, other: PolicySpec) -> tuple[str, ...]:
-        """The entries that are pictures with channels first here and with channels last in `other`."""
+    def transposed_images(self, other: PolicySpec) -> tuple[str, ...]:
+        """Return the names of images with channels first here and channels last in `other`."""
         if other.frames is not None:
             return ()
         shapes = [
@@ -155,10 +151,10 @@ class PolicySpec:
         ]
         return tuple(key for key, a, b in shapes if len(b) == 3 and a != b and a == (b[2], *b[:2]))
 
-    def require_same_input(self, other: PolicySpec, mine: str, others: str) -> None:
-        """Raise SpecMismatchError unless both take the same observations and act in the same space.
+    def require_same_input(self, other: PolicySpec, name: str, other_name: str) -> None:
+        """Raise SpecMismatchError unless both specs have the same observations and the same actions.
 
-        Floats of one length are as good as those of another, since all policies compute in float32.
+        Float dtypes are interchangeable, since all policies compute in float32.
         """
         pairs: list[tuple[str, Any, Any]] = [
             ("observation shape", self.obs_shape, other.obs_shape),
@@ -169,7 +165,7 @@ class PolicySpec:
             ("number of actions", self.head.nvec, other.head.nvec),
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]
-        if self.frames is not None and other.frames is not None:  # an agent's file need not tell
+        if self.frames is not None and other.frames is not None:  # not every file of a teacher contains them
             pairs += [
                 (
                     f"{part.name} of the frame pipeline",
@@ -178,18 +174,19 @@ class PolicySpec:
                 )
                 for part in fields(FramePipeline)
             ]
-        for what, a, b in pairs:
+        for quantity, a, b in pairs:
             if a != b:
                 raise SpecMismatchError(
-                    f"{mine} and {others} do not fit: {what} is {shown(a)} for {mine}, {shown(b)} for {others}"
+                    f"{name} and {other_name} do not fit: {quantity} is {short_repr(a)} for {name}, {short_repr(b)} "
+                    f"for {other_name}"
                 )
         for end in ("low", "high"):
             bounds = zip(getattr(self.head, end), getattr(other.head, end), strict=True)
             for number, (a, b) in enumerate(bounds):
-                if not math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8):  # texts of bounds are rounded
+                if not math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8):  # SB3 stores bounds as rounded text
                     raise SpecMismatchError(
-                        f"{mine} and {others} do not fit: action {number} is bounded by {a:g} for {mine}, by {b:g} for "
-                        f"{others}"
+                        f"{name} and {other_name} do not fit: action {number} is bounded by {a:g} for {name}, by {b:g} "
+                        f"for {other_name}"
                     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, shown
+from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.data.blocks import BlockKey
 from rldistill.data.manifest import Manifest, open_derived
 from rldistill.io.atomic import Mode, write_atomic
@@ -74,5 +74,5 @@ def _require_same_kind(manifests: Sequence[Manifest]) -> None:
 def _differences(a: Any, b: Any, name: str) -> list[str]:
     """What differs between two documents, field by field."""
     if not isinstance(a, dict) or not isinstance(b, dict):
-        return [] if a == b else [f"{name} is {shown(a)} and {shown(b)}"]
+        return [] if a == b else [f"{name} is {short_repr(a)} and {short_repr(b)}"]
     return [text for key in {**a, **b} for text in _differences(a.get(key), b.get(key), f"{name}.{key}")]

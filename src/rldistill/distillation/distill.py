@@ -15,7 +15,7 @@ from rldistill.distillation.tree import empty_tree, fit_tree
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
-from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
+from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.ridge import Ridge
@@ -90,7 +90,7 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
         require_solvable(losses, spec.head)
         student.build(solvable(spec))
     else:
-        terms = of_the_policy(config.losses)
+        terms = policy_terms(config.losses)
         require_comparable(terms, spec.head, student_spec(spec, terms).head)
         student.build(student_spec(spec, terms))
 

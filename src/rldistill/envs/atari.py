@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rldistill.core.errors import ConfigError, did_you_mean, shown
+from rldistill.core.errors import ConfigError, did_you_mean, short_repr
 from rldistill.core.spec import FramePipeline
 from rldistill.envs.config import EnvConfig
 
@@ -123,4 +123,4 @@ def _require_valid(name: str, value: Any) -> None:
         minimum = 0 if name == "noop_max" else 1
         valid, expected = type(value) is int and value >= minimum, f"an integer of at least {minimum}"
     if not valid:
-        raise ConfigError(f"env.kwargs.{name}: expected {expected}, found {shown(value)}.")
+        raise ConfigError(f"env.kwargs.{name}: expected {expected}, found {short_repr(value)}.")

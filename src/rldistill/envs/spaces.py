@@ -35,7 +35,7 @@ def adapt_env(env: EnvConfig, teacher: Policy) -> EnvConfig:
     if game is not None and frames is not None and not env.wrappers and env.views is None:
         env = replace(env, id=game, kwargs={**preprocessing(frames), **env.kwargs})
     view = teacher.spec.view
-    if CHANNELS_FIRST not in view and teacher.spec.turned_round(spec_from_env(env.view_of("teacher"))):
+    if CHANNELS_FIRST not in view and teacher.spec.transposed_images(spec_from_env(env.view_of("teacher"))):
         view = (*view, CHANNELS_FIRST)
     wrappers = env.view_of("teacher").wrappers
     if wrappers[len(wrappers) - len(view) :] == view:
@@ -76,7 +76,7 @@ def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: sp
     """Return the specification for these spaces; raise ConfigError for spaces that are not supported."""
     head = _neutral_head(env_id, action_space)
     if isinstance(obs_space, spaces.Dict):
-        return PolicySpec.of_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
+        return PolicySpec.from_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
     part = _obs_part(env_id, obs_space)
     return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 

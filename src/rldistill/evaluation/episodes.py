@@ -281,7 +281,7 @@ def _seen(
 ) -> Seen:
     counted = np.flatnonzero(playing != NONE)
     rows, episode = torch.from_numpy(counted), playing[counted]
-    return Seen(obs[counted], student.at(rows), teacher.at(rows), episode, out.lengths[episode - out.first])
+    return Seen(obs[counted], student.rows(rows), teacher.rows(rows), episode, out.lengths[episode - out.first])
 
 
 def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:

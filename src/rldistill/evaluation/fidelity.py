@@ -121,7 +121,7 @@ class Said:
 
     def rows(self, kept: Tensor) -> Said:
         """Some of the states."""
-        return Said(self.student.at(kept), self.teacher.at(kept))
+        return Said(self.student.rows(kept), self.teacher.rows(kept))
 
 
 def joined(outputs: Sequence[PolicyOutput]) -> PolicyOutput:

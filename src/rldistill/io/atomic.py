@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, shown
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
@@ -62,7 +62,7 @@ def require_mode(mode: str, allowed: Sequence[str] = get_args(Mode)) -> None:
     """Raise ConfigError if `mode` is not one of `allowed`."""
     if mode not in allowed:
         hint = did_you_mean(mode, allowed) if isinstance(mode, str) else ""
-        raise ConfigError(f"mode: expected one of {', '.join(allowed)}, found {shown(mode)}.{hint}")
+        raise ConfigError(f"mode: expected one of {', '.join(allowed)}, found {short_repr(mode)}.{hint}")
 
 
 def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = get_args(Mode)) -> bool:

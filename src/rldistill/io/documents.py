@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from rldistill.core.errors import CorruptArtifactError, shown
+from rldistill.core.errors import CorruptArtifactError, short_repr
 
 CHANGED = "The file was changed; write it again."
 
@@ -63,4 +63,4 @@ def _problem(error: Any) -> str:
             return "is an unknown field"
         case "value_error":
             return str(error["ctx"]["error"])
-    return f"found {shown(error['input'])}, expected {error['msg'].removeprefix('Input should be ')}"
+    return f"found {short_repr(error['input'])}, expected {error['msg'].removeprefix('Input should be ')}"

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rldistill.core.errors import ConfigError, shown
+from rldistill.core.errors import ConfigError, short_repr
 
 MIN_DURATION_S = 2.0
 LINE_INTERVAL_S = 20.0
@@ -136,5 +136,5 @@ def stage_progress(progress: Progress | bool, title: str, unit: str) -> Iterator
         yield progress
     else:
         raise ConfigError(
-            f"progress: expected True, False or an object with update(done, total, score), found {shown(progress)}"
+            f"progress: expected True, False or an object with update(done, total, score), found {short_repr(progress)}"
         )

@@ -14,13 +14,13 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from rldistill.core.errors import (
-    FETCH_AGAIN,
-    SAVE_AGAIN,
+    DOWNLOAD_HINT,
+    RESAVE_HINT,
     CorruptArtifactError,
     RLDistillError,
     UntrustedFileError,
-    shown,
-    why,
+    error_text,
+    short_repr,
 )
 
 MAX_WEIGHTS = 1 << 30
@@ -41,7 +41,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         try:
             tensors = load_safetensors(path.read_bytes())
         except (SafetensorError, ValueError) as error:
-            raise CorruptArtifactError(f"{path}: not a whole safetensors file ({why(error)}); {FETCH_AGAIN}") from None
+            raise CorruptArtifactError(
+                f"{path}: not a whole safetensors file ({error_text(error)}); {DOWNLOAD_HINT}"
+            ) from None
         return _checked(tensors, path)
     return read_tensors(path.read_bytes(), path, "the file")
 
@@ -59,7 +61,9 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
             f"{path}: {name} holds more than tensors; refused, since reading it could run code. {STATE_DICT}"
         ) from None
     except Exception as error:  # damaged bytes make zipfile and torch raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole file of tensors ({why(error)}); {FETCH_AGAIN}") from None
+        raise CorruptArtifactError(
+            f"{path}: not a whole file of tensors ({error_text(error)}); {DOWNLOAD_HINT}"
+        ) from None
     if not isinstance(tensors, dict):
         raise UntrustedFileError(f"{path}: {name} is not what it should be, a state dict")
     return _checked(tensors, path, name)
@@ -104,9 +108,8 @@ def _what_to_save(found: dict[Any, Any]) -> str:
     inner = next((key for key, item in found.items() if isinstance(item, dict) and isinstance(key, str)), None)
     if inner is None:
         return f"refused. {STATE_DICT}"
-    return (
-        f"if the state dict is {shown(inner)} in it, save that alone: torch.save(torch.load(FILE)[{shown(inner)}], NEW)"
-    )
+    key = short_repr(inner)
+    return f"if the state dict is {key} in it, save that alone: torch.save(torch.load(FILE)[{key}], NEW)"
 
 
 def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
@@ -118,7 +121,7 @@ def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> 
         held = value.untyped_storage().nbytes() // value.element_size() if plain else 0
         total += value.numel()
         if not plain or value.numel() > held or total > MAX_PARAMETERS:
-            raise UntrustedFileError(f"{path}: {shown(key)} is not a plain tensor of a sensible size; refused")
+            raise UntrustedFileError(f"{path}: {short_repr(key)} is not a plain tensor of a sensible size; refused")
         if not torch.isfinite(value).all():
-            raise CorruptArtifactError(f"{path}: {shown(key)} holds NaN or infinite weights; {SAVE_AGAIN}")
+            raise CorruptArtifactError(f"{path}: {short_repr(key)} holds NaN or infinite weights; {RESAVE_HINT}")
     return tensors

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, shown
+from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.heads import ActionHead, BernoulliHead
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
@@ -30,7 +30,7 @@ def one_hot_logits(head: ActionHead, said: Any, count: int, name: str) -> Tensor
     except ValueError:  # of different shapes
         actions = np.asarray(None)
     if actions.dtype.kind not in "biuf":
-        raise SpecMismatchError(f"teacher: {name} gives {shown(said)} as its actions; expected {_expected(head)}")
+        raise SpecMismatchError(f"teacher: {name} gives {short_repr(said)} as its actions; expected {_expected(head)}")
     if not actions.ndim or len(actions) != count or actions.size != count * each:
         found = f"actions of shape {list(actions.shape)} for {count} observations"
         raise SpecMismatchError(f"teacher: {name} gives {found}; expected {_expected(head)}")

@@ -1,14 +1,31 @@
-"""Functions that several losses share."""
+"""Functions and fields that several losses share."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
+
+
+@dataclass(frozen=True)
+class Softened:
+    """Losses that divide the teacher's params by a temperature.
+
+    Attributes:
+        temperature: None is 1 for logits, and half the action gap for Q values.
+    """
+
+    temperature: float | None = None
+    student_head: ClassVar[str] = "any"
+
+    def __post_init__(self) -> None:
+        require_temperature(self.temperature)
 
 
 def kl(p: PolicyOutput, q: PolicyOutput, temperature_p: float = 1.0, temperature_q: float = 1.0) -> Tensor:
@@ -41,7 +58,7 @@ def require_same_space(loss: str, a: ActionHead, b: ActionHead) -> None:
     """Raise SpecMismatchError unless both heads are distributions over the same actions."""
     if not a.same_space(b):
         sizes = [head.nvec if head.discrete else (len(head.low),) for head in (a, b)]
-        raise SpecMismatchError(f"{loss} cannot compare {a.kind} {sizes[0]} with {b.kind} {sizes[1]}")
+        raise SpecMismatchError(f"{loss}: cannot compare {a.kind} {sizes[0]} with {b.kind} {sizes[1]}")
 
 
 def require_q_values(side: str, head: ActionHead) -> None:

@@ -1,4 +1,4 @@
-"""What a fit minimises: loss terms, their weights over time, and the best that a constant can do."""
+"""Objective of a fit: loss terms, their weights over time, and the lowest loss of a constant output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.core.spec import PolicySpec
-from rldistill.losses import LOSSES, AdvantageMSE, AdvantageWeightedNLL, AnyLoss, ForwardKL, Jeffreys, ReverseKL
+from rldistill.losses import LOSSES, AdvantageWeightedNLL, AnyLoss
+from rldistill.losses.functional import Softened
 
-SOFTENED = ForwardKL | ReverseKL | Jeffreys | AdvantageMSE
-"""Losses with the teacher's temperature."""
+MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:
     return loss
 
 
-def temperature_of(terms: tuple[Term, ...]) -> float | None:
-    """The first temperature that was given for the teacher's distribution; None if all are to be measured."""
-    losses = [term.loss for term in terms if isinstance(term.loss, SOFTENED)]
+def given_temperature(terms: tuple[Term, ...]) -> float | None:
+    """Return the first temperature that a loss sets for the teacher's distribution; None if none does."""
+    losses = [term.loss for term in terms if isinstance(term.loss, Softened)]
     return next((loss.temperature for loss in losses if loss.temperature is not None), None)
 
 
 def default_temperature(head: ActionHead, action_gap: Callable[[], float]) -> float:
-    """By which a teacher is softened if nothing else is given: half the action gap of Q values, 1 for logits."""
-    return max(action_gap() / 2, 1e-6) if head.action_values else 1.0
+    """Return half the action gap of Q values, so that the best action is preferred by about e^2 : 1; 1 for logits."""
+    return max(action_gap() / 2, MIN_TEMPERATURE) if head.action_values else 1.0
 
 
 def with_temperatures(
@@ -65,35 +65,39 @@ def with_temperatures(
     action_gap: Callable[[], float],
     advantage_scale: Callable[[], float] = lambda: 1.0,
 ) -> tuple[Term, ...]:
-    """Fill in the temperatures that were not given: for Q values half their mean action gap, so that the teacher's
-    distribution prefers its best action by about e^2 : 1; for logits 1, and for their advantages what returns are away
-    from the values."""
+    """Return the terms with the temperatures that were left open.
+
+    Args:
+        terms: the losses and their weights.
+        head: the head of the teacher.
+        action_gap: measures the mean gap of its Q values.
+        advantage_scale: measures its advantages, for AdvantageWeightedNLL of logits.
+    """
 
     def fill(loss: AnyLoss) -> AnyLoss:
-        if not isinstance(loss, SOFTENED | AdvantageWeightedNLL) or loss.temperature is not None:
+        if not isinstance(loss, Softened | AdvantageWeightedNLL) or loss.temperature is not None:
             return loss
         by_value = isinstance(loss, AdvantageWeightedNLL) and not head.action_values
-        temperature = max(advantage_scale(), 1e-6) if by_value else default_temperature(head, action_gap)
+        temperature = max(advantage_scale(), MIN_TEMPERATURE) if by_value else default_temperature(head, action_gap)
         return dataclasses.replace(loss, temperature=temperature)
 
     return tuple(dataclasses.replace(term, loss=fill(term.loss)) for term in terms)
 
 
 def student_spec(teacher: PolicySpec, terms: tuple[Term, ...]) -> PolicySpec:
-    """The teacher's spec with the head that the losses train: Q values if any needs them, else logits."""
-    head = teacher.head
-    if head.action_values and not any(term.loss.student_head == "q_values" for term in terms):
-        head = head.as_kind("categorical")
-    return dataclasses.replace(teacher, head=head)
+    """Return the teacher's spec with the head that the losses train: Q values if any needs them, else logits."""
+    if not teacher.head.action_values or any(term.loss.student_head == "q_values" for term in terms):
+        return teacher
+    return dataclasses.replace(teacher, head=teacher.head.as_kind("categorical"))
 
 
-def of_the_policy(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-    """Those that compare what is done. What a value or features are compared with only a teacher's labels tell."""
+def policy_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """Return the terms that compare actions; those on values and features need labels that not every teacher has."""
     return tuple(term for term in terms if term.loss.student_head not in ("value", "features"))
 
 
 def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead) -> None:
-    """Raise SpecMismatchError if a loss of ours cannot compare what these two heads say, with nothing beside it."""
+    """Raise SpecMismatchError if a built-in loss cannot compare these heads, without values and features."""
     output, label = (PolicyOutput(head, torch.zeros(1, head.num_params)) for head in (student, teacher))
     number = torch.zeros(1)
     labels = Labels(label, label, output.mode(), number, number, number.bool())
@@ -102,33 +106,32 @@ def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: Ac
             if type(term.loss) in LOSSES.values():
                 term.loss(output, labels)
         except SpecMismatchError as error:
-            raise SpecMismatchError(f"distill.losses: {error}; take losses that fit both") from None
+            raise SpecMismatchError(f"distill.losses: {error}. Use losses that fit both heads.") from None
 
 
 def feature_size(teacher: PolicyOutput) -> int:
-    """F, the length of the teacher's features; 0 where there are none."""
+    """Return the number of the teacher's features, or 0."""
     return 0 if teacher.features is None else teacher.features.shape[-1]
 
 
 def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
-    """The lowest loss that one output for all observations can have, as far as it is found from two beginnings.
+    """Return the lowest loss of one output for all observations, found by L-BFGS from two initial outputs.
 
-    From the teacher's mean, and from zeros: bounded losses are flat far from where they are least.
+    These are the teacher's mean and zeros, since bounded losses are flat far from their minimum.
     """
     mean = batch.teacher.params.mean(0)[: head.num_params]
-    return min(_least_loss(terms, batch, head, params) for params in (mean, torch.zeros_like(mean)))
+    return min(_minimize(terms, batch, head, params) for params in (mean, torch.zeros_like(mean)))
 
 
-def _least_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: Tensor) -> float:
+def _minimize(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: Tensor) -> float:
     params = initial.clone().requires_grad_()
     value = torch.zeros((), requires_grad=True)
     features = torch.zeros(feature_size(batch.teacher), requires_grad=True)
     optimizer = torch.optim.LBFGS([params, value, features], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        said = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
-        output = PolicyOutput(head, *said)
-        return total_loss(terms, output, batch, 1.0)
+        outputs = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
+        return total_loss(terms, PolicyOutput(head, *outputs), batch, 1.0)
 
     def closure() -> float:
         optimizer.zero_grad()

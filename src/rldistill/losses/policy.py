@@ -1,4 +1,4 @@
-"""Losses on what the policy does: distributions over actions."""
+"""Losses on distributions over actions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import ILLEGAL, ActionHead, GaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import (
+    Softened,
     detached,
     kl,
     require_q_values,
@@ -24,59 +25,38 @@ from rldistill.losses.functional import (
 
 
 @dataclass(frozen=True)
-class ForwardKL:
+class ForwardKL(Softened):
     """KL(teacher || student), the teacher softened: softmax(params / temperature).
 
-    Covers all that the teacher might do. Rusu 2015, arXiv 1511.06295. A `categorical` student learns the softened
+    Covers all actions of the teacher. Rusu 2015, arXiv 1511.06295. A `categorical` student learns the softened
     distribution itself; a `q_values` student is softened like its teacher.
-
-    Attributes:
-        temperature: of the teacher; None is 1 for logits, and for Q values is measured from their action gap.
     """
 
-    temperature: float | None = None
-    student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         temperature = self.temperature or 1.0
         return kl(detached(labels.teacher), student, temperature, student_temperature(student.head, temperature))
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(Softened):
     """KL(student || teacher), the teacher softened as in ForwardKL.
 
-    Seeks the mode of what the teacher does. Czarnecki 2019, arXiv 1902.02186.
+    Seeks a mode of the teacher. Czarnecki 2019, arXiv 1902.02186.
     """
 
-    temperature: float | None = None
-    student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         temperature = self.temperature or 1.0
         return kl(student, detached(labels.teacher), student_temperature(student.head, temperature), temperature)
 
 
 @dataclass(frozen=True)
-class Jeffreys:
+class Jeffreys(Softened):
     """KL(teacher || student) + KL(student || teacher), the teacher softened as in ForwardKL (Jeffreys 1946)."""
 
-    temperature: float | None = None
-    student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         return ForwardKL(self.temperature)(student, labels) + ReverseKL(self.temperature)(student, labels)
 
 
@@ -84,36 +64,40 @@ class Jeffreys:
 class Wasserstein:
     """W_2^2 between diagonal Gaussians: |mean_s - mean_t|^2 + |std_s - std_t|^2 (Olkin 1982); before tanh if squashed.
 
-    Unlike a KL it stays small where a teacher is nearly deterministic.
+    Unlike a KL divergence it stays small for a nearly deterministic teacher.
     """
 
     student_head: ClassVar[str] = "any"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
-        teacher = detached(labels.teacher)
-        require_same_space("Wasserstein", teacher.head, student.head)
-        return student.head.wasserstein(teacher.params, student.params)
+        """Return the loss, `[...]`."""
+        require_same_space("Wasserstein", labels.teacher.head, student.head)
+        if not isinstance(student.head, GaussianHead):
+            raise SpecMismatchError(f"Wasserstein: expected a Gaussian head, found {student.head.kind}")
+        (mean_t, log_std_t), (mean_s, log_std_s) = (
+            labels.teacher.params.detach().chunk(2, -1),
+            student.params.chunk(2, -1),
+        )
+        return ((mean_s - mean_t) ** 2 + (log_std_s.exp() - log_std_t.exp()) ** 2).sum(-1)
 
 
 @dataclass(frozen=True)
 class Entropy:
-    """-H(student): a bonus for staying undecided (Williams 1991), which a positive weight lowers the loss by.
+    """-H(student), a bonus for exploration (Williams 1991): sum_a p(a) log p(a), summed over the parts of an action.
 
-    sum_a p(a) log p(a), summed over the parts of an action; of a Gaussian, before tanh if squashed,
-    -sum_i (log_std_i + (1 + log 2 pi) / 2). A student of Q values has none.
+    For a Gaussian, -sum_i (log_std_i + (1 + log 2 pi) / 2), before tanh if squashed. Q values have no entropy.
     """
 
     student_head: ClassVar[str] = "any"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         return -student.entropy()
 
 
 @dataclass(frozen=True)
 class GapWeightedNLL:
-    """(max_a Q_t(s, a) - min_a Q_t(s, a)) * -log student(a* | s): what a mistake costs weighs what is learned.
+    """(max_a Q_t(s, a) - min_a Q_t(s, a)) * -log student(a* | s): the cost of a mistake is the weight of a state.
 
     The weight is that of VIPER (Bastani 2018, arXiv 1805.08328), with V(s) = max_a Q(s, a).
     """
@@ -121,27 +105,26 @@ class GapWeightedNLL:
     student_head: ClassVar[str] = "any"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         require_q_values("GapWeightedNLL's teacher", labels.teacher.head)
         return self.weights(labels.teacher.params.detach()) * ActionNLL()(student, labels)
 
     @staticmethod
     def weights(q_values: Tensor) -> Tensor:
-        """max_a Q(s, a) - min_a Q(s, a) over legal actions, `[...]`, given `[..., A]`."""
+        """Return max_a Q(s, a) - min_a Q(s, a) over legal actions, `[...]`, given `[..., A]`."""
         lowest = q_values.masked_fill(q_values <= ILLEGAL / 2, torch.inf).amin(-1)
         return q_values.amax(-1) - lowest
 
 
 @dataclass(frozen=True)
 class AdvantageWeightedNLL:
-    """min(exp(A / temperature), clip) * -log student(a | s), a the action that was taken.
+    """min(exp(A / temperature), clip) * -log student(a | s), a the recorded action. Peng 2019, arXiv 1910.00177.
 
     A = Q_t(s, a) - max_a' Q_t(s, a') for a teacher of Q values; else the return-to-go minus the teacher's value.
-    Peng 2019, arXiv 1910.00177.
 
     Attributes:
-        temperature: how much of an advantage is worth e times the weight; by default half the action gap of Q values,
-            or the root mean square of returns-to-go less the teacher's values.
+        temperature: the advantage that multiplies the weight by e; None is half the action gap of Q values, or the root
+            mean square of returns-to-go minus the teacher's values.
         clip: the largest weight.
     """
 
@@ -155,20 +138,21 @@ class AdvantageWeightedNLL:
             raise ConfigError(f"clip: expected a positive number, found {self.clip}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
-        require_same_space("AdvantageWeightedNLL", labels.teacher.head, student.head)
+        """Return the loss, `[...]`."""
+        teacher = labels.teacher
+        require_same_space("AdvantageWeightedNLL", teacher.head, student.head)
         if not student.head.single_choice:
             raise SpecMismatchError(
                 f"AdvantageWeightedNLL: expected a head of categorical or q_values, found {student.head.kind}"
             )
-        values = labels.teacher.params.detach()
-        if labels.teacher.head.action_values:
+        if teacher.head.action_values:
+            values = teacher.params.detach()
             advantage = values.gather(-1, labels.action[..., None]).squeeze(-1) - values.amax(-1)
-        elif labels.teacher.value is not None:
-            advantage = labels.return_to_go - labels.teacher.value.detach()
+        elif teacher.value is not None:
+            advantage = labels.return_to_go - teacher.value.detach()
         else:
             raise SpecMismatchError(
-                "AdvantageWeightedNLL needs a teacher of Q values or with a value, and this one is categorical alone"
+                f"AdvantageWeightedNLL: expected a teacher with Q values or a value, found {teacher.head.kind} alone"
             )
         weight = (advantage / (self.temperature or 1.0)).clamp(max=math.log(self.clip)).exp()
         return weight * student.head.nll(student.params, labels.action)
@@ -178,19 +162,19 @@ class AdvantageWeightedNLL:
 class ActionNLL:
     """-log student(a* | s), a* the teacher's most likely action; (a - a*)^2 summed for deterministic students.
 
-    Behavioural cloning of the teacher's greedy policy. Rusu 2015, arXiv 1511.06295, section 3.
+    Behavioral cloning of the greedy teacher. Rusu 2015, arXiv 1511.06295, section 3.
     """
 
     student_head: ClassVar[str] = "any"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         teacher, head = detached(labels.teacher), student.head
         _require_same_actions(teacher.head, head)
-        # A Gaussian learns the teacher's mean before it is clamped or squashed.
-        same = head.stochastic and type(teacher.head) is type(head)
-        action = teacher.raw_mode() if same else teacher.mode()
-        return head.nll(student.params, action)
+        if isinstance(head, GaussianHead) and type(head) is type(teacher.head):
+            # It learns the teacher's mean before that is clamped or squashed.
+            return head.nll(student.params, head.raw_mode(teacher.params))
+        return head.nll(student.params, teacher.mode())
 
 
 def _require_same_actions(teacher: ActionHead, student: ActionHead) -> None:

@@ -1,4 +1,4 @@
-"""Losses on what actions are worth: Q values."""
+"""Losses on Q values and state values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import PolicyOutput
-from rldistill.losses.functional import require_q_values, require_same_space, require_temperature, student_temperature
+from rldistill.losses.functional import Softened, require_q_values, require_same_space, student_temperature
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class QMSE:
     student_head: ClassVar[str] = "q_values"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         _require_q_values("QMSE", student, labels)
         return ((student.params - labels.teacher.params.detach()) ** 2).mean(-1)
 
@@ -39,34 +39,24 @@ class QHuber:
             raise ConfigError(f"delta: expected a positive number, found {self.delta}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         _require_q_values("QHuber", student, labels)
         values = labels.teacher.params.detach()
         return F.huber_loss(student.params, values, reduction="none", delta=self.delta).mean(-1)
 
 
 @dataclass(frozen=True)
-class AdvantageMSE:
+class AdvantageMSE(Softened):
     """mean_a (tanh(A_student(s, a) / T) - tanh(A_teacher(s, a) / T))^2, A(s, a) = Q(s, a) - max_a' Q(s, a').
 
-    What an action costs, as far as that is of the size of the temperature T: beyond it a mistake is a mistake. So no
-    state in which all is lost or won outweighs the others, as with QMSE, and one in which several actions are nearly as
-    good is told from one in which only one is, as hard labels do not. A `categorical` student's A / T are its logits.
-    It is meant for trees, which grow by it, and whose leaves then say the mean of A / T itself: a network that is
-    surely wrong has next to no gradient, and needs forward_kl beside it.
-
-    Attributes:
-        temperature: of the teacher; None is measured from the action gap of its Q values.
+    The advantage counts up to the size of the temperature T. Thus no lost or won state outweighs the others, as in
+    QMSE, and nearly equal actions count as nearly equal, unlike with hard labels. The logits of a `categorical` student
+    are A / T. Meant for trees, which split by this loss and store the mean of A / T in their leaves; a network that is
+    wrong and certain has almost no gradient, and needs forward_kl as well.
     """
 
-    temperature: float | None = None
-    student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         require_q_values("AdvantageMSE's teacher", labels.teacher.head)
         require_same_space("AdvantageMSE", labels.teacher.head, student.head)
         temperature = self.temperature or 1.0
@@ -75,15 +65,15 @@ class AdvantageMSE:
 
 
 def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
-    """tanh((Q(s, a) - max_a' Q(s, a')) / temperature), from -1 to 0, `[..., A]`."""
+    """Return tanh((Q(s, a) - max_a' Q(s, a')) / temperature), from -1 to 0, `[..., A]`."""
     return ((values - values.amax(-1, keepdim=True)) / temperature).tanh()
 
 
 @dataclass(frozen=True)
 class BellmanTarget:
-    """(Q_student(s, a) - (r + gamma * max_a' Q_teacher(s', a')))^2, a and r as recorded.
+    """(Q_student(s, a) - (r + gamma * max_a' Q_teacher(s', a')))^2, with the recorded a and r.
 
-    Nothing is added to r where the episode terminated; where it was truncated, s' is its last observation.
+    The target is r where the episode terminated; where it was truncated, s' is the last observation.
     """
 
     gamma: float = 0.99
@@ -94,13 +84,13 @@ class BellmanTarget:
             raise ConfigError(f"gamma: expected a number from 0 to 1, found {self.gamma}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         _require_q_values("BellmanTarget", student, labels)
         q_taken = student.params.gather(-1, labels.action[..., None]).squeeze(-1)
         return (q_taken - self.target(labels)) ** 2
 
     def target(self, labels: Labels) -> Tensor:
-        """r + gamma * max_a' Q_teacher(s', a'), `[...]`."""
+        """Return r + gamma * max_a' Q_teacher(s', a'), `[...]`."""
         bootstrap = labels.next_teacher.params.detach().amax(-1) * ~labels.terminated
         return labels.reward + self.gamma * bootstrap
 
@@ -109,7 +99,7 @@ class BellmanTarget:
 class LargeMargin:
     """max_a (Q_student(s, a) + margin * [a != a*]) - Q_student(s, a*), a* the teacher's best action.
 
-    Every other action stays at least `margin` below the teacher's. Hester 2017 (DQfD), arXiv 1704.03732, equation 1.
+    All other actions stay at least `margin` below the teacher's. Hester 2017 (DQfD), arXiv 1704.03732, equation 1.
     """
 
     margin: float = 0.8
@@ -120,7 +110,7 @@ class LargeMargin:
             raise ConfigError(f"margin: expected a positive number, found {self.margin}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         require_same_space("LargeMargin", labels.teacher.head, student.head)
         require_q_values("LargeMargin's student", student.head)
         best = labels.teacher.params.detach().argmax(-1, keepdim=True)
@@ -132,20 +122,22 @@ class LargeMargin:
 class ValueMSE:
     """(V_student(s) - V_teacher(s))^2, V_teacher(s) = max_a Q_teacher(s, a) for a teacher of Q values.
 
-    The student gets a value of its own, a linear function of its last hidden layer, which is saved with it. It trains
-    no policy by itself: take another loss with it. Schmitt 2018, arXiv 1803.03835.
+    The student's value is a linear function of its last hidden layer, and is saved with it. This loss trains no policy:
+    combine it with another. Schmitt 2018, arXiv 1803.03835.
     """
 
     student_head: ClassVar[str] = "value"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """`[...]`, unreduced."""
+        """Return the loss, `[...]`."""
         teacher = labels.teacher
         label = teacher.params.amax(-1) if teacher.head.action_values else teacher.value
         if label is None:
-            raise SpecMismatchError(f"ValueMSE needs a teacher with a value, and this one is {teacher.head.kind} alone")
+            raise SpecMismatchError(
+                f"ValueMSE: expected a teacher with Q values or a value, found {teacher.head.kind} alone"
+            )
         if student.value is None:
-            raise SpecMismatchError("ValueMSE needs a student with a value, and this one has none")
+            raise SpecMismatchError("ValueMSE: expected a student with a value, found none")
         return (student.value - label.detach()) ** 2
 
 

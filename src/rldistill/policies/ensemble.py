@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, shown
+from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.heads import MASK, ActionHead, BernoulliHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
@@ -61,8 +61,8 @@ class Ensemble:
             for key, value in member.spec.env_kwargs:
                 if (first_value := self._env_kwargs[key]) != value:
                     raise SpecMismatchError(
-                        f"ensemble: member {number} was trained with {key}={shown(value)}, an earlier one with "
-                        f"{shown(first_value)}. Use members of one environment."
+                        f"ensemble: member {number} was trained with {key}={short_repr(value)}, an earlier one with "
+                        f"{short_repr(first_value)}. Use members of one environment."
                     )
         if self.vote != "mean" and not first.head.single_choice:
             raise SpecMismatchError(f"ensemble: {self.vote} needs one choice among actions, not {first.head.kind}")

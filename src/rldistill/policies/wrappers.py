@@ -31,7 +31,7 @@ class ActionMaskedPolicy:
         inner, env = self.policy.spec, self.env_spec.entries
         own = {**(inner.entries if inner.parts else {"obs": inner.entries[""]}), MASK: env[MASK]}
         keys = [*(key for key in env if key in own), *(key for key in own if key not in env)]
-        spec = PolicySpec.of_parts(tuple((key, own[key]) for key in keys), inner.head)
+        spec = PolicySpec.from_parts(tuple((key, own[key]) for key in keys), inner.head)
         return dataclasses.replace(spec, view=inner.view, env_kwargs=inner.env_kwargs)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
@@ -111,7 +111,7 @@ class ChannelsLastPolicy:
 
 def with_recorded_channels(policy: Policy, recorded: PolicySpec) -> Policy:
     """Adapt a policy for images with channels first to `recorded` observations with channels last."""
-    images = policy.spec.turned_round(recorded)
+    images = policy.spec.transposed_images(recorded)
     return ChannelsLastPolicy(policy, images) if images else policy
 
 

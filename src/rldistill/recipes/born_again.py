@@ -16,7 +16,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, Round
-from rldistill.losses.objective import of_the_policy, require_comparable, student_spec
+from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.recipes.offline import FromDataset
@@ -40,7 +40,7 @@ class BornAgain(FromDataset):
     def check(self, run: Run, teacher: Policy) -> None:
         """Raise for students that do not fit the teacher, and for losses that do not fit a student as teacher."""
         super().check(run, teacher)
-        terms = of_the_policy(run.distill.losses)
+        terms = policy_terms(run.distill.losses)
         second = student_spec(spec_of_data(run.env, teacher), terms)
         require_comparable(terms, second.head, student_spec(second, terms).head)
 

@@ -20,7 +20,7 @@ from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.evaluation.verify import quick_check
 from rldistill.io.atomic import Mode, require_mode
 from rldistill.io.progress import track
-from rldistill.losses.objective import temperature_of
+from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
@@ -149,7 +149,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str,
                 run.folder,
                 seed=run.seed,
                 dataset=run.read_dataset() if has_dataset else None,
-                temperature=temperature_of(run.distill.losses),
+                temperature=given_temperature(run.distill.losses),
                 curves=training_curves(run),
                 progress=progress,
             )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import torch
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, shown
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
 from rldistill.core.heads import ActionHead, HeadKind
 from rldistill.core.spec import PolicySpec, Wrapper
 from rldistill.io.documents import CHANGED, Document, read_value
@@ -90,7 +90,7 @@ class WrapperDocument(Document):
 
     @model_validator(mode="after")
     def _harmless(self) -> WrapperDocument:
-        if self.name not in VIEWS or not Wrapper(self.name, self.kwargs).modest:
+        if self.name not in VIEWS or not Wrapper(self.name, self.kwargs).has_small_kwargs:
             raise ValueError(f"{self.name} is not allowed; a policy may name {', '.join(VIEWS)} with short arguments")
         return self
 
@@ -202,7 +202,7 @@ def _read_tagged(kinds: Mapping[str, type[Any]], value: Any, path: Path, where: 
     kind = value.get("type") if isinstance(value, dict) else value
     if not isinstance(kind, str) or kind not in kinds:
         raise CorruptArtifactError(
-            f"{path}: {where}: expected one of {', '.join(kinds)}, found {shown(kind)}. {CHANGED}"
+            f"{path}: {where}: expected one of {', '.join(kinds)}, found {short_repr(kind)}. {CHANGED}"
         )
     return read_config(kinds[kind], {key: item for key, item in value.items() if key != "type"}, path, where)
 

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from rldistill.core.errors import (
-    FETCH_AGAIN,
-    SAVE_AGAIN,
+    DOWNLOAD_HINT,
+    RESAVE_HINT,
     ConfigError,
     CorruptArtifactError,
     MissingExtraError,
     RLDistillError,
     SpecMismatchError,
     UntrustedFileError,
-    shown,
-    why,
+    error_text,
+    short_repr,
 )
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
@@ -209,10 +209,12 @@ def read_keras(path: Path) -> Any:
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise errors of any class
-        raise CorruptArtifactError(f"{path}: not a complete Keras file ({why(error)}); {FETCH_AGAIN}") from None
+        raise CorruptArtifactError(
+            f"{path}: not a complete Keras file ({error_text(error)}); {DOWNLOAD_HINT}"
+        ) from None
     for variable in model.weights:
         if not torch.isfinite(variable.value).all():
-            raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights; {SAVE_AGAIN}")
+            raise CorruptArtifactError(f"{path}: it holds NaN or infinite weights; {RESAVE_HINT}")
     return model
 
 
@@ -268,7 +270,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
     names = archive.namelist()
     for name in names:
         if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
-            raise UntrustedFileError(f"{path}: holds {shown(name)}, which plain layers do not need; refused")
+            raise UntrustedFileError(f"{path}: holds {short_repr(name)}, which plain layers do not need; refused")
     for name in (CONFIG, WEIGHTS):
         if name not in names:
             raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
@@ -279,7 +281,7 @@ def _require_known(path: Path, document: Any) -> None:
     """Refuse every class in the configuration that is not one of the plain layers."""
     if not isinstance(document, dict) or document.get("class_name") not in MODELS:
         found = document.get("class_name") if isinstance(document, dict) else type(document).__name__
-        raise UntrustedFileError(f"{path}: a model of class {shown(found)}; supported: {', '.join(MODELS)}")
+        raise UntrustedFileError(f"{path}: a model of class {short_repr(found)}; supported: {', '.join(MODELS)}")
     document.pop("compile_config", None)  # the optimizer and the loss, which are never built
     pending: list[Any] = [document]
     while pending:
@@ -324,7 +326,9 @@ def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
     for layer in model.layers:
         for output in layer.output if isinstance(layer.output, list) else [layer.output]:
             if math.prod(size for size in output.shape if size) > MAX_ACTIVATIONS:
-                raise UntrustedFileError(f"{path}: {shown(layer.name)} has an output of {shown(output.shape)}")
+                raise UntrustedFileError(
+                    f"{path}: {short_repr(layer.name)} has an output of {short_repr(output.shape)}"
+                )
     if len(model.inputs or ()) != 1 or len(model.outputs) != 1:
         raise SpecMismatchError(
             f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from rldistill.core.errors import (
-    FETCH_AGAIN,
-    SAVE_AGAIN,
+    DOWNLOAD_HINT,
+    RESAVE_HINT,
     ConfigError,
     CorruptArtifactError,
     MissingExtraError,
     SpecMismatchError,
     UntrustedFileError,
     did_you_mean,
-    shown,
-    why,
+    error_text,
+    short_repr,
 )
 from rldistill.core.heads import HeadKind
 from rldistill.core.policy import PolicyOutput
@@ -122,7 +122,7 @@ def load_onnx(
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises its own
-        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({why(error)}); {FETCH_AGAIN}") from None
+        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error_text(error)}); {DOWNLOAD_HINT}") from None
     tensors = [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]
     for tensor in tensors:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -139,10 +139,10 @@ def load_onnx(
     try:
         session = _session(content)
     except Exception as error:  # onnxruntime has no tree of errors
-        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({why(error)}); export it again") from None
+        raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}); export it again") from None
     for tensor in tensors:  # of which the runtime has seen by now that they hold what they claim
         if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
-            raise CorruptArtifactError(f"{path}: {shown(tensor.name)} holds NaN; {SAVE_AGAIN}")
+            raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
     spec = dataclasses.replace(spec, head=spec.head.as_kind(head or spec.head.kind, str(path)))
     policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
     (entry,) = session.get_inputs()
@@ -177,11 +177,11 @@ def _require_small_values(path: Path, model: Any) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx has no tree of errors
-        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({why(error)})") from None
+        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({error_text(error)})") from None
     for value in inferred.graph.value_info:
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         if math.prod(dim for dim in dims if dim) > MOST_ACTIVATIONS:
-            raise UntrustedFileError(f"{path}: {shown(value.name)} holds {shown(dims)} numbers; refused")
+            raise UntrustedFileError(f"{path}: {short_repr(value.name)} holds {short_repr(dims)} numbers; refused")
 
 
 def _session(content: bytes) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
+from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, short_repr
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import FINAL, STEP, Block, BlockKey, write_block
 from rldistill.data.dataset import Dataset
@@ -88,21 +88,21 @@ def _metadata(name: str) -> dict[str, Any]:
         raise CorruptArtifactError(f"{PREFIX}{name}: {error}; {AGAIN}") from None
     where = f"{PREFIX}{name}: metadata.json"
     if not isinstance(metadata, dict):
-        raise CorruptArtifactError(f"{where}: found {shown(metadata)}, expected an object; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found {short_repr(metadata)}, expected an object; {AGAIN}")
     for field in ("observation_space", "action_space"):  # without them Minari makes an environment of the file's choice
         try:
             deserialize_space(metadata.get(field))
         except Exception as error:  # of a damaged space Gymnasium raises whatever it likes
-            found = shown(metadata.get(field))
+            found = short_repr(metadata.get(field))
             raise CorruptArtifactError(
                 f"{where}: {field}: found {found}, expected a space as Minari writes it ({_said(error)}); {AGAIN}"
             ) from None
     for field in ("total_episodes", "total_steps"):
         if type(metadata.get(field)) is not int:
-            found = shown(metadata.get(field))
+            found = short_repr(metadata.get(field))
             raise CorruptArtifactError(f"{where}: {field}: found {found}, expected a whole number; {AGAIN}")
     if metadata.get("data_format") not in FORMATS:
-        found = shown(metadata.get("data_format"))
+        found = short_repr(metadata.get("data_format"))
         raise CorruptArtifactError(f"{where}: data_format: found {found}, expected one of {', '.join(FORMATS)}")
     return metadata
 
@@ -146,7 +146,7 @@ def _env(name: str, metadata: dict[str, Any]) -> EnvConfig:
         told = json.loads(text)
         env = EnvConfig(told["id"], told.get("kwargs") or {})
         if not isinstance(env.id, str) or not isinstance(env.kwargs, dict):
-            raise TypeError(f"the id is {shown(env.id)} and kwargs are {shown(env.kwargs)}")
+            raise TypeError(f"the id is {short_repr(env.id)} and kwargs are {short_repr(env.kwargs)}")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptArtifactError(
             f"{PREFIX}{name}: metadata.json: env_spec: expected JSON with an id and kwargs ({_said(error)}); {AGAIN}"

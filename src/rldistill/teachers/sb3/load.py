@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from rldistill.core.errors import (
-    FETCH_AGAIN,
+    DOWNLOAD_HINT,
     ConfigError,
     CorruptArtifactError,
     RLDistillError,
     UntrustedFileError,
-    shown,
-    why,
+    error_text,
+    short_repr,
 )
 from rldistill.core.spec import PolicySpec, Wrapper
 from rldistill.io.untrusted import MAX_WEIGHTS, read_member, read_tensors
@@ -77,8 +77,8 @@ def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
         raise UntrustedFileError(f"{path}: {error}; supported: {SUPPORTED}") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UntrustedFileError(
-            f"{path}: data is not what SB3's model.save() writes ({type(error).__name__}: {shown(str(error))}); save "
-            "it again, or give its state dict to module:factory"
+            f"{path}: data is not what SB3's model.save() writes ({type(error).__name__}: {short_repr(str(error))}); "
+            "save it again, or give its state dict to module:factory"
         ) from None
     if activation not in (None, settings.activation):
         raise ConfigError(f"teacher: {path}: activation: the zip says {settings.activation}; leave it out")
@@ -166,7 +166,7 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zlib, zipfile and json raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({why(error)}); {FETCH_AGAIN}") from None
+        raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error_text(error)}); {DOWNLOAD_HINT}") from None
     if not isinstance(data, dict):
         raise UntrustedFileError(f"{path}: not an SB3 model: its data is no mapping; give what model.save() wrote")
     _require_supported(path, data)
@@ -180,7 +180,7 @@ def _require_supported(path: Path, data: dict[str, Any]) -> None:
     module = str(about.get("__module__")) if isinstance(about, dict) else ""
     if module.startswith(("stable_baselines3.", "sb3_contrib.")) and module not in POLICY_MODULES:
         name = module.removesuffix(".policies").rpartition(".")[2]
-        raise UntrustedFileError(f"{path}: the algorithm {shown(name)} is not supported; supported: {SUPPORTED}")
+        raise UntrustedFileError(f"{path}: the algorithm {short_repr(name)} is not supported; supported: {SUPPORTED}")
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -201,8 +201,8 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
     if module not in POLICY_MODULES:
         if activation is None:
             raise NotRebuilt(
-                f"a policy class of {shown(module)}, whose activation its file does not tell: if its layers are SB3's "
-                "own, name it (activation: relu, or --activation relu)"
+                f"a policy class of {short_repr(module)}, whose activation its file does not tell: if its layers are "
+                "SB3's own, name it (activation: relu, or --activation relu)"
             )
         default = activation
     kwargs = data.get("policy_kwargs") or {}
@@ -228,14 +228,14 @@ def _dotted(value: Any) -> str:
 def _activation_of(dotted: str) -> str:
     module, _, name = dotted.rpartition(".")
     if not f"{module}.".startswith("torch.nn.") or name.lower() not in ACTIVATIONS:
-        raise NotRebuilt(f"activation {shown(dotted)}; known: torch.nn's {', '.join(ACTIVATIONS)}")
+        raise NotRebuilt(f"activation {short_repr(dotted)}; known: torch.nn's {', '.join(ACTIVATIONS)}")
     return name.lower()
 
 
 def _require_known_features(dotted: str) -> None:
     module, _, name = dotted.rpartition(".")
     if module != "stable_baselines3.common.torch_layers" or name not in EXTRACTORS:
-        raise NotRebuilt(f"features extractor {shown(dotted)}; known: SB3's {', '.join(EXTRACTORS)}")
+        raise NotRebuilt(f"features extractor {short_repr(dotted)}; known: SB3's {', '.join(EXTRACTORS)}")
 
 
 def _truth(value: Any) -> bool:

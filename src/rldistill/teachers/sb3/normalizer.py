@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.errors import FETCH_AGAIN, CorruptArtifactError, UntrustedFileError, shown, why
+from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text, short_repr
 from rldistill.core.spec import PolicySpec
 
 MAX_BYTES = 64 << 20
@@ -95,7 +95,9 @@ def read_normaliser(path: Path) -> Normaliser:
     except _Refused as error:
         raise UntrustedFileError(f"{path}: {error}; nothing of it was run") from None
     except Exception as error:  # damaged bytes make pickle and numpy raise whatever they like
-        raise CorruptArtifactError(f"{path}: not a whole VecNormalize file ({why(error)}); {FETCH_AGAIN}") from None
+        raise CorruptArtifactError(
+            f"{path}: not a whole VecNormalize file ({error_text(error)}); {DOWNLOAD_HINT}"
+        ) from None
 
 
 class _Refused(Exception):
@@ -142,7 +144,7 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
 
 def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
-        raise _Refused(f"it holds arrays of dtype {shown(code)}")
+        raise _Refused(f"it holds arrays of dtype {short_repr(code)}")
     return np.dtype(code)
 
 

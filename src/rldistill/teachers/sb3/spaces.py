@@ -35,7 +35,7 @@ def spec_from_text(data: dict[str, Any]) -> PolicySpec:
     head = _head_from_text(actions)
     kind = class_name(observations[":type:"])
     if kind == "Dict":
-        return PolicySpec.of_parts(tuple(_parts_from_text(str(observations["spaces"]))), head)
+        return PolicySpec.from_parts(tuple(_parts_from_text(str(observations["spaces"]))), head)
     part = _part_from_fields(kind, observations)
     return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
@@ -45,7 +45,7 @@ def spec_from_spaces(model: Any) -> PolicySpec:
     space, head = model.observation_space, _head_from_space(model.action_space)
     if class_name(type(space)) == "Dict":
         parts = tuple((key, _part_from_space(inner)) for key, inner in space.spaces.items())
-        return PolicySpec.of_parts(parts, head)
+        return PolicySpec.from_parts(parts, head)
     part = _part_from_space(space)
     return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, shown
+from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper
 
 NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
@@ -95,11 +95,11 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
     if settings.get("vec_env_wrapper"):
         raise UntrustedFileError(
-            f"{config}: vec_env_wrapper: {shown(settings['vec_env_wrapper'])}: cannot be reproduced"
+            f"{config}: vec_env_wrapper: {short_repr(settings['vec_env_wrapper'])}: cannot be reproduced"
         )
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
-        raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {shown(stack)}")
+        raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {short_repr(stack)}")
     frames = _frames(dict(wrappers), stack or 1, config)
     if stack and frames is None:
         view.append(Wrapper("StackFrames", {"stack": stack}))
@@ -181,7 +181,7 @@ def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]
         else:
             name, kwargs = item, {}
         if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
-            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {shown(item)}")
+            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {short_repr(item)}")
         found.append((name.rpartition(".")[2], kwargs or {}))
     return found
 
@@ -200,13 +200,15 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
     for key in {**needed, **kwargs}:
         if key not in known or key not in kwargs or not _is(known[key], kwargs[key]):
             expected = f"expected {key}: {known[key]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
-            raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; {expected}")
+            raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; {expected}")
     if ours == "ResizeObservation":
         shape = kwargs["shape"]
         kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
     wrapper = Wrapper(ours, kwargs)
-    if not wrapper.modest:
-        raise UntrustedFileError(f"{path}: env_wrapper: {name} with {shown(kwargs)}; numbers that large are refused")
+    if not wrapper.has_small_kwargs:
+        raise UntrustedFileError(
+            f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; numbers that large are refused"
+        )
     return wrapper
 
 
@@ -233,7 +235,8 @@ def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) 
     skip, size = found[0].get("frame_skip", 4), found[0].get("screen_size", 84)
     if not all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size)):
         raise UntrustedFileError(
-            f"{path}: env_wrapper: {ATARI[0]} with {shown(found[0])}; frame_skip and screen_size are from 1 to 1024"
+            f"{path}: env_wrapper: {ATARI[0]} with {short_repr(found[0])}; frame_skip and screen_size are "
+            "from 1 to 1024"
         )
     return FramePipeline(size, size, stack, skip, max_pool=skip > 1)
 
@@ -244,7 +247,7 @@ def _sticky(wrappers: dict[str, dict[str, Any]], path: Path | None) -> tuple[tup
         chance = wrappers.get(name, {}).get("action_repeat_probability", 0)
         if type(chance) not in (int, float) or not 0 <= chance <= 1:
             raise UntrustedFileError(
-                f"{path}: env_wrapper: {name}: action_repeat_probability: expected 0 to 1, found {shown(chance)}"
+                f"{path}: env_wrapper: {name}: action_repeat_probability: expected 0 to 1, found {short_repr(chance)}"
             )
         if chance:
             return (("repeat_action_probability", chance),)
@@ -258,7 +261,7 @@ def _normalises(value: Any, path: Path | None) -> bool:
             call = ast.parse(value.strip(), mode="eval").body
             value = ast.literal_eval(call) if not isinstance(call, ast.Call) else _keywords(call)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {shown(value)}") from None
+            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {short_repr(value)}") from None
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
 
 
@@ -276,13 +279,13 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
         if value in (None, "None"):
             continue
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {shown(value)}")
+            raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {short_repr(value)}")
         found |= value
     for key, value in found.items():
         if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST:
             raise UntrustedFileError(
-                f"{path}: env_kwargs: {shown(key)} is {shown(value)}, which is not taken from a file; give it "
-                "yourself, in env.kwargs or with --env-kwarg, and delete it there"
+                f"{path}: env_kwargs: {short_repr(key)} is {short_repr(value)}, which is not taken from a file; give "
+                "it yourself, in env.kwargs or with --env-kwarg, and delete it there"
             )
     return tuple(found.items())
 
@@ -290,5 +293,5 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
 def _env_id(arguments: dict[str, Any], path: Path | None) -> str | None:
     value = arguments.get("env")
     if value is not None and not isinstance(value, str):
-        raise CorruptArtifactError(f"{path}: env: expected a name, found {shown(value)}")
+        raise CorruptArtifactError(f"{path}: env: expected a name, found {short_repr(value)}")
     return value

@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 from rldistill.core.device import resolve_device
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, shown
+from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, short_repr
 from rldistill.core.schedules import Linear
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
@@ -139,7 +139,7 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
             raise ConfigError(f"train.hyperparameters.{name}: {config.algorithm} has no such setting.{hint}")
         if isinstance(known[name], int | float) and isinstance(value, str):
             expected = "true or false" if isinstance(known[name], bool) else "a number"
-            raise ConfigError(f"train.hyperparameters.{name}: found {shown(value)}, expected {expected}")
+            raise ConfigError(f"train.hyperparameters.{name}: found {short_repr(value)}, expected {expected}")
     return kind
 
 
