@@ -19,7 +19,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.distillation.gradient import GradientFit
+from rldistill.distillation.gradient import Trainer
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import sha256_file
@@ -77,13 +77,13 @@ def test_schedules_run_once_from_beginning_to_end(
     dataset: Dataset, tmp_path: Path, student: AnyStudent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    step = GradientFit.step
+    step = Trainer.step
 
-    def noting(self: GradientFit, batch: Any, output: Any, progress: float) -> Any:
+    def record(self: Trainer, batch: Any, output: Any, progress: float) -> Any:
         seen.append(progress)
         return step(self, batch, output, progress)
 
-    monkeypatch.setattr(GradientFit, "step", noting)
+    monkeypatch.setattr(Trainer, "step", record)
     distill(dataset, student, DistillConfig(epochs=4, batch_size=32), tmp_path / "student")
     steps = np.diff([*seen, 1.0])
     assert seen[0] == 0
@@ -147,7 +147,7 @@ def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Da
     logits = dataclasses.replace(dataset.spec, head=dataset.spec.head.as_kind("categorical"))
     valued = dataclasses.replace(dataset, spec=logits, columns=columns)
     for data, expected in ((dataset, dataset.action_gap() / 2), (valued, 5.0)):
-        (term,) = GradientFit(data, Mlp((16,)), config, tmp_path, 0, None).terms
+        (term,) = Trainer(data, Mlp((16,)), config).terms
         assert isinstance(term.loss, AdvantageWeightedNLL)
         assert term.loss.temperature == pytest.approx(expected, rel=0.01)
 
@@ -187,7 +187,7 @@ def test_features_of_pictures_are_kept_where_there_is_room(student: Mlp | Linear
     )
     assert pictures(600, 1.0).has_room_for(kept.num_features)
     assert not pictures(600, 600 * 160 / 1e9).has_room_for(kept.num_features)
-    fits = (GradientFit(pictures(600, gb), student, config, tmp_path / "new", 0, None) for gb in (1.0, 600 * 160 / 1e9))
+    fits = (Trainer(pictures(600, gb), student, config) for gb in (1.0, 600 * 160 / 1e9))
     assert [fit.dataset.spec.obs_shape for fit in fits] == [(kept.num_features,), (2, 8, 10)]
     obs = torch.from_numpy(pictures(600, 1.0).obs)
     torch.testing.assert_close(kept(obs)[0].params, fresh(obs)[0].params, rtol=1e-4, atol=1e-4)

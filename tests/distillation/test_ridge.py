@@ -91,7 +91,7 @@ def test_an_action_that_was_never_taken_has_no_target(teacher: NetworkPolicy, tm
     with torch.no_grad():
         stubborn.output.bias.copy_(torch.tensor([9.0, -9.0]))
     data = collect(EnvConfig("CartPole-v1"), stubborn, CollectConfig(steps=500), tmp_path / "data")
-    with pytest.raises(ConfigError, match="action 1 never was"):
+    with pytest.raises(ConfigError, match="action 1 is missing"):
         distill(data, Ridge(), DistillConfig(losses=(Term(BellmanTarget()),)), tmp_path / "student")
 
 

@@ -23,7 +23,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.distillation.tree import _at_most, _mistakes, _shares, _sklearn_tree, _table
+from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, sklearn_tree, tree_data
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import QMSE, ActionNLL, AdvantageMSE, AnyLoss, GapWeightedNLL
@@ -50,15 +50,16 @@ def test_decisions_by_hand() -> None:
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6, width=32))
 def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entry: float) -> None:
-    short = _at_most(np.array([threshold]))[0]
+    short = round_down(np.array([threshold]))[0]
     assert (np.float32(entry) <= short) == (entry <= threshold)
 
 
 def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
-    obs, actions, weights = _table(dataset, student, ())  # type: ignore[arg-type]
+    data = tree_data(dataset, student, ())  # type: ignore[arg-type]
+    obs, actions, weights = data.features, data.actions, data.weights
     train = ~dataset.heldout
-    reference = _sklearn_tree(Tree(max_depth=5), True, 0).fit(obs[train], actions[train], weights[train])
+    reference = sklearn_tree(Tree(max_depth=5), True, 0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():
         said = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_array_equal(said.mode(), reference.predict(obs))
@@ -74,9 +75,10 @@ def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path
 def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(ActionNLL()),))
     student = distill(dataset, Tree(max_depth=3), config, tmp_path)
-    obs, actions, _ = _table(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
+    data = tree_data(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
+    obs, actions = data.features, data.actions
     train = ~dataset.heldout
-    plain = _sklearn_tree(Tree(max_depth=3), True, 0).fit(obs[train], actions[train])
+    plain = sklearn_tree(Tree(max_depth=3), True, 0).fit(obs[train], actions[train])
     with torch.no_grad():
         said = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_allclose(said.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
@@ -85,7 +87,7 @@ def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path
 def test_what_actions_cost_is_learned_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(AdvantageMSE(temperature=0.5)),))
     student = distill(dataset, Tree(max_depth=5), config, tmp_path)
-    obs, _, _ = _table(dataset, student, ())  # type: ignore[arg-type]
+    obs = tree_data(dataset, student, ()).features  # type: ignore[arg-type]
     labels, train = dataset.columns["teacher"], ~dataset.heldout
     costs = np.tanh((labels - labels.max(1, keepdims=True)) / 0.5)
     reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
@@ -108,7 +110,7 @@ def test_what_actions_cost_is_learned_by_least_squares(dataset: Dataset, tmp_pat
 
 
 @pytest.mark.parametrize("losses", [(), (ActionNLL(),), (AdvantageMSE(),)])
-def test_refining_makes_fewer_mistakes(dataset: Dataset, tmp_path: Path, losses: tuple[AnyLoss, ...]) -> None:
+def test_alternating_passes_lower_the_loss(dataset: Dataset, tmp_path: Path, losses: tuple[AnyLoss, ...]) -> None:
     config = DistillConfig(losses=tuple(Term(loss) for loss in losses)) if losses else DistillConfig()
     train = np.flatnonzero(~dataset.heldout)
     labels = dataset.columns["teacher"][train]
@@ -151,7 +153,7 @@ def test_what_is_not_legal_does_not_hide_that_it_is_best_where_it_is(
 def test_mistakes_in_several_choices_by_hand(head: ActionHead, actions: list[list[int]]) -> None:
     # Two transitions come to leaf 0, the second with four times the weight, and one to leaf 1.
     weights, made = np.array([1.0, 4.0, 2.0]), np.array(actions)
-    costs, says = _mistakes(head, _shares(head, made) * weights[:, None], weights)
+    costs, says = alternating_loss(head, one_hot_choices(head, made) * weights[:, None], weights)
     said = says(np.array([0, 0, 1]), 2)
     chosen = said - [0, 2]  # of columns for both choices, one after the other
     assert chosen.tolist() == actions[1:]
@@ -205,7 +207,7 @@ def test_values_that_the_teacher_does_not_tell_are_refused(tmp_path: Path, loss:
 
 
 def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="QMSE is not about"):
+    with pytest.raises(ConfigError, match="cannot minimize QMSE"):
         distill(dataset, Tree(), DistillConfig(losses=(Term(QMSE()),)), tmp_path)
     with pytest.raises(ConfigError, match="advantage_mse alone"):
         distill(dataset, Tree(), DistillConfig(losses=(Term(AdvantageMSE()), Term(ActionNLL()))), tmp_path)

@@ -28,12 +28,12 @@ def said_by_table(table: NDArray[np.float64]) -> tuple[LossFn, LeafFn]:
 
 def grown(x: NDArray[np.float32], table: NDArray[np.float64], depth: int, least: int = 1) -> Nodes:
     tree = DecisionTreeClassifier(max_depth=depth, min_samples_leaf=least, random_state=0)
-    return Nodes.of(tree.fit(x, table.argmin(1)).tree_)
+    return Nodes.from_sklearn(tree.fit(x, table.argmin(1)).tree_)
 
 
 def total(nodes: Nodes, x: NDArray[np.float32], table: NDArray[np.float64]) -> float:
     costs, says = said_by_table(table)
-    leaf = nodes.lead(x, np.zeros(len(x), np.intp), 9)
+    leaf = nodes.descend(x, np.zeros(len(x), np.intp), 9)
     return float(costs(np.arange(len(x)), says(leaf, len(nodes.feature))[leaf]).sum())
 
 
@@ -81,7 +81,7 @@ def test_no_pass_costs_more(seed: int, rows: int, depth: int) -> None:
 def test_no_leaf_is_too_small(seed: int, rows: int, least: int) -> None:
     x, table = lessons(seed, rows)
     nodes = improve_splits(grown(x, table, 5, least), x, *said_by_table(table), 3, least)
-    count = np.bincount(nodes.lead(x, np.zeros(len(x), np.intp), 5), minlength=len(nodes.feature))
+    count = np.bincount(nodes.descend(x, np.zeros(len(x), np.intp), 5), minlength=len(nodes.feature))
     assert count[nodes.feature < 0].min() >= least
     inner = np.flatnonzero(nodes.feature >= 0)
     assert sorted([*nodes.left[inner], *nodes.right[inner]]) == [*range(1, len(nodes.feature))]

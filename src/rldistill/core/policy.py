@@ -72,6 +72,11 @@ class PolicyOutput:
         """Return the entropy in nats, `[...]`."""
         return self.head.entropy(self.params)
 
+    def agreement(self, other: PolicyOutput) -> Tensor:
+        """Return the share of the parts of a discrete action in which both modes are equal, `[...]`."""
+        same = (self.mode() == other.mode()).float()
+        return same if self.head.single_choice else same.mean(-1)
+
     def _legal_params(self) -> Tensor:
         return self.params if self.mask is None else self.params.masked_fill(~self.mask, -torch.inf)
 

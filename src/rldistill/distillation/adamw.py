@@ -10,10 +10,10 @@ from torch.optim.adamw import adamw
 class FlatAdamW:
     """AdamW (Loshchilov 2017, arXiv 1711.05101) as `torch.optim.AdamW(fused=True)` computes it.
 
-    Through PyTorch's function rather than its class, whose hooks take longer than the arithmetic of a small student.
+    It calls PyTorch's function instead of its class, whose hooks take longer than the arithmetic of a small student.
 
     Attributes:
-        learning_rate: of the next step.
+        learning_rate: Learning rate of the next step.
     """
 
     def __init__(self, weights: Tensor, learning_rate: float, weight_decay: float) -> None:
@@ -23,7 +23,7 @@ class FlatAdamW:
 
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
-        """Move the weights against the gradient."""
+        """Update the weights."""
         adamw(
             [self.weights],
             [gradient],
@@ -42,6 +42,6 @@ class FlatAdamW:
         )
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`; raises KeyError if a part of it is missing, RuntimeError if one has another shape."""
+        """Restore a `state`; raise KeyError if a part of it is missing, RuntimeError if one has another shape."""
         for name, value in self.state.items():
             value.copy_(state[name])

@@ -1,9 +1,10 @@
-"""The fit of trees: grown by scikit-learn, kept as arrays of our own."""
+"""Fit of trees: scikit-learn fits them, our own arrays store them."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.ridge import solvable
+from rldistill.distillation.prepare import SAMPLE_SIZE
+from rldistill.distillation.ridge import solvable_spec
 from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 from rldistill.io.metrics import Metrics
 from rldistill.losses import LOSSES, ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
@@ -25,97 +27,107 @@ from rldistill.losses.objective import default_temperature
 from rldistill.losses.value import bounded_advantages
 from rldistill.students.tree import SHARE_EPSILON, Tree, TreePolicy
 
-ROWS = 4_096
-TINY = float(np.finfo(float).tiny)
-SAMPLE = 5_000
-"""Observations that features which depend on the data look at."""
-FORBIDDEN = 1.0
-"""What one costs that is not legal, which play does not take whatever the tree says."""
+ROWS_PER_BATCH = 4_096
+MIN_WEIGHT = float(np.finfo(float).tiny)
+ILLEGAL_ADVANTAGE = -1.0
+"""Advantage of an illegal action, which is never chosen; a lower one would dominate the means of the leaves."""
+
+
+@dataclass(frozen=True)
+class TreeData:
+    """Features and labels of all transitions.
+
+    Attributes:
+        features: Compared features, `[N, F]`.
+        actions: The teacher's actions, `[N, parts]`.
+        weights: Weights of the transitions, `[N]`.
+    """
+
+    features: NDArray[np.float32]
+    actions: NDArray[Any]
+    weights: NDArray[np.float64]
 
 
 def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
-    """Grow the tree, and write `metrics.jsonl`.
+    """Fit a tree, and write `metrics.jsonl`.
 
-    It learns the teacher's most likely actions, weighted with what a mistake costs where its Q values tell, which is
-    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states count alike;
-    with `advantage_mse` it learns what each action costs: it is grown by least squares on the bounded advantages, and
-    its leaves say the mean of (Q(s, a) - max_a' Q(s, a')) / temperature.
+    It learns the teacher's most likely actions, weighted for Q values with the cost of the worst mistake, which is
+    max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states have the same
+    weight. With `advantage_mse` it learns the cost of each action: least squares on the bounded advantages choose the
+    splits, and the leaves hold the mean of (Q(s, a) - max_a' Q(s, a')) / temperature.
 
     Raises:
-        ConfigError: a loss that a tree cannot minimise.
-        SpecMismatchError: values of a teacher that has none.
-        NothingLearnedError: it agrees with the teacher no more often than the most frequent action does.
+        ConfigError: A loss that a tree cannot minimize.
+        SpecMismatchError: A loss on Q values, and a teacher without them.
+        NothingLearnedError: The tree agrees with the teacher no more often than the most frequent action.
     """
     started = time.monotonic()
-    blank = empty_tree(student, losses, dataset.spec)
-    spec = blank.spec
-    costs = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
-    blank.fit_features(dataset.observations(dataset.spread(SAMPLE)))
-    obs, actions, weights = _table(dataset, blank, losses)
+    torch.manual_seed(seed)
+    empty = empty_tree(student, losses, dataset.spec)
+    head = empty.spec.head
+    advantage_loss = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
+    empty.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
+    data = tree_data(dataset, empty, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
-    seen, weights = obs[train], weights[train]
-    if costs is None:
-        target, wanted = actions[train], _shares(spec.head, actions[train])
+    x, weights = data.features[train], data.weights[train]
+    if advantage_loss is None:
+        target, leaf_labels = data.actions[train], one_hot_choices(head, data.actions[train])
     else:
-        temperature = costs.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
+        temperature = advantage_loss.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         labels = torch.from_numpy(dataset.columns["teacher"][train])
-        target, wanted = bounded_advantages(labels, temperature).numpy(), _advantages(labels, temperature)
+        target, leaf_labels = bounded_advantages(labels, temperature).numpy(), _advantages(labels, temperature)
         weights = np.ones_like(weights)
-    grown = _sklearn_tree(student, spec.head.discrete and costs is None, seed)
-    grown.fit(seen, target, sample_weight=weights)
-    nodes = Nodes.of(grown.tree_)
-    wanted *= weights[:, None]
+    fitted = sklearn_tree(student, head.discrete and advantage_loss is None, seed)
+    fitted.fit(x, target, sample_weight=weights)
+    nodes = Nodes.from_sklearn(fitted.tree_)
+    leaf_labels *= weights[:, None]
     if student.alternating_passes:
-        nodes = improve_splits(
-            nodes, seen, *_mistakes(spec.head, wanted, weights), student.alternating_passes, student.min_samples
-        )
-    means = _means(nodes, seen, wanted, weights)
-    policy = _policy(blank, nodes, _log_shares(spec.head, means) if costs is None else means)
-    right, constant = _scores(policy, obs[heldout], actions[heldout], actions[train])
-    discrete = spec.head.discrete
-    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - right if discrete else -right}
-    row |= {"agreement": right if discrete else None, "nodes": len(nodes.feature)}
-    row["seconds"] = round(time.monotonic() - started, 3)
-    Metrics(folder).write([row])
-    if not right > constant:
+        loss_fn, leaf_fn = alternating_loss(head, leaf_labels, weights)
+        nodes = improve_splits(nodes, x, loss_fn, leaf_fn, student.alternating_passes, student.min_samples)
+    means = _node_means(nodes, x, leaf_labels, weights)
+    policy = _policy(empty, nodes, _log_shares(head, means) if advantage_loss is None else means)
+    score, constant_score = _scores(policy, data, train, heldout)
+    discrete = head.discrete
+    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - score if discrete else -score}
+    row |= {"agreement": score if discrete else None, "nodes": len(nodes.feature)}
+    Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
+    if not score > constant_score:
         raise NothingLearnedError(
-            f"{folder}: the student learned nothing: on held-out episodes it has {right:.4g}, always saying the same "
-            f"has {constant:.4g}. Collect more steps, or let it be deeper."
+            f"{folder}: the student learned nothing: its score on held-out episodes is {score:.4g}, that of the best "
+            f"constant action {constant_score:.4g}. Collect more steps, or use a deeper tree."
         )
     return policy
 
 
 def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> TreePolicy:
-    """A tree without a question, for data of that spec; raises as `fit_tree` does of losses that do not fit."""
+    """Return a tree of one leaf for data of `spec`; raise the errors of `fit_tree` about its losses."""
     names = {kind: name for name, kind in LOSSES.items()}
     for loss in losses:
         if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
             raise ConfigError(
-                f"distill.losses: a tree learns the teacher's actions, which {type(loss).__name__} is not about; leave "
-                "it out, or take action_nll, gap_weighted_nll, advantage_mse or a student that learns by gradient"
+                f"distill.losses: a tree cannot minimize {type(loss).__name__}. Use action_nll, gap_weighted_nll, "
+                "advantage_mse or a student that learns by gradient."
             )
         if isinstance(loss, GapWeightedNLL | AdvantageMSE) and not spec.head.action_values:
             raise SpecMismatchError(
-                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is {spec.head.kind}: take "
-                "action_nll"
+                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is {spec.head.kind}. Use "
+                "action_nll."
             )
     if len(losses) > 1 and any(isinstance(loss, AdvantageMSE) for loss in losses):
-        raise ConfigError("distill.losses: a tree minimises advantage_mse alone; leave the others out")
-    blank = dataclasses.replace(student, nodes=0).build(_spoken(solvable(spec)))
-    assert isinstance(blank, TreePolicy)
-    return blank
+        raise ConfigError("distill.losses: a tree minimizes advantage_mse alone. Remove the other losses.")
+    spec = solvable_spec(spec)
+    if spec.head.action_values:  # a tree has choices, not their values
+        spec = dataclasses.replace(spec, head=spec.head.as_kind("categorical"))
+    policy = dataclasses.replace(student, nodes=0).build(spec)
+    assert isinstance(policy, TreePolicy)
+    return policy
 
 
-def _spoken(spec: PolicySpec) -> PolicySpec:
-    """A tree knows actions, not what they are worth."""
-    return dataclasses.replace(spec, head=spec.head.as_kind("categorical")) if spec.head.action_values else spec
-
-
-def _sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
+def sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
+    """Return scikit-learn's tree with the settings of a student."""
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    kind = DecisionTreeClassifier if classifies else DecisionTreeRegressor
-    return kind(
+    return (DecisionTreeClassifier if classifies else DecisionTreeRegressor)(
         max_depth=student.max_depth,
         max_leaf_nodes=student.max_leaves,
         min_samples_leaf=student.min_samples,
@@ -123,120 +135,124 @@ def _sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
     )
 
 
-def _table(
-    dataset: Dataset, blank: TreePolicy, losses: tuple[AnyLoss, ...]
-) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
-    """What the policy compares, the teacher's actions `[N, parts]`, and weights."""
+def tree_data(dataset: Dataset, policy: TreePolicy, losses: tuple[AnyLoss, ...]) -> TreeData:
+    """Return the features and labels of a dataset for the nodes of a policy."""
     weighted = dataset.spec.head.action_values and not any(isinstance(loss, ActionNLL) for loss in losses)
-    obs = np.empty((len(dataset), blank.num_features), np.float32)
+    features = np.empty((len(dataset), policy.num_features), np.float32)
     actions, weights = [], []
     rows = np.arange(len(dataset))
     with torch.no_grad():
-        for start in range(0, len(rows), ROWS):
-            batch = dataset.batch(rows[start : start + ROWS])
-            obs[start : start + ROWS] = blank.hidden(batch.obs).numpy()
+        for start in range(0, len(rows), ROWS_PER_BATCH):
+            batch = dataset.batch(rows[start : start + ROWS_PER_BATCH])
+            features[start : start + ROWS_PER_BATCH] = policy.hidden(batch.obs).numpy()
             actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
             labels = batch.teacher.params
             weights.append(GapWeightedNLL.weights(labels).numpy() if weighted else np.ones(len(labels)))
-    # One with no weight at all would be none that scikit-learn could split.
-    return obs, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9
+    # scikit-learn cannot split data without any weight.
+    return TreeData(features, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9)
 
 
-def _shares(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
-    """What the mean over a leaf is taken of: for each choice whether it is made, or the actions as they are."""
+def one_hot_choices(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
+    """Return discrete actions as one-hot vectors of all choices, `[N, K]`, and continuous actions unchanged."""
     if not head.discrete:
         return actions.astype(np.float64)
     return np.concatenate([np.eye(size)[column] for size, column in zip(head.choices, actions.T, strict=True)], 1)
 
 
 def _advantages(labels: Tensor, temperature: float) -> NDArray[np.float64]:
-    """What each action is worth less than the best one, in temperatures, `[N, A]`."""
-    lost = (labels - labels.amax(1, keepdim=True)) / temperature
-    return lost.masked_fill(labels <= ILLEGAL / 2, -FORBIDDEN).double().numpy()
+    """Return (Q(s, a) - max_a' Q(s, a')) / temperature, `[N, A]`."""
+    advantages = (labels - labels.amax(1, keepdim=True)) / temperature
+    return advantages.masked_fill(labels <= ILLEGAL / 2, ILLEGAL_ADVANTAGE).double().numpy()
 
 
-def _mistakes(head: ActionHead, wanted: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[LossFn, LeafFn]:
-    """What a tree is refined by: what its choices are worth less than the best, or the squared error of its actions.
+def alternating_loss(
+    head: ActionHead, leaf_labels: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[LossFn, LeafFn]:
+    """Return the loss that alternating passes lower, and the best choices of the leaves.
+
+    The loss is the value of the best choice less that of the leaf's choice, or the squared error of the actions.
 
     Args:
-        head: of the tree.
-        wanted: `[N, K]`, times the weights.
-        weights: `[N]`.
+        head: Head of the tree.
+        leaf_labels: Values of the choices, or actions, times the weights, `[N, K]`.
+        weights: Weights of the transitions, `[N]`.
     """
-    ends = np.cumsum(head.choices) if head.discrete else np.array([wanted.shape[1]])
+    ends = np.cumsum(head.choices) if head.discrete else np.array([leaf_labels.shape[1]])
     parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    best = np.sum([wanted[:, part].max(1) for part in parts], 0)
+    best = np.sum([leaf_labels[:, part].max(1) for part in parts], 0)
 
-    def says(leaf: NDArray[np.intp], count: int) -> NDArray[Any]:
-        total = _sums(leaf, wanted, count)
+    def leaf_choices(leaf: NDArray[np.intp], count: int) -> NDArray[Any]:
+        total = _sums(leaf, leaf_labels, count)
         if not head.discrete:
-            return total / np.maximum(np.bincount(leaf, weights, count), TINY)[:, None]
+            return total / np.maximum(np.bincount(leaf, weights, count), MIN_WEIGHT)[:, None]
         return np.stack([part.start + total[:, part].argmax(1) for part in parts], 1)
 
-    def costs(rows: NDArray[np.intp], said: NDArray[Any]) -> NDArray[np.float64]:
+    def loss(rows: NDArray[np.intp], choices: NDArray[Any]) -> NDArray[np.float64]:
         if not head.discrete:
-            apart = wanted[rows] / weights[rows, None] - said
-            return np.asarray(weights[rows] * (apart**2).sum(1))
-        return np.asarray(best[rows] - sum(wanted[rows, column] for column in said.T))
+            error = leaf_labels[rows] / weights[rows, None] - choices
+            return np.asarray(weights[rows] * (error**2).sum(1))
+        return np.asarray(best[rows] - sum(leaf_labels[rows, column] for column in choices.T))
 
-    return costs, says
-
-
-def _sums(place: NDArray[np.intp], numbers: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The sums of `[N, K]` at each of so many places, `[count, K]`."""
-    return np.stack([np.bincount(place, column, count) for column in numbers.T], 1)
+    return loss, leaf_choices
 
 
-def _means(
-    nodes: Nodes, obs: NDArray[np.float32], wanted: NDArray[np.float64], weights: NDArray[np.float64]
+def _sums(index: NDArray[np.intp], values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return the sums of values `[N, K]` by index, `[count, K]`."""
+    return np.stack([np.bincount(index, column, count) for column in values.T], 1)
+
+
+def _node_means(
+    nodes: Nodes, x: NDArray[np.float32], values: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The weighted mean at each node, `[nodes, K]`, of `wanted`, which is times the weights."""
+    """Return the weighted mean at each node, `[nodes, K]`, of values that are already times the weights."""
     levels = nodes.levels
-    total, weight = np.zeros((len(levels), wanted.shape[1])), np.zeros(len(levels))
-    at, below = np.zeros(len(obs), np.intp), np.arange(len(obs))
+    total, weight = np.zeros((len(levels), values.shape[1])), np.zeros(len(levels))
+    node, rows = np.zeros(len(x), np.intp), np.arange(len(x))
     for level in range(int(levels.max()) + 1):
-        total += _sums(at[below], wanted[below], len(levels))
-        weight += np.bincount(at[below], weights[below], len(levels))
-        at = nodes.lead(obs, at, 1)
-        below = np.flatnonzero(levels[at] == level + 1)
-    return total / np.maximum(weight, TINY)[:, None]
+        total += _sums(node[rows], values[rows], len(levels))
+        weight += np.bincount(node[rows], weights[rows], len(levels))
+        node = nodes.descend(x, node, 1)
+        rows = np.flatnonzero(levels[node] == level + 1)
+    return total / np.maximum(weight, MIN_WEIGHT)[:, None]
 
 
 def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The head's numbers at each node: log-shares of the choices, or the mean action."""
+    """Return the head's parameters at each node: log shares of the choices, or the mean action."""
     if not head.discrete:
         return means
     logs = np.log(means + SHARE_EPSILON)
     return logs[:, 1::2] - logs[:, ::2] if isinstance(head, BernoulliHead) else logs
 
 
-def _policy(blank: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:
-    config = dataclasses.replace(blank.config, nodes=len(nodes.feature))
-    policy = TreePolicy(config, blank.spec, blank.body, blank.num_features)
+def _policy(empty: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:
+    config = dataclasses.replace(empty.config, nodes=len(nodes.feature))
+    policy = TreePolicy(config, empty.spec, empty.body, empty.num_features)
     with torch.no_grad():
         policy.feature.copy_(torch.from_numpy(nodes.feature))
-        policy.threshold.copy_(torch.from_numpy(_at_most(nodes.threshold)))
+        policy.threshold.copy_(torch.from_numpy(round_down(nodes.threshold)))
         policy.left.copy_(torch.from_numpy(np.maximum(nodes.left, 0)))
         policy.right.copy_(torch.from_numpy(np.maximum(nodes.right, 0)))
         policy.value.copy_(torch.from_numpy(params.astype(np.float32)))
     return policy.eval()
 
 
-def _at_most(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest float32 that is no larger, so that a float32 entry is compared as scikit-learn does it."""
+def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the largest float32 that is not larger, so that float32 features take the branches of scikit-learn."""
     nearest = thresholds.astype(np.float32)
     return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def _scores(
-    policy: TreePolicy, obs: NDArray[np.float32], actions: NDArray[Any], seen: NDArray[Any]
+    policy: TreePolicy, data: TreeData, train: NDArray[np.intp], heldout: NDArray[np.intp]
 ) -> tuple[float, float]:
-    """On held-out transitions the share of right actions, or minus the squared error; and that of the best constant."""
+    """Return the held-out agreement, or minus the squared error, of the tree and of the best constant action."""
+    x = torch.from_numpy(data.features[heldout])
     with torch.no_grad():
-        params = torch.cat([policy.leaf_values(part) for part in torch.split(torch.from_numpy(obs), ROWS)])
-    said = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(obs), -1)
+        params = torch.cat([policy.leaf_values(part) for part in torch.split(x, ROWS_PER_BATCH)])
+    chosen = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(x), -1)
+    actions, train_actions = data.actions[heldout], data.actions[train]
     if not policy.spec.head.discrete:
-        constant = seen.mean(0)
-        return -float(((said - actions) ** 2).mean()), -float(((constant - actions) ** 2).mean())
-    most = [np.bincount(column).argmax() for column in seen.T]
-    return float((said == actions).mean()), float((np.array(most) == actions).mean())
+        constant = train_actions.mean(0)
+        return -float(((chosen - actions) ** 2).mean()), -float(((constant - actions) ** 2).mean())
+    most_frequent = np.array([np.bincount(column).argmax() for column in train_actions.T])
+    return float((chosen == actions).mean()), float((most_frequent == actions).mean())

@@ -18,7 +18,7 @@ from rldistill.core.device import resolve_device
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.gradient import prepare
+from rldistill.distillation.prepare import prepare
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress

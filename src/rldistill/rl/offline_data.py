@@ -16,7 +16,7 @@ from torch import Tensor
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.gradient import fixed_features
+from rldistill.distillation.prepare import frozen_features
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import TransitionBatch
@@ -95,7 +95,7 @@ class OfflineTransitions:
         if not encoder.uses_features:
             return cls(dataset, dataset.next_observations, rows, config, clips_rewards)
         now, following = (
-            fixed_features(encoder.policy, read, len(dataset), encoder.device)
+            frozen_features(encoder.policy, read, len(dataset), encoder.device)
             for read in (dataset.observations, dataset.next_observations)
         )
         return cls(dataset.seen_as(now), lambda rows: torch.from_numpy(following[rows]), rows, config, clips_rewards)

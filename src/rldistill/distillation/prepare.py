@@ -1,0 +1,61 @@
+"""Preparation of a network before its fit: standardization, features from the data, values of frozen layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.data.dataset import Dataset
+from rldistill.policies.encoding import encoded_moments
+from rldistill.policies.network import NetworkPolicy
+
+SAMPLE_SIZE = 5_000
+"""Observations from which features are computed and by which pixels are standardized."""
+IMAGES_PER_BATCH = 512
+ROWS_PER_BATCH = 1 << 14
+
+
+def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
+    """Standardize the observations of a policy, and fit its features to a sample of them."""
+    if not policy.normalizes_itself:
+        policy.standardize(*observation_moments(dataset))
+    policy.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
+
+
+def observation_moments(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of encoded observations: over all pixels, or for each entry."""
+    if dataset.spec.obs_dtype == "uint8":
+        # Without this a dark, constant background drives every ReLU of a convolution the same way, and kills it.
+        counts, brightness = np.zeros(256), np.arange(256) / 255
+        rows = spread(np.arange(len(dataset.obs)), SAMPLE_SIZE)
+        for part in np.array_split(rows, max(1, len(rows) // IMAGES_PER_BATCH)):
+            counts += np.bincount(dataset.obs[part].ravel(), minlength=256)
+        mean = np.average(brightness, weights=counts)
+        std = np.sqrt(np.average((brightness - mean) ** 2, weights=counts))
+    else:
+        # Part by part, since the array may lie on disk.
+        parts = np.array_split(dataset.obs, -(-len(dataset.obs) // ROWS_PER_BATCH))
+        mean = sum(part.sum(0, dtype=np.float64) for part in parts) / len(dataset.obs)
+        std = np.sqrt(sum(((part - mean) ** 2).sum(0) for part in parts) / len(dataset.obs))
+    std = np.where(std < 1e-6, 1.0, std)
+    return encoded_moments(torch.as_tensor(mean).float(), torch.as_tensor(std).float(), dataset.spec)
+
+
+def frozen_features(
+    policy: NetworkPolicy, observations: Callable[[NDArray[np.int64]], Tensor], count: int, device: torch.device
+) -> NDArray[np.float32]:
+    """Return the values of a policy's frozen layers for the observations 0 to `count`, `[count, F]`."""
+    features = np.empty((count, policy.num_features), np.float32)
+    with torch.no_grad():
+        for part in np.array_split(np.arange(count), max(1, count // IMAGES_PER_BATCH)):
+            features[part] = policy.frozen_features(observations(part).to(device)).cpu().numpy()
+    return features
+
+
+def spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return at most `count` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
