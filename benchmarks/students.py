@@ -1,4 +1,4 @@
-"""What students and losses cost over the same written bare: gradient steps, the pass of ridge, features of a screen.
+"""Time of students and losses relative to bare PyTorch: gradient steps, the pass of ridge, features of a screen.
 
 A gradient step: forward, loss, backward, clipping and AdamW, over the network's layers, the loss in one line and AdamW.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,13 +39,17 @@ from rldistill import (
 from rldistill.core.batch import Batch
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
-from rldistill.distillation.gradient import GradientFit, prepare
-from rldistill.distillation.ridge import fits, moments
+from rldistill.distillation.gradient import Trainer
+from rldistill.distillation.prepare import prepare
+from rldistill.distillation.ridge import moments, regressions
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import LOSSES
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
-from rldistill.students.features import Basic, Bprost, Fourier, Objects, RandomConv
+from rldistill.students.features import Fourier, Objects, RandomConv
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "features"))
+from screen_bits import Basic, Bprost  # type: ignore[import-not-found]
 
 PONG = EnvConfig("ALE/Pong-v5")
 REGIONS = (("opponent", 14, 77, 0, 11), ("ball", 14, 77, 11, 73), ("player", 14, 77, 73, 84))
@@ -96,12 +101,11 @@ def seconds_each(steps: list[Callable[[], Any]], turns: int, repeats: int) -> li
 
 
 def gradient_step(dataset: Dataset, student: AnyStudent, loss: str, turns: int, repeats: int) -> tuple[float, float]:
-    """Seconds of a bare step, and of ours, on the same batch of 256."""
+    """Return the seconds of a bare step and of ours on the same batch of 256."""
     names = ("forward_kl", loss) if loss in BESIDE else (loss,)
     config = DistillConfig(losses=tuple(Term(LOSSES[name]()) for name in names))
-    with tempfile.TemporaryDirectory() as folder:
-        fit = GradientFit(dataset, student, config, Path(folder), 0, None)
-    bare = student.build(fit.policy.spec)
+    trainer = Trainer(dataset, student, config)
+    bare = student.build(trainer.policy.spec)
     prepare(bare, dataset)
     if loss == "value_mse":
         bare.add_value()
@@ -109,23 +113,22 @@ def gradient_step(dataset: Dataset, student: AnyStudent, loss: str, turns: int, 
         bare.add_features(dataset.columns["features"].shape[1])
     optimizer = torch.optim.AdamW(bare.parameters(), 1e-3, fused=True)
     rng = np.random.default_rng(0)
-    policy: Any = fit.policy
-    if isinstance(student, Gru):
-        window = next(iter(windows(dataset, fit.train_rows, student.window, 256 // student.window, rng)))
+    policy: Any = trainer.policy
+    if policy.recurrent:
+        window = next(iter(windows(dataset, trainer.train_rows, student.window, 256 // student.window, rng)))
         batch, starts, state = window.batch, window.starts, policy.initial_state(window.starts.shape[1])
-        fields = [getattr(batch, field.name) for field in dataclasses.fields(Batch)]
-        flat = Batch(*(value.flatten(0, 1) if isinstance(value, Tensor) else value for value in fields))
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
+        flat = Batch(**{k: value.flatten(0, 1) if isinstance(value, Tensor) else value for k, value in fields.items()})
     else:
-        batch = flat = dataset.batch(rng.permutation(fit.train_rows)[:256])
+        batch = flat = dataset.batch(rng.permutation(trainer.train_rows)[:256])
     labels = batch.teacher.params.flatten(0, -2)
 
     def our_step() -> None:
-        recurrent = isinstance(student, Gru)
-        output = policy.unroll(batch.obs, starts, state)[0] if recurrent else policy(batch.obs)[0]
-        fit.step(batch, output, 0.0)
+        output = policy.unroll(batch.obs, starts, state)[0] if policy.recurrent else policy(batch.obs)[0]
+        trainer.step(batch, output, 0.0)
 
     def bare_step() -> None:
-        hidden = bare_unroll(bare, batch, starts, state) if isinstance(student, Gru) else bare_forward(bare, batch)
+        hidden = bare_unroll(bare, batch, starts, state) if policy.recurrent else bare_forward(bare, batch)
         output = bare.outputs(hidden) if loss in BESIDE else None
         value = BARE[loss](bare.output(hidden), labels, flat, output)
         optimizer.zero_grad()
@@ -138,7 +141,7 @@ def gradient_step(dataset: Dataset, student: AnyStudent, loss: str, turns: int, 
 
 
 def bare_forward(policy: NetworkPolicy, batch: Batch) -> Tensor:
-    """The layers, after what a script would do to its input."""
+    """Return the last hidden layer as a script would compute it."""
     obs = batch.obs
     assert isinstance(obs, Tensor)
     scaled = (obs / 255 - policy.obs_mean) / policy.obs_std if obs.dtype == torch.uint8 else obs
@@ -147,30 +150,30 @@ def bare_forward(policy: NetworkPolicy, batch: Batch) -> Tensor:
 
 
 def bare_unroll(policy: Any, batch: Batch, starts: Tensor, state: Tensor) -> Tensor:
-    """A GRU over a window, step by step."""
+    """Return the states of a GRU over a window, step by step."""
     assert isinstance(batch.obs, Tensor)
-    seen = policy.body(batch.obs.flatten(0, 1)).view(*starts.shape, -1)
+    x = policy.body(batch.obs.flatten(0, 1)).view(*starts.shape, -1)
     states = []
     for t in range(len(starts)):
-        state = policy.cell(seen[t], state * ~starts[t, :, None])
+        state = policy.cell(x[t], state * ~starts[t, :, None])
         states.append(state)
     return torch.cat(states)
 
 
 def ridge(dataset: Dataset, features: Any, turns: int) -> tuple[float, float]:
-    """Seconds of the features and `torch.mm` for their Gram matrix, and of the pass that ridge takes over the data."""
+    """Return the seconds of the features and their Gram matrix by `torch.mm`, and of the pass of ridge over the data."""
     student = Ridge(features=features)
     policy = student.build(dataset.spec).eval()
     prepare(policy, dataset)
-    (fit,) = fits(dataset, (LOSSES["q_mse"](),))
-    obs = dataset.observations(fit.train)
+    (regression,) = regressions(dataset, (LOSSES["q_mse"](),))
+    obs = dataset.observations(regression.train)
 
     def bare() -> None:
         with torch.no_grad():
             phi = torch.cat([policy.body(policy.standardized(part)) for part in torch.split(obs, 2_048)])
             torch.mm(phi.T, phi)
 
-    bare_seconds, our_seconds = seconds_each([bare, lambda: moments(dataset, policy, fit)], turns, 1)
+    bare_seconds, our_seconds = seconds_each([bare, lambda: moments(dataset, policy, regression)], turns, 1)
     return bare_seconds, our_seconds
 
 
