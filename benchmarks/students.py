@@ -161,7 +161,7 @@ def bare_unroll(policy: Any, batch: Batch, starts: Tensor, state: Tensor) -> Ten
 
 
 def ridge(dataset: Dataset, features: Any, turns: int) -> tuple[float, float]:
-    """Return the seconds of the features and their Gram matrix by `torch.mm`, and of the pass of ridge over the data."""
+    """Return the seconds of the features and their Gram matrix by `torch.mm`, and of the pass of ridge."""
     student = Ridge(features=features)
     policy = student.build(dataset.spec).eval()
     prepare(policy, dataset)
