@@ -14,7 +14,7 @@ from rldistill.core.errors import CorruptArtifactError
 from rldistill.reporting import evaluation_table, verdict, write_report
 from rldistill.reporting.charts import Scale, bulk, lines_chart, palette
 from rldistill.reporting.curves import epoch_lines, step_lines
-from rldistill.reporting.front import pareto
+from rldistill.reporting.front import pareto_front
 from rldistill.reporting.page import MOST_BYTES
 
 
@@ -185,8 +185,8 @@ def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
 
 def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
     points = {"teacher": (1_000.0, 1.0), "tied": (300.0, 0.9), "small": (250.0, 0.9), "bad": (400.0, 0.2)}
-    assert pareto(points) == ["small", "teacher"]
-    assert pareto({"equal-size": (9.0, 0.1), "better": (9.0, 0.3)}) == ["better"]
+    assert pareto_front(points) == ["small", "teacher"]
+    assert pareto_front({"equal-size": (9.0, 0.1), "better": (9.0, 0.3)}) == ["better"]
 
 
 def test_of_very_many_episodes_some_are_drawn(run: Path, evaluation: dict[str, Any]) -> None:

@@ -23,40 +23,43 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
 from rldistill.run.config import RunConfig
 from rldistill.run.search import run_search as search
-from rldistill.search.candidates import as_written, candidates
+from rldistill.search.candidates import Candidate, make_candidates, student_document
 from rldistill.search.config import SearchConfig
-from rldistill.search.halving import Trial, front, promoted
+from rldistill.search.halving import promote
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.storage import save_policy
 
 
-def trial(name: str, parameters: int, score: float | None) -> Trial:
-    return Trial(name, Linear(), {"parameters": parameters}, [{"normalised": score}])
+def candidate(name: str, parameters: int, score: float | None) -> Candidate:
+    return Candidate(name, Linear(), {"parameters": parameters}, [{"normalised": score}])
 
 
 def test_the_small_ones_that_hold_go_on_and_then_the_best() -> None:
-    some = [trial("big", 90, 1.0), trial("off", 5, 0.4), trial("near", 10, 0.91), trial("none", 1, None)]
+    some = [
+        candidate("big", 90, 1.0),
+        candidate("off", 5, 0.4),
+        candidate("near", 10, 0.91),
+        candidate("none", 1, None),
+    ]
     # within 5% and as much again for few episodes: 0.90 is enough for now
-    assert [t.name for t in promoted(some, SearchConfig(0.05), 3)] == ["near", "big", "off"]
-    assert [t.name for t in promoted(some, SearchConfig(0.01), 3)] == ["big", "near", "off"]
-
-
-def test_on_the_front_nobody_smaller_is_as_good() -> None:
-    some = [trial("a", 10, 0.5), trial("b", 20, 0.5), trial("c", 30, 0.9), trial("d", 30, 0.8), trial("e", 40, 0.7)]
-    assert [t.name for t in front(some, "parameters")] == ["a", "c"]
+    assert [t.name for t in promote(some, SearchConfig(0.05), 3)] == ["near", "big", "off"]
+    assert [t.name for t in promote(some, SearchConfig(0.01), 3)] == ["big", "near", "off"]
 
 
 def test_candidates_are_smaller_than_the_teacher_and_own_ones_are_always_tried(teacher: NetworkPolicy) -> None:
     own = {"mine": Mlp((500, 500)), "same": Mlp((8, 8))}
-    found = candidates(teacher.spec, own, 500)
+    found = make_candidates(teacher.spec, own, 500)
     assert found["mine"] == Mlp((500, 500))
     assert "mlp-8" not in found  # it is one of the user's
     assert {"linear", "mlp-4", "tree-4"} <= set(found)
     assert "mlp-64" not in found
-    assert as_written(Linear(Fourier(64))) == {"type": "linear", "features": {"type": "fourier", "num_features": 64}}
-    assert as_written(Mlp((8, 8))) == {"type": "mlp", "hidden": [8, 8]}
-    assert as_written(Tree()) == {"type": "tree"}
+    assert student_document(Linear(Fourier(64))) == {
+        "type": "linear",
+        "features": {"type": "fourier", "num_features": 64},
+    }
+    assert student_document(Mlp((8, 8))) == {"type": "mlp", "hidden": [8, 8]}
+    assert student_document(Tree()) == {"type": "tree"}
 
 
 def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
@@ -78,9 +81,9 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunConfig.load(
-        run_file(tmp_path, teacher), ["students.scout=linear", "students.hidden={type: linear, features: teacher}"]
+        run_file(tmp_path, teacher), ["students.small=linear", "students.hidden={type: linear, features: teacher}"]
     ).plan()
-    config = SearchConfig(0.2, seeds=(0, 1), episodes=4)
+    config = SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small")
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
     tried = {entry["name"]: entry for entry in found["tried"]}
@@ -102,7 +105,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     assert "<script" not in (tmp_path / "search.html").read_text()
 
     folder = tmp_path / "run" / "search"
-    acted = json.loads((folder / "students" / "scout" / "seed-0" / "policy.json").read_text())
+    acted = json.loads((folder / "students" / "behavior-policy" / "seed-0" / "policy.json").read_text())
     assert acted["student"] == "linear"
     (folder / "search.json").unlink()
     stamp = {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
@@ -122,14 +125,14 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("an episode was played twice")
 
-    monkeypatch.setattr("rldistill.search.halving.play", never)
+    monkeypatch.setattr("rldistill.search.evaluator.play", never)
     for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
         file.unlink()
     again = search(run, config, mode="resume", quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
 
 
-def test_the_students_of_the_run_file_alone(
+def test_own_students_of_any_name_are_searched(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[int] = []
@@ -139,31 +142,35 @@ def test_the_students_of_the_run_file_alone(
             judged.append(episodes)
         return play(env, policy, episodes, split=split, **settings)
 
-    monkeypatch.setattr("rldistill.search.halving.play", counting)
+    monkeypatch.setattr("rldistill.search.evaluator.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
-    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear", "students.mlp={type: mlp}"]).plan()
+    run = RunConfig.load(
+        run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"]
+    ).plan()
     found = search(run, config, quiet=True)
-    assert [entry["name"] for entry in found["tried"]] == ["scout", "mlp"]
-    assert found["winner"] == "scout"
+    assert [entry["name"] for entry in found["tried"]] == ["behavior-policy", "mlp"]
+    assert found["winner"] == "behavior-policy"
     # Each seed, the first too, and the teacher: on other episodes than the student was chosen by.
     (tested,) = {entry["test"]["episodes"] for entry in found["tried"] if entry["test"]}
     of_seeds = sum(len(entry["test"]["seeds"]) for entry in found["tried"] if entry["test"])
     assert sum(judged) == tested * (of_seeds + 1)
-    with pytest.raises(ConfigError, match="--own: the run file names no students"):
+    with pytest.raises(ConfigError, match="own: the run has no students"):
         search(dataclasses.replace(run, students={}), config, mode="overwrite", quiet=True)
+    with pytest.raises(ConfigError, match=r"behavior_policy: the run has no student 'mpl'\. Did you mean 'mlp'"):
+        search(run, dataclasses.replace(config, behavior_policy="mpl"), mode="overwrite", quiet=True)
 
 
 @pytest.mark.parametrize(("seeds", "tested"), [("[1]", [1, 0, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])
 def test_the_run_file_says_how_the_last_are_tested(
     tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]
 ) -> None:
-    settings = ["students.scout=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
+    settings = ["students.small=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
     run = RunConfig.load(run_file(tmp_path, teacher), settings).plan()
-    found = search(run, SearchConfig(0.2, episodes=4, own=True), quiet=True)
-    (scout,) = found["tried"]
-    assert scout["test"]["seeds"] == tested
-    assert scout["test"]["episodes"] in (15, 30)
-    assert (Path(scout["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
+    found = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True)
+    (small,) = found["tried"]
+    assert small["test"]["seeds"] == tested
+    assert small["test"]["episodes"] in (15, 30)
+    assert (Path(small["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
 
 
 def test_a_seed_that_learns_nothing_is_a_no(
@@ -175,8 +182,8 @@ def test_a_seed_that_learns_nothing_is_a_no(
         return distill(*arguments, seed=seed, **settings)
 
     monkeypatch.setattr("rldistill.search.halving.distill", fails)
-    run = RunConfig.load(run_file(tmp_path, teacher), ["students.scout=linear"]).plan()
-    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4), quiet=True)
+    run = RunConfig.load(run_file(tmp_path, teacher), ["students.small=linear"]).plan()
+    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
     assert found["winner"] is None
     assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}
     Console(record=True).print(search_table(found), search_verdict(found))
@@ -186,7 +193,7 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolic
     assert share_from_options("5%") == share_from_options("0.05") == 0.05
     with pytest.raises(ConfigError, match="expected a share such as 5%, found 'few'"):
         share_from_options("few")
-    with pytest.raises(ConfigError, match="--margin: expected a share"):
+    with pytest.raises(ConfigError, match="margin: expected a fraction"):
         SearchConfig(share_from_options("200%"))
     with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
         measure_from_options("parameter")

@@ -144,6 +144,9 @@ def search(
     margin: Annotated[str, typer.Option(help="The share of the teacher's lead that may be lost.")] = "5%",
     by: Annotated[str, typer.Option(help="What is to be small: parameters, bytes, macs, latency.")] = "parameters",
     own: Annotated[bool, typer.Option("--own", help="Try the students of the run file alone.")] = False,
+    behavior_policy: Annotated[
+        str | None, typer.Option(help="Student of the run file that acts in the rounds of DAgger.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write what was found there.")
     ] = None,
@@ -160,7 +163,9 @@ def search(
 
     mode = mode_of(resume, overwrite)
     require_new(json_file, "--json", again=mode != "new")
-    config = SearchConfig(share_from_options(margin), measure_from_options(by), own=own)
+    config = SearchConfig(
+        share_from_options(margin), measure_from_options(by), own=own, behavior_policy=behavior_policy
+    )
     with output(quiet):
         found = run_search(RunConfig.load(file, overrides or ()).plan(), config, mode, quiet)
     if json_file is not None:

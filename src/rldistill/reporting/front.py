@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ DEFAULT_MARGIN = 0.05
 """What may be lost, of an evaluation that does not say."""
 
 
-def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """The names of (size, score) of which no other that is as small has as high a score, from the smallest on."""
     best, kept = float("-inf"), []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
@@ -38,7 +39,9 @@ def run_front(evaluation: dict[str, Any]) -> Markup | None:
         return None
     answers = [answer for entry in policies.values() if (answer := entry.get("non_inferior"))]
     margin = answers[0]["margin"] if answers else DEFAULT_MARGIN
-    return scatter_chart(points, pareto(points), "parameters", "normalised score", 1 - margin, palette(evaluation))
+    return scatter_chart(
+        points, pareto_front(points), "parameters", "normalised score", 1 - margin, palette(evaluation)
+    )
 
 
 def search_front(run: Path) -> tuple[Markup, str] | None:

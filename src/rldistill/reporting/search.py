@@ -79,7 +79,7 @@ def front_chart(found: dict[str, Any]) -> Markup:
     points = {
         trial["name"]: (trial["size"][found["by"]], (trial["test"] or trial["rungs"][-1])["normalised"])
         for trial in found["tried"]
-        if trial["size"].get(found["by"]) and trial["rungs"][-1]["normalised"] is not None
+        if trial["size"].get(found["by"]) and (trial["test"] or trial["rungs"][-1])["normalised"] is not None
     }
     return scatter_chart(points, found["front"], found["by"], "normalised score", 1 - found["margin"])
 

@@ -18,30 +18,26 @@ from rldistill.teachers.training.config import TrainConfig
 
 
 def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
-    """Search, print the result as a table, and write `search/search.html`.
+    """Search for the smallest student, print the result, and write `search/search.html`.
 
     Raises:
-        ConfigError: only the student families of the run file may be tried, and it names none.
+        ConfigError: `own` is set and the run has no students.
     """
     if config.own and not run.students:
-        raise ConfigError("--own: the run file names no students")
+        raise ConfigError("own: the run has no students to try. Add some, or leave out --own.")
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode="resume", quiet=quiet)
     run = with_loaded_features(run)
-    only_data = dataclasses.replace(run, students={})
-    found = search(
-        run,
-        config,
-        load_teacher(run),
-        lambda: run_collect(only_data, mode="resume", quiet=quiet),
-        mode,
-        quiet,
+    # Students of the run that do not fit its losses are no reason to refuse the collection.
+    collected = dataclasses.replace(run, students={})
+    result = search(
+        run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
     )
     page = run.folder / "search" / "search.html"
-    write_search(found, page)
+    write_search(result, page)
     console = Console(highlight=False)
-    console.print(search_table(found), search_verdict(found), sep="\n")
-    if found["winner"]:
-        console.print(as_students(found), markup=False)
-    print(f"the search: {page}")
-    return found
+    console.print(search_table(result), search_verdict(result), sep="\n")
+    if result["winner"]:
+        console.print(as_students(result), markup=False)
+    print(f"search page: {page}")
+    return result

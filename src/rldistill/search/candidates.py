@@ -1,66 +1,105 @@
-"""Which students a search tries: families and sizes, by what there is to see."""
+"""Candidates of a search: students of several families and sizes."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
+from rldistill.policies.cost import measure_cost
+from rldistill.search.config import Measure
 from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Tree
 from rldistill.students.budget import fit_budget
 from rldistill.students.features import FEATURES, AnyFeatures, Fourier, RandomConv
 from rldistill.students.student import capability
 
-BUDGETS = (3_000, 6_000, 10_000, 16_000, 25_000, 40_000, 62_000)
-"""Parameters of the convolutional students that are tried on pictures."""
-WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64)
-DEPTHS = (4, 6, 8, 10, 12)
+CNN_BUDGETS = (3_000, 6_000, 10_000, 16_000, 25_000, 40_000, 62_000)
+"""Parameters of the convolutional candidates."""
+MLP_WIDTHS = (4, 8, 12, 16, 24, 32, 48, 64)
+TREE_DEPTHS = (4, 6, 8, 10, 12)
 
 
-def candidates(spec: PolicySpec, own: Mapping[str, AnyStudent], most: int | None) -> dict[str, AnyStudent]:
-    """The students of a run file, and others of every size below `most` parameters, the teacher's, where it is known.
+@dataclass
+class Candidate:
+    """A student and its results in each rung that it reached."""
 
-    On pictures: linear ones, on the pixels and on random convolutions, and cnns. On vectors: linear ones, on the
-    observation and on random Fourier features, trees, and mlps of two layers.
+    name: str
+    student: AnyStudent
+    size: dict[str, float | None] = field(default_factory=dict)
+    rungs: list[dict[str, Any]] = field(default_factory=list)
+    test: dict[str, Any] | None = None
+
+    @property
+    def score(self) -> float:
+        """Latest normalized score; 0, as random play, if the student learned nothing."""
+        return float(self.rungs[-1]["normalised"] or 0.0) if self.rungs else 0.0
+
+    def size_by(self, measure: Measure) -> float:
+        """Return the size; infinity if it is unknown."""
+        size = self.size.get(measure)
+        return math.inf if size is None else size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of `search.json`."""
+        return {**vars(self), "student": student_document(self.student)}
+
+
+def make_candidates(
+    spec: PolicySpec, own: Mapping[str, AnyStudent], max_parameters: float | None
+) -> dict[str, AnyStudent]:
+    """Return the user's students, and students of all families with fewer than `max_parameters` (None: any number).
+
+    For images: linear students on pixels and on random convolutions, and CNNs. For vectors: linear students on the
+    observation and on random Fourier features, trees, and MLPs of two layers. If a student of the user is recurrent,
+    the task needs memory, so that only the user's students are tried.
     """
-    found: dict[str, AnyStudent] = {"linear": Linear()}
-    if len(spec.obs_shape) == 3:
-        found["linear-conv"] = Linear(RandomConv())
-        for budget in BUDGETS:
-            try:
-                found[f"cnn-{budget // 1000}k"] = fit_budget(spec, "cnn", parameters=budget)
-            except ConfigError:  # no cnn is that small on pictures of this size
-                continue
-    else:
-        found["linear-fourier"] = Linear(Fourier(256))
-        found |= {f"tree-{depth}": Tree(depth) for depth in DEPTHS}
-        found |= {f"mlp-{width}": Mlp((width, width)) for width in WIDTHS}
     if any(capability(student, "recurrent") for student in own.values()):
         return dict(own)
-    new = {name: student for name, student in found.items() if student not in own.values()}
-    small = {name: student for name, student in new.items() if most is None or _parameters(student, spec) < most}
-    return {**small, **own}
+    students: dict[str, AnyStudent] = {"linear": Linear()}
+    if len(spec.obs_shape) == 3:
+        students["linear-conv"] = Linear(RandomConv())
+        for budget in CNN_BUDGETS:
+            try:
+                students[f"cnn-{budget // 1000}k"] = fit_budget(spec, "cnn", parameters=budget)
+            except ConfigError:  # no CNN is that small for images of this size
+                continue
+    else:
+        students["linear-fourier"] = Linear(Fourier(256))
+        students |= {f"tree-{depth}": Tree(depth) for depth in TREE_DEPTHS}
+        students |= {f"mlp-{width}": Mlp((width, width)) for width in MLP_WIDTHS}
+    new = {name: student for name, student in students.items() if student not in own.values()}
+    limit = math.inf if max_parameters is None else max_parameters
+    return {**{name: student for name, student in new.items() if _num_parameters(student, spec) < limit}, **own}
 
 
-def _parameters(student: AnyStudent, spec: PolicySpec) -> int:
-    if capability(student, "fit") == "tree":  # as large as its data make it
+def _num_parameters(student: AnyStudent, spec: PolicySpec) -> int:
+    if capability(student, "fit") == "tree":  # its size depends on the data
         return 0
     return sum(parameter.numel() for parameter in student.build(spec).parameters() if parameter.requires_grad)
 
 
-def as_written(student: AnyStudent | AnyFeatures) -> dict[str, Any]:
-    """A student as a run file has it: its type, and what differs from the defaults."""
-    kinds: dict[str, type] = {**STUDENTS, **FEATURES}
-    (kind,) = [name for name, cls in kinds.items() if type(student) is cls] or [type(student).__name__]
-    written: dict[str, Any] = {"type": kind}
-    for field in dataclasses.fields(student):
-        value, default = getattr(student, field.name), field.default
-        if value == default:
+def policy_sizes(policy: Policy) -> dict[str, float | None]:
+    """Return all sizes of a policy that a search can minimize."""
+    cost = measure_cost(policy)
+    latency = None if cost.latency_us is None else cost.latency_us["p50"]
+    return {"parameters": cost.parameters, "bytes": cost.bytes, "macs": cost.macs, "latency": latency}
+
+
+def student_document(student: AnyStudent | AnyFeatures) -> dict[str, Any]:
+    """Return a student in the form of a run file: its type, and the fields that differ from their defaults."""
+    names = {cls: name for name, cls in {**STUDENTS, **FEATURES}.items()}
+    cls = type(student)
+    document: dict[str, Any] = {"type": names.get(cls, f"{cls.__module__}:{cls.__qualname__}")}
+    for setting in dataclasses.fields(student):
+        value = getattr(student, setting.name)
+        if not setting.compare or value == setting.default:
             continue
         if dataclasses.is_dataclass(value):
-            written[field.name] = as_written(value)  # type: ignore[arg-type]
-        else:
-            written[field.name] = list(value) if isinstance(value, tuple) else value
-    return written
+            value = student_document(value)  # type: ignore[arg-type]
+        document[setting.name] = list(value) if isinstance(value, tuple) else value
+    return document

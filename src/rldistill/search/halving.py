@@ -1,261 +1,192 @@
-"""Successive halving: students get more epochs and more episodes rung by rung, and the last few are tested."""
+"""Successive halving (Jamieson 2016, arXiv 1502.07943), and the test of the finalists.
+
+From rung to rung there are half as many students, with twice the epochs and twice the episodes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rldistill.core.errors import NothingLearnedError
-from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
-from rldistill.evaluation.episodes import TEST, VALIDATION, play
-from rldistill.evaluation.group_sequential import RISK as OF_LOOKS
+from rldistill.evaluation.episodes import TEST, VALIDATION
+from rldistill.evaluation.group_sequential import RISK as SEQUENTIAL_RISK
 from rldistill.evaluation.group_sequential import analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, non_inferior
-from rldistill.evaluation.statistics import Returns, normalised_interval, normalised_score
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.losses.objective import Term
-from rldistill.policies.cost import measure_cost
 from rldistill.recipes.job import Run
-from rldistill.search.config import Measure, SearchConfig
+from rldistill.search.candidates import Candidate, policy_sizes
+from rldistill.search.config import SearchConfig
+from rldistill.search.evaluator import SearchEvaluator
 from rldistill.students import AnyStudent
 from rldistill.students.student import capability
 
-RUNGS = 3
-"""Of successive halving: each has twice the epochs and twice the episodes of the one before, for half the students."""
-
-
-FINALISTS = 4
-
-
-LEAST_UPDATES = 2_000
-"""Gradient steps below which a student says nothing of what it could learn, if it is to have that many in the end."""
-
-
+NUM_RUNGS = 3
+MAX_FINALISTS = 4
+MIN_UPDATES = 2_000
+"""Gradient steps in every rung, unless the run has fewer: after fewer, a student shows little of what it can learn."""
 SLACK = 1.0
-"""By how many times `margin` a score from few epochs and few episodes may miss what is wanted."""
+"""Tolerance, as a multiple of `margin`, for scores of few epochs and few episodes."""
+RUNG_SEED = 0
+"""Training seed of all rungs."""
+TREE_LOSSES = ActionNLL | AdvantageMSE | GapWeightedNLL
+"""Losses that trees can minimize; where a run has others, trees learn actions."""
 
 
-SEED = 0
-"""The training seed of those that are tried."""
+@dataclass(frozen=True)
+class SearchStage:
+    """Everything that the rungs and the tests of a search share.
 
+    Attributes:
+        run: run with the settings of distillation and evaluation.
+        config: settings of the search.
+        dataset: shared dataset of all candidates.
+        evaluator: evaluation of the candidates.
+    """
 
-OF_TREES = ActionNLL | AdvantageMSE | GapWeightedNLL
-"""What a run file may say of trees; with other losses they learn actions."""
-
-
-@dataclass
-class Trial:
-    """One student: what it is, and how it did in each rung that it came to."""
-
-    name: str
-    student: AnyStudent
-    size: dict[str, float | None] = field(default_factory=dict)
-    rungs: list[dict[str, Any]] = field(default_factory=list)
-    test: dict[str, Any] | None = None
+    run: Run
+    config: SearchConfig
+    dataset: Dataset
+    evaluator: SearchEvaluator
 
     @property
-    def score(self) -> float:
-        """The latest; that of random play if nothing was learned."""
-        return float(self.rungs[-1]["normalised"] or 0.0) if self.rungs else 0.0
+    def folder(self) -> Path:
+        return self.evaluator.folder
 
-    def of(self, by: Measure) -> float:
-        """Its size; of what is not known, infinite."""
-        return math.inf if self.size.get(by) is None else float(self.size[by] or 0.0)
+    @property
+    def max_episodes(self) -> int:
+        """Maximum number of test episodes of each student."""
+        return max(self.run.evaluate.episodes, self.run.evaluate.max_episodes)
 
+    def distill_config(self, student: AnyStudent, epochs: int) -> DistillConfig:
+        """Return the settings of distillation for a student."""
+        losses = self.run.distill.losses
+        if capability(student, "fit") == "tree" and not all(isinstance(term.loss, TREE_LOSSES) for term in losses):
+            losses = (Term(ActionNLL()),)
+        return dataclasses.replace(self.run.distill, epochs=epochs, losses=losses)
 
-@dataclass
-class SearchEvaluator:
-    """The environment, the teacher, and a folder of what was played: no episode is played twice."""
-
-    env: EnvConfig
-    teacher: Policy
-    seed: int
-    folder: Path
-
-    def returns(self, policy: Policy | None, episodes: int, split: int, place: Path) -> NDArray[np.float64]:
-        """Of the first `episodes` of a round of a policy, kept in the folder `place` as they are played."""
-        file = place / f"returns-{split}.json"
-        known = np.array(read_json(file)["returns"] if file.exists() else [], float)
-        if len(known) < episodes:
-            side: Literal["student", "teacher"] = "teacher" if policy is self.teacher else "student"
-            left, first = episodes - len(known), len(known)
-            more = play(self.env, policy, left, seed=self.seed, split=split, first=first, side=side).returns
-            known = np.concatenate([known, more])
-            write_json(file, {"returns": known.tolist()})
-        return known[:episodes]
-
-    def reference(self, who: Literal["teacher", "random"], episodes: int, split: int) -> Returns:
-        """Returns `[1, episodes]` of teacher or random play."""
-        policy = self.teacher if who == "teacher" else None
-        return self.returns(policy, episodes, split, self.folder / who)[None]
+    def rung_folder(self, candidate: Candidate, rung: int) -> Path:
+        return self.folder / "trials" / candidate.name / f"rung-{rung}"
 
 
-def front(trials: Iterable[Trial], by: Measure) -> list[Trial]:
-    """Those that no smaller student is as good as, from the smallest on."""
-    best, kept = -math.inf, []
-    for trial in sorted(trials, key=lambda trial: (trial.of(by), -trial.score)):
-        if trial.rungs and trial.score > best:
-            best = trial.score
-            kept.append(trial)
-    return kept
+def promote(candidates: Sequence[Candidate], config: SearchConfig, count: int) -> list[Candidate]:
+    """Return `count` candidates: the smallest with a sufficient score, then those with the best scores."""
+    min_score = 1 - config.margin * (1 + SLACK)
+
+    def rank(candidate: Candidate) -> tuple[bool, float]:
+        is_sufficient = candidate.score >= min_score
+        return not is_sufficient, candidate.size_by(config.by) if is_sufficient else -candidate.score
+
+    return sorted(candidates, key=rank)[:count]
 
 
-def promoted(trials: Sequence[Trial], config: SearchConfig, keep: int) -> list[Trial]:
-    """The smallest of those that are good enough for now, and if these are too few, the best of the others."""
-    wanted = 1 - config.margin * (1 + SLACK)
-
-    def rank(trial: Trial) -> tuple[bool, float]:
-        enough = trial.score >= wanted
-        return not enough, trial.of(config.by) if enough else -trial.score
-
-    return sorted(trials, key=rank)[:keep]
-
-
-def halve(
-    run: Run,
-    config: SearchConfig,
-    data: Dataset,
-    arena: SearchEvaluator,
-    tried: Mapping[str, Trial],
-    folder: Path,
-    progress: Progress,
-    most: float | None,
-) -> list[Trial]:
-    """The students that are left after all rungs and seem to keep what is wanted, the smallest first.
-
-    None is as large as `most`, the teacher's size, where that is known.
-    """
-    left = [*tried.values()]
-    sizes = [max(FINALISTS, math.ceil(len(left) / 2**rung)) for rung in range(RUNGS)]
-    done, total = 0, sum(min(size, len(left)) for size in sizes)
-    for rung in range(RUNGS):
-        left = promoted(left, config, sizes[rung]) if rung else left
-        for trial in left:
-            _climb(run, config, data, arena, trial, rung, folder)
+def select_finalists(
+    stage: SearchStage, candidates: Sequence[Candidate], max_size: float | None, progress: Progress
+) -> list[Candidate]:
+    """Run all rungs and return the finalists, the smallest first; all are smaller than `max_size`, if it is known."""
+    config, remaining = stage.config, list(candidates)
+    counts = [max(MAX_FINALISTS, math.ceil(len(candidates) / 2**rung)) for rung in range(NUM_RUNGS)]
+    done, total = 0, sum(min(count, len(candidates)) for count in counts)
+    for rung, count in enumerate(counts):
+        remaining = promote(remaining, config, count) if rung else remaining
+        for candidate in remaining:
+            _run_rung(stage, candidate, rung)
             done += 1
             progress.update(done, total)
-    learned = [trial for trial in left if "failed" not in trial.rungs[-1]]
-    smaller = [trial for trial in learned if most is None or trial.of(config.by) < most]
-    holding = [trial for trial in smaller if trial.score >= 1 - config.margin]
-    return promoted(holding or smaller, config, FINALISTS)
+    limit = math.inf if max_size is None else max_size
+    smaller = [
+        candidate
+        for candidate in remaining
+        if "failed" not in candidate.rungs[-1] and (max_size is None or candidate.size_by(config.by) < limit)
+    ]
+    sufficient = [candidate for candidate in smaller if candidate.score >= 1 - config.margin]
+    return promote(sufficient or smaller, config, MAX_FINALISTS)
 
 
-def _climb(
-    run: Run, config: SearchConfig, data: Dataset, arena: SearchEvaluator, trial: Trial, rung: int, folder: Path
-) -> None:
-    """One student, with the epochs and the episodes of a rung."""
-    place = folder / "trials" / trial.name / f"rung-{rung}"
-    file = place / "trial.json"
-    least = math.ceil(LEAST_UPDATES * run.distill.batch_size / len(data))
-    epochs = max(1, run.distill.epochs >> (RUNGS - 1 - rung), min(least, run.distill.epochs))
+def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
+    """Distill and play a candidate with the epochs and the episodes of a rung, unless that is done."""
+    folder, fit, student = stage.rung_folder(candidate, rung), stage.run.distill, candidate.student
+    file = folder / "trial.json"
     if not file.exists():
-        episodes = config.episodes << rung
+        min_epochs = min(math.ceil(MIN_UPDATES * fit.batch_size / len(stage.dataset)), fit.epochs)
+        epochs = max(1, fit.epochs >> (NUM_RUNGS - 1 - rung), min_epochs)
+        episodes = stage.config.episodes << rung
         row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalised": None, "ci95": None}
+        config, size = stage.distill_config(student, epochs), {}
         try:
-            policy = distill(
-                data, trial.student, _fit(run, trial.student, epochs), place, seed=SEED, mode="resume", progress=False
-            )
+            policy = distill(stage.dataset, student, config, folder, seed=RUNG_SEED, mode="resume", progress=False)
         except NothingLearnedError as error:
-            write_json(file, {"size": {}, "row": row | {"failed": str(error)}})
+            row["failed"] = str(error)
         else:
-            returns = arena.returns(policy, episodes, VALIDATION, place)[None]
-            teacher, random = (arena.reference(who, episodes, VALIDATION) for who in ("teacher", "random"))
-            interval = normalised_interval(returns, teacher, random)
-            row |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
-            write_json(file, {"size": sizes_of(policy), "row": row})
-    said = read_json(file)
-    trial.size = said["size"] or trial.size
-    trial.rungs.append(said["row"])
+            returns = stage.evaluator.returns(policy, episodes, VALIDATION, folder)[None]
+            row |= stage.evaluator.normalized(returns, VALIDATION)
+            size = policy_sizes(policy)
+        write_json(file, {"size": size, "row": row})
+    document = read_json(file)
+    candidate.size = document["size"] or candidate.size
+    candidate.rungs.append(document["row"])
 
 
-def judge(
-    run: Run,
-    config: SearchConfig,
-    data: Dataset,
-    arena: SearchEvaluator,
-    trial: Trial,
-    tests: int,
-    folder: Path,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Whether students of several training seeds keep what is wanted, on fresh episodes, until decided.
+def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, progress: Progress) -> dict[str, Any]:
+    """Test on fresh episodes whether students of several training seeds are non-inferior to the teacher.
 
-    At most `evaluate.max_episodes` are played with each, a look after every `evaluate.episodes`. `progress` is told how
-    many of all of them are over.
+    Episodes are added `evaluate.episodes` at a time until the result is clear, at most `evaluate.max_episodes`. All
+    `num_tests` finalists share the risk of a false yes.
     """
-    place = folder / "tested" / trial.name
-    if (place / "test.json").exists():
-        return dict(read_json(place / "test.json"))
-    seeds = config.seeds_of(run)
-    if SEED in seeds:
-        _take_over(folder / "trials" / trial.name / f"rung-{RUNGS - 1}", place / f"seed-{SEED}")
-    fit = _fit(run, trial.student, run.distill.epochs)
-    answer: dict[str, Any] = {"seeds": [*seeds], "folder": str(place)}
+    folder, evaluator = stage.folder / "tested" / candidate.name, stage.evaluator
+    file = folder / "test.json"
+    if file.exists():
+        return dict(read_json(file))
+    seeds = stage.config.training_seeds(stage.run.seeds)
+    if RUNG_SEED in seeds:
+        _reuse(stage.rung_folder(candidate, NUM_RUNGS - 1), folder / f"seed-{RUNG_SEED}")
+    config = stage.distill_config(candidate.student, stage.run.distill.epochs)
+    result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder)}
     try:
         students = [
-            distill(data, trial.student, fit, place / f"seed-{s}", seed=s, mode="resume", progress=False) for s in seeds
-        ]
+            distill(
+                stage.dataset, candidate.student, config, folder / f"seed-{seed}", seed=seed, mode="resume",
+                progress=False,
+            )
+            for seed in seeds
+        ]  # fmt: skip
     except NothingLearnedError as error:
-        answer |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
-        write_json(place / "test.json", answer)
-        return answer
-    counts = analysis_times(run.evaluate.episodes, most_episodes(run))
-    known = 0
-    for count, risk in zip(counts, boundary(counts, OF_LOOKS / tests), strict=True):
+        result |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
+        write_json(file, result)
+        return result
+    total, before = stage.max_episodes * len(seeds), 0
+    counts = analysis_times(stage.run.evaluate.episodes, stage.max_episodes)
+    for count, risk in zip(counts, boundary(counts, SEQUENTIAL_RISK / num_tests), strict=True):
         rows = []
-        for number, (student, seed) in enumerate(zip(students, seeds, strict=True)):
-            rows.append(arena.returns(student, count, TEST, place / f"seed-{seed}"))
-            progress.update(known * len(seeds) + (count - known) * (number + 1), most_episodes(run) * len(seeds))
-        known, returns = count, np.stack(rows)
-        teacher, random = (arena.reference(who, count, TEST) for who in ("teacher", "random"))
-        found = non_inferior(returns, teacher, random, config.margin, risk=risk, whole=RISK / tests)
-        if found.decision != "undecided":
+        for number, (student, seed) in enumerate(zip(students, seeds, strict=True), 1):
+            rows.append(evaluator.returns(student, count, TEST, folder / f"seed-{seed}"))
+            progress.update(before * len(seeds) + (count - before) * number, total)
+        before, returns = count, np.stack(rows)
+        teacher, random = (evaluator.reference(name, count, TEST) for name in ("teacher", "random"))
+        answer = non_inferior(returns, teacher, random, stage.config.margin, risk=risk, whole=RISK / num_tests)
+        if answer.decision != "undecided":
             break
-    interval = normalised_interval(returns, teacher, random)
-    answer |= {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
-    answer |= dataclasses.asdict(found)
-    write_json(place / "test.json", answer)
-    return answer
+    result |= evaluator.normalized(returns, TEST) | dataclasses.asdict(answer)
+    write_json(file, result)
+    return result
 
 
-def most_episodes(run: Run) -> int:
-    """That are played with each of those that are tested."""
-    return max(run.evaluate.episodes, run.evaluate.max_episodes)
-
-
-def _take_over(last: Path, place: Path) -> None:
-    """The student of the last rung, which had all epochs, instead of fitting the same once more."""
-    if last.exists() and not place.exists():
-        shutil.copytree(last, draft := place.with_name(f".{place.name}"), dirs_exist_ok=True)
-        draft.rename(place)
-
-
-def _fit(run: Run, student: AnyStudent, epochs: int) -> DistillConfig:
-    losses = run.distill.losses
-    if capability(student, "fit") == "tree" and not all(isinstance(term.loss, OF_TREES) for term in losses):
-        losses = (Term(ActionNLL()),)
-    return dataclasses.replace(run.distill, epochs=epochs, losses=losses)
-
-
-def sizes_of(policy: Policy) -> dict[str, float | None]:
-    cost = measure_cost(policy)
-    return {
-        "parameters": cost.parameters,
-        "bytes": cost.bytes,
-        "macs": cost.macs,
-        "latency": None if cost.latency_us is None else cost.latency_us["p50"],
-    }
+def _reuse(rung: Path, folder: Path) -> None:
+    """Copy the student of the last rung, which had all epochs, instead of distilling it again."""
+    if rung.exists() and not folder.exists():
+        draft = folder.with_name(f".{folder.name}")
+        shutil.copytree(rung, draft, dirs_exist_ok=True)
+        draft.rename(folder)

@@ -1,30 +1,31 @@
-"""How small can the student be? Families and sizes on shared data; the small ones are tested on fresh episodes."""
+"""Search for the smallest student: many candidates on a shared dataset, and a test of the smallest good ones."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
-from rldistill.policies.cost import measure_cost
 from rldistill.recipes.dagger import Dagger, distill_in_rounds
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.search.candidates import as_written, candidates
+from rldistill.reporting.front import pareto_front
+from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
-from rldistill.search.halving import SearchEvaluator, Trial, front, halve, judge, sizes_of
+from rldistill.search.evaluator import SearchEvaluator
+from rldistill.search.halving import SearchStage, assess_finalist, select_finalists
 from rldistill.students import AnyStudent, Cnn, Mlp
 from rldistill.teachers.fingerprint import fingerprint
+
+BEHAVIOR_POLICY = "behavior-policy"
 
 
 def search(
@@ -35,26 +36,25 @@ def search(
     mode: Mode = "new",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Find the smallest student that keeps the teacher's lead, in `search/` of the run's folder.
+    """Find the smallest student that keeps the teacher's lead over random play, in `search/` of the run's folder.
 
-    All students learn from one dataset: the teacher's, and some rounds in which a student of middle size acted.
-    Successive halving (Jamieson 2016, arXiv 1502.07943) drops those that are far off or larger than others that hold.
-    What is left is tested from the smallest on, with several training seeds each, on episodes that nobody was chosen
-    by, until decided; all tests together have a risk of 5% of a false yes.
+    All candidates learn from one dataset: that of the teacher, and rounds in which a student of medium size acts.
+    Successive halving drops the candidates that are too weak or too large. The finalists are tested from the smallest
+    on, with several training seeds and on fresh episodes; all tests together have a risk of 5% of a false yes.
 
     Args:
-        run: the run file.
-        config: target and limits of the search.
-        teacher: the teacher of the run.
-        collect: returns the teacher's dataset, collecting it if needed.
-        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
-        quiet: print no progress.
+        run: the run.
+        config: settings of the search.
+        teacher: teacher of the run.
+        collect: function that returns the dataset of the teacher, and collects it first if it is missing.
+        mode: "new" refuses a search that exists, "resume" continues it, "overwrite" discards it.
+        quiet: True to show no progress.
 
     Returns:
-        `env margin by teacher winner tried front seconds`, as written to `search/search.json`.
+        `env margin by env_steps teacher winner tried front seconds`, as in `search/search.json`.
 
     Raises:
-        ConfigError: the teacher is no better than random play, or what is there was asked for otherwise.
+        ConfigError: the teacher is no better than random play, or the search in the folder has other inputs.
     """
     folder, started = run.folder / "search", time.monotonic()
     inputs = _inputs(run, config, teacher)
@@ -62,85 +62,78 @@ def search(
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
-    # Before anything is thrown away or noted: what was collected otherwise is refused.
-    collected = collect()
+    if config.behavior_policy is not None and config.behavior_policy not in run.students:
+        hint = did_you_mean(config.behavior_policy, run.students)
+        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
+    dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
-    data = _shared_data(run, config, teacher, collected, folder, quiet)
-    arena = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
-    best, worst = (arena.reference(who, config.episodes, VALIDATION).mean() for who in ("teacher", "random"))
+    dataset = _shared_dataset(run, config, teacher, dataset, quiet)
+    evaluator = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
+    best, worst = (evaluator.reference(name, config.episodes, VALIDATION).mean() for name in ("teacher", "random"))
     if not best > worst:
-        raise ConfigError("search: the teacher is no better than random play, so there is nothing to keep")
-    cost = measure_cost(teacher)
-    students = run.students if config.own else candidates(_spec_of_students(data), run.students, cost.parameters)
-    tried = {name: Trial(name, student) for name, student in students.items()}
-    with track("search", "students", quiet) as report:
-        finalists = halve(run, config, data, arena, tried, folder, report, sizes_of(teacher)[config.by])
+        raise ConfigError(
+            f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
+            "there is no lead to keep. Use another teacher."
+        )
+    sizes = policy_sizes(teacher)
+    students = run.students
+    if not config.own:
+        spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
+        students = make_candidates(spec, run.students, sizes["parameters"])
+    candidates = [Candidate(name, student) for name, student in students.items()]
+    stage = SearchStage(run, config, dataset, evaluator)
+    with track("search", "students", quiet) as progress:
+        finalists = select_finalists(stage, candidates, sizes[config.by], progress)
     winner = None
-    with track("test the smallest", "episodes", quiet) as report:
-        for number, trial in enumerate(finalists):
-            trial.test = judge(
-                run, config, data, arena, trial, len(finalists), folder, Round(report, number, len(finalists))
-            )
-            if trial.test["decision"] == "yes":
-                winner = trial.name
+    with track("test the smallest", "episodes", quiet) as progress:
+        for number, candidate in enumerate(finalists):
+            part = Round(progress, number, len(finalists))
+            candidate.test = assess_finalist(stage, candidate, len(finalists), part)
+            if candidate.test["decision"] == "yes":
+                winner = candidate.name
                 break
-    found = {
+    points = {entry.name: (entry.size_by(config.by), entry.score) for entry in candidates}
+    result = {
         "env": run.env.id,
         "margin": config.margin,
         "by": config.by,
-        "env_steps": data.num_steps,
-        "teacher": sizes_of(teacher),
+        "env_steps": dataset.num_steps,
+        "teacher": sizes,
         "winner": winner,
-        "tried": [_document(trial) for trial in tried.values()],
-        "front": [trial.name for trial in front(tried.values(), config.by)],
+        "tried": [candidate.to_dict() for candidate in candidates],
+        "front": pareto_front(points),
         "seconds": round(time.monotonic() - started, 1),
     }
-    write_json(folder / "search.json", found)
-    return found
+    write_json(folder / "search.json", result)
+    return result
 
 
 def _inputs(run: Run, config: SearchConfig, teacher: Policy) -> StageInputs:
     """Return all that a search depends on."""
     values = {
         "search": config,
-        "seeds": config.seeds_of(run),
+        "seeds": config.training_seeds(run.seeds),
         **{key: getattr(run, key) for key in ("env", "collect", "recipe", "distill", "students", "evaluate", "seed")},
         "teacher": fingerprint(teacher),
     }
     return StageInputs("search", values)
 
 
-def _shared_data(
-    run: Run, config: SearchConfig, teacher: Policy, dataset: Dataset, folder: Path, quiet: bool
-) -> Dataset:
-    """What all students learn from: the teacher's steps, and those of rounds in which one of middle size acted.
-
-    A run file that names one of its students `scout` says itself which.
-    """
+def _shared_dataset(run: Run, config: SearchConfig, teacher: Policy, dataset: Dataset, quiet: bool) -> Dataset:
+    """Return the steps of the teacher together with those of a student that acts in rounds of DAgger."""
     recipe = run.recipe
     if not isinstance(recipe, Dagger):
-        recipe = Dagger(config.rounds, max(1, run.collect.steps // (2 * config.rounds)))
-    recipe = dataclasses.replace(recipe, eval_episodes=None)  # it is the steps that are wanted
-    pictures = len(dataset.spec.obs_shape) == 3
-    scout: AnyStudent = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,)) if pictures else Mlp((32, 32))
-    asked = dataclasses.replace(run, students={"scout": scout, **run.students}, folder=folder)
-    with track("scout", "epochs", quiet) as report:
-        place = folder / "students" / "scout" / "seed-0"
-        job = StudentJob(asked, teacher, dataset, "scout", 0, source=run.dataset_folder)
-        distill_in_rounds(job, recipe, "resume", report)
-    both = [run.folder / "dataset", place / "dataset"]
-    return Dataset.read(both, run.collect.gamma, memory_gb=run.collect.memory_gb)
-
-
-def _spec_of_students(data: Dataset) -> PolicySpec:
-    return dataclasses.replace(data.spec, head=data.spec.head.neutral)
-
-
-def _document(trial: Trial) -> dict[str, Any]:
-    return {
-        "name": trial.name,
-        "student": as_written(trial.student),
-        "size": trial.size,
-        "rungs": trial.rungs,
-        "test": trial.test,
-    }
+        steps = max(1, run.collect.steps // (2 * config.rounds))
+        recipe = Dagger(rounds=config.rounds, steps_per_round=steps)
+    student: AnyStudent = Mlp((32, 32))
+    if config.behavior_policy is not None:
+        student = run.students[config.behavior_policy]
+    elif len(dataset.spec.obs_shape) == 3:
+        student = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,))
+    recipe = dataclasses.replace(recipe, eval_episodes=None)  # only the steps are used, not the best student
+    acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, folder=run.folder / "search")
+    job = StudentJob(acting_run, teacher, dataset, BEHAVIOR_POLICY, seed=0, source=run.dataset_folder)
+    with track("behavior policy", "epochs", quiet) as progress:
+        distill_in_rounds(job, recipe, "resume", progress)
+    folders = [run.dataset_folder, job.folder / "dataset"]
+    return Dataset.read(folders, run.collect.gamma, memory_gb=run.collect.memory_gb)
