@@ -29,7 +29,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import Finetune
 from rldistill.recipes.from_reward import validation_returns
 from rldistill.recipes.job import Run
-from rldistill.run.config import RunConfig
+from rldistill.run.config import read_run
 from rldistill.run.stages import load_teacher, run_collect, run_distill
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import SavedTeacher
@@ -134,8 +134,8 @@ def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy
         teacher = {"path": f"from_reward:classic_network@{agents / about['weights']}", "head": "q_values"}
     else:
         teacher = str(agents / "sb3" / about["agent"]) if "agent" in about else about["teacher"]
-    document = {**about["run"], "name": name, "teacher": teacher, "out": str(out / name), "seeds": [*range(seeds)]}
-    run = RunConfig.model_validate(document).plan()
+    document = {**about["run"], "name": name, "teacher": teacher, "folder": str(out / name), "seeds": [*range(seeds)]}
+    run = read_run(document)
     sound = load_teacher(run)
     if CORRUPTED in about:
         corrupt(run, sound, run.folder / CORRUPTED)

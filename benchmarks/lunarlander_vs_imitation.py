@@ -20,7 +20,7 @@ import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for 
 from rldistill import EvaluateConfig, PolicyRuns, collect, distill, evaluate, load_policy, train_teacher
 from rldistill.evaluation.statistics import normalised_interval, normalised_score
 from rldistill.policies.network import NetworkPolicy
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 from rldistill.teachers.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--imitation-seeds", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=100)
     asked = parser.parse_args()
-    run = RunConfig.load(ROOT / "examples/lunarlander.yaml", environment={}).plan()
+    run = load_run(ROOT / "examples/lunarlander.yaml", environment={})
     assert isinstance(run.teacher, TrainConfig)
     own = ROOT / "runs/lunarlander/teacher"
     if SHARED.exists():

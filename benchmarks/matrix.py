@@ -28,7 +28,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.run.config import RunConfig
+from rldistill.run.config import read_run
 from rldistill.run.stages import load_teacher, run_collect
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
@@ -164,7 +164,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
         "name": name,
         "env": {"id": about["id"]},
         "teacher": teacher,
-        "out": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
+        "folder": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
         "collect": {
             "steps": about["steps"] if recipe == "offline" else first,
             "epsilon": 0.2 if loss == "bellman_target" else 0.0,
@@ -176,7 +176,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
         "students": {name: student},
         "seeds": seeds,
     }
-    return RunConfig.model_validate(document).plan()
+    return read_run(document)
 
 
 def fill(run: Run) -> PolicyRuns:

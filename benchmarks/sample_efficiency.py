@@ -25,7 +25,7 @@ from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes import from_reward
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.run.config import RunConfig
+from rldistill.run.config import read_run
 from rldistill.run.stages import load_teacher, run_collect, run_distill
 from rldistill.students.storage import load_native
 
@@ -76,13 +76,13 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
         "teacher": teacher,
         "seed": seed,
         "seeds": [seed],
-        "out": str(out / name / str(steps) / str(seed)),
+        "folder": str(out / name / str(steps) / str(seed)),
     }
     rounds = ENVIRONMENTS[name].get("rounds", 0)
     if rounds:
         document["recipe"] = {"name": "dagger", "rounds": rounds, "steps_per_round": steps // 2 // rounds}
     document["collect"] = {**about["collect"], "steps": steps // 2 if rounds else steps}
-    return RunConfig.model_validate(document | {"name": name}).plan()
+    return read_run(document | {"name": name})
 
 
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:

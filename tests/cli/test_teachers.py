@@ -104,7 +104,7 @@ def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Pa
         policy.output.weight.zero_()
     save_policy(policy, tmp_path / "still", {})
     file = tmp_path / "run.yaml"
-    about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
+    about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "folder": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**about, "collect": {"steps": 640, "epsilon": 0.5}}))
     command = [sys.executable, "-m", "rldistill", "collect", str(file)]
     said = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)

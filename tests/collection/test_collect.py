@@ -157,7 +157,7 @@ def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
             "env": {"id": env_id},
             "teacher": str(tmp_path / "teacher"),
             "collect": {"steps": steps, "block_steps": 100, "epsilon": 0.1},
-            "out": str(tmp_path / name),
+            "folder": str(tmp_path / name),
         }
         run.write_text(yaml.safe_dump(document))
         if name == "whole":

@@ -744,7 +744,7 @@ def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
             {
                 "env": {"id": "CartPole-v1"},
                 "teacher": str(tmp_path / "teacher"),
-                "out": str(tmp_path / "run"),
+                "folder": str(tmp_path / "run"),
                 "collect": {"steps": 160, "envs_per_stream": 2, "epsilon": 0.3},
             }
         )

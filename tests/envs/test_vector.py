@@ -18,7 +18,7 @@ from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
 from rldistill.evaluation.videos import draws_itself
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 
 from ..conftest import CARTPOLE
 
@@ -149,9 +149,9 @@ def test_missing_highway_env_names_its_extra() -> None:
 def test_wrappers_are_read_from_the_run_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "run.yaml"
     path.write_text("env: {id: CartPole-v1, wrappers: [{name: TimeAwareObservation}]}\nteacher: t.zip\n")
-    assert make_env(RunConfig.load(path, environment={}).env).observation_space.shape == (5,)
+    assert make_env(load_run(path, environment={}).env).observation_space.shape == (5,)
     with pytest.raises(ConfigError, match=r"env\.wrappers: there is no 'TimeAware'"):
-        RunConfig.load(path, ["env.wrappers.0.name=TimeAware"], {})
+        load_run(path, ["env.wrappers.0.name=TimeAware"], {})
 
 
 def test_modules_are_imported_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_environment_is_made_by_a_function_of_the_user(tmp_path: Path, monkeypat
         "three = 3\n"
     )
     monkeypatch.chdir(tmp_path)
-    env = RunConfig.load(_written(tmp_path, "env: {id: 'envs_of_mine:heavy'}\nteacher: t.zip\n"), environment={}).env
+    env = load_run(_written(tmp_path, "env: {id: 'envs_of_mine:heavy'}\nteacher: t.zip\n"), environment={}).env
     assert make_env(env).unwrapped.g == 20
     assert make_env(EnvConfig(env.id, {"gravity": 5.0})).unwrapped.g == 5
     assert spec_from_env(env).obs_shape == (3,)

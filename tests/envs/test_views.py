@@ -29,7 +29,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import PolicyRuns, evaluate
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 from rldistill.run.stages import run_all
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
@@ -217,9 +217,9 @@ A3C = Path(__file__).parents[2] / ".." / "shared" / "teachers" / "baby-a3c" / "p
 def test_a_recurrent_pong_teacher_with_another_view_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     few = ["collect.steps=480", "collect.block_steps=30", "env.kwargs={max_episode_steps: 40}", "evaluate.episodes=2"]
-    few += ["distill.epochs=1", "evaluate.videos=false", f"out={tmp_path}"]
+    few += ["distill.epochs=1", "evaluate.videos=false", f"folder={tmp_path}"]
     path = f"teacher=examples.baby_a3c:BabyA3C@{A3C}"
-    run = RunConfig.load(Path("examples/pong-a3c.yaml"), [path, *few], environment={}).plan()
+    run = load_run(Path("examples/pong-a3c.yaml"), [path, *few], environment={})
     assert load_policy(run.teacher.path).initial_state(3).shape == (3, 256)  # type: ignore[union-attr]
     report = run_all(run, quiet=True)
     assert report.stat().st_size > 0
@@ -230,10 +230,10 @@ def test_a_run_file_declares_both_views(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     head = "env: {id: CartPole-v1, views: {student: [{name: MaskVelocity}]}}\nteacher: zoo:pong-dqn\n"
     file.write_text(head)
-    assert RunConfig.load(file, environment={}).env == BLIND
+    assert load_run(file, environment={}).env == BLIND
     file.write_text(head.replace("MaskVelocity", "MaskVelocty"))
     with pytest.raises(ConfigError, match=r"MaskVelocty.*MaskVelocity"):
-        RunConfig.load(file, environment={})
+        load_run(file, environment={})
     file.write_text(head.replace("student", "pupil"))
     with pytest.raises(ConfigError, match="unknown key"):
-        RunConfig.load(file, environment={})
+        load_run(file, environment={})

@@ -19,7 +19,7 @@ from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import train_control, validation_returns
 from rldistill.recipes.job import StudentJob
-from rldistill.run.config import RunConfig
+from rldistill.run.config import read_run
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
 
@@ -53,7 +53,7 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
         "control": "from_scratch" if with_control else "none",
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "evaluate": {"episodes": 5, "videos": False},
-        "out": str(tmp_path / "run"),
+        "folder": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     result = run_cli("run", str(tmp_path / "run.yaml"))
@@ -85,9 +85,9 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
     document = {
         "name": "own", "env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": recipe},
         "ppo": {"eval_episodes": 3}, "dqn": {"eval_episodes": 4},
-        "students": {"linear": {"type": "linear"}}, "out": str(tmp_path / "run"),
+        "students": {"linear": {"type": "linear"}}, "folder": str(tmp_path / "run"),
     }  # fmt: skip
-    run = RunConfig.model_validate(document).plan()
+    run = read_run(document)
     chosen_by = validation_returns(run, teacher, None)
     judged_by = play(run.env, None, episodes, seed=run.seed).returns
     assert len(chosen_by) == episodes
@@ -102,9 +102,9 @@ def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> No
     document = {
         "name": "own", "env": {"id": env.id}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": "ppd"},
         "ppo": {"num_envs": 2, "rollout_length": 16, "eval_episodes": 1}, "control": "from_scratch",
-        "students": {"one": MLP}, "out": str(tmp_path / "run"),
+        "students": {"one": MLP}, "folder": str(tmp_path / "run"),
     }  # fmt: skip
-    run = RunConfig.model_validate(document).plan()
+    run = read_run(document)
     policy = train_control(StudentJob(run, teacher, None, "one", 0), 6, "new", SILENT)
     assert policy.spec.head.kind == "squashed_gaussian"
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_learned_is_refused_before_the_first_step(
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"out": str(tmp_path / "run")} | more))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"folder": str(tmp_path / "run")} | more))
     command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "--no-verify"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2

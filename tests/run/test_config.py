@@ -16,7 +16,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
 from rldistill.losses import ForwardKL, QHuber
 from rldistill.rl.config import DQNConfig, PPOConfig
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Fourier, Objects, Standardized
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
-    plan = RunConfig.load(file, environment={}).plan()
+    plan = load_run(file, environment={})
     assert plan.name == "cartpole"
     assert plan.folder == Path("runs/cartpole")
     assert plan.teacher == SavedTeacher("teacher.zip")
@@ -74,12 +74,12 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     ],
 )
 def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
-    assert RunConfig.load(file, [f"teacher={teacher}"], {}).plan().teacher == planned
+    assert load_run(file, [f"teacher={teacher}"], {}).teacher == planned
 
 
 def test_perturbations_are_asked_for_in_the_file(file: Path) -> None:
     def asked(*overrides: str) -> RobustnessConfig | None:
-        return RunConfig.load(file, overrides, {}).plan().evaluate.robustness
+        return load_run(file, overrides, {}).evaluate.robustness
 
     assert asked() is None
     assert asked("evaluate.robustness={}") == RobustnessConfig()
@@ -89,17 +89,17 @@ def test_perturbations_are_asked_for_in_the_file(file: Path) -> None:
 
 def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:
     environment = {"RLDISTILL__COLLECT__STEPS": "2_000", "RLDISTILL__DISTILL__EPOCHS": "7", "HOME": "/"}
-    config = RunConfig.load(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
+    config = load_run(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
     assert config.collect.steps == 2_000
     assert config.distill.epochs == 9
     assert config.distill.losses[1].loss == QHuber(delta=0.5)
     assert config.seeds == (1,)
-    assert config.plan().document["collect"] == {"steps": 2_000}
+    assert config.document["collect"] == {"steps": 2_000}
 
 
 @pytest.mark.parametrize("example", ["pong.yaml", "lunarlander.yaml", "teachers/pong-dqn.yaml"])
 def test_examples_are_valid(example: str) -> None:
-    assert RunConfig.load(EXAMPLES / example, environment={}).plan().env.id
+    assert load_run(EXAMPLES / example, environment={}).env.id
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_examples_are_valid(example: str) -> None:
         ("seeds=[-1]", "seeds.0: found -1, expected at least 0"),
         ("studnets={}", "studnets: unknown key. Did you mean 'students'?"),
         ("distil.epochs=3", "distil: unknown key. Did you mean 'distill'?"),
-        (f"out={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
+        (f"folder={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
         ("name=a/b", "name: found 'a/b', expected letters, digits"),
         ("seeds=2024-13-45", "seeds: not valid YAML: month must be in 1..12"),
         ("seeds=[99999999999999999]", "seeds.0: found 99999999999999999, expected less than 4294967296"),
         ("distill.num_threads=100000", "distill.num_threads: found 100000, expected at most 1024"),
         ("collect.steps=9999999999999", "collect.steps: found 9999999999999, expected at most 1e+12"),
-        ('out="a\\0b"', "out: 'a\\x00b' is no name of a folder"),
+        ('folder="a\\0b"', "folder: 'a\\x00b' is no name of a folder"),
         ("recipe={name: jump_start, first_steps: 9, until: 5}", "recipe.until: found 5, expected at most 1"),
         ("dqn.epsilon_schedule=5", "dqn.epsilon_schedule"),
         ("seeds=[1", "seeds: line 1: not valid YAML"),
@@ -172,7 +172,7 @@ def test_examples_are_valid(example: str) -> None:
 )
 def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        RunConfig.load(file, [override], {})
+        load_run(file, [override], {})
     assert str(caught.value).startswith("command line: ")
     assert expected in str(caught.value)
 
@@ -200,7 +200,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        RunConfig.load(path, environment={})
+        load_run(path, environment={})
     assert str(caught.value).startswith(f"{path}:")
     assert expected in str(caught.value)
 
@@ -212,28 +212,28 @@ def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
         "  two: &two {<<: *one, hidden: [4]}\n  three: {<<: *two, activation: tanh}\n"
     )
     two, three = Mlp((4,)), Mlp((4,), "tanh")
-    assert RunConfig.load(path, environment={}).plan().students == {"one": Mlp((8,)), "two": two, "three": three}
+    assert load_run(path, environment={}).students == {"one": Mlp((8,)), "two": two, "three": three}
     # An override changes the one that it names, not all that share a mapping.
-    changed = RunConfig.load(path, ["students.one.hidden.0=16"], environment={}).plan().students
+    changed = load_run(path, ["students.one.hidden.0=16"], environment={}).students
     assert changed == {"one": Mlp((16,)), "two": two, "three": three}
     path.write_text(path.read_text().replace("hidden: [4]", "hidden: [4], hidden: [2]"))
     with pytest.raises(ConfigError, match="line 5: not valid YAML: the key 'hidden' is there twice"):
-        RunConfig.load(path, environment={})
+        load_run(path, environment={})
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no such file\. Did you mean '.*cartpole.yaml'"):
-        RunConfig.load(tmp_path / "cartpol.yaml")
+        load_run(tmp_path / "cartpol.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
-        RunConfig.load(tmp_path)
+        load_run(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not text"):
-        RunConfig.load(tmp_path / "binary.yaml")
+        load_run(tmp_path / "binary.yaml")
 
 
 def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
-        RunConfig.load(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
+        load_run(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
 
 
 @pytest.mark.parametrize(
@@ -251,8 +251,8 @@ def test_what_is_so_by_default_can_be_said(file: Path, key: str, stage: type) ->
     numbers = {field.name: field.default for field in dataclasses.fields(stage) if type(field.default) in (int, float)}
     numbers.pop("nodes", None)  # a file of weights says it, no run file
     assert numbers
-    said = RunConfig.load(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
-    planned = said.plan()
+    said = load_run(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
+    planned = said
     whole = planned.students["t"] if stage is Tree else getattr(planned, key)
     assert {name: getattr(whole, name) for name in numbers} == numbers
 
@@ -269,7 +269,7 @@ students:
   objects: {type: tree, features: {type: objects, regions: [[ball, 0, 78, 0, 72]]}}
 """
     file.write_text(text)
-    students = RunConfig.load(file).plan().students
+    students = load_run(file).students
     assert students == {
         "plain": Linear(),
         "waves": Ridge(1e-3, Fourier(12)),
@@ -283,4 +283,4 @@ students:
         ("students.objects.features.regions=[[ball, 1, 2]]", "regions"),
     ):
         with pytest.raises(ConfigError, match=message):
-            RunConfig.load(file, [override])
+            load_run(file, [override])

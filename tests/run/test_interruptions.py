@@ -28,7 +28,7 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, out: Path) -> Path:
         "env": {"id": "CartPole-v1"},
         "teacher": str(tmp_path / "teacher"),
         "collect": {"steps": 20_000, "block_steps": 50, "epsilon": 0.2},
-        "out": str(out),
+        "folder": str(out),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -59,8 +59,8 @@ def test_a_full_disk_is_said_and_what_was_written_is_whole(tmp_path: Path, teach
     assert blocks
     assert not [path for path in blocks if ".tmp." in path.name]
     arguments = [str(run), "--resume", "--quiet"]
-    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'run'}"], check=True)
-    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'whole'}"], check=True)
+    subprocess.run([*CLI, "collect", *arguments, f"folder={tmp_path / 'run'}"], check=True)
+    subprocess.run([*CLI, "collect", *arguments, f"folder={tmp_path / 'whole'}"], check=True)
     assert manifest_bytes(tmp_path / "run" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
 
 

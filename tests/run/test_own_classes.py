@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rldistill.core.errors import ConfigError
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 
 OWN = '''
 from __future__ import annotations
@@ -133,7 +133,7 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
 )
 def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RunConfig.load(run_file, [override])
+        load_run(run_file, [override])
 
 
 @pytest.mark.parametrize(

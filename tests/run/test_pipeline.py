@@ -33,7 +33,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import Offline
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 from rldistill.run.stages import run_collect, run_distill, run_evaluate
 from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
@@ -54,7 +54,7 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "seeds": [0, 1],
         "evaluate": {"episodes": 10},
-        "out": str(tmp_path / "run"),
+        "folder": str(tmp_path / "run"),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document | changes))
@@ -94,7 +94,7 @@ def test_a_run_ends_with_a_report_that_opens_offline(
 
 def test_a_generation_that_cannot_teach_the_next_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     asked = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
-    run = RunConfig.load(write_run(tmp_path, teacher, **asked), [], {}).plan()
+    run = load_run(write_run(tmp_path, teacher, **asked), [], {})
     assert teacher.spec.head.kind == "q_values"
     with pytest.raises(SpecMismatchError, match=r"distill\.losses: GapWeightedNLL"):
         run_collect(run, quiet=True)
@@ -105,7 +105,7 @@ def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: in
     hashes = []
     rng = random.Random(1)
     for name in ("whole", "killed"):
-        run = write_run(tmp_path, teacher, **asked, seeds=[0], out=str(tmp_path / name))
+        run = write_run(tmp_path, teacher, **asked, seeds=[0], folder=str(tmp_path / name))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
         assert run_cli("collect", str(run)).returncode == 0
         for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
@@ -157,7 +157,7 @@ def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolic
     path = write_run(
         tmp_path, teacher, recipe=recipe, students=students, distill=distill, collect={"steps": 640}, seeds=[0]
     )
-    run = RunConfig.load(path, [], {}).plan()
+    run = load_run(path, [], {})
     run_collect(run, quiet=True)
     run_distill(run, quiet=True)
     place = run.folder / "students" / "tree" / "seed-0"
@@ -203,7 +203,7 @@ def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPo
 
 
 def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    run = RunConfig.load(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {}).plan()
+    run = load_run(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {})
     run.folder.mkdir()
     for name in ("config.yaml", "provenance.json", "report.html"):
         (run.folder / name).write_text("[]")
@@ -219,13 +219,13 @@ def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_run(tmp_path, teacher, collect={"steps": 1_000}, seeds=[0], distill={"epochs": 20, "batch_size": 16})
-    run = RunConfig.load(path, [], {}).plan()
+    run = load_run(path, [], {})
     run_collect(run, quiet=True)
     run_distill(run, quiet=True)
     kept = run.folder / "students" / "mlp" / "seed-0" / "policy.safetensors"
     before = kept.read_bytes()
     with pytest.raises(SpecMismatchError):
-        run_distill(RunConfig.load(path, ["distill.losses=[wasserstein]"], {}).plan(), mode="overwrite", quiet=True)
+        run_distill(load_run(path, ["distill.losses=[wasserstein]"], {}), mode="overwrite", quiet=True)
     assert kept.read_bytes() == before
     shutil.rmtree(run.folder / "students")
     distill = Offline.distill
@@ -267,7 +267,7 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
         assert "collected with the teacher" in said
         assert said.count("\n") == 1
     assert record() == before
-    plan = RunConfig.load(path, [f"teacher={tmp_path / 'other'}"]).plan()
+    plan = load_run(path, [f"teacher={tmp_path / 'other'}"])
     with pytest.raises(ConfigError, match="collected with the teacher"):
         run_distill(plan, mode="resume", quiet=True)
     assert record() == before
@@ -277,7 +277,7 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     path = write_run(tmp_path, teacher, seeds=[0], collect={"steps": 100})
-    run = RunConfig.load(path).plan()
+    run = load_run(path)
     run_collect(run, quiet=True)
     folder = run.folder / "students" / "mlp" / "seed-0"
     inputs = student_inputs(run, teacher)
@@ -293,14 +293,14 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
         "recipe={name: dagger, rounds: 1, steps_per_round: 64}": "recipe was Offline, now it is Dagger",
     }
     for change, said in changes.items():
-        changed = RunConfig.load(path, [change]).plan()
+        changed = load_run(path, [change])
         for stage in (run_distill, run_evaluate):
             with pytest.raises(ConfigError, match=said):
                 stage(changed, mode="resume", quiet=True)
-    faster = RunConfig.load(path, ["distill.num_threads=2"]).plan()
+    faster = load_run(path, ["distill.num_threads=2"])
     assert student_inputs(faster, teacher).open_folder(folder, "policy.json", "resume")
 
-    run_collect(RunConfig.load(path, ["collect.steps=200"]).plan(), mode="overwrite", quiet=True)
+    run_collect(load_run(path, ["collect.steps=200"]), mode="overwrite", quiet=True)
     for stage in (run_distill, run_evaluate):
         with pytest.raises(ConfigError, match=r"dataset was .* `rldistill distill FILE --overwrite`"):
             stage(run, mode="resume", quiet=True)
@@ -310,14 +310,14 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
 
 
 def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    run = RunConfig.load(write_run(tmp_path, teacher), ["recipe.name=scratch"]).plan()
+    run = load_run(write_run(tmp_path, teacher), ["recipe.name=scratch"])
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     assert student_inputs(run, teacher) == student_inputs(run, other)
 
 
 def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    run = RunConfig.load(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"]).plan()
+    run = load_run(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"])
     train_control(StudentJob(run, teacher, None, "mlp", 0), 4, "new", SILENT)
     changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))
     with pytest.raises(ConfigError, match=r"ppo\.gamma was 0\.99, now it is 0\.5"):

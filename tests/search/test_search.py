@@ -21,7 +21,7 @@ from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.episodes import TEST, play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
-from rldistill.run.config import RunConfig
+from rldistill.run.config import load_run
 from rldistill.run.search import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates, student_document
 from rldistill.search.config import SearchConfig
@@ -70,7 +70,7 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
         "collect": {"steps": 2_000, "epsilon": 0.1},
         "distill": {"epochs": 20, "batch_size": 64, "learning_rate": 1e-2},
         "evaluate": {"episodes": 20},
-        "out": str(tmp_path / "run"),
+        "folder": str(tmp_path / "run"),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document))
@@ -80,9 +80,9 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
 def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = RunConfig.load(
+    run = load_run(
         run_file(tmp_path, teacher), ["students.small=linear", "students.hidden={type: linear, features: teacher}"]
-    ).plan()
+    )
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small")
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
@@ -144,9 +144,7 @@ def test_own_students_of_any_name_are_searched(
 
     monkeypatch.setattr("rldistill.search.evaluator.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
-    run = RunConfig.load(
-        run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"]
-    ).plan()
+    run = load_run(run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"])
     found = search(run, config, quiet=True)
     assert [entry["name"] for entry in found["tried"]] == ["behavior-policy", "mlp"]
     assert found["winner"] == "behavior-policy"
@@ -165,7 +163,7 @@ def test_the_run_file_says_how_the_last_are_tested(
     tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]
 ) -> None:
     settings = ["students.small=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
-    run = RunConfig.load(run_file(tmp_path, teacher), settings).plan()
+    run = load_run(run_file(tmp_path, teacher), settings)
     found = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True)
     (small,) = found["tried"]
     assert small["test"]["seeds"] == tested
@@ -182,7 +180,7 @@ def test_a_seed_that_learns_nothing_is_a_no(
         return distill(*arguments, seed=seed, **settings)
 
     monkeypatch.setattr("rldistill.search.halving.distill", fails)
-    run = RunConfig.load(run_file(tmp_path, teacher), ["students.small=linear"]).plan()
+    run = load_run(run_file(tmp_path, teacher), ["students.small=linear"])
     found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
     assert found["winner"] is None
     assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}

@@ -73,10 +73,10 @@ def extend(
 ) -> None:
     """Collect more steps into a run's dataset, with seeds of their own."""
     from rldistill.run import datasets as recipe
-    from rldistill.run.config import RunConfig
+    from rldistill.run.config import load_run
 
     with output(quiet):
-        show(recipe.extend_dataset(RunConfig.load(file, overrides or ()).plan(), steps, quiet), as_json=False)
+        show(recipe.extend_dataset(load_run(file, overrides or ()), steps, quiet), as_json=False)
 
 
 @datasets.command()

@@ -131,10 +131,10 @@ def evaluate(
 def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Write report.html and MODEL_CARD.md from what the other stages left."""
     from rldistill.run import stages as pipeline
-    from rldistill.run.config import RunConfig
+    from rldistill.run.config import load_run
 
     with output(quiet):
-        pipeline.run_report(RunConfig.load(file, overrides or ()).plan())
+        pipeline.run_report(load_run(file, overrides or ()))
 
 
 @app.command()
@@ -157,7 +157,7 @@ def search(
     """Find the smallest student that keeps what its teacher does."""
     from rldistill.cli.options import measure_from_options, share_from_options
     from rldistill.io.atomic import write_json
-    from rldistill.run.config import RunConfig
+    from rldistill.run.config import load_run
     from rldistill.run.search import run_search
     from rldistill.search.config import SearchConfig
 
@@ -167,7 +167,7 @@ def search(
         share_from_options(margin), measure_from_options(by), own=own, behavior_policy=behavior_policy
     )
     with output(quiet):
-        found = run_search(RunConfig.load(file, overrides or ()).plan(), config, mode, quiet)
+        found = run_search(load_run(file, overrides or ()), config, mode, quiet)
     if json_file is not None:
         write_json(json_file, found)
 
@@ -230,9 +230,9 @@ def _stage(
 ) -> None:
     from rldistill.io.atomic import read_json
     from rldistill.run import stages as pipeline
-    from rldistill.run.config import RunConfig
+    from rldistill.run.config import load_run
 
-    plan: Run = dataclasses.replace(RunConfig.load(file, overrides or ()).plan(), verify=not no_verify)
+    plan: Run = dataclasses.replace(load_run(file, overrides or ()), verify=not no_verify)
     with output(quiet, as_json):
         getattr(pipeline, name)(plan, mode, quiet)
     if as_json:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.fields import explain, read
 from rldistill.core.heads import HeadKind
 from rldistill.envs.config import EnvConfig
-from rldistill.run.config import known_env
+from rldistill.recipes.checks import EnvField
 from rldistill.run.yaml import parse_value
 from rldistill.search.config import Measure
 from rldistill.teachers.load import SavedTeacher
@@ -26,9 +27,10 @@ def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
             raise ConfigError(f"--env-kwarg: found {text!r}, expected key=value, as in continuous=true")
         values[key] = parse_value(value, f"--env-kwarg {key}")
     try:
-        return known_env(EnvConfig(env_id, values))
-    except PydanticCustomError as error:
-        raise ConfigError(f"--env: {error.message()}") from None
+        env: EnvConfig = read(EnvField, {"id": env_id, "kwargs": values})
+    except ValidationError as error:
+        raise ConfigError(f"--env: {explain(error.errors()[0])}") from None
+    return env
 
 
 def teacher_from_options(

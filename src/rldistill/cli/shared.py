@@ -47,7 +47,7 @@ class Verbs(TyperGroup):
             if _disk_full(error):
                 _fail(f"the disk is full{f' ({where})' if where else ''}: make room, then go on with --resume")
             if where and isinstance(error, OSError) and error.errno in NO_PLACE:
-                _fail(f"{where}: {error.strerror}; name another place (out=...), or make room for it there")
+                _fail(f"{where}: {error.strerror}; name another place (folder=...), or make room for it there")
             raise
 
 

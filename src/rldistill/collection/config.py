@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 from rldistill.core.device import Device
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import Fraction, NumEnvs, NumThreads, Positive, PositiveFloat, validated_dataclass
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class CollectConfig:
     """How much to collect and who acts.
 
@@ -31,30 +30,20 @@ class CollectConfig:
         memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
     """
 
-    steps: int = 20_000
-    num_streams: int = 2
-    envs_per_stream: int = 8
-    block_steps: int = 1024
-    workers: int = 1
-    epsilon: float = 0.0
-    beta: float = 1.0
+    steps: Positive = 20_000
+    num_streams: Positive = 2
+    envs_per_stream: NumEnvs = 8
+    block_steps: Positive = 1024
+    workers: NumThreads = 1
+    epsilon: Fraction = 0.0
+    beta: Fraction = 1.0
     mixture: Literal["episode", "step"] = "episode"
     sample: bool = False
     features: bool = False
     teacher_obs: bool = False
-    gamma: float = 0.99
-    memory_gb: float = 8.0
+    gamma: Fraction = 0.99
+    memory_gb: PositiveFloat = 8.0
     device: Device = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "num_streams", "envs_per_stream", "block_steps", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"collect.{name}: expected at least 1, found {getattr(self, name)}")
-        if not self.memory_gb > 0:
-            raise ConfigError(f"collect.memory_gb: expected a positive number, found {self.memory_gb}")
-        for name in ("epsilon", "beta", "gamma"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"collect.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
 
     @property
     def block_lengths(self) -> list[int]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
-from rldistill.core.errors import ConfigError
+from pydantic import AfterValidator
+
+from rldistill.core.fields import OneOf, PositiveFloat, PositiveFraction, invalid, validated_dataclass
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Constant:
     """The same value throughout."""
 
@@ -19,36 +22,32 @@ class Constant:
         return self.value
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Linear:
     """Linear interpolation from `start` to `end`, which progress `until` reaches."""
 
     start: float = 1.0
     end: float = 0.0
-    until: float = 1.0
+    until: PositiveFraction = 1.0
 
     def __call__(self, progress: float) -> float:
         """Return the value at `progress`."""
         return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Exponential:
     """start * (end / start) ** progress, both positive."""
 
-    start: float = 1.0
-    end: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.start <= 0 or self.end <= 0:
-            raise ConfigError(f"exponential: start and end must be positive, found {self.start} and {self.end}")
+    start: PositiveFloat = 1.0
+    end: PositiveFloat = 0.01
 
     def __call__(self, progress: float) -> float:
         """Return the value at `progress`."""
         return float(self.start * (self.end / self.start) ** min(progress, 1.0))
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Cosine:
     """Cosine annealing from `start` to `end` (Loshchilov 2017, arXiv 1608.03983)."""
 
@@ -60,4 +59,19 @@ class Cosine:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
-Schedule = Constant | Linear | Exponential | Cosine
+SCHEDULES: dict[str, type] = {"constant": Constant, "linear": Linear, "exponential": Exponential, "cosine": Cosine}
+Schedule = Annotated[
+    Constant | Linear | Exponential | Cosine, OneOf("type", SCHEDULES, methods=("__call__",), number=Constant)
+]
+
+
+def _require_range(schedule: Schedule, low: float, high: float) -> Schedule:
+    start, end = schedule(0.0), schedule(1.0)
+    if not (low <= min(start, end) and max(start, end) <= high):
+        limits = "at least 0" if math.isinf(high) else f"numbers from {low:g} to {high:g}"
+        raise invalid(f"expected {limits}, found {start:g} at the start and {end:g} at the end")
+    return schedule
+
+
+NonNegativeSchedule = Annotated[Schedule, AfterValidator(partial(_require_range, low=0.0, high=math.inf))]
+FractionSchedule = Annotated[Schedule, AfterValidator(partial(_require_range, low=0.0, high=1.0))]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, short_repr
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import MASK, ActionHead
 
 Obs = Tensor | Mapping[str, Tensor]
@@ -28,7 +29,7 @@ class FramePipeline:
     padding: Literal["zero", "repeat"] = "zero"
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Wrapper:
     """Name of a wrapper, of `gymnasium.wrappers` or `module:Class`, and its keyword arguments."""
 
@@ -52,7 +53,7 @@ def _is_small(value: Any, limit: float = 1e5) -> bool:
     return value is None or (isinstance(value, int | float) and not abs(value) > limit)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Views:
     """Observation wrappers of the teacher and of the student, which act in one environment.
 

@@ -59,7 +59,7 @@ class Manifest:
                 if document[key] != value:
                     was, now = _differing(document[key], value)
                     raise ConfigError(
-                        f"{path}: {key} has {was}, but {now} is asked for now; name another folder (out=...), or "
+                        f"{path}: {key} has {was}, but {now} is asked for now; name another folder (folder=...), or "
                         "collect again with --overwrite"
                     )
         known = document["rounds"].setdefault(str(round), _as_json(request))

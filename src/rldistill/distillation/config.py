@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
 
 from rldistill.core.device import Device
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import (
+    NonNegative,
+    NonNegativeFloat,
+    NumThreads,
+    Positive,
+    PositiveFloat,
+    validated_dataclass,
+)
 from rldistill.losses import ForwardKL
-from rldistill.losses.objective import Term
+from rldistill.losses.objective import Term, TermField
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class DistillConfig:
     """How a student is fitted by gradient.
 
@@ -29,31 +37,13 @@ class DistillConfig:
         device: `auto` takes a GPU if there is one.
     """
 
-    losses: tuple[Term, ...] = (Term(ForwardKL()),)
-    epochs: int = 20
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    losses: Annotated[tuple[TermField, ...], MinLen(1)] = (Term(ForwardKL()),)
+    epochs: Positive = 20
+    batch_size: Positive = 256
+    learning_rate: PositiveFloat = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 1e-4
-    max_grad_norm: float = 10.0
-    patience: int = 5
-    num_threads: int = 1
+    weight_decay: NonNegativeFloat = 1e-4
+    max_grad_norm: PositiveFloat = 10.0
+    patience: NonNegative = 5
+    num_threads: NumThreads = 1
     device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.losses:
-            raise ConfigError("distill.losses: at least one loss is needed")
-        for term in self.losses:
-            if not isinstance(term, Term):
-                raise ConfigError(f"distill.losses: expected Term(loss), found a {type(term).__name__}")
-        for name in ("epochs", "batch_size", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"distill.{name}: expected at least 1, found {getattr(self, name)}")
-        if self.patience < 0:
-            raise ConfigError(f"distill.patience: expected at least 0, found {self.patience}")
-        for name, known in (("schedule", ("cosine", "constant")), ("device", ("auto", "cpu", "cuda"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"distill.{name}: there is no {getattr(self, name)!r}. Known: {', '.join(known)}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"distill.{name}: expected a positive number, found {getattr(self, name)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Literal
 
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.spec import Views, Wrapper
 
 Side = Literal["student", "teacher"]
@@ -12,7 +13,7 @@ SIDES: tuple[Side, ...] = ("student", "teacher")
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class EnvConfig:
     """Environment and its wrappers.
 

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import (
+    Fraction,
+    FractionBelow1,
+    NonNegative,
+    NonNegativeFloat,
+    OpenFraction,
+    Positive,
+    validated_dataclass,
+)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
+class RobustnessConfig:
+    """Under what the policies play again, each perturbation alone.
+
+    Attributes:
+        episodes: full episodes for each policy, training seed and perturbation, the first of those without any.
+        sticky: probability that an environment takes the action before once more; 0 leaves it out.
+        noise: standard deviation of the noise on each number of an observation, as a share of that number's own while
+            the teacher plays; 0 leaves it out.
+        pixel_noise: the same on each pixel, as a share of 255.
+        noop_max: an episode of ale-py's begins with up to so many no-ops; 0 leaves it out.
+        physics: whether gravity, masses, forces and wind are changed, where the environment has such an attribute.
+        env_kwargs: perturbations of your own: by name, keyword arguments of the environment.
+    """
+
+    episodes: Positive = 20
+    sticky: FractionBelow1 = 0.5
+    noise: NonNegativeFloat = 0.1
+    pixel_noise: NonNegativeFloat = 0.05
+    noop_max: NonNegative = 60
+    physics: bool = True
+    env_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+
+
+@validated_dataclass
 class EvaluateConfig:
     """How the policies are compared.
 
@@ -26,60 +59,24 @@ class EvaluateConfig:
         device: Device on which the policies compute; changes the speed, and results by rounding only.
     """
 
-    episodes: int = 30
+    episodes: Positive = 30
     sample: bool = False
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     videos: bool = True
-    margin: float = 0.05
+    margin: OpenFraction = 0.05
     sequential: bool = False
-    max_episodes: int = 300
+    max_episodes: Positive = 300
     robustness: RobustnessConfig | None = None
     device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"evaluate.episodes: expected at least 1, found {self.episodes}")
-        if not 0 < self.margin < 1:
-            raise ConfigError(f"evaluate.margin: expected a share between 0 and 1, such as 0.05, found {self.margin}")
         if self.sequential and self.max_episodes < self.episodes:
-            least = f"evaluate.episodes, {self.episodes}"
-            raise ConfigError(f"evaluate.max_episodes: expected at least {least}, found {self.max_episodes}")
+            raise ConfigError(
+                f"max_episodes: expected at least evaluate.episodes, {self.episodes}, found {self.max_episodes}"
+            )
 
 
-@dataclass(frozen=True)
-class RobustnessConfig:
-    """Under what the policies play again, each perturbation alone.
-
-    Attributes:
-        episodes: full episodes for each policy, training seed and perturbation, the first of those without any.
-        sticky: probability that an environment takes the action before once more; 0 leaves it out.
-        noise: standard deviation of the noise on each number of an observation, as a share of that number's own while
-            the teacher plays; 0 leaves it out.
-        pixel_noise: the same on each pixel, as a share of 255.
-        noop_max: an episode of ale-py's begins with up to so many no-ops; 0 leaves it out.
-        physics: whether gravity, masses, forces and wind are changed, where the environment has such an attribute.
-        env_kwargs: perturbations of your own: by name, keyword arguments of the environment.
-    """
-
-    episodes: int = 20
-    sticky: float = 0.5
-    noise: float = 0.1
-    pixel_noise: float = 0.05
-    noop_max: int = 60
-    physics: bool = True
-    env_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"evaluate.robustness.episodes: expected at least 1, found {self.episodes}")
-        if not 0 <= self.sticky < 1:
-            raise ConfigError(f"evaluate.robustness.sticky: expected a number from 0 to below 1, found {self.sticky}")
-        for name in ("noise", "pixel_noise", "noop_max"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"evaluate.robustness.{name}: expected at least 0, found {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
+@validated_dataclass
 class CompareConfig:
     """How teachers are compared.
 
@@ -90,12 +87,7 @@ class CompareConfig:
         ensemble: whether what an ensemble of all would give is measured, too.
     """
 
-    episodes: int = 20
-    steps: int = 5_000
-    epochs: int = 20
+    episodes: Positive = 20
+    steps: Positive = 5_000
+    epochs: Positive = 20
     ensemble: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("episodes", "steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, found {getattr(self, name)}")

@@ -1,5 +1,8 @@
 """Losses: frozen, callable dataclasses that return their leading dimensions unreduced."""
 
+from typing import Annotated
+
+from rldistill.core.fields import OneOf
 from rldistill.losses.feature import FeatureMSE
 from rldistill.losses.policy import (
     ActionNLL,
@@ -13,24 +16,7 @@ from rldistill.losses.policy import (
 )
 from rldistill.losses.value import QMSE, AdvantageMSE, BellmanTarget, LargeMargin, QHuber, ValueMSE
 
-AnyLoss = (
-    ForwardKL
-    | ReverseKL
-    | Jeffreys
-    | Wasserstein
-    | ActionNLL
-    | GapWeightedNLL
-    | AdvantageWeightedNLL
-    | Entropy
-    | QMSE
-    | QHuber
-    | AdvantageMSE
-    | BellmanTarget
-    | LargeMargin
-    | ValueMSE
-    | FeatureMSE
-)
-LOSSES: dict[str, type[AnyLoss]] = {
+LOSSES: dict[str, type] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
     "jeffreys": Jeffreys,
@@ -47,6 +33,24 @@ LOSSES: dict[str, type[AnyLoss]] = {
     "value_mse": ValueMSE,
     "feature_mse": FeatureMSE,
 }
+AnyLoss = Annotated[
+    ForwardKL
+    | ReverseKL
+    | Jeffreys
+    | Wasserstein
+    | ActionNLL
+    | GapWeightedNLL
+    | AdvantageWeightedNLL
+    | Entropy
+    | QMSE
+    | QHuber
+    | AdvantageMSE
+    | BellmanTarget
+    | LargeMargin
+    | ValueMSE
+    | FeatureMSE,
+    OneOf("name", LOSSES, methods=("__call__", "student_head")),
+]
 
 __all__ = [
     "LOSSES",

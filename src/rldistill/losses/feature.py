@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.policy import PolicyOutput
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class FeatureMSE:
     """mean_f (W h_student(s) + b - h_teacher(s))^2, h the last hidden layer.
 

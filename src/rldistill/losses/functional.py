@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import PositiveFloat, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Softened:
     """Losses that divide the teacher's params by a temperature.
 
@@ -21,11 +21,8 @@ class Softened:
         temperature: None is 1 for logits, and half the action gap for Q values.
     """
 
-    temperature: float | None = None
+    temperature: PositiveFloat | None = None
     student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
 
 
 def kl(p: PolicyOutput, q: PolicyOutput, temperature_p: float = 1.0, temperature_q: float = 1.0) -> Tensor:
@@ -65,9 +62,3 @@ def require_q_values(side: str, head: ActionHead) -> None:
     """Raise SpecMismatchError unless the head has Q values; `side` names the loss and the policy."""
     if not head.action_values:
         raise SpecMismatchError(f"{side}: expected a head of q_values, found {head.kind}")
-
-
-def require_temperature(temperature: float | None) -> None:
-    """Raise ConfigError unless the temperature is positive or None."""
-    if temperature is not None and not temperature > 0:
-        raise ConfigError(f"temperature: expected a positive number or none, found {temperature}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import reduce
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, ValidationInfo
 from torch import Tensor
 
 from rldistill.core.batch import Batch, Labels
 from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import read, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
@@ -22,12 +24,27 @@ from rldistill.losses.functional import Softened
 MIN_TEMPERATURE = 1e-6
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Term:
     """A loss and its weight over the course of training."""
 
     loss: AnyLoss
     weight: Schedule = Constant(1.0)
+
+
+def _with_loss(value: Any, info: ValidationInfo) -> Any:
+    """Return the fields of a term that a run file writes as `{name: forward_kl, weight: 1}`, or `forward_kl`."""
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        return value
+    loss = {key: item for key, item in value.items() if key != "weight"}
+    weight = {key: item for key, item in value.items() if key == "weight"}
+    return {"loss": read(AnyLoss, loss, info.context), **weight}
+
+
+TermField = Annotated[Term, BeforeValidator(_with_loss)]
+"""A term as a field of a configuration class."""
 
 
 def total_loss(terms: tuple[Term, ...], student: PolicyOutput, batch: Batch, progress: float) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rldistill.core.batch import Labels
-from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import PositiveFloat, validated_dataclass
 from rldistill.core.heads import ILLEGAL, ActionHead, GaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import (
@@ -19,12 +19,11 @@ from rldistill.losses.functional import (
     kl,
     require_q_values,
     require_same_space,
-    require_temperature,
     student_temperature,
 )
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class ForwardKL(Softened):
     """KL(teacher || student), the teacher softened: softmax(params / temperature).
 
@@ -38,7 +37,7 @@ class ForwardKL(Softened):
         return kl(detached(labels.teacher), student, temperature, student_temperature(student.head, temperature))
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class ReverseKL(Softened):
     """KL(student || teacher), the teacher softened as in ForwardKL.
 
@@ -51,7 +50,7 @@ class ReverseKL(Softened):
         return kl(student, detached(labels.teacher), student_temperature(student.head, temperature), temperature)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Jeffreys(Softened):
     """KL(teacher || student) + KL(student || teacher), the teacher softened as in ForwardKL (Jeffreys 1946)."""
 
@@ -60,7 +59,7 @@ class Jeffreys(Softened):
         return ForwardKL(self.temperature)(student, labels) + ReverseKL(self.temperature)(student, labels)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Wasserstein:
     """W_2^2 between diagonal Gaussians: |mean_s - mean_t|^2 + |std_s - std_t|^2 (Olkin 1982); before tanh if squashed.
 
@@ -81,7 +80,7 @@ class Wasserstein:
         return ((mean_s - mean_t) ** 2 + (log_std_s.exp() - log_std_t.exp()) ** 2).sum(-1)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Entropy:
     """-H(student), a bonus for exploration (Williams 1991): sum_a p(a) log p(a), summed over the parts of an action.
 
@@ -95,7 +94,7 @@ class Entropy:
         return -student.entropy()
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class GapWeightedNLL:
     """(max_a Q_t(s, a) - min_a Q_t(s, a)) * -log student(a* | s): the cost of a mistake is the weight of a state.
 
@@ -116,7 +115,7 @@ class GapWeightedNLL:
         return q_values.amax(-1) - lowest
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class AdvantageWeightedNLL:
     """min(exp(A / temperature), clip) * -log student(a | s), a the recorded action. Peng 2019, arXiv 1910.00177.
 
@@ -128,14 +127,9 @@ class AdvantageWeightedNLL:
         clip: the largest weight.
     """
 
-    temperature: float | None = None
-    clip: float = 20.0
+    temperature: PositiveFloat | None = None
+    clip: PositiveFloat = 20.0
     student_head: ClassVar[str] = "any"
-
-    def __post_init__(self) -> None:
-        require_temperature(self.temperature)
-        if not self.clip > 0:
-            raise ConfigError(f"clip: expected a positive number, found {self.clip}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """Return the loss, `[...]`."""
@@ -158,7 +152,7 @@ class AdvantageWeightedNLL:
         return weight * student.head.nll(student.params, labels.action)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class ActionNLL:
     """-log student(a* | s), a* the teacher's most likely action; (a - a*)^2 summed for deterministic students.
 

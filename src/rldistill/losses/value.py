@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -10,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.core.batch import Labels
-from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import Fraction, PositiveFloat, validated_dataclass
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses.functional import Softened, require_q_values, require_same_space, student_temperature
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class QMSE:
     """mean_a (Q_student(s, a) - Q_teacher(s, a))^2. Rusu 2015, arXiv 1511.06295, equation 1."""
 
@@ -27,16 +27,12 @@ class QMSE:
         return ((student.params - labels.teacher.params.detach()) ** 2).mean(-1)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class QHuber:
     """mean_a h(Q_student(s, a) - Q_teacher(s, a)), h quadratic up to `delta` and linear beyond (Huber 1964)."""
 
-    delta: float = 1.0
+    delta: PositiveFloat = 1.0
     student_head: ClassVar[str] = "q_values"
-
-    def __post_init__(self) -> None:
-        if not self.delta > 0:
-            raise ConfigError(f"delta: expected a positive number, found {self.delta}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """Return the loss, `[...]`."""
@@ -45,7 +41,7 @@ class QHuber:
         return F.huber_loss(student.params, values, reduction="none", delta=self.delta).mean(-1)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class AdvantageMSE(Softened):
     """mean_a (tanh(A_student(s, a) / T) - tanh(A_teacher(s, a) / T))^2, A(s, a) = Q(s, a) - max_a' Q(s, a').
 
@@ -69,19 +65,15 @@ def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
     return ((values - values.amax(-1, keepdim=True)) / temperature).tanh()
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class BellmanTarget:
     """(Q_student(s, a) - (r + gamma * max_a' Q_teacher(s', a')))^2, with the recorded a and r.
 
     The target is r where the episode terminated; where it was truncated, s' is the last observation.
     """
 
-    gamma: float = 0.99
+    gamma: Fraction = 0.99
     student_head: ClassVar[str] = "q_values"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"gamma: expected a number from 0 to 1, found {self.gamma}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """Return the loss, `[...]`."""
@@ -95,19 +87,15 @@ class BellmanTarget:
         return labels.reward + self.gamma * bootstrap
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class LargeMargin:
     """max_a (Q_student(s, a) + margin * [a != a*]) - Q_student(s, a*), a* the teacher's best action.
 
     All other actions stay at least `margin` below the teacher's. Hester 2017 (DQfD), arXiv 1704.03732, equation 1.
     """
 
-    margin: float = 0.8
+    margin: PositiveFloat = 0.8
     student_head: ClassVar[str] = "q_values"
-
-    def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise ConfigError(f"margin: expected a positive number, found {self.margin}")
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
         """Return the loss, `[...]`."""
@@ -118,7 +106,7 @@ class LargeMargin:
         return (student.params + margins).amax(-1) - student.params.gather(-1, best).squeeze(-1)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class ValueMSE:
     """(V_student(s) - V_teacher(s))^2, V_teacher(s) = max_a Q_teacher(s, a) for a teacher of Q values.
 

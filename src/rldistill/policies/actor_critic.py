@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.heads import GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.policies.layers import activation, convolutions, dense, require_positive
+from rldistill.policies.layers import ActivationName, activation, convolutions, dense
 from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 
 KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
@@ -23,7 +24,7 @@ NO_NOISE_LOG_STD = -20.0
 """log_std of a policy without noise whose actions are squashed nevertheless."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Actor:
     """Features of each entry of the observation, an optional LSTM, dense layers, an output.
 
@@ -43,12 +44,12 @@ class Actor:
     """
 
     images: tuple[str, ...] = ()
-    channels: tuple[int, ...] = (32, 64, 64)
-    features: int = 512
-    lstm: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = (64, 64)
-    critic: tuple[int, ...] | None = None
-    activation: str = "tanh"
+    channels: Annotated[tuple[Positive, ...], Len(3, 3)] = (32, 64, 64)
+    features: Positive = 512
+    lstm: tuple[Positive, ...] = ()
+    hidden: tuple[Positive, ...] = (64, 64)
+    critic: tuple[Positive, ...] | None = None
+    activation: ActivationName = "tanh"
     noise: Noise = "none"
     expln: bool = False
     clip_mean: float = 0.0
@@ -56,17 +57,8 @@ class Actor:
     hidden_as_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("channels", "hidden", "lstm"):
-            require_positive(name, getattr(self, name))
-        require_positive("features", (self.features,))
-        require_positive("critic", self.critic or ())
-        activation(self.activation)
-        if self.noise not in get_args(Noise):
-            raise ConfigError(f"noise: expected {', '.join(get_args(Noise))}, found {self.noise!r}")
-        if len(self.lstm) not in (0, 2) or len(self.channels) != len(KERNELS):
-            raise ConfigError("lstm: expected hidden size and layers; channels: expected three")
-        if self.lstm and self.lstm[1] > MAX_LSTM_LAYERS:
-            raise ConfigError(f"lstm: expected at most {MAX_LSTM_LAYERS} layers, found {self.lstm[1]}")
+        if len(self.lstm) not in (0, 2) or max(self.lstm[1:], default=0) > MAX_LSTM_LAYERS:
+            raise ConfigError(f"lstm: expected size and layers (at most {MAX_LSTM_LAYERS}), found {self.lstm}")
 
     def build(self, spec: PolicySpec) -> ActorPolicy:
         """Return the policy for `spec`, with new weights."""

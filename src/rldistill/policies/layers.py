@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.fields import invalid
 from rldistill.core.spec import Obs, PolicySpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -20,6 +22,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
         nn.Softshrink, nn.Hardshrink, nn.Identity,
     )
 }  # fmt: skip
+
+
+def _require_activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise invalid(f"there is no activation {name!r}.{did_you_mean(name, ACTIVATIONS)}")
+    return name
+
+
+ActivationName = Annotated[str, AfterValidator(_require_activation), Field(json_schema_extra={"enum": [*ACTIVATIONS]})]
 
 
 class DataDependentLayer(nn.Module, ABC):
@@ -98,20 +109,10 @@ def convolutions(
 
 
 def require_convolutions(channels: Sequence[int], kernels: Sequence[int], strides: Sequence[int]) -> None:
-    """Raise ConfigError unless there is a positive integer of each for every convolution."""
-    for name, sizes in {"channels": channels, "kernels": kernels, "strides": strides}.items():
-        require_positive(name, sizes)
-    if not len(channels) == len(kernels) == len(strides):
-        raise ConfigError("channels, kernels, strides: expected one of each for every convolution")
-
-
-def require_positive(field: str, sizes: Sequence[Any]) -> None:
-    """Raise ConfigError unless all sizes are positive integers."""
-    if not isinstance(sizes, tuple | list):
-        raise ConfigError(f"{field}: expected a list of positive integers, found {sizes!r}")
-    for size in sizes:
-        if type(size) is not int or size < 1:
-            raise ConfigError(f"{field}: expected positive integers, found {size!r}")
+    """Raise ConfigError unless there are one number of channels, one kernel and one stride for every convolution."""
+    for name, sizes in {"kernels": kernels, "strides": strides}.items():
+        if len(sizes) != len(channels):
+            raise ConfigError(f"{name}: expected one for each of the {len(channels)} channels, found {len(sizes)}")
 
 
 def require_images(student: str, spec: PolicySpec) -> tuple[int, int, int]:

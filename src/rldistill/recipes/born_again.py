@@ -5,11 +5,11 @@ All generations learn from the states of the teacher's dataset; no further envir
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from rldistill.collection.collect import spec_of_data
 from rldistill.collection.relabel import relabel
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -27,7 +27,7 @@ SEED_STRIDE = 1_000_003
 """Distance between the training seeds of two generations, so that each generation has its own initial weights."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class BornAgain(FromDataset):
     """Born-again networks: each student labels the data for the next one, which starts from new weights.
 
@@ -35,7 +35,7 @@ class BornAgain(FromDataset):
         rounds: generations after the first.
     """
 
-    rounds: int = 1
+    rounds: Positive = 1
 
     def check(self, run: Run, teacher: Policy) -> None:
         """Raise for students that do not fit the teacher, and for losses that do not fit a student as teacher."""

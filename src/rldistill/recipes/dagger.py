@@ -7,12 +7,11 @@ student of the best round is kept, as in VIPER (Bastani 2018, arXiv 1805.08328):
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from rldistill.collection.collect import collect
-from rldistill.core.errors import ConfigError
-from rldistill.core.schedules import Constant, Schedule
+from rldistill.core.fields import Positive, validated_dataclass
+from rldistill.core.schedules import Constant, FractionSchedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env
@@ -26,37 +25,26 @@ from rldistill.recipes.offline import FromDataset
 from rldistill.students.storage import load_native, save_policy
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Dagger(FromDataset):
     """DAgger: rounds of collection by the student and of distillation on all data so far.
 
     Attributes:
-        rounds: rounds after the first distillation.
         steps_per_round: environment steps of each round.
+        rounds: rounds after the first distillation.
         beta: probability, over these rounds, that the teacher acts instead of the student; 0 by default, so that the
             teacher acts in the first collection only.
         eval_episodes: validation episodes that select the best round; None keeps the last round.
     """
 
-    rounds: int = 1
-    steps_per_round: int = 0
-    beta: Schedule = Constant(0.0)
-    eval_episodes: int | None = None
-
-    def __post_init__(self) -> None:
-        require_rounds("dagger", self.rounds, self.steps_per_round)
-        if self.eval_episodes is not None and self.eval_episodes < 1:
-            raise ConfigError(f"recipe.eval_episodes: expected at least 1, found {self.eval_episodes}")
+    steps_per_round: Positive
+    rounds: Positive = 1
+    beta: FractionSchedule = Constant(0.0)
+    eval_episodes: Positive | None = None
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         """Distill one student with one training seed."""
         return distill_in_rounds(job, self, mode, progress)
-
-
-def require_rounds(name: str, rounds: int, steps_per_round: int) -> None:
-    """Raise ConfigError if a recipe has no rounds or no steps."""
-    if rounds < 1 or steps_per_round < 1:
-        raise ConfigError(f"recipe: {name} needs rounds and steps_per_round of at least 1")
 
 
 def distill_in_rounds(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import NonNegative, validated_dataclass
 from rldistill.core.policy import Policy
-from rldistill.core.schedules import Constant, Schedule
+from rldistill.core.schedules import Constant, NonNegativeSchedule
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
@@ -19,7 +19,7 @@ from rldistill.rl import ppo
 from rldistill.rl.task import LearningTask
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Finetune(FromReward):
     """Distill, then continue by PPO with a distillation term that decreases only while the return is kept.
 
@@ -28,8 +28,8 @@ class Finetune(FromReward):
         critic_warmup: environment steps in which only the critic learns.
     """
 
-    weight: Schedule = Constant(1.0)
-    critic_warmup: int = 10_000
+    weight: NonNegativeSchedule = Constant(1.0)
+    critic_warmup: NonNegative = 10_000
 
     needs_dataset = True
 

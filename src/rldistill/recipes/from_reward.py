@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.fields import Positive, PositiveFraction, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.schedules import Constant, Linear, Schedule
+from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.config import Side
 from rldistill.envs.spaces import adapt_env, observation_views
@@ -101,7 +101,7 @@ class FromReward(Recipe):
         return self.learn(job, task, initial, progress)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Ppd(FromReward):
     """PPO with a distillation term, weighted by the clipped probability ratio (Spigler 2024, arXiv 2407.15134).
 
@@ -109,14 +109,14 @@ class Ppd(FromReward):
         weight: weight lambda of the distillation losses, over the course of training.
     """
 
-    weight: Schedule = Constant(1.0)
+    weight: NonNegativeSchedule = Constant(1.0)
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
         """Return the losses with their proximal weight."""
         return {"losses": run.distill.losses, "weight": self.weight, "proximal": True}
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Kickstart(FromReward):
     """PPO with a distillation term of decreasing weight (Schmitt 2018, arXiv 1803.03835).
 
@@ -126,7 +126,7 @@ class Kickstart(FromReward):
             return of the student.
     """
 
-    weight: Schedule = Linear(1.0, 0.0)
+    weight: NonNegativeSchedule = Linear(1.0, 0.0)
     gate: Literal["none", "performance"] = "none"
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Kickstart(FromReward):
         return {"losses": run.distill.losses, "weight": self.weight, "gate": self.gate}
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class JumpStart(FromReward):
     """PPO with a teacher that takes the first steps of each episode (Uchendu 2023, arXiv 2204.02372).
 
@@ -143,15 +143,15 @@ class JumpStart(FromReward):
         until: fraction of the training after which the teacher takes no steps.
     """
 
-    first_steps: int
-    until: float = 0.7
+    first_steps: Positive
+    until: PositiveFraction = 0.7
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
         """Return the steps of the teacher."""
         return {"teacher_steps": Linear(self.first_steps, 0.0, self.until)}
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Scratch(FromReward):
     """PPO from reward alone."""
 

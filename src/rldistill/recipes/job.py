@@ -5,25 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import MinLen
+from pydantic import AfterValidator, Field
 
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.checks import EnvField, TeacherField, require_distinct, require_folder, require_usable_names
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
-from rldistill.teachers.training.config import TrainConfig
 
 RECIPES: dict[str, type[Recipe]] = {}
 """Recipes by their name in run files, listed in `rldistill.recipes`."""
@@ -52,45 +54,47 @@ class Recipe(ABC):
         """Distill one student with one training seed into `job.folder`."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Run:
-    """A run: from a teacher to evaluated students.
+    """A run: from a teacher to evaluated students. It is the content of a run file.
 
     Attributes:
-        name: name of the run.
-        folder: folder of all results.
-        env: environment.
-        teacher: saved teacher, ensemble, teacher to train, or any policy.
-        seed: seed of collection and evaluation, and of a teacher to train.
-        collect: settings of the collection.
-        recipe: way from the teacher to a student.
-        distill: settings of distillation.
-        ppo: settings of recipes that learn by PPO.
-        dqn: settings of recipes that learn by DQN.
-        control: True if each student is also trained from reward alone.
-        students: students by name.
-        seeds: training seeds of each student.
-        evaluate: settings of the evaluation.
+        name: Name of the run; by default that of the file.
+        folder: Folder of all results; by default `runs/NAME`.
+        env: Environment.
+        teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`.
+        seed: Seed of collection and evaluation, and of a teacher to train.
+        collect: Settings of the collection.
+        recipe: Way from the teacher to a student.
+        distill: Settings of distillation.
+        ppo: Settings of recipes that learn by PPO.
+        dqn: Settings of recipes that learn by DQN.
+        control: `from_scratch` also trains each student from reward alone.
+        students: Students by name.
+        seeds: Training seeds of each student.
+        evaluate: Settings of the evaluation.
         verify: True if a teacher that was trained elsewhere is checked before the collection.
-        document: content of the run file with its overrides; empty for a run that was made in Python.
+        document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
 
-    name: str
-    folder: Path
-    env: EnvConfig
-    teacher: SavedTeacher | TeacherEnsemble | TrainConfig | Policy
-    seed: int = 0
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    folder: Annotated[Path, AfterValidator(require_folder)]
+    env: EnvField
+    teacher: TeacherField
+    seed: Seed = 0
     collect: CollectConfig = CollectConfig()
-    recipe: Recipe = field(default_factory=lambda: RECIPES["offline"]())
+    recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
+        default_factory=lambda: RECIPES["offline"]()
+    )
     distill: DistillConfig = DistillConfig()
     ppo: PPOConfig = PPOConfig()
     dqn: DQNConfig = DQNConfig()
-    control: bool = False
-    students: dict[str, AnyStudent] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    control: Literal["none", "from_scratch"] = "none"
+    students: Annotated[dict[str, AnyStudent], AfterValidator(require_usable_names)] = field(default_factory=dict)
+    seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(require_distinct)] = (0,)
     evaluate: EvaluateConfig = EvaluateConfig()
     verify: bool = True
-    document: dict[str, Any] = field(default_factory=dict, repr=False)
+    document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def dataset_folder(self) -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rldistill.collection.collect import spec_of_data
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.io.atomic import Mode
@@ -23,7 +22,7 @@ class FromDataset(Recipe):
             require_fit(student, run.distill, spec)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Offline(FromDataset):
     """Collect once, distill once."""
 

@@ -6,30 +6,26 @@ With the losses `reverse_kl` and, with a weight of -1, `entropy`, the objective 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.dagger import Dagger, distill_in_rounds, require_rounds
+from rldistill.recipes.dagger import Dagger, distill_in_rounds
 from rldistill.recipes.job import StudentJob
 from rldistill.recipes.offline import FromDataset
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class OnPolicy(FromDataset):
     """On-policy distillation: in each round the student alone acts, and learns from these steps only.
 
     Attributes:
-        rounds: rounds after the first distillation.
         steps_per_round: environment steps of each round.
+        rounds: rounds after the first distillation.
     """
 
-    rounds: int = 1
-    steps_per_round: int = 0
-
-    def __post_init__(self) -> None:
-        require_rounds("on_policy", self.rounds, self.steps_per_round)
+    steps_per_round: Positive
+    rounds: Positive = 1
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         """Distill one student with one training seed."""

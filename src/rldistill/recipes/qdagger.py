@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.schedules import Constant, Schedule
+from rldistill.core.schedules import Constant, NonNegativeSchedule
 from rldistill.core.spec import PolicySpec
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
@@ -19,7 +19,7 @@ from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class QDagger(FromReward):
     """DQN on the teacher's dataset, then on this dataset and the student's own steps.
 
@@ -30,7 +30,7 @@ class QDagger(FromReward):
         weight: weight of the distillation losses, over the course of training.
     """
 
-    weight: Schedule = Constant(1.0)
+    weight: NonNegativeSchedule = Constant(1.0)
 
     needs_dataset = True
     learner = "dqn"

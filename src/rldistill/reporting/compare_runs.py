@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Entry = dict[str, Any]
-NEVER_COMPARED = ("name", "out")
+NEVER_COMPARED = ("name", "folder")
 COLUMNS = ("policy", "mean return", "normalised", "parameters", "env steps")
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from rldistill.core.device import Device
-from rldistill.core.errors import ConfigError
-from rldistill.core.schedules import Linear, Schedule
+from rldistill.core.fields import (
+    Fraction,
+    FractionBelow1,
+    NonNegative,
+    NonNegativeFloat,
+    NumEnvs,
+    NumThreads,
+    Positive,
+    PositiveFloat,
+    validated_dataclass,
+)
+from rldistill.core.schedules import FractionSchedule, Linear
 from rldistill.students import AnyStudent
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class PPOConfig:
     """How a policy learns from reward (Schulman 2017, arXiv 1707.06347); names and defaults are mostly SB3's.
 
@@ -38,42 +47,28 @@ class PPOConfig:
         device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
-    total_steps: int = 100_000
-    num_envs: int = 8
-    rollout_length: int = 256
-    epochs: int = 10
-    batch_size: int = 64
-    learning_rate: float = 3e-4
+    total_steps: Positive = 100_000
+    num_envs: NumEnvs = 8
+    rollout_length: Positive = 256
+    epochs: Positive = 10
+    batch_size: Positive = 64
+    learning_rate: PositiveFloat = 3e-4
     schedule: Literal["linear", "constant"] = "constant"
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
+    gamma: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    clip_range: PositiveFloat = 0.2
+    value_coef: NonNegativeFloat = 0.5
+    entropy_coef: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 0.5
     critic: AnyStudent | None = None
-    critic_warmup: int = 0
-    eval_every: int = 10_000
-    eval_episodes: int = 20
-    num_threads: int = 1
+    critic_warmup: NonNegative = 0
+    eval_every: Positive = 10_000
+    eval_episodes: Positive = 20
+    num_threads: NumThreads = 1
     device: Device = "auto"
 
-    def __post_init__(self) -> None:
-        for name in (
-            "total_steps", "num_envs", "rollout_length", "epochs", "batch_size", "eval_every", "eval_episodes",
-            "num_threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"ppo.{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"ppo.{name}: expected a positive number, found {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"ppo.{name}: expected a number from 0 to 1, found {getattr(self, name)}")
 
-
-@dataclass(frozen=True)
+@validated_dataclass
 class DQNConfig:
     """How a policy of Q values learns from reward. Mnih 2015; double: van Hasselt 2015, arXiv 1509.06461.
 
@@ -105,43 +100,25 @@ class DQNConfig:
         device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
-    total_steps: int = 50_000
-    num_envs: int = 8
-    buffer_size: int = 50_000
-    learning_starts: int = 1_000
-    batch_size: int = 64
-    gradient_steps: int = 4
-    learning_rate: float = 5e-4
+    total_steps: Positive = 50_000
+    num_envs: NumEnvs = 8
+    buffer_size: Positive = 50_000
+    learning_starts: NonNegative = 1_000
+    batch_size: Positive = 64
+    gradient_steps: Positive = 4
+    learning_rate: PositiveFloat = 5e-4
     schedule: Literal["linear", "constant"] = "constant"
-    gamma: float = 0.99
-    n_steps: int = 1
+    gamma: Fraction = 0.99
+    n_steps: Positive = 1
     terminal_on_reward: bool = False
-    target_update_interval: int = 500
-    ema_decay: float = 0.0
-    epsilon_schedule: Schedule = Linear(1.0, 0.05, 0.2)
+    target_update_interval: Positive = 500
+    ema_decay: FractionBelow1 = 0.0
+    epsilon_schedule: FractionSchedule = Linear(1.0, 0.05, 0.2)
     double: bool = True
     dueling: bool = False
-    max_grad_norm: float = 10.0
-    offline_steps: int = 10_000
-    eval_every: int = 10_000
-    eval_episodes: int = 20
-    num_threads: int = 1
+    max_grad_norm: PositiveFloat = 10.0
+    offline_steps: NonNegative = 10_000
+    eval_every: Positive = 10_000
+    eval_episodes: Positive = 20
+    num_threads: NumThreads = 1
     device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        for name in (
-            "total_steps", "num_envs", "buffer_size", "batch_size", "gradient_steps", "n_steps",
-            "target_update_interval",
-            "eval_every", "eval_episodes", "num_threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"dqn.{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"dqn.{name}: expected a positive number, found {getattr(self, name)}")
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"dqn.gamma: expected a number from 0 to 1, found {self.gamma}")
-        if not all(0 <= self.epsilon_schedule(done) <= 1 for done in (0.0, 1.0)):
-            raise ConfigError("dqn.epsilon_schedule: expected shares from 0 to 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"dqn.ema_decay: expected a number from 0 to below 1, found {self.ema_decay}")

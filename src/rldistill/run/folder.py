@@ -58,7 +58,7 @@ def _require_own_folder(folder: Path) -> None:
         if (folder / name).exists():
             raise ConfigError(
                 f"{folder}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
-                "(out=...)."
+                "(folder=...)."
             )
 
 

@@ -42,7 +42,7 @@ def training_curves(run: Run) -> dict[str, Curve]:
         curves["teacher"] = _curve(run.folder / "teacher" / "curve.jsonl", "mean", 0)
     for name in run.students:
         curves[name] = _mean_curve(run, run.folder / "students" / name, _teacher_steps(run))
-        if run.control:
+        if run.control != "none":
             curves[f"{name}-scratch"] = _mean_curve(run, run.folder / "controls" / name, 0)
     return {name: curve for name, curve in curves.items() if curve}
 

@@ -104,7 +104,7 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
             except NothingLearnedError as error:
                 failed[name] = error
                 continue
-            for seed in run.seeds if run.control else ():
+            for seed in run.seeds if run.control != "none" else ():
                 job = StudentJob(run, teacher, dataset, name, seed)
                 with track(f"control of {name}, seed {seed}", "steps", quiet) as progress:
                     train_control(job, student_steps(run, name), mode, progress)
@@ -137,7 +137,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str,
         policies = {
             "teacher": PolicyRuns("teacher", {None: teacher}, trained),
             **{name: student_runs(run, name) for name in run.students},
-            **{f"{name}-scratch": control_runs(run, name) for name in run.students if run.control},
+            **{f"{name}-scratch": control_runs(run, name) for name in run.students if run.control != "none"},
             "random": PolicyRuns("random", {None: None}, 0),
         }
         has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()

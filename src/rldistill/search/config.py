@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import OpenFraction, Positive, Seed, validated_dataclass
 
 Measure = Literal["parameters", "bytes", "macs", "latency"]
 
@@ -13,7 +12,7 @@ MIN_TRAINING_SEEDS = 3
 """Fewer training seeds say too little about the next one."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class SearchConfig:
     """Settings of the search for the smallest student.
 
@@ -28,17 +27,13 @@ class SearchConfig:
             medium size.
     """
 
-    margin: float = 0.05
+    margin: OpenFraction = 0.05
     by: Measure = "parameters"
-    rounds: int = 2
-    seeds: tuple[int, ...] | None = None
-    episodes: int = 10
+    rounds: Positive = 2
+    seeds: tuple[Seed, ...] | None = None
+    episodes: Positive = 10
     own: bool = False
     behavior_policy: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.margin < 1:
-            raise ConfigError(f"margin: expected a fraction such as 0.05 (--margin 5%), found {self.margin:.4g}")
 
     def training_seeds(self, run_seeds: tuple[int, ...]) -> tuple[int, ...]:
         """Return the training seeds of the tested students."""

@@ -1,5 +1,8 @@
 """Students: configurations whose `build` returns a network."""
 
+from typing import Annotated
+
+from rldistill.core.fields import OneOf
 from rldistill.students.cnn import Cnn
 from rldistill.students.gru import Gru
 from rldistill.students.impala import Impala
@@ -10,8 +13,7 @@ from rldistill.students.ridge import Ridge
 from rldistill.students.student import Student
 from rldistill.students.tree import Tree
 
-AnyStudent = Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras
-STUDENTS: dict[str, type[AnyStudent]] = {
+STUDENTS: dict[str, type] = {
     "linear": Linear,
     "mlp": Mlp,
     "cnn": Cnn,
@@ -21,5 +23,8 @@ STUDENTS: dict[str, type[AnyStudent]] = {
     "tree": Tree,
     "keras": Keras,
 }
+AnyStudent = Annotated[
+    Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras, OneOf("type", STUDENTS, methods=("build",))
+]
 
 __all__ = ["STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Student", "Tree"]

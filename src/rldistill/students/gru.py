@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.encoding import flat_width
 from rldistill.policies.layers import (
+    ActivationName,
     Flat,
     activation,
     convolutions,
@@ -18,13 +18,12 @@ from rldistill.policies.layers import (
     keep_scale,
     require_convolutions,
     require_images,
-    require_positive,
 )
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Gru(Student):
     """Dense layers, or convolutions on images, then a GRU cell (Cho 2014, arXiv 1406.1078), then a linear layer.
 
@@ -40,21 +39,18 @@ class Gru(Student):
         activation: Activation of the layers before the cell.
     """
 
-    size: int = 64
-    hidden: tuple[int, ...] = (64,)
-    channels: tuple[int, ...] = ()
-    kernels: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    window: int = 32
-    activation: str = "relu"
+    size: Positive = 64
+    hidden: tuple[Positive, ...] = (64,)
+    channels: tuple[Positive, ...] = ()
+    kernels: tuple[Positive, ...] = ()
+    strides: tuple[Positive, ...] = ()
+    window: Positive = 32
+    activation: ActivationName = "relu"
 
     recurrent = True
 
     def __post_init__(self) -> None:
-        require_positive("size, window", [self.size, self.window])
-        require_positive("hidden", self.hidden)
         require_convolutions(self.channels, self.kernels, self.strides)
-        activation(self.activation)
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the student for `spec`, with new weights; raise ConfigError if a kernel is larger than its input."""

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import dense, require_images, require_positive
+from rldistill.policies.layers import dense, require_images
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Impala(Student):
     """Stages of a convolution, a pooling that halves the image and two residual blocks, then dense layers.
 
     Espeholt 2018, arXiv 1802.01561, figure 3, whose network is channels 16, 32, 32 and hidden 256.
     """
 
-    channels: tuple[int, ...] = (16, 32, 32)
-    hidden: tuple[int, ...] = (256,)
+    channels: Annotated[tuple[Positive, ...], MinLen(1)] = (16, 32, 32)
+    hidden: tuple[Positive, ...] = (256,)
 
     hidden_as_features = True
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "hidden"):
-            require_positive(name, getattr(self, name))
-        if not self.channels:
-            raise ConfigError("channels: expected one for each stage, found none")
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the student for `spec`, with new weights; raise ConfigError if its images are too small."""

@@ -14,7 +14,6 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,12 @@ from rldistill.core.errors import (
     error_text,
     short_repr,
 )
+from rldistill.core.fields import validated_dataclass
+from rldistill.core.imports import import_name
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import write_atomic
 from rldistill.io.hdf5 import arrays_inside
-from rldistill.io.imports import import_name
 from rldistill.io.untrusted import MAX_WEIGHTS, read_member, require_small
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
@@ -58,7 +58,7 @@ MAX_ARRAYS, MAX_ACTIVATIONS = 10_000, 1 << 26
 FILE = "policy.keras"
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Keras(Student):
     """Keras 3 model with one input and one output, with new weights.
 

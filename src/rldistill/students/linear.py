@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.features import AnyFeatures, Raw
@@ -11,7 +10,7 @@ from rldistill.students.mlp import network_on_features
 from rldistill.students.student import Student
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Linear(Student):
     """params = W phi(obs) + b, phi the flattened observation or other `features`, learned by gradient."""
 

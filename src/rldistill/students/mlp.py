@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import activation, dense, keep_scale, require_positive
+from rldistill.policies.layers import ActivationName, activation, dense, keep_scale
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.features import AnyFeatures, Features, Raw, Standardizer
 from rldistill.students.student import Student
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Mlp(Student):
     """Dense layers of the sizes `hidden` on the flattened observation or other `features`, then a linear one."""
 
-    hidden: tuple[int, ...] = (64, 64)
-    activation: str = "relu"
+    hidden: tuple[Positive, ...] = (64, 64)
+    activation: ActivationName = "relu"
     features: AnyFeatures = Raw()
 
     hidden_as_features = True
-
-    def __post_init__(self) -> None:
-        require_positive("hidden", self.hidden)
-        activation(self.activation)
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the student for `spec`, with new weights."""
@@ -40,7 +35,7 @@ def network_on_features(
     student: Student,
     features: Features,
     spec: PolicySpec,
-    hidden: tuple[int, ...] = (),
+    hidden: tuple[Positive, ...] = (),
     act: type[nn.Module] = nn.ReLU,
 ) -> NetworkPolicy:
     """Return a network of dense layers and a linear one on fixed features, with new weights."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import PositiveFloat, validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.features import AnyFeatures, Raw
@@ -14,7 +12,7 @@ from rldistill.students.mlp import network_on_features
 from rldistill.students.student import Student
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Ridge(Student):
     """Least squares with a penalty: min_W |Phi W - Y|^2 / N + l2 |W|^2, in one pass over the data and one solve.
 
@@ -27,15 +25,11 @@ class Ridge(Student):
         features: Phi.
     """
 
-    l2: float = 1e-4
+    l2: PositiveFloat = 1e-4
     features: AnyFeatures = Raw()
 
     fit = "closed_form"
     trains_from_reward = False
-
-    def __post_init__(self) -> None:
-        if not self.l2 > 0:
-            raise ConfigError(f"l2: expected a positive number, found {self.l2}")
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the student for `spec`, with new random features and weights of zero."""

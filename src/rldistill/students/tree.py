@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.fields import PYTHON_ONLY, NonNegative, Positive, validated_dataclass
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.policies.layers import require_positive
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.features import AnyFeatures, Raw
 from rldistill.students.student import Student
@@ -20,7 +21,7 @@ SHARE_EPSILON = 1e-6
 """Constant that is added to the shares of a leaf before their logarithm is taken."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Tree(Student):
     """Tree of comparisons of one feature with one threshold (CART, Breiman 1984), fitted greedily by scikit-learn.
 
@@ -37,28 +38,15 @@ class Tree(Student):
         nodes: Number of nodes of the fitted tree; 0 before the fit.
     """
 
-    max_depth: int = 8
-    max_leaves: int | None = None
-    min_samples: int = 1
-    alternating_passes: int = 0
+    max_depth: Annotated[Positive, Le(MAX_DEPTH)] = 8
+    max_leaves: Annotated[Positive, Ge(2)] | None = None
+    min_samples: Positive = 1
+    alternating_passes: NonNegative = 0
     features: AnyFeatures = Raw()
-    nodes: int = 0
+    nodes: Annotated[NonNegative, Le((1 << (MAX_DEPTH + 1)) - 1), PYTHON_ONLY] = 0
 
     fit = "tree"
     trains_from_reward = False
-
-    def __post_init__(self) -> None:
-        require_positive("max_depth, min_samples", [self.max_depth, self.min_samples])
-        if type(self.alternating_passes) is not int or self.alternating_passes < 0:
-            raise ConfigError(f"alternating_passes: expected a number of passes, found {self.alternating_passes!r}")
-        if self.max_depth > MAX_DEPTH:
-            raise ConfigError(f"max_depth: expected at most {MAX_DEPTH}, found {self.max_depth}")
-        if self.max_leaves is not None:
-            require_positive("max_leaves", [self.max_leaves])
-            if self.max_leaves < 2:
-                raise ConfigError(f"max_leaves: expected at least 2, found {self.max_leaves}")
-        if type(self.nodes) is not int or not 0 <= self.nodes < 1 << (MAX_DEPTH + 1):
-            raise ConfigError(f"nodes: expected a number of nodes, found {self.nodes!r}")
 
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the student for `spec`, with one leaf before the fit."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from pydantic import model_validator
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import HeadKind
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
@@ -36,7 +39,7 @@ UNUSED = {
 KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, Keras, a state dict, or module:factory"
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class SavedTeacher:
     """A teacher from elsewhere, and what its file does not tell; the fields are those of `load_policy`."""
 
@@ -46,17 +49,22 @@ class SavedTeacher:
     scale: float = 1.0
     output: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
     def load(self, spec: PolicySpec | None) -> Policy:
         """Read it."""
         told = {key: value for key, value in vars(self).items() if key != "path"}
         return load_policy(self.path, spec=spec, **told)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class TeacherEnsemble:
     """Several teachers that teach as one, each with what its file does not tell; see `rldistill.policies.ensemble`."""
 
-    ensemble: tuple[SavedTeacher, ...]
+    ensemble: Annotated[tuple[SavedTeacher, ...], MinLen(1)]
     vote: Vote = "mean"
 
     def load(self, spec: PolicySpec | None) -> Policy:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK, HeadKind
+from rldistill.core.imports import import_name
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.imports import import_name
 from rldistill.io.untrusted import read_state_dict
 from rldistill.io.user_code import one_hot_logits, wrap_errors
 from rldistill.policies.encoding import split_parts

@@ -1,13 +1,15 @@
 """Features that linear students, ridges, mlps and trees take as input."""
 
+from typing import Annotated
+
+from rldistill.core.fields import OneOf
 from rldistill.students.features.features import CLIP_STD, Features, Standardizer
 from rldistill.students.features.objects import Objects
 from rldistill.students.features.random import Fourier, RandomConv, RandomFourierFeatures
 from rldistill.students.features.raw import Raw, Standardized
 from rldistill.students.features.teacher import TeacherFeatures
 
-AnyFeatures = Raw | Standardized | Fourier | RandomConv | TeacherFeatures | Objects
-FEATURES: dict[str, type[AnyFeatures]] = {
+FEATURES: dict[str, type] = {
     "raw": Raw,
     "standardized": Standardized,
     "fourier": Fourier,
@@ -15,6 +17,10 @@ FEATURES: dict[str, type[AnyFeatures]] = {
     "teacher": TeacherFeatures,
     "objects": Objects,
 }
+AnyFeatures = Annotated[
+    Raw | Standardized | Fourier | RandomConv | TeacherFeatures | Objects,
+    OneOf("type", FEATURES, methods=("build", "normalizes_itself", "standardized_for_weights")),
+]
 
 __all__ = [
     "CLIP_STD",

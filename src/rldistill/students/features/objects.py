@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import NonNegative, validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import require_images
 from rldistill.students.features.features import Features
@@ -16,11 +18,11 @@ from rldistill.students.features.features import Features
 BACKGROUND_STRIDE = 16
 """Share of the pixels that is sorted for the first guess of the background."""
 
-Region = tuple[str, int, int, int, int]
+Region = tuple[str, NonNegative, NonNegative, NonNegative, NonNegative]
 """Name, top, bottom (excluded), left and right (excluded), in pixels."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Objects(Features):
     """Position, speed and size of the object in each region of the screen, and its meetings with the others.
 
@@ -39,24 +41,18 @@ class Objects(Features):
         threshold: Least difference of a pixel from the background, of 255.
     """
 
-    regions: tuple[Region, ...] = ()
-    threshold: int = 16
+    regions: Annotated[tuple[Region, ...], MinLen(1)]
+    threshold: Annotated[int, Ge(1), Le(255)] = 16
 
     normalizes_itself = True
     standardized_for_weights = True
 
     def __post_init__(self) -> None:
-        if not self.regions:
-            raise ConfigError("regions: expected at least one, as [ball, 14, 78, 12, 72]: top, bottom, left, right")
-        for region in self.regions:
-            name, *sides = region if len(region) == 5 else ("",)
-            if not isinstance(name, str) or not all(type(side) is int for side in sides) or not sides:
-                raise ConfigError(f"regions: expected a name, top, bottom, left, right, found {region!r}")
-            top, bottom, left, right = sides
-            if not (0 <= top < bottom and 0 <= left < right):
-                raise ConfigError(f"regions: {name}: expected top < bottom and left < right, found {sides}")
-        if type(self.threshold) is not int or not 1 <= self.threshold <= 255:
-            raise ConfigError(f"threshold: expected an integer from 1 to 255, found {self.threshold!r}")
+        for name, top, bottom, left, right in self.regions:
+            if not (top < bottom and left < right):
+                raise ConfigError(
+                    f"regions: {name}: expected top < bottom and left < right, found {top}, {bottom}, {left}, {right}"
+                )
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the layers and the number of features."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import Positive, PositiveFloat, validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.encoding import flat_width
 from rldistill.policies.layers import (
@@ -17,12 +16,11 @@ from rldistill.policies.layers import (
     keep_scale,
     require_convolutions,
     require_images,
-    require_positive,
 )
 from rldistill.students.features.features import Features, Standardizer
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Fourier(Features):
     """sqrt(2 / D) cos(w . x / s + b), w normal, b uniform, D = `num_features`, x of n entries.
 
@@ -30,13 +28,8 @@ class Fourier(Features):
     (Rahimi 2007).
     """
 
-    num_features: int = 1024
-    bandwidth: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_positive("num_features", [self.num_features])
-        if not self.bandwidth > 0:
-            raise ConfigError(f"bandwidth: expected a positive number, found {self.bandwidth}")
+    num_features: Positive = 1024
+    bandwidth: PositiveFloat = 1.0
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the layers, with new random numbers, and the number of features."""
@@ -60,13 +53,13 @@ class RandomFourierFeatures(nn.Module):
         return self.scale * phase.cos()
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class RandomConv(Features):
     """Convolutions with random fixed weights, ReLU after each, the last flattened and standardized."""
 
-    channels: tuple[int, ...] = (32, 64)
-    kernels: tuple[int, ...] = (8, 4)
-    strides: tuple[int, ...] = (4, 2)
+    channels: tuple[Positive, ...] = (32, 64)
+    kernels: tuple[Positive, ...] = (8, 4)
+    strides: tuple[Positive, ...] = (4, 2)
 
     def __post_init__(self) -> None:
         require_convolutions(self.channels, self.kernels, self.strides)

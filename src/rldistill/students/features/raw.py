@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.encoding import flat_width
 from rldistill.policies.layers import Flat
 from rldistill.students.features.features import Features, Standardizer
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Raw(Features):
     """The flattened observation; pixels are standardized with one number for all."""
 
@@ -21,7 +20,7 @@ class Raw(Features):
         return nn.Sequential(Flat()), flat_width(spec)
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Standardized(Features):
     """The flattened observation, each entry standardized over the data and clipped to 20 standard deviations.
 

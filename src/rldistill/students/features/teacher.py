@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import PYTHON_ONLY, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
@@ -21,7 +22,7 @@ NOT_STORED = {"stored": False}
 """Metadata of fields that a saved student leaves out."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class TeacherFeatures(Features):
     """Standardized last hidden layer of a frozen feed-forward network, by default the teacher's.
 
@@ -36,9 +37,11 @@ class TeacherFeatures(Features):
     """
 
     policy: str = ""
-    network: Any = None
-    head: ActionHead | None = None
-    source: NetworkPolicy | None = field(default=None, repr=False, compare=False, metadata=NOT_STORED)
+    network: Annotated[Any, PYTHON_ONLY] = None
+    head: Annotated[ActionHead | None, PYTHON_ONLY] = None
+    source: Annotated[NetworkPolicy | None, PYTHON_ONLY] = field(
+        default=None, repr=False, compare=False, metadata=NOT_STORED
+    )
 
     normalizes_itself = True
 

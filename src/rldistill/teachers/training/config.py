@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from rldistill.core.device import Device
-from rldistill.core.errors import ConfigError
+from rldistill.core.fields import NumEnvs, NumThreads, Positive, validated_dataclass
 
 ALGORITHMS = {
     "DQN": "stable_baselines3",
@@ -20,7 +20,7 @@ ALGORITHMS = {
 }
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class TrainConfig:
     """Which algorithm trains the teacher, for how long.
 
@@ -38,16 +38,11 @@ class TrainConfig:
     """
 
     algorithm: str = "PPO"
-    total_steps: int = 100_000
-    num_envs: int = 8
-    eval_every: int = 50_000
-    eval_episodes: int = 10
-    checkpoint_every: int = 50_000
-    num_threads: int = 1
+    total_steps: Positive = 100_000
+    num_envs: NumEnvs = 8
+    eval_every: Positive = 50_000
+    eval_episodes: Positive = 10
+    checkpoint_every: Positive = 50_000
+    num_threads: NumThreads = 1
     device: Device = "auto"
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "eval_every", "eval_episodes", "checkpoint_every", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name}: expected at least 1, found {getattr(self, name)}")
