@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ OWN = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import nn
 
 from rldistill import NetworkPolicy
@@ -29,6 +31,8 @@ class Brier:
     """sum_a (p_student(a) - [a = a*])^2."""
 
     scale: float = 1.0
+    margin: float = 0.0
+    epochs: int = 0
     whole: bool = False
     student_head: ClassVar[str] = "any"
 
@@ -40,7 +44,7 @@ class Brier:
 
 @dataclass(frozen=True)
 class Sines:
-    size: int = 16
+    size: Annotated[int, Ge(1)] = 16
 
     def build(self, spec):
         return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(spec.obs_shape[0], self.size), Sine()), self.size)
@@ -118,6 +122,12 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
     assert "Traceback" not in alone.stderr
 
 
+def test_limits_are_those_of_the_class_and_not_of_its_names(run_file: Path) -> None:
+    overrides = ["distill.losses.0.margin=0", "distill.losses.0.epochs=-1", "distill.losses.0.scale=-2.5"]
+    loss: Any = load_run(run_file, overrides).distill.losses[0].loss
+    assert (loss.margin, loss.epochs, loss.scale) == (0.0, -1, -2.5)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -129,6 +139,9 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
         ("students.sines.sizes=3", r"sizes: unknown key.*Did you mean 'size'"),
         ("students.sines.size=-3", r"size.*1"),
         ("distill.losses.0.scale=much", r"scale.*number"),
+        ("distill.losses.0.scale='2'", r"scale: found '2', expected a number"),
+        ("distill.losses.0.epochs=0.5", r"epochs: found 0.5, expected an integer"),
+        ("distill.losses.0.whole=1", "whole: found 1, expected true or false"),
     ],
 )
 def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str) -> None:

@@ -92,7 +92,7 @@ class Checked:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _make_strict(schema)
+        _make_strict(handler.resolve_ref_schema(schema))
         return core_schema.no_info_wrap_validator_function(functools.partial(_check, source), schema)
 
 
@@ -107,7 +107,7 @@ def _make_strict(schema: Any) -> None:
         _make_strict(inner)
 
 
-def _check(cls: type[Any], value: Any, handler: Callable[[Any], Any]) -> Any:
+def _check(cls: Any, value: Any, handler: Callable[[Any], Any]) -> Any:
     in_python = isinstance(value, ArgsKwargs)
     names = [field.name for field in dataclasses.fields(cls)] if in_python else run_file_keys(cls)
     given = value.kwargs or {} if isinstance(value, ArgsKwargs) else value
@@ -226,7 +226,8 @@ class OneOf:
         return cls
 
     def _require_methods(self, value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and all(hasattr(value, method) for method in self.methods):
+        of_user = dataclasses.is_dataclass(value) and all(hasattr(value, method) for method in self.methods)
+        if of_user or type(value) in self.classes.values():
             return value
         raise invalid(f"found {short_repr(value)}, expected keys and values, or one of {', '.join(self.classes)}")
 

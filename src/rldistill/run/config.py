@@ -19,7 +19,6 @@ from rldistill.core.fields import USER_CODE, explain, read
 from rldistill.recipes.job import Run
 from rldistill.run.overrides import apply_overrides
 from rldistill.run.yaml import read_yaml
-from rldistill.students.features import Features
 from rldistill.students.storage import trust
 
 
@@ -58,8 +57,7 @@ def read_run(document: dict[str, Any], source: str = "run", overrides: Mapping[s
         raise ConfigError(f"{where}: {problem}{more}") from None
     for student in run.students.values():
         trust(type(student))
-        if isinstance(features := getattr(student, "features", None), Features):
-            trust(type(features))
+        trust(type(getattr(student, "features", student)))
     return dataclasses.replace(run, document=document)
 
 
