@@ -13,11 +13,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("mujoco",),
     "box2d": ("Box2D",),
     "driving": ("highway_env",),
-    "multiagent": ("pettingzoo", "supersuit"),
     "keras": ("keras",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
-    "ray": ("ray",),
 }
 
 
