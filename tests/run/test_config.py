@@ -131,7 +131,7 @@ def test_examples_are_valid(example: str) -> None:
         ("teacher={ensemble: [{path: a.onnx, head: q_value}]}", "teacher.ensemble.0.head: found 'q_value'"),
         ("teacher={ensemble: [3]}", "teacher.ensemble.0: found 3, expected keys and values"),
         ("teacher={ensemble: []}", "teacher.ensemble: found [], expected at least 1"),
-        ("teacher=3", "teacher: found 3, expected keys and values"),
+        ("teacher=3", "teacher: found 3, expected a path, or path, ensemble or train"),
         ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),
