@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import pytest
 from annotated_types import MinLen
 from pydantic import ValidationError
-from rldistill.recipes import RECIPES
 
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
@@ -24,6 +23,7 @@ from rldistill.evaluation.config import CompareConfig, EvaluateConfig, Robustnes
 from rldistill.losses import LOSSES, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.actor_critic import Actor
+from rldistill.recipes import RECIPES
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.search.config import SearchConfig
 from rldistill.students import STUDENTS
