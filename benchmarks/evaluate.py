@@ -22,7 +22,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.evaluation.episodes import Episodes, play, slots_for
+from rldistill.evaluation.episodes import Episodes, PlayConfig, num_slots, play
 
 THREADS = 2
 
@@ -30,7 +30,7 @@ THREADS = 2
 def emulator_rate(env: EnvConfig, played: Episodes) -> tuple[float, float, list[NDArray[Any]]]:
     """Steps a second of the emulators alone, the share of them that count, and some of what they showed."""
     episodes = len(played.returns)
-    slots = slots_for(env, episodes)
+    slots = num_slots(env, episodes)
     scripts = [np.concatenate(played.actions[slot::slots]) for slot in range(slots)]
     longest = max(map(len, scripts))
     actions = np.stack([np.concatenate([s, np.repeat(s[-1:], longest - len(s), 0)]) for s in scripts], 1)
@@ -75,7 +75,7 @@ def main() -> None:
     rates = []
     for _ in range(asked.repeat):
         started = time.perf_counter()
-        played = play(env, policy, asked.episodes, num_threads=THREADS)
+        played = play(env, policy, asked.episodes, PlayConfig(num_threads=THREADS))
         seconds = time.perf_counter() - started
         emulator, share, shown = emulator_rate(env, played)
         rates.append((played.lengths.sum() / seconds, emulator, inference_rate(policy, shown, 200), share))

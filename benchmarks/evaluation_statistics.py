@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.evaluation.group_sequential import boundary, looks
-from rldistill.evaluation.non_inferiority import NonInferiorityResult, non_inferior
+from rldistill.evaluation.group_sequential import analysis_times, boundary
+from rldistill.evaluation.non_inferiority import NonInferiorityResult, RiskLevels, non_inferior
 from rldistill.evaluation.statistics import Statistic, interval, iqm, mean, median, optimality_gap
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
@@ -48,7 +48,7 @@ def coverage(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> 
 def asked(lead: NDArray[np.float64], risk: float = 0.05) -> NonInferiorityResult:
     """The answer for a teacher that scores 100, random play that scores 0 and a student that scores 95 and `lead`."""
     episodes = lead.shape[1]
-    return non_inferior(95 + lead, np.full((1, episodes), 100.0), np.zeros((1, episodes)), risk=risk)
+    return non_inferior(95 + lead, np.full((1, episodes), 100.0), np.zeros((1, episodes)), levels=RiskLevels(risk))
 
 
 def at_the_margin(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> float:
@@ -68,7 +68,7 @@ def seeds_at_the_margin(runs: int, between: float, episodes: int, draws: int, rn
 
 def sequential(law: Draw, effect: float, draws: int, rng: np.random.Generator) -> tuple[float, float, float]:
     """Shares of yes and of no, and the mean number of episodes, where the first answer ends it."""
-    counts = looks(FIRST, MOST)
+    counts = analysis_times(FIRST, MOST)
     risks = boundary(counts)
     ends: list[tuple[str, int]] = []
     for _ in range(draws):

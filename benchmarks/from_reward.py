@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from rldistill import EvaluateConfig, Policy, PolicyRuns, evaluate, load_policy
+from rldistill import EvaluateConfig, Policy, load_policy
 from rldistill.data.manifest import Manifest
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, play
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate_runs
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import track
 from rldistill.policies.network import NetworkPolicy
@@ -148,7 +149,9 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
     if (folder / "policy.json").exists():
         return
     assert isinstance(teacher, NetworkPolicy)
-    worst, best = (float(play(run.env, one, 50, split=2).returns.mean()) for one in (None, teacher))
+    worst, best = (
+        float(play(run.env, one, 50, PlayConfig(split=CALIBRATION)).returns.mean()) for one in (None, teacher)
+    )
     sound = {name: value.clone() for name, value in teacher.state_dict().items()}
     low, high = 0.0, 1.0
     for _ in range(12):
@@ -160,7 +163,9 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
             if name.endswith((".weight", ".bias"))
         }
         teacher.load_state_dict({**sound, **noisy})
-        left = (float(play(run.env, teacher, 50, split=2).returns.mean()) - worst) / (best - worst)
+        left = (float(play(run.env, teacher, 50, PlayConfig(split=CALIBRATION)).returns.mean()) - worst) / (
+            best - worst
+        )
         print(f"noise of {scale:.3f} leaves {left:.2f} of the teacher")
         if abs(left - SPOILT) < 0.05:
             break
@@ -195,18 +200,17 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     players = {
         "teacher": PolicyRuns("teacher", {None: sound}, 0),
         student: PolicyRuns("student", {seed: load_native(place / f"seed-{seed}") for seed in run.seeds}, steps),
-        "random": PolicyRuns("random", {None: None}, 0),
     }
     if CORRUPTED in about:
         players[CORRUPTED] = PolicyRuns("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
     asked = EvaluateConfig(about["episodes"], videos=False)
     with track(f"evaluate {name}", "episodes") as report:
-        said = evaluate(run.env, players, asked, run.folder, progress=report)["policies"]
+        said = evaluate_runs(run.env, players, asked, run.folder, progress=report).to_dict()["policies"]
     row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
-    row |= {"normalised": said[student]["normalised"], "ci95": said[student]["normalised_ci95"]}
+    row |= {"normalized": said[student]["normalized"], "ci95": said[student]["normalized_ci95"]}
     row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}
     if CORRUPTED in about:
-        row[CORRUPTED] = said[CORRUPTED]["normalised"]
+        row[CORRUPTED] = said[CORRUPTED]["normalized"]
     if isinstance(run.recipe, Finetune):
         row["lowest"] = min(depth(run, sound, student, seed) for seed in run.seeds)
     return row

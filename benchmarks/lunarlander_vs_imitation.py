@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
 
-from rldistill import EvaluateConfig, PolicyRuns, collect, distill, evaluate, load_policy, train_teacher
-from rldistill.evaluation.statistics import normalised_interval, normalised_score
+from rldistill import EvaluateConfig, collect, distill, evaluate, load_policy, train_teacher
+from rldistill.evaluation.statistics import normalized_interval, normalized_score
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import load_run
 from rldistill.teachers.training.config import TrainConfig
@@ -52,23 +52,19 @@ def main() -> None:
     else:
         teacher = load_policy(own) if (own / "policy.json").exists() else train_teacher(run.env, run.teacher, own)
 
-    seconds, students, sizes = [], {}, []
+    seconds, students, sizes = [], [], []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in range(asked.seeds):
             folder = Path(temporary) / f"seed-{seed}"
             started = time.perf_counter()
             data = collect(run.env, teacher, run.collect, folder / "dataset", seed=seed)
-            students[seed] = distill(data, run.students["mlp"], run.distill, folder / "student", seed=seed)
+            students.append(distill(data, run.students["mlp"], run.distill, folder / "student", seed=seed))
             seconds.append(time.perf_counter() - started)
             sizes.append(data.num_steps)
-        entrants = {
-            "teacher": PolicyRuns("teacher", {None: teacher}, 0),
-            "mlp": PolicyRuns("student", students, max(sizes)),
-            "random": PolicyRuns("random", {None: None}, 0),
-        }
-        evaluation = evaluate(run.env, entrants, EvaluateConfig(asked.episodes, videos=False), Path(temporary))
-    policies = evaluation["policies"]
-    row("rldistill", seconds, policies["mlp"]["normalised"], policies["mlp"]["normalised_ci95"], max(sizes))
+        config = EvaluateConfig(asked.episodes, videos=False)
+        evaluation = evaluate(run.env, teacher, {"mlp": students}, config, Path(temporary))
+    policies = evaluation.to_dict()["policies"]
+    row("rldistill", seconds, policies["mlp"]["normalized"], policies["mlp"]["normalized_ci95"], max(sizes))
 
     random = np.array([entry["returns"] for entry in policies["random"]["runs"]])
     theirs = [imitate(teacher, max(sizes), asked.episodes, seed) for seed in range(asked.imitation_seeds)]
@@ -76,8 +72,8 @@ def main() -> None:
         scored = np.array([run["returns"]["student"] for run in theirs])
         taught = np.array([run["returns"]["teacher"] for run in theirs])
         slow = [run["seconds"] for run in theirs]
-        interval = normalised_interval(scored, taught, random)
-        row("imitation", slow, normalised_score(scored, taught, random), interval, max(sizes))
+        interval = normalized_interval(scored, taught, random)
+        row("imitation", slow, normalized_score(scored, taught, random), interval, max(sizes))
         print(f"ratio of the medians: {np.median(slow) / np.median(seconds):.1f}")
 
 

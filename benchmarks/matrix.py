@@ -18,13 +18,12 @@ from rldistill import (
     EnvConfig,
     EvaluateConfig,
     Policy,
-    PolicyRuns,
     RLDistillError,
     TrainConfig,
-    evaluate,
     train_teacher,
 )
 from rldistill.data.manifest import Manifest
+from rldistill.evaluation.evaluate import PolicyRuns, evaluate_runs
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run, StudentJob
@@ -212,14 +211,14 @@ def rows_of(
             failed[name] = str(error)
     some = next(iter(runs.values()))
     players = {"teacher": PolicyRuns("teacher", {None: load_teacher(some)}, 0), **entrants}
-    players["random"] = PolicyRuns("random", {None: None}, 0)
     with track(f"evaluate {env}", "episodes") as report:
-        found = evaluate(some.env, players, EvaluateConfig(episodes, videos=False), out / env, progress=report)
+        config = EvaluateConfig(episodes, videos=False)
+        found = evaluate_runs(some.env, players, config, out / env, progress=report).to_dict()
     rows = []
     for _, name, _, loss, recipe in cells:
         row: dict[str, Any] = {"env": env, "student": name, "loss": loss, "recipe": recipe}
         said = found["policies"].get(name, {})
-        row |= {"normalised": said.get("normalised"), "ci95": said.get("normalised_ci95")}
+        row |= {"normalized": said.get("normalized"), "ci95": said.get("normalized_ci95")}
         row |= {"env_steps": said.get("env_steps"), "parameters": said.get("parameters"), "seconds": None}
         timed = runs[name].folder / "students" / name / "seconds.json"
         if timed.exists():
@@ -249,9 +248,9 @@ def main() -> None:
         rows += rows_of(env, of_env, out, asked.agents, seeds, 30 if env == "Pong" else 100)
         if asked.json is not None:
             write_json(asked.json, rows)
-    table = Table("env", "student", "loss", "recipe", "normalised", "95%", "steps", "parameters", "seconds")
+    table = Table("env", "student", "loss", "recipe", "normalized", "95%", "steps", "parameters", "seconds")
     for row in rows:
-        if row["normalised"] is None:
+        if row["normalized"] is None:
             table.add_row(*(row[key] for key in ("env", "student", "loss", "recipe")), row.get("failed", "not defined"))
             continue
         low, high = row["ci95"]

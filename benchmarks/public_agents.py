@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rldistill import EnvConfig, RLDistillError, load_policy
-from rldistill.evaluation.verify import Claim, verify
+from rldistill.evaluation.verify import Claim, VerifyConfig, verify
 
 AGENTS = {
     "dqn/CartPole-v1": ("CartPole-v1", "500", 300),
@@ -42,14 +42,14 @@ def main() -> None:
     for name, (env, claim, claimed_episodes) in AGENTS.items():
         try:
             policy = load_policy(asked.folder / f"{name}_1" / f"{name.split('/')[1]}.zip")
-            found = verify(policy, EnvConfig(env), Claim.parse(claim, claimed_episodes), episodes=asked.episodes)
+            found = verify(EnvConfig(env), policy, VerifyConfig(asked.episodes, Claim.parse(claim, claimed_episodes)))
         except RLDistillError as error:
             table.add_row(name, env, claim, str(error))
             continue
-        rows.append({"agent": name, "env": env, "published": claim, **found})
-        word = "yes" if found["claim"]["consistent"] else "NO"
-        because = "; ".join(found["suspicious"]) or "-"
-        table.add_row(name, env, claim, f"{found['mean']:.1f} ± {found['std']:.1f}", word, because)
+        rows.append({"agent": name, "env": env, "published": claim, **found.to_dict()})
+        word = "yes" if found.claim and found.claim.consistent else "NO"
+        because = "; ".join(found.suspicious) or "-"
+        table.add_row(name, env, claim, f"{found.mean:.1f} ± {found.std:.1f}", word, because)
     Console(width=140).print(table)
     if asked.json is not None:
         asked.json.write_text(json.dumps(rows, indent=2))

@@ -37,7 +37,7 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import Wrapper
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.statistics import mean_interval
 from rldistill.io.atomic import write_json
 from rldistill.losses import functional
@@ -253,7 +253,7 @@ def main() -> None:
             for name, learn in (("ours", ours), ("SB3", theirs)):
                 with tempfile.TemporaryDirectory() as folder:
                     policy, seconds = learn(task, seed, Path(folder))
-                scores[name].append(play(task.env, policy, EPISODES, seed=100 + seed).returns)
+                scores[name].append(play(task.env, policy, EPISODES, PlayConfig(100 + seed)).returns)
                 rates[name].append(task.config.total_steps / seconds)
                 print(f"{task.name}, seed {seed}: {name} {scores[name][-1].mean():.1f}, {rates[name][-1]:,.0f} steps/s")
         row: dict[str, Any] = {"task": task.name, "steps": task.config.total_steps}

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from rldistill import Policy
 from rldistill.envs.spaces import adapt_env
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes import from_reward
@@ -88,7 +88,7 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:
     """A policy's normalised score, on episodes that it was not chosen by."""
     worst, own, best = (
-        float(play(adapt_env(run.env, teacher), one, EPISODES, seed=run.seed).returns.mean())
+        float(play(adapt_env(run.env, teacher), one, EPISODES, PlayConfig(run.seed)).returns.mean())
         for one in (None, policy, teacher)
     )
     return (own - worst) / (best - worst)

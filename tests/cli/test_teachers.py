@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import rldistill
 from rldistill.cli.main import app
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.compare_teachers import short_names
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.teachers import _short
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
 
@@ -124,6 +124,6 @@ def test_what_a_file_does_not_tell_stands_after_a_comma(teacher: NetworkPolicy, 
 
 
 def test_paths_are_told_apart_without_what_they_share() -> None:
-    assert _short(["/a/b/c/x.zip", "/a/b/d/x.zip", "ensemble"]) == ["c/x.zip", "d/x.zip", "ensemble"]
-    assert _short(["a/x.zip", "/b/x.zip"]) == ["a/x.zip", "/b/x.zip"]
-    assert _short(["/a/b/x.zip"]) == ["/a/b/x.zip"]
+    assert short_names(["/a/b/c/x.zip", "/a/b/d/x.zip", "ensemble"]) == ["c/x.zip", "d/x.zip", "ensemble"]
+    assert short_names(["a/x.zip", "/b/x.zip"]) == ["a/x.zip", "/b/x.zip"]
+    assert short_names(["/a/b/x.zip"]) == ["/a/b/x.zip"]

@@ -28,7 +28,7 @@ from rldistill.envs.config import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.evaluation.videos import film
+from rldistill.evaluation.videos import record_video
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear, Mlp
@@ -126,7 +126,7 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
     random = data.columns["actor"] == ACTORS.index("random")
     np.testing.assert_array_equal(data.columns["action"][~random], said[~random])
     assert (data.columns["action"][random] != said[random]).any()
-    film(env, 0, 0, list(said[:3]), tmp_path / "film.mp4")
+    record_video(env, 0, 0, list(said[:3]), tmp_path / "film.mp4")
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()

@@ -17,7 +17,7 @@ from rldistill.envs.make import make_env, wrapper_class
 from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import keeps_state_across_reset, make_vector_env
-from rldistill.evaluation.videos import draws_itself
+from rldistill.evaluation.videos import has_pictures
 from rldistill.run.config import load_run
 
 from ..conftest import CARTPOLE
@@ -180,7 +180,7 @@ def test_environment_is_made_by_a_function_of_the_user(tmp_path: Path, monkeypat
     assert make_env(env).unwrapped.g == 20
     assert make_env(EnvConfig(env.id, {"gravity": 5.0})).unwrapped.g == 5
     assert spec_from_env(env).obs_shape == (3,)
-    assert not draws_itself(env)
+    assert not has_pictures(env)
     assert make_vector_env(env, 2, lambda slot, nth: slot).reset().shape == (2, 3)
     (tmp_path / "unwritten.py").write_text("def (")
     for wrong, words in {

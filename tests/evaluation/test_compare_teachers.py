@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.core.heads import HeadKind
 from rldistill.core.spec import Wrapper
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.compare_teachers import compare_teachers, recommend
+from rldistill.evaluation.compare_teachers import TeacherScore, compare_teachers, recommend
 from rldistill.evaluation.config import CompareConfig
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.teachers import comparison_rows, write_comparison
-from rldistill.run.teachers import print_comparison
+from rldistill.reporting.teachers_page import write_comparison
 from rldistill.students import Mlp
 from rldistill.teachers.python import FunctionPolicy
 
 from ..conftest import CARTPOLE
 
 
-def row(mean: float, teachability: float | None, macs: int | None) -> dict[str, Any]:
-    return {"mean": mean, "teachability": teachability, "macs": macs}
+def row(mean: float, teachability: float | None, macs: int | None) -> TeacherScore:
+    return TeacherScore([mean], mean, (mean, mean), None, None, None, macs, None, 0.0, teachability)
 
 
 def test_the_best_teacher_is_the_one_that_teaches_best() -> None:
@@ -71,10 +71,10 @@ def test_the_reason_does_not_contradict_itself() -> None:
 
 def test_costs_that_nobody_measured_are_shown_as_such(teacher: NetworkPolicy, tmp_path: Path) -> None:
     lean = FunctionPolicy(lean_left, spec_from_env(CARTPOLE))
-    found = compare_teachers({"function": lean, "network": teacher}, CARTPOLE, CompareConfig(1, 200, 1))
-    macs = {name: row["macs"] for name, row in found["teachers"].items()}
+    found = compare_teachers(CARTPOLE, {"function": lean, "network": teacher}, CompareConfig(1, 200, 1))
+    macs = {name: score.macs for name, score in found.teachers.items()}
     assert macs == {"function": None, "network": 4 * 16 + 16 * 2, "ensemble": None}
-    shown = {cells[0].text: (cells[5].text, cells[6].text) for cells in comparison_rows(found)}
+    shown = {cells[0].text: (cells[5].text, cells[6].text) for cells in found.rows}
     assert shown["function"] == ("–", "–")
     write_comparison(found, tmp_path / "page.html")
 
@@ -90,17 +90,15 @@ def test_nothing_is_made_of_teachers_no_better_than_random() -> None:
 def test_a_good_teacher_is_told_from_a_poor_one(teacher: NetworkPolicy) -> None:
     torch.manual_seed(0)
     poor = Mlp((4,)).build(teacher.spec).eval()
-    found = compare_teachers({"poor": poor, "good": teacher}, CARTPOLE, CompareConfig(5, 800, 10))
-    assert found["take"] in ("good", "ensemble")
-    assert set(found["teachers"]) == {"poor", "good", "ensemble"}
-    assert found["teachers"]["ensemble"]["macs"] == (4 * 4 + 4 * 2) + (4 * 16 + 16 * 2)
-    assert 0 <= found["agreement"]["poor / good"] <= 1
-    assert found["teachers"]["good"]["teachability"] > found["teachers"]["poor"]["teachability"]
+    found = compare_teachers(CARTPOLE, {"poor": poor, "good": teacher}, CompareConfig(5, 800, 10))
+    assert found.take in ("good", "ensemble")
+    assert set(found.teachers) == {"poor", "good", "ensemble"}
+    assert found.teachers["ensemble"].macs == (4 * 4 + 4 * 2) + (4 * 16 + 16 * 2)
+    assert 0 <= found.agreement["poor / good"] <= 1
+    assert (found.teachers["good"].teachability or 0) > (found.teachers["poor"].teachability or 0)
 
 
-def test_teachers_of_all_kinds_are_compared(
-    teacher: NetworkPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_teachers_of_all_kinds_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = spec_from_env(CARTPOLE)
     timed = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
@@ -111,22 +109,36 @@ def test_teachers_of_all_kinds_are_compared(
         "recurrent": Actor(lstm=(3, 1)).build(spec).eval(),
         "timed": Mlp((4,)).build(other).eval(),
     }
-    found = compare_teachers(line_up, CARTPOLE, CompareConfig(2, 400, 2))
-    assert set(found["teachers"]) == set(line_up)
-    assert list(found["agreement"]) == ["values / logits"]
-    assert found["no_agreement"]["values / recurrent"] == "one remembers, and cannot be asked about single states"
-    assert found["no_agreement"]["logits / timed"] == "they see different things"
-    assert "do not fit" in found["no_ensemble"]
+    found = compare_teachers(CARTPOLE, line_up, CompareConfig(2, 400, 2))
+    assert set(found.teachers) == set(line_up)
+    assert list(found.agreement) == ["values / logits"]
+    assert found.no_agreement["values / recurrent"] == "one is recurrent, so single states cannot be compared"
+    assert found.no_agreement["logits / timed"] == "their observations differ"
+    assert "do not fit" in (found.no_ensemble or "")
     write_comparison(found, tmp_path / "page.html")
-    print_comparison(found)
-    for said in ((tmp_path / "page.html").read_text(), capsys.readouterr().out):
-        assert re.search("values / recurrent.*one remembers", said)
-        assert re.search("logits / timed.*they see different things", said)
+    for said in ((tmp_path / "page.html").read_text(), str(found)):
+        assert re.search("values / recurrent.*one is recurrent", said)
+        assert re.search("logits / timed.*their observations differ", said)
 
 
 def test_agreement_by_hand(teacher: NetworkPolicy) -> None:
     turned = copy.deepcopy(teacher)
     with torch.no_grad():
         turned.output.weight.copy_(teacher.output.weight.flip(0))
-    found = compare_teachers({"a": teacher, "b": turned}, CARTPOLE, CompareConfig(1, 200, 1, ensemble=False))
-    assert found["agreement"]["a / b"] == 0.0
+    found = compare_teachers(CARTPOLE, {"a": teacher, "b": turned}, CompareConfig(1, 200, 1, ensemble=False))
+    assert found.agreement["a / b"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian", "deterministic"])
+def test_continuous_teachers_are_compared_with_their_ensemble(kind: HeadKind) -> None:
+    """Their ensemble acts by the mean action, which has no KL."""
+    pendulum = EnvConfig("Pendulum-v1", {"max_episode_steps": 20})
+    spec = spec_from_env(pendulum)
+    spec = dataclasses.replace(spec, head=spec.head.as_kind(kind))
+    torch.manual_seed(0)
+    teachers = {name: Mlp((4,)).build(spec).eval() for name in "ab"}
+    found = compare_teachers(pendulum, teachers, CompareConfig(1, 200, 1))
+    assert set(found.teachers) == {"a", "b", "ensemble"}
+    assert found.no_ensemble is None
+    assert not found.discrete
+    assert "action RMSE a / b" in str(found)

@@ -13,8 +13,8 @@ from rldistill.envs.config import EnvConfig
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import play
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate
+from rldistill.evaluation.episodes import ComparedStep, PlayConfig, TeacherQuery, play
+from rldistill.evaluation.evaluate import evaluate
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
@@ -23,22 +23,24 @@ from ..conftest import CARTPOLE
 
 
 def test_the_same_policy_plays_the_same_episodes(teacher: NetworkPolicy) -> None:
-    first = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
-    again = play(CARTPOLE, teacher, 20, seed=4)
+    steps: list[ComparedStep] = []
+    first = play(CARTPOLE, teacher, 20, PlayConfig(4), query=TeacherQuery(teacher, steps.append))
+    again = play(CARTPOLE, teacher, 20, PlayConfig(4))
     np.testing.assert_array_equal(first.returns, again.returns)
-    assert first.agreed == first.compared == first.lengths.sum()
-    assert first.returns.mean() > 3 * play(CARTPOLE, None, 20, seed=4).returns.mean()
+    assert sum(len(step.episode) for step in steps) == first.lengths.sum()
+    assert all(torch.equal(step.student.params, step.teacher.params) for step in steps)
+    assert first.returns.mean() > 3 * play(CARTPOLE, None, 20, PlayConfig(4)).returns.mean()
     np.testing.assert_array_equal(first.returns, first.lengths)  # CartPole pays 1 a step
     assert [len(actions) for actions in first.actions] == first.lengths.tolist()
     # sum_k 0.9^k over n steps
-    short = play(CARTPOLE, teacher, 3, seed=4, gamma=0.9)
+    short = play(CARTPOLE, teacher, 3, PlayConfig(4, gamma=0.9))
     np.testing.assert_allclose(short.discounted, (1 - 0.9**short.lengths) / 0.1)
 
 
 def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
     from rldistill.envs.seeding import episode_seed
 
-    played = play(EnvConfig("CartPole-v1"), teacher, 3, seed=9)
+    played = play(EnvConfig("CartPole-v1"), teacher, 3, PlayConfig(9))
     for episode in range(3):
         env = gymnasium.make("CartPole-v1")
         obs, _ = env.reset(seed=episode_seed(9, "evaluate", 0, 0, 0, episode))
@@ -51,19 +53,19 @@ def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
 
 
 def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> None:
-    whole = play(CARTPOLE, teacher, 20, seed=4, judge=teacher)
-    begun = play(CARTPOLE, teacher, 12, seed=4, judge=teacher)
-    both = begun.followed_by(play(CARTPOLE, teacher, 8, seed=4, judge=teacher, first=12))
+    whole = play(CARTPOLE, teacher, 20, PlayConfig(4))
+    begun = play(CARTPOLE, teacher, 12, PlayConfig(4))
+    both = begun.followed_by(play(CARTPOLE, teacher, 8, PlayConfig(4, first=12)))
     np.testing.assert_array_equal(both.returns, whole.returns)
     np.testing.assert_array_equal(both.lengths, whole.lengths)
     assert [np.asarray(taken).tolist() for taken in both.actions] == [np.asarray(a).tolist() for a in whole.actions]
-    assert (both.agreed, both.compared, both.distinct) == (whole.agreed, whole.compared, 20)
+    assert both.distinct == 20
 
 
 def test_actions_are_whole_however_they_are_kept(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = play(CARTPOLE, teacher, 5, seed=4)
-    monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "CHUNK", 7)
-    again = play(CARTPOLE, teacher, 5, seed=4)
+    whole = play(CARTPOLE, teacher, 5, PlayConfig(4))
+    monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "CHUNK_STEPS", 7)
+    again = play(CARTPOLE, teacher, 5, PlayConfig(4))
     assert whole.lengths.min() > 7
     assert [np.asarray(taken).tolist() for taken in again.actions] == [np.asarray(a).tolist() for a in whole.actions]
 
@@ -103,7 +105,7 @@ def test_success_is_what_the_last_step_tells(tells: str) -> None:
 
 
 def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy) -> None:
-    assert play(CARTPOLE, teacher, 12, seed=4).distinct == 12
+    assert play(CARTPOLE, teacher, 12, PlayConfig(4)).distinct == 12
     still = EnvConfig(
         "ALE/Pong-v5", {"repeat_action_probability": 0.0, "noop_max": 1, "max_num_frames_per_episode": 80}
     )
@@ -127,12 +129,12 @@ def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
 
     gymnasium.register("Plain-v0", Plain)
     try:
-        players = {"teacher": PolicyRuns("teacher", {None: None}, 0), "random": PolicyRuns("random", {None: None}, 0)}
+        teacher = FunctionPolicy(lambda obs: 1, spec_from_env(EnvConfig("Plain-v0")))
         (tmp_path / "videos").mkdir()
         (tmp_path / "videos" / "of-before-best.mp4").touch()
         (tmp_path / "videos" / "of-before-worst-teacher.mp4").touch()
         with pytest.warns(UserWarning, match="no videos: Plain-v0"):
-            evaluate(EnvConfig("Plain-v0"), players, EvaluateConfig(episodes=2), tmp_path)
+            evaluate(EnvConfig("Plain-v0"), teacher, {}, EvaluateConfig(episodes=2), tmp_path)
         assert (tmp_path / "evaluation.json").exists()
         assert not (tmp_path / "videos").exists()
     finally:
@@ -165,7 +167,7 @@ def test_short_episodes_are_not_favoured() -> None:
         policy = Linear().build(spec_from_env(env)).eval()
         play(env, policy, 1)  # looks first whether episodes depend on those before
         Uneven.steps = 0
-        played = play(env, policy, 60, seed=3)
+        played = play(env, policy, 60, PlayConfig(3))
         assert Uneven.steps == played.lengths.sum()  # no slot plays on when there is no episode left for it
         alone = gymnasium.make("Uneven-v0")
         for number in range(60):
@@ -184,7 +186,7 @@ def test_a_slot_without_an_episode_left_changes_nothing(monkeypatch: pytest.Monk
     played = []
     for slots in (2, 4):  # of each of two groups: of seven episodes, one slot has fewer than the others, or all one
         monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "MAX_EMULATORS", slots)
-        played.append(play(short, policy, 7, seed=5))
+        played.append(play(short, policy, 7, PlayConfig(5)))
     np.testing.assert_array_equal(played[0].lengths, np.full(7, 20))
     np.testing.assert_array_equal(played[0].actions, played[1].actions)
     assert played[0].distinct == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,33 +12,30 @@ import pytest
 import torch
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.policy import Policy
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import Episodes, play
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate
+from rldistill.evaluation.episodes import Episodes, PlayConfig, play
+from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate, evaluate_runs
+from rldistill.evaluation.non_inferiority import RISK, least_episodes
+from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
+from rldistill.teachers.python import FunctionPolicy
 
-from ..conftest import CARTPOLE, Reports
-
-
-def entrants(teacher: Policy, **students: Policy) -> dict[str, PolicyRuns]:
-    players = {name: PolicyRuns("student", {0: student}, 10) for name, student in students.items()}
-    return {
-        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
-        **players,
-        "random": PolicyRuns("random", {None: None}, 0),
-    }
+from ..conftest import CARTPOLE
 
 
-def poor() -> NetworkPolicy:
-    torch.manual_seed(1)
+def poor(seed: int = 1) -> NetworkPolicy:
+    torch.manual_seed(seed)
     return Linear().build(spec_from_env(CARTPOLE)).eval()
 
 
+def leaning(angle: float) -> FunctionPolicy:
+    return FunctionPolicy(lambda obs: int(obs[2] + obs[3] > angle), spec_from_env(CARTPOLE))
+
+
 def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    found = evaluate(CARTPOLE, entrants(teacher, poor=poor()), EvaluateConfig(12, videos=False), tmp_path)
+    found = evaluate(CARTPOLE, teacher, {"poor": poor()}, EvaluateConfig(12, videos=False), tmp_path).to_dict()
     student, best, random = (found["policies"][name] for name in ("poor", "teacher", "random"))
     returns = np.array(student["runs"][0]["returns"])
     assert student["mean"] == pytest.approx(returns.mean())
@@ -49,7 +47,7 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
     wins = (returns > theirs).mean() + 0.5 * (returns == theirs).mean()
     assert student["probability_of_improvement"]["estimate"] == pytest.approx(wins)
     assert best["probability_of_improvement"] is None
-    assert random["non_inferior"] is best["non_inferior"] is None
+    assert random["non_inferiority"] is best["non_inferiority"] is None
     assert student["success_rate"] is None
     # every return is above the lowest but the lowest itself, and none above the highest
     assert (found["profile_at"][0], found["profile_at"][-1]) == (
@@ -61,44 +59,45 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
         assert profile["share"] == sorted(profile["share"], reverse=True)
         assert profile["share"][-1] == 0
         assert all(a <= b <= c for a, b, c in zip(*(profile[key] for key in ("low", "share", "high")), strict=True))
-    answer = student["non_inferior"]
+    answer = student["non_inferiority"]
     expected = returns.mean() - 0.95 * theirs.mean() - 0.05 * random["mean"]
     assert answer["estimate"] == pytest.approx(expected)
-    assert (answer["decision"], answer["margin"], answer["look"]) == ("no", 0.05, 1)
+    assert (answer["decision"], answer["margin"], answer["analysis"]) == ("no", 0.05, 1)
     assert answer["episodes"] == min(entry["distinct_episodes"] for entry in found["policies"].values())
 
 
 def test_too_little_to_say_anything_is_said(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(9, videos=False)
-    found = evaluate(CARTPOLE, entrants(teacher, same=teacher), config, tmp_path)
+    found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
     episodes, seeds = found["warnings"]
     assert (episodes["name"], seeds["name"]) == ("few-episodes", "few-seeds")
     assert "fewer than 10" in episodes["text"]
     assert "same has 9" in episodes["text"]
     assert seeds["text"].endswith("same has 1")
-    several = entrants(teacher) | {"same": PolicyRuns("student", dict.fromkeys((0, 1, 2), teacher), 0)}
-    assert evaluate(CARTPOLE, several, EvaluateConfig(10, videos=False), tmp_path)["warnings"] == []
+    several = {"different": [leaning(angle) for angle in (0.0, 0.1, 0.2)]}
+    assert evaluate(CARTPOLE, teacher, several, EvaluateConfig(10, videos=False), tmp_path).warnings == []
 
 
 def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
 
-    def noted(*args: Any, first: int, **options: Any) -> Episodes:
-        asked.append((first, args[2]))
-        return play(*args, first=first, **options)
+    def recorded(env: Any, policy: Any, episodes: int, config: PlayConfig, **options: Any) -> Episodes:
+        asked.append((config.first, episodes))
+        return play(env, policy, episodes, config, **options)
 
     # by its module's name: `rldistill.evaluate` is the function
-    monkeypatch.setattr(sys.modules["rldistill.evaluation.evaluate"], "play", noted)
+    monkeypatch.setattr(sys.modules["rldistill.evaluation.evaluate"], "play", recorded)
     config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100, margin=0.1)
     shown: list[tuple[int, int]] = []
-    found = evaluate(
-        CARTPOLE, entrants(teacher, same=teacher), config, tmp_path, progress=Reports(lambda *done: shown.append(done))
-    )
-    answer = found["policies"]["same"]["non_inferior"]
+    policies = {"teacher": PolicyRuns("teacher", {None: teacher}), "same": PolicyRuns("student", {0: teacher})}
+    found = evaluate_runs(
+        CARTPOLE, policies, config, tmp_path, RunContext(), lambda *done: shown.append(done)
+    ).to_dict()
+    answer = found["policies"]["same"]["non_inferiority"]
     assert answer["decision"] == "yes"
     # 29 episodes at least show no failure in 10 at a risk of 5%
-    assert 40 <= found["episodes"] == answer["episodes"] == 20 * answer["look"] < 100
-    assert asked == [(20 * look, 20) for look in range(answer["look"]) for _ in range(3)]
+    assert 40 <= found["episodes"] == answer["episodes"] == 20 * answer["analysis"] < 100
+    assert asked == [(20 * look, 20) for look in range(answer["analysis"]) for _ in range(3)]
     assert answer["risk"] < 0.05
     assert shown[-1] == (3 * found["episodes"],) * 2
     whole = play(CARTPOLE, teacher, found["episodes"]).returns
@@ -107,8 +106,8 @@ def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monk
 
 def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(60, videos=False)
-    found = evaluate(CARTPOLE, entrants(teacher, same=teacher, again=teacher), config, tmp_path)["policies"]
-    answers = [found[name]["non_inferior"] for name in ("same", "again")]
+    found = evaluate(CARTPOLE, teacher, {"same": teacher, "again": teacher}, config, tmp_path).to_dict()["policies"]
+    answers = [found[name]["non_inferiority"] for name in ("same", "again")]
     # 0.95^71 = 0.0262, 0.95^72 = 0.0249: half of 5% takes 72 episodes
     assert [(answer["risk"], answer["decision"], answer["episodes_needed"]) for answer in answers] == [
         (0.025, "undecided", 12)
@@ -117,9 +116,9 @@ def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, 
 
 def test_what_is_never_decided_ends_with_the_most_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(4, videos=False, sequential=True, max_episodes=10)
-    found = evaluate(CARTPOLE, entrants(teacher, same=teacher), config, tmp_path)
-    answer = found["policies"]["same"]["non_inferior"]
-    assert (answer["decision"], answer["look"], found["episodes"]) == ("undecided", 3, 10)
+    found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
+    answer = found["policies"]["same"]["non_inferiority"]
+    assert (answer["decision"], answer["analysis"], found["episodes"]) == ("undecided", 3, 10)
     assert answer["episodes_needed"] >= 59 - 10
 
 
@@ -128,16 +127,18 @@ def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) 
     with torch.no_grad():
         for parameter in falls.parameters():
             parameter.zero_()
-    found = evaluate(CARTPOLE, entrants(falls, same=falls), EvaluateConfig(10, videos=False), tmp_path)
+    found = evaluate(CARTPOLE, falls, {"same": falls}, EvaluateConfig(10, videos=False), tmp_path).to_dict()
     same = found["policies"]["same"]
-    assert same["normalised"] is same["optimality_gap"] is same["optimality_gap_ci95"] is same["non_inferior"] is None
+    assert (
+        same["normalized"] is same["optimality_gap"] is same["optimality_gap_ci95"] is same["non_inferiority"] is None
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"margin": 0.0}, "evaluate.margin: expected a share between 0 and 1"),
-        ({"sequential": True, "max_episodes": 20}, "evaluate.max_episodes: expected at least evaluate.episodes, 30"),
+        ({"sequential": True, "max_episodes": 20}, "evaluate.max_episodes: expected at least evaluate.episodes, 100"),
     ],
 )
 def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
@@ -145,9 +146,45 @@ def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
         EvaluateConfig(**options)
 
 
-def test_without_teacher_or_random_play_there_is_no_score(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    players = entrants(teacher)
-    for name in ("teacher", "random"):
-        others = {who: entrant for who, entrant in players.items() if who != name}
-        with pytest.raises(ConfigError, match=f"entrants: there is no '{name}'"):
-            evaluate(CARTPOLE, others, EvaluateConfig(2, videos=False), tmp_path)
+@pytest.mark.parametrize("name", ["teacher", "random"])
+def test_reserved_names_are_refused(teacher: NetworkPolicy, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"students: '{name}' is a reserved name"):
+        evaluate(CARTPOLE, teacher, {name: teacher}, EvaluateConfig(2, videos=False), tmp_path)
+
+
+def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    students = {"poor": poor(), "pair": [poor(0), poor(1)]}
+    found = evaluate(CARTPOLE, teacher, students, EvaluateConfig(8, videos=False), tmp_path, seed=3)
+    text = str(found)
+    for word in ("CartPole-v1, 8 episodes", "mean return", "agreement", "poor", "pair", "random", "warning: few-seeds"):
+        assert word in text
+    assert repr(found) == text
+    assert [len(entry.runs) for entry in found.students.values()] == [1, 2]
+    again = Evaluation.read(tmp_path / "evaluation.json")
+    assert again == found
+    assert again.to_dict() == json.loads((tmp_path / "evaluation.json").read_text())
+
+
+def test_identical_training_seeds_count_as_one(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    found = evaluate(CARTPOLE, teacher, {"same": [teacher] * 3}, EvaluateConfig(10, videos=False), tmp_path)
+    assert found.policies["same"].distinct_runs == 1
+    assert [doubt.name for doubt in found.warnings] == ["few-seeds", "same-seeds"]
+    assert "same has 1" in found.warnings[0].text
+    assert "count as one: same" in found.warnings[1].text
+
+
+def test_too_few_episodes_are_not_a_failure(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    """A yes takes 59 episodes: with fewer, the verdict does not claim that nothing was learned."""
+    found = evaluate(CARTPOLE, teacher, {"same": teacher}, EvaluateConfig(6, videos=False), tmp_path)
+    answer = found.policies["same"].non_inferiority
+    assert answer is not None
+    assert (answer.decision, answer.min_episodes) == ("undecided", 59)
+    assert "a yes takes at least 59 episodes" in verdict(found)
+    unclear = found.policies["same"].model_copy(update={"normalized_ci95": (-0.1, 1.2)})
+    found = found.model_copy(update={"policies": {**found.policies, "same": unclear}})
+    assert verdict(found).startswith("Too few episodes to decide: after 6")
+    assert verdict(found).endswith("Evaluate at least 59 episodes.")
+
+
+def test_default_number_of_episodes_can_decide() -> None:
+    assert EvaluateConfig().episodes >= least_episodes(0.05, RISK / 8)

@@ -15,17 +15,28 @@ from rldistill.core.heads import (
     ActionHead,
     BernoulliHead,
     CategoricalHead,
+    DeterministicHead,
     GaussianHead,
     MultiCategoricalHead,
     QValuesHead,
 )
 from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.disagreements import MOST, SPAN, Moments, as_picture, group, write_gallery
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate
-from rldistill.evaluation.fidelity import differences, on_heldout, regret, summary
+from rldistill.evaluation.disagreements import (
+    MAX_MOMENTS,
+    MOMENT_STEPS,
+    Moments,
+    as_picture,
+    group,
+    value_names,
+    write_gallery,
+)
+from rldistill.evaluation.episodes import ComparedStep
+from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
+from rldistill.evaluation.fidelity import OutputPair, differences, heldout_outputs, regret, state_metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru
 
@@ -33,6 +44,7 @@ from ..conftest import CARTPOLE
 
 Q = QValuesHead((3,))
 LOGITS = CategoricalHead((3,))
+SPEC = PolicySpec((2,), "float32", LOGITS)
 
 
 def said(head: ActionHead, *params: list[float], value: list[float] | None = None) -> PolicyOutput:
@@ -42,8 +54,7 @@ def said(head: ActionHead, *params: list[float], value: list[float] | None = Non
 def test_what_is_lost_by_hand() -> None:
     teacher = said(Q, [1.0, 3.0, 0.0], [2.0, 2.5, ILLEGAL])
     student = said(LOGITS, [1.0, 0.5, 0.0], [0.0, 4.0, ILLEGAL])
-    found = summary([differences(student, teacher, temperature=2.0)])
-    assert found is not None
+    found = state_metrics([OutputPair(student, teacher)], temperature=2.0).model_dump()
     assert (found["states"], found["agreement"]) == (2, 0.5)
     assert found["regret"] == pytest.approx((2.0 + 0.0) / 2)
     assert found["random_regret"] == pytest.approx(((2 + 0 + 3) / 3 + (0.5 + 0) / 2) / 2, rel=1e-6)
@@ -84,13 +95,12 @@ def test_regret_of_logits_is_what_the_teacher_thinks_less_likely() -> None:
 def test_continuous_actions_have_a_distance_and_no_regret() -> None:
     head = GaussianHead(low=(-2.0, -2.0), high=(2.0, 2.0))
     teacher, student = said(head, [0.0, 1.0, 0.0, 0.0]), said(head, [1.0, 1.0, math.log(2), 0.0])
-    found = summary([differences(student, teacher)])
-    assert found is not None
+    found = state_metrics([OutputPair(student, teacher)]).model_dump()
     assert found["action_rmse"] == pytest.approx(math.sqrt(1 / 2))
     # log 2 + (1 + 1) / (2 * 4) - 1 / 2, and 0 of the second
     assert found["kl"] == pytest.approx(math.log(2) + 2 / 8 - 0.5, rel=1e-6)
     assert (found["regret"], found["agreement"], found["random_regret"]) == (None, None, None)
-    deterministic = head.neutral
+    deterministic = DeterministicHead(low=head.low, high=head.high)
     assert "kl" not in differences(said(deterministic, [1.0, 1.0]), teacher)
 
 
@@ -104,14 +114,14 @@ def moments(regrets: np.ndarray[tuple[int], np.dtype[np.float64]], at_once: int)
         teacher = PolicyOutput(LOGITS, torch.cat([output.params for output in says]))
         student = PolicyOutput(LOGITS, torch.tensor([[1.0, 0.0, 0.0]]).expand(len(steps), 3))
         obs = np.column_stack([steps, steps]).astype(np.float32)
-        found.offer(regrets[part], obs, np.zeros(len(steps), np.int64), steps, student, teacher)
+        found.offer(regrets[part], ComparedStep(obs, student, teacher, np.zeros(len(steps), np.int64), steps))
     return found
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1_000])
 def test_the_largest_regrets_are_kept_whenever_they_come(at_once: int) -> None:
     regrets = np.random.default_rng(0).random(640)
-    largest = sorted(regrets.reshape(-1, SPAN).max(1), reverse=True)[:MOST]
+    largest = sorted(regrets.reshape(-1, MOMENT_STEPS).max(1), reverse=True)[:MAX_MOMENTS]
     found = Moments.largest([moments(regrets, at_once)])
     assert [moment.regret for moment in found] == largest
     assert {moment.training_seed for moment in found} == {7}
@@ -126,11 +136,11 @@ def test_moments_of_a_kind_stand_together(tmp_path: Path) -> None:
     obs = np.array([[kinds[k % 2], k * 0.001] for k in range(10)], np.float32)
     teacher = said(LOGITS, *[[0.0, 1.0 + k, 0.0] for k in range(10)])
     student = said(LOGITS, *[[1.0, 0.0, 0.0]] * 10)
-    found.offer(np.arange(1.0, 11.0), obs, np.arange(10), np.zeros(10, np.int64), student, teacher)
-    groups = group(Moments.largest([found]), most=2)
+    found.offer(np.arange(1.0, 11.0), ComparedStep(obs, student, teacher, np.arange(10), np.zeros(10, np.int64)))
+    groups = group(Moments.largest([found]), max_groups=2)
     assert [[moment.regret for moment in some] for some in groups] == [[10, 8, 6, 4, 2], [9, 7, 5, 3, 1]]
-    write_gallery(Moments.largest([found]), "nats", tmp_path / "a")
-    write_gallery(Moments.largest([found]), "nats", tmp_path / "b")
+    write_gallery(Moments.largest([found]), "nats", SPEC, tmp_path / "a")
+    write_gallery(Moments.largest([found]), "nats", SPEC, tmp_path / "b")
     texts = [(tmp_path / name / "disagreements.json").read_text() for name in "ab"]
     assert texts[0] == texts[1]
     first = json.loads(texts[0])["groups"][0][0]
@@ -145,11 +155,10 @@ def test_pictures_are_drawn_and_old_ones_go(tmp_path: Path) -> None:
     found = Moments(0)
     stack = np.zeros((1, 4, 6, 5), np.uint8)
     stack[0, 3] = 200  # the newest frame
-    found.offer(
-        np.ones(1), stack, np.zeros(1, np.int64), np.zeros(1, np.int64), said(Q, [1.0, 0, 0]), said(Q, [0.0, 1, 0])
-    )
+    zero = np.zeros(1, np.int64)
+    found.offer(np.ones(1), ComparedStep(stack, said(Q, [1.0, 0, 0]), said(Q, [0.0, 1, 0]), zero, zero))
     (tmp_path / "9-9.png").write_bytes(b"of another evaluation")
-    write_gallery(Moments.largest([found]), "return", tmp_path)
+    write_gallery(Moments.largest([found]), "return", PolicySpec((4, 6, 5), "uint8", Q), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"disagreements.json", "1-1.png"}
     picture = np.asarray(imageio.imread(tmp_path / "1-1.png"))
     assert picture.shape == (6, 20)
@@ -165,14 +174,13 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     contrary = copy.deepcopy(teacher)
     with torch.no_grad():
         contrary.output.weight.copy_(teacher.output.weight.flip(0))
-    entrants = {
+    policies = {
         "teacher": PolicyRuns("teacher", {None: teacher}, 0),
         "same": PolicyRuns("student", {0: teacher, 1: teacher}, 0),
         "contrary": PolicyRuns("student", {0: contrary}, 0),
-        "random": PolicyRuns("random", {None: None}, 0),
     }
     config = EvaluateConfig(episodes=4, videos=False)
-    found = evaluate(CARTPOLE, entrants, config, tmp_path, dataset=dataset)["policies"]
+    found = evaluate_runs(CARTPOLE, policies, config, tmp_path, RunContext(dataset=dataset)).to_dict()["policies"]
     assert (found["teacher"]["fidelity"], found["random"]["fidelity"]) == (None, None)
     same, other = found["same"]["fidelity"], found["contrary"]["fidelity"]
     for states in ("teacher_states", "own_states"):
@@ -191,7 +199,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     assert all(len(moment["obs"]) == 4 for some in shown["groups"] for moment in some)
     regrets = [moment["regret"] for some in shown["groups"] for moment in some]
     assert max(regrets) >= other["own_states"]["regret"]
-    alone = evaluate(CARTPOLE, entrants, config, tmp_path)["policies"]["contrary"]["fidelity"]
+    alone = evaluate_runs(CARTPOLE, policies, config, tmp_path).to_dict()["policies"]["contrary"]["fidelity"]
     assert alone["teacher_states"] is None
     assert alone["own_states"]["regret"] == other["own_states"]["regret"]
 
@@ -199,7 +207,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
 def test_a_student_that_remembers_is_shown_whole_episodes(dataset: Dataset) -> None:
     torch.manual_seed(0)
     policy = Gru(6, (8,)).build(spec_from_env(CARTPOLE)).eval()
-    found = on_heldout(policy, dataset, most=1)
+    found = heldout_outputs(policy, dataset, max_states=1)
     first = dataset.columns["episode"][dataset.heldout].min()
     rows = np.flatnonzero(dataset.columns["episode"] == first)
     rows = rows[np.argsort(dataset.columns["step"][rows])]
@@ -210,3 +218,9 @@ def test_a_student_that_remembers_is_shown_whole_episodes(dataset: Dataset) -> N
             torch.testing.assert_close(output.params[0], found.student.params[number])
             assert found.teacher.params[number].tolist() == dataset.columns["teacher"][row].tolist()
     assert len(found.student.params) == len(rows)
+
+
+def test_values_of_a_dict_observation_have_the_names_of_their_entries() -> None:
+    parts = (("stock", ObsPart((), "int64", (3,))), ("grid", ObsPart((1, 2), "float32")))
+    assert value_names(PolicySpec.of_parts(parts, Q)) == ["stock[0]", "grid[0, 0]", "grid[0, 1]"]
+    assert value_names(SPEC) == ["obs[0]", "obs[1]"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import multivariate_normal, norm, t, ttest_1samp
 
 from rldistill.evaluation.group_sequential import analysis_times, boundary
-from rldistill.evaluation.non_inferiority import least_episodes, non_inferior
+from rldistill.evaluation.non_inferiority import RiskLevels, least_episodes, non_inferior
 
 Array = NDArray[np.float64]
 
@@ -175,7 +175,9 @@ def test_false_yes_with_many_looks(law: str) -> None:
     for _ in range(500):
         lead = LAWS[law](rng, (1, 180))
         parts = [lead[:, :count] for count in counts]
-        yes += any(answer(part, risk=risk).decision == "yes" for part, risk in zip(parts, risks, strict=True))
+        yes += any(
+            answer(part, levels=RiskLevels(risk)).decision == "yes" for part, risk in zip(parts, risks, strict=True)
+        )
         naive += any(answer(part).decision == "yes" for part in parts)
     assert yes <= 25 + 15  # 25 expected at most, 3 deviations of 4.9 more
     assert naive > yes  # which is why there is a boundary

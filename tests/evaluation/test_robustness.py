@@ -16,11 +16,10 @@ from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate
-from rldistill.evaluation.noise import noise_scale, noisy
-from rldistill.evaluation.robustness import perturbed_envs
+from rldistill.evaluation.evaluate import evaluate
+from rldistill.evaluation.results import robustness_rows
+from rldistill.evaluation.robustness import noise_scale, noisy, perturbed_envs
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting import robustness_table
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
 
@@ -81,12 +80,12 @@ def test_bodies_of_the_lander_and_of_mujoco() -> None:
 def test_what_cannot_act_is_left_out_and_said() -> None:
     found, left_out = perturbed_envs(PONG, RobustnessConfig(sticky=0.25))
     assert list(found) == ["no-op starts up to 60"]
-    assert "as it is" in left_out["sticky actions 0.25"]
+    assert "already has" in left_out["sticky actions 0.25"]
     assert "cannot be changed" in left_out["physics"]
     found, left_out = perturbed_envs(CARTPOLE, only(noop_max=9, env_kwargs={"same": {}, "unknown": {"wings": 2}}))
     assert found == {}
     assert "only ale-py's" in left_out["no-op starts up to 9"]
-    assert "as if nothing had changed" in left_out["same"]
+    assert "no effect" in left_out["same"]
     assert "wings" in left_out["unknown"]
     assert "none of" in perturbed_envs(EnvConfig("FrozenLake-v1"), only(physics=True))[1]["physics"]
     assert perturbed_envs(CARTPOLE, NOTHING) == ({}, {})
@@ -136,13 +135,10 @@ def test_masks_and_names_take_no_noise() -> None:
 def test_the_table_says_what_is_lost(teacher: NetworkPolicy, tmp_path: Path) -> None:
     torch.manual_seed(0)
     poor = Linear().build(spec_from_env(CARTPOLE)).eval()
-    entrants = {
-        "teacher": PolicyRuns("teacher", {None: teacher}, 0),
-        "poor": PolicyRuns("student", {0: poor, 1: poor}, 0),
-        "random": PolicyRuns("random", {None: None}, 0),
-    }
     perturbed = only(episodes=4, sticky=0.8, noise=3.0, noop_max=30, env_kwargs={"same": {}})
-    found = evaluate(CARTPOLE, entrants, EvaluateConfig(episodes=6, videos=False, robustness=perturbed), tmp_path)
+    config = EvaluateConfig(episodes=6, videos=False, robustness=perturbed)
+    evaluation = evaluate(CARTPOLE, teacher, {"poor": [poor, poor]}, config, tmp_path)
+    found = evaluation.to_dict()
     section = found["robustness"]
     assert (section["episodes"], set(section["left_out"])) == (4, {"no-op starts up to 30", "same"})
     assert set(section["perturbations"]) == {"observation noise 3", "sticky actions 0.8"}
@@ -153,12 +149,11 @@ def test_the_table_says_what_is_lost(teacher: NetworkPolicy, tmp_path: Path) -> 
         assert mine["lost"] == pytest.approx(np.mean(before["runs"][0]["returns"][:4]) - mine["mean"])
         assert mine["ci95"][0] <= mine["mean"] <= mine["ci95"][1]
         random = found["policies"]["random"]["mean"]
-        assert mine["normalised"] == pytest.approx((mine["mean"] - random) / (before["mean"] - random))
+        assert mine["normalized"] == pytest.approx((mine["mean"] - random) / (before["mean"] - random))
         assert mine["lost"] > 0
-    table = robustness_table(found)
-    assert table is not None
-    assert table.row_count == 2
-    assert robustness_table({"policies": {}}) is None
+    assert len(robustness_rows(evaluation)) == 2
+    assert "robustness, 4 episodes" in str(evaluation)
+    assert robustness_rows(evaluation.model_copy(update={"robustness": None})) == []
 
 
 def test_what_is_out_of_range_is_refused() -> None:

@@ -14,9 +14,9 @@ from rldistill.evaluation.statistics import (
     mean,
     mean_interval,
     median,
-    normalised_gap,
-    normalised_interval,
-    normalised_score,
+    normalized_gap,
+    normalized_interval,
+    normalized_score,
     optimality_gap,
     percentile_interval,
     performance_profile,
@@ -52,14 +52,14 @@ def test_improvement_is_of_episodes_with_the_same_seed() -> None:
     assert interval(probability_of_improvement, ours + 10, theirs) == (1, 1)
 
 
-def test_the_gap_of_a_normalised_score_by_hand() -> None:
+def test_the_gap_of_a_normalized_score_by_hand() -> None:
     policy, teacher, random = np.array([[5.0, 20.0]]), np.array([[8.0, 12.0]]), np.array([[1.0, -1.0]])
     # scores 0.5 and 2, of which 1 counts
-    assert normalised_gap(policy, teacher, random) == pytest.approx(0.25)
+    assert normalized_gap(policy, teacher, random) == pytest.approx(0.25)
     # the teacher's own episodes are 0.8 and 1.2
-    assert normalised_gap(teacher, teacher, random) == pytest.approx(0.1)
-    assert np.isnan(normalised_gap(policy, random, teacher))
-    assert interval(normalised_gap, policy, random, teacher) is None
+    assert normalized_gap(teacher, teacher, random) == pytest.approx(0.1)
+    assert np.isnan(normalized_gap(policy, random, teacher))
+    assert interval(normalized_gap, policy, random, teacher) is None
 
 
 @given(RETURNS)
@@ -116,7 +116,7 @@ def test_one_draw_of_episodes_serves_all_policies() -> None:
     ease = np.random.default_rng(6).normal(0, 100, (1, 50))
     draws = bootstrap(lambda a, b: mean(a) - mean(b), ease + 3, ease)
     np.testing.assert_allclose(draws, 3)
-    with pytest.raises(ValueError, match="as many columns"):
+    with pytest.raises(ValueError, match="same number of columns"):
         bootstrap(lambda a, b: mean(a) - mean(b), ease, ease[:, :20])
 
 
@@ -136,23 +136,23 @@ def test_an_interval_holds_the_truth_95_times_of_100(law: str) -> None:
     assert 0.92 <= hits / 400 <= 0.98  # deviation 0.011
 
 
-def test_normalised_scores_by_hand() -> None:
+def test_normalized_scores_by_hand() -> None:
     policy, teacher, random = np.array([[5.0, 7.0]]), np.array([[10.0, 10.0]]), np.array([[-10.0, -10.0]])
-    assert normalised_score(policy, teacher, random) == pytest.approx((6 + 10) / 20)
+    assert normalized_score(policy, teacher, random) == pytest.approx((6 + 10) / 20)
     # one return of two is drawn twice a quarter of the time, so the interval spans all: 5 to 7
-    assert normalised_interval(policy, teacher, random) == pytest.approx((15 / 20, 17 / 20))
-    assert normalised_interval(teacher, teacher, random) == (1.0, 1.0)
-    assert normalised_interval(random, teacher, random) == (0.0, 0.0)
-    assert normalised_score(policy, random, teacher) is None
-    assert normalised_score(policy, teacher, teacher) is None
-    assert normalised_interval(policy, random, teacher) is None
+    assert normalized_interval(policy, teacher, random) == pytest.approx((15 / 20, 17 / 20))
+    assert normalized_interval(teacher, teacher, random) == (1.0, 1.0)
+    assert normalized_interval(random, teacher, random) == (0.0, 0.0)
+    assert normalized_score(policy, random, teacher) is None
+    assert normalized_score(policy, teacher, teacher) is None
+    assert normalized_interval(policy, random, teacher) is None
 
 
-def test_the_interval_of_a_normalised_score_holds_the_doubt_about_teacher_and_random() -> None:
+def test_the_interval_of_a_normalized_score_holds_the_doubt_about_teacher_and_random() -> None:
     rng = np.random.default_rng(3)
     policy, teacher, random = np.full((1, 30), 8.0), rng.normal(10, 3, (1, 30)), rng.normal(0, 3, (1, 30))
-    interval = normalised_interval(policy, teacher, random)
-    score = normalised_score(policy, teacher, random)
+    interval = normalized_interval(policy, teacher, random)
+    score = normalized_score(policy, teacher, random)
     assert interval is not None
     assert score is not None
     assert interval[0] < score < interval[1]
@@ -162,8 +162,8 @@ def test_there_is_no_interval_where_the_teacher_may_be_no_better_than_random() -
     # the means are 0.5 and 0, but 0.5 comes of one good episode in twenty, which 36% of the draws leave out
     teacher, random = np.zeros((1, 20)), np.zeros((1, 20))
     teacher[0, 0] = 10
-    assert normalised_score(teacher.copy(), teacher, random) == 1
-    assert normalised_interval(teacher.copy(), teacher, random) is None
+    assert normalized_score(teacher.copy(), teacher, random) == 1
+    assert normalized_interval(teacher.copy(), teacher, random) is None
 
 
 def test_repeated_episodes_do_not_narrow_an_interval() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from rldistill.core.errors import ConfigError
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.verify import Claim, _welch, quick_check, verify
+from rldistill.evaluation.verify import Claim, VerifyConfig, _welch, quick_check, verify
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
@@ -46,20 +46,26 @@ def test_what_is_no_claim_is_refused(text: str) -> None:
 
 def test_a_claim_is_held_against_the_interval_worked_out_by_hand() -> None:
     returns = np.array([8.0, 12.0, 8.0, 12.0])  # mean 10, variance of the mean (16/3)/4 = 4/3
-    found = Claim(13.0, 2.0, 3).compare(returns)  # 2^2/3 = 4/3 more
+    found = Claim(13.0, 2.0, 3).check(returns)  # 2^2/3 = 4/3 more
     half = 2.5758293 * (8 / 3) ** 0.5
-    assert found["interval99"] == pytest.approx([-3 - half, -3 + half])
-    assert found["consistent"]
-    assert not Claim(16.0, 0.0, 0).compare(np.array([10.0, 10.1, 9.9, 10.0]))["consistent"]
-    assert Claim(10.9).compare(np.array([10.0, 10.1, 9.9, 10.0]))["because"] == "within 10%"
-    assert Claim(-10.9).compare(-np.array([10.0, 10.1, 9.9, 10.0]))["because"] == "within 10%"
+    assert list(found.interval99) == pytest.approx([-3 - half, -3 + half])
+    assert found.consistent
+    assert not Claim(16.0, 0.0, 0).check(np.array([10.0, 10.1, 9.9, 10.0])).consistent
+    assert Claim(10.9).check(np.array([10.0, 10.1, 9.9, 10.0])).reason == "within 10%"
+    assert Claim(-10.9).check(-np.array([10.0, 10.1, 9.9, 10.0])).reason == "within 10%"
 
 
 def test_a_sound_teacher_is_verified(teacher: NetworkPolicy) -> None:
-    found = verify(teacher, CARTPOLE, episodes=10)
-    assert found["suspicious"] == []
-    assert found["ok"]
-    assert not verify(teacher, CARTPOLE, Claim(found["mean"] * 1.5 + 100), episodes=10)["ok"]
+    found = verify(CARTPOLE, teacher, VerifyConfig(10))
+    assert found.suspicious == []
+    assert found.ok
+    assert found.mean is not None
+    wrong = verify(CARTPOLE, teacher, VerifyConfig(10, Claim(found.mean * 1.5 + 100)))
+    assert not wrong.ok
+    assert "verified" in str(found)
+    assert "not consistent with" in str(wrong)
+    assert "outside the 99% interval" in " ".join(str(wrong).split())
+    assert wrong.to_dict()["ok"] is False
 
 
 def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
@@ -109,9 +115,9 @@ def test_of_a_dict_what_the_normaliser_knows_is_looked_at_and_nothing_else() -> 
 
 
 def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -> None:
-    found = verify(teacher, EnvConfig("Acrobot-v1"), episodes=1)
-    assert not found["ok"]
-    assert "observation shape" in found["suspicious"][0]
+    found = verify(EnvConfig("Acrobot-v1"), teacher, VerifyConfig(1))
+    assert not found.ok
+    assert "observation shape" in found.suspicious[0]
 
 
 def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
@@ -119,8 +125,8 @@ def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
     policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
     torch.nn.init.zeros_(policy.output.weight)
     policy.output.bias.data = torch.tensor([0.01, 0.0])
-    found = verify(policy, CARTPOLE, episodes=40)
-    assert any("sampled" in text for text in found["suspicious"])
+    found = verify(CARTPOLE, policy, VerifyConfig(40))
+    assert any("sampled" in text for text in found.suspicious)
 
 
 def test_frames_turned_round_are_suspicious() -> None:
@@ -130,7 +136,7 @@ def test_frames_turned_round_are_suspicious() -> None:
     assert isinstance(turned, nn.Module)
     first = next(layer for layer in turned.modules() if isinstance(layer, nn.Conv2d))
     first.weight.data = first.weight.flip(1)
-    assert any("wrong order" in text for text in verify(turned, pong, episodes=3)["suspicious"])
+    assert any("wrong order" in text for text in verify(pong, turned, VerifyConfig(3)).suspicious)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +150,9 @@ def test_frames_turned_round_are_suspicious() -> None:
 def test_published_agents_play_as_published(agent: str, env: str, claim: str) -> None:
     if not (REAL / agent).exists():
         pytest.skip("shared/teachers is not beside this checkout")
-    found = verify(load_policy(REAL / agent), EnvConfig(env), Claim.parse(claim, 100), episodes=30)
-    assert found["claim"]["consistent"], found
+    found = verify(EnvConfig(env), load_policy(REAL / agent), VerifyConfig(30, Claim.parse(claim, 100)))
+    assert found.claim is not None
+    assert found.claim.consistent, found
 
 
 def test_means_are_compared_as_scipy_does_and_without_spread_too() -> None:

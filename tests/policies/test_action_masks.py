@@ -25,7 +25,7 @@ from rldistill.distillation.distill import distill
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.wrappers import ActionMask
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.encoding import split_parts
@@ -115,7 +115,7 @@ def test_nobody_ever_takes_an_illegal_action(env: EnvConfig, file: Path, tmp_pat
     student = distill(data, Mlp((32,)), fit, tmp_path / "student")
     best = play(env, teacher, 20).returns.mean()
     random = play(env, None, 20).returns.mean()
-    assert play(env, student, 20, sample=True).returns.mean() > random
+    assert play(env, student, 20, PlayConfig(sample=True)).returns.mean() > random
     assert play(env, student, 20).returns.mean() > random + 0.7 * (best - random)
 
 
@@ -223,12 +223,12 @@ def test_bits_have_two_choices_each_as_maskable_ppo_has_it(tmp_path: Path) -> No
         policy = with_action_mask(load_policy(tmp_path / "teacher.zip"), spec_from_env(env))
         data = collect(env, policy, CollectConfig(steps=600, epsilon=0.5, block_steps=64), tmp_path / "dataset")
         for player in (policy, None):
-            assert play(env, player, 3, sample=True).lengths.tolist() == [15, 15, 15]
+            assert play(env, player, 3, PlayConfig(sample=True)).lengths.tolist() == [15, 15, 15]
         seen = data.observations(np.arange(len(data)))
         expected, _ = model.predict(seen[:, 6:].numpy(), deterministic=True, action_masks=seen[:, :6].numpy())
         np.testing.assert_array_equal(policy(seen)[0].mode().numpy(), expected)
         student = distill(data, Mlp((8,)), DistillConfig(epochs=2), tmp_path / "student")
-        assert play(env, student, 3, sample=True).lengths.tolist() == [15, 15, 15]
+        assert play(env, student, 3, PlayConfig(sample=True)).lengths.tolist() == [15, 15, 15]
     finally:
         gymnasium.registry.pop("Switches-v0")
 

@@ -14,7 +14,7 @@ import yaml
 
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.io.progress import SILENT
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import train_control, validation_returns
@@ -89,7 +89,7 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
     }  # fmt: skip
     run = read_run(document)
     chosen_by = validation_returns(run, teacher, None)
-    judged_by = play(run.env, None, episodes, seed=run.seed).returns
+    judged_by = play(run.env, None, episodes, PlayConfig(run.seed)).returns
     assert len(chosen_by) == episodes
     assert chosen_by.tolist() != judged_by.tolist()
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.reporting.compare_runs import compare_runs, differences_table, runs_table
+from rldistill.reporting.compare_runs import compare_runs
 
 
 def run(folder: Path, evaluation: dict[str, Any], config: dict[str, Any], **changes: Any) -> Path:
@@ -23,25 +22,24 @@ def test_runs_stand_side_by_side_with_what_was_asked_differently(tmp_path: Path,
     one = run(tmp_path / "a", evaluation, {"collect": {"steps": 100}, "seed": 0})
     other = run(tmp_path / "b", evaluation, {"collect": {"steps": 200}, "seed": 0, "recipe": {"name": "dagger"}})
     found = compare_runs([one, other])
-    assert found["differences"] == {
+    assert found.differences == {
         "collect.steps": {str(one): 100, str(other): 200},
         "recipe.name": {str(one): None, str(other): "dagger"},
     }
-    console = Console(width=200, record=True)
-    console.print(runs_table(found), differences_table(found))
-    text = console.export_text()
+    text = str(found)
+    assert found.to_dict()["runs"][str(one)]["env"] == "CartPole-v1"
     assert text.count("small-mlp") == 2
-    assert text.count("teacher") == 1  # it is the same one
+    assert sum(row[1].text == "teacher" for row in found.rows) == 1  # it is the same one
     assert "dagger" in text
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     one, other = run(tmp_path / "a", evaluation, {}), run(tmp_path / "b", evaluation, {}, env="Other-v0")
-    with pytest.raises(ConfigError, match="different environments say nothing"):
+    with pytest.raises(ConfigError, match="different environments cannot be compared"):
         compare_runs([one, other])
     with pytest.raises(ConfigError, match="two or more different runs"):
         compare_runs([one, one])
-    with pytest.raises(CorruptArtifactError, match="run `rldistill evaluate` first"):
+    with pytest.raises(CorruptArtifactError, match="Run `rldistill evaluate` first"):
         compare_runs([one, tmp_path / "none"])
     (other / "config.yaml").write_text("a: [")
     (other / "evaluation.json").write_text((one / "evaluation.json").read_text())

@@ -12,12 +12,19 @@ from typer.testing import CliRunner
 
 from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import CategoricalHead
+from rldistill.core.heads import (
+    BernoulliHead,
+    CategoricalHead,
+    DeterministicHead,
+    MultiCategoricalHead,
+    QValuesHead,
+)
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.reporting.interpret import draw, explain
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.features import Objects, Standardized
 from rldistill.students.storage import save_policy
+from rldistill.students.tree import TreePolicy
 
 SPEC = PolicySpec((2,), "float32", CategoricalHead((2,)))
 
@@ -70,7 +77,7 @@ def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
     *rows, note = explain(policy).splitlines()[1:]
     table = [[float(number) for number in row.split()[1:]] for row in rows]
     assert [row[2:] for row in table[:2]] == [[-38, 42], [0.25, 10.25]]
-    assert note == "what is beyond `from` or `to` counts as that"
+    assert note == "values below `from` or above `to` are clipped to them"
     said = [table[0][k] * 3 + table[1][k] * 10.25 + table[2][k] for k in (0, 1)]
     assert said == pytest.approx(policy(torch.tensor([[3.0, 99.0]]))[0].params[0].tolist(), abs=1e-3)
 
@@ -108,7 +115,59 @@ def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_what_has_no_rules_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no rules"):
+    with pytest.raises(ConfigError, match="not interpretable"):
         explain(Mlp((3,)).build(SPEC))
     with pytest.raises(ConfigError, match="only weights on pictures"):
         draw(Linear().build(SPEC), tmp_path / "x.png")
+
+
+def split(policy: TreePolicy, feature: int, threshold: float, left: list[float], right: list[float]) -> None:
+    with torch.no_grad():
+        policy.feature.copy_(torch.tensor([float(feature), -1, -1]))
+        policy.threshold[0] = threshold
+        policy.left[0], policy.right[0] = 1, 2
+        policy.value.copy_(torch.tensor([[0.0] * len(left), left, right]))
+
+
+def test_leaves_of_every_head_show_actions() -> None:
+    """Thirty-two logits are no action that a person could read."""
+    parts = MultiCategoricalHead((3, 4))
+    policy = Tree(nodes=3).build(PolicySpec((2,), "float32", parts))
+    split(policy, 0, 0.5, [0.0, 0, 1, 5, 0, 0, 0], [0.0, 9, 0, 0, 0, 0, 9])
+    assert explain(policy).splitlines() == ["if obs[0] <= 0.5:", "  action 2, 0", "else:", "  action 1, 3"]
+    bits = Tree(nodes=3).build(PolicySpec((2,), "float32", BernoulliHead((2,))))
+    split(bits, 1, 0.5, [-1.0, 2.0], [3.0, 4.0])
+    assert [line.strip() for line in explain(bits).splitlines()[1::2]] == ["action 0, 1", "action 1, 1"]
+    values = Tree(nodes=3).build(PolicySpec((2,), "float32", QValuesHead((2,))))
+    split(values, 1, 0.5, [-1.0, 2.0], [3.0, 1.0])
+    assert [line.strip() for line in explain(values).splitlines()[1::2]] == ["action 1", "action 0"]
+    torque = Tree(nodes=3).build(PolicySpec((2,), "float32", DeterministicHead(low=(-1.0,), high=(1.0,))))
+    split(torque, 1, 0.5, [-0.25], [0.5])
+    assert [line.strip() for line in explain(torque).splitlines()[1::2]] == ["action -0.25", "action 0.5"]
+
+
+SHOP = PolicySpec.of_parts(
+    (("stock", ObsPart((), "int64", (3,))), ("price", ObsPart((2,), "float32"))), CategoricalHead((2,))
+)
+
+
+def test_entries_of_a_dict_keep_their_names() -> None:
+    policy = Tree(nodes=3).build(SHOP)
+    split(policy, 1, 0.5, [1.0, 0.0], [0.0, 1.0])
+    assert explain(policy).splitlines()[0] == "if stock[0] != 1:"
+    split(policy, 4, 0.5, [1.0, 0.0], [0.0, 1.0])
+    assert explain(policy).splitlines()[0] == "if price[1] <= 0.5:"
+
+
+def test_linear_student_with_a_discrete_entry_is_a_table() -> None:
+    policy = Linear().build(SHOP)
+    torch.manual_seed(0)
+    policy.standardise(torch.tensor([0.0, 0, 0, 4.0, 5.0]), torch.tensor([1.0, 1, 1, 2.0, 0.5]))
+    table = {}
+    for line in explain(policy).splitlines()[1:]:
+        *name, one, two = line.split()
+        table[" ".join(name)] = np.array([float(one), float(two)])
+    assert [*table] == ["stock[0] == 0", "stock[0] == 1", "stock[0] == 2", "price[0]", "price[1]", "constant"]
+    expected = table["stock[0] == 2"] + 3 * table["price[0]"] - 7 * table["price[1]"] + table["constant"]
+    output, _ = policy({"stock": torch.tensor([2.0]), "price": torch.tensor([[3.0, -7.0]])})
+    assert output.params[0].tolist() == pytest.approx(expected.tolist(), abs=1e-3)

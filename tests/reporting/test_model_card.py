@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from rldistill.reporting import verdict, write_report
+from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.reporting import write_report
 from rldistill.reporting.model_card import escaped, model_card
 
 
@@ -19,7 +20,7 @@ def front_matter(card: str) -> Any:
 
 
 def test_the_front_matter_is_what_the_hub_reads(evaluation: dict[str, Any]) -> None:
-    front = front_matter(model_card(evaluation, ""))
+    front = front_matter(model_card(Evaluation.model_validate(evaluation), ""))
     assert front["library_name"] == "rldistill"
     assert front["pipeline_tag"] == "reinforcement-learning"
     assert [model["name"] for model in front["model-index"]] == ["small-mlp", "wide"]
@@ -37,7 +38,7 @@ def test_the_card_says_what_the_report_says(tmp_path: Path, evaluation: dict[str
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}\n# ```\n")
     write_report(tmp_path)
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert escaped(verdict(evaluation)) in card
+    assert escaped(verdict(Evaluation.model_validate(evaluation))) in card
     assert "| small-mlp \\(student, 2 seeds\\) | 450.00 \\(400.00 to 480.00\\) |" in card
     assert "- fewer than 3 training seeds" in card
     # what a config says cannot end the block that it stands in
@@ -48,7 +49,7 @@ def test_what_a_file_says_is_text_not_markup(evaluation: dict[str, Any]) -> None
     evil = "a|b\n---\n# <script> [x](http://x) `c`"
     evaluation["env"] = evil
     evaluation["policies"][evil] = evaluation["policies"].pop("wide")
-    card = model_card(evaluation, "")
+    card = model_card(Evaluation.model_validate(evaluation), "")
     assert front_matter(card)["model-index"][1]["name"] == evil
     body = re.split("^---$", card, maxsplit=2, flags=re.MULTILINE)[2]
     assert "\n# <script>" not in body

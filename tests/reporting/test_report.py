@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.reporting import evaluation_table, verdict, write_report
-from rldistill.reporting.charts import Scale, bulk, lines_chart, palette
+from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.reporting import write_report
+from rldistill.reporting.charts import LineStyle, Scale, bulk, lines_chart, palette
 from rldistill.reporting.curves import epoch_lines, step_lines
 from rldistill.reporting.front import pareto_front
-from rldistill.reporting.page import MOST_BYTES
+from rldistill.reporting.page import MAX_BYTES
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_the_report_is_one_page_that_asks_for_nothing(run: Path) -> None:
 def test_the_report_shows_everything(run: Path, evaluation: dict[str, Any]) -> None:
     text = write_report(run).read_text()
     page = Page(text)
-    assert verdict(evaluation).replace("'", "&#39;") in text
+    assert verdict(Evaluation.model_validate(evaluation)).replace("'", "&#39;") in text
     assert "larger than the teacher" in text
     assert "4.0 times smaller" in text
     assert page.count("video") == 3
@@ -110,7 +111,7 @@ def test_what_a_file_says_is_text_not_markup(run: Path, evaluation: dict[str, An
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     (run / "provenance.json").write_text(evil)
     assert "<script" not in write_report(run).read_text()
-    assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>", paint={"<b>": '"><b>'})
+    assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>", LineStyle({"<b>": '"><b>'}))
 
 
 def test_an_evaluation_alone_makes_a_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
@@ -118,7 +119,7 @@ def test_an_evaluation_alone_makes_a_report(tmp_path: Path, evaluation: dict[str
     text = write_report(tmp_path).read_text()
     for left_out in ("Learning curves", "Fidelity", "Robustness", "Performance profiles", "<video"):
         assert left_out not in text
-    assert "No episodes were filmed" in text
+    assert "There are no videos" in text
     assert "<code>config.yaml</code> is missing" in text
 
 
@@ -126,21 +127,23 @@ def test_videos_have_room_for_the_best_first(run: Path) -> None:
     for path in (run / "videos").iterdir():
         path.unlink()
     # three quarters of what a page may have become base64: two films of a third each, and no third
-    third = bytes(MOST_BYTES * 3 // 4 // 3)
+    third = bytes(MAX_BYTES * 3 // 4 // 3)
     for name in ("small-mlp-worst", "small-mlp-best", "wide-best"):
         (run / "videos" / f"{name}.mp4").write_bytes(third)
     (run / "videos" / "wide-median.mp4").write_bytes(b"small enough")
     (run / "videos" / "unknown-best.mp4").write_bytes(b"of another run")
     path = write_report(run)
-    assert path.stat().st_size <= MOST_BYTES
+    assert path.stat().st_size <= MAX_BYTES
     shown = re.findall(r"<b>(.*?)</b>, (\w+) episode", path.read_text())
     assert shown == [("small-mlp", "best"), ("wide", "best"), ("wide", "median")]
-    assert "1 more did not fit" in path.read_text()
+    assert "1 more videos did not fit" in path.read_text()
 
 
 def test_what_is_broken_is_named_and_the_rest_is_shown(run: Path) -> None:
     (run / "disagreements" / "wide").mkdir(parents=True)
-    (run / "disagreements" / "wide" / "disagreements.json").write_text('{"unit": "nats", "groups": [[{"regret": 1}]]}')
+    (run / "disagreements" / "wide" / "disagreements.json").write_text(
+        '{"unit": "nats", "names": [], "groups": [[{"regret": 1}]]}'
+    )
     (run / "search").mkdir()
     (run / "search" / "search.json").write_text("{")
     (run / "students" / "small-mlp" / "seed-0" / "policy.json").write_text('{"student": "linear"}')
@@ -148,7 +151,7 @@ def test_what_is_broken_is_named_and_the_rest_is_shown(run: Path) -> None:
     said = re.findall("Not shown: (.*?)</p>", text)
     assert len(said) == 3
     assert all(any(f"{name}.json" in each for each in said) for name in ("search", "disagreements", "policy"))
-    assert "What was compared" in text
+    assert ">Results<" in text
 
 
 def test_moments_are_shown_as_values(run: Path) -> None:
@@ -164,12 +167,14 @@ def test_moments_are_shown_as_values(run: Path) -> None:
         "frame": None,
         "obs": [0.125, *range(30)],
     }
-    (folder / "disagreements.json").write_text(json.dumps({"unit": "return", "groups": [[moment]]}))
+    (folder / "disagreements.json").write_text(
+        json.dumps({"unit": "return", "names": [f"cart[{k}]" for k in range(31)], "groups": [[moment]]})
+    )
     text = write_report(run).read_text()
     assert "teacher <b>(1, 0.5)</b>, student <b>0</b>; regret 1.25" in text
     assert "training seed 1, episode 7, step 40" in text
-    assert "<dt>obs[0]</dt><dd>0.125</dd>" in text
-    assert "and 7 more" in text  # 31 numbers, of which 24 are shown
+    assert "<dt>cart[0]</dt><dd>0.125</dd>" in text
+    assert "and 7 more values" in text  # 31 numbers, of which 24 are shown
 
 
 def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
@@ -180,7 +185,7 @@ def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
     assert step_lines(seed.parent, "return") == [[(100, 20.0)]]
     assert step_lines(seed.parent, "score") == [[(200, 30.0)]]
     assert epoch_lines(seed.parent, "heldout_loss") == []
-    assert "Students: return of the episodes they are tested on" in write_report(run).read_text()
+    assert "Students: return of validation episodes" in write_report(run).read_text()
 
 
 def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
@@ -190,12 +195,12 @@ def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
 
 
 def test_of_very_many_episodes_some_are_drawn(run: Path, evaluation: dict[str, Any]) -> None:
-    assert "not every one has its dot" not in write_report(run).read_text()
+    assert "Only a part of the episodes has a dot" not in write_report(run).read_text()
     evaluation["policies"]["random"]["runs"][0]["returns"] = [20.0] * 1_300
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     text = write_report(run).read_text()
     assert text.count("<title>20.00</title>") == 434  # every third: ceil(1,300 / 3)
-    assert "not every one has its dot" in text
+    assert "Only a part of the episodes has a dot" in text
 
 
 def test_outliers_leave_room_for_the_others() -> None:
@@ -224,13 +229,11 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
 
 def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]) -> None:
     path = run / "evaluation.json"
-    broken: list[tuple[object, str]] = [([], "it should be an object"), ({"env": "x"}, "it lacks env_kwargs")]
+    broken: list[tuple[object, str]] = [([], "valid dictionary"), ({"env": "x"}, "env_kwargs: Field required")]
     policies = copy.deepcopy(evaluation["policies"])
     del policies["wide"]["ci95"]
-    broken.append((evaluation | {"policies": policies}, r"policies\.wide lacks ci95"))
-    broken.append(
-        (evaluation | {"policies": {"random": evaluation["policies"]["random"]}}, "no policy in it is a teacher")
-    )
+    broken.append((evaluation | {"policies": policies}, r"policies\.wide\.ci95: Field required"))
+    broken.append((evaluation | {"policies": {"random": evaluation["policies"]["random"]}}, "no policy is a teacher"))
     for value, message in broken:
         path.write_text(json.dumps(value))
         with pytest.raises(CorruptArtifactError, match=message):
@@ -239,7 +242,7 @@ def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]
     with pytest.raises(CorruptArtifactError, match=r"evaluation\.json: not valid JSON"):
         write_report(run)
     path.unlink()
-    with pytest.raises(CorruptArtifactError, match=r"evaluation\.json: .*run `rldistill evaluate`"):
+    with pytest.raises(CorruptArtifactError, match=r"evaluation\.json: .*Run `rldistill evaluate`"):
         write_report(run)
     assert not (run / "report.html").exists()
 
@@ -260,9 +263,14 @@ def test_curve_cut_by_a_kill_is_drawn(run: Path) -> None:
     write_report(run)
 
 
+def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
+    fields = {"decision": decision, "margin": 0.05, "estimate": 1.0, "lower": None, "upper": None, "p": None}
+    return fields | {"risk": 0.05, "episodes": 100, "min_episodes": 59, "episodes_needed": needed} | changes
+
+
 def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
-    assert verdict(evaluation) == (
-        "The student small-mlp reaches 90.0% of its teacher's lead over random play (normalised score 0.900, "
+    assert verdict(Evaluation.model_validate(evaluation)) == (
+        "The student small-mlp reaches 90.0% of its teacher's lead over random play (normalized score 0.900, "
         "95% interval 0.800 to 1.000) from 5,000 environment steps, and is 4.0 times smaller than its teacher."
     )
 
@@ -272,17 +280,27 @@ def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
     [
         ("yes", 0, "The student small-mlp keeps 95% of its teacher's lead over random play: it reaches 90.0%", ""),
         ("no", 0, "The student small-mlp does not keep 95% of its teacher's lead over random play: it reaches", ""),
-        ("undecided", 1_234, "Whether the student small-mlp keeps 95% of its", "; run 1,234 more episodes"),
-        ("undecided", None, "Whether the student small-mlp keeps 95% of its", "; more episodes would not tell"),
+        (
+            "undecided",
+            1_234,
+            "It is undecided whether the student small-mlp keeps 95% of its",
+            "; run 1,234 more episodes",
+        ),
+        (
+            "undecided",
+            None,
+            "It is undecided whether the student small-mlp keeps 95% of its",
+            "; more episodes would not decide it",
+        ),
     ],
 )
 def test_verdict_says_whether_the_teacher_was_kept(
     evaluation: dict[str, Any], decision: str, more: int | None, begins: str, ends: str
 ) -> None:
-    answer = {"decision": decision, "margin": 0.05, "episodes_needed": more}
-    evaluation["policies"]["small-mlp"]["non_inferior"] = answer
-    assert verdict(evaluation).startswith(begins)
-    assert verdict(evaluation).endswith(f", and is 4.0 times smaller than its teacher{ends}.")
+    evaluation["policies"]["small-mlp"]["non_inferiority"] = answer(decision, more)
+    text = verdict(Evaluation.model_validate(evaluation))
+    assert text.startswith(begins)
+    assert text.endswith(f", and is 4.0 times smaller than its teacher{ends}.")
 
 
 @pytest.mark.parametrize(
@@ -291,27 +309,27 @@ def test_verdict_says_whether_the_teacher_was_kept(
         ({"parameters": 1_001}, "but is larger than its teacher: 1,001 parameters against 1,000"),
         ({"parameters": 1_000}, "at its teacher's size"),
         ({"parameters": 0}, "from 5,000 environment steps."),
-        ({"normalised": 0.05, "normalised_ci95": [-0.05, 0.15]}, "Nothing was learned: the best student, small-mlp"),
-        ({"normalised_ci95": None}, "not clearly better than random"),
+        ({"normalized": 0.05, "normalized_ci95": [-0.05, 0.15]}, "Nothing was learned: the best student, small-mlp"),
+        ({"normalized_ci95": None}, "not clearly better than random"),
     ],
 )
 def test_verdicts_are_honest(evaluation: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     evaluation["policies"]["small-mlp"] |= changes
-    assert said in verdict(evaluation)
+    assert said in verdict(Evaluation.model_validate(evaluation))
 
 
 def test_verdicts_without_a_comparison(evaluation: dict[str, Any]) -> None:
     bad = copy.deepcopy(evaluation)
     for policy in bad["policies"].values():
-        policy |= {"normalised": None, "normalised_ci95": None}
-    assert "no better than random play" in verdict(bad)
+        policy |= {"normalized": None, "normalized_ci95": None}
+    assert "no better than random play" in verdict(Evaluation.model_validate(bad))
     del evaluation["policies"]["wide"], evaluation["policies"]["small-mlp"]
-    assert verdict(evaluation) == "No student was evaluated."
+    assert verdict(Evaluation.model_validate(evaluation)) == "No student was evaluated."
 
 
 def test_odd_evaluations_make_a_report_too(run: Path, evaluation: dict[str, Any]) -> None:
     teacher, student, random = (evaluation["policies"][name] for name in ("teacher", "small-mlp", "random"))
-    nothing = {"normalised": None, "normalised_ci95": None}
+    nothing = {"normalized": None, "normalized_ci95": None}
     same = {"runs": [{"training_seed": None, "returns": [1e6]}], "mean": 1e6, "ci95": [1e6, 1e6]}
     continuous = {"agreement": None, "action_rmse": 0.125}
     for policies in (
@@ -328,9 +346,9 @@ def test_the_table_fits_a_terminal(evaluation: dict[str, Any]) -> None:
     evaluation["policies"]["[red]x"] = evaluation["policies"].pop("wide")
     console = Console(width=80, record=True, force_terminal=False)
     with console.capture() as captured:
-        console.print(evaluation_table(evaluation))
+        console.print(Evaluation.model_validate(evaluation))
     text = captured.get()
-    for word in ("policy", "mean return", "normalised", "agreement", "parameters", "latency", "env steps"):
+    for word in ("policy", "mean return", "normalized", "agreement", "parameters", "latency", "env steps"):
         assert word in text
     assert "5,000" in text
     assert "87.5%" in text
@@ -340,15 +358,20 @@ def test_the_table_fits_a_terminal(evaluation: dict[str, Any]) -> None:
 
 
 def test_scales_by_hand() -> None:
-    scale = Scale.over([0, 10], room=0.1)
+    scale = Scale.covering([0, 10], padding=0.1)
     assert (scale.low, scale.high) == (-1, 11)
     assert scale(5) == pytest.approx(0.5)
     assert [text for _, text in scale.ticks()] == ["0", "2", "4", "6", "8", "10"]
-    log = Scale.over([0.001, 1_000], room=0, log=True)
+    log = Scale.covering([0.001, 1_000], padding=0, log=True)
     assert [text for _, text in log.ticks()] == ["0.001", "0.01", "0.1", "1", "10", "100", "1k"]
     assert [place for place, _ in log.ticks()] == pytest.approx([n / 6 for n in range(7)])
-    assert Scale.over([3, 3])(3) == pytest.approx(0.5)
+    assert Scale.covering([3, 3])(3) == pytest.approx(0.5)
 
 
 def test_each_student_has_its_colour(evaluation: dict[str, Any]) -> None:
-    assert palette(evaluation) == {"teacher": "teacher", "small-mlp": "c0", "wide": "c1", "random": "random"}
+    assert palette(Evaluation.model_validate(evaluation).policies) == {
+        "teacher": "teacher",
+        "small-mlp": "c0",
+        "wide": "c1",
+        "random": "random",
+    }

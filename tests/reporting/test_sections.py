@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from rldistill.evaluation.results import Evaluation, robustness_rows
+from rldistill.evaluation.tables import TableCell
 from rldistill.reporting import write_report
-from rldistill.reporting.sections import efficiency_rows, fidelity_rows, robustness_rows, statistics_rows
-from rldistill.reporting.tables import TableCell
+from rldistill.reporting.tables import efficiency_rows, fidelity_rows, statistics_rows
 
 STATES = {"states": 1_200, "agreement": 0.9, "action_rmse": None, "kl": 0.0125, "value_rmse": None, "regret": 0.5}
 
@@ -30,13 +31,24 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
             "profile": {"share": [1.0, 0.5, 0.0], "low": [1.0, 0.25, 0.0], "high": [1.0, 0.75, 0.0]},
         }
     small = evaluation["policies"]["small-mlp"]
-    small["non_inferior"] = {"decision": "yes", "margin": 0.1, "lower": 2.0, "upper": 31.5, "episodes_needed": 0}
+    small["non_inferiority"] = {"decision": "yes", "margin": 0.1, "estimate": 9.0, "lower": 2.0, "upper": 31.5} | {
+        "p": 0.01,
+        "risk": 0.05,
+        "episodes": 100,
+        "min_episodes": 29,
+        "episodes_needed": 0,
+    }
     small["fidelity"] = {
+        "temperature": 1.0,
         "regret_unit": "nats",
+        "disagreements": "disagreements/small-mlp",
         "teacher_states": None,
         "own_states": STATES | {"random_regret": 2.0},
     }
-    rows = {who: {"mean": 100.0, "lost": 7.5} for who in ("teacher", "small-mlp", "wide")}
+    rows = {
+        who: {"mean": 100.0, "ci95": [90.0, 110.0], "normalized": 0.5, "lost": 7.5}
+        for who in ("teacher", "small-mlp", "wide")
+    }
     return evaluation | {
         "profile_at": [20.0, 300.0, 500.0],
         "efficiency": {
@@ -47,8 +59,8 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_statistics_with_their_intervals(whole: dict[str, Any], evaluation: dict[str, Any]) -> None:
-    row = statistics_rows(whole)[1]
+def test_statistics_with_their_intervals(whole: dict[str, Any]) -> None:
+    row = statistics_rows(Evaluation.model_validate(whole))[1]
     assert row == [
         TableCell("policy", "small-mlp"),
         TableCell("kept", "90%: yes", "2.00 to 31.50"),
@@ -58,13 +70,11 @@ def test_statistics_with_their_intervals(whole: dict[str, Any], evaluation: dict
         TableCell("P(improvement)", "25%", "0% to 50%"),
     ]
     whole["policies"]["wide"]["success_rate"] = 0.5
-    assert [row[-1].text for row in statistics_rows(whole)] == ["–", "–", "50%", "–"]
-    del evaluation["policies"]["wide"]["median"]
-    assert statistics_rows(evaluation) == []
+    assert [row[-1].text for row in statistics_rows(Evaluation.model_validate(whole))] == ["–", "–", "50%", "–"]
 
 
 def test_what_heads_do_not_allow_has_no_column(whole: dict[str, Any]) -> None:
-    (row,) = fidelity_rows(whole)
+    (row,) = fidelity_rows(Evaluation.model_validate(whole))
     assert [(cell.column, cell.text) for cell in row] == [
         ("student", "small-mlp"),
         ("states", "1,200"),
@@ -76,13 +86,13 @@ def test_what_heads_do_not_allow_has_no_column(whole: dict[str, Any]) -> None:
 
 
 def test_what_is_lost_and_what_is_never_reached(whole: dict[str, Any]) -> None:
-    assert robustness_rows(whole) == [
+    assert robustness_rows(Evaluation.model_validate(whole)) == [
         [
             TableCell("perturbation", "wind"),
             *(TableCell(who, "100.00", "lost 7.50") for who in ("teacher", "small-mlp", "wide")),
         ]
     ]
-    assert [[cell.text for cell in row] for row in efficiency_rows(whole)] == [
+    assert [[cell.text for cell in row] for row in efficiency_rows(Evaluation.model_validate(whole))] == [
         ["small-mlp", "5,000", "never"],
         ["small-mlp-scratch", "9,000", "never"],
     ]
@@ -91,16 +101,16 @@ def test_what_is_lost_and_what_is_never_reached(whole: dict[str, Any]) -> None:
 def test_all_of_it_is_in_the_report(tmp_path: Path, whole: dict[str, Any]) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(whole))
     text = write_report(tmp_path).read_text()
-    for title in ("Performance profiles", "Normalised score against environment steps", "Fidelity", "Robustness"):
+    for title in ("Performance profiles", "Normalized score against environment steps", "Fidelity", "Robustness"):
         assert f">{title}<" in text
     assert text.count('class="band') == 4
-    assert "Not tried: &lt;b&gt;, since no &amp; reason." in text
+    assert "Not measured: &lt;b&gt;, because no &amp; reason." in text
     assert "The student small-mlp keeps 90% of its teacher&#39;s lead over random play" in text
 
 
 def test_a_search_beside_the_run_is_shown(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
-    rung = {"epochs": 1, "episodes": 4, "normalised": 0.97, "ci95": [0.9, 1.0]}
+    rung = {"epochs": 1, "episodes": 4, "normalized": 0.97, "ci95": [0.9, 1.0]}
     test = rung | {"decision": "yes", "seeds": [0, 1, 2]}
     trial = {"name": "tiny", "student": {"type": "linear"}, "size": {"parameters": 10}, "rungs": [rung], "test": test}
     found = {"env": "CartPole-v1", "margin": 0.05, "by": "parameters", "env_steps": 9, "teacher": {"parameters": 1_000}}
@@ -109,5 +119,5 @@ def test_a_search_beside_the_run_is_shown(tmp_path: Path, evaluation: dict[str, 
     (tmp_path / "search" / "search.json").write_text(json.dumps(found))
     text = write_report(tmp_path).read_text()
     assert "The smallest student that keeps 95%" in text
-    assert "tiny: 10 parameters, a 100th of its teacher" in text
+    assert "tiny: 10 parameters, a 100th of the teacher&#39;s" in text
     assert "<title>tiny: 10 parameters, 0.970</title>" in text

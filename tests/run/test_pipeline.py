@@ -25,7 +25,7 @@ from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import sha256_file
 from rldistill.io.progress import SILENT
 from rldistill.io.stage_inputs import StageInputs
@@ -83,8 +83,8 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     mlp = evaluation["policies"]["mlp"]
     assert [run["training_seed"] for run in mlp["runs"]] == [0, 1]
-    assert evaluation["policies"]["teacher"]["normalised"] == 1
-    assert mlp["normalised"] > 0.5
+    assert evaluation["policies"]["teacher"]["normalized"] == 1
+    assert mlp["normalized"] > 0.5
     assert mlp["env_steps"] == 3_008 + (2 * 512 if "steps_per_round" in recipe else 0)
     page = (tmp_path / "run" / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)
@@ -162,7 +162,7 @@ def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolic
     run_distill(run, quiet=True)
     place = run.folder / "students" / "tree" / "seed-0"
     rounds = [load_native(place / f"round-{number}") for number in range(4)]
-    scores = [play(run.env, student, 5, seed=run.seed, split=1).returns.mean() for student in rounds]
+    scores = [play(run.env, student, 5, PlayConfig(run.seed, VALIDATION)).returns.mean() for student in rounds]
     best = int(np.argmax(scores))
     assert min(scores) < scores[best]
     assert [json.loads((place / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores

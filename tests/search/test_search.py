@@ -18,9 +18,9 @@ from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
 from rldistill.envs.config import EnvConfig
-from rldistill.evaluation.episodes import TEST, play
+from rldistill.evaluation.episodes import TEST, PlayConfig, play
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
+from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search
 from rldistill.run.config import load_run
 from rldistill.run.search import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates, student_document
@@ -32,7 +32,7 @@ from rldistill.students.storage import save_policy
 
 
 def candidate(name: str, parameters: int, score: float | None) -> Candidate:
-    return Candidate(name, Linear(), {"parameters": parameters}, [{"normalised": score}])
+    return Candidate(name, Linear(), {"parameters": parameters}, [{"normalized": score}])
 
 
 def test_the_small_ones_that_hold_go_on_and_then_the_best() -> None:
@@ -87,7 +87,7 @@ def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
     found = search(run, config, quiet=True)
     assert found["winner"] is not None
     tried = {entry["name"]: entry for entry in found["tried"]}
-    assert tried["hidden"]["rungs"][0]["normalised"] > 0.5
+    assert tried["hidden"]["rungs"][0]["normalized"] > 0.5
     winner = tried[found["winner"]]
     assert winner["size"]["parameters"] < found["teacher"]["parameters"]
     assert winner["test"]["decision"] == "yes"
@@ -137,10 +137,10 @@ def test_own_students_of_any_name_are_searched(
 ) -> None:
     judged: list[int] = []
 
-    def counting(env: EnvConfig, policy: Policy | None, episodes: int, *, split: int, **settings: Any) -> Any:
-        if split == TEST and policy is not None:
+    def counting(env: EnvConfig, policy: Policy | None, episodes: int, config: PlayConfig, **settings: Any) -> Any:
+        if config.split == TEST and policy is not None:
             judged.append(episodes)
-        return play(env, policy, episodes, split=split, **settings)
+        return play(env, policy, episodes, config, **settings)
 
     monkeypatch.setattr("rldistill.search.evaluator.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
@@ -202,10 +202,10 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolic
 
 
 def test_no_answer_is_an_answer() -> None:
-    row = {"epochs": 1, "episodes": 2, "normalised": None, "ci95": None, "failed": "nothing was learned"}
+    row = {"epochs": 1, "episodes": 2, "normalized": None, "ci95": None, "failed": "nothing was learned"}
     entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
     found = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
     found |= {"tried": [entry], "front": []}
-    assert search_verdict(found).startswith("No student that was tried is known to keep 95%")
+    assert search_verdict(found).startswith("No student is known to keep 95%")
     Console(record=True).print(search_table(found))
     assert json.dumps(found)

@@ -24,7 +24,7 @@ from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.verify import verify
+from rldistill.evaluation.verify import VerifyConfig, verify
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy
@@ -102,7 +102,7 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
     head: Any = "q_values" if factory == "broken" and env_id == "CartPole-v1" else None
     policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env), head=head)
     for ask in (
-        lambda: verify(policy, env, episodes=1),
+        lambda: verify(env, policy, VerifyConfig(1)),
         lambda: play(env, policy, 1),
         lambda: collect(env, policy, CollectConfig(steps=32, block_steps=4), mine / "dataset"),
     ):

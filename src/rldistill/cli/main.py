@@ -178,18 +178,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Runs side by side: what each student reached, and what was asked differently."""
-    from rich.console import Console
-
-    from rldistill.reporting.compare_runs import compare_runs, differences_table, runs_table
+    from rldistill.reporting.compare_runs import compare_runs
 
     found = compare_runs(runs)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    console = Console()
-    console.print(found["env"], runs_table(found), sep="\n")
-    if found["differences"]:
-        console.print(differences_table(found))
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
 @app.command()

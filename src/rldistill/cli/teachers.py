@@ -46,18 +46,18 @@ def verify(
 ) -> None:
     """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
     from rldistill.cli.options import env_from_options, teacher_from_options
-    from rldistill.evaluation.verify import Claim
-    from rldistill.run.teachers import print_verification, verify_teacher
+    from rldistill.evaluation.verify import Claim, VerifyConfig
+    from rldistill.run.teachers import verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
     teacher = teacher_from_options(path, activation, head, scale, numbers)
-    found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), claim, episodes, seed, quiet)
+    found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), VerifyConfig(episodes, claim), seed, quiet)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         with output(quiet):
-            print_verification(found)
-    if not found["ok"]:
+            typer.echo(str(found))
+    if not found.ok:
         raise typer.Exit(1)
 
 
@@ -87,7 +87,7 @@ def compare(
     found = recipe.compare(teachers_from_options(paths), env_from_options(env, env_kwarg or ()), config, seed, quiet)
     recipe.save_comparison(found, out, page)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         with output(quiet):
-            recipe.print_comparison(found)
+            typer.echo(str(found))

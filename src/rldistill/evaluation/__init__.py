@@ -1,0 +1,1 @@
+"""Evaluation of policies and comparison of teachers."""

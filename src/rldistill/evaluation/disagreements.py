@@ -1,4 +1,4 @@
-"""Where student and teacher part: the moments of largest regret, in a few groups of a kind, for a person to look at."""
+"""Moments of the largest disagreements between student and teacher, in a few groups of similar moments."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.core.heads import ActionHead, BernoulliHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import PolicySpec
+from rldistill.evaluation.episodes import ComparedStep
 from rldistill.io.atomic import write_atomic, write_json
 
-MOST, GROUPS = 12, 4
-SPAN = 16
-"""Steps of an episode that are one moment: what goes wrong mostly does so for several steps in a row."""
-PLACES = 8
-"""Rows and columns that a picture is cut into when pictures are compared."""
-MOST_VALUES = 1_024
-"""Numbers of an observation that are written out."""
+MAX_MOMENTS, MAX_GROUPS = 12, 4
+MOMENT_STEPS = 16
+"""Number of steps of an episode that count as one moment: mistakes mostly last for several steps in a row."""
+
+PICTURE_CELLS = 8
+"""Rows and columns of cells that pictures are compared by."""
+
+MAX_VALUES = 1_024
+"""Largest number of values of an observation that are written."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One state in which the student decided otherwise than its teacher would have.
+    """State in which the student chose another action than the teacher.
 
     Attributes:
-        training_seed: of the student.
-        episode, step: of the evaluation.
-        regret: what the teacher thinks was lost.
-        head: what the numbers of the teacher mean.
-        student_action, teacher_action: what each would do.
-        student, teacher: the numbers of their heads.
-        obs: what the student saw.
+        training_seed: training seed of the student.
+        episode, step: numbers within the evaluation.
+        regret: loss in the teacher's estimate.
+        head: head of the teacher.
+        student_action, teacher_action: both actions.
+        student, teacher: parameters of both heads.
+        obs: observation of the student.
     """
 
     training_seed: int | None
@@ -53,83 +56,85 @@ class Moment:
 
 
 class Moments:
-    """The moments of largest regret so far, at most one in each SPAN steps of an episode and MOST in all."""
+    """The MAX_MOMENTS moments of largest regret, at most one in each MOMENT_STEPS steps of an episode."""
 
     def __init__(self, training_seed: int | None) -> None:
         self._training_seed = training_seed
         self._kept: dict[tuple[int, int], Moment] = {}
 
-    def offer(
-        self,
-        regret: NDArray[np.floating[Any]],
-        obs: NDArray[Any],
-        episode: NDArray[np.int64],
-        step: NDArray[np.int64],
-        student: PolicyOutput,
-        teacher: PolicyOutput,
-    ) -> None:
-        """Take up what is among the largest of some states, `[N]` each."""
-        actions = student.mode().numpy(), teacher.mode().numpy()
+    def offer(self, regret: NDArray[np.floating[Any]], states: ComparedStep) -> None:
+        """Keep the states, `[N]`, that are among the largest so far."""
+        student, teacher = states.student.mode().numpy(), states.teacher.mode().numpy()
         for row in np.argsort(-regret, kind="stable"):
-            if not regret[row] > self._least():
+            if not regret[row] > self._smallest():
                 break
-            place = int(episode[row]), int(step[row]) // SPAN
-            if place in self._kept and self._kept[place].regret >= regret[row]:
+            key = int(states.episode[row]), int(states.step[row]) // MOMENT_STEPS
+            if key in self._kept and self._kept[key].regret >= regret[row]:
                 continue
-            self._kept[place] = Moment(
+            self._kept[key] = Moment(
                 self._training_seed,
-                int(episode[row]),
-                int(step[row]),
+                int(states.episode[row]),
+                int(states.step[row]),
                 float(regret[row]),
-                teacher.head,
-                actions[0][row].copy(),
-                actions[1][row].copy(),
-                student.params[row].tolist(),
-                teacher.params[row].tolist(),
-                obs[row].copy(),
+                states.teacher.head,
+                student[row].copy(),
+                teacher[row].copy(),
+                states.student.params[row].tolist(),
+                states.teacher.params[row].tolist(),
+                states.obs[row].copy(),
             )
-            if len(self._kept) > MOST:
+            if len(self._kept) > MAX_MOMENTS:
                 del self._kept[min(self._kept, key=lambda key: self._kept[key].regret)]
 
-    def _least(self) -> float:
-        return min(moment.regret for moment in self._kept.values()) if len(self._kept) == MOST else 0.0
+    def _smallest(self) -> float:
+        return min(moment.regret for moment in self._kept.values()) if len(self._kept) == MAX_MOMENTS else 0.0
 
     @staticmethod
-    def largest(everyone: Sequence[Moments]) -> list[Moment]:
-        """Of the same student with several training seeds, the largest first."""
-        moments = [moment for moments in everyone for moment in moments._kept.values()]
-        return sorted(moments, key=lambda moment: -moment.regret)[:MOST]
+    def largest(runs: Sequence[Moments]) -> list[Moment]:
+        """Return the largest moments of all training seeds, in descending order."""
+        moments = [moment for run in runs for moment in run._kept.values()]
+        return sorted(moments, key=lambda moment: -moment.regret)[:MAX_MOMENTS]
 
 
-def group(moments: Sequence[Moment], most: int = GROUPS) -> list[list[Moment]]:
-    """Moments of a kind together, the largest regret first, by k-means over what was seen and what was done.
+def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[Moment]]:
+    """Group similar moments by k-means over observations and actions, in descending order of regret.
 
-    What was seen is standardised over the moments, and a picture cut into 8 by 8 places, of which the mean counts; it
-    weighs as much as both actions do. The same moments fall into the same groups every time.
+    Observations are standardized over the moments (pictures: the means of 8 by 8 cells) and weigh as much as both
+    actions together. The groups are deterministic.
     """
     if not moments:
         return []
     from sklearn.cluster import KMeans
 
-    seen = np.stack([_looks(moment.obs) for moment in moments])
+    seen = np.stack([_observation_vector(moment.obs) for moment in moments])
     seen = (seen - seen.mean(0)) / np.where(seen.std(0) < 1e-6, 1.0, seen.std(0)) / math.sqrt(seen.shape[1])
-    done = np.stack(
-        [np.concatenate([_as_vector(m.teacher_action, m), _as_vector(m.student_action, m)]) for m in moments]
-    )
-    features = np.hstack([seen, done]).round(9)
-    number = min(most, len(np.unique(features, axis=0)))
-    labels = KMeans(number, n_init=10, random_state=0).fit_predict(features)
-    groups = [[moment for moment, own in zip(moments, labels, strict=True) if own == label] for label in range(number)]
+    actions = [(_action_vector(m.teacher_action, m.head), _action_vector(m.student_action, m.head)) for m in moments]
+    features = np.hstack([seen, np.stack([np.concatenate(pair) for pair in actions])]).round(9)
+    count = min(max_groups, len(np.unique(features, axis=0)))
+    labels = KMeans(count, n_init=10, random_state=0).fit_predict(features)
+    groups = [[moment for moment, own in zip(moments, labels, strict=True) if own == label] for label in range(count)]
     return sorted((sorted(some, key=lambda m: -m.regret) for some in groups if some), key=lambda some: -some[0].regret)
 
 
-def write_gallery(moments: Sequence[Moment], unit: str, folder: Path) -> None:
-    """Write `disagreements.json` and, where pictures were seen, a PNG for each moment, in place of what is there."""
+def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder: Path) -> None:
+    """Write `disagreements.json`, and a PNG for each picture, in place of the folder's content."""
     shutil.rmtree(folder, ignore_errors=True)
-    entries = []
-    for number, some in enumerate(group(moments), 1):
-        entries.append([_entry(moment, f"{number}-{rank}.png", folder) for rank, moment in enumerate(some, 1)])
-    write_json(folder / "disagreements.json", {"unit": unit, "groups": entries})
+    groups = [
+        [_entry(moment, f"{number}-{rank}.png", folder) for rank, moment in enumerate(some, 1)]
+        for number, some in enumerate(group(moments), 1)
+    ]
+    values = any(moment["obs"] is not None for some in groups for moment in some)
+    names = value_names(spec)[:MAX_VALUES] if values else []
+    write_json(folder / "disagreements.json", {"unit": unit, "names": names, "groups": groups})
+
+
+def value_names(spec: PolicySpec) -> list[str]:
+    """Return the name of each value of an observation: `obs[0]`, or `speed[0]` for the entry `speed` of a dict."""
+    return [
+        f"{key or 'obs'}[{', '.join(map(str, index))}]"
+        for key, part in spec.entries.items()
+        for index in (np.ndindex(*part.shape) if part.shape else [(0,)])
+    ]
 
 
 def _entry(moment: Moment, name: str, folder: Path) -> dict[str, Any]:
@@ -140,7 +145,7 @@ def _entry(moment: Moment, name: str, folder: Path) -> dict[str, Any]:
     picture = as_picture(moment.obs)
     if picture is not None:
         _write_png(folder / name, picture)
-    values = moment.obs.ravel().tolist() if picture is None and moment.obs.size <= MOST_VALUES else None
+    values = moment.obs.ravel().tolist() if picture is None and moment.obs.size <= MAX_VALUES else None
     return {**entry, "frame": None if picture is None else name, "obs": values}
 
 
@@ -151,9 +156,9 @@ def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
 
 
 def as_picture(obs: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """An observation as a grey or coloured picture, a stack's frames side by side, the newest last; None if it is none.
+    """Return a gray or color picture, with the frames of a stack side by side; None for other observations.
 
-    Pictures are uint8 of three dimensions, channels first or last.
+    Pictures are uint8 arrays of three dimensions, with channels first or last.
     """
     if obs.dtype != np.uint8 or obs.ndim != 3:
         return None
@@ -164,19 +169,18 @@ def as_picture(obs: NDArray[Any]) -> NDArray[np.uint8] | None:
     return np.hstack(list(obs))
 
 
-def _looks(obs: NDArray[Any]) -> NDArray[np.float64]:
-    """An observation as a small vector."""
+def _observation_vector(obs: NDArray[Any]) -> NDArray[np.float64]:
     picture = as_picture(obs)
     if picture is None:
         return obs.ravel().astype(np.float64)
     newest = (obs[-1] if obs.shape[-1] not in (1, 3) and obs.shape[0] != 3 else picture).astype(np.float64)
-    rows = np.array_split(newest.reshape(*newest.shape[:2], -1).mean(-1), min(PLACES, newest.shape[0]), axis=0)
-    return np.array([part.mean() for row in rows for part in np.array_split(row, min(PLACES, row.shape[1]), axis=1)])
+    gray = newest.reshape(*newest.shape[:2], -1).mean(-1)
+    rows = np.array_split(gray, min(PICTURE_CELLS, gray.shape[0]), axis=0)
+    return np.array([cell.mean() for row in rows for cell in np.array_split(row, min(PICTURE_CELLS, row.shape[1]), 1)])
 
 
-def _as_vector(action: NDArray[Any], moment: Moment) -> NDArray[np.float64]:
-    """An action as a small vector: of what was chosen 1, of each part; a continuous one as it is."""
-    head = moment.head
+def _action_vector(action: NDArray[Any], head: ActionHead) -> NDArray[np.float64]:
+    """Return a continuous action or bits as they are, and each discrete part as a one-hot vector."""
     if isinstance(head, BernoulliHead) or not head.discrete:
         return np.asarray(action, np.float64).ravel()
     return np.concatenate([np.eye(n)[int(a)] for a, n in zip(np.atleast_1d(action), head.nvec, strict=True)])

@@ -1,34 +1,34 @@
-"""Sample efficiency: what was reached after how many environment steps, the teacher's data counted."""
+"""Sample efficiency: normalized score against environment steps, the steps of the teacher's data included."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from rldistill.evaluation.results import Efficiency
 
 Curve = Sequence[tuple[int, float]]
-"""Environment steps and mean returns, in the order of the steps."""
+"""Environment steps and mean returns, in ascending order of steps."""
 
-SHARES = (50, 75, 90, 95)
-"""Per cent of the teacher's lead over random play."""
+LEAD_PERCENTAGES = (50, 75, 90, 95)
+"""Percentages of the teacher's lead over random play."""
 
 
-def efficiency(curves: Mapping[str, Curve], teacher: float, random: float) -> dict[str, dict[str, Any]]:
-    """Each policy's normalised score against its steps, and the steps at which it first had 50, 75, 90 and 95%.
-
-    Normalised with (return - random) / (teacher - random), of mean returns. Null is what a policy never reached.
+def efficiency(curves: Mapping[str, Curve], teacher: float, random: float) -> dict[str, Efficiency]:
+    """Return each policy's normalized score against its steps, and the first step at each percentage (None: never).
 
     Args:
-        curves: by policy; a policy that was evaluated once has one point.
+        curves: mean returns by policy; a policy that was evaluated once has one point.
         teacher: mean return of the teacher.
         random: mean return of random play.
     """
     if not teacher > random:
         return {}
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for name, curve in curves.items():
-        scores = [(steps, (value - random) / (teacher - random)) for steps, value in curve]
+        scores = [(float(steps), (value - random) / (teacher - random)) for steps, value in curve]
         reached = {
-            str(share): next((steps for steps, score in scores if score >= share / 100), None) for share in SHARES
+            str(percentage): next((int(steps) for steps, score in scores if score >= percentage / 100), None)
+            for percentage in LEAD_PERCENTAGES
         }
-        found[name] = {"curve": [[steps, score] for steps, score in scores], "to": reached}
+        found[name] = Efficiency(curve=scores, to=reached)
     return found

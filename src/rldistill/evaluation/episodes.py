@@ -1,4 +1,4 @@
-"""Play full episodes with fixed seeds."""
+"""Full episodes with fixed seeds."""
 
 from __future__ import annotations
 
@@ -22,67 +22,88 @@ from rldistill.envs.vector import Step, make_vector_env
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.wrappers import has_mask, random_legal, with_action_mask
 
+TEST, VALIDATION, CALIBRATION = 0, 1, 2
+"""Splits of episode seeds: a policy is never selected by the episodes of its test."""
+
 MAX_SLOTS, MAX_EMULATORS = 128, 8
-"""Environments that are stepped together: the more, the fewer calls of the policy.
+"""Largest number of environments in one batch; ale-py's idle slots cost as much as busy ones, so it gets fewer."""
 
-Of ale-py's fewer, since those that have no episode left cost as much as ever.
-"""
-NONE = -1
-"""In place of an episode's number, in a slot that has none left to play."""
-CHUNK = 1024
-"""Steps whose actions are kept in one array."""
+NO_EPISODE = -1
+"""Episode number of a slot with no episode left to play."""
+
+CHUNK_STEPS = 1024
+"""Number of steps whose actions share one array."""
 
 
-TEST, VALIDATION = 0, 1
-"""Rounds of episodes: policies are chosen by others than those that they are judged by."""
+@dataclass(frozen=True)
+class PlayConfig:
+    """Settings of played episodes; with equal settings, episode k has the same seed for every policy.
+
+    Attributes:
+        seed: seed of the run.
+        split: `TEST`, `VALIDATION` or `CALIBRATION`.
+        first: number of the first episode.
+        side: view of the environment for the policy, if there are two.
+        sample: True to sample actions, False to take the mode.
+        gamma: discount of `Episodes.discounted`.
+        num_threads: threads of the emulators.
+        device: device of the policies.
+    """
+
+    seed: int = 0
+    split: int = TEST
+    first: int = 0
+    side: Side = "student"
+    sample: bool = False
+    gamma: float = 0.99
+    num_threads: int = 2
+    device: torch.device = CPU
 
 
 @dataclass
 class Episodes:
-    """What a policy did in n episodes of a seed, from number `first` on; `success` is NaN where nothing tells of it."""
+    """Results of n episodes from number `first` on; `success` is NaN if the environment does not report it."""
 
     returns: NDArray[np.float64]
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
-    actions: list[list[Any]]
     success: NDArray[np.float64]
-    agreed: float = 0.0
-    squared_error: float = 0.0
-    compared: int = 0
+    actions: list[list[Any]]
     first: int = 0
 
+    @classmethod
+    def empty(cls, count: int, first: int) -> Episodes:
+        """Return `count` episodes without a step."""
+        lengths, success = np.zeros(count, np.int64), np.full(count, np.nan)
+        return cls(np.zeros(count), np.zeros(count), lengths, success, [[] for _ in range(count)], first)
+
     def followed_by(self, more: Episodes) -> Episodes:
-        """These and the episodes after them."""
+        """Concatenate two ranges of episodes."""
         return Episodes(
             np.concatenate([self.returns, more.returns]),
             np.concatenate([self.discounted, more.discounted]),
             np.concatenate([self.lengths, more.lengths]),
-            [*self.actions, *more.actions],
             np.concatenate([self.success, more.success]),
-            self.agreed + more.agreed,
-            self.squared_error + more.squared_error,
-            self.compared + more.compared,
+            [*self.actions, *more.actions],
             self.first,
         )
 
     @property
     def success_rate(self) -> float | None:
-        """Of the episodes whose environment tells; None where it never does."""
-        told = self.success[~np.isnan(self.success)]
-        return float(told.mean()) if len(told) else None
+        """Share of successes among the episodes that report it; None without any."""
+        reported = self.success[~np.isnan(self.success)]
+        return float(reported.mean()) if len(reported) else None
 
     @property
     def distinct(self) -> int:
-        """How many episodes differ in their actions or their return; without sticky actions, Pong repeats itself."""
-        return len({(r, np.asarray(taken).tobytes()) for r, taken in zip(self.returns, self.actions, strict=True)})
+        """Number of episodes that differ in actions or return (without sticky actions, Pong repeats itself)."""
+        pairs = zip(self.returns, self.actions, strict=True)
+        return len({(value, np.asarray(actions).tobytes()) for value, actions in pairs})
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One step of the slots whose episodes count, `[B]`: what the student saw, what it says of it, and what its judge.
-
-    `episode` is the number of the episode, `step` that of the step within it.
-    """
+class ComparedStep:
+    """One step of the counted slots, `[B]`: the observation, both outputs, and the episode and step numbers."""
 
     obs: NDArray[Any]
     student: PolicyOutput
@@ -91,67 +112,49 @@ class Seen:
     step: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class TeacherQuery:
+    """Teacher that is evaluated on the states of the playing policy, and the receiver of each compared step."""
+
+    teacher: Policy
+    receive: Callable[[ComparedStep], None]
+
+
 def play(
     env_config: EnvConfig,
     policy: Policy | None,
     episodes: int,
+    config: PlayConfig = PlayConfig(),
     *,
-    seed: int = 0,
-    sample: bool = False,
-    gamma: float = 0.99,
-    judge: Policy | None = None,
-    watch: Callable[[Seen], None] | None = None,
-    side: Side = "student",
-    split: int = 0,
-    first: int = 0,
-    num_threads: int = 2,
-    device: torch.device = CPU,
+    query: TeacherQuery | None = None,
     progress: Progress = SILENT,
 ) -> Episodes:
-    """Play `episodes` full episodes; episode k has the same seed for every policy.
+    """Play full episodes.
 
     Args:
-        env_config: the environment.
-        policy: who plays; None plays uniformly at random.
-        episodes: how many.
-        seed: the run's seed.
-        sample: whether actions are sampled instead of the mode taken.
-        gamma: of the discounted return.
-        judge: a teacher to compare each action with, on the states of `policy`.
-        watch: called with what both say of each of them, where there is a judge.
-        side: which view of the environment `policy` is shown, where there are two.
-        split: 0 for the episodes that policies are judged by, another for those that they are chosen by.
-        first: the number of the first episode, where those before it were played already.
-        num_threads: of the emulators.
-        device: Device on which `policy` and `judge` compute.
-        progress: receives the number of finished episodes.
+        env_config: environment.
+        policy: policy that acts; None acts uniformly at random.
+        episodes: number of episodes.
+        config: seeds and other settings.
+        query: teacher to compare with in every state.
+        progress: receiver of the number of finished episodes.
     """
-    out = Episodes(
-        np.zeros(episodes),
-        np.zeros(episodes),
-        np.zeros(episodes, np.int64),
-        [[] for _ in range(episodes)],
-        np.full(episodes, np.nan),
-        first=first,
-    )
+    out = Episodes.empty(episodes, config.first)
+    # Two groups of emulators take turns, so that the policy computes for one while the other is stepped.
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
+    ranges = [range(config.first + group, config.first + episodes, groups) for group in range(groups)]
     done = 0
-    with inference_threads(1), on_device(device, policy, judge):
-        parts = [range(first + group, first + episodes, groups) for group in range(groups)]
-        plays = [
-            _play(env_config, policy, part, out, seed, sample, gamma, judge, watch, side, split, num_threads, device)
-            for part in parts
-        ]
-        for ended in take_turns(plays):
+    with inference_threads(1), on_device(config.device, policy, query and query.teacher):
+        for ended in take_turns(_play(env_config, policy, numbers, out, config, query) for numbers in ranges):
             done += ended
             progress.update(done, episodes)
     return out
 
 
-def slots_for(env_config: EnvConfig, episodes: int) -> int:
-    """How many environments play so many episodes together: as few as need no more turns than the most would."""
-    turns = -(-episodes // (MAX_EMULATORS if is_atari(env_config.id) else MAX_SLOTS))
-    return -(-episodes // turns)
+def num_slots(env_config: EnvConfig, episodes: int) -> int:
+    """Return the smallest number of slots that needs no more rounds than the largest allowed number."""
+    rounds = -(-episodes // (MAX_EMULATORS if is_atari(env_config.id) else MAX_SLOTS))
+    return -(-episodes // rounds)
 
 
 def _play(
@@ -159,141 +162,111 @@ def _play(
     policy: Policy | None,
     numbers: Sequence[int],
     out: Episodes,
-    seed: int,
-    sample: bool,
-    gamma: float,
-    judge: Policy | None,
-    watch: Callable[[Seen], None] | None,
-    side: Side,
-    split: int,
-    num_threads: int,
-    device: torch.device,
+    config: PlayConfig,
+    query: TeacherQuery | None,
 ) -> Iterator[int | None]:
-    """Play the episodes of these numbers; yields how many have ended, and None while the environments are at work."""
-    slots = slots_for(env_config, len(numbers))
-    upcoming, begun = iter(numbers), np.full(slots, NONE)
+    """Play the episodes with these numbers; yield how many have ended, and None while the environments are busy."""
+    slots = num_slots(env_config, len(numbers))
+    remaining, started = iter(numbers), np.full(slots, NO_EPISODE)
 
     def seed_of(slot: int, nth: int) -> int | None:
-        # The next number goes to whichever slot is free, and every number is played once, however long it takes.
-        begun[slot] = number = next(upcoming, NONE)
-        return None if number == NONE else episode_seed(seed, "evaluate", split, 0, 0, number)
+        # The next number goes to the slot that is free first, so every episode counts, however long it takes.
+        started[slot] = number = next(remaining, NO_EPISODE)
+        return None if number == NO_EPISODE else episode_seed(config.seed, "evaluate", config.split, 0, 0, number)
 
-    env = make_vector_env(env_config, slots, seed_of, num_threads)
-    sight = observation_views(env_config)
-    sides: tuple[tuple[Policy | None, Side], ...] = ((policy, side), (judge, "teacher"))
-    rng = block_generator(seed, "evaluate", split, numbers[0], 0)
+    env = make_vector_env(env_config, slots, seed_of, config.num_threads)
+    views = observation_views(env_config)
+    rng = block_generator(config.seed, "evaluate", config.split, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
-    playing = begun
 
-    player, watcher = (
-        None
-        if one is None
-        else StatefulPolicy(sight.policy_on(here, with_action_mask(one, getattr(sight, here))), slots, device=device)
-        for one, here in sides
-    )
+    def in_slots(policy: Policy, side: Side) -> StatefulPolicy:
+        return StatefulPolicy(
+            views.policy_on(side, with_action_mask(policy, getattr(views, side))), slots, None, config.device
+        )
+
+    player = None if policy is None else in_slots(policy, config.side)
+    teacher = None if query is None else in_slots(query.teacher, "teacher")
+    playing = started
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
-        playing = begun.copy()
-        if player is None and has_mask(sight.student):
-            return random_legal(sight.select("student", obs), sight.student, rng)
+        playing = started.copy()
         if player is None:
+            if has_mask(views.student):
+                return random_legal(views.select("student", obs), views.student, rng)
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
         output = player.step(obs)
-        action = output.sample(generator) if sample else output.mode()
-        if watcher is not None:
-            judged = watcher.step(obs)
-            _compare(out, action, judged.mode(), playing != NONE)
-            if watch is not None:
-                watch(_seen(sight.select("student", obs), output, judged, playing, out))
+        action = output.sample(generator) if config.sample else output.mode()
+        if query is not None and teacher is not None:
+            counted = np.flatnonzero(playing != NO_EPISODE)
+            rows, episode = torch.from_numpy(counted), playing[counted]
+            seen, label = views.select("student", obs)[counted], teacher.step(obs).rows(rows)
+            query.receive(ComparedStep(seen, output.rows(rows), label, episode, out.lengths[episode - out.first]))
         return to_env_action(action)
 
-    left = len(numbers)
-    taken = _Taken()
+    left, actions = len(numbers), _ActionLog()
     for transition in rollout(env, env.reset(), act):
         if transition is None:
             yield None
             continue
-        for memory in filter(None, (player, watcher)):
-            memory.reset(transition.step.ended)
-        taken.add(playing, transition.action)
-        if not (ended := _count(out, transition.step, playing, gamma)):
-            continue
-        left -= ended
-        yield ended
-        if left == 0:
-            break
+        for stateful in filter(None, (player, teacher)):
+            stateful.reset(transition.step.ended)
+        actions.add(playing, transition.action)
+        if ended := _count(out, transition.step, playing, config.gamma):
+            left -= ended
+            yield ended
+            if left == 0:
+                break
     env.close()
-    taken.give_to(out)
+    actions.copy_to(out)
 
 
 def _count(out: Episodes, step: Step, playing: NDArray[np.int64], gamma: float) -> int:
-    """Add a step of the slots to the episodes that they play; returns how many of these it ended."""
-    counted = np.flatnonzero(playing != NONE)
+    """Add a step of all slots to their episodes; return the number of episodes that it ended."""
+    counted = np.flatnonzero(playing != NO_EPISODE)
     episodes, reward = playing[counted] - out.first, step.reward[counted]
     out.returns[episodes] += reward
     out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
     out.lengths[episodes] += 1
-    over = playing[step.ended] != NONE
+    over = playing[step.ended] != NO_EPISODE
     out.success[playing[step.ended[over]] - out.first] = step.success[over]
     return int(over.sum())
 
 
-class _Taken:
-    """What was done in every slot, step after step, in chunks.
+class _ActionLog:
+    """Actions of all slots, step by step, in large chunks.
 
-    Small arrays that were kept from between the large ones of each step, which are not, would leave the heap in shreds:
-    it grows by a batch of observations with each step.
+    Measured: with one small array kept per step between the large batches of observations, which are freed, the heap
+    fragments and grows by a batch of observations with each step.
     """
 
     def __init__(self) -> None:
         self.chunks: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
-        self.used = CHUNK
+        self.used = CHUNK_STEPS
 
     def add(self, playing: NDArray[np.int64], action: NDArray[Any]) -> None:
-        """Note the actions of one step of the slots, which play these episodes."""
-        if self.used == CHUNK:
-            numbers = np.full((CHUNK, len(playing)), NONE)
-            self.chunks.append((numbers, np.zeros((CHUNK, *action.shape), action.dtype)))
+        """Add the actions of one step, with the episode of each slot."""
+        if self.used == CHUNK_STEPS:
+            numbers = np.full((CHUNK_STEPS, len(playing)), NO_EPISODE)
+            self.chunks.append((numbers, np.zeros((CHUNK_STEPS, *action.shape), action.dtype)))
             self.used = 0
         numbers, actions = self.chunks[-1]
         numbers[self.used], actions[self.used] = playing, action
         self.used += 1
 
-    def give_to(self, out: Episodes) -> None:
-        """Give each episode the actions that were taken in it."""
-        of = np.concatenate([numbers.reshape(-1) for numbers, _ in self.chunks])
-        actions = np.concatenate([chosen.reshape(-1, *chosen.shape[2:]) for _, chosen in self.chunks])
-        of, actions = of[of != NONE], actions[of != NONE]
-        order = np.argsort(of, kind="stable")
-        bounds = np.flatnonzero(np.diff(of[order])) + 1
-        for number, rows in zip(of[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
-            out.actions[number - out.first] = list(actions[rows])
+    def copy_to(self, out: Episodes) -> None:
+        """Copy the actions to their episodes."""
+        number = np.concatenate([numbers.reshape(-1) for numbers, _ in self.chunks])
+        actions = np.concatenate([chunk.reshape(-1, *chunk.shape[2:]) for _, chunk in self.chunks])
+        number, actions = number[number != NO_EPISODE], actions[number != NO_EPISODE]
+        order = np.argsort(number, kind="stable")
+        bounds = np.flatnonzero(np.diff(number[order])) + 1
+        for episode, rows in zip(number[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
+            out.actions[episode - out.first] = list(actions[rows])
 
 
-def _seen(
-    obs: NDArray[Any],
-    student: PolicyOutput,
-    teacher: PolicyOutput,
-    playing: NDArray[np.int64],
-    out: Episodes,
-) -> Seen:
-    counted = np.flatnonzero(playing != NONE)
-    rows, episode = torch.from_numpy(counted), playing[counted]
-    return Seen(obs[counted], student.rows(rows), teacher.rows(rows), episode, out.lengths[episode - out.first])
-
-
-def _compare(out: Episodes, action: torch.Tensor, judged: torch.Tensor, counted: NDArray[np.bool_]) -> None:
-    rows = torch.from_numpy(counted)
-    if action.dtype == torch.int64:
-        out.agreed += float((action == judged)[rows].float().sum()) / max(1, action[0].numel())
-    else:
-        out.squared_error += float(((action - judged)[rows] ** 2).mean(-1).sum())
-    out.compared += int(counted.sum())
-
-
-def fits(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:
-    """Raise SpecMismatchError unless `policy` can play here."""
+def require_fit(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:
+    """Raise SpecMismatchError unless the policy can play in the environment."""
     spec: PolicySpec = getattr(observation_views(env_config), side)
     with_action_mask(policy, spec).spec.require_same_input(spec, name, env_config.id)

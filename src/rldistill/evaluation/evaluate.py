@@ -1,16 +1,11 @@
-"""Evaluate: teacher, students and a random policy on the same fresh seeds."""
+"""Evaluation of a teacher, its students and random play on the same fresh seeds."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
-import torch
+from typing import Literal
 
 from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError
@@ -20,256 +15,261 @@ from rldistill.envs.config import EnvConfig, Side
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.efficiency import Curve, efficiency
-from rldistill.evaluation.episodes import Episodes, fits, play
-from rldistill.evaluation.fidelity import Watch, fidelity
-from rldistill.evaluation.group_sequential import RISK as OF_LOOKS
-from rldistill.evaluation.group_sequential import analysis_times, boundary
-from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, non_inferior
-from rldistill.evaluation.results import doubts, estimates, thresholds
-from rldistill.evaluation.robustness import Players, robustness
-from rldistill.evaluation.statistics import Returns, normalised_score
-from rldistill.evaluation.videos import film_all, remove_films
+from rldistill.evaluation.episodes import TEST, Episodes, PlayConfig, TeacherQuery, play, require_fit
+from rldistill.evaluation.fidelity import OwnStates, fidelity
+from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
+from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
+from rldistill.evaluation.results import Efficiency, Evaluation, Fidelity, PolicyResult
+from rldistill.evaluation.robustness import Player, robustness
+from rldistill.evaluation.statistics import normalized_score
+from rldistill.evaluation.summary import (
+    num_distinct,
+    policy_result,
+    profile_thresholds,
+    return_statistics,
+    stacked_returns,
+    warnings_of,
+)
+from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.io.provenance import provenance
-from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
 
-Played = dict[str, dict[int | None, Episodes]]
+Students = Mapping[str, Policy | Sequence[Policy]]
 
 
 @dataclass(frozen=True)
 class PolicyRuns:
-    """One policy, or the same student with several training seeds; None plays at random."""
+    """One policy, or the same student with several training seeds; a policy of None plays at random."""
 
     kind: Literal["teacher", "student", "random"]
     runs: Mapping[int | None, Policy | None]
-    env_steps: int
+    env_steps: int = 0
+
+    @property
+    def side(self) -> Side:
+        """View of the environment that the policy sees."""
+        return "teacher" if self.kind == "teacher" else "student"
+
+    @property
+    def first(self) -> Policy | None:
+        """Policy of the first training seed."""
+        return next(iter(self.runs.values()))
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Facts about a run that an evaluation uses where they exist.
+
+    Attributes:
+        seed: seed of the run.
+        dataset: labels of the teacher on its own states, for fidelity on held-out episodes.
+        temperature: temperature that the students learned with, for the KL.
+        curves: mean returns against environment steps during training; the evaluation adds the last point.
+    """
+
+    seed: int = 0
+    dataset: Dataset | None = None
+    temperature: float | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 def evaluate(
     env: EnvConfig,
-    entrants: Mapping[str, PolicyRuns],
-    config: EvaluateConfig,
-    folder: Path,
+    teacher: Policy | None,
+    students: Students,
+    config: EvaluateConfig = EvaluateConfig(),  # noqa: B008 - it is frozen
+    folder: Path = Path(),
     *,
     seed: int = 0,
-    dataset: Dataset | None = None,
-    temperature: float | None = None,
-    curves: Mapping[str, Curve] = MappingProxyType({}),
     progress: Progress | bool = True,
-) -> dict[str, Any]:
-    """Play, measure and write `evaluation.json`, `disagreements/` and `videos/` into `folder`; returns the first.
+) -> Evaluation:
+    """Play a teacher, its students and random play on the same seeds.
 
-    `dataset` is what the teacher said of its own states, on which students are compared with it too, and `temperature`
-    what they learned by, as in `rldistill.evaluation.fidelity`. `curves` are mean returns against environment
-    steps while they learned; what is played here is the last point of each.
+    Writes `evaluation.json`, `disagreements/` and `videos/` into `folder`. The normalized score is
+    (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play.
 
-    Normalised score = (policy - random) / (teacher - random), arXiv 2108.13264; null unless the teacher beats random.
+    Args:
+        env: environment.
+        teacher: teacher of the students.
+        students: by name, a student, or the same student with several training seeds.
+        config: settings.
+        folder: folder for the results.
+        seed: seed of the episodes.
+        progress: True for a bar on a terminal, False for none, or a receiver of the number of finished episodes.
 
     Raises:
-        ConfigError: teacher or random play is not among the entrants.
+        ConfigError: a student is called `teacher` or `random`.
         SpecMismatchError: a policy does not fit the environment.
     """
-    device = resolve_device(config.device, "evaluate.device")
-    for name in ("teacher", "random"):
-        if name not in entrants:
-            raise ConfigError(f"entrants: there is no {name!r}, which scores are normalised with")
-    teacher = next(iter(entrants["teacher"].runs.values()))
-    if teacher is not None:
+    policies = {"teacher": PolicyRuns("teacher", {None: teacher})}
+    for name, student in students.items():
+        if name in ("teacher", "random"):
+            raise ConfigError(f"students: {name!r} is a reserved name. Use another name.")
+        runs = list(student) if isinstance(student, Sequence) else [student]
+        policies[name] = PolicyRuns("student", dict(enumerate(runs)))
+    return evaluate_runs(env, policies, config, folder, RunContext(seed), progress)
+
+
+def evaluate_runs(
+    env: EnvConfig,
+    policies: Mapping[str, PolicyRuns],
+    config: EvaluateConfig,
+    folder: Path,
+    context: RunContext = RunContext(),
+    progress: Progress | bool = True,
+) -> Evaluation:
+    """Evaluate the policies of a run, `teacher` among them; see `evaluate`. Random play is added."""
+    policies = {**policies, "random": PolicyRuns("random", {None: None})}
+    if (teacher := policies["teacher"].first) is not None:
         env = adapt_env(env, teacher)
-    for name, entrant in entrants.items():
-        for policy in entrant.runs.values():
-            if policy is not None:
-                fits(policy, name, env, _side(entrant))
-    watches = {
-        name: {run: Watch(run) for run in entrant.runs}
-        for name, entrant in entrants.items()
-        if entrant.kind == "student"
-    }
+    for name, entry in policies.items():
+        for policy in filter(None, entry.runs.values()):
+            require_fit(policy, name, env, entry.side)
+    device = resolve_device(config.device, "evaluate.device")
+    match = _Match(env, policies, config, context.seed)
+    perturbed = None
     with stage_progress(progress, "evaluate", "episodes") as report:
-        played, answers = _play_all(env, entrants, config, seed, teacher, watches, device, report)
-        returns = {name: _returns(runs) for name, runs in played.items()}
-        perturbed = config.robustness and _perturbed(env, entrants, returns, config, seed, report)
-    at = thresholds(returns)
-    policies = {
-        name: _summary(name, entrants[name], played, returns, at) | {"non_inferior": answers.get(name)}
-        for name in entrants
-    }
-    evaluation: dict[str, Any] = {
-        "env": env.id,
-        "env_kwargs": env.kwargs,
-        "episodes": returns["teacher"].shape[1],
-        "seeds": sorted({run for entrant in entrants.values() for run in entrant.runs if run is not None}),
-        "versions": provenance(seed)["versions"],
-        "profile_at": at.tolist(),
-        "warnings": doubts(policies),
-        "policies": policies,
-        "efficiency": _efficiency(curves, policies),
-    }
-    for name, entry in evaluation["policies"].items():
-        own = [
-            with_action_mask(policy, observation_views(env).student)
-            for policy in entrants[name].runs.values()
-            if policy
-        ]
-        entry["fidelity"] = fidelity(name, own, [*watches.get(name, {}).values()], dataset, folder, temperature)
-    if perturbed is not None:
-        evaluation["robustness"] = perturbed
-    remove_films(folder / "videos")  # those of other episodes would go by the same names
-    write_json(folder / "evaluation.json", evaluation)
+        match.play_all(report)
+        returns = {name: stacked_returns(runs) for name, runs in match.episodes.items()}
+        if config.robustness is not None:
+            players = {
+                name: Player([policy for policy in entry.runs.values() if policy], entry.side, returns[name])
+                for name, entry in policies.items()
+                if entry.kind != "random"
+            }
+            base = PlayConfig(context.seed, sample=config.sample, device=device)
+            part = Part(report, sum(own.size for own in returns.values()))
+            perturbed = robustness(env, players, returns["random"], config.robustness, base, part)
+    results = _results(match, context, folder)
+    evaluation = Evaluation(
+        env=env.id,
+        env_kwargs=env.kwargs,
+        episodes=returns["teacher"].shape[1],
+        seeds=sorted({seed for entry in policies.values() for seed in entry.runs if seed is not None}),
+        versions=provenance(context.seed)["versions"],
+        profile_at=profile_thresholds(returns).tolist(),
+        warnings=warnings_of(results),
+        policies=results,
+        efficiency=_efficiency(context.curves, results),
+        robustness=perturbed,
+    )
+    remove_videos(folder / "videos")  # videos of other episodes would have the same names
+    write_json(folder / "evaluation.json", evaluation.to_dict())
     if config.videos:
-        first = {name: next(iter(runs.values())) for name, runs in played.items()}
-        students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
-        film_all(env, seed, first, students, folder / "videos")
+        first = {name: next(iter(runs.values())) for name, runs in match.episodes.items()}
+        record_videos(env, context.seed, first, match.students, folder / "videos")
     return evaluation
 
 
-def _perturbed(
-    env: EnvConfig,
-    entrants: Mapping[str, PolicyRuns],
-    returns: Mapping[str, Returns],
-    config: EvaluateConfig,
-    seed: int,
-    progress: Progress,
-) -> dict[str, Any]:
-    """What all but random play return where one thing is changed."""
-    assert config.robustness is not None
-    total = sum(each.size for each in returns.values())
-    players = {
-        name: Players([policy for policy in entrant.runs.values() if policy], _side(entrant), returns[name])
-        for name, entrant in entrants.items()
-        if entrant.kind != "random"
-    }
-    return robustness(
-        env,
-        players,
-        returns["random"],
-        config.robustness,
-        seed=seed,
-        sample=config.sample,
-        device=resolve_device(config.device, "evaluate.device"),
-        progress=Part(progress, total),
-    )
+class _Match:
+    """Episodes of all policies on the same seeds, and the decision on each student.
 
+    The best of several students is selected by the same episodes as the test, so they share the risk (Bonferroni).
+    """
 
-def _efficiency(curves: Mapping[str, Curve], policies: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    ends = {kind: next(entry for entry in policies.values() if entry["kind"] == kind) for kind in ("teacher", "random")}
-    whole = {
-        name: [*curves.get(name, ()), (entry["env_steps"], entry["mean"])]
-        for name, entry in policies.items()
-        if entry["env_steps"] or name in curves
-    }
-    return efficiency(whole, ends["teacher"]["mean"], ends["random"]["mean"])
+    def __init__(self, env: EnvConfig, policies: Mapping[str, PolicyRuns], config: EvaluateConfig, seed: int) -> None:
+        self.env, self.policies, self.config, self.seed = env, policies, config, seed
+        self.students = [name for name, entry in policies.items() if entry.kind == "student"]
+        self.episodes: dict[str, dict[int | None, Episodes]] = {name: {} for name in policies}
+        self.own_states = {(name, run): OwnStates(run) for name in self.students for run in policies[name].runs}
+        self.decisions: dict[str, NonInferiorityResult | None] = dict.fromkeys(self.students)
 
-
-def _play_all(
-    env: EnvConfig,
-    entrants: Mapping[str, PolicyRuns],
-    config: EvaluateConfig,
-    seed: int,
-    teacher: Policy | None,
-    watches: Mapping[str, Mapping[int | None, Watch]],
-    device: torch.device,
-    progress: Progress,
-) -> tuple[Played, dict[str, dict[str, Any] | None]]:
-    """All episodes of all, and of each student whether it kept the teacher's lead: as soon as that is decided."""
-    students = [name for name, entrant in entrants.items() if entrant.kind == "student"]
-    # The best of several is chosen by the same episodes, so they share the risk (Bonferroni).
-    share = 1 / max(1, len(students))
-    counts, risks = [config.episodes], [RISK * share]
-    if config.sequential:
-        counts = analysis_times(config.episodes, config.max_episodes)
-        risks = boundary(counts, OF_LOOKS * share)
-    runs = sum(len(entrant.runs) for entrant in entrants.values())
-    played: Played = {name: {} for name in entrants}
-    answers: dict[str, dict[str, Any] | None] = dict.fromkeys(students)
-    before = done = 0
-    for look, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
-        for name, entrant in entrants.items():
-            for training_seed, policy in entrant.runs.items():
-                more = play(
-                    env,
-                    policy,
-                    count - before,
-                    seed=seed,
-                    sample=config.sample,
-                    gamma=config.gamma,
-                    judge=teacher if name in watches else None,
-                    watch=watches[name][training_seed] if name in watches else None,
-                    side=_side(entrant),
-                    first=before,
-                    device=device,
-                    progress=Part(progress, done, counts[-1] * runs),
-                )
-                so_far = played[name].get(training_seed)
-                played[name][training_seed] = more if so_far is None else so_far.followed_by(more)
+    def play_all(self, progress: Progress) -> None:
+        """Play all episodes; with `sequential`, until every student is decided."""
+        config, share = self.config, 1 / max(1, len(self.students))
+        counts, risks = [config.episodes], [RISK * share]
+        if config.sequential:
+            counts = analysis_times(config.episodes, config.max_episodes)
+            risks = boundary(counts, SEQUENTIAL_RISK * share)
+        total = counts[-1] * sum(len(entry.runs) for entry in self.policies.values())
+        done = before = 0
+        for analysis, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
+            for name, run in self._runs():
+                self._play_more(name, run, before, count, Part(progress, done, total))
                 done += count - before
-        before = count
-        for name in [name for name in students if not _decided(answers[name])]:
-            answers[name] = _answer(name, played, config.margin, risk, RISK * share, look)
-        if all(_decided(answers[name]) for name in students):
-            break
-    progress.update(done, done)
-    return played, answers
+            before = count
+            for name in self.students:
+                if not self._decided(name):
+                    self.decisions[name] = self._decide(name, risk, RISK * share, analysis)
+            if all(map(self._decided, self.students)):
+                break
+        progress.update(done, done)
+
+    def _runs(self) -> Iterator[tuple[str, int | None]]:
+        for name, entry in self.policies.items():
+            for run in entry.runs:
+                yield name, run
+
+    def _play_more(self, name: str, run: int | None, first: int, end: int, progress: Progress) -> None:
+        entry, config = self.policies[name], self.config
+        plan = PlayConfig(
+            self.seed, TEST, first, entry.side, config.sample, config.gamma, device=resolve_device(config.device)
+        )
+        teacher, states = self.policies["teacher"].first, self.own_states.get((name, run))
+        query = TeacherQuery(teacher, states.add) if states is not None and teacher is not None else None
+        more = play(self.env, entry.runs[run], end - first, plan, query=query, progress=progress)
+        played = self.episodes[name]
+        played[run] = played[run].followed_by(more) if run in played else more
+
+    def _decided(self, name: str) -> bool:
+        decision = self.decisions[name]
+        return decision is not None and decision.decision != "undecided"
+
+    def _decide(self, name: str, risk: float, total_risk: float, analysis: int) -> NonInferiorityResult | None:
+        """Test a student against the teacher; None if the teacher is no better than random play."""
+        compared = [self.episodes[policy] for policy in (name, "teacher", "random")]
+        own, teacher, random = map(stacked_returns, compared)
+        if normalized_score(teacher, teacher, random) is None:
+            return None
+        return non_inferior(
+            own,
+            teacher,
+            random,
+            self.config.margin,
+            distinct=num_distinct(*compared),
+            levels=RiskLevels(risk, total_risk, analysis),
+        )
 
 
-def _decided(answer: dict[str, Any] | None) -> bool:
-    return answer is not None and answer["decision"] != "undecided"
+def _results(match: _Match, context: RunContext, folder: Path) -> dict[str, PolicyResult]:
+    returns = {name: stacked_returns(runs) for name, runs in match.episodes.items()}
+    thresholds, results = profile_thresholds(returns), {}
+    for name, entry in match.policies.items():
+        runs = match.episodes[name]
+        compared = num_distinct(*(match.episodes[policy] for policy in (name, "teacher", "random")))
+        statistics = return_statistics(
+            returns[name], returns["teacher"], returns["random"], thresholds, (num_distinct(runs), compared)
+        )
+        results[name] = policy_result(
+            runs,
+            entry.first,
+            statistics,
+            _fidelity(match, name, context, folder),
+            kind=entry.kind,
+            env_steps=entry.env_steps,
+            non_inferiority=match.decisions.get(name),
+        )
+    return results
 
 
-def _answer(name: str, played: Played, margin: float, risk: float, whole: float, look: int) -> dict[str, Any] | None:
-    """Whether a student kept the teacher's lead; None where that is none."""
-    compared_with = (name, "teacher", "random")
-    own, teacher, random = (_returns(played[who]) for who in compared_with)
-    if normalised_score(teacher, teacher, random) is None:
+def _fidelity(match: _Match, name: str, context: RunContext, folder: Path) -> Fidelity | None:
+    if name not in match.students or match.policies["teacher"].first is None:
         return None
-    distinct = min(_distinct(played[who]) for who in compared_with)
-    answer: NonInferiorityResult = non_inferior(own, teacher, random, margin, distinct=distinct, risk=risk, whole=whole)
-    return dataclasses.asdict(answer) | {"look": look}
+    spec = observation_views(match.env).student
+    students = [
+        (with_action_mask(policy, spec), match.own_states[name, run])
+        for run, policy in match.policies[name].runs.items()
+        if policy is not None
+    ]
+    return fidelity(name, students, context.dataset, folder, context.temperature)
 
 
-def _returns(runs: Mapping[int | None, Episodes]) -> Returns:
-    return np.stack([episodes.returns for episodes in runs.values()])
-
-
-def _distinct(runs: Mapping[int | None, Episodes]) -> int:
-    return min(episodes.distinct for episodes in runs.values())
-
-
-def _side(entrant: PolicyRuns) -> Side:
-    return "teacher" if entrant.kind == "teacher" else "student"
-
-
-def _summary(
-    name: str, entrant: PolicyRuns, everyone: Played, returns: Mapping[str, Returns], at: Returns
-) -> dict[str, Any]:
-    played, compared_with = everyone[name], (name, "teacher", "random")
-    own, teacher, random = (returns[who] for who in compared_with)
-    distinct = {"own": _distinct(played), "all": min(_distinct(everyone[who]) for who in compared_with)}
-    compared = sum(episodes.compared for episodes in played.values())
-    policy = next(iter(entrant.runs.values()))
-    discrete = compared > 0 and policy is not None and policy.spec.head.discrete
-    agreement = sum(episodes.agreed for episodes in played.values()) / compared if discrete else None
-    rmse = None
-    if compared and not discrete:
-        rmse = float(np.sqrt(sum(episodes.squared_error for episodes in played.values()) / compared))
-    cost = measure_cost(policy)
-    successes = [episodes.success_rate for episodes in played.values() if episodes.success_rate is not None]
-    return {
-        "kind": entrant.kind,
-        "runs": [{"training_seed": run, "returns": episodes.returns.tolist()} for run, episodes in played.items()],
-        "distinct_episodes": distinct["own"],
-        **estimates(own, teacher, random, at, distinct),
-        "success_rate": float(np.mean(successes)) if successes else None,
-        "discounted_mean": float(np.mean([episodes.discounted for episodes in played.values()])),
-        "agreement": agreement,
-        "action_rmse": rmse,
-        "parameters": cost.parameters,
-        "bytes": cost.bytes,
-        "macs": cost.macs,
-        "activations": cost.activations,
-        "latency_us": cost.latency_us,
-        "batch_latency_us": cost.batch_latency_us,
-        "env_steps": entrant.env_steps,
+def _efficiency(curves: Mapping[str, Curve], results: Mapping[str, PolicyResult]) -> dict[str, Efficiency]:
+    ends = {
+        name: [*curves.get(name, ()), (entry.env_steps, entry.mean)]
+        for name, entry in results.items()
+        if entry.env_steps or name in curves
     }
+    return efficiency(ends, results["teacher"].mean, results["random"].mean)

@@ -1,4 +1,4 @@
-"""Looking again and again whether a question is decided, at a risk that all looks share."""
+"""Group-sequential tests: repeated analyses of a growing sample that share one risk of a false yes."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-RISK = 0.045
-"""Of a false yes at any of the looks: a little below 5%, since few returns are only about normal at each of them."""
-POINTS = 300
-"""Of the numerical integration."""
-FAR = 9.0
-"""Standard deviations beyond which nothing is."""
+SEQUENTIAL_RISK = 0.045
+"""Risk of a false yes over all analyses: a little below 5%, since means of few returns are only roughly normal."""
+
+NUM_POINTS = 300
+"""Number of nodes of the numerical integration."""
+
+MAX_STD = 9.0
+"""Bound of the integration in standard deviations."""
 
 
-def analysis_times(first: int, most: int) -> list[int]:
-    """After how many episodes to look: `first`, twice as many, and so on, the last time after `most`."""
-    return [*range(first, most, first), most]
+def analysis_times(interval: int, max_episodes: int) -> list[int]:
+    """Return the numbers of episodes at the analyses: after every `interval`, and after `max_episodes`."""
+    return [*range(interval, max_episodes, interval), max_episodes]
 
 
-def boundary(counts: Sequence[int], risk: float = RISK) -> list[float]:
-    """The risk to test at, at each look after `counts` episodes, so that all looks together have the risk `risk`.
+def boundary(counts: Sequence[int], risk: float = SEQUENTIAL_RISK) -> list[float]:
+    """Return the risk of each analysis after `counts` episodes, so that all analyses together have the risk `risk`.
 
     Alpha spending (Lan & DeMets 1983) in the manner of O'Brien & Fleming: after a share t of the episodes,
-    2 - 2 Phi(z / sqrt(t)) is spent, z the quantile of 1 - risk / 2. The boundaries, for the Brownian motion that sums
-    of episodes are, come from numerical integration (Armitage 1969). Where training seeds add a variance that episodes
-    do not lessen, looks are more alike than is reckoned with here, and the risk is smaller.
+    2 - 2 Phi(z / sqrt(t)) is spent, z the quantile of 1 - risk / 2. The boundaries, for sums of episodes as a Brownian
+    motion, come from numerical integration (Armitage 1969). If training seeds add a variance that more episodes do not
+    reduce, analyses are more correlated than assumed, and the true risk is smaller.
     """
     times = np.asarray(counts, np.float64) / counts[-1]
     spent = np.minimum(risk, 2 * norm.sf(norm.isf(risk / 2) / np.sqrt(times)))
     risks: list[float] = []
-    places, weights = np.zeros(1), np.ones(1)
+    nodes, weights = np.zeros(1), np.ones(1)  # density of the process at the last analysis, without rejected paths
     before = 0.0
-    for time, gone, total in zip(times, [0.0, *times[:-1]], spent, strict=True):
-        step = math.sqrt(time - gone)
-        ceiling = _ceiling(places, weights, step, total - before, FAR * math.sqrt(time))
-        risks.append(float(norm.sf(ceiling / math.sqrt(time))))
-        nodes, share = np.polynomial.legendre.leggauss(POINTS)
-        bottom = -FAR * math.sqrt(time)
-        next_places = (ceiling - bottom) / 2 * nodes + (ceiling + bottom) / 2
-        density = norm.pdf((next_places[:, None] - places) / step) / step @ weights
-        places, weights = next_places, density * share * (ceiling - bottom) / 2
+    for time, previous, total in zip(times, [0.0, *times[:-1]], spent, strict=True):
+        step = math.sqrt(time - previous)
+        bottom = -MAX_STD * math.sqrt(time)
+        limit = _limit(nodes, weights, step, total - before, -bottom)
+        risks.append(float(norm.sf(limit / math.sqrt(time))))
+        points, point_weights = np.polynomial.legendre.leggauss(NUM_POINTS)
+        next_nodes = (limit - bottom) / 2 * points + (limit + bottom) / 2
+        density = norm.pdf((next_nodes[:, None] - nodes) / step) / step @ weights
+        nodes, weights = next_nodes, density * point_weights * (limit - bottom) / 2
         before = total
     return risks
 
 
-def _ceiling(places: NDArray[Any], weights: NDArray[Any], step: float, chance: float, top: float) -> float:
-    """What a step from `places`, taken with `weights`, leads above with this chance."""
+def _limit(nodes: NDArray[Any], weights: NDArray[Any], step: float, probability: float, top: float) -> float:
+    """Return the limit that a step from the weighted `nodes` exceeds with this probability."""
 
-    def excess(height: float) -> float:
-        return float(norm.sf((height - places) / step) @ weights) - chance
+    def excess(limit: float) -> float:
+        return float(norm.sf((limit - nodes) / step) @ weights) - probability
 
     return top if excess(top) > 0 else float(brentq(excess, -top, top, xtol=1e-10))

@@ -1,7 +1,7 @@
-"""Does a student keep 95% of its teacher? Yes, no, or so many more episodes; also asked again and again.
+"""Non-inferiority test: a student keeps 95% of its teacher's lead over random play (yes, no, or undecided).
 
-The claim: mean_student - 0.95 mean_teacher - 0.05 mean_random > 0, which says the same of negative returns as of
-positive ones: that the student has lost less than 5% of the teacher's lead over random play.
+Hypothesis: mean_student - 0.95 mean_teacher - 0.05 mean_random > 0. It means the same for negative returns as for
+positive ones: the student has lost less than 5% of the lead.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from scipy.special import ndtr, stdtr, stdtrit
 from rldistill.evaluation.statistics import Returns
 
 RISK = 0.05
+
 PLANNED_POWER = 0.88
-"""What is planned for, so that skewed returns, whose spread few of them tell badly, come out at 80% or more."""
-MOST_EPISODES = 1_000_000
-"""What would take more than this is not decided by episodes."""
+"""Power in planning, for at least 80% with skewed returns, whose spread is underestimated in small samples."""
+
+MAX_EPISODES = 1_000_000
+"""Number of episodes beyond which a question counts as one that episodes cannot decide."""
+
 SKEW_FACTOR = 2.0
-"""What a sample's skewness is multiplied with: of 30 to 100 returns with a long tail, it comes out far too small."""
+"""Factor of a sample's skewness: in 30 to 100 returns with a long tail, it is strongly underestimated."""
 Decision = Literal["yes", "no", "undecided"]
 
 
 @dataclass(frozen=True)
 class NonInferiorityResult:
-    """Whether a student keeps what it should.
+    """Result of the test.
 
     Attributes:
         decision: `yes` (shown), `no` (the opposite is shown), or `undecided`.
-        margin: the share of the teacher's lead over random play that may be lost.
+        margin: largest acceptable loss, as a share of the teacher's lead over random play.
         estimate: mean_student - (1 - margin) mean_teacher - margin mean_random.
-        lower: what the estimate's true value is more than, at a risk of `risk`; `yes` needs it above 0.
-        upper: what it is less than, at the same risk; None, as is `lower`, of a single episode.
-        p: the smallest risk at which it would be a `yes`, but for the least number of episodes; None likewise.
-        risk: of a false yes at this look.
-        episodes: on which the answer rests, for each training seed; those that repeat others are not counted.
-        episodes_needed: how many more to play for a power of at least 80%, if the estimate is true; 0 when decided;
-            None where no number of episodes would do.
+        lower, upper: one-sided bounds of the estimate at `risk`; `yes` needs a positive lower bound. None for a single
+            episode.
+        p: smallest risk at which the bounds would allow a `yes`; None for a single episode.
+        risk: risk of a false yes at this analysis.
+        episodes: number of distinct episodes for each training seed.
+        min_episodes: number of episodes that a `yes` takes at least.
+        episodes_needed: number of further episodes for a power of at least 80%, if the estimate is true; 0 if decided;
+            None if no number would do.
+        analysis: number of this analysis in a sequential test.
     """
 
     decision: Decision
@@ -52,12 +57,29 @@ class NonInferiorityResult:
     p: float | None
     risk: float
     episodes: int
+    min_episodes: int
     episodes_needed: int | None
+    analysis: int = 1
+
+
+@dataclass(frozen=True)
+class RiskLevels:
+    """Risks of a wrong decision.
+
+    Attributes:
+        risk: risk at this analysis.
+        total_risk: risk of all analyses together; None is `risk`.
+        analysis: number of this analysis.
+    """
+
+    risk: float = RISK
+    total_risk: float | None = None
+    analysis: int = 1
 
 
 @dataclass(frozen=True)
 class _Error:
-    """The variance of a mean, in its two parts, and its skewness: what the test knows of how far it may be off."""
+    """Error of a mean: both components of its variance, and its skewness."""
 
     of_episodes: float
     of_runs: float
@@ -66,30 +88,30 @@ class _Error:
     skew: float
 
     @property
-    def size(self) -> float:
+    def std(self) -> float:
         return math.sqrt(self.of_episodes + self.of_runs)
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom (Satterthwaite 1946), for planning: with few runs, they promise too much to decide by."""
+        """Degrees of freedom (Satterthwaite 1946) for planning; with few runs, they are too optimistic for a test."""
         parts = self.of_episodes**2 / (self.episodes - 1) + self.of_runs**2 / max(1, self.runs - 1)
-        return self.size**4 / parts if parts > 0 else float(self.episodes - 1)
+        return self.std**4 / parts if parts > 0 else float(self.episodes - 1)
 
     def quantile(self, risk: float) -> float:
-        """How many times its size the error is, at that risk: each part has Student's quantile of its own."""
-        own = -float(stdtrit(self.episodes - 1, risk))
+        """Return the quantile in standard deviations; each component has its own quantile of Student's t."""
+        t_episodes = -float(stdtrit(self.episodes - 1, risk))
         if self.of_runs == 0:
-            return own
-        theirs = -float(stdtrit(self.runs - 1, risk))
-        return math.sqrt(self.of_episodes * own**2 + self.of_runs * theirs**2) / self.size
+            return t_episodes
+        t_runs = -float(stdtrit(self.runs - 1, risk))
+        return math.sqrt(self.of_episodes * t_episodes**2 + self.of_runs * t_runs**2) / self.std
 
     def p(self, score: float) -> float:
-        """The risk of which `score` is the quantile."""
+        """Return the risk with the quantile `score`."""
         if self.of_runs == 0 or score <= 0:
             return float(stdtr(self.freedom, -score))
-        # Between those of its parts.
+        # The risk lies between those of both components.
         low, high = sorted(float(stdtr(freedom, -score)) for freedom in (self.episodes - 1, self.runs - 1))
-        # Where one part is all there is, rounding puts the score beyond them.
+        # If one component is 0, rounding may put the score outside.
         if self.quantile(low) <= score:
             return low
         if self.quantile(high) >= score:
@@ -99,7 +121,7 @@ class _Error:
 
 @dataclass(frozen=True)
 class _Spread:
-    """What the mean of differences `[runs, episodes]` varies by: episode seeds, training seeds, and what is left."""
+    """Variance components of differences `[runs, episodes]`: episode seeds, training seeds, and the residual."""
 
     runs: int
     episode: float
@@ -108,7 +130,7 @@ class _Spread:
     skew: float
 
     @classmethod
-    def of(cls, found: NDArray[np.float64]) -> _Spread:
+    def fit(cls, found: NDArray[np.float64]) -> _Spread:
         runs, episodes = found.shape
         columns = found.mean(0)
         episode = float(columns.var(ddof=1))
@@ -117,13 +139,13 @@ class _Spread:
         skew = cube * math.sqrt(episodes * (episodes - 1)) / (episodes - 2) if episodes > 2 else 0.0
         if runs == 1:
             return cls(runs, episode, 0.0, 0.0, skew)
-        left = found - found.mean(1, keepdims=True) - columns + found.mean()
-        noise = float((left**2).sum()) / ((runs - 1) * (episodes - 1))
+        residual = found - found.mean(1, keepdims=True) - columns + found.mean()
+        noise = float((residual**2).sum()) / ((runs - 1) * (episodes - 1))
         run = max(0.0, float(found.mean(1).var(ddof=1)) - noise / episodes)
         return cls(runs, episode, run, noise, skew)
 
     def at(self, episodes: int) -> _Error:
-        """The error of the mean of so many episodes."""
+        """Return the error of a mean over this number of episodes."""
         within = self.episode / episodes
         between = (self.run + self.noise / episodes) / self.runs if self.runs > 1 else 0.0
         share = within / (within + between) if within > 0 else 0.0
@@ -138,95 +160,98 @@ def non_inferior(
     margin: float = 0.05,
     *,
     distinct: int | None = None,
-    risk: float = RISK,
-    whole: float | None = None,
+    levels: RiskLevels = RiskLevels(),
 ) -> NonInferiorityResult:
-    """Test whether the student loses less than `margin` of the teacher's lead over random play.
+    """Test if the student loses less than `margin` of the teacher's lead over random play.
 
-    The test stands on the differences D[run, k] = student[run, k] - (1 - margin) teacher[k] - margin random[k] of
-    episodes with the same seed k, so that what a seed makes easy for all cancels.
+    The test uses the differences D[run, k] = student[run, k] - (1 - margin) teacher[k] - margin random[k] of episodes
+    with the same seed k, so that the difficulty of a seed cancels.
 
-    A student of one training seed is judged as it is: Student's t over its episodes. With several, the answer is about
-    the recipe that made them, and training seeds are a random effect: the variance of the mean is s2_k / n + s2_run / R
-    (s2_k of the columns' means, s2_run of the runs' means), and the bound is off by the root of the sum of both, each
-    times its own quantile of Student's t squared, with n - 1 and R - 1 degrees of freedom: 2 or 3 runs leave few. What
-    noise both have is counted twice. So the test is rather too strict than too lenient.
+    A student with one training seed is tested by Student's t over its episodes. With several, the answer is about
+    their recipe, and training seeds are a random effect: the variance of the mean is s2_k / n + s2_run / R (s2_k of the
+    columns' means, s2_run of the runs' means), and the bound is the root of the sum of both, each times its squared
+    quantile of Student's t with n - 1 and R - 1 degrees of freedom. The residual counts in both, so the test is
+    conservative.
 
-    Few returns with a long lower tail (rare failures) make a t too lenient. So a yes needs the score that Hall (1992)
-    corrects for skewness, too: T + k T^2 / 3 + k^2 T^3 / 27 + k / 6, k the skewness of the mean, doubled. And failures
-    so rare that none was seen are feared all the same: a yes needs log(risk) / log(1 - margin) episodes, 59 for 5% and
-    5%, because a student that loses all in one of 20 may show none in fewer.
+    For returns with a long lower tail (rare failures), a t-test is too lenient. A yes therefore also needs the score of
+    Hall (1992), corrected for skewness: T + k T^2 / 3 + k^2 T^3 / 27 + k / 6, k the skewness of the mean, doubled.
+    And it needs `least_episodes`, for failures so rare that none was seen.
 
     Args:
         student: returns `[runs, episodes]`.
         teacher: returns `[runs, episodes]` of episodes with the same seeds.
-        random: likewise.
-        margin: the share that may be lost.
-        distinct: how many episodes differ from each other, if not all.
-        risk: of a false yes, and of a false no.
-        whole: that of all looks together, where this is one of several; `risk`, if not given.
+        random: returns of random play likewise.
+        margin: largest acceptable loss.
+        distinct: number of distinct episodes, if some repeat others.
+        levels: risks of a false yes, and of a false no.
     """
-    whole = risk if whole is None else whole
+    risk, total_risk = levels.risk, levels.risk if levels.total_risk is None else levels.total_risk
     found = np.asarray(student - (1 - margin) * teacher.mean(0) - margin * random.mean(0), np.float64)
-    episodes = min(distinct or found.shape[1], found.shape[1])
+    played = found.shape[1]
+    episodes, least = min(distinct or played, played), least_episodes(margin, total_risk)
     estimate = float(found.mean())
-    if episodes < 2:
-        needed = None if found.shape[1] > 1 else least_episodes(margin, whole) - 1
-        return NonInferiorityResult("undecided", margin, estimate, None, None, None, risk, episodes, needed)
-    spread = _Spread.of(found)
-    error = spread.at(episodes)
-    quantile = error.quantile(risk) if error.size > 0 else 0.0
-    lower = estimate - error.size * _needed_score(quantile, error.skew)
-    upper = estimate + error.size * _needed_score(quantile, -error.skew)
-    least = least_episodes(margin, whole)
-    decision: Decision = "yes" if lower > 0 and episodes >= least else "no" if upper < 0 else "undecided"
-    more: int | None = 0
-    if decision == "undecided":
-        more = None if episodes < found.shape[1] else _more(estimate, spread, episodes, least, whole)
-    p = error.p(_score(estimate / error.size, error.skew)) if error.size > 0 else float(estimate <= 0)
-    return NonInferiorityResult(decision, margin, estimate, lower, upper, p, risk, episodes, more)
+    decision: Decision = "undecided"
+    lower = upper = p = None
+    # More episodes do not help if those played only repeat a few.
+    needed = least - 1 if played == 1 else None
+    if episodes > 1:
+        spread = _Spread.fit(found)
+        error = spread.at(episodes)
+        quantile = error.quantile(risk) if error.std > 0 else 0.0
+        lower = estimate - error.std * _needed_score(quantile, error.skew)
+        upper = estimate + error.std * _needed_score(quantile, -error.skew)
+        p = error.p(_score(estimate / error.std, error.skew)) if error.std > 0 else float(estimate <= 0)
+        decision = "yes" if lower > 0 and episodes >= least else "no" if upper < 0 else "undecided"
+        if decision != "undecided":
+            needed = 0
+        elif episodes == played:
+            needed = _episodes_needed(estimate, spread, episodes, least, total_risk)
+    return NonInferiorityResult(
+        decision, margin, estimate, lower, upper, p, risk, episodes, least, needed, levels.analysis
+    )
 
 
 def least_episodes(margin: float, risk: float = RISK) -> int:
-    """So many episodes show one total failure in 1 / `margin` with a probability of 1 - `risk`.
+    """Return the smallest number of episodes that can show a yes: 59 for a margin and a risk of 5%.
 
-    Several runs need as many: they share their episodes' seeds, and may all fail on the same.
+    A student that fails completely in a share `margin` of the episodes fails in at least one of these with probability
+    1 - `risk`. Several runs need the same number, since they share episode seeds and may all fail on the same ones.
     """
     return max(2, math.ceil(math.log(risk) / math.log1p(-margin)))
 
 
 def _score(t: float, skew: float) -> float:
-    bent = ((1 + skew * t / 3) ** 3 - 1) / skew + skew / 6 if abs(skew) > 1e-9 else t
-    return min(t, bent)
+    corrected = ((1 + skew * t / 3) ** 3 - 1) / skew + skew / 6 if abs(skew) > 1e-9 else t
+    return min(t, corrected)
 
 
 def _needed_score(quantile: float, skew: float) -> float:
-    """The t at which `_score` is `quantile`."""
-    bent = 3 / skew * (float(np.cbrt(1 + skew * (quantile - skew / 6))) - 1) if abs(skew) > 1e-9 else quantile
-    return max(quantile, bent)
+    """Return the t with `_score` equal to `quantile`."""
+    corrected = 3 / skew * (float(np.cbrt(1 + skew * (quantile - skew / 6))) - 1) if abs(skew) > 1e-9 else quantile
+    return max(quantile, corrected)
 
 
-def _more(estimate: float, spread: _Spread, episodes: int, least: int, risk: float) -> int | None:
-    """Episodes to play on top of those that were, for a power of 80% or more."""
+def _episodes_needed(estimate: float, spread: _Spread, episodes: int, least: int, risk: float) -> int | None:
+    """Return the number of further episodes for a power of at least 80%."""
     if estimate == 0:
         return None
     sign = math.copysign(1, estimate)
 
-    def enough(count: int) -> bool:
+    def suffices(count: int) -> bool:
         error = spread.at(count)
-        if error.size == 0:
+        if error.std == 0:
             return True
         needed = _needed_score(error.quantile(risk), sign * error.skew)
-        # The noncentral t's tail, which SciPy's own does not give far out (Abramowitz & Stegun 26.7.10).
-        shift = abs(estimate) / error.size - needed * (1 - 1 / (4 * error.freedom))
+        # SciPy's noncentral t fails far out in the tail, so this is Abramowitz & Stegun 26.7.10.
+        shift = abs(estimate) / error.std - needed * (1 - 1 / (4 * error.freedom))
         return float(ndtr(shift / math.sqrt(1 + needed**2 / (2 * error.freedom)))) >= PLANNED_POWER
 
     low = high = max(episodes + 1, least if estimate > 0 else 2)
-    while not enough(high):
+    while not suffices(high):
         low, high = high, 2 * high
-        if high > MOST_EPISODES:
+        if high > MAX_EPISODES:
             return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+        low, high = (low, middle) if suffices(middle) else (middle + 1, high)
     return high - episodes

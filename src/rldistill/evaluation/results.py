@@ -1,100 +1,367 @@
-"""What returns say of a policy, as it stands in `evaluation.json`, and what should be doubted of it."""
+"""Results of an evaluation: the content of `evaluation.json`, its table and its verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from rldistill.evaluation.statistics import (
-    Estimate,
-    Interval,
-    Returns,
-    Statistic,
-    bootstrap,
-    interval,
-    iqm,
-    mean,
-    median,
-    normalised_gap,
-    normalised_interval,
-    normalised_score,
-    performance_profile,
-    probability_of_improvement,
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.evaluation.non_inferiority import NonInferiorityResult
+from rldistill.evaluation.tables import (
+    NONE,
+    Printable,
+    Rows,
+    TableCell,
+    interval_text,
+    number_text,
+    optional_text,
+    percent_text,
+    rich_table,
 )
+from rldistill.io.atomic import read_json
 
-FEW_EPISODES, FEW_SEEDS = 10, 3
-THRESHOLDS = 41
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Interval = tuple[float, float]
+TERMINAL_COLUMNS = (
+    "policy",
+    "mean return",
+    "normalized",
+    "agreement",
+    "action RMSE",
+    "parameters",
+    "latency",
+    "env steps",
+)
+NOTED_COLUMNS = ("mean return", "normalized", "parameters")
 
 
-def estimates(
-    own: Returns, teacher: Returns, random: Returns, thresholds: Returns, distinct: Mapping[str, int]
-) -> dict[str, Any]:
-    """All estimates of a policy with their 95% intervals; arrays are `[runs, episodes]`.
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    `distinct` says how many episodes differ: of its `own`, and the least of those that are compared, `all`.
 
-    The optimality gap is of the normalised score, and null as that is. The probability of improvement is over the
-    teacher, of episodes with the same seed. The profile is the share of episodes that return more than each threshold.
+class RunReturns(_Record):
+    """Returns of one policy, episode by episode."""
+
+    training_seed: int | None
+    returns: list[float]
+
+
+class Estimate(_Record):
+    """Estimate with its 95% interval."""
+
+    estimate: float
+    ci95: Interval | None
+
+
+class Profile(_Record):
+    """Share of episodes above each threshold, with its 95% band."""
+
+    share: list[float]
+    low: list[float]
+    high: list[float]
+
+
+class StateMetrics(_Record):
+    """Differences between a student's and its teacher's decisions, averaged over states; None if not defined."""
+
+    states: int
+    agreement: float | None = None
+    action_rmse: float | None = None
+    kl: float | None = None
+    value_rmse: float | None = None
+    regret: float | None = None
+    random_regret: float | None = None
+
+
+class Fidelity(_Record):
+    """Fidelity of a student on the teacher's held-out states and on its own states.
+
+    Attributes:
+        temperature: temperature of the teacher's distribution in the KL.
+        regret_unit: unit of regret; None for continuous actions.
+        teacher_states: metrics on held-out episodes of the dataset; None without a dataset.
+        own_states: metrics on the states that the student visited.
+        disagreements: folder of the largest disagreements.
     """
 
-    def known(statistic: Statistic, *samples: Returns) -> list[float] | None:
-        return _ends(interval(statistic, *samples, distinct=distinct["own" if len(samples) == 1 else "all"]))
-
-    gap = float(normalised_gap(own, teacher, random))
-    return {
-        "mean": float(mean(own)),
-        "ci95": known(mean, own),
-        "median": float(median(own)),
-        "median_ci95": known(median, own),
-        "iqm": float(iqm(own)),
-        "iqm_ci95": known(iqm, own),
-        "normalised": normalised_score(own, teacher, random),
-        "normalised_ci95": _ends(normalised_interval(own, teacher, random, distinct=distinct["all"])),
-        "optimality_gap": None if np.isnan(gap) else gap,
-        "optimality_gap_ci95": known(normalised_gap, own, teacher, random),
-        "probability_of_improvement": None
-        if own is teacher
-        else {
-            "estimate": float(probability_of_improvement(own, teacher)),
-            "ci95": known(probability_of_improvement, own, teacher),
-        },
-        "profile": _profile(own, thresholds, distinct["own"]),
-    }
+    temperature: float
+    regret_unit: str | None
+    teacher_states: StateMetrics | None
+    own_states: StateMetrics
+    disagreements: str
 
 
-def thresholds(everyone: Mapping[str, Returns]) -> Returns:
-    """The returns at which profiles are drawn, from the lowest to the highest of all policies.
+class PolicyResult(_Record):
+    """Returns, statistics, cost and fidelity of one policy.
 
-    As many of all episodes lie between any two of them, so that one that ends far away from all others does not matter.
+    Attributes:
+        distinct_episodes: number of episodes that differ in actions or return.
+        distinct_runs: number of training seeds whose returns differ.
+        agreement, action_rmse: agreement with the teacher on the student's own states.
+        probability_of_improvement: probability of a higher return than the teacher's in the same episode.
     """
-    found = np.concatenate([returns.ravel() for returns in everyone.values()])
-    return np.unique(np.quantile(found, np.linspace(0, 1, THRESHOLDS), method="nearest"))
+
+    kind: Literal["teacher", "student", "random"]
+    runs: list[RunReturns]
+    distinct_episodes: int
+    distinct_runs: int
+    mean: float
+    ci95: Interval
+    median: float
+    median_ci95: Interval | None
+    iqm: float
+    iqm_ci95: Interval | None
+    normalized: float | None
+    normalized_ci95: Interval | None
+    optimality_gap: float | None
+    optimality_gap_ci95: Interval | None
+    probability_of_improvement: Estimate | None
+    profile: Profile
+    success_rate: float | None
+    discounted_mean: float
+    agreement: float | None
+    action_rmse: float | None
+    parameters: int | None
+    bytes: int | None
+    macs: int | None
+    activations: int | None
+    latency_us: dict[str, float] | None
+    batch_latency_us: dict[str, dict[str, float]] | None
+    env_steps: int
+    non_inferiority: NonInferiorityResult | None
+    fidelity: Fidelity | None
+
+    @property
+    def returns(self) -> list[float]:
+        """Returns of all runs."""
+        return [value for run in self.runs for value in run.returns]
 
 
-def _profile(own: Returns, at: Returns, distinct: int) -> dict[str, list[float]]:
-    def profile(returns: Returns) -> Estimate:
-        return performance_profile(returns, at)
+class Efficiency(_Record):
+    """Normalized score against environment steps, and the first step at which each percentage was reached."""
 
-    low, high = np.percentile(bootstrap(profile, own, distinct=distinct), [2.5, 97.5], axis=0)
-    return {"share": profile(own).tolist(), "low": low.tolist(), "high": high.tolist()}
-
-
-def _ends(found: Interval | None) -> list[float] | None:
-    return None if found is None else list(found)
+    curve: list[tuple[float, float]]
+    to: dict[str, int | None]
 
 
-def doubts(policies: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What makes an evaluation less than it seems: the `name` and `text` of each doubt."""
-    episodes = {name: entry["distinct_episodes"] for name, entry in policies.items()}
-    seeds = {name: len(entry["runs"]) for name, entry in policies.items() if entry["kind"] == "student"}
-    few = {
-        "few-episodes": (episodes, FEW_EPISODES, "distinct episodes say little of how good it is"),
-        "few-seeds": (seeds, FEW_SEEDS, "training seeds do not tell the recipe from luck"),
-    }
+class PerturbedReturns(_Record):
+    """Returns of one policy under one perturbation; `lost` is the mean without it minus the mean with it."""
+
+    mean: float
+    ci95: Interval
+    normalized: float | None
+    lost: float
+
+
+class Robustness(_Record):
+    """Results by perturbation and policy, and the reason for each perturbation that was left out."""
+
+    episodes: int
+    perturbations: dict[str, dict[str, PerturbedReturns]]
+    left_out: dict[str, str]
+
+
+class Doubt(_Record):
+    """Warning about an evaluation."""
+
+    name: str
+    text: str
+
+
+class Evaluation(Printable, _Record):
+    """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    episodes: int
+    seeds: list[int]
+    versions: dict[str, Any]
+    profile_at: list[float]
+    warnings: list[Doubt]
+    policies: dict[str, PolicyResult]
+    efficiency: dict[str, Efficiency]
+    robustness: Robustness | None = None
+
+    @model_validator(mode="after")
+    def _require_teacher(self) -> Evaluation:
+        if "teacher" not in [entry.kind for entry in self.policies.values()]:
+            raise ValueError("no policy is a teacher")
+        return self
+
+    @classmethod
+    def read(cls, path: Path) -> Evaluation:
+        """Read `evaluation.json`.
+
+        Raises:
+            CorruptArtifactError: the file is missing or incomplete.
+        """
+        if not path.exists():
+            raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CorruptArtifactError(
+                f"{path}: {where + ': ' if where else ''}{first['msg']}. Run `rldistill evaluate` again."
+            ) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `evaluation.json`."""
+        return self.model_dump(mode="json")
+
+    @property
+    def teacher(self) -> PolicyResult:
+        """Result of the teacher."""
+        return next(entry for entry in self.policies.values() if entry.kind == "teacher")
+
+    @property
+    def students(self) -> dict[str, PolicyResult]:
+        """Results of the students."""
+        return {name: entry for name, entry in self.policies.items() if entry.kind == "student"}
+
+    @property
+    def best_student(self) -> tuple[str, PolicyResult] | None:
+        """Name and result of the student with the highest mean return; None without students."""
+        return max(self.students.items(), key=lambda item: item[1].mean, default=None)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        rows = [[cell for cell in row if cell.column in TERMINAL_COLUMNS] for row in policy_rows(self)]
+        parts: list[RenderableType] = [rich_table(rows, f"{self.env}, {self.episodes} episodes", NOTED_COLUMNS)]
+        if robustness := robustness_rows(self):
+            assert self.robustness is not None
+            parts.append(rich_table(robustness, f"robustness, {self.robustness.episodes} episodes"))
+        parts.append(Text(verdict(self)))
+        return Group(*parts, *(Text(f"warning: {doubt.name}: {doubt.text}") for doubt in self.warnings))
+
+
+def policy_rows(evaluation: Evaluation) -> Rows:
+    """Return a list of cells for each policy, under the same columns."""
+    teacher = evaluation.teacher
+    continuous = any(entry.action_rmse is not None for entry in evaluation.policies.values())
+    return [_policy_cells(name, entry, teacher, continuous) for name, entry in evaluation.policies.items()]
+
+
+def _policy_cells(name: str, entry: PolicyResult, teacher: PolicyResult, continuous: bool) -> list[TableCell]:
+    seeds = f", {len(entry.runs)} seeds" if len(entry.runs) > 1 else ""
+    if seeds and entry.distinct_runs == 1:
+        seeds = f", {len(entry.runs)} seeds, all alike"
+    kind = entry.kind + seeds
+    latency = entry.latency_us
     return [
-        {"name": name, "text": f"fewer than {least} {what}: " + ", ".join(f"{who} has {n}" for who, n in short.items())}
-        for name, (counts, least, what) in few.items()
-        if (short := {who: n for who, n in counts.items() if n < least})
+        TableCell("policy", name, kind if kind != name else ""),
+        TableCell("mean return", number_text(entry.mean), interval_text(entry.ci95, number_text)),
+        TableCell("IQM", number_text(entry.iqm)),
+        TableCell("discounted", number_text(entry.discounted_mean)),
+        TableCell(
+            "normalized",
+            optional_text(entry.normalized, "{:.3f}"),
+            interval_text(entry.normalized_ci95, "{:.3f}".format),
+        ),
+        TableCell("action RMSE", optional_text(entry.action_rmse, "{:.3g}"))
+        if continuous
+        else TableCell("agreement", optional_text(entry.agreement, "{:.1%}")),
+        _parameters(entry, teacher),
+        TableCell("multiply-adds", _large_count(entry.macs) if entry.macs else NONE),
+        TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
+        if latency
+        else TableCell("latency", NONE),
+        TableCell("env steps", f"{entry.env_steps:,}" if entry.env_steps else NONE),
     ]
+
+
+def _parameters(entry: PolicyResult, teacher: PolicyResult) -> TableCell:
+    if not entry.parameters:
+        return TableCell("parameters", NONE)
+    size = entry.bytes or 0
+    note = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    if entry.kind == "student" and teacher.parameters:
+        if entry.parameters > teacher.parameters:
+            note = "larger than the teacher"
+        elif entry.parameters < teacher.parameters:
+            note = f"{teacher.parameters / entry.parameters:.1f} times smaller"
+        else:
+            note = "the teacher's size"
+    return TableCell("parameters", f"{entry.parameters:,}", note)
+
+
+def _large_count(count: int) -> str:
+    return f"{count / 1e6:,.1f}M" if count >= 1e6 else f"{count:,}"
+
+
+def robustness_rows(evaluation: Evaluation) -> Rows:
+    """Return a list of cells for each perturbation: the mean return of each policy, and the loss under it."""
+    perturbations = evaluation.robustness.perturbations if evaluation.robustness else {}
+    return [
+        [
+            TableCell("perturbation", name),
+            *(TableCell(who, number_text(row.mean), f"lost {number_text(row.lost)}") for who, row in rows.items()),
+        ]
+        for name, rows in perturbations.items()
+    ]
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """Return one sentence on the best student."""
+    teacher, best = evaluation.teacher, evaluation.best_student
+    if best is None:
+        return "No student was evaluated."
+    if teacher.normalized is None:
+        return "The teacher is no better than random play, so there was nothing to distil. Use another teacher."
+    name, student = best
+    if student.normalized is None or student.normalized_ci95 is None:
+        return (
+            "The teacher is not clearly better than random play, so the score of its students cannot be measured. "
+            "Evaluate more episodes, or use another teacher."
+        )
+    low, high = student.normalized_ci95
+    score = f"normalized score {student.normalized:.3f}, 95% interval {low:.3f} to {high:.3f}"
+    steps = f"from {student.env_steps:,} environment steps"
+    answer = student.non_inferiority
+    if low <= 0:
+        if answer is not None and answer.episodes < answer.min_episodes:
+            return (
+                f"Too few episodes to decide: after {answer.episodes}, the best student, {name}, is not clearly better "
+                f"than random play ({score}). Evaluate at least {answer.min_episodes} episodes."
+            )
+        return (
+            f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}), {steps}."
+        )
+    result = f"{student.normalized:.1%}"
+    size = _size_clause(student.parameters, teacher.parameters)
+    if answer is None:
+        return f"The student {name} reaches {result} of its teacher's lead over random play ({score}) {steps}{size}."
+    return f"{_decision_clause(name, answer)}: it reaches {result} ({score}) {steps}{size}{_needed_clause(answer)}."
+
+
+def _decision_clause(name: str, answer: NonInferiorityResult) -> str:
+    lead = f"{percent_text(1 - answer.margin)} of its teacher's lead over random play"
+    if answer.decision == "undecided":
+        return f"It is undecided whether the student {name} keeps {lead}"
+    return f"The student {name} {'keeps' if answer.decision == 'yes' else 'does not keep'} {lead}"
+
+
+def _needed_clause(answer: NonInferiorityResult) -> str:
+    if answer.decision != "undecided":
+        return ""
+    if not answer.episodes_needed:
+        return "; more episodes would not decide it"
+    least = f"; a yes takes at least {answer.min_episodes} episodes" if answer.episodes < answer.min_episodes else ""
+    return f"{least}; run {answer.episodes_needed:,} more episodes"
+
+
+def _size_clause(student: int | None, teacher: int | None) -> str:
+    if not (student and teacher):
+        return ""
+    if student > teacher:
+        return f", but is larger than its teacher: {student:,} parameters against {teacher:,}"
+    if student < teacher:
+        return f", and is {teacher / student:.1f} times smaller than its teacher"
+    return ", at its teacher's size"

@@ -1,8 +1,9 @@
-"""Robustness: what the teacher and its students lose where things are not quite as they were."""
+"""Robustness: returns of the teacher and its students in perturbed environments, one perturbation at a time."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.device import CPU
 from rldistill.core.errors import RLDistillError
-from rldistill.core.policy import Policy
-from rldistill.core.spec import Wrapper
+from rldistill.core.heads import MASK
+from rldistill.core.policy import ObsTransformPolicy, Policy
+from rldistill.core.spec import PolicySpec, Wrapper
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.config import EnvConfig, Side
 from rldistill.envs.make import make_env
@@ -24,9 +25,9 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
-from rldistill.evaluation.episodes import play
-from rldistill.evaluation.noise import deviation_of, noise_scale, noisy
-from rldistill.evaluation.statistics import Returns, mean_interval, normalised_score
+from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, play
+from rldistill.evaluation.results import PerturbedReturns, Robustness
+from rldistill.evaluation.statistics import Returns, mean_interval, normalized_score
 from rldistill.io.progress import SILENT, Part, Progress
 from rldistill.policies.wrappers import has_mask, with_action_mask
 
@@ -41,28 +42,79 @@ PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
     ("heavier link x 1.15", "LINK_MASS_2", 1.15),
     ("wind", "enable_wind", True),
 )
-"""What a perturbation is called, the attribute of the environment, and what it is multiplied with, or becomes."""
-
+"""Name of the perturbation, attribute of the environment, and its factor or (for a boolean) its new value."""
 
 PHYSICS_WRAPPER = f"{ChangedPhysics.__module__}:{ChangedPhysics.__name__}"
-
-
-LOOKED_AT, EPISODES_LOOKED_AT = 100, 3
+PROBE_STEPS, PROBE_EPISODES = 100, 3
+SCALE_EPISODES, MAX_SCALE_STATES = 4, 2_000
 
 
 @dataclass(frozen=True)
-class Players:
-    """One policy with several training seeds, what it is shown, and its returns `[runs, episodes]` unperturbed."""
+class Player:
+    """One policy with several training seeds, its view, and its returns `[runs, episodes]` without perturbation."""
 
     runs: Sequence[Policy]
     side: Side
     returns: Returns
 
 
-def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, EnvConfig], dict[str, str]]:
-    """The environments with one thing changed, by the name of what was, and what could not be and why not.
+def robustness(
+    env: EnvConfig,
+    players: Mapping[str, Player],
+    random: Returns,
+    config: RobustnessConfig,
+    base: PlayConfig = PlayConfig(),  # noqa: B008 - it is frozen
+    progress: Progress = SILENT,
+) -> Robustness:
+    """Play the same episodes under each perturbation.
 
-    Those that play on as if nothing had changed are among the latter: equal actions are tried in both.
+    Args:
+        env: environment.
+        players: policies, `teacher` among them.
+        random: returns of random play without perturbation, `[1, episodes]`; with the teacher's returns they
+            define the scores 0 and 1.
+        config: perturbations.
+        base: seed and action selection of the evaluation.
+        progress: receiver of the number of finished episodes.
+    """
+    envs, left_out = perturbed_envs(env, config)
+    views = observation_views(env)
+    noise = f"observation noise {config.pixel_noise if views.student.obs_dtype == 'uint8' else config.noise:g}"
+    scales = _noise_scales(env, players, config, base.seed)
+    if all(bool((scale > 0).any()) for scale in scales.values()):
+        envs = {noise: env, **envs}
+    elif config.noise or config.pixel_noise:
+        left_out[noise] = f"no value of an observation of {env.id} can have noise of this size"
+    episodes = min(config.episodes, *(player.returns.shape[1] for player in players.values()))
+    total, done = episodes * len(envs) * sum(len(player.runs) for player in players.values()), 0
+    found: dict[str, dict[str, PerturbedReturns]] = {}
+    for number, (perturbation, perturbed) in enumerate(envs.items()):
+        found[perturbation] = {}
+        for name, player in players.items():
+            returns = []
+            for run, policy in enumerate(player.runs):
+                acting = with_action_mask(policy, getattr(views, player.side))
+                if perturbation == noise:
+                    seed = int(block_generator(base.seed, "evaluate", CALIBRATION, number, run).integers(2**62))
+                    acting = noisy(acting, scales[name], torch.Generator().manual_seed(seed))
+                plan = dataclasses.replace(base, side=player.side)
+                played = play(perturbed, acting, episodes, plan, progress=Part(progress, done, total))
+                returns.append(played.returns)
+                done += episodes
+            own = np.stack(returns)
+            found[perturbation][name] = PerturbedReturns(
+                mean=float(own.mean()),
+                ci95=mean_interval(own),
+                normalized=normalized_score(own, players["teacher"].returns, random),
+                lost=float(player.returns[:, :episodes].mean() - own.mean()),
+            )
+    return Robustness(episodes=episodes, perturbations=found, left_out=left_out)
+
+
+def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, EnvConfig], dict[str, str]]:
+    """Return the perturbed environments by name, and the reason for each that was left out.
+
+    A perturbation without effect on a few episodes of equal actions is left out, too.
     """
     found: dict[str, EnvConfig] = {}
     left_out: dict[str, str] = {}
@@ -71,43 +123,45 @@ def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, 
             left_out[name] = changed
             continue
         try:
-            acts = _acts(env, changed)
+            differs = any(not np.array_equal(a, b) for a, b in zip(_probe(env), _probe(changed), strict=False))
         except (RLDistillError, AssertionError, ValueError) as error:
-            left_out[name] = f"{env.id} does not take it: {error}"
+            left_out[name] = f"{env.id} does not accept it: {error}"
             continue
-        if acts:
+        if differs:
             found[name] = changed
         else:
-            left_out.setdefault(name, f"{env.id} plays on as if nothing had changed")
-    return found, {name: why for name, why in left_out.items() if name not in found}
+            left_out.setdefault(name, f"it has no effect on {env.id}")
+    return found, {name: reason for name, reason in left_out.items() if name not in found}
 
 
 def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str, EnvConfig | str]]:
-    """Names, and the environment with that changed, or why it cannot be."""
-    settings = {**ATARI_DEFAULTS, **env.kwargs}
+    """Yield names, with the perturbed environment or the reason against it."""
+    atari, settings = is_atari(env.id), {**ATARI_DEFAULTS, **env.kwargs}
     if config.sticky:
-        name = f"sticky actions {config.sticky:g}"
-        before = settings["repeat_action_probability"] if is_atari(env.id) else 0
-        key = {"repeat_action_probability": config.sticky}
-        if before >= config.sticky:
-            yield name, f"{env.id} has sticky actions of {before:g} as it is"
+        name, kwargs = f"sticky actions {config.sticky:g}", {"repeat_action_probability": config.sticky}
+        current = settings["repeat_action_probability"] if atari else 0
+        if current >= config.sticky:
+            yield name, f"{env.id} already has sticky actions of {current:g}"
         else:
-            yield name, _with_kwargs(env, key) if is_atari(env.id) else _inside(env, Wrapper("StickyAction", key))
+            yield (
+                name,
+                _with_kwargs(env, kwargs) if atari else _with_inner_wrapper(env, Wrapper("StickyAction", kwargs)),
+            )
     if config.noop_max:
         name = f"no-op starts up to {config.noop_max}"
-        if not is_atari(env.id):
-            yield name, f"only ale-py's own emulators begin with no-ops, and {env.id} does not run on them"
+        if not atari:
+            yield name, f"only ale-py's emulators support no-op starts, and {env.id} is not one of them"
         elif settings["noop_max"] == config.noop_max:
-            yield name, f"{env.id} begins with as many as it is"
+            yield name, f"{env.id} already has this number"
         else:
             yield name, _with_kwargs(env, {"noop_max": config.noop_max})
     if config.physics:
-        yield from _physics(env)
-    for name, kwargs in config.env_kwargs.items():
-        yield name, _with_kwargs(env, kwargs)
+        yield from _physics_candidates(env)
+    for name, own in config.env_kwargs.items():
+        yield name, _with_kwargs(env, own)
 
 
-def _physics(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
+def _physics_candidates(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
     if is_atari(env.id):
         yield "physics", f"{env.id} is a game in a ROM, whose physics cannot be changed"
         return
@@ -116,7 +170,7 @@ def _physics(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
     bare.close()
     for name, attribute, change in known:
         kwargs = {"attribute": attribute, "value" if isinstance(change, bool) else "factor": change}
-        yield name, _inside(env, Wrapper(PHYSICS_WRAPPER, kwargs))
+        yield name, _with_inner_wrapper(env, Wrapper(PHYSICS_WRAPPER, kwargs))
     if not known:
         yield "physics", f"{env.id} has none of {', '.join(dict.fromkeys(path for _, path, _ in PHYSICS))}"
 
@@ -125,123 +179,101 @@ def _with_kwargs(env: EnvConfig, kwargs: Mapping[str, Any]) -> EnvConfig:
     return dataclasses.replace(env, kwargs={**env.kwargs, **kwargs})
 
 
-def _inside(env: EnvConfig, wrapper: Wrapper) -> EnvConfig:
-    """The environment with a wrapper below all others, so that everyone is shown the same of it."""
+def _with_inner_wrapper(env: EnvConfig, wrapper: Wrapper) -> EnvConfig:
+    """Return the environment with a wrapper below all others, so that both views show its effect."""
     return dataclasses.replace(env, wrappers=(wrapper, *env.wrappers))
 
 
-def _acts(env: EnvConfig, changed: EnvConfig) -> bool:
-    """Whether equal actions lead elsewhere within a few hundred steps."""
-    pairs = zip(_look(env), _look(changed), strict=False)
-    return any(not np.array_equal(a, b) for a, b in pairs)
-
-
-def _look(env: EnvConfig) -> Iterator[NDArray[Any]]:
-    vector = make_vector_env(env, EPISODES_LOOKED_AT, lambda slot, nth: episode_seed(0, "evaluate", 2, 0, slot, nth))
-    spec = observation_views(env).student
+def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
+    """Yield observations and rewards of a few episodes with fixed seeds and actions."""
+    vector = make_vector_env(
+        env, PROBE_EPISODES, lambda slot, nth: episode_seed(0, "evaluate", CALIBRATION, 0, slot, nth)
+    )
+    views = observation_views(env)
     vector.single_action_space.seed(0)
     try:
         obs = vector.reset()
         yield obs
-        for _ in range(LOOKED_AT):
-            action = np.stack([vector.single_action_space.sample() for _ in range(EPISODES_LOOKED_AT)])
-            step = vector.step(
-                first_legal(observation_views(env).select("student", obs), spec) if has_mask(spec) else action
-            )
+        for _ in range(PROBE_STEPS):
+            action = np.stack([vector.single_action_space.sample() for _ in range(PROBE_EPISODES)])
+            if has_mask(views.student):
+                action = first_legal(views.select("student", obs), views.student)
+            step = vector.step(action)
             obs = step.obs
-            yield np.concatenate([obs.reshape(EPISODES_LOOKED_AT, -1), step.reward[:, None]], 1)
+            yield np.concatenate([obs.reshape(PROBE_EPISODES, -1), step.reward[:, None]], 1)
     finally:
         vector.close()
 
 
-def robustness(
-    env: EnvConfig,
-    players: Mapping[str, Players],
-    random: Returns,
-    config: RobustnessConfig,
-    *,
-    seed: int = 0,
-    sample: bool = False,
-    device: torch.device = CPU,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Let every policy play the same episodes again under each perturbation.
+def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTransformPolicy:
+    """Return a policy that observes through Gaussian noise, drawn anew in every step.
 
     Args:
-        env: the environment.
-        players: who plays, `teacher` among them.
-        random: returns of random play, `[1, episodes]`, unperturbed.
-        config: the perturbations.
-        seed: the run's, by which the episodes are those that the policies were judged by.
-        sample: whether stochastic policies sample their actions.
-        device: Device on which the policies compute.
-        progress: receives the number of finished episodes.
-
-    Returns:
-        `episodes`, `perturbations.<name>.<policy>` (`mean`, `ci95`, `normalised`: 1 for the teacher without
-        perturbation and 0 for random play without; `lost`: the mean without, less the mean with it, over the same
-        episodes) and `left_out.<name>`, why that was not played.
+        policy: policy.
+        scale: standard deviation of each value, `[*obs_shape]`.
+        generator: generator of the noise. Pixels stay between 0 and 255.
     """
-    changed, left_out = perturbed_envs(env, config)
-    sight = observation_views(env)
-    noise = f"observation noise {config.pixel_noise if sight.student.obs_dtype == 'uint8' else config.noise:g}"
-    scales = _scales(env, players, config, seed)
-    can_be = {name: bool((scale > 0).any()) for name, scale in scales.items()}
-    worlds: dict[str, EnvConfig] = {**({noise: env} if all(can_be.values()) else {}), **changed}
-    if not all(can_be.values()) and (config.noise or config.pixel_noise):
-        left_out[noise] = f"nothing in an observation of {env.id} takes noise of this size"
-    episodes = min(config.episodes, *(players[name].returns.shape[1] for name in players))
-    total, done = episodes * len(worlds) * sum(len(each.runs) for each in players.values()), 0
-    found: dict[str, dict[str, Any]] = {}
-    for number, (world, here) in enumerate(worlds.items()):
-        found[world] = {}
-        for name, each in players.items():
-            returns = []
-            for run, policy in enumerate(each.runs):
-                who = with_action_mask(policy, getattr(sight, each.side))
-                if world == noise:
-                    draws = block_generator(seed, "evaluate", 2, number, run).integers(2**62)
-                    who = noisy(who, scales[name], torch.Generator().manual_seed(int(draws)))
-                played = play(
-                    here,
-                    who,
-                    episodes,
-                    seed=seed,
-                    sample=sample,
-                    side=each.side,
-                    device=device,
-                    progress=Part(progress, done, total),
-                )
-                returns.append(played.returns)
-                done += episodes
-            found[world][name] = _row(np.stack(returns), each.returns[:, :episodes], players["teacher"].returns, random)
-    return {"episodes": episodes, "perturbations": found, "left_out": left_out}
+    entries = policy.spec.entries.values()
+    pixels = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in entries])
+    low, high = (
+        torch.from_numpy(np.where(pixels, bound, other).reshape(policy.spec.obs_shape).astype(np.float32))
+        for bound, other in ((0, -np.inf), (255, np.inf))
+    )
+
+    def add_noise(obs: Tensor) -> Tensor:
+        noise = (torch.randn(obs.shape, generator=generator) * scale).to(obs.device)
+        if obs.dtype == torch.uint8:
+            return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
+        return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low.to(obs.device)), high.to(obs.device))
+
+    return ObsTransformPolicy(policy, add_noise)
 
 
-def _scales(env: EnvConfig, players: Mapping[str, Players], config: RobustnessConfig, seed: int) -> dict[str, Tensor]:
-    """Of the noise on what each policy sees; all that see the same have the same."""
-    sight = observation_views(env)
-    scales = {}
-    deviations: dict[str, NDArray[np.float64]] = {}
-    for name, each in players.items():
-        policy, spec = with_action_mask(each.runs[0], getattr(sight, each.side)), getattr(sight, each.side)
-        shared = each.side if sight.packed else "both"
-        if shared not in deviations:
-            deviations[shared] = deviation_of(env, policy, each.side, seed)
-        scales[name] = noise_scale(spec, deviations[shared], config.noise, config.pixel_noise)
+def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, pixel_noise: float) -> Tensor:
+    """Return the standard deviations of the noise, `[*obs_shape]`: shares of each value's own, and of 255 for pixels.
+
+    Integers that stand for categories and action masks have none.
+    """
+    scales, start = [], 0
+    for key, part in spec.entries.items():
+        size = math.prod(part.shape)
+        scale: NDArray[np.floating[Any]] = np.zeros(size)
+        if part.dtype == "uint8":
+            scale[:] = pixel_noise * 255
+        elif np.dtype(part.dtype).kind == "f" and key != MASK:
+            scale = noise * std.ravel()[start : start + size]
+        scales.append(scale)
+        start += size
+    return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
+
+
+def _noise_scales(
+    env: EnvConfig, players: Mapping[str, Player], config: RobustnessConfig, seed: int
+) -> dict[str, Tensor]:
+    """Return the scale of the noise for each policy; policies with the same view have the same."""
+    views = observation_views(env)
+    scales: dict[str, Tensor] = {}
+    stds: dict[str, NDArray[np.float64]] = {}
+    for name, player in players.items():
+        spec = getattr(views, player.side)
+        view = player.side if views.packed else "both"
+        if view not in stds:
+            stds[view] = _observation_std(env, with_action_mask(player.runs[0], spec), player.side, seed)
+        scales[name] = noise_scale(spec, stds[view], config.noise, config.pixel_noise)
     return scales
 
 
-def _row(
-    returns: Returns,
-    before: Returns,
-    teacher: Returns,
-    random: Returns,
-) -> dict[str, Any]:
-    low, high = mean_interval(returns)
-    return {
-        "mean": float(returns.mean()),
-        "ci95": [low, high],
-        "normalised": normalised_score(returns, teacher, random),
-        "lost": float(before.mean() - returns.mean()),
-    }
+def _observation_std(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray[np.float64]:
+    """Return the standard deviation of each value over a few episodes, `[*obs_shape]`."""
+    if policy.spec.obs_dtype == "uint8":
+        return np.zeros(policy.spec.obs_shape)  # noise on pixels does not depend on it
+    seen: list[Tensor] = []
+
+    def record(obs: Tensor) -> Tensor:
+        if sum(map(len, seen)) < MAX_SCALE_STATES:
+            seen.append(obs.cpu().clone())
+        return obs
+
+    play(env, ObsTransformPolicy(policy, record), SCALE_EPISODES, PlayConfig(seed, CALIBRATION, side=side))
+    std: NDArray[np.float64] = torch.cat(seen).double().numpy().std(0)
+    return std

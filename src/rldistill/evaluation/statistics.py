@@ -1,8 +1,8 @@
 """Estimates over runs and episodes, with intervals (Agarwal 2021, arXiv 2108.13264). Arrays are `[runs, episodes]`.
 
 A run is one training seed, and column k the episode with the k-th seed, the same for all runs and policies. With tasks
-as columns, the estimates are rliable's. All functions are pure: the same numbers and seed give the same estimate.
-Statistics take draws of their samples, too: `[..., runs, episodes]` gives `[...]`.
+as columns, the estimates are those of rliable. All functions are pure. Statistics also take a batch of resampled
+samples: `[..., runs, episodes]` gives `[...]`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-REPETITIONS = 2_000
-CHUNK = 2_000_000
-"""How many numbers are drawn at a time."""
+NUM_RESAMPLES = 2_000
+CHUNK_SIZE = 2_000_000
+"""Largest number of values that are resampled at a time."""
 Returns = NDArray[np.floating[Any]]
 Estimate = NDArray[np.float64]
 Statistic = Callable[..., Estimate]
@@ -26,46 +26,46 @@ Interval = tuple[float, float]
 
 
 def mean(returns: Returns) -> Estimate:
-    """The mean over all runs and episodes."""
+    """Return the mean over all runs and episodes."""
     return np.asarray(returns.mean((-2, -1)))
 
 
 def median(returns: Returns) -> Estimate:
-    """The median, over the episodes' seeds (or tasks), of the mean over runs; of a single run, that of its episodes."""
+    """Return the median, over episode seeds (or tasks), of the mean over runs."""
     return np.asarray(np.median(returns.mean(-2), -1))
 
 
 def iqm(returns: Returns) -> Estimate:
-    """Interquartile mean: the mean of what is left without the lowest and the highest quarter (floor(n / 4) each)."""
+    """Return the interquartile mean: the mean without the lowest and the highest quarter (floor(n / 4) each)."""
     ordered = np.sort(returns.reshape(*returns.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4
     return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(-1))
 
 
 def optimality_gap(scores: Returns, target: float = 1.0) -> Estimate:
-    """How far scores fall short of `target` on average, where more than that counts as just that."""
+    """Return the mean shortfall of scores from `target`; higher scores count as `target`."""
     return np.asarray(target - np.minimum(scores, target).mean((-2, -1)))
 
 
 def probability_of_improvement(ours: Returns, theirs: Returns) -> Estimate:
-    """P(a run of ours scores more than one of theirs in the same column), averaged over columns; ties count half."""
+    """Return P(ours scores more than theirs in the same column), averaged over runs and columns; ties count half."""
     a, b = ours[..., :, None, :], theirs[..., None, :, :]
     return np.asarray(((a > b) + 0.5 * (a == b)).mean((-3, -2, -1)))
 
 
 def performance_profile(scores: Returns, thresholds: Sequence[float] | Returns) -> Estimate:
-    """The share of scores above each threshold, `[..., thresholds]`."""
+    """Return the share of scores above each threshold, `[..., thresholds]`."""
     return np.stack([(scores > threshold).mean((-2, -1)) for threshold in thresholds], -1)
 
 
-def normalised(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
-    """(policy - random) / (teacher - random) of the means; NaN where the teacher is no better than random."""
+def normalized_mean(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
+    """Return (policy - random) / (teacher - random) of the means; NaN if the teacher is no better than random."""
     span = _positive(mean(teacher) - mean(random))
     return np.asarray((mean(policy) - mean(random)) / span)
 
 
-def normalised_gap(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
-    """The optimality gap of scores that are 0 at random's mean and 1 at the teacher's; NaN as for `normalised`."""
+def normalized_gap(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
+    """Return the optimality gap of scores that are 0 at random's mean and 1 at the teacher's, or NaN likewise."""
     low = mean(random)[..., None, None]
     return optimality_gap((policy - low) / _positive(mean(teacher)[..., None, None] - low))
 
@@ -75,59 +75,57 @@ def _positive(span: Estimate) -> Estimate:
 
 
 def bootstrap(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: int | None = None) -> Estimate:
-    """What `statistic` gives `[REPETITIONS, ...]` of samples whose runs and episodes are drawn with replacement.
+    """Return `statistic` of samples with resampled runs and episodes, `[NUM_RESAMPLES, ...]`.
 
-    Both axes are resampled. The runs are drawn for each sample by itself, while one draw of episodes serves all runs
-    and samples, because episode k has the same seed everywhere (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111:
-    with several runs a little wide, never too narrow). A single run is drawn every time, so that only its episodes
-    vary. Where only `distinct` episodes differ, so many are drawn, since the others tell nothing new.
+    The runs of each sample are drawn separately, but one draw of episodes serves all samples, because episode k has the
+    same seed everywhere (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111: with several runs a little wide, never
+    too narrow). If only `distinct` episodes differ, only that many are drawn, since repetitions carry no information.
     """
-    episodes = _same_columns(samples)
+    episodes = _num_columns(samples)
 
     def draw(count: int, rng: np.random.Generator) -> list[Returns]:
         column = rng.integers(0, episodes, (count, 1, distinct or episodes))
         return [sample[rng.integers(0, len(sample), (count, len(sample), 1)), column] for sample in samples]
 
-    return _drawn(statistic, samples, draw, seed)
+    return _resampled(statistic, samples, draw, seed)
 
 
 def bootstrap_within_tasks(statistic: Statistic, *scores: Returns, seed: int = 0) -> Estimate:
-    """What `statistic` gives `[REPETITIONS, ...]` of scores `[runs, tasks]` whose runs are drawn anew for each task.
+    """Return `statistic` of scores `[runs, tasks]` with runs resampled within each task, `[NUM_RESAMPLES, ...]`.
 
-    The first axis alone is resampled, within each column and sample by itself: rliable's stratified bootstrap.
+    This is rliable's stratified bootstrap.
     """
-    tasks = np.arange(_same_columns(scores))
+    tasks = np.arange(_num_columns(scores))
 
     def draw(count: int, rng: np.random.Generator) -> list[Returns]:
         return [score[rng.integers(0, len(score), (count, *score.shape)), tasks] for score in scores]
 
-    return _drawn(statistic, scores, draw, seed)
+    return _resampled(statistic, scores, draw, seed)
 
 
 def percentile_interval(draws: Estimate) -> Interval:
-    """The middle 95% of draws, which is rliable's interval."""
+    """Return the middle 95% of resampled estimates, the interval of rliable."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
 def interval(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: int | None = None) -> Interval | None:
-    """The 95% interval of `statistic`, from `bootstrap`, corrected for bias and skewness (BCa, Efron 1987).
+    """Return the 95% interval of `statistic`, from `bootstrap`, corrected for bias and skewness (BCa, Efron 1987).
 
-    A bootstrap of few draws too little: its variance lacks a factor n / (n - 1), and its quantiles are the normal law's
-    where Student's are due. Both are made up for, as Hesterberg (2015, arXiv 1411.5279) does for the percentile
-    interval, by reading its draws further out.
+    A bootstrap of a small sample is too narrow: its variance lacks a factor n / (n - 1), and its quantiles are normal
+    instead of Student's. As in Hesterberg (2015, arXiv 1411.5279), wider quantiles make up for both.
 
     Returns:
-        None where the statistic is NaN, and where it is in over 2.5% of the draws: a ratio has no finite interval when
-        its denominator may be 0 (Fieller 1954), and one from the other draws would be too narrow.
+        None if the statistic is NaN, or in over 2.5% of the resamples: a ratio has no finite interval if its
+        denominator may be 0 (Fieller 1954), and an interval of the other resamples would be too narrow.
     """
     estimate = float(statistic(*samples))
     draws = bootstrap(statistic, *samples, seed=seed, distinct=distinct)
     valid = draws[~np.isnan(draws)]
-    if math.isnan(estimate) or len(valid) < 0.975 * REPETITIONS:
+    if math.isnan(estimate) or len(valid) < 0.975 * NUM_RESAMPLES:
         return None
     below = ((valid < estimate).mean() + (valid <= estimate).mean()) / 2
-    bias = float(norm.ppf(np.clip(below, 1 / REPETITIONS, 1 - 1 / REPETITIONS)))
+    bias = float(norm.ppf(np.clip(below, 1 / NUM_RESAMPLES, 1 - 1 / NUM_RESAMPLES)))
     acceleration = _acceleration(statistic, samples)
     if distinct is not None:
         acceleration *= math.sqrt(samples[0].shape[1] / distinct)
@@ -140,90 +138,87 @@ def interval(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: i
     return float(low), float(high)
 
 
-def mean_interval(returns: Returns) -> Interval:
-    """The 95% interval of the mean, which there always is."""
-    found = interval(mean, returns)
+def mean_interval(returns: Returns, distinct: int | None = None) -> Interval:
+    """Return the 95% interval of the mean."""
+    found = interval(mean, returns, distinct=distinct)
     assert found is not None
     return found
 
 
-def normalised_score(policy: Returns, teacher: Returns, random: Returns) -> float | None:
-    """(policy - random) / (teacher - random) of the means; None where the teacher is no better than random."""
-    return _known(normalised(policy, teacher, random))
+def normalized_score(policy: Returns, teacher: Returns, random: Returns) -> float | None:
+    """Return `normalized_mean`, or None if the teacher is no better than random."""
+    score = float(normalized_mean(policy, teacher, random))
+    return None if math.isnan(score) else score
 
 
-def normalised_interval(
+def normalized_interval(
     policy: Returns, teacher: Returns, random: Returns, seed: int = 0, distinct: int | None = None
 ) -> Interval | None:
-    """The 95% interval of the normalised score, all three resampled, or None, as for `interval`.
+    """Return the 95% interval of the normalized score, with all three resampled; None as in `interval`.
 
-    The teacher itself has 1 and the random policy 0, exactly: the same draws stand on both sides.
+    The teacher's is exactly 1 and random play's exactly 0.
     """
-    if normalised_score(policy, teacher, random) is None:
+    if normalized_score(policy, teacher, random) is None:
         return None
     if policy is teacher or policy is random:
         return (1.0, 1.0) if policy is teacher else (0.0, 0.0)
-    return interval(normalised, policy, teacher, random, seed=seed, distinct=distinct)
+    return interval(normalized_mean, policy, teacher, random, seed=seed, distinct=distinct)
 
 
-def _known(estimate: Estimate) -> float | None:
-    return None if np.isnan(estimate) else float(estimate)
-
-
-def _same_columns(samples: Sequence[Returns]) -> int:
+def _num_columns(samples: Sequence[Returns]) -> int:
     columns = {int(sample.shape[1]) for sample in samples}
     if len(columns) > 1:
-        raise ValueError(f"expected as many columns in all samples, found {sorted(columns)}")
+        raise ValueError(f"expected the same number of columns in all samples, found {sorted(columns)}")
     return columns.pop()
 
 
-def _drawn(
+def _resampled(
     statistic: Statistic,
     samples: Sequence[Returns],
     draw: Callable[[int, np.random.Generator], list[Returns]],
     seed: int,
 ) -> Estimate:
     rng = np.random.default_rng(seed)
-    most = max(1, CHUNK // max(sample.size for sample in samples))
-    counts = [min(most, REPETITIONS - done) for done in range(0, REPETITIONS, most)]
+    batch = max(1, CHUNK_SIZE // max(sample.size for sample in samples))
+    counts = [min(batch, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, batch)]
     return np.concatenate([statistic(*draw(count, rng)) for count in counts])
 
 
 def _acceleration(statistic: Statistic, samples: Sequence[Returns]) -> float:
-    """A sixth of the skewness of the estimate, from what leaving out each episode and each run changes."""
-    influence = np.concatenate([_influence(values) for values in _left_out(statistic, samples)] or [np.zeros(1)])
+    """Return a sixth of the skewness of the estimate, by the jackknife over episodes and over runs."""
+    influence = np.concatenate([_influence(values) for values in _jackknife(statistic, samples)] or [np.zeros(1)])
     spread = float((influence**2).sum())
     return float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
-def _left_out(statistic: Statistic, samples: Sequence[Returns]) -> Iterator[Estimate]:
+def _jackknife(statistic: Statistic, samples: Sequence[Returns]) -> Iterator[Estimate]:
     if samples[0].shape[1] > 1:
-        yield _without_each_episode(statistic, samples)
-    for place, sample in enumerate(samples):
+        yield _leave_one_episode_out(statistic, samples)
+    for number, sample in enumerate(samples):
         if len(sample) > 1:
             fewer = (np.delete(sample, run, 0) for run in range(len(sample)))
-            yield np.array([float(statistic(*samples[:place], part, *samples[place + 1 :])) for part in fewer])
+            yield np.array([float(statistic(*samples[:number], part, *samples[number + 1 :])) for part in fewer])
 
 
-def _without_each_episode(statistic: Statistic, samples: Sequence[Returns]) -> Estimate:
+def _leave_one_episode_out(statistic: Statistic, samples: Sequence[Returns]) -> Estimate:
     episodes = samples[0].shape[1]
-    most = max(1, CHUNK // max(sample.size for sample in samples))
+    batch = max(1, CHUNK_SIZE // max(sample.size for sample in samples))
     found = []
-    for first in range(0, episodes, most):
-        gone = np.arange(first, min(first + most, episodes))[:, None]
-        kept = np.arange(episodes - 1) + (np.arange(episodes - 1) >= gone)
+    for first in range(0, episodes, batch):
+        omitted = np.arange(first, min(first + batch, episodes))[:, None]
+        kept = np.arange(episodes - 1) + (np.arange(episodes - 1) >= omitted)
         found.append(statistic(*(np.moveaxis(sample[:, kept], 0, 1) for sample in samples)))
     return np.concatenate(found)
 
 
 def _influence(values: Estimate) -> Estimate:
-    # A ratio may have no value without some episode; that episode then counts for nothing.
-    known = values[~np.isnan(values)]
-    return (known.mean() - known) * (1 - 1 / len(values)) if len(known) else known
+    # A ratio may be undefined without some episode; the influence of that episode then counts as 0.
+    defined = values[~np.isnan(values)]
+    return (defined.mean() - defined) * (1 - 1 / len(values)) if len(defined) else defined
 
 
 def _half_width(sample: Returns, episodes: int) -> float:
-    """How many of its standard deviations a bootstrap should reach out, by what episodes and runs bring of them."""
+    """Return the half-width of an interval in standard deviations of the bootstrap, from both variance components."""
     runs = len(sample)
     within = float(sample.mean(0).var(ddof=1)) / episodes if episodes > 1 and sample.shape[1] > 1 else 0.0
     between = float(sample.mean(1).var(ddof=1)) / runs if runs > 1 else 0.0

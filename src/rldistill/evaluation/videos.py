@@ -1,4 +1,4 @@
-"""Films of each policy's best, median and worst episode, a student's beside its teacher's of the same seed."""
+"""Videos of each policy's best, median and worst episode, and of its teacher in the same episodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +20,65 @@ from rldistill.envs.config import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import reshape_action
-from rldistill.evaluation.episodes import Episodes
+from rldistill.evaluation.episodes import TEST, Episodes
 from rldistill.io.atomic import write_atomic
 
-VIDEO_FRAMES = 1_200
+MAX_FRAMES = 1_200
 LABELS = ("best", "median", "worst")
 
 
-def notable(returns: Sequence[float]) -> dict[str, int]:
-    """The numbers of the best, the median and the worst episode; of an even number, the lower of the two in the middle.
-
-    Of several that return the same, the first.
-    """
-    order = sorted(range(len(returns)), key=lambda number: returns[number])
-    middle = returns[order[(len(order) - 1) // 2]]
-    return {
-        label: list(returns).index(value)
-        for label, value in zip(LABELS, (max(returns), middle, min(returns)), strict=True)
-    }
+def notable_episodes(returns: Sequence[float]) -> dict[str, int]:
+    """Return the numbers of the best, the (lower) median and the worst episode; the first of equal ones."""
+    ordered = sorted(returns)
+    values = (ordered[-1], ordered[(len(ordered) - 1) // 2], ordered[0])
+    return {label: list(returns).index(value) for label, value in zip(LABELS, values, strict=True)}
 
 
-def film_all(
-    env: EnvConfig, seed: int, played: Mapping[str, Episodes], students: Collection[str], folder: Path
+def record_videos(
+    env: EnvConfig, seed: int, episodes: Mapping[str, Episodes], students: Collection[str], folder: Path
 ) -> None:
-    """Write `<policy>-<label>.mp4` and, for students, `<policy>-<label>-teacher.mp4` into `folder`.
+    """Write `<policy>-<label>.mp4` and, for students, `<policy>-<label>-teacher.mp4`.
 
-    One of those who `played` is the `teacher`. What cannot be filmed, for want of pictures or of a codec, is left out
-    with a warning.
+    A failure of the renderer or the codec ends in a warning, since the evaluation is complete without videos.
+
+    Args:
+        env: environment.
+        seed: seed of the run.
+        episodes: episodes of each policy, the teacher's under `teacher`.
+        students: names of the students.
+        folder: folder of the videos.
     """
-    if not draws_itself(env):
-        warnings.warn(f"no videos: {env.id} has no render mode rgb_array", stacklevel=2)
-        return
     try:
-        filmed: dict[tuple[str, int], Path] = {}
-        for name, episodes in played.items():
-            for label, number in notable(episodes.returns.tolist()).items():
-                asked = {name: f"{name}-{label}.mp4"} | (
-                    {"teacher": f"{name}-{label}-teacher.mp4"} if name in students else {}
-                )
-                for who, file in asked.items():
-                    if (who, number) in filmed:
-                        shutil.copyfile(filmed[who, number], folder / file)
+        if not has_pictures(env):
+            raise RuntimeError(f"{env.id} has no render mode rgb_array")
+        recorded: dict[tuple[str, int], Path] = {}
+        for name, own in episodes.items():
+            for label, number in notable_episodes(own.returns.tolist()).items():
+                files = {name: f"{name}-{label}.mp4"}
+                if name in students:
+                    files["teacher"] = f"{name}-{label}-teacher.mp4"
+                for policy, file in files.items():
+                    if (policy, number) in recorded:
+                        shutil.copyfile(recorded[policy, number], folder / file)
                         continue
-                    film(env, seed, number, played[who].actions[number], folder / file)
-                    filmed[who, number] = folder / file
-    except (OSError, RuntimeError, ImportError) as error:
-        # All else of an evaluation is written by now, and is worth as much without its films.
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        warnings.warn(f"no more videos: an episode cannot be written as H.264 ({said[0]})", stacklevel=2)
+                    record_video(env, seed, number, episodes[policy].actions[number], folder / file)
+                    recorded[policy, number] = folder / file
+    except Exception as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        warnings.warn(f"no videos: {reason}", stacklevel=2)
 
 
-def remove_films(folder: Path) -> None:
-    """Remove what `film_all` wrote, and nothing else."""
+def remove_videos(folder: Path) -> None:
+    """Remove the files of `record_videos`, and the folder if nothing else is in it."""
     for label in LABELS:
         for file in (*folder.glob(f"*-{label}.mp4"), *folder.glob(f"*-{label}-teacher.mp4")):
             file.unlink()
-    with suppress(OSError):  # there is none, or something else is in it
+    with suppress(OSError):
         folder.rmdir()
 
 
-def draws_itself(env_config: EnvConfig) -> bool:
-    """Whether there are pictures to film."""
+def has_pictures(env_config: EnvConfig) -> bool:
+    """Return True if the environment has the render mode rgb_array."""
     if is_atari(env_config.id):
         return True
     env = make_env(env_config.view_of("student"))
@@ -90,17 +88,17 @@ def draws_itself(env_config: EnvConfig) -> bool:
         return False
     try:
         make_env(env_config.view_of("student"), render_mode="rgb_array").close()
-    except ConfigError:  # a function of the user's that takes no render mode
+    except ConfigError:  # a user's function without the argument render_mode
         return False
     return True
 
 
-def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
-    """Play an episode again, from its seed and its actions, in colour, and write it as an H.264 file."""
+def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
+    """Replay an episode from its seed and actions, in color, and write it as an H.264 file."""
     import imageio.v2 as imageio
 
-    frames = (_film_atari if is_atari(env_config.id) else _film_any)(
-        env_config, episode_seed(seed, "evaluate", 0, 0, 0, episode), actions[:VIDEO_FRAMES]
+    frames = (_atari_frames if is_atari(env_config.id) else _rendered_frames)(
+        env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES]
     )
 
     def write(temporary: Path) -> None:
@@ -118,25 +116,24 @@ def film(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], pat
     write_atomic(path, write)
 
 
-def _film_atari(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
+def _atari_frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
     picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    vector = make_atari(dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture}), 1, 1)
-    obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
-    yield obs[0, 0].copy()
-    for action in actions:
-        obs, *_ = vector.step(np.array([action]))
+    colored = dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture})
+    with closing(make_atari(colored, 1, 1)) as vector:
+        obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
         yield obs[0, 0].copy()
-    vector.close()
+        for action in actions:
+            obs, *_ = vector.step(np.array([action]))
+            yield obs[0, 0].copy()
 
 
-def _film_any(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
-    # Pictures alone are wanted; SDL, looking for a screen and for sound, would write over the progress bars.
+def _rendered_frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
+    # Without a screen, SDL would write its complaints over the progress bars.
     for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         os.environ.setdefault(variable, "dummy")
-    env = make_env(env_config.view_of("student"), render_mode="rgb_array")
-    env.reset(seed=seed)
-    yield np.asarray(env.render())
-    for action in actions:
-        env.step(reshape_action(action, env.action_space))
+    with closing(make_env(env_config.view_of("student"), render_mode="rgb_array")) as env:
+        env.reset(seed=seed)
         yield np.asarray(env.render())
-    env.close()
+        for action in actions:
+            env.step(reshape_action(action, env.action_space))
+            yield np.asarray(env.render())

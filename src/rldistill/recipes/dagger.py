@@ -15,7 +15,7 @@ from rldistill.core.schedules import Constant, FractionSchedule
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env
-from rldistill.evaluation.episodes import VALIDATION, play
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Progress, Round
 from rldistill.io.provenance import provenance
@@ -98,6 +98,6 @@ def _validation_score(job: StudentJob, student: NetworkPolicy, episodes: int, fo
     """Return the mean return over validation episodes, which are played once and stored in `folder`."""
     file, run = folder / "score.json", job.run
     if not file.exists():
-        returns = play(adapt_env(run.env, job.teacher), student, episodes, seed=run.seed, split=VALIDATION).returns
+        returns = play(adapt_env(run.env, job.teacher), student, episodes, PlayConfig(run.seed, VALIDATION)).returns
         write_json(file, {"episodes": episodes, "score": float(returns.mean())})
     return float(read_json(file)["score"])

@@ -20,7 +20,7 @@ from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.config import Side
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.evaluation.episodes import VALIDATION, play
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
@@ -189,4 +189,4 @@ def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Pro
 def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:
     """Return the returns of the episodes that select the best policy, which are not those of the evaluation."""
     episodes = (run.dqn if run.recipe.learner == "dqn" else run.ppo).eval_episodes
-    return play(adapt_env(run.env, teacher), policy, episodes, seed=run.seed, split=VALIDATION, side=side).returns
+    return play(adapt_env(run.env, teacher), policy, episodes, PlayConfig(run.seed, VALIDATION, side=side)).returns

@@ -1,6 +1,5 @@
-"""The report of a run."""
+"""Report of a run: pages, tables and model cards."""
 
 from rldistill.reporting.page import write_report
-from rldistill.reporting.tables import evaluation_table, robustness_table, verdict
 
-__all__ = ["evaluation_table", "robustness_table", "verdict", "write_report"]
+__all__ = ["write_report"]

@@ -1,103 +1,127 @@
-"""Charts as inline SVG: small, offline, coloured by the page's style; `charts.html.jinja` draws what is placed here.
+"""Charts as inline SVG, drawn by `charts.html.jinja` and colored by the style sheet of the page.
 
-Horizontal places are percentages and heights are pixels, so that a chart fills a telephone or a desk and its text keeps
-its size.
+Horizontal positions are percentages and heights are pixels, so that a chart fills a phone or a desktop window, and its
+text keeps its size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from rldistill.evaluation.results import PolicyResult
+from rldistill.evaluation.tables import number_text
+
 Line = list[tuple[float, float]]
 Series = dict[str, Line]
 
-ROW = 68
-PLOT = 220
-MOST_DOTS = 600
-GOLDEN = (math.sqrt(5) - 1) / 2
+ROW_HEIGHT, PLOT_HEIGHT = 68, 220
+MAX_DOTS = 600
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+NUM_COLORS = 6
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From a value to 0..1 between the ends of an axis."""
+    """Axis that maps values to 0..1."""
 
     low: float
     high: float
     log: bool = False
 
     @classmethod
-    def over(cls, values: Sequence[float], room: float = 0.04, log: bool = False) -> Scale:
-        """The scale that holds all values, with some room at both ends."""
+    def covering(cls, values: Sequence[float], padding: float = 0.04, log: bool = False) -> Scale:
+        """Return the scale of all values, with padding at both ends."""
         ends = [math.log10(end) if log else end for end in (min(values), max(values))]
-        space = (ends[1] - ends[0]) * room if ends[1] > ends[0] else max(1.0, abs(ends[0]) * 0.1)
-        return cls(ends[0] - space, ends[1] + space, log)
+        margin = (ends[1] - ends[0]) * padding if ends[1] > ends[0] else max(1.0, abs(ends[0]) * 0.1)
+        return cls(ends[0] - margin, ends[1] + margin, log)
 
     def __call__(self, value: float) -> float:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Places and texts of a few round numbers between the ends."""
+        """Return the positions and texts of a few round numbers."""
         values = _decades(self.low, self.high) if self.log else _round_numbers(self.low, self.high)
-        return [(self(value), _short(value)) for value in values]
+        return [(self(value), _tick_text(value)) for value in values]
 
 
-def palette(evaluation: dict[str, Any]) -> dict[str, str]:
-    """The class that paints each policy: grey for what is compared against, a colour for each student."""
-    kinds = {name: entry["kind"] for name, entry in evaluation["policies"].items()}
-    students = [name for name, kind in kinds.items() if kind == "student"]
-    return {name: f"c{students.index(name) % 6}" if name in students else kind for name, kind in kinds.items()}
+def palette(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
+    """Return the CSS class of each policy: gray for teacher and random play, a color for each student."""
+    students = [name for name, entry in policies.items() if entry.kind == "student"]
+    return {
+        name: f"c{students.index(name) % NUM_COLORS}" if name in students else entry.kind
+        for name, entry in policies.items()
+    }
 
 
-def returns_chart(evaluation: dict[str, Any]) -> Markup:
-    """Every episode's return as a dot, the mean and its 95% interval as a mark, the teacher's mean as a dashed line.
+@dataclass(frozen=True)
+class ReturnsRow:
+    """Returns of one policy in a chart."""
 
-    Dots far away from all others lie at the edge; of more than MOST_DOTS, every second, third, ... is drawn.
+    returns: Sequence[float]
+    mean: float
+    ci95: tuple[float, float]
+    color: str
+    reference: bool = False
+
+
+def returns_chart(policies: Mapping[str, PolicyResult]) -> Markup:
+    """Return a chart of all policies' returns, with the teacher's mean as a dashed line."""
+    colors = palette(policies)
+    return rows_chart(
+        {
+            name: ReturnsRow(entry.returns, entry.mean, entry.ci95, colors[name], entry.kind == "teacher")
+            for name, entry in policies.items()
+        }
+    )
+
+
+def rows_chart(rows: Mapping[str, ReturnsRow]) -> Markup:
+    """Return a chart with a dot for each return, the mean and its 95% interval, and the mean of reference rows.
+
+    Outliers lie at the edge; of more than MAX_DOTS returns, every second, third, ... is drawn.
     """
-    policies, paint = evaluation["policies"], palette(evaluation)
-    returns = {name: [x for run in entry["runs"] for x in run["returns"]] for name, entry in policies.items()}
-    low, high = bulk([x for values in returns.values() for x in values])
-    across = Scale.over([low, high])
+    everything = [value for row in rows.values() for value in row.returns]
+    low, high = bulk(everything)
+    scale = Scale.covering([low, high])
 
-    def place(value: float) -> float:
-        return across(min(max(value, low), high))
+    def position(value: float) -> float:
+        return scale(min(max(value, low), high))
 
-    rows = [
+    drawn = [
         {
             "name": shortened(name),
-            "paint": paint[name],
-            "top": ROW * number,
-            "mean": entry["mean"],
-            "ci95": entry["ci95"],
-            "mark": place(entry["mean"]),
-            "ends": [place(end) for end in entry["ci95"]],
-            "dots": [(place(x), _jitter(k), x) for k, x in enumerate(_some(returns[name]))],
-            "opacity": max(0.14, min(0.55, 4 / math.sqrt(len(returns[name])))),
+            "color": row.color,
+            "top": ROW_HEIGHT * number,
+            "mean": row.mean,
+            "ci95": row.ci95,
+            "mark": position(row.mean),
+            "ends": [position(end) for end in row.ci95],
+            "dots": [(position(x), _jitter(k), x) for k, x in enumerate(_thinned(row.returns))],
+            "opacity": max(0.14, min(0.55, 4 / math.sqrt(len(row.returns)))),
         }
-        for number, (name, entry) in enumerate(policies.items())
+        for number, (name, row) in enumerate(rows.items())
     ]
-    teachers = [place(entry["mean"]) for entry in policies.values() if entry["kind"] == "teacher"]
-    beyond = sum(not low <= x <= high for values in returns.values() for x in values)
     return _draw(
         "returns",
-        rows=rows,
-        across=across,
-        teachers=teachers,
-        height=ROW * len(rows),
+        rows=drawn,
+        scale=scale,
+        references=[position(row.mean) for row in rows.values() if row.reference],
+        height=ROW_HEIGHT * len(drawn),
         number=number_text,
-        beyond=beyond,
-        thinned=any(len(values) > MOST_DOTS for values in returns.values()),
+        outliers=sum(not low <= x <= high for x in everything),
+        thinned=any(len(row.returns) > MAX_DOTS for row in rows.values()),
     )
 
 
 def bulk(values: Sequence[float]) -> tuple[float, float]:
-    """The lowest and the highest value, or where a few outliers would leave no room for the others, less than that."""
+    """Return the lowest and the highest value, or narrower ends if a few outliers would leave no space for the rest."""
     ordered = sorted(values)
     low, high = (ordered[round(part * (len(ordered) - 1))] for part in (0.05, 0.95))
     span = high - low
@@ -109,109 +133,93 @@ def bulk(values: Sequence[float]) -> tuple[float, float]:
     )
 
 
-def lines_chart(
-    series: Series,
-    across: str,
-    up: str,
-    faint: Mapping[str, Sequence[Line]] | None = None,
-    paint: Mapping[str, str] | None = None,
-    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
-    within: tuple[float, float] | None = None,
-) -> Markup:
-    """One line for each name; a scale is logarithmic where its values span decades.
+@dataclass(frozen=True)
+class LineStyle:
+    """Options of a line chart.
 
-    Args:
-        series: points (x, y) for each name.
-        across: what x is.
-        up: what y is.
-        faint: more lines of a name (its training seeds), drawn thin and in its colour.
-        paint: the class of each name.
+    Attributes:
+        colors: CSS class of each name.
+        thin: further lines of a name (its training seeds).
         bands: (x, low, high) around a name's line.
-        within: the ends of the x axis, if not those of the points.
+        x_range: ends of the x axis, if not those of the points.
     """
-    faint, paint, bands = faint or {}, paint or {}, bands or {}
-    points = [point for lines in (series.values(), *faint.values()) for line in lines for point in line]
-    ys = [y for _, y in points] + [y for band in bands.values() for _, *ends in band for y in ends]
+
+    colors: Mapping[str, str] = field(default_factory=dict)
+    thin: Mapping[str, Sequence[Line]] = field(default_factory=dict)
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] = field(default_factory=dict)
+    x_range: tuple[float, float] | None = None
+
+
+def lines_chart(series: Series, x_title: str, y_title: str, style: LineStyle = LineStyle()) -> Markup:
+    """Return a chart with a line for each name; the y axis is logarithmic if its values span decades."""
+    points = [point for lines in (series.values(), *style.thin.values()) for line in lines for point in line]
+    ys = [y for _, y in points] + [y for band in style.bands.values() for _, *ends in band for y in ends]
     log = min(ys) > 0 and max(ys) / min(ys) > 50
-    x, y = Scale.over(within or [x for x, _ in points], room=0), Scale.over(ys, log=log)
+    x, y = Scale.covering(style.x_range or [x for x, _ in points], padding=0), Scale.covering(ys, log=log)
 
     def path(line: Line) -> str:
-        return " ".join(f"{100 * x(a):.2f},{PLOT * (1 - y(b)):.1f}" for a, b in line)
+        return " ".join(f"{100 * x(a):.2f},{PLOT_HEIGHT * (1 - y(b)):.1f}" for a, b in line)
 
-    def around(band: Sequence[tuple[float, float, float]]) -> str:
+    def outline(band: Sequence[tuple[float, float, float]]) -> str:
         return path([(a, low) for a, low, _ in band] + [(a, high) for a, _, high in reversed(band)])
 
     drawn = [
         {
             "name": name,
-            "paint": paint.get(name, f"c{number % 6}"),
+            "color": style.colors.get(name, f"c{number % NUM_COLORS}"),
             "line": path(line),
-            "band": around(bands[name]) if name in bands else "",
-            "faint": [path(each) for each in faint.get(name, ())],
-            "end": None if within else (x(line[-1][0]), y(line[-1][1])),
+            "band": outline(style.bands[name]) if name in style.bands else "",
+            "thin": [path(seed) for seed in style.thin.get(name, ())],
+            "end": None if style.x_range else (x(line[-1][0]), y(line[-1][1])),
         }
         for number, (name, line) in enumerate(series.items())
     ]
-    title = f"{up} against {across}" + (", logarithmic" if log else "")
-    return _draw("lines", drawn=drawn, x=x, y=y, across=across, title=title, height=PLOT)
+    title = f"{y_title} against {x_title}" + (", logarithmic" if log else "")
+    return _draw("lines", drawn=drawn, x=x, y=y, x_title=x_title, title=title, height=PLOT_HEIGHT)
 
 
 def scatter_chart(
     points: Mapping[str, tuple[float, float]],
-    joined: Sequence[str],
-    across: str,
-    up: str,
+    front: Sequence[str],
+    x_title: str,
+    y_title: str,
     wanted: float,
-    paint: Mapping[str, str] | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Markup:
-    """A dot for each name; those of `joined` are joined in this order, and `wanted` is a dashed line.
+    """Return a chart with a dot for each name, a line through `front` in this order, and `wanted` as a dashed line.
 
-    Across is logarithmic; dots far below the others and the dashed line lie on the bottom. With `paint`, the class of
-    each name, all are in a legend; without, those of `joined` are named in the picture.
+    The x axis is logarithmic; dots far below the others lie at the bottom. With `colors`, the CSS class of each name,
+    all names are in a legend; without, the names of `front` are in the picture.
     """
     floor = min(0.0, wanted)
     shown = {name: (a, max(b, floor)) for name, (a, b) in points.items()}
-    x = Scale.over([a for a, _ in shown.values()] or [1.0], room=0.06, log=True)
-    y = Scale.over([wanted, *(b for _, b in shown.values())])
+    x = Scale.covering([a for a, _ in shown.values()] or [1.0], padding=0.06, log=True)
+    y = Scale.covering([wanted, *(b for _, b in shown.values())])
     dots = [
         {
-            "name": name if paint else shortened(name),
-            "paint": "c0" if paint is None else paint[name],
+            "name": name if colors else shortened(name),
+            "color": "c0" if colors is None else colors[name],
             "x": x(a),
             "y": 1 - y(b),
-            "on": name in joined,
-            "said": f"{name}: {a:,.0f} {across}, {points[name][1]:.3f}",
+            "on_front": name in front,
+            "text": f"{name}: {a:,.0f} {x_title}, {points[name][1]:.3f}",
         }
         for name, (a, b) in shown.items()
     ]
-    line = " ".join(f"{100 * x(a):.2f},{PLOT * (1 - y(b)):.1f}" for a, b in (shown[name] for name in joined))
-    return _draw(
-        "scatter",
-        dots=dots,
-        line=line,
-        x=x,
-        y=y,
-        across=across,
-        title=f"{up} against {across}, logarithmic",
-        height=PLOT,
-        wanted=1 - y(wanted),
-        legend=paint is not None,
-    )
+    line = " ".join(f"{100 * x(a):.2f},{PLOT_HEIGHT * (1 - y(b)):.1f}" for a, b in (shown[name] for name in front))
+    title = f"{y_title} against {x_title}, logarithmic"
+    axes = {"x": x, "y": y, "x_title": x_title, "title": title, "height": PLOT_HEIGHT}
+    return _draw("scatter", dots=dots, line=line, wanted=1 - y(wanted), legend=colors is not None, **axes)
 
 
-def number_text(value: float) -> str:
-    """A return, with as many digits as are read."""
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
-
-
-def shortened(name: str, most: int = 18) -> str:
-    """A name that has room in a chart on a phone."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+def shortened(name: str, max_length: int = 18) -> str:
+    """Return a name that fits into a chart on a phone."""
+    return name if len(name) <= max_length else name[: max_length - 1] + "…"
 
 
 @cache
 def templates() -> jinja2.Environment:
-    """The templates of the report; whatever they are given is escaped."""
+    """Return the templates, which escape all values."""
     loader = jinja2.PackageLoader("rldistill", "reporting/templates")
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 
@@ -222,13 +230,13 @@ def _draw(macro: str, **values: Any) -> Markup:
     return draw(**values)
 
 
-def _some(values: Sequence[float]) -> Sequence[float]:
-    return values[:: math.ceil(len(values) / MOST_DOTS)]
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    return values[:: math.ceil(len(values) / MAX_DOTS)]
 
 
 def _jitter(number: int) -> float:
-    """-1 to 1, evenly spread and the same every time."""
-    return 2 * (number * GOLDEN % 1) - 1
+    """Return a deterministic offset from -1 to 1, evenly spread over the numbers."""
+    return 2 * (number * GOLDEN_RATIO % 1) - 1
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
@@ -238,11 +246,11 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    every = math.ceil((high - low) / 6)
-    return [10.0**exponent for exponent in range(math.ceil(low), math.floor(high) + 1, every)]
+    step = math.ceil((high - low) / 6)
+    return [10.0**exponent for exponent in range(math.ceil(low), math.floor(high) + 1, step)]
 
 
-def _short(value: float) -> str:
+def _tick_text(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"

@@ -1,54 +1,50 @@
-"""Size against score: what a run compared, and what a search beside it tried."""
+"""Charts of size against score, of a run and of the search beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from rldistill.core.errors import CorruptArtifactError
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.results import Evaluation
 from rldistill.io.atomic import read_json
 from rldistill.reporting.charts import palette, scatter_chart
-from rldistill.reporting.search import front_chart, search_verdict
-
-DEFAULT_MARGIN = 0.05
-"""What may be lost, of an evaluation that does not say."""
+from rldistill.reporting.search_page import front_chart, search_verdict
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of (size, score) of which no other that is as small has as high a score, from the smallest on."""
-    best, kept = float("-inf"), []
+    """Return the names of the points (size, score) with a higher score than all smaller ones, in order of size."""
+    best, front = float("-inf"), []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
         if points[name][1] > best:
             best = points[name][1]
-            kept.append(name)
-    return kept
+            front.append(name)
+    return front
 
 
-def run_front(evaluation: dict[str, Any]) -> Markup | None:
-    """All policies of a run with parameters and a normalised score; None where that is fewer than two."""
-    policies = evaluation["policies"]
+def run_front(evaluation: Evaluation) -> Markup | None:
+    """Return the chart of all policies with parameters and a normalized score; None if there are fewer than two."""
     points = {
-        name: (entry["parameters"], entry["normalised"])
-        for name, entry in policies.items()
-        if entry["parameters"] and entry["normalised"] is not None
+        name: (float(entry.parameters), entry.normalized)
+        for name, entry in evaluation.policies.items()
+        if entry.parameters and entry.normalized is not None
     }
     if len(points) < 2:
         return None
-    answers = [answer for entry in policies.values() if (answer := entry.get("non_inferior"))]
-    margin = answers[0]["margin"] if answers else DEFAULT_MARGIN
-    return scatter_chart(
-        points, pareto_front(points), "parameters", "normalised score", 1 - margin, palette(evaluation)
-    )
+    margins = [entry.non_inferiority.margin for entry in evaluation.students.values() if entry.non_inferiority]
+    wanted = 1 - next(iter(margins), EvaluateConfig.margin)
+    front = pareto_front(points)
+    return scatter_chart(points, front, "parameters", "normalized score", wanted, palette(evaluation.policies))
 
 
 def search_front(run: Path) -> tuple[Markup, str] | None:
-    """The front of the search in `search/` and its answer; None if there was no search.
+    """Return the chart and the verdict of the search in `search/`; None without a search.
 
     Raises:
-        CorruptArtifactError: what it left is broken.
+        CorruptArtifactError: `search.json` is broken.
     """
     path = run / "search" / "search.json"
     if not path.is_file():
@@ -57,4 +53,6 @@ def search_front(run: Path) -> tuple[Markup, str] | None:
     try:
         return front_chart(found), search_verdict(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptArtifactError(f"{path}: not as `rldistill search` writes it ({error!r})") from None
+        raise CorruptArtifactError(
+            f"{path}: the file is incomplete ({error!r}). Run `rldistill search` again."
+        ) from None

@@ -1,38 +1,83 @@
-"""Students that a person can read: trees as rules, linear ones as a table or as pictures of their weights."""
+"""Interpretable students: trees as rules, linear students as a table or a picture of their weights."""
 
 from __future__ import annotations
 
 import math
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import CategoricalHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.io.atomic import write_atomic
+from rldistill.evaluation.disagreements import value_names
+from rldistill.io.atomic import read_json, write_atomic
 from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting.videos import data_url
 from rldistill.students.features import CLIP_STD, AnyFeatures, Objects, Raw, Standardized, Standardizer
 from rldistill.students.linear import Linear
 from rldistill.students.ridge import Ridge
+from rldistill.students.storage import load_native
 from rldistill.students.tree import TreePolicy
 
-MARGIN = 4
+PICTURE_GAP = 4
+MAX_LINES = 150
+KINDS = ("tree", "linear", "ridge")
+EQUALS = " == "
+
+
+@dataclass(frozen=True)
+class InterpretableStudent:
+    """Section of the report on one student: its first lines, or a picture of its weights."""
+
+    policy: str
+    folder: str
+    text: str
+    more: int
+    picture: str
+
+
+def interpretable_student(run: Path, policy: str, seed: int | None) -> InterpretableStudent | None:
+    """Return the section on a student with one training seed; None if the student is not interpretable.
+
+    Raises:
+        CorruptArtifactError: the student's files are broken.
+    """
+    folder = run / "students" / policy / f"seed-{seed}"
+    if not (folder / "policy.json").is_file():
+        return None
+    document = read_json(folder / "policy.json")
+    if isinstance(document, dict) and document.get("student") not in KINDS:
+        return None
+    student = load_native(folder)
+    try:
+        lines = explain(student).splitlines()
+    except ConfigError:
+        return None  # such as weights on random features
+    picture = ""
+    if not isinstance(student, TreePolicy) and _picture_shape(student) is not None:
+        with tempfile.TemporaryDirectory() as temporary:
+            draw(student, Path(temporary) / "weights.png")
+            picture = data_url(Path(temporary) / "weights.png", "image/png")
+    path = f"{run.name}/{folder.relative_to(run)}"
+    return InterpretableStudent(policy, path, "\n".join(lines[:MAX_LINES]), max(0, len(lines) - MAX_LINES), picture)
 
 
 def explain(policy: NetworkPolicy) -> str:
-    """The policy in words, a line for each rule or for each entry of the observation.
+    """Return the policy as text, with a line for each rule or each entry of the observation.
 
     Raises:
-        ConfigError: it is neither a tree nor linear in something that has a name.
+        ConfigError: the policy is neither a tree nor linear in named features.
     """
     if isinstance(policy, TreePolicy):
         return "\n".join(_rules(policy, _names(policy.spec, policy.config.features), _thresholds(policy), 0, ""))
     weight, bias = _linear(policy)
-    if _pictures(policy) is not None:
-        return "linear in pixels; --out FILE.png draws its weights"
+    if _picture_shape(policy) is not None:
+        return "The student is linear in pixels; --out FILE.png draws its weights."
     names, columns = _names(policy.spec, policy.config.features), _outputs(policy.spec)
     width = max(map(len, [*names, "constant"]))
     bounded = any(isinstance(layer, Standardizer) for layer in policy.body.modules())
@@ -42,36 +87,33 @@ def explain(policy: NetworkPolicy) -> str:
     rows = [f"{'':<{width}} " + " ".join(f"{column:>12}" for column in columns)]
     table = zip([*names, "constant"], [*np.concatenate([weight.T, bounds], 1), bias], strict=True)
     rows += [f"{name:<{width}} " + " ".join(f"{number:>12.5g}" for number in numbers) for name, numbers in table]
-    return "\n".join([*rows, *(["what is beyond `from` or `to` counts as that"] if bounded else [])])
+    return "\n".join([*rows, *(["values below `from` or above `to` are clipped to them"] if bounded else [])])
 
 
 def draw(policy: NetworkPolicy, path: Path) -> None:
     """Write the weights of a linear policy on pictures as a PNG: a row for each output, a column for each channel.
 
-    Grey is 0, white the largest, black minus the largest.
+    Gray is 0, white is the largest weight, black is its negative.
     """
     import imageio.v2 as imageio
 
     if isinstance(policy, TreePolicy):
-        raise ConfigError("--out: only the weights of linear and ridge students are drawn, and this is a tree")
+        raise ConfigError("--out: a tree has no weights to draw. Use a linear or ridge student.")
     weight, _ = _linear(policy)
-    shape = _pictures(policy)
+    shape = _picture_shape(policy)
     if shape is None:
-        raise ConfigError(f"--out: only weights on pictures are drawn, these observations are {policy.spec.obs_shape}")
+        raise ConfigError(
+            f"--out: only weights on pictures can be drawn, and these observations are {policy.spec.obs_shape}"
+        )
     pictures = weight.reshape(len(weight), *shape)
-    grey = np.round(127.5 + 127.5 * pictures / max(float(np.abs(pictures).max()), 1e-12)).astype(np.uint8)
-    padded = np.pad(grey, [(0, 0), (0, 0), (0, MARGIN), (0, MARGIN)], constant_values=255)
+    gray = np.round(127.5 + 127.5 * pictures / max(float(np.abs(pictures).max()), 1e-12)).astype(np.uint8)
+    padded = np.pad(gray, [(0, 0), (0, 0), (0, PICTURE_GAP), (0, PICTURE_GAP)], constant_values=255)
     whole = np.concatenate([np.concatenate(list(row), 1) for row in padded], 0)
     write_atomic(path, lambda temporary: imageio.imwrite(temporary, whole, format="PNG"))
 
 
-def is_drawn(policy: NetworkPolicy) -> bool:
-    """Whether its weights are pictures rather than a table."""
-    return not isinstance(policy, TreePolicy) and _pictures(policy) is not None
-
-
-def _pictures(policy: NetworkPolicy) -> tuple[int, ...] | None:
-    """Channels, height and width of the pictures that weights on pixels or on cells of the screen are."""
+def _picture_shape(policy: NetworkPolicy) -> tuple[int, ...] | None:
+    """Return channels, height and width of weights on pixels; None for other weights."""
     features, shape = policy.config.features, policy.spec.obs_shape
     if len(shape) != 3 or not isinstance(features, Raw | Standardized):
         return None
@@ -79,43 +121,40 @@ def _pictures(policy: NetworkPolicy) -> tuple[int, ...] | None:
 
 
 def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights `[P, N]` and constants on the features that have names, with the standardisation worked in."""
+    """Return weights `[P, N]` and constants on named features, in the units of the observation."""
     config = policy.config
     if not isinstance(config, Linear | Ridge):
-        raise ConfigError(
-            f"a {type(config).__name__.lower()} student has no rules to print; tree, linear and ridge have"
-        )
+        kind = type(config).__name__.lower()
+        raise ConfigError(f"explain: a {kind} student is not interpretable. Use a tree, linear or ridge student.")
     features, layer = config.features, policy.output
     weight, bias = (parameter.detach().double().numpy() for parameter in (layer.weight, layer.bias))  # type: ignore[operator]
     if not isinstance(features, Raw | Standardized | Objects):
+        kind = type(features).__name__.lower()
         raise ConfigError(
-            f"weights on {type(features).__name__.lower()} features say nothing to a person; raw, standardized and "
-            "objects do"
+            f"explain: weights on {kind} features are not interpretable. Use raw, standardized or objects."
         )
-    if policy.spec.nvec or any(part.nvec for _, part in policy.spec.parts):
-        raise ConfigError("a linear student on choices has no weights for its entries; take a tree")
     mean, std = _scaling(policy, weight.shape[1])
     weight = weight / std
     return weight, bias - weight @ mean
 
 
 def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What is subtracted from each of the features that have names, and what that is then divided by, `[N]` each."""
+    """Return the mean and the standard deviation that each named feature is standardized with, `[N]` each."""
     mean, std = np.zeros(width), np.ones(width)
     if not policy.normalizes_itself:
         entries = policy.spec.entries.values()
-        bytes_ = [np.full(part.width, part.dtype == "uint8" and not part.nvec) for part in entries]
-        std = np.where(np.concatenate(bytes_), 255.0, 1.0)
+        pixels = [np.full(part.width, part.dtype == "uint8" and not part.nvec) for part in entries]
+        std = np.where(np.concatenate(pixels), 255.0, 1.0)
     moments = [] if policy.normalizes_itself else [(policy.obs_mean, policy.obs_std)]
     moments += [(layer.mean, layer.std) for layer in policy.body.modules() if isinstance(layer, Standardizer)]
-    for further in moments:
-        its_mean, its_std = (tensor.double().numpy().ravel() for tensor in further)
-        mean, std = mean + std * its_mean, std * its_std
+    for layer_moments in moments:
+        layer_mean, layer_std = (tensor.double().numpy().ravel() for tensor in layer_moments)
+        mean, std = mean + std * layer_mean, std * layer_std
     return mean, std
 
 
 def _thresholds(policy: TreePolicy) -> NDArray[np.float64]:
-    """Of all nodes, in the units of what is named."""
+    """Return the thresholds of all nodes, in the units of the observation."""
     threshold: NDArray[np.float64] = policy.threshold.detach().numpy().astype(np.float64)
     if isinstance(policy.config.features, Raw | Standardized | Objects):
         mean, std = _scaling(policy, policy.num_features)
@@ -129,8 +168,11 @@ def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64]
     if feature < 0:
         return [f"{indent}{_leaf(policy, node)}"]
     left, right = int(policy.left[node]), int(policy.right[node])
+    name = names[feature]
+    # The left branch of a one-hot feature is the other values.
+    test = name.replace(EQUALS, " != ") if EQUALS in name else f"{name} <= {thresholds[node]:.5g}"
     return [
-        f"{indent}if {names[feature]} <= {thresholds[node]:.5g}:",
+        f"{indent}if {test}:",
         *_rules(policy, names, thresholds, left, indent + "  "),
         f"{indent}else:",
         *_rules(policy, names, thresholds, right, indent + "  "),
@@ -138,11 +180,12 @@ def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64]
 
 
 def _leaf(policy: TreePolicy, node: int) -> str:
-    values, head = policy.value[node].detach(), policy.spec.head
-    if isinstance(head, CategoricalHead):
-        chances = torch.softmax(values, -1)
-        return f"action {int(values.argmax())} ({float(chances.max()):.0%})"
-    return "action " + ", ".join(f"{number:.4g}" for number in values.tolist())
+    head, values = policy.spec.head, policy.value[node].detach()
+    if not head.discrete:
+        return "action " + ", ".join(f"{number:.4g}" for number in values[: len(head.low)].tolist())
+    action = PolicyOutput(head, values).mode()
+    text = "action " + ", ".join(str(number) for number in action.reshape(-1).tolist())
+    return text + (f" ({float(values.softmax(-1).max()):.0%})" if isinstance(head, CategoricalHead) else "")
 
 
 def _names(spec: PolicySpec, features: AnyFeatures) -> list[str]:
@@ -155,16 +198,12 @@ def _names(spec: PolicySpec, features: AnyFeatures) -> list[str]:
 
 
 def _entries(spec: PolicySpec) -> list[str]:
-    names = []
-    for key, part in spec.entries.items():
-        label = key or "obs"
-        if part.nvec:
-            choices = [(place, choice) for place, size in enumerate(part.nvec) for choice in range(size)]
-            names += [f"[{label}[{place}] == {choice}]" for place, choice in choices]
-            continue
-        places = np.ndindex(*part.shape) if part.shape else [()]
-        names += [f"{label}[{', '.join(map(str, place))}]" for place in places]
-    assert len(names) == sum(part.width for part in spec.entries.values()) or not math.prod(spec.obs_shape)
+    """Return the name of each network input: a value of the observation, or one category of an integer."""
+    names, values = [], iter(value_names(spec))
+    for part in spec.entries.values():
+        own = [next(values) for _ in range(math.prod(part.shape))]
+        categories = [f"{name}{EQUALS}{k}" for name, size in zip(own, part.nvec, strict=False) for k in range(size)]
+        names += categories if part.nvec else own
     return names
 
 

@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens offline, from what the stages left in a run's folder."""
+"""Report of a run: `report.html`, one file that opens offline, and `MODEL_CARD.md`."""
 
 from __future__ import annotations
 
@@ -6,140 +6,105 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rldistill.core.errors import CorruptArtifactError, RLDistillError
-from rldistill.io.atomic import read_json, write_atomic
-from rldistill.reporting import sections as details
+from rldistill.core.errors import RLDistillError
+from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
+from rldistill.io.atomic import write_atomic
+from rldistill.reporting import tables
 from rldistill.reporting.charts import returns_chart, templates
 from rldistill.reporting.curves import efficiency_charts, learning_charts, profiles_chart
+from rldistill.reporting.disagreements import gallery
 from rldistill.reporting.front import run_front, search_front
-from rldistill.reporting.gallery import gallery
+from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
-from rldistill.reporting.readable import readable
-from rldistill.reporting.tables import highlights, rows, verdict
-from rldistill.reporting.videos import films
+from rldistill.reporting.videos import embedded_videos
 
 Part = TypeVar("Part")
 
-MOST_BYTES = 10_000_000
-EVALUATION_KEYS = ("env", "env_kwargs", "episodes", "seeds", "versions", "policies")
-POLICY_KEYS = (
-    *("kind", "runs", "distinct_episodes", "mean", "iqm", "ci95", "normalised", "normalised_ci95", "discounted_mean"),
-    *("agreement", "action_rmse", "parameters", "bytes", "macs", "latency_us", "env_steps"),
-)
+MAX_BYTES = 10_000_000
+RESERVED_BYTES = 20_000
 SECTIONS = {
-    "compared": "What was compared",
+    "compared": "Results",
     "front": "Size and score",
     "returns": "Returns",
     "learning": "Learning curves",
     "fidelity": "Fidelity",
     "robustness": "Robustness",
     "episodes": "Episodes",
-    "readable": "Students that can be read",
-    "again": "Do it again",
+    "interpretable": "Interpretable students",
+    "reproduce": "How to reproduce",
 }
 
 
 def write_report(run: Path) -> Path:
-    """Write the report of the run in folder `run`, and `MODEL_CARD.md` beside it; returns the report's path.
-
-    What a run has not got, such as films or a search, is left out.
+    """Write the report and the model card of the run in folder `run`; return the report's path.
 
     Raises:
-        CorruptArtifactError: `evaluation.json` is missing, or it or a learning curve is broken.
+        CorruptArtifactError: `evaluation.json` or a learning curve is missing or broken.
     """
-    evaluation = read_evaluation(run / "evaluation.json")
-    given = _given(run, evaluation)
+    evaluation = Evaluation.read(run / "evaluation.json")
+    content = _content(run, evaluation)
     template = templates().get_template("report.html.jinja")
-    # What else there is goes first, and films have what is left of the room.
-    room = MOST_BYTES - len(template.render(given, films={}, left_out=0, beside=False).encode()) - 20_000
-    shown, left_out = films(run / "videos", evaluation, room)
-    beside = any(len(pair.films) > 1 for pairs in shown.values() for pair in pairs)
-    page = template.render(given, films=shown, left_out=left_out, beside=beside)
+    # Videos get the space that the rest of the page leaves.
+    rest = template.render(content, videos={}, left_out=0, paired=False)
+    shown, left_out = embedded_videos(run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES)
+    paired = any(len(pair.videos) > 1 for pairs in shown.values() for pair in pairs)
+    page = template.render(content, videos=shown, left_out=left_out, paired=paired)
     path = run / "report.html"
     write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    card = model_card(evaluation, given["config"])
+    card = model_card(evaluation, content["config"])
     write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     return path
 
 
-def _given(run: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """What the templates are given, but for the films."""
-    unshown: list[str] = []
+def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
+    """Return the variables of the templates, without the videos."""
+    missing: list[str] = []
 
     def unless_broken(part: Callable[[], Part]) -> Part | None:
         try:
             return part()
         except RLDistillError as error:
-            unshown.append(str(error))
+            missing.append(str(error))
             return None
 
-    students = {name: entry for name, entry in evaluation["policies"].items() if entry["kind"] == "student"}
-    firsts = {name: entry["runs"][0].get("training_seed") for name, entry in students.items()}
     search = unless_broken(lambda: search_front(run))
-    galleries = [unless_broken(lambda name=name: gallery(run, name)) for name in students]  # type: ignore[misc]
-    words = [unless_broken(lambda name=name: readable(run, name, firsts[name])) for name in students]  # type: ignore[misc]
-    front, statistics = run_front(evaluation), details.statistics_rows(evaluation)
-    given = {
+    galleries, interpretable = [], []
+    for name, entry in evaluation.students.items():
+        seed = entry.runs[0].training_seed
+        galleries.append(unless_broken(lambda name=name: gallery(run, name)))  # type: ignore[misc]
+        interpretable.append(unless_broken(lambda name=name, seed=seed: interpretable_student(run, name, seed)))  # type: ignore[misc]
+    front = run_front(evaluation)
+    content = {
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
-        "highlights": highlights(evaluation),
-        # The means of the middle half stand among the other statistics, where there are any.
-        "rows": [[cell for cell in row if not statistics or cell.column != "IQM"] for row in rows(evaluation)],
-        "statistics": statistics,
-        "doubts": [doubt["text"][:1].upper() + doubt["text"][1:] for doubt in evaluation.get("warnings", [])],
-        "fronts": [
-            *([("This run", front)] if front is not None else []),
-            *([("The search", search[0])] if search is not None else []),
-        ],
-        "search": search[1] if search is not None else "",
-        "returns": returns_chart(evaluation),
+        "highlights": tables.highlights(evaluation),
+        "rows": [[cell for cell in row if cell.column != "IQM"] for row in policy_rows(evaluation)],
+        "statistics": tables.statistics_rows(evaluation),
+        "warnings": [doubt.text[:1].upper() + doubt.text[1:] for doubt in evaluation.warnings],
+        "fronts": [("This run", front)] * (front is not None) + ([("The search", search[0])] if search else []),
+        "search": search[1] if search else "",
+        "returns": returns_chart(evaluation.policies),
         "profiles": profiles_chart(evaluation),
         "efficiency_charts": list(efficiency_charts(evaluation)),
-        "efficiency_rows": details.efficiency_rows(evaluation),
+        "efficiency_rows": tables.efficiency_rows(evaluation),
         "learning_charts": list(learning_charts(run, evaluation)),
-        "fidelity": details.fidelity_rows(evaluation),
-        "regret_unit": details.regret_unit(evaluation),
-        "galleries": [found for found in galleries if found is not None],
-        "robustness": details.robustness_rows(evaluation),
-        "readable": [found for found in words if found is not None],
+        "fidelity": tables.fidelity_rows(evaluation),
+        "regret_unit": tables.regret_unit(evaluation),
+        "galleries": [part for part in galleries if part is not None],
+        "robustness": robustness_rows(evaluation),
+        "interpretable": [part for part in interpretable if part is not None],
         "config": _text(run / "config.yaml"),
         "provenance": _text(run / "provenance.json"),
-        "unshown": unshown,
+        "missing": missing,
     }
-    return given | {"sections": [(name, title) for name, title in SECTIONS.items() if _has(name, given)]}
-
-
-def _has(section: str, given: dict[str, Any]) -> bool:
     needs = {
-        "front": given["fronts"],
-        "learning": given["efficiency_charts"] or given["learning_charts"],
-        "fidelity": given["fidelity"] or given["galleries"],
-        "robustness": given["evaluation"].get("robustness"),
-        "readable": given["readable"],
+        "front": content["fronts"],
+        "learning": content["efficiency_charts"] or content["learning_charts"],
+        "fidelity": content["fidelity"] or content["galleries"],
+        "robustness": evaluation.robustness,
+        "interpretable": content["interpretable"],
     }
-    return bool(needs.get(section, True))
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """An `evaluation.json`, whole; raises CorruptArtifactError for one that is missing or lacks something."""
-    if not path.exists():
-        raise CorruptArtifactError(f"{path}: there is nothing to report yet; run `rldistill evaluate` first")
-    evaluation = read_json(path)
-    _require(path, "it", evaluation, EVALUATION_KEYS)
-    _require(path, "policies", evaluation["policies"], ())
-    for name, entry in evaluation["policies"].items():
-        _require(path, f"policies.{name}", entry, POLICY_KEYS)
-    if "teacher" not in [entry["kind"] for entry in evaluation["policies"].values()]:
-        raise CorruptArtifactError(f"{path}: no policy in it is a teacher; run `rldistill evaluate` again")
-    return dict(evaluation)
-
-
-def _require(path: Path, where: str, value: object, keys: tuple[str, ...]) -> None:
-    if not isinstance(value, dict):
-        raise CorruptArtifactError(f"{path}: {where} should be an object; run `rldistill evaluate` again")
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise CorruptArtifactError(f"{path}: {where} lacks {', '.join(missing)}; run `rldistill evaluate` again")
+    return content | {"sections": [(name, title) for name, title in SECTIONS.items() if needs.get(name, True)]}
 
 
 def _text(path: Path) -> str:

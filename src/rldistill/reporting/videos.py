@@ -1,4 +1,4 @@
-"""The filmed episodes of a run, a student's beside its teacher's, as many as there is room for."""
+"""Videos of a run inside its report, a student's beside its teacher's, as many as there is space for."""
 
 from __future__ import annotations
 
@@ -6,70 +6,72 @@ import base64
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rldistill.evaluation.videos import LABELS, notable
-from rldistill.reporting.charts import number_text
+from rldistill.evaluation.results import Evaluation
+from rldistill.evaluation.tables import number_text
+from rldistill.evaluation.videos import LABELS, notable_episodes
 
 
 @dataclass(frozen=True)
-class Film:
-    """One filmed episode."""
+class Video:
+    """Video of one episode."""
 
-    who: str
+    policy: str
     result: str
     url: str
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An episode of a student and, where that was filmed, its teacher's of the same seed."""
+class VideoPair:
+    """Episode of a policy and, for a student, the teacher's episode with the same seed."""
 
     label: str
     episode: int
-    films: list[Film]
+    videos: list[Video]
 
 
 def data_url(path: Path, kind: str) -> str:
-    """A file as a link that holds it."""
+    """Return a file as a URL that contains it."""
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def films(folder: Path, evaluation: dict[str, Any], room: int) -> tuple[dict[str, list[Pair]], int]:
-    """By policy, what of the episodes in `folder` fits into `room` characters; and how many do not.
+def embedded_videos(folder: Path, evaluation: Evaluation, space: int) -> tuple[dict[str, list[VideoPair]], int]:
+    """Return the videos by policy that fit into `space` characters, and the number of those that do not.
 
-    The best episodes of all students come first, then the worst, then the median ones, then those of other policies.
+    The best episodes of all students have priority, then the worst, then the median ones, then other policies.
     """
-    policies = evaluation["policies"]
-    teacher = next(name for name, entry in policies.items() if entry["kind"] == "teacher")
-    students = [name for name, entry in policies.items() if entry["kind"] == "student"]
-    others = [name for name in policies if name not in students]
-    chosen: dict[tuple[str, str], Pair] = {}
+    students = list(evaluation.students)
+    others = [name for name in evaluation.policies if name not in students]
+    chosen: dict[tuple[str, str], VideoPair] = {}
     left_out = 0
     for names, label in itertools.product((students, others), ("best", "worst", "median")):
         for name in names:
-            pair = _pair(folder, evaluation, name, label, teacher)
+            pair = _pair(folder, evaluation, name, label)
             if pair is None:
                 continue
-            size = sum(len(film.url) for film in pair.films)
-            if size > room:
-                left_out += len(pair.films)
+            size = sum(len(video.url) for video in pair.videos)
+            if size > space:
+                left_out += len(pair.videos)
                 continue
-            room -= size
+            space -= size
             chosen[name, label] = pair
-    shown = {
-        name: [chosen[name, label] for label in LABELS if (name, label) in chosen] for name in (*students, *others)
-    }
+    names = [*students, *others]
+    shown = {name: [chosen[name, label] for label in LABELS if (name, label) in chosen] for name in names}
     return {name: pairs for name, pairs in shown.items() if pairs}, left_out
 
 
-def _pair(folder: Path, evaluation: dict[str, Any], name: str, label: str, teacher: str) -> Pair | None:
-    """The first training seed's: those are the ones that are filmed."""
-    own, beside = folder / f"{name}-{label}.mp4", folder / f"{name}-{label}-teacher.mp4"
-    if not own.is_file():
+def _pair(folder: Path, evaluation: Evaluation, name: str, label: str) -> VideoPair | None:
+    """Return the videos of the first training seed, the only one that is recorded."""
+    files = {name: folder / f"{name}-{label}.mp4"}
+    if not files[name].is_file():
         return None
-    runs = {who: evaluation["policies"][who]["runs"][0]["returns"] for who in (name, teacher)}
-    number = notable(runs[name])[label]
-    found = [(name, own), *([(teacher, beside)] if beside.is_file() else [])]
-    said = [Film(who, number_text(runs[who][number]), data_url(path, "video/mp4")) for who, path in found]
-    return Pair(label, number, said)
+    beside = folder / f"{name}-{label}-teacher.mp4"
+    if beside.is_file():
+        files["teacher"] = beside
+    returns = {policy: evaluation.policies[policy].runs[0].returns for policy in files}
+    number = notable_episodes(returns[name])[label]
+    videos = [
+        Video(policy, number_text(returns[policy][number]), data_url(path, "video/mp4"))
+        for policy, path in files.items()
+    ]
+    return VideoPair(label, number, videos)

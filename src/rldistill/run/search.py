@@ -10,7 +10,7 @@ from rich.console import Console
 from rldistill.core.errors import ConfigError
 from rldistill.io.atomic import Mode
 from rldistill.recipes.job import Run
-from rldistill.reporting.search import as_students, search_table, search_verdict, write_search
+from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search
 from rldistill.run.stages import load_teacher, run_collect, run_train, with_loaded_features
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search

@@ -16,14 +16,15 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate
+from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
+from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.verify import quick_check
 from rldistill.io.atomic import Mode, require_mode
 from rldistill.io.progress import track
 from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.reporting import evaluation_table, robustness_table, verdict, write_report
+from rldistill.reporting import write_report
 from rldistill.run.folder import record_run
 from rldistill.run.results import control_runs, student_runs, student_steps, training_curves
 from rldistill.run.teachers import load_fitting
@@ -116,7 +117,7 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
             raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
 
 
-def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
+def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluation:
     """Evaluate teacher, students and random play on the same episodes, into `evaluation.json` and `videos/`.
 
     Raises:
@@ -138,24 +139,13 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> dict[str,
             "teacher": PolicyRuns("teacher", {None: teacher}, trained),
             **{name: student_runs(run, name) for name in run.students},
             **{f"{name}-scratch": control_runs(run, name) for name in run.students if run.control != "none"},
-            "random": PolicyRuns("random", {None: None}, 0),
         }
         has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
         with track("evaluate", "episodes", quiet) as progress:
-            evaluation = evaluate(
-                run.env,
-                policies,
-                run.evaluate,
-                run.folder,
-                seed=run.seed,
-                dataset=run.read_dataset() if has_dataset else None,
-                temperature=given_temperature(run.distill.losses),
-                curves=training_curves(run),
-                progress=progress,
-            )
-    warned = [f"warning: {warning['name']}: {warning['text']}" for warning in evaluation["warnings"]]
-    tables = filter(None, (evaluation_table(evaluation), robustness_table(evaluation)))
-    Console().print(*tables, verdict(evaluation), *warned, sep="\n")
+            dataset = run.read_dataset() if has_dataset else None
+            context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run))
+            evaluation = evaluate_runs(run.env, policies, run.evaluate, run.folder, context, progress)
+    Console().print(evaluation)
     return evaluation
 
 

@@ -37,7 +37,7 @@ class Candidate:
     @property
     def score(self) -> float:
         """Latest normalized score; 0, as random play, if the student learned nothing."""
-        return float(self.rungs[-1]["normalised"] or 0.0) if self.rungs else 0.0
+        return float(self.rungs[-1]["normalized"] or 0.0) if self.rungs else 0.0
 
     def size_by(self, measure: Measure) -> float:
         """Return the size; infinity if it is unknown."""

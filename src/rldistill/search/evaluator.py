@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rldistill.core.policy import Policy
 from rldistill.envs.config import EnvConfig, Side
-from rldistill.evaluation.episodes import play
-from rldistill.evaluation.statistics import Returns, normalised_interval, normalised_score
+from rldistill.evaluation.episodes import PlayConfig, play
+from rldistill.evaluation.statistics import Returns, normalized_interval, normalized_score
 from rldistill.io.atomic import read_json, write_json
 
 
@@ -38,7 +38,8 @@ class SearchEvaluator:
         returns = np.array(read_json(file)["returns"] if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
             side: Side = "teacher" if policy is self.teacher else "student"
-            more = play(self.env, policy, missing, seed=self.seed, split=split, first=len(returns), side=side).returns
+            plan = PlayConfig(self.seed, split, len(returns), side)
+            more = play(self.env, policy, missing, plan).returns
             returns = np.concatenate([returns, more])
             write_json(file, {"returns": returns.tolist()})
         return returns[:episodes]
@@ -51,5 +52,5 @@ class SearchEvaluator:
     def normalized(self, returns: Returns, split: int) -> dict[str, Any]:
         """Return the normalized score of returns `[seeds, episodes]` and its 95% interval."""
         teacher, random = (self.reference(name, returns.shape[1], split) for name in ("teacher", "random"))
-        interval = normalised_interval(returns, teacher, random)
-        return {"normalised": normalised_score(returns, teacher, random), "ci95": interval and [*interval]}
+        interval = normalized_interval(returns, teacher, random)
+        return {"normalized": normalized_score(returns, teacher, random), "ci95": interval and [*interval]}

@@ -20,9 +20,8 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, VALIDATION
-from rldistill.evaluation.group_sequential import RISK as SEQUENTIAL_RISK
-from rldistill.evaluation.group_sequential import analysis_times, boundary
-from rldistill.evaluation.non_inferiority import RISK, non_inferior
+from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
+from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
@@ -124,7 +123,7 @@ def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
         min_epochs = min(math.ceil(MIN_UPDATES * fit.batch_size / len(stage.dataset)), fit.epochs)
         epochs = max(1, fit.epochs >> (NUM_RUNGS - 1 - rung), min_epochs)
         episodes = stage.config.episodes << rung
-        row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalised": None, "ci95": None}
+        row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalized": None, "ci95": None}
         config, size = stage.distill_config(student, epochs), {}
         try:
             policy = distill(stage.dataset, student, config, folder, seed=RUNG_SEED, mode="resume", progress=False)
@@ -164,7 +163,7 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
             for seed in seeds
         ]  # fmt: skip
     except NothingLearnedError as error:
-        result |= {"decision": "no", "failed": str(error), "episodes": 0, "normalised": None, "ci95": None}
+        result |= {"decision": "no", "failed": str(error), "episodes": 0, "normalized": None, "ci95": None}
         write_json(file, result)
         return result
     total, before = stage.max_episodes * len(seeds), 0
@@ -176,7 +175,8 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
             progress.update(before * len(seeds) + (count - before) * number, total)
         before, returns = count, np.stack(rows)
         teacher, random = (evaluator.reference(name, count, TEST) for name in ("teacher", "random"))
-        answer = non_inferior(returns, teacher, random, stage.config.margin, risk=risk, whole=RISK / num_tests)
+        levels = RiskLevels(risk, RISK / num_tests)
+        answer = non_inferior(returns, teacher, random, stage.config.margin, levels=levels)
         if answer.decision != "undecided":
             break
     result |= evaluator.normalized(returns, TEST) | dataclasses.asdict(answer)

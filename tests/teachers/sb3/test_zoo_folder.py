@@ -21,7 +21,7 @@ from rldistill.envs.config import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.verify import quick_check, verify
+from rldistill.evaluation.verify import VerifyConfig, quick_check, verify
 from rldistill.run.teachers import load_fitting
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
@@ -260,7 +260,7 @@ def test_what_an_environment_does_not_take_is_named_with_its_file(
 ) -> None:
     path = agent(tmp_path, config=config, args=args)
     policy = load_policy(path)
-    assert re.search(words, verify(policy, EnvConfig("CartPole-v1"), name=str(path))["suspicious"][0])
+    assert re.search(words, verify(EnvConfig("CartPole-v1"), policy, name=str(path)).suspicious[0])
     (tmp_path / "agent" / "args.yml").write_text(f"{args}\nenv: Pendulum-v1")
     with pytest.raises(SpecMismatchError, match=f"{words}.*; the args.yml beside it says"):
         load_fitting(SavedTeacher(str(path)), EnvConfig("CartPole-v1"))
@@ -401,9 +401,9 @@ def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, stic
     assert (env.id, env.wrappers) == ("ALE/Pong-v5", ())
     assert env.kwargs.items() >= {"frameskip": 3, "stack_num": 4, "repeat_action_probability": sticky}.items()
     policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
-    assert adapt_env(EnvConfig("ALE/Pong-v5", {"frameskip": 3}), policy).id == "ALE/Pong-v5"
-    found = verify(bare, EnvConfig("PongNoFrameskip-v4"), episodes=1)
-    assert "ALE/Pong-v5 with repeat_action_probability=0" in found["suspicious"][0]
+    assert EnvConfig("ALE/Pong-v5", {"frameskip": 3}).adapted_to(policy).id == "ALE/Pong-v5"
+    found = verify(EnvConfig("PongNoFrameskip-v4"), bare, VerifyConfig(1))
+    assert "ALE/Pong-v5 with repeat_action_probability=0" in found.suspicious[0]
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
