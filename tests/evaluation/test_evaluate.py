@@ -91,7 +91,7 @@ def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monk
     shown: list[tuple[int, int]] = []
     policies = {"teacher": PolicyRuns("teacher", {None: teacher}), "same": PolicyRuns("student", {0: teacher})}
     found = evaluate_runs(
-        CARTPOLE, policies, config, tmp_path, RunContext(), lambda *done: shown.append(done)
+        CARTPOLE, policies, config, tmp_path, RunContext(), Reports(lambda *done: shown.append(done))
     ).to_dict()
     answer = found["policies"]["same"]["non_inferiority"]
     assert answer["decision"] == "yes"

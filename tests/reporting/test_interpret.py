@@ -162,7 +162,7 @@ def test_entries_of_a_dict_keep_their_names() -> None:
 def test_linear_student_with_a_discrete_entry_is_a_table() -> None:
     policy = Linear().build(SHOP)
     torch.manual_seed(0)
-    policy.standardise(torch.tensor([0.0, 0, 0, 4.0, 5.0]), torch.tensor([1.0, 1, 1, 2.0, 0.5]))
+    policy.standardize(torch.tensor([0.0, 0, 0, 4.0, 5.0]), torch.tensor([1.0, 1, 1, 2.0, 0.5]))
     table = {}
     for line in explain(policy).splitlines()[1:]:
         *name, one, two = line.split()

@@ -73,12 +73,13 @@ def search_table(found: dict[str, Any]) -> Table:
 
 def front_chart(found: dict[str, Any]) -> Markup:
     """Return the chart of size and score of all students."""
-    points = {
-        trial["name"]: (trial["size"][found["by"]], (trial["test"] or trial["rungs"][-1])["normalized"])
-        for trial in found["tried"]
-        if trial["size"].get(found["by"]) and trial["rungs"][-1]["normalized"] is not None
-    }
-    return scatter_chart(points, found["front"], found["by"], "normalized score", 1 - found["margin"])
+    points = {}
+    for trial in found["tried"]:
+        size, score = trial["size"].get(found["by"]), (trial["test"] or trial["rungs"][-1])["normalized"]
+        if size and score is not None:
+            points[trial["name"]] = (size, score)
+    front = [name for name in found["front"] if name in points]
+    return scatter_chart(points, front, found["by"], "normalized score", 1 - found["margin"])
 
 
 def write_search(found: dict[str, Any], path: Path) -> None:

@@ -401,7 +401,7 @@ def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, stic
     assert (env.id, env.wrappers) == ("ALE/Pong-v5", ())
     assert env.kwargs.items() >= {"frameskip": 3, "stack_num": 4, "repeat_action_probability": sticky}.items()
     policy.spec.require_same_input(spec_from_env(env), "the teacher", env.id)
-    assert EnvConfig("ALE/Pong-v5", {"frameskip": 3}).adapted_to(policy).id == "ALE/Pong-v5"
+    assert adapt_env(EnvConfig("ALE/Pong-v5", {"frameskip": 3}), policy).id == "ALE/Pong-v5"
     found = verify(EnvConfig("PongNoFrameskip-v4"), bare, VerifyConfig(1))
     assert "ALE/Pong-v5 with repeat_action_probability=0" in found.suspicious[0]
 
