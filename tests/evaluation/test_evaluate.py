@@ -22,7 +22,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
 
-from ..conftest import CARTPOLE
+from ..conftest import CARTPOLE, Reports
 
 
 def poor(seed: int = 1) -> NetworkPolicy:

@@ -82,7 +82,17 @@ def test_it_asks_for_nothing_and_complains_of_nothing(page: Browser) -> None:
 
 def test_every_section_is_there_and_every_figure_is_drawn(page: Browser) -> None:
     sections = page.ask("[...document.querySelectorAll('section')].map(each => each.id)")
-    everything = ["compared", "front", "returns", "learning", "fidelity", "robustness", "episodes", "interpretable", "reproduce"]
+    everything = [
+        "compared",
+        "front",
+        "returns",
+        "learning",
+        "fidelity",
+        "robustness",
+        "episodes",
+        "interpretable",
+        "reproduce",
+    ]
     assert sections == everything
     figures = page.ask(DRAWN)
     for section, tag, width, height, inside, text in figures:
