@@ -222,5 +222,5 @@ def test_a_student_that_remembers_is_shown_whole_episodes(dataset: Dataset) -> N
 
 def test_values_of_a_dict_observation_have_the_names_of_their_entries() -> None:
     parts = (("stock", ObsPart((), "int64", (3,))), ("grid", ObsPart((1, 2), "float32")))
-    assert value_names(PolicySpec.of_parts(parts, Q)) == ["stock[0]", "grid[0, 0]", "grid[0, 1]"]
+    assert value_names(PolicySpec.from_parts(parts, Q)) == ["stock[0]", "grid[0, 0]", "grid[0, 1]"]
     assert value_names(SPEC) == ["obs[0]", "obs[1]"]

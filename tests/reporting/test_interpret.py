@@ -146,7 +146,7 @@ def test_leaves_of_every_head_show_actions() -> None:
     assert [line.strip() for line in explain(torque).splitlines()[1::2]] == ["action -0.25", "action 0.5"]
 
 
-SHOP = PolicySpec.of_parts(
+SHOP = PolicySpec.from_parts(
     (("stock", ObsPart((), "int64", (3,))), ("price", ObsPart((2,), "float32"))), CategoricalHead((2,))
 )
 
