@@ -137,8 +137,8 @@ def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": 0.0}, "evaluate.margin: expected a share between 0 and 1"),
-        ({"sequential": True, "max_episodes": 20}, "evaluate.max_episodes: expected at least evaluate.episodes, 100"),
+        ({"margin": 0.0}, "margin: found 0.0, expected"),
+        ({"sequential": True, "max_episodes": 20}, "max_episodes: expected at least evaluate.episodes, 100"),
     ],
 )
 def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
