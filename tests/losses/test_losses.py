@@ -15,9 +15,12 @@ from rldistill.core.heads import (
     ActionHead,
     BernoulliHead,
     CategoricalHead,
+    DeterministicHead,
     GaussianHead,
+    HeadKind,
     MultiCategoricalHead,
     QValuesHead,
+    SquashedGaussianHead,
 )
 from rldistill.core.policy import PolicyOutput
 from rldistill.losses import (
@@ -42,7 +45,7 @@ Q = QValuesHead((2,))
 LOGITS = CategoricalHead((2,))
 
 
-def make_batch(params: Tensor, head: ActionHead = Q, terminated: bool = False) -> Labels:
+def make_labels(params: Tensor, head: ActionHead = Q, terminated: bool = False) -> Labels:
     lead = params.shape[:-1]
     zeros = torch.zeros(lead)
     return Labels(
@@ -55,126 +58,157 @@ def make_batch(params: Tensor, head: ActionHead = Q, terminated: bool = False) -
     )
 
 
-def test_forward_kl_by_hand() -> None:
-    # p = softmax(2 (ln 3, 0) / 2) = (3/4, 1/4), q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2)
-    batch = make_batch(torch.tensor([[2 * math.log(3), 0.0]]))
-    student = PolicyOutput(LOGITS, torch.zeros(1, 2))
-    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert ForwardKL(temperature=2.0)(student, batch).item() == pytest.approx(expected, abs=1e-6)
+# The teacher's values (2 ln 3, 0) at temperature 2 are p = (3/4, 1/4). The student's numbers (0, 2 ln 2) are
+# q = (1/5, 4/5) as logits, and q = (1/3, 2/3) as values at temperature 2, that is (0, ln 2).
+VALUES, NUMBERS = torch.tensor([[2 * math.log(3), 0.0]]), torch.tensor([[0.0, 2 * math.log(2)]])
 
 
-def test_reverse_kl_by_hand() -> None:
-    # KL(q || p) = 1/2 ln(2/3) + 1/2 ln 2 with the same p and q
-    batch = make_batch(torch.tensor([[2 * math.log(3), 0.0]]))
-    student = PolicyOutput(LOGITS, torch.zeros(1, 2))
-    expected = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
-    assert ReverseKL(temperature=2.0)(student, batch).item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize(("head", "q"), [(LOGITS, (1 / 5, 4 / 5)), (Q, (1 / 3, 2 / 3))], ids=["logits", "values"])
+def test_kl_softens_the_teacher_and_a_student_of_values_by_hand(head: ActionHead, q: tuple[float, ...]) -> None:
+    p, student, labels = (3 / 4, 1 / 4), PolicyOutput(head, NUMBERS), make_labels(VALUES)
+    forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    reverse = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+    assert ForwardKL(temperature=2.0)(student, labels).item() == pytest.approx(forward, abs=1e-6)
+    assert ReverseKL(temperature=2.0)(student, labels).item() == pytest.approx(reverse, abs=1e-6)
+    assert Jeffreys(temperature=2.0)(student, labels).item() == pytest.approx(forward + reverse, abs=1e-6)
+
+
+def test_kl_without_a_temperature_softens_nothing() -> None:
+    # p = softmax(2 ln 3, 0) = (9/10, 1/10), q = (1/5, 4/5)
+    loss = ForwardKL()(PolicyOutput(LOGITS, NUMBERS), make_labels(VALUES, LOGITS))
+    assert loss.item() == pytest.approx(0.9 * math.log(4.5) + 0.1 * math.log(1 / 8), abs=1e-6)
+
+
+def test_gaussian_kl_ignores_the_temperature() -> None:
+    head = GaussianHead(low=(-9.0,), high=(9.0,))
+    labels, student = make_labels(torch.tensor([[1.0, 0.0]]), head), PolicyOutput(head, torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(ForwardKL(temperature=5.0)(student, labels), ForwardKL()(student, labels))
 
 
 def test_gaussian_kl_by_hand() -> None:
     # N(1, 1) to N(0, e): log(e) + (1 + 1) / (2 e^2) - 1/2
     head = GaussianHead(low=(-9.0,), high=(9.0,))
-    batch = make_batch(torch.tensor([[1.0, 0.0]]), head)
+    labels = make_labels(torch.tensor([[1.0, 0.0]]), head)
     student = PolicyOutput(head, torch.tensor([[0.0, 1.0]]))
-    assert ForwardKL()(student, batch).item() == pytest.approx(1 + 2 / (2 * math.e**2) - 0.5, abs=1e-6)
+    assert ForwardKL()(student, labels).item() == pytest.approx(1 + 2 / (2 * math.e**2) - 0.5, abs=1e-6)
 
 
 def test_action_nll_by_hand() -> None:
     # the teacher's best action is 1; the student gives it e^1 / (e^0 + e^1)
-    batch = make_batch(torch.tensor([[0.0, 5.0]]))
+    labels = make_labels(torch.tensor([[0.0, 5.0]]))
     student = PolicyOutput(LOGITS, torch.tensor([[0.0, 1.0]]))
-    assert ActionNLL()(student, batch).item() == pytest.approx(-math.log(math.e / (1 + math.e)), abs=1e-6)
+    assert ActionNLL()(student, labels).item() == pytest.approx(-math.log(math.e / (1 + math.e)), abs=1e-6)
+
+
+# The first bound is 1; the teacher's mean 3 lies outside, and N(3; 2, e^(1/2)) has density
+# exp(-(1 / e) / 2) / (e^(1/2) sqrt(2 pi)). The second entry is -1 for both, with a standard deviation of 1.
+UNBOUNDED = (1 / math.e) / 2 + 1 / 2 + math.log(2 * math.pi)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian"])
+def test_action_nll_of_gaussians_takes_the_mean_before_its_bounds_by_hand(kind: HeadKind) -> None:
+    head = GaussianHead(low=(-1.0, -2.0), high=(1.0, 2.0)).as_kind(kind)
+    labels = make_labels(torch.tensor([[3.0, -1.0, 0.3, -0.7]]), head)
+    student = PolicyOutput(head, torch.tensor([[2.0, -1.0, 0.5, 0.0]]))
+    assert ActionNLL()(student, labels).item() == pytest.approx(UNBOUNDED, abs=1e-6)
+
+
+def test_action_nll_of_other_continuous_heads_takes_the_bounded_action_by_hand() -> None:
+    low, high = (-1.0, -2.0), (1.0, 2.0)
+    gaussian, box = GaussianHead(low=low, high=high), DeterministicHead(low=low, high=high)
+    squashed = SquashedGaussianHead(low=low, high=high)
+    # Action of the teacher: (tanh(9), 2 tanh(-9)) = (1, -2) nearly; -log N(a; a, 1) = log(2 pi) / 2 for each entry
+    labels = make_labels(torch.tensor([[9.0, -9.0, 0.0, 0.0]]), squashed)
+    student = PolicyOutput(gaussian, torch.tensor([[1.0, -2.0, 0.0, 0.0]]))
+    assert ActionNLL()(student, labels).item() == pytest.approx(math.log(2 * math.pi), abs=1e-6)
+    # Clamped to (1, -2): (3 - 1)^2 + (-5 + 2)^2, although the means of teacher and student are equal
+    means = torch.tensor([[3.0, -5.0]])
+    for labels in (make_labels(means, box), make_labels(torch.cat([means, means], 1), gaussian)):
+        assert ActionNLL()(PolicyOutput(box, means), labels).item() == 13
 
 
 def test_q_losses_by_hand() -> None:
-    batch = make_batch(torch.tensor([[1.0, 2.0]]))
+    labels = make_labels(torch.tensor([[1.0, 2.0]]))
     student = PolicyOutput(Q, torch.tensor([[1.5, 5.0]]))
-    assert QMSE()(student, batch).item() == pytest.approx((0.5**2 + 3**2) / 2)
-    assert QHuber()(student, batch).item() == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
+    assert QMSE()(student, labels).item() == pytest.approx((0.5**2 + 3**2) / 2)
+    assert QHuber()(student, labels).item() == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
 
 
 @pytest.mark.parametrize(("terminated", "target"), [(True, 2.0), (False, 2 + 0.9 * 3)])
-def test_the_bellman_target_bootstraps_at_truncation_only(terminated: bool, target: float) -> None:
+def test_bellman_target_bootstraps_at_truncation_only(terminated: bool, target: float) -> None:
     # r = 2, max_a' Q_teacher(s', a') = 3, Q_student(s, 0) = 1.5
-    batch = make_batch(torch.tensor([[1.0, 2.0]]), terminated=terminated)
+    labels = make_labels(torch.tensor([[1.0, 2.0]]), terminated=terminated)
     student = PolicyOutput(Q, torch.tensor([[1.5, 5.0]]))
-    assert BellmanTarget(gamma=0.9)(student, batch).item() == pytest.approx((1.5 - target) ** 2, rel=1e-6)
-
-
-def test_jeffreys_by_hand() -> None:
-    # p = (3/4, 1/4), q = (1/2, 1/2) as above: sum (p - q) ln(p / q) = 1/4 ln(3/2) - 1/4 ln(1/2) = 1/4 ln 3
-    batch = make_batch(torch.tensor([[2 * math.log(3), 0.0]]))
-    loss = Jeffreys(temperature=2.0)(PolicyOutput(LOGITS, torch.zeros(1, 2)), batch)
-    assert loss.item() == pytest.approx(0.25 * math.log(3), abs=1e-6)
+    assert BellmanTarget(gamma=0.9)(student, labels).item() == pytest.approx((1.5 - target) ** 2, rel=1e-6)
 
 
 def test_wasserstein_by_hand() -> None:
     # means (1, -2) and (0, 0): 1 + 4; spreads (1, 1) and (2, 3): 1 + 4
     head = GaussianHead(low=(-9.0, -9.0), high=(9.0, 9.0))
-    batch = make_batch(torch.tensor([[1.0, -2.0, 0.0, 0.0]]), head)
+    labels = make_labels(torch.tensor([[1.0, -2.0, 0.0, 0.0]]), head)
     student = PolicyOutput(head, torch.tensor([[0.0, 0.0, math.log(2), math.log(3)]]))
-    assert Wasserstein()(student, batch).item() == pytest.approx(10.0, abs=1e-5)
+    assert Wasserstein()(student, labels).item() == pytest.approx(10.0, abs=1e-5)
 
 
 def test_entropy_by_hand() -> None:
-    batch = make_batch(torch.zeros(1, 2))
+    labels = make_labels(torch.zeros(1, 2))
     # (3/4, 1/4): -(3/4 ln(3/4) + 1/4 ln(1/4)) = ln 4 - 3/4 ln 3
     quarters = math.log(4) - 0.75 * math.log(3)
     logits = torch.tensor([[math.log(3), 0.0]])
-    assert Entropy()(PolicyOutput(LOGITS, logits), batch).item() == pytest.approx(-quarters, abs=1e-6)
+    assert Entropy()(PolicyOutput(LOGITS, logits), labels).item() == pytest.approx(-quarters, abs=1e-6)
     bits = PolicyOutput(BernoulliHead((2,)), logits)  # a bit of 3/4, and a fair one
-    assert Entropy()(bits, batch).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
+    assert Entropy()(bits, labels).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
     several = PolicyOutput(MultiCategoricalHead((2, 2)), torch.tensor([[math.log(3), 0.0, 5.0, 5.0]]))
-    assert Entropy()(several, batch).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
+    assert Entropy()(several, labels).item() == pytest.approx(-quarters - math.log(2), abs=1e-6)
     # N(0, e): 1 + 1/2 ln(2 pi e)
     spread = PolicyOutput(GaussianHead(low=(-9.0,), high=(9.0,)), torch.tensor([[7.0, 1.0]]))
-    assert Entropy()(spread, batch).item() == pytest.approx(-1 - 0.5 * math.log(2 * math.pi * math.e), abs=1e-6)
+    assert Entropy()(spread, labels).item() == pytest.approx(-1 - 0.5 * math.log(2 * math.pi * math.e), abs=1e-6)
 
 
 def test_gap_weighted_nll_by_hand() -> None:
     # The gap is 5 - (-1), and the student gives the best action 1/2.
-    batch = make_batch(torch.tensor([[-1.0, 5.0]]))
-    loss = GapWeightedNLL()(PolicyOutput(LOGITS, torch.zeros(1, 2)), batch)
+    labels = make_labels(torch.tensor([[-1.0, 5.0]]))
+    loss = GapWeightedNLL()(PolicyOutput(LOGITS, torch.zeros(1, 2)), labels)
     assert loss.item() == pytest.approx(6 * math.log(2), abs=1e-6)
 
 
-def test_a_gap_does_not_count_what_is_illegal() -> None:
+def test_gap_excludes_illegal_actions() -> None:
     head = QValuesHead((3,))
-    batch = make_batch(torch.tensor([[-1.0, 5.0, -1e8]]), head)
-    loss = GapWeightedNLL()(PolicyOutput(CategoricalHead((3,)), torch.zeros(1, 3)), batch)
+    labels = make_labels(torch.tensor([[-1.0, 5.0, -1e8]]), head)
+    loss = GapWeightedNLL()(PolicyOutput(CategoricalHead((3,)), torch.zeros(1, 3)), labels)
     assert loss.item() == pytest.approx(6 * math.log(3), abs=1e-5)
 
 
 def test_advantage_mse_by_hand() -> None:
     # The teacher's second action costs 2, which is one temperature; what is illegal costs all there is, 1.
     head = QValuesHead((3,))
-    batch = make_batch(torch.tensor([[5.0, 3.0, -1e8]]), head)
+    labels = make_labels(torch.tensor([[5.0, 3.0, -1e8]]), head)
     loss = AdvantageMSE(temperature=2.0)
     undecided = PolicyOutput(CategoricalHead((3,)), torch.full((1, 3), 7.0))
-    assert loss(undecided, batch).item() == pytest.approx((math.tanh(1) ** 2 + 1) / 3, abs=1e-6)
+    assert loss(undecided, labels).item() == pytest.approx((math.tanh(1) ** 2 + 1) / 3, abs=1e-6)
     # Values count by what they differ, and are divided as the teacher's are; logits are not.
-    assert loss(PolicyOutput(head, torch.tensor([[1.0, -1.0, -1e8]])), batch).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(PolicyOutput(head, torch.tensor([[1.0, -1.0, -1e8]])), labels).item() == pytest.approx(0.0, abs=1e-6)
     logits = PolicyOutput(CategoricalHead((3,)), torch.tensor([[1.0, 0.0, -1e8]]))
-    assert loss(logits, batch).item() == pytest.approx(0.0, abs=1e-6)
+    assert loss(logits, labels).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_advantage_weighted_nll_by_hand() -> None:
     # The action taken is 0. Its Q value is 2 below the best: exp(-2 / 4), and the student gives it 1/2.
-    batch = make_batch(torch.tensor([[1.0, 3.0]]))
+    labels = make_labels(torch.tensor([[1.0, 3.0]]))
     student = PolicyOutput(LOGITS, torch.zeros(1, 2))
-    assert AdvantageWeightedNLL(temperature=4.0)(student, batch).item() == pytest.approx(
+    assert AdvantageWeightedNLL(temperature=4.0)(student, labels).item() == pytest.approx(
         math.exp(-0.5) * math.log(2), abs=1e-6
     )
     # Return-to-go 0 and value -3: exp(3), clipped at 7.
     teacher = PolicyOutput(LOGITS, torch.zeros(1, 2), value=torch.tensor([-3.0]))
-    valued = dataclasses.replace(batch, teacher=teacher)
+    valued = dataclasses.replace(labels, teacher=teacher)
     assert AdvantageWeightedNLL(clip=7.0)(student, valued).item() == pytest.approx(7 * math.log(2), rel=1e-5)
 
 
 def test_large_margin_by_hand() -> None:
     # The teacher's best action is 1. max(4 + 1/2, 5) - 5 = 0 and max(5 + 1/2, 5) - 5 = 1/2.
-    batch = make_batch(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
-    loss = LargeMargin(margin=0.5)(PolicyOutput(Q, torch.tensor([[4.0, 5.0], [5.0, 5.0]])), batch)
+    labels = make_labels(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+    loss = LargeMargin(margin=0.5)(PolicyOutput(Q, torch.tensor([[4.0, 5.0], [5.0, 5.0]])), labels)
     assert loss.tolist() == pytest.approx([0.0, 0.5])
 
 
@@ -182,21 +216,44 @@ def test_value_mse_by_hand() -> None:
     # V_teacher = max (1, 3) = 3; (5 - 3)^2. A teacher of logits says it itself: (5 - 7)^2.
     params = torch.tensor([[1.0, 3.0]])
     student = PolicyOutput(LOGITS, torch.zeros(1, 2), value=torch.tensor([5.0]))
-    assert ValueMSE()(student, make_batch(params)).tolist() == [4.0]
-    batch = make_batch(params, LOGITS)
-    batch = dataclasses.replace(batch, teacher=PolicyOutput(LOGITS, params, value=torch.tensor([7.0])))
-    assert ValueMSE()(student, batch).tolist() == [4.0]
+    assert ValueMSE()(student, make_labels(params)).tolist() == [4.0]
+    labels = make_labels(params, LOGITS)
+    labels = dataclasses.replace(labels, teacher=PolicyOutput(LOGITS, params, value=torch.tensor([7.0])))
+    assert ValueMSE()(student, labels).tolist() == [4.0]
 
 
 def test_feature_mse_by_hand() -> None:
     # ((1 - 0)^2 + (2 - 4)^2) / 2
     teacher = PolicyOutput(Q, torch.zeros(1, 2), features=torch.tensor([[0.0, 4.0]]))
-    batch = dataclasses.replace(make_batch(torch.zeros(1, 2)), teacher=teacher)
-    assert FeatureMSE()(PolicyOutput(Q, torch.zeros(1, 2), features=torch.tensor([[1.0, 2.0]])), batch).item() == 2.5
+    labels = dataclasses.replace(make_labels(torch.zeros(1, 2)), teacher=teacher)
+    assert FeatureMSE()(PolicyOutput(Q, torch.zeros(1, 2), features=torch.tensor([[1.0, 2.0]])), labels).item() == 2.5
 
 
 @pytest.mark.parametrize("loss", [ValueMSE(), FeatureMSE()])
-def test_what_was_never_said_is_asked_for(loss: ValueMSE | FeatureMSE) -> None:
+def test_missing_values_and_features_of_the_teacher_are_refused(loss: ValueMSE | FeatureMSE) -> None:
     student = PolicyOutput(LOGITS, torch.zeros(1, 2))
     with pytest.raises(SpecMismatchError, match="teacher"):
-        loss(student, make_batch(torch.zeros(1, 2), LOGITS))
+        loss(student, make_labels(torch.zeros(1, 2), LOGITS))
+
+
+def test_missing_values_and_features_of_the_student_are_refused() -> None:
+    labels = make_labels(torch.zeros(1, 2))
+    with pytest.raises(SpecMismatchError, match="ValueMSE: expected a student with a value"):
+        ValueMSE()(PolicyOutput(Q, torch.zeros(1, 2)), labels)
+    labels = dataclasses.replace(labels, teacher=PolicyOutput(Q, torch.zeros(1, 2), features=torch.zeros(1, 3)))
+    for features, found in ((None, "None"), (torch.zeros(1, 1), r"\(1, 1\)")):
+        with pytest.raises(SpecMismatchError, match=rf"the student has features {found}, the teacher \(1, 3\)"):
+            FeatureMSE()(PolicyOutput(Q, torch.zeros(1, 2), features=features), labels)
+
+
+def test_gaussian_kl_of_tiny_standard_deviations_is_finite() -> None:
+    # e^-60 squared is 0 in float32; the ratio of equal standard deviations is 1.
+    head = GaussianHead(low=(-1.0,), high=(1.0,))
+    params = torch.tensor([[0.0, -60.0]])
+    assert ForwardKL()(PolicyOutput(head, params), make_labels(params, head)).item() == 0
+
+
+def test_advantage_weighted_nll_needs_values() -> None:
+    labels = make_labels(torch.zeros(1, 2), LOGITS)
+    with pytest.raises(SpecMismatchError, match="expected a teacher with Q values or a value, found categorical alone"):
+        AdvantageWeightedNLL()(PolicyOutput(LOGITS, torch.zeros(1, 2)), labels)

@@ -64,7 +64,10 @@ _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = 4
 
 def short_repr(value: Any) -> str:
     """Return a short representation of an untrusted value, even if it is large or contains itself."""
-    return _short.repr(value)
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return f"a {type(value).__name__} too long to print"
 
 
 def error_text(error: Exception) -> str:
