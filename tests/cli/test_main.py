@@ -47,7 +47,7 @@ def test_a_verb_calls_its_stage(verb: str, file: Path, monkeypatch: pytest.Monke
 def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.sequential))
-    for asked in ([], ["--sequential"], ["evaluate.max_episodes=90", "--sequential"]):
+    for asked in ([], ["--sequential"], ["evaluate.max_episodes=120", "--sequential"]):
         result = CliRunner().invoke(app, ["evaluate", str(file), *asked])
         assert result.exit_code == 0, result.output
     assert calls == [False, True, True]

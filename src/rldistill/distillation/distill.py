@@ -7,6 +7,8 @@ from typing import cast
 
 import torch
 
+from rldistill.core.errors import NothingLearnedError
+from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
@@ -74,8 +76,20 @@ def distill(
             save_policy(policy, folder, provenance(seed))
             report.update(config.epochs, config.epochs)
         return load_native(folder)
+    except NothingLearnedError:
+        if _teacher_is_constant(dataset):
+            raise NothingLearnedError(
+                f"{folder}: the teacher is constant: it takes the same action in all states of the dataset, so there "
+                "is nothing to learn. Use another teacher."
+            ) from None
+        raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _teacher_is_constant(dataset: Dataset) -> bool:
+    actions = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode().float()
+    return bool(torch.isclose(actions, actions[:1], atol=1e-6).all())
 
 
 def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) -> None:

@@ -192,9 +192,9 @@ def _play(
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
         playing = started.copy()
+        if player is None and has_mask(views.student):
+            return random_legal(views.select("student", obs), views.student, rng)
         if player is None:
-            if has_mask(views.student):
-                return random_legal(views.select("student", obs), views.student, rng)
             return np.stack([env.single_action_space.sample() for _ in range(slots)])
         output = player.step(obs)
         action = output.sample(generator) if config.sample else output.mode()
