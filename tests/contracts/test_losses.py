@@ -201,7 +201,7 @@ def test_comparisons_are_zero_at_equality_and_positive_elsewhere(name: str) -> N
     ],
 )
 def test_invalid_numbers_are_refused(make: Callable[[], AnyLoss], message: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{message}: expected .*, found "):
+    with pytest.raises(ConfigError, match=rf"\.{message}: found .*, expected "):
         make()
 
 

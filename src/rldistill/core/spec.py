@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -167,14 +167,8 @@ class PolicySpec:
             ("number of actions", len(self.head.low), len(other.head.low)),
         ]
         if self.frames is not None and other.frames is not None:  # not every file of a teacher contains them
-            pairs += [
-                (
-                    f"{part.name} of the frame pipeline",
-                    getattr(self.frames, part.name),
-                    getattr(other.frames, part.name),
-                )
-                for part in fields(FramePipeline)
-            ]
+            frames = asdict(other.frames)
+            pairs += [(f"{key} of the frame pipeline", value, frames[key]) for key, value in vars(self.frames).items()]
         for quantity, a, b in pairs:
             if a != b:
                 raise SpecMismatchError(

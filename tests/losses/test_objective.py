@@ -1,0 +1,149 @@
+"""Objective of a fit, by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rldistill.core.batch import Batch
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.heads import ActionHead, CategoricalHead, GaussianHead, QValuesHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.schedules import Linear
+from rldistill.core.spec import PolicySpec
+from rldistill.losses import (
+    QMSE,
+    ActionNLL,
+    AdvantageMSE,
+    AdvantageWeightedNLL,
+    AnyLoss,
+    FeatureMSE,
+    ForwardKL,
+    Jeffreys,
+    ReverseKL,
+    ValueMSE,
+    Wasserstein,
+)
+from rldistill.losses.objective import (
+    Term,
+    best_constant_loss,
+    default_temperature,
+    feature_size,
+    given_temperature,
+    policy_terms,
+    require_comparable,
+    student_spec,
+    total_loss,
+    unreduced,
+    with_temperatures,
+)
+
+Q, LOGITS = QValuesHead((2,)), CategoricalHead((2,))
+
+
+def make_batch(params: list[list[float]], weight: list[float], head: ActionHead = Q) -> Batch:
+    teacher, zeros = PolicyOutput(head, torch.tensor(params)), torch.zeros(len(params))
+    return Batch(teacher, teacher, zeros.long(), zeros, zeros, zeros.bool(), zeros, torch.tensor(weight))
+
+
+def test_total_loss_is_the_weighted_mean_of_the_weighted_terms() -> None:
+    batch = make_batch([[0.0, 0.0], [0.0, 0.0]], [1.0, 3.0])
+    student = PolicyOutput(Q, torch.tensor([[1.0, 1.0], [2.0, 2.0]]), value=torch.tensor([3.0, 0.0]))
+    terms = (Term(QMSE()), Term(ValueMSE(), Linear(start=2.0, end=0.0)))
+    # QMSE is (1, 4), with mean (1 + 3 * 4) / 4; ValueMSE is (9, 0), with mean 9 / 4, and weighs 1.5 after a quarter
+    assert total_loss(terms, student, batch, 0.25).item() == pytest.approx(13 / 4 + 1.5 * 9 / 4)
+    assert total_loss(terms, student, batch, 1.0).item() == pytest.approx(13 / 4)
+
+
+def test_reduced_losses_are_refused() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Reduced(QMSE):
+        def __call__(self, student, labels):  # type: ignore[no-untyped-def]
+            return super().__call__(student, labels).mean()
+
+    batch = make_batch([[0.0, 0.0]] * 2, [1.0, 1.0])
+    student = PolicyOutput(Q, torch.zeros(2, 2))
+    assert unreduced(Term(QMSE()), student, batch).shape == (2,)
+    with pytest.raises(SpecMismatchError, match=r"Reduced returns shape \(\) for a batch of \(2,\)"):
+        unreduced(Term(Reduced()), student, batch)
+
+
+@pytest.mark.parametrize("loss", [ForwardKL, ReverseKL, Jeffreys, AdvantageMSE])
+def test_temperatures_of_the_teacher_are_found(loss: type[ForwardKL]) -> None:
+    assert given_temperature((Term(ActionNLL()), Term(loss()), Term(loss(3.0)), Term(loss(5.0)))) == 3
+    assert given_temperature((Term(loss()), Term(AdvantageWeightedNLL(temperature=2.0)))) is None
+
+
+def test_default_temperature_is_half_the_action_gap_of_values() -> None:
+    assert default_temperature(Q, lambda: 3.0) == 1.5
+    assert default_temperature(Q, lambda: 0.0) == 1e-6
+    assert default_temperature(LOGITS, lambda: 3.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "head", "expected"),
+    [
+        (ForwardKL(), Q, ForwardKL(2.0)),
+        (ForwardKL(), LOGITS, ForwardKL(1.0)),
+        (ForwardKL(0.5), Q, ForwardKL(0.5)),
+        (AdvantageWeightedNLL(), Q, AdvantageWeightedNLL(2.0)),
+        (AdvantageWeightedNLL(), LOGITS, AdvantageWeightedNLL(7.0)),
+        (AdvantageWeightedNLL(0.5), LOGITS, AdvantageWeightedNLL(0.5)),
+        (ActionNLL(), Q, ActionNLL()),
+    ],
+)
+def test_open_temperatures_are_filled_in(loss: AnyLoss, head: ActionHead, expected: AnyLoss) -> None:
+    weight = Linear()
+    (term,) = with_temperatures((Term(loss, weight),), head, lambda: 4.0, lambda: 7.0)
+    assert term == Term(expected, weight)
+
+
+def test_advantages_without_scale_have_a_positive_temperature() -> None:
+    (term,) = with_temperatures((Term(AdvantageWeightedNLL()),), LOGITS, lambda: 4.0, lambda: 0.0)
+    assert term.loss == AdvantageWeightedNLL(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "losses", "expected"),
+    [
+        (Q, [ForwardKL()], LOGITS),
+        (Q, [ForwardKL(), QMSE()], Q),
+        (Q, [ValueMSE()], LOGITS),
+        (LOGITS, [ForwardKL()], LOGITS),
+        (GaussianHead(low=(0.0,), high=(1.0,)), [ActionNLL()], GaussianHead(low=(0.0,), high=(1.0,))),
+    ],
+)
+def test_students_have_values_only_if_a_loss_needs_them(
+    teacher: ActionHead, losses: list[AnyLoss], expected: ActionHead
+) -> None:
+    spec = PolicySpec((3,), "float32", teacher, env_kwargs=(("a", 1),))
+    assert student_spec(spec, tuple(map(Term, losses))) == dataclasses.replace(spec, head=expected)
+
+
+def test_terms_on_values_and_features_compare_no_actions() -> None:
+    terms = Term(ForwardKL()), Term(ValueMSE()), Term(QMSE()), Term(FeatureMSE())
+    assert policy_terms(terms) == (terms[0], terms[2])
+
+
+def test_losses_that_do_not_fit_the_heads_are_refused() -> None:
+    require_comparable((Term(ForwardKL()), Term(QMSE())), Q, Q)
+    with pytest.raises(SpecMismatchError, match=r"^distill\.losses: QMSE's .* Use losses that fit both heads\.$"):
+        require_comparable((Term(ForwardKL()), Term(QMSE())), LOGITS, LOGITS)
+    with pytest.raises(SpecMismatchError, match=r"^distill\.losses: Wasserstein: .*categorical"):
+        require_comparable((Term(Wasserstein()),), LOGITS, LOGITS)
+
+
+def test_feature_size() -> None:
+    output = PolicyOutput(Q, torch.zeros(4, 2))
+    assert feature_size(output) == 0
+    assert feature_size(dataclasses.replace(output, features=torch.zeros(4, 7))) == 7
+
+
+def test_best_constants_include_values_and_features() -> None:
+    labels = PolicyOutput(LOGITS, torch.zeros(2, 2), torch.tensor([0.0, 2.0]), torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
+    batch = dataclasses.replace(make_batch([[0.0, 0.0]] * 2, [1.0, 1.0]), teacher=labels)
+    # Variances: 1 of the values; (4 + 0) / 2 of the features
+    assert best_constant_loss((Term(ValueMSE()),), batch, LOGITS) == pytest.approx(1, abs=1e-4)
+    assert best_constant_loss((Term(FeatureMSE()),), batch, LOGITS) == pytest.approx(2, abs=1e-4)
