@@ -47,6 +47,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = Tr
     Returns:
         The path of the report.
     """
+    require_mode(mode)
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
         resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
     run = dataclasses.replace(run, verify=run.verify and verify)
@@ -72,6 +73,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
 
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
     """Collect the dataset of the teacher into `dataset/`."""
+    require_mode(mode)
     teacher = load_teacher(run)
     if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
         run.recipe.check(with_loaded_features(run), teacher)
@@ -89,6 +91,7 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     Raises:
         NothingLearnedError: a student learned nothing.
     """
+    require_mode(mode)
     with record_run(run, "students", "controls"):
         run = with_loaded_features(run)
         teacher = load_teacher(run)
