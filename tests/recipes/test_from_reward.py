@@ -37,9 +37,7 @@ def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
-def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
-    tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, Any]
-) -> None:
+def test_env_steps_of_students_and_control(tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, Any]) -> None:
     with_control = recipe["name"] == "ppd"
     save_policy(teacher, tmp_path / "teacher", {})
     document = {
@@ -78,7 +76,7 @@ def test_a_run_counts_the_steps_of_its_students_and_of_the_control(
 
 
 @pytest.mark.parametrize(("recipe", "episodes"), [("ppd", 3), ("qdagger", 4)])
-def test_the_best_is_chosen_by_as_many_episodes_as_asked(
+def test_best_policy_is_selected_by_eval_episodes(
     tmp_path: Path, teacher: NetworkPolicy, recipe: str, episodes: int
 ) -> None:
     save_policy(teacher, tmp_path / "teacher", {})
@@ -94,7 +92,7 @@ def test_the_best_is_chosen_by_as_many_episodes_as_asked(
     assert chosen_by.tolist() != judged_by.tolist()
 
 
-def test_the_control_draws_its_actions_as_the_student_does(tmp_path: Path) -> None:
+def test_control_has_the_action_head_of_the_student(tmp_path: Path) -> None:
     env = EnvConfig("Pendulum-v1")
     spec = spec_from_env(env)
     teacher = Mlp((8,)).build(replace(spec, head=spec.head.as_kind("squashed_gaussian"))).eval()
@@ -156,7 +154,7 @@ RIDGE = {"type": "ridge"}
         ("Best", {"name": "offline"}, {"collect": {"features": True}}, "collect.features"),
     ],
 )
-def test_what_cannot_be_learned_is_refused_before_the_first_step(
+def test_impossible_settings_are_refused_before_the_first_step(
     tmp_path: Path, teacher: str, recipe: dict[str, Any], more: dict[str, Any], message: str
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)

@@ -25,7 +25,6 @@ from rldistill.students.storage import load_native
 
 def make_run(folder: Path, teacher: NetworkPolicy, **changes: Any) -> Run:
     run = Run(
-        name="python",
         folder=folder,
         env=EnvConfig("CartPole-v1"),
         teacher=teacher,

@@ -92,7 +92,7 @@ def test_a_run_ends_with_a_report_that_opens_offline(
     assert len(page) < 10_000_000
 
 
-def test_a_generation_that_cannot_teach_the_next_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_losses_that_do_not_fit_the_next_generation_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     asked = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
     run = load_run(write_run(tmp_path, teacher, **asked), [], {})
     assert teacher.spec.head.kind == "q_values"
@@ -151,7 +151,7 @@ def test_dagger_killed_at_random_ends_with_the_same_student_there_too(tmp_path: 
     assert whole == killed
 
 
-def test_the_round_that_plays_best_is_kept(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_best_round_is_the_result(tmp_path: Path, teacher: NetworkPolicy) -> None:
     recipe = {"name": "dagger", "rounds": 3, "steps_per_round": 320, "eval_episodes": 5}
     students, distill = {"tree": {"type": "tree", "max_depth": 3}}, {"losses": ["advantage_mse"]}
     path = write_run(
@@ -190,7 +190,7 @@ def test_names_are_escaped_in_charts() -> None:
     assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>")
 
 
-def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_stage_that_exists_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     path = write_run(tmp_path, teacher)
     assert run_cli("collect", str(path)).returncode == 0
     again = run_cli("collect", str(path))
@@ -202,7 +202,7 @@ def test_nothing_is_written_over_unless_asked(tmp_path: Path, teacher: NetworkPo
     assert json.loads(info.stdout)["steps"] == 3_008
 
 
-def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_folder_of_something_else_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = load_run(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {})
     run.folder.mkdir()
     for name in ("config.yaml", "provenance.json", "report.html"):
@@ -215,7 +215,7 @@ def test_what_is_not_a_runs_is_not_written_over(tmp_path: Path, teacher: Network
     run_collect(run, mode="resume", quiet=True)
 
 
-def test_a_wrong_word_costs_no_student_and_one_that_fails_no_other(
+def test_failing_student_and_wrong_setting_cost_no_other_student(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_run(tmp_path, teacher, collect={"steps": 1_000}, seeds=[0], distill={"epochs": 20, "batch_size": 16})
@@ -273,7 +273,7 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
     assert record() == before
 
 
-def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     path = write_run(tmp_path, teacher, seeds=[0], collect={"steps": 100})
@@ -309,14 +309,14 @@ def test_a_student_stays_with_what_it_was_made_of(tmp_path: Path, teacher: Netwo
     student_inputs(run, teacher).require_same(folder)
 
 
-def test_what_nobody_taught_stands_beside_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_recipe_without_teacher_accepts_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = load_run(write_run(tmp_path, teacher), ["recipe.name=scratch"])
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     assert student_inputs(run, teacher) == student_inputs(run, other)
 
 
-def test_a_control_stays_with_what_it_was_made_of(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_control_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = load_run(write_run(tmp_path, teacher), ["ppo={rollout_length: 8, num_envs: 2, batch_size: 8}"])
     train_control(StudentJob(run, teacher, None, "mlp", 0), 4, "new", SILENT)
     changed = dataclasses.replace(run, ppo=dataclasses.replace(run.ppo, gamma=0.5))

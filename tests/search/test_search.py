@@ -35,7 +35,7 @@ def candidate(name: str, parameters: int, score: float | None) -> Candidate:
     return Candidate(name, Linear(), {"parameters": parameters}, [{"normalized": score}])
 
 
-def test_the_small_ones_that_hold_go_on_and_then_the_best() -> None:
+def test_small_sufficient_candidates_are_promoted_first() -> None:
     some = [
         candidate("big", 90, 1.0),
         candidate("off", 5, 0.4),
@@ -47,7 +47,7 @@ def test_the_small_ones_that_hold_go_on_and_then_the_best() -> None:
     assert [t.name for t in promote(some, SearchConfig(0.01), 3)] == ["big", "near", "off"]
 
 
-def test_candidates_are_smaller_than_the_teacher_and_own_ones_are_always_tried(teacher: NetworkPolicy) -> None:
+def test_candidates_are_smaller_than_the_teacher_except_own_ones(teacher: NetworkPolicy) -> None:
     own = {"mine": Mlp((500, 500)), "same": Mlp((8, 8))}
     found = make_candidates(teacher.spec, own, 500)
     assert found["mine"] == Mlp((500, 500))
@@ -77,7 +77,7 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
     return path
 
 
-def test_a_search_finds_a_small_student_and_goes_on_where_it_was_stopped(
+def test_search_finds_a_small_student_and_resumes(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = load_run(
@@ -159,7 +159,7 @@ def test_own_students_of_any_name_are_searched(
 
 
 @pytest.mark.parametrize(("seeds", "tested"), [("[1]", [1, 0, 2]), ("[5, 6, 7, 8]", [5, 6, 7, 8])])
-def test_the_run_file_says_how_the_last_are_tested(
+def test_run_settings_set_seeds_and_episodes_of_the_test(
     tmp_path: Path, teacher: NetworkPolicy, seeds: str, tested: list[int]
 ) -> None:
     settings = ["students.small=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
@@ -171,7 +171,7 @@ def test_the_run_file_says_how_the_last_are_tested(
     assert (Path(small["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
 
 
-def test_a_seed_that_learns_nothing_is_a_no(
+def test_seed_that_learns_nothing_fails_the_test(
     tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any, seed: int = 0, **settings: Any) -> NetworkPolicy:
@@ -187,11 +187,11 @@ def test_a_seed_that_learns_nothing_is_a_no(
     Console(record=True).print(search_table(found), search_verdict(found))
 
 
-def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     assert share_from_options("5%") == share_from_options("0.05") == 0.05
     with pytest.raises(ConfigError, match="expected a share such as 5%, found 'few'"):
         share_from_options("few")
-    with pytest.raises(ConfigError, match="margin: expected a fraction"):
+    with pytest.raises(ConfigError, match=r"SearchConfig\.margin: found 2\.0, expected less than 1"):
         SearchConfig(share_from_options("200%"))
     with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
         measure_from_options("parameter")
@@ -201,7 +201,7 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path, teacher: NetworkPolic
     assert "Traceback" not in done.stderr
 
 
-def test_no_answer_is_an_answer() -> None:
+def test_search_without_a_winner_is_reported() -> None:
     row = {"epochs": 1, "episodes": 2, "normalized": None, "ci95": None, "failed": "nothing was learned"}
     entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
     found = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}

@@ -59,10 +59,11 @@ class Run:
     """A run: from a teacher to evaluated students. It is the content of a run file.
 
     Attributes:
-        name: Name of the run; by default that of the file.
-        folder: Folder of all results; by default `runs/NAME`.
         env: Environment.
-        teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`.
+        teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`. In
+            Python, also any policy.
+        name: Name of the run; by default that of its file.
+        folder: Folder of all results; by default `runs/NAME` for a run file.
         seed: Seed of collection and evaluation, and of a teacher to train.
         collect: Settings of the collection.
         recipe: Way from the teacher to a student.
@@ -77,10 +78,10 @@ class Run:
         document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    folder: Annotated[Path, AfterValidator(require_folder)]
     env: EnvField
     teacher: TeacherField
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
+    folder: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
     seed: Seed = 0
     collect: CollectConfig = CollectConfig()
     recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
@@ -98,6 +99,7 @@ class Run:
 
     @property
     def dataset_folder(self) -> Path:
+        """Folder of the teacher's dataset."""
         return self.folder / "dataset"
 
     def read_dataset(self) -> Dataset:
@@ -127,14 +129,17 @@ class StudentJob:
 
     @property
     def student(self) -> AnyStudent:
+        """Configuration of the student."""
         return self.run.students[self.name]
 
     @property
     def folder(self) -> Path:
+        """Folder of the student."""
         return self.run.folder / "students" / self.name / f"seed-{self.seed}"
 
     @property
     def dataset_folder(self) -> Path:
+        """Folder of the teacher's dataset."""
         return self.source or self.run.dataset_folder
 
     @property

@@ -1,4 +1,4 @@
-"""What `rldistill dataset` makes of datasets: others, with new labels, more steps, or in another format."""
+"""Datasets made from other datasets: with new labels or more steps, merged, or in another format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rldistill.teachers.load import SavedTeacher
 def relabel_dataset(
     path: Path, teacher: SavedTeacher, out: Path, features: bool, mode: Mode, quiet: bool
 ) -> dict[str, Any]:
-    """Relabel into `out`; returns what is there."""
+    """Write a dataset with the labels of another teacher into `out`; return its description."""
     source = dataset_folder(path)
     manifest = Manifest.read(source)
     try:
@@ -34,52 +34,57 @@ def relabel_dataset(
         if manifest.document["env"].get("views") is None or manifest.teacher_spec is not None:
             raise
         raise SpecMismatchError(
-            f"{error}; {source} holds what the student saw: collect with teacher_obs: true for teachers with a view of "
-            "their own"
+            f"{error}; {source} holds only the observations of the student. For a teacher with another view, collect "
+            "with teacher_obs: true."
         ) from None
-    with track("relabel", "steps", quiet) as report:
+    with track("relabel", "steps", quiet) as progress:
         try:
-            relabel(source, policy, out, features=features, mode=mode, progress=report)
+            relabel(source, policy, out, features=features, mode=mode, progress=progress)
         except SpecMismatchError as error:
             raise SpecMismatchError(f"{teacher.path}: {error}") from None
     return describe(out)
 
 
 def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
-    """Collect another round into the run's dataset; returns what is there."""
+    """Collect another round into the dataset of a run; return its description."""
     folder = run.folder / "dataset"
     manifest = Manifest.read(folder)
     if not manifest.has_round(0):
-        raise ConfigError(f"{folder}: the collection is not complete; go on with `rldistill collect FILE --resume`")
+        raise ConfigError(
+            f'{folder}: the collection is not complete. Continue it with mode="resume" (`rldistill collect FILE '
+            "--resume`)."
+        )
     number = 1 + max(int(key) for key in manifest.document["rounds"] if manifest.has_round(int(key)))
-    with track("collect", "steps", quiet) as report:
-        asked = dataclasses.replace(run.collect, steps=steps)
-        collect(run.env, load_teacher(run), asked, folder, seed=run.seed, round=number, mode="resume", progress=report)
+    with track("collect", "steps", quiet) as progress:
+        config = dataclasses.replace(run.collect, steps=steps)
+        collect(
+            run.env, load_teacher(run), config, folder, seed=run.seed, round=number, mode="resume", progress=progress
+        )
     return describe(folder)
 
 
 def merge_datasets(paths: Sequence[Path], out: Path, mode: Mode, quiet: bool) -> dict[str, Any]:
-    """Merge into `out`; returns what is there."""
-    with track("merge", "steps", quiet) as report:
-        merging.merge([dataset_folder(path) for path in paths], out, mode=mode, progress=report)
+    """Merge datasets into `out`; return its description."""
+    with track("merge", "steps", quiet) as progress:
+        merging.merge([dataset_folder(path) for path in paths], out, mode=mode, progress=progress)
     return describe(out)
 
 
 def import_dataset(source: str, out: Path, mode: Mode, quiet: bool) -> dict[str, Any]:
-    """Import into `out`; returns what is there."""
+    """Import a dataset of Minari into `out`; return its description."""
     _require_minari(source)
-    with track("import", "steps", quiet) as report:
-        import_minari(source, out, mode=mode, progress=report)
+    with track("import", "steps", quiet) as progress:
+        import_minari(source, out, mode=mode, progress=progress)
     return describe(out)
 
 
 def export_dataset(path: Path, target: str, quiet: bool) -> None:
-    """Export to Minari's folder."""
+    """Export a dataset to the folder of Minari."""
     _require_minari(target)
-    with track("export", "steps", quiet) as report:
-        export_minari(dataset_folder(path), target, progress=report)
+    with track("export", "steps", quiet) as progress:
+        export_minari(dataset_folder(path), target, progress=progress)
 
 
 def _require_minari(name: str) -> None:
     if not name.startswith(PREFIX):
-        raise ConfigError(f"{name}: expected {PREFIX}NAME, as in {PREFIX}pong/dqn-v0")
+        raise ConfigError(f"{name}: expected {PREFIX}NAME, such as {PREFIX}pong/dqn-v0")

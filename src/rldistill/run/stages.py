@@ -67,6 +67,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
             f"teacher: {run.document.get('teacher', run.teacher)} is trained already. To train one, give a "
             "TrainConfig (teacher.train in a run file)."
         )
+    require_mode(mode)
     with record_run(run, "teacher"), track("train teacher", "steps", quiet) as progress:
         return train_teacher(run.env, run.teacher, run.folder / "teacher", run.seed, mode=mode, progress=progress)
 

@@ -1,4 +1,4 @@
-"""Which teacher? What `rldistill teachers` does: list those that ship, verify one, compare several."""
+"""Choice of a teacher: list the shipped ones, verify one, compare several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rldistill.teachers.load import SavedTeacher, trained_elsewhere, zoo_documen
 
 
 def list_teachers() -> list[dict[str, Any]]:
-    """The teachers that ship: name, algorithm, what they see and do, mean return, environment steps."""
+    """Return the shipped teachers: name, algorithm, observation, actions, mean return and environment steps."""
     rows, evaluations = [], zoo_documents("evaluation.json")
     for name, document in zoo_documents().items():
         about, spec = document["provenance"], document["spec"]
@@ -42,25 +42,25 @@ def load_fitting(teacher: SavedTeacher, env: EnvConfig) -> Policy:
     """Load a teacher for an environment.
 
     Raises:
-        SpecMismatchError: it does not fit; where its folder names another environment, that too.
+        SpecMismatchError: the teacher does not fit; the message names the environment of its training, if known.
     """
     policy = teacher.load(spec_from_env(env.view_of("teacher")))
     try:
         fit_to_env(policy, env, teacher.path)
     except SpecMismatchError as error:
-        told = trained_elsewhere(teacher.path, env.id)
-        raise SpecMismatchError(f"{error}; {told}" if told else str(error)) from None
+        hint = trained_elsewhere(teacher.path, env.id)
+        raise SpecMismatchError(f"{error}; {hint}" if hint else str(error)) from None
     return policy
 
 
 def verify_teacher(teacher: SavedTeacher, env: EnvConfig, config: VerifyConfig, seed: int, quiet: bool) -> Verification:
     """Load a teacher and verify it; see `rldistill.evaluation.verify.verify`."""
     policy = teacher.load(spec_from_env(env))
-    with track("verify", "episodes", quiet) as report:
-        found = verify(env, policy, config, seed=seed, name=teacher.path, progress=report)
-    if (other := trained_elsewhere(teacher.path, env.id)) is not None:
-        found = dataclasses.replace(found, suspicious=[*found.suspicious, other])
-    return found
+    with track("verify", "episodes", quiet) as progress:
+        result = verify(env, policy, config, seed=seed, name=teacher.path, progress=progress)
+    if (problem := trained_elsewhere(teacher.path, env.id)) is not None:
+        result = dataclasses.replace(result, suspicious=[*result.suspicious, problem])
+    return result
 
 
 def compare(
@@ -68,13 +68,13 @@ def compare(
 ) -> TeacherComparison:
     """Load teachers and compare them; see `rldistill.evaluation.compare_teachers.compare_teachers`."""
     loaded = {name: load_fitting(teacher, env) for name, teacher in teachers.items()}
-    with track("compare", "parts", quiet) as report:
-        return compare_teachers(env, loaded, config, seed=seed, progress=report)
+    with track("compare", "parts", quiet) as progress:
+        return compare_teachers(env, loaded, config, seed=seed, progress=progress)
 
 
-def save_comparison(found: TeacherComparison, out: Path | None, page: Path | None) -> None:
+def save_comparison(comparison: TeacherComparison, out: Path | None, page: Path | None) -> None:
     """Write a comparison as JSON, as a page, or both."""
     if out is not None:
-        write_json(out, found.to_dict())
+        write_json(out, comparison.to_dict())
     if page is not None:
-        write_comparison(found, page)
+        write_comparison(comparison, page)

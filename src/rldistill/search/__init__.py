@@ -1,0 +1,1 @@
+"""Search for the smallest student that keeps the performance of its teacher."""

@@ -63,6 +63,7 @@ class SearchStage:
 
     @property
     def folder(self) -> Path:
+        """Folder of the search."""
         return self.evaluator.folder
 
     @property
@@ -78,6 +79,7 @@ class SearchStage:
         return dataclasses.replace(self.run.distill, epochs=epochs, losses=losses)
 
     def rung_folder(self, candidate: Candidate, rung: int) -> Path:
+        """Return the folder of a candidate in a rung."""
         return self.folder / "trials" / candidate.name / f"rung-{rung}"
 
 

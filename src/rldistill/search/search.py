@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.policy import Policy
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
@@ -62,36 +63,18 @@ def search(
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
-    if config.behavior_policy is not None and config.behavior_policy not in run.students:
-        hint = did_you_mean(config.behavior_policy, run.students)
-        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
+    _require_behavior_policy(run, config)
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
     evaluator = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
-    best, worst = (evaluator.reference(name, config.episodes, VALIDATION).mean() for name in ("teacher", "random"))
-    if not best > worst:
-        raise ConfigError(
-            f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
-            "there is no lead to keep. Use another teacher."
-        )
+    _require_lead(evaluator, config.episodes)
     sizes = policy_sizes(teacher)
-    students = run.students
-    if not config.own:
-        spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
-        students = make_candidates(spec, run.students, sizes["parameters"])
-    candidates = [Candidate(name, student) for name, student in students.items()]
+    candidates = _candidates(run, config, dataset.spec, sizes["parameters"])
     stage = SearchStage(run, config, dataset, evaluator)
     with track("search", "students", quiet) as progress:
         finalists = select_finalists(stage, candidates, sizes[config.by], progress)
-    winner = None
-    with track("test the smallest", "episodes", quiet) as progress:
-        for number, candidate in enumerate(finalists):
-            part = Round(progress, number, len(finalists))
-            candidate.test = assess_finalist(stage, candidate, len(finalists), part)
-            if candidate.test["decision"] == "yes":
-                winner = candidate.name
-                break
+    winner = _find_winner(stage, finalists, quiet)
     points = {entry.name: (entry.size_by(config.by), entry.score) for entry in candidates}
     result = {
         "env": run.env.id,
@@ -106,6 +89,39 @@ def search(
     }
     write_json(folder / "search.json", result)
     return result
+
+
+def _require_behavior_policy(run: Run, config: SearchConfig) -> None:
+    if config.behavior_policy is not None and config.behavior_policy not in run.students:
+        hint = did_you_mean(config.behavior_policy, run.students)
+        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
+
+
+def _require_lead(evaluator: SearchEvaluator, episodes: int) -> None:
+    best, worst = (evaluator.reference(name, episodes, VALIDATION).mean() for name in ("teacher", "random"))
+    if not best > worst:
+        raise ConfigError(
+            f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
+            "there is no lead to keep. Use another teacher."
+        )
+
+
+def _candidates(run: Run, config: SearchConfig, spec: PolicySpec, max_parameters: float | None) -> list[Candidate]:
+    students = run.students
+    if not config.own:
+        students = make_candidates(dataclasses.replace(spec, head=spec.head.neutral), students, max_parameters)
+    return [Candidate(name, student) for name, student in students.items()]
+
+
+def _find_winner(stage: SearchStage, finalists: Sequence[Candidate], quiet: bool) -> str | None:
+    """Test the finalists from the smallest on, and return the name of the first that keeps the teacher's lead."""
+    with track("test the smallest", "episodes", quiet) as progress:
+        for number, candidate in enumerate(finalists):
+            part = Round(progress, number, len(finalists))
+            candidate.test = assess_finalist(stage, candidate, len(finalists), part)
+            if candidate.test["decision"] == "yes":
+                return candidate.name
+    return None
 
 
 def _inputs(run: Run, config: SearchConfig, teacher: Policy) -> StageInputs:
