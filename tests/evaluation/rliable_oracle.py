@@ -1,4 +1,4 @@
-"""What rliable says of the matrices in a .npz file, as JSON; runs in `.venv-rliable` (`make rliable`)."""
+"""Estimates of rliable for the matrices in a .npz file, as JSON; runs in `.venv-rliable` (`make rliable`)."""
 
 import json
 import sys

@@ -41,7 +41,7 @@ def test_of_two_that_teach_alike_the_cheaper_is_taken() -> None:
     assert "cheaper" in why
 
 
-def test_a_cost_that_nobody_measured_wins_nothing() -> None:
+def test_unknown_cost_wins_no_tie() -> None:
     take, why = recommend({"a": row(9, 0.91, 10), "unknown": row(9, 0.90, None)})
     assert (take, "cheaper" in why) == ("a", False)
     take, why = recommend({"unknown": row(9, 0.91, None), "a": row(9, 0.90, 10)})
@@ -69,7 +69,7 @@ def test_the_reason_does_not_contradict_itself() -> None:
     assert "better itself" not in recommend({"a": row(9, 0.7, 10), "b": row(9, 0.9, 10)})[1]
 
 
-def test_costs_that_nobody_measured_are_shown_as_such(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_unknown_costs_are_shown_as_missing(teacher: NetworkPolicy, tmp_path: Path) -> None:
     lean = FunctionPolicy(lean_left, spec_from_env(CARTPOLE))
     found = compare_teachers(CARTPOLE, {"function": lean, "network": teacher}, CompareConfig(1, 200, 1))
     macs = {name: score.macs for name, score in found.teachers.items()}
@@ -83,11 +83,11 @@ def lean_left(obs: np.ndarray[Any, Any]) -> int:
     return int(obs[2] > 0.05)
 
 
-def test_nothing_is_made_of_teachers_no_better_than_random() -> None:
+def test_no_preference_among_teachers_no_better_than_random() -> None:
     assert "no teacher is better" in recommend({"a": row(9, None, 1)})[1]
 
 
-def test_a_good_teacher_is_told_from_a_poor_one(teacher: NetworkPolicy) -> None:
+def test_good_teacher_is_preferred_to_a_poor_one(teacher: NetworkPolicy) -> None:
     torch.manual_seed(0)
     poor = Mlp((4,)).build(teacher.spec).eval()
     found = compare_teachers(CARTPOLE, {"poor": poor, "good": teacher}, CompareConfig(5, 800, 10))

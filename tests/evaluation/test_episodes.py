@@ -52,7 +52,7 @@ def test_episodes_are_those_of_gymnasium_itself(teacher: NetworkPolicy) -> None:
         assert played.returns[episode] == total
 
 
-def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> None:
+def test_episodes_are_continued_from_a_number(teacher: NetworkPolicy) -> None:
     whole = play(CARTPOLE, teacher, 20, PlayConfig(4))
     begun = play(CARTPOLE, teacher, 12, PlayConfig(4))
     both = begun.followed_by(play(CARTPOLE, teacher, 8, PlayConfig(4, first=12)))
@@ -62,7 +62,7 @@ def test_later_episodes_are_those_that_come_after(teacher: NetworkPolicy) -> Non
     assert both.distinct == 20
 
 
-def test_actions_are_whole_however_they_are_kept(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actions_do_not_depend_on_the_size_of_chunks(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = play(CARTPOLE, teacher, 5, PlayConfig(4))
     monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "CHUNK_STEPS", 7)
     again = play(CARTPOLE, teacher, 5, PlayConfig(4))
@@ -91,7 +91,7 @@ class Goal(gymnasium.Env[Any, Any]):
 
 
 @pytest.mark.parametrize("tells", ["all", "some", "none"])
-def test_success_is_what_the_last_step_tells(tells: str) -> None:
+def test_success_is_reported_by_the_last_step(tells: str) -> None:
     gymnasium.register("Goal-v0", Goal)
     try:
         played = play(EnvConfig("Goal-v0", {"tells": tells}), None, 40)
@@ -113,7 +113,7 @@ def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy
     assert play(still, policy, 6).distinct == 1
 
 
-def test_what_does_not_draw_itself_is_not_filmed(tmp_path: Path) -> None:
+def test_environment_without_pictures_has_no_videos(tmp_path: Path) -> None:
     class Plain(gymnasium.Env[Any, Any]):
         observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
         action_space = gymnasium.spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""What `evaluation.json` says of policies that are worse than their teacher, as good, or not to be told from it."""
+"""Evaluation of students that are worse than their teacher, as good, or undecided."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
     assert answer["episodes"] == min(entry["distinct_episodes"] for entry in found["policies"].values())
 
 
-def test_too_little_to_say_anything_is_said(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_too_few_episodes_and_seeds_are_warnings(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(9, videos=False)
     found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
     episodes, seeds = found["warnings"]
@@ -78,7 +78,9 @@ def test_too_little_to_say_anything_is_said(teacher: NetworkPolicy, tmp_path: Pa
     assert evaluate(CARTPOLE, teacher, several, EvaluateConfig(10, videos=False), tmp_path).warnings == []
 
 
-def test_it_is_played_until_decided(teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_evaluation_stops_after_the_decision(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[tuple[int, int]] = []
 
     def recorded(env: Any, policy: Any, episodes: int, config: PlayConfig, **options: Any) -> Episodes:
@@ -114,7 +116,7 @@ def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, 
     ] * 2
 
 
-def test_what_is_never_decided_ends_with_the_most_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_undecided_evaluation_ends_with_max_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(4, videos=False, sequential=True, max_episodes=10)
     found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
     answer = found["policies"]["same"]["non_inferiority"]
@@ -122,7 +124,7 @@ def test_what_is_never_decided_ends_with_the_most_episodes(teacher: NetworkPolic
     assert answer["episodes_needed"] >= 59 - 10
 
 
-def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) -> None:
+def test_teacher_no_better_than_random_has_no_decision(tmp_path: Path) -> None:
     falls = poor()
     with torch.no_grad():
         for parameter in falls.parameters():
@@ -141,7 +143,7 @@ def test_a_teacher_no_better_than_random_leaves_nothing_to_keep(tmp_path: Path) 
         ({"sequential": True, "max_episodes": 20}, "max_episodes: expected at least evaluate.episodes, 100"),
     ],
 )
-def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EvaluateConfig(**options)
 

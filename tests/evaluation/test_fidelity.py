@@ -51,7 +51,7 @@ def said(head: ActionHead, *params: list[float], value: list[float] | None = Non
     return PolicyOutput(head, torch.tensor(params), None if value is None else torch.tensor(value))
 
 
-def test_what_is_lost_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     teacher = said(Q, [1.0, 3.0, 0.0], [2.0, 2.5, ILLEGAL])
     student = said(LOGITS, [1.0, 0.5, 0.0], [0.0, 4.0, ILLEGAL])
     found = state_metrics([OutputPair(student, teacher)], temperature=2.0).model_dump()
@@ -77,7 +77,7 @@ def test_students_of_q_values_are_softened_as_their_teacher_and_have_a_value() -
     assert float(differences(*with_critics)["squared_value_error"]) == 1.5**2
 
 
-def test_regret_of_logits_is_what_the_teacher_thinks_less_likely() -> None:
+def test_regret_of_logits_by_hand() -> None:
     lost = regret(said(LOGITS, [0.0, 0.0, 1.0]), said(LOGITS, [1.0, 2.5, 2.0]))
     assert lost is not None
     assert lost.tolist() == [0.5]
@@ -130,7 +130,7 @@ def test_the_largest_regrets_are_kept_whenever_they_come(at_once: int) -> None:
     assert Moments.largest([moments(np.zeros(20), at_once)]) == []  # where both agree, nothing is shown
 
 
-def test_moments_of_a_kind_stand_together(tmp_path: Path) -> None:
+def test_similar_moments_are_grouped(tmp_path: Path) -> None:
     kinds = [0.0, 100.0]
     found = Moments(None)
     obs = np.array([[kinds[k % 2], k * 0.001] for k in range(10)], np.float32)
@@ -149,7 +149,7 @@ def test_moments_of_a_kind_stand_together(tmp_path: Path) -> None:
     assert first["frame"] is None
 
 
-def test_pictures_are_drawn_and_old_ones_go(tmp_path: Path) -> None:
+def test_pictures_are_written_and_old_ones_removed(tmp_path: Path) -> None:
     import imageio.v2 as imageio
 
     found = Moments(0)
@@ -204,7 +204,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     assert alone["own_states"]["regret"] == other["own_states"]["regret"]
 
 
-def test_a_student_that_remembers_is_shown_whole_episodes(dataset: Dataset) -> None:
+def test_recurrent_student_gets_whole_episodes(dataset: Dataset) -> None:
     torch.manual_seed(0)
     policy = Gru(6, (8,)).build(spec_from_env(CARTPOLE)).eval()
     found = heldout_outputs(policy, dataset, max_states=1)

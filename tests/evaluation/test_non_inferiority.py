@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 
 def answer(lead: Array, **options: Any) -> Any:
-    """For a student that scores 95 and `lead`, where the teacher has 100 and random play 0."""
+    """Test a student that scores 95 and `lead` against a teacher with 100 and random play with 0."""
     episodes = lead.shape[1]
     return non_inferior(95 + lead, np.full((1, episodes), 100.0), np.zeros((1, episodes)), **options)
 

@@ -48,7 +48,7 @@ def only(**changes: Any) -> RobustnessConfig:
     ids=lambda value: value.id if isinstance(value, EnvConfig) else "",
 )
 def test_every_kind_of_perturbation_acts(env: EnvConfig, config: RobustnessConfig, names: list[str]) -> None:
-    """Seen here with actions that depend on nothing: what is played under another name is not the same."""
+    """Check with a fixed function of the observation that perturbed episodes differ."""
     found, left_out = perturbed_envs(env, config)
     assert (list(found), left_out) == (names, {})
     head = spec_from_env(env).head
@@ -77,7 +77,7 @@ def test_bodies_of_the_lander_and_of_mujoco() -> None:
     assert list(found) == ["gravity x 1.15", "masses x 1.15"]
 
 
-def test_what_cannot_act_is_left_out_and_said() -> None:
+def test_perturbations_without_effect_are_left_out_with_a_reason() -> None:
     found, left_out = perturbed_envs(PONG, RobustnessConfig(sticky=0.25))
     assert list(found) == ["no-op starts up to 60"]
     assert "already has" in left_out["sticky actions 0.25"]
@@ -92,7 +92,7 @@ def test_what_cannot_act_is_left_out_and_said() -> None:
 
 
 class Echo:
-    """A policy that says what it sees."""
+    """Policy whose output is its observation."""
 
     def __init__(self, spec: PolicySpec) -> None:
         self.spec = spec
@@ -104,7 +104,7 @@ class Echo:
         return PolicyOutput(self.spec.head, obs), None
 
 
-def test_noise_has_the_size_that_was_asked_for() -> None:
+def test_noise_has_the_configured_size() -> None:
     head = CategoricalHead((2,))
     spec = PolicySpec((2,), "float32", head)
     scale = noise_scale(spec, np.array([1.0, 20.0]), 0.25, 0.0)
@@ -132,7 +132,7 @@ def test_masks_and_names_take_no_noise() -> None:
     assert scale.tolist() == [1, 1, 0, 0, 0, 0]
 
 
-def test_the_table_says_what_is_lost(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_loss_under_perturbations(teacher: NetworkPolicy, tmp_path: Path) -> None:
     torch.manual_seed(0)
     poor = Linear().build(spec_from_env(CARTPOLE)).eval()
     perturbed = only(episodes=4, sticky=0.8, noise=3.0, noop_max=30, env_kwargs={"same": {}})
@@ -156,7 +156,7 @@ def test_the_table_says_what_is_lost(teacher: NetworkPolicy, tmp_path: Path) -> 
     assert robustness_rows(evaluation.model_copy(update={"robustness": None})) == []
 
 
-def test_what_is_out_of_range_is_refused() -> None:
+def test_values_out_of_range_are_refused() -> None:
     for bad in ({"sticky": 1.0}, {"noise": -0.1}, {"episodes": 0}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             RobustnessConfig(**bad)  # type: ignore[arg-type]

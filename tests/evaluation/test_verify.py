@@ -39,7 +39,7 @@ def test_claims_are_read(text: str, claim: Claim) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "good", "1±", "±3", "1±2±3", "1e400", "1±1e400"])
-def test_what_is_no_claim_is_refused(text: str) -> None:
+def test_invalid_claims_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--claimed"):
         Claim.parse(text)
 
@@ -102,7 +102,7 @@ class Mixed(gymnasium.Env[Any, Any]):
         return {"cart": cart, "side": int(self.np_random.integers(3)), "wide": np.full(1, 200, np.float32)}
 
 
-def test_of_a_dict_what_the_normaliser_knows_is_looked_at_and_nothing_else() -> None:
+def test_only_normalized_entries_of_a_dict_are_checked() -> None:
     gymnasium.register("Mixed-v0", Mixed)
     env = EnvConfig("Mixed-v0")
     policy = Mlp((4,)).build(spec_from_env(env)).eval()
@@ -120,7 +120,7 @@ def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -
     assert "observation shape" in found.suspicious[0]
 
 
-def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
+def test_policy_that_is_better_when_sampled_is_suspicious() -> None:
     """It prefers left a little everywhere: greedy, the pole falls at once; sampled, it stays up longer."""
     policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
     torch.nn.init.zeros_(policy.output.weight)
@@ -129,7 +129,7 @@ def test_a_policy_that_must_be_sampled_is_told_apart() -> None:
     assert any("sampled" in text for text in found.suspicious)
 
 
-def test_frames_turned_round_are_suspicious() -> None:
+def test_reversed_frames_are_suspicious() -> None:
     pong = EnvConfig("ALE/Pong-v5")
     assert quick_check(load_policy("zoo:pong-dqn"), pong, steps=200) == []
     turned = load_policy("zoo:pong-dqn")

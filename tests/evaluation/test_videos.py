@@ -1,4 +1,4 @@
-"""Which episodes are filmed, and what happens where they cannot be."""
+"""Recorded episodes, and failures of renderers and codecs."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ QUIET = ("--no-first-run", "--disable-background-networking", "--disable-compone
 
 
 class Browser:
-    """One page; `errors` are what its console complained of, `requests` what it asked the network for."""
+    """One page, with the errors and warnings of its console and the URLs of its requests."""
 
     def __init__(self, reads: int, writes: int) -> None:
         self.errors: list[str] = []
@@ -46,32 +46,32 @@ class Browser:
                 return answer["result"]
 
     def open(self, url: str) -> None:
-        """Go there, and wait until all is loaded."""
+        """Open a URL and wait for the end of loading."""
         self._loaded = 0
         self.call("Page.navigate", url=url)
         while not self._loaded:
             self._next()
 
     def ask(self, script: str) -> Any:
-        """What an expression comes to; a promise is waited for."""
+        """Return the value of an expression; wait for a promise."""
         said = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
     def look(self, width: int, height: int = 900, scheme: str = "light") -> None:
-        """Be a window of this size that prefers this colour scheme."""
+        """Set the size of the window and its preferred color scheme."""
         mobile = width < 500
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[feature])
 
     def press(self, key: str) -> None:
-        """A key that does something of its own, such as Tab."""
+        """Press a key with a function of its own, such as Tab."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode={"Tab": 9}[key])
 
     def picture(self, path: Path) -> None:
-        """The whole page, as a PNG."""
+        """Write the whole page as a PNG."""
         said = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
         path.write_bytes(base64.b64decode(said["data"]))
 
@@ -103,7 +103,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A browser for a while; `profile` is a folder for what it wants to write."""
+    """Run a browser with `profile` as its folder."""
     assert CHROMIUM
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
     # Chromium reads from 3 and writes to 4; the shell moves the ends there, from numbers that are not in the way.

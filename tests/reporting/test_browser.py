@@ -73,7 +73,7 @@ def page(teacher: NetworkPolicy, tmp_path_factory: pytest.TempPathFactory) -> It
         yield opened
 
 
-def test_it_asks_for_nothing_and_complains_of_nothing(page: Browser) -> None:
+def test_page_has_no_requests_and_no_errors(page: Browser) -> None:
     assert page.errors == []
     first, *others = page.requests
     assert first.startswith("file:")

@@ -18,7 +18,7 @@ def run(folder: Path, evaluation: dict[str, Any], config: dict[str, Any], **chan
     return folder
 
 
-def test_runs_stand_side_by_side_with_what_was_asked_differently(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+def test_runs_are_compared_with_their_differences(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     one = run(tmp_path / "a", evaluation, {"collect": {"steps": 100}, "seed": 0})
     other = run(tmp_path / "b", evaluation, {"collect": {"steps": 200}, "seed": 0, "recipe": {"name": "dagger"}})
     found = compare_runs([one, other])
@@ -33,7 +33,7 @@ def test_runs_stand_side_by_side_with_what_was_asked_differently(tmp_path: Path,
     assert "dagger" in text
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+def test_incomparable_runs_are_refused(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     one, other = run(tmp_path / "a", evaluation, {}), run(tmp_path / "b", evaluation, {}, env="Other-v0")
     with pytest.raises(ConfigError, match="different environments cannot be compared"):
         compare_runs([one, other])

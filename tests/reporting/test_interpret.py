@@ -1,4 +1,4 @@
-"""Students in words, by hand."""
+"""Rules and tables of interpretable students, by hand."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_linear_student_on_objects_as_a_table() -> None:
     assert said == pytest.approx(policy(obs)[0].params[0].tolist(), abs=1e-3)
 
 
-def test_what_is_beyond_the_bounds_of_a_table_counts_as_these() -> None:
+def test_values_outside_the_bounds_are_clipped() -> None:
     policy = Linear(Standardized()).build(SPEC)
     policy.fit_features(torch.tensor([[0.0, 5.0], [4.0, 5.5]]))  # means 2 and 5.25, deviations 2 and 0.25
     *rows, note = explain(policy).splitlines()[1:]
@@ -114,7 +114,7 @@ def test_weights_on_pictures_are_drawn(tmp_path: Path) -> None:
     assert picture[row, column] == (255 if weight[brightest] > 0 else 0)
 
 
-def test_what_has_no_rules_says_so(tmp_path: Path) -> None:
+def test_students_without_rules_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not interpretable"):
         explain(Mlp((3,)).build(SPEC))
     with pytest.raises(ConfigError, match="only weights on pictures"):

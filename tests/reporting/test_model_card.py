@@ -32,7 +32,7 @@ def test_the_front_matter_is_what_the_hub_reads(evaluation: dict[str, Any]) -> N
     assert result["metrics"][1]["value"] == 0.9
 
 
-def test_the_card_says_what_the_report_says(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+def test_card_has_the_verdict_of_the_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     evaluation["warnings"] = [{"name": "few-seeds", "text": "fewer than 3 training seeds"}]
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}\n# ```\n")
@@ -45,7 +45,7 @@ def test_the_card_says_what_the_report_says(tmp_path: Path, evaluation: dict[str
     assert "````yaml\nenv: {id: CartPole-v1}\n# ```\n````" in card
 
 
-def test_what_a_file_says_is_text_not_markup(evaluation: dict[str, Any]) -> None:
+def test_text_of_files_is_escaped(evaluation: dict[str, Any]) -> None:
     evil = "a|b\n---\n# <script> [x](http://x) `c`"
     evaluation["env"] = evil
     evaluation["policies"][evil] = evaluation["policies"].pop("wide")

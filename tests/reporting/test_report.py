@@ -38,7 +38,7 @@ def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
     return tmp_path
 
 
-def test_repeated_episodes_are_said(run: Path, evaluation: dict[str, Any]) -> None:
+def test_repeated_episodes_are_a_warning(run: Path, evaluation: dict[str, Any]) -> None:
     assert "differ from each other" not in write_report(run).read_text()
     evaluation["policies"]["wide"]["distinct_episodes"] = 1
     (run / "evaluation.json").write_text(json.dumps(evaluation))
@@ -71,7 +71,7 @@ class Page(HTMLParser):
         return sum(name == tag for name, _ in self.tags)
 
 
-def test_the_report_is_one_page_that_asks_for_nothing(run: Path) -> None:
+def test_report_is_one_page_without_requests(run: Path) -> None:
     path = write_report(run)
     assert path == run / "report.html"
     text = path.read_text()
@@ -104,7 +104,7 @@ def test_the_report_shows_everything(run: Path, evaluation: dict[str, Any]) -> N
     assert page.count("polyline") == 2 * 3 + 1 + 1
 
 
-def test_what_a_file_says_is_text_not_markup(run: Path, evaluation: dict[str, Any]) -> None:
+def test_text_of_files_is_escaped(run: Path, evaluation: dict[str, Any]) -> None:
     evil = "<script>alert(1)</script>"
     evaluation["env"] = evil
     evaluation["policies"][evil] = evaluation["policies"].pop("wide")
@@ -139,7 +139,7 @@ def test_videos_have_room_for_the_best_first(run: Path) -> None:
     assert "1 more videos did not fit" in path.read_text()
 
 
-def test_what_is_broken_is_named_and_the_rest_is_shown(run: Path) -> None:
+def test_broken_files_are_named_and_the_rest_is_shown(run: Path) -> None:
     (run / "disagreements" / "wide").mkdir(parents=True)
     (run / "disagreements" / "wide" / "disagreements.json").write_text(
         '{"unit": "nats", "names": [], "groups": [[{"regret": 1}]]}'
@@ -188,7 +188,7 @@ def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
     assert "Students: return of validation episodes" in write_report(run).read_text()
 
 
-def test_the_front_is_of_those_that_no_smaller_one_is_as_good_as() -> None:
+def test_pareto_front_by_hand() -> None:
     points = {"teacher": (1_000.0, 1.0), "tied": (300.0, 0.9), "small": (250.0, 0.9), "bad": (400.0, 0.2)}
     assert pareto_front(points) == ["small", "teacher"]
     assert pareto_front({"equal-size": (9.0, 0.1), "better": (9.0, 0.3)}) == ["better"]

@@ -1,4 +1,4 @@
-"""The report's further tables, and the sections that they stand in."""
+"""Further tables and sections of the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATES = {"states": 1_200, "agreement": 0.9, "action_rmse": None, "kl": 0.0125, 
 
 @pytest.fixture
 def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation with all that is optional."""
+    """Return an evaluation with all optional parts."""
     for name, entry in evaluation["policies"].items():
         entry |= {
             "median": 450.0,
@@ -73,7 +73,7 @@ def test_statistics_with_their_intervals(whole: dict[str, Any]) -> None:
     assert [row[-1].text for row in statistics_rows(Evaluation.model_validate(whole))] == ["–", "–", "50%", "–"]
 
 
-def test_what_heads_do_not_allow_has_no_column(whole: dict[str, Any]) -> None:
+def test_undefined_metrics_have_no_column(whole: dict[str, Any]) -> None:
     (row,) = fidelity_rows(Evaluation.model_validate(whole))
     assert [(cell.column, cell.text) for cell in row] == [
         ("student", "small-mlp"),
@@ -85,7 +85,7 @@ def test_what_heads_do_not_allow_has_no_column(whole: dict[str, Any]) -> None:
     assert (row[0].note, row[-1].note) == ("its own states", "random 2")
 
 
-def test_what_is_lost_and_what_is_never_reached(whole: dict[str, Any]) -> None:
+def test_robustness_and_efficiency_by_hand(whole: dict[str, Any]) -> None:
     assert robustness_rows(Evaluation.model_validate(whole)) == [
         [
             TableCell("perturbation", "wind"),

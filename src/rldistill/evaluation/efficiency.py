@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rldistill.evaluation.results import Efficiency
+from rldistill.evaluation.records import Efficiency
 
 Curve = Sequence[tuple[int, float]]
 """Environment steps and mean returns, in ascending order of steps."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from rldistill.envs.config import EnvConfig, Side
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import Step, make_vector_env
+from rldistill.envs.vector import SeededVectorEnv, Step, make_vector_env
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.wrappers import has_mask, random_legal, with_action_mask
 
@@ -160,7 +160,7 @@ def num_slots(env_config: EnvConfig, episodes: int) -> int:
 def _play(
     env_config: EnvConfig,
     policy: Policy | None,
-    numbers: Sequence[int],
+    numbers: range,
     out: Episodes,
     config: PlayConfig,
     query: TeacherQuery | None,
@@ -181,9 +181,8 @@ def _play(
     env.single_action_space.seed(int(rng.integers(2**31)))
 
     def in_slots(policy: Policy, side: Side) -> StatefulPolicy:
-        return StatefulPolicy(
-            views.policy_on(side, with_action_mask(policy, getattr(views, side))), slots, None, config.device
-        )
+        shown = views.policy_on(side, with_action_mask(policy, getattr(views, side)))
+        return StatefulPolicy(shown, slots, None, config.device)
 
     player = None if policy is None else in_slots(policy, config.side)
     teacher = None if query is None else in_slots(query.teacher, "teacher")
@@ -192,10 +191,8 @@ def _play(
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         nonlocal playing
         playing = started.copy()
-        if player is None and has_mask(views.student):
-            return random_legal(views.select("student", obs), views.student, rng)
         if player is None:
-            return np.stack([env.single_action_space.sample() for _ in range(slots)])
+            return _random_action(env, views, obs, rng)
         output = player.step(obs)
         action = output.sample(generator) if config.sample else output.mode()
         if query is not None and teacher is not None:
@@ -220,6 +217,14 @@ def _play(
                 break
     env.close()
     actions.copy_to(out)
+
+
+def _random_action(
+    env: SeededVectorEnv, views: ObservationViews, obs: NDArray[Any], rng: np.random.Generator
+) -> NDArray[Any]:
+    if has_mask(views.student):
+        return random_legal(views.select("student", obs), views.student, rng)
+    return np.stack([env.single_action_space.sample() for _ in obs])
 
 
 def _count(out: Episodes, step: Step, playing: NDArray[np.int64], gamma: float) -> int:

@@ -19,7 +19,8 @@ from rldistill.evaluation.episodes import TEST, Episodes, PlayConfig, TeacherQue
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
-from rldistill.evaluation.results import Efficiency, Evaluation, Fidelity, PolicyResult
+from rldistill.evaluation.records import Efficiency, Fidelity, PolicyResult
+from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.robustness import Player, robustness
 from rldistill.evaluation.statistics import normalized_score
 from rldistill.evaluation.summary import (

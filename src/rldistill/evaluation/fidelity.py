@@ -19,7 +19,7 @@ from rldistill.data.sequences import windows
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
-from rldistill.evaluation.results import Fidelity, StateMetrics
+from rldistill.evaluation.records import Fidelity, StateMetrics
 from rldistill.losses.functional import kl, student_temperature
 from rldistill.losses.objective import default_temperature
 

@@ -26,7 +26,7 @@ from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, play
-from rldistill.evaluation.results import PerturbedReturns, Robustness
+from rldistill.evaluation.records import PerturbedReturns, Robustness
 from rldistill.evaluation.statistics import Returns, mean_interval, normalized_score
 from rldistill.io.progress import SILENT, Part, Progress
 from rldistill.policies.wrappers import has_mask, with_action_mask

@@ -9,7 +9,7 @@ import numpy as np
 
 from rldistill.core.policy import Policy
 from rldistill.evaluation.episodes import Episodes
-from rldistill.evaluation.results import Doubt, Fidelity, PolicyResult, Profile, RunReturns
+from rldistill.evaluation.records import Doubt, Fidelity, PolicyResult, Profile, RunReturns
 from rldistill.evaluation.statistics import (
     Estimate,
     Returns,

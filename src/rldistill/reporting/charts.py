@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rldistill.evaluation.results import PolicyResult
+from rldistill.evaluation.records import PolicyResult
 from rldistill.evaluation.tables import number_text
 
 Line = list[tuple[float, float]]

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from rldistill.evaluation.results import Evaluation, PolicyResult, policy_rows, robustness_rows, verdict
+from rldistill.evaluation.records import PolicyResult
+from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.evaluation.tables import Rows
 
 LEFT_OUT_COLUMNS = ("IQM", "discounted")

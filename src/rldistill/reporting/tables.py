@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.results import Evaluation, PolicyResult, StateMetrics, policy_rows
+from rldistill.evaluation.records import PolicyResult, StateMetrics
+from rldistill.evaluation.results import Evaluation, policy_rows
 from rldistill.evaluation.tables import (
     NONE,
     Rows,
