@@ -19,6 +19,7 @@ from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, t
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import SeededVectorEnv, Step, make_vector_env
+from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.wrappers import has_mask, random_legal, with_action_mask
 
