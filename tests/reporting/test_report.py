@@ -309,6 +309,7 @@ def test_verdict_says_whether_the_teacher_was_kept(
         ({"parameters": 1_001}, "but is larger than its teacher: 1,001 parameters against 1,000"),
         ({"parameters": 1_000}, "at its teacher's size"),
         ({"parameters": 0}, "from 5,000 environment steps."),
+        ({"parameters": 0, "env_steps": 0}, "0.800 to 1.000)."),
         ({"normalized": 0.05, "normalized_ci95": [-0.05, 0.15]}, "Nothing was learned: the best student, small-mlp"),
         ({"normalized_ci95": None}, "not clearly better than random"),
     ],

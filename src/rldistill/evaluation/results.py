@@ -190,7 +190,7 @@ def verdict(evaluation: Evaluation) -> str:
         )
     low, high = student.normalized_ci95
     score = f"normalized score {student.normalized:.3f}, 95% interval {low:.3f} to {high:.3f}"
-    steps = f"from {student.env_steps:,} environment steps"
+    steps = f" from {student.env_steps:,} environment steps" if student.env_steps else ""
     answer = student.non_inferiority
     if low <= 0:
         if answer is not None and answer.episodes < answer.min_episodes:
@@ -199,13 +199,13 @@ def verdict(evaluation: Evaluation) -> str:
                 f"than random play ({score}). Evaluate at least {answer.min_episodes} episodes."
             )
         return (
-            f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}), {steps}."
+            f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}){steps}."
         )
     result = f"{student.normalized:.1%}"
     size = _size_clause(student.parameters, teacher.parameters)
     if answer is None:
-        return f"The student {name} reaches {result} of its teacher's lead over random play ({score}) {steps}{size}."
-    return f"{_decision_clause(name, answer)}: it reaches {result} ({score}) {steps}{size}{_needed_clause(answer)}."
+        return f"The student {name} reaches {result} of its teacher's lead over random play ({score}){steps}{size}."
+    return f"{_decision_clause(name, answer)}: it reaches {result} ({score}){steps}{size}{_needed_clause(answer)}."
 
 
 def _decision_clause(name: str, answer: NonInferiorityResult) -> str:
