@@ -1,0 +1,75 @@
+"""Verdict of an evaluation in one sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from rldistill.evaluation.results import Evaluation, verdict
+
+
+def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
+    fields = {"decision": decision, "margin": 0.05, "estimate": 1.0, "lower": None, "upper": None, "p": None}
+    return fields | {"risk": 0.05, "episodes": 100, "min_episodes": 59, "episodes_needed": needed} | changes
+
+
+def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
+    assert verdict(Evaluation.model_validate(evaluation)) == (
+        "The student small-mlp reaches 90.0% of its teacher's lead over random play (normalized score 0.900, "
+        "95% interval 0.800 to 1.000) from 5,000 environment steps, and is 4.0 times smaller than its teacher."
+    )
+
+
+@pytest.mark.parametrize(
+    ("decision", "more", "begins", "ends"),
+    [
+        ("yes", 0, "The student small-mlp keeps 95% of its teacher's lead over random play: it reaches 90.0%", ""),
+        ("no", 0, "The student small-mlp does not keep 95% of its teacher's lead over random play: it reaches", ""),
+        (
+            "undecided",
+            1_234,
+            "It is undecided whether the student small-mlp keeps 95% of its",
+            "; run 1,234 more episodes",
+        ),
+        (
+            "undecided",
+            None,
+            "It is undecided whether the student small-mlp keeps 95% of its",
+            "; more episodes would not decide it",
+        ),
+    ],
+)
+def test_verdict_says_whether_the_teacher_was_kept(
+    evaluation: dict[str, Any], decision: str, more: int | None, begins: str, ends: str
+) -> None:
+    evaluation["policies"]["small-mlp"]["non_inferiority"] = answer(decision, more)
+    text = verdict(Evaluation.model_validate(evaluation))
+    assert text.startswith(begins)
+    assert text.endswith(f", and is 4.0 times smaller than its teacher{ends}.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parameters": 1_001}, "but is larger than its teacher: 1,001 parameters against 1,000"),
+        ({"parameters": 1_000}, "at its teacher's size"),
+        ({"parameters": 0}, "from 5,000 environment steps."),
+        ({"parameters": 0, "env_steps": 0}, "0.800 to 1.000)."),
+        ({"normalized": 0.05, "normalized_ci95": [-0.05, 0.15]}, "Nothing was learned: the best student, small-mlp"),
+        ({"normalized_ci95": None}, "not clearly better than random"),
+    ],
+)
+def test_verdicts_are_honest(evaluation: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    evaluation["policies"]["small-mlp"] |= changes
+    assert said in verdict(Evaluation.model_validate(evaluation))
+
+
+def test_verdicts_without_a_comparison(evaluation: dict[str, Any]) -> None:
+    bad = copy.deepcopy(evaluation)
+    for policy in bad["policies"].values():
+        policy |= {"normalized": None, "normalized_ci95": None}
+    assert "no better than random play" in verdict(Evaluation.model_validate(bad))
+    del evaluation["policies"]["wide"], evaluation["policies"]["small-mlp"]
+    assert verdict(Evaluation.model_validate(evaluation)) == "No student was evaluated."
