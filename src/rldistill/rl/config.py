@@ -1,4 +1,4 @@
-"""How a student learns from reward: the settings of PPO and of DQN."""
+"""Settings of PPO and DQN."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ from rldistill.students import AnyStudent
 
 @validated_dataclass
 class PPOConfig:
-    """How a policy learns from reward (Schulman 2017, arXiv 1707.06347); names and defaults are mostly SB3's.
+    """Settings of PPO (Schulman 2017, arXiv 1707.06347); most names and defaults are SB3's.
 
     Attributes:
         total_steps: environment steps.
-        num_envs: environments that are played together.
-        rollout_length: steps of each between updates.
-        epochs: passes over the steps of one update.
+        num_envs: environments that step together.
+        rollout_length: steps of each environment between updates.
+        epochs: passes over a rollout.
         batch_size: steps in a minibatch.
-        learning_rate: Adam's, at the start.
-        schedule: whether the rate falls to zero in a straight line or stays.
-        gamma: discount.
-        gae_lambda: of the advantages.
-        clip_range: how far the probability of an action may move before its gradient is cut.
+        learning_rate: initial learning rate of Adam.
+        schedule: `linear` lowers the learning rate to 0, `constant` keeps it.
+        gamma: discount factor.
+        gae_lambda: decay of the generalized advantage estimates.
+        clip_range: change of the probability ratio at which its gradient is clipped.
         value_coef: weight of the critic's squared error.
         entropy_coef: weight of the entropy bonus.
-        max_grad_norm: the largest gradient norm, of policy and critic together.
-        critic: the network that says the values; it is thrown away afterwards. By default an mlp of 64x64, or on
-            pictures a small cnn.
-        critic_warmup: steps in which the critic alone learns.
-        eval_every: steps between evaluations; the best policy is kept.
-        eval_episodes: of each, others than those that it is judged by at the end.
+        max_grad_norm: maximum gradient norm of policy and critic together.
+        critic: network of the critic, which is not stored; by default an mlp of 64x64, or a small cnn for images.
+        critic_warmup: first environment steps, in which only the critic learns.
+        eval_every: steps between evaluations, which select the best policy.
+        eval_episodes: episodes of an evaluation; those of the final evaluation are others.
         num_threads: number of threads of PyTorch.
         device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
@@ -70,32 +69,31 @@ class PPOConfig:
 
 @validated_dataclass
 class DQNConfig:
-    """How a policy of Q values learns from reward. Mnih 2015; double: van Hasselt 2015, arXiv 1509.06461.
+    """Settings of DQN (Mnih 2015).
 
     Attributes:
         total_steps: environment steps.
-        num_envs: environments that are played together.
-        buffer_size: transitions that are remembered, the teacher's data not counted.
-        learning_starts: steps before the first gradient.
-        batch_size: transitions in a gradient step, drawn from the teacher's data and the buffer together, if there are
-            both.
-        gradient_steps: for each step of all environments.
-        learning_rate: Adam's, at the start.
-        schedule: whether the rate falls to zero in a straight line, from the first step of its own on, or stays.
-        gamma: discount.
-        n_steps: of the returns.
-        terminal_on_reward: whether returns end at each reward, as for games of many points.
-        target_update_interval: gradient steps between copies of the network that says the targets.
-        ema_decay: of the exponential moving average of the weights, w <- d w + (1 - d) w' with
-            d = min(ema_decay, n / (n + 10)) at gradient step n, which above 0 is what is evaluated and kept (as
-            Izmailov 2018, arXiv 1803.05407, does with a uniform average), while the last weights act.
-        epsilon_schedule: the share of random actions over the course of training.
-        double: whether the network itself chooses the action whose value the target network says.
-        dueling: whether the last layer says a value and advantages (Wang 2016, arXiv 1511.06581); it is stored as one.
-        max_grad_norm: the largest gradient norm.
-        offline_steps: gradient steps on the teacher's data before the first of the student's own.
-        eval_every: steps between evaluations; the best policy is kept.
-        eval_episodes: of each, others than those that it is judged by at the end.
+        num_envs: environments that step together.
+        buffer_size: transitions in the replay buffer, without those of the teacher's dataset.
+        learning_starts: environment steps before the first gradient step.
+        batch_size: transitions in a gradient step, of dataset and replay buffer together.
+        gradient_steps: gradient steps for each step of all environments.
+        learning_rate: initial learning rate of Adam.
+        schedule: `linear` lowers the learning rate to 0 over the environment steps, `constant` keeps it.
+        gamma: discount factor.
+        n_steps: steps of the returns.
+        terminal_on_reward: True if returns end at each reward, for games of many points.
+        target_update_interval: gradient steps between updates of the target network.
+        ema_decay: decay of the exponential moving average of the weights, w <- d w + (1 - d) w' with
+            d = min(ema_decay, n / (n + 10)) at gradient step n. Above 0, the average is evaluated and stored
+            (Izmailov 2018, arXiv 1803.05407, use a uniform average), and the latest weights act.
+        epsilon_schedule: probability of a random action over the course of training.
+        double: True for double DQN (van Hasselt 2015, arXiv 1509.06461).
+        dueling: True for a dueling last layer (Wang 2016, arXiv 1511.06581), which is stored as a linear one.
+        max_grad_norm: maximum gradient norm.
+        offline_steps: gradient steps on the teacher's dataset before the first environment step.
+        eval_every: steps between evaluations, which select the best policy.
+        eval_episodes: episodes of an evaluation; those of the final evaluation are others.
         num_threads: number of threads of PyTorch.
         device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """

@@ -16,10 +16,11 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.episodes import VALIDATION, play
 from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.verify import quick_check
-from rldistill.io.atomic import Mode, require_mode
+from rldistill.io.atomic import Mode, read_json, require_mode
 from rldistill.io.progress import track
 from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
@@ -69,7 +70,12 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
         )
     require_mode(mode)
     with record_run(run, "teacher"), track("train teacher", "steps", quiet) as progress:
-        return train_teacher(run.env, run.teacher, run.folder / "teacher", run.seed, mode=mode, progress=progress)
+        folder = run.folder / "teacher"
+        teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
+    mean = read_json(folder / "policy.json")["provenance"]["mean_return"]
+    random_play = play(run.env, None, run.teacher.eval_episodes, seed=run.seed, split=VALIDATION).returns
+    print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
+    return teacher
 
 
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:

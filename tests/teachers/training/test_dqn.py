@@ -40,8 +40,8 @@ def test_n_step_returns_are_those_worked_out_by_hand() -> None:
 def test_transitions_are_drawn_as_often_as_their_priority_says_and_weighted_against_it() -> None:
     buffer = filled(alpha=0.5, beta=0.5)
     buffer.priorities[:] = 0
-    buffer.drawn = np.array([5, 8])
-    buffer.reprioritise(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
+    buffer.sampled_rows = np.array([5, 8])
+    buffer.update_priorities(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
     assert buffer.priorities[[5, 8]].tolist() == pytest.approx([1, 3])
     np.random.seed(0)
     drawn, weights = [], {}

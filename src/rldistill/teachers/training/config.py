@@ -22,18 +22,18 @@ ALGORITHMS = {
 
 @validated_dataclass
 class TrainConfig:
-    """Which algorithm trains the teacher, for how long.
+    """Settings of the training of a teacher.
 
     Attributes:
         algorithm: DQN, DoubleDQN, QRDQN, PPO, A2C, SAC, TD3 or TQC.
         total_steps: environment steps.
-        num_envs: environments stepped together.
-        eval_every: steps between evaluations; the best policy is kept.
-        eval_episodes: full episodes, greedy, in each.
-        checkpoint_every: steps between checkpoints; each evaluation leaves one, too.
-        num_threads: of PyTorch.
-        device: `auto` takes a GPU if there is one.
-        hyperparameters: of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
+        num_envs: environments that step together.
+        eval_every: steps between evaluations, which select the best policy.
+        eval_episodes: full episodes of an evaluation, with greedy actions.
+        checkpoint_every: steps between checkpoints; each evaluation saves one, too.
+        num_threads: number of threads of PyTorch.
+        device: device of the networks; `auto` takes a GPU if there is one.
+        hyperparameters: settings of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
             `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
     """
 

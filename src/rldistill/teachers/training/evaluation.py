@@ -1,4 +1,4 @@
-"""Watches over a teacher's training: evaluates it, keeps its best policy and its curve, leaves checkpoints."""
+"""Evaluation and checkpoints during the training of a teacher."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,15 +24,13 @@ from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance
 from rldistill.students.storage import save_policy
 from rldistill.teachers.sb3.load import to_native
+from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
 from rldistill.teachers.training.vec_env import SteppingVecEnv
 
-if TYPE_CHECKING:
-    from rldistill.teachers.training.config import TrainConfig
-
 
 class EvalCheckpointCallback(BaseCallback):
-    """Evaluates, keeps the best policy, checkpoints, reports progress."""
+    """Callback that evaluates the policy, stores the best one, saves checkpoints and reports progress."""
 
     def __init__(
         self,
@@ -50,9 +47,9 @@ class EvalCheckpointCallback(BaseCallback):
         self.progress = progress
         self.spec = spec_from_env(env)
         self.rows = [row for row in read_jsonl(folder / "curve.jsonl") if row["step"] <= model.num_timesteps]
-        # Means over fewer episodes scatter more widely: the best of those would never be reached again.
-        judged = [row["mean"] for row in self.rows if len(row["returns"]) >= config.eval_episodes]
-        self.best = max(judged, default=-np.inf)
+        # Means over fewer episodes scatter more widely, so that the best of them might never be reached again.
+        means = [row["mean"] for row in self.rows if len(row["returns"]) >= config.eval_episodes]
+        self.best = max(means, default=-np.inf)
         self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
 
     def _on_training_start(self) -> None:
@@ -73,24 +70,21 @@ class EvalCheckpointCallback(BaseCallback):
         return True
 
     def finish(self) -> None:
-        """Evaluate what training ended with, unless that has been done."""
+        """Evaluate the last policy, unless the curve has it."""
         if not self.rows or self.rows[-1]["step"] < self.model.num_timesteps:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """One row of the curve, a checkpoint, and the policy if it is the best so far."""
-        average = self.model.acting_on_average() if isinstance(self.model, DoubleDQN) else nullcontext()
-        with average:
-            self._evaluate_and_keep()
+        """Append a row to the curve, store the policy if it is the best so far, and save a checkpoint."""
+        with self.model.acting_on_average() if isinstance(self.model, DoubleDQN) else nullcontext():
+            self._evaluate_policy()
+        # After the row: on resume, later rows are dropped, but a missing one is not added.
         self.save_checkpoint()
 
-    def _evaluate_and_keep(self) -> None:
-        with closing(
-            training_env(self.env_config, min(self.config.eval_episodes, 8), self.run_seed, "evaluate")
-        ) as env:
-            returns, _ = evaluate_policy(
-                self.model, env, self.config.eval_episodes, return_episode_rewards=True, warn=False
-            )
+    def _evaluate_policy(self) -> None:
+        num_episodes = self.config.eval_episodes
+        with closing(training_env(self.env_config, min(num_episodes, 8), self.run_seed, "evaluate")) as env:
+            returns, _ = evaluate_policy(self.model, env, num_episodes, return_episode_rewards=True, warn=False)
         row = {
             "step": self.model.num_timesteps,
             "updates": int(getattr(self.model, "_n_updates", 0)),
@@ -100,19 +94,18 @@ class EvalCheckpointCallback(BaseCallback):
         }
         if row["mean"] >= self.best:
             self.best = row["mean"]
-            about = provenance(self.run_seed) | {
+            details = provenance(self.run_seed) | {
                 "env_steps": self.model.num_timesteps,
                 "algorithm": self.config.algorithm,
                 "mean_return": self.best,
             }
-            save_policy(to_native(self.model, self.spec), self.folder, about, half=self.spec.frames is not None)
+            save_policy(to_native(self.model, self.spec), self.folder, details, half=self.spec.frames is not None)
             self.save_checkpoint("best")
         self.rows.append(row)
-        # Before the checkpoint: on resume, rows beyond it are dropped, but a row that is missing is not made up for.
         Metrics(self.folder, "curve.jsonl").write(self.rows)
 
     def save_checkpoint(self, name: str = "last") -> None:
-        """The whole of the algorithm but its replay buffer."""
+        """Save the algorithm without its replay buffer."""
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
@@ -123,6 +116,7 @@ class EvalCheckpointCallback(BaseCallback):
 
 
 def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
+    """Return environments of SB3; rewards of Atari are clipped to their signs in training."""
     clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
     config = replace(env, kwargs={**env.kwargs, **clipped})
     return SteppingVecEnv(
@@ -131,5 +125,5 @@ def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> 
 
 
 def seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
-    # Round 1: the best policy must not be chosen by the episodes that it is later judged by, which are of round 0.
+    """Return the seed of an episode, other than those of the final evaluation, so that these do not select a policy."""
     return episode_seed(seed, purpose, 1 if purpose == "evaluate" else 0, 0, slot, episode)

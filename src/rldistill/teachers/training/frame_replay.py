@@ -1,4 +1,4 @@
-"""What a DQN of SB3's remembers of frame stacks: each frame once, drawn by priority if asked."""
+"""Replay buffer of frame stacks for DQN of Stable-Baselines3, with optional priorities."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rldistill.data.frames import Padding, stack_frames
 
 
 class FrameReplayBuffer(BaseBuffer):
-    """Replay of n-step transitions over frame stacks, each frame stored once.
+    """Replay buffer of n-step transitions that stores each frame once.
 
-    Returned rewards are sum_k gamma^k r_{t+k} up to the end of the episode; windows cut by a time limit are not
-    sampled, because the state they should bootstrap from is not kept.
+    Rewards are sum_k gamma^k r_{t+k} up to the end of the episode. Transitions over a truncation are not sampled,
+    because the state to bootstrap from is not stored.
 
-    With `alpha` > 0, a transition is drawn with a probability proportional to (|its last TD error| + 0.001)^alpha, new
-    ones with the largest so far, and weighted by (its probability times the number of transitions)^-beta over the
-    largest such weight in the batch (Schaul 2016, arXiv 1511.05952).
+    With `alpha` > 0, a transition is sampled with a probability proportional to (|last TD error| + 0.001)^alpha, a new
+    one with the largest priority so far, and weighted by (probability * number of transitions)^-beta, divided by the
+    largest weight in the batch (Schaul 2016, arXiv 1511.05952).
 
-    With `terminal_on_reward`, returns end at each reward that is not 0, as they do at a lost life: in a game of many
-    points that are played for one by one, values are then those of the point at hand, in [-1, 1].
+    With `terminal_on_reward`, returns end at each reward that is not 0, so that in a game of many points the values are
+    those of the current point, in [-1, 1].
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FrameReplayBuffer(BaseBuffer):
         self.age = np.zeros(rows, np.int64)
         self._age = np.zeros(n_envs, np.int64)
         self.priorities = np.zeros(rows, np.float32)
-        self.drawn = np.zeros(0, np.int64)
+        self.sampled_rows = np.zeros(0, np.int64)
         self.weights = np.zeros(0, np.float32)
 
     def add(
@@ -69,6 +69,7 @@ class FrameReplayBuffer(BaseBuffer):
         done: NDArray[np.bool_],
         infos: list[dict[str, Any]],
     ) -> None:
+        """Add one step of all environments."""
         rows = slice(self.pos * self.n_envs, (self.pos + 1) * self.n_envs)
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
         self.frames[rows] = obs[:, -1]
@@ -83,33 +84,35 @@ class FrameReplayBuffer(BaseBuffer):
             self.full, self.pos = True, 0
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        rows = self._draw_prioritised(2 * batch_size) if self.alpha else self._draw(2 * batch_size)
+        """Return at most `batch_size` random transitions; their weights are in `weights`."""
+        # Twice as many, since those over a truncation are dropped.
+        rows = self._sample_by_priority(2 * batch_size) if self.alpha else self._sample_rows(2 * batch_size)
         whole = ~self.truncated[self._windows(rows)].any(1)
-        self.drawn = rows[whole][:batch_size]
-        likelihood = self.priorities[self.drawn] if self.alpha else np.ones(len(self.drawn), np.float32)
+        self.sampled_rows = rows[whole][:batch_size]
+        likelihood = self.priorities[self.sampled_rows] if self.alpha else np.ones(len(self.sampled_rows), np.float32)
         self.weights = (likelihood / likelihood.min()) ** -self.beta
-        return self._get_samples(self.drawn)
+        return self._get_samples(self.sampled_rows)
 
-    def reprioritise(self, td_errors: NDArray[np.float32]) -> None:
-        """Take up the TD errors of the transitions drawn last."""
-        self.priorities[self.drawn] = (np.abs(td_errors) + 1e-3) ** self.alpha
+    def update_priorities(self, td_errors: NDArray[np.float32]) -> None:
+        """Set the priorities of the last sample from its TD errors."""
+        self.priorities[self.sampled_rows] = (np.abs(td_errors) + 1e-3) ** self.alpha
 
-    def _draw(self, count: int) -> NDArray[np.int64]:
-        """Rows whose stack and n-step window lie wholly inside what the ring holds."""
-        oldest, size = self._held()
+    def _sample_rows(self, count: int) -> NDArray[np.int64]:
+        """Return random rows whose frames and n-step window are in the buffer."""
+        oldest, size = self._stored_steps()
         step = oldest + np.random.randint(self.depth, size - self.n_steps, count)
         return (step % self.buffer_size) * self.n_envs + np.random.randint(0, self.n_envs, count)
 
-    def _draw_prioritised(self, count: int) -> NDArray[np.int64]:
-        oldest, size = self._held()
+    def _sample_by_priority(self, count: int) -> NDArray[np.int64]:
+        oldest, size = self._stored_steps()
         bounds = np.cumsum(self.priorities, dtype=np.float64)
         rows = np.searchsorted(bounds, np.random.rand(count) * bounds[-1], side="right")
         since = (rows // self.n_envs - oldest) % self.buffer_size
         usable = rows[(self.depth <= since) & (since < size - self.n_steps)]
-        return usable if len(usable) > count // 2 else self._draw(count)
+        return usable if len(usable) > count // 2 else self._sample_rows(count)
 
-    def _held(self) -> tuple[int, int]:
-        """The oldest step in the ring, and how many steps it holds."""
+    def _stored_steps(self) -> tuple[int, int]:
+        """Return the index of the oldest step and the number of steps in the buffer."""
         return (self.pos, self.buffer_size) if self.full else (0, self.pos)
 
     def _windows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Our seeded vector environments as the VecEnv that Stable-Baselines3 trains on."""
+"""Seeded vector environments as a VecEnv of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rldistill.envs.vector import SeededVectorEnv
 
 
 class SteppingVecEnv(VecEnv):
-    """One step of SB3's loop is one step of all environments; `while_stepping` runs in the meantime.
+    """VecEnv that runs `while_stepping` during each step.
 
-    Environments that step in threads of their own (ale-py's) then cost the learner nothing.
+    Environments that step in their own threads, such as those of ale-py, then cost the learner no time.
     """
 
     def __init__(self, env: SeededVectorEnv) -> None:
@@ -28,13 +28,16 @@ class SteppingVecEnv(VecEnv):
         self._start = time.monotonic()
 
     def reset(self) -> Any:
+        """Reset all environments."""
         self._returns[:], self._lengths[:] = 0, 0
         return self.env.reset()
 
     def step_async(self, actions: NDArray[Any]) -> None:
+        """Start a step."""
         self.env.send(actions)
 
     def step_wait(self) -> Any:
+        """Run `while_stepping`, then finish the step."""
         self.while_stepping()
         step = self.env.recv()
         done = step.terminated | step.truncated
@@ -55,19 +58,25 @@ class SteppingVecEnv(VecEnv):
         return step.obs, step.reward.astype(np.float32), done, infos
 
     def close(self) -> None:
+        """Close the environments."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return None for each environment: SB3 reads attributes of wrappers, and there are none."""
         return [None] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Raise AttributeError."""
         raise AttributeError(f"{attr_name} of a vector environment cannot be set")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Raise AttributeError."""
         raise AttributeError(f"a vector environment has no method {method_name} for each environment")
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """Return False for each environment."""
         return [False] * len(list(self._get_indices(indices)))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        return [None] * self.num_envs  # every episode has its own seed already
+        """Ignore the seed: every episode has its own."""
+        return [None] * self.num_envs
