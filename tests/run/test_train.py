@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rldistill.envs.config import EnvConfig
-from rldistill.evaluation.episodes import VALIDATION, play
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 
 
 def test_train_prints_the_folder_of_the_teacher_and_a_comparison_with_random_play(tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ def test_train_prints_the_folder_of_the_teacher_and_a_comparison_with_random_pla
     last = re.fullmatch(r"teacher: (.*) \(mean return ([\d.]+), random play ([\d.]+)\)", output.splitlines()[-1])
     assert last is not None, output
     assert Path(last[1]) == tmp_path / "run" / "teacher"
-    random_play = play(EnvConfig("CartPole-v1"), None, 3, split=VALIDATION).returns.mean()
+    random_play = play(EnvConfig("CartPole-v1"), None, 3, PlayConfig(split=VALIDATION)).returns.mean()
     assert float(last[3]) == pytest.approx(random_play, rel=1e-3)

@@ -16,7 +16,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import VALIDATION, play
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.verify import quick_check
@@ -73,7 +73,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
         folder = run.folder / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_json(folder / "policy.json")["provenance"]["mean_return"]
-    random_play = play(run.env, None, run.teacher.eval_episodes, seed=run.seed, split=VALIDATION).returns
+    random_play = play(run.env, None, run.teacher.eval_episodes, PlayConfig(run.seed, VALIDATION)).returns
     print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
     return teacher
 
