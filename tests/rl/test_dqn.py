@@ -172,7 +172,7 @@ def test_rewards_of_a_bare_game_are_clipped_too(tmp_path: Path) -> None:
         assert setup.clips_rewards
 
 
-def test_it_is_scored_as_often_as_asked(tmp_path: Path) -> None:
+def test_policy_is_evaluated_at_the_given_steps(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, eval_every=200)
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, score=lambda policy: np.ones(1))
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -194,7 +194,7 @@ def test_it_learns_to_balance(tmp_path: Path, settings: dict[str, object]) -> No
     assert isinstance(policy.output, torch.nn.Linear)
 
 
-def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_average_of_the_weights_is_evaluated_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     after: list[torch.Tensor] = []
     step = torch.optim.Adam.step
 
@@ -237,7 +237,7 @@ class Counting(Linear):
         return policy
 
 
-def test_what_a_student_counts_beside_its_weights_is_the_newest(tmp_path: Path) -> None:
+def test_buffers_are_not_averaged(tmp_path: Path) -> None:
     counted = [
         learn(CARTPOLE, Counting(), dataclasses.replace(SHORT, ema_decay=decay), tmp_path / str(decay))
         for decay in (0.0, 1e-9)
@@ -283,7 +283,7 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
 
 
 @pytest.mark.parametrize("score", [None, lambda policy: np.ones(1)], ids=["last", "best"])
-def test_the_teachers_data_come_first(
+def test_dataset_is_learned_first(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, score: Score | None
 ) -> None:
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=1_500, learning_rate=2e-3)
@@ -352,9 +352,7 @@ def test_where_returns_end_at_each_reward_a_step_is_worth_its_own(dataset: Datas
         assert values.mean().item() == pytest.approx(1.0, abs=0.1), name
 
 
-def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replay_stores_features_of_frozen_layers_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pong = EnvConfig("ALE/Pong-v5")
     teacher = load_policy("zoo:pong-dqn")
     data = collect(pong, teacher, CollectConfig(steps=320, epsilon=0.1), tmp_path / "data")
@@ -383,7 +381,7 @@ def test_what_fixed_layers_make_of_pictures_is_kept_in_their_place(
     torch.testing.assert_close(*told, atol=1e-3, rtol=1e-3)  # one step is from other rows: pictures want a whole stack
 
 
-def test_a_replay_takes_up_what_there_is_of_its_own_size() -> None:
+def test_replay_restores_only_its_own_size() -> None:
     replay, same, larger = ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 20, 2), ReplayBuffer(SPEC, 40, 2)
     lived(replay, 4, {2: "truncated"})
     assert {len(column) for column in replay.state_dict()["columns"].values()} == {8}
@@ -415,7 +413,7 @@ def test_checkpoints_take_a_small_share_of_the_time_and_both_phases_show_their_p
     assert told == [(done, 11) for done in (1, 2, 3, 7, 11)] * 2
 
 
-def test_stopped_in_the_teachers_data_it_goes_on_from_there(
+def test_resumes_within_the_dataset_phase(
     teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
@@ -476,13 +474,13 @@ def test_a_replay_without_room_for_a_return_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("student", "message"), [(Tree(), "learn by gradient"), (Ridge(), "learn by gradient"), (Gru(), "recurrent")]
 )
-def test_what_cannot_learn_so_is_refused(tmp_path: Path, student: AnyStudent, message: str) -> None:
+def test_student_that_cannot_learn_by_dqn_is_refused(tmp_path: Path, student: AnyStudent, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         learn(CARTPOLE, student, SHORT, tmp_path)
 
 
-def test_actions_that_are_no_choice_are_refused(tmp_path: Path) -> None:
+def test_continuous_actions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match="one choice"):
         learn(EnvConfig("Pendulum-v1"), Mlp((8,)), SHORT, tmp_path)
-    with pytest.raises(ConfigError, match=r"dqn\.batch_size"):
+    with pytest.raises(ConfigError, match=r"DQNConfig\.batch_size"):
         DQNConfig(batch_size=0)

@@ -20,8 +20,8 @@ from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
-from rldistill.rl import ppo
-from rldistill.rl.config import PPOConfig
+from rldistill.rl import dqn, ppo
+from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import DistillationWeight, Guidance, proximal_weight
 from rldistill.rl.minibatch import Minibatch, advantages
 from rldistill.rl.rollout import Rollout
@@ -44,7 +44,7 @@ def learn(env: EnvConfig, student: AnyStudent, config: PPOConfig, folder: Path, 
 
 
 def rollout_of(**columns: torch.Tensor) -> Rollout:
-    """A rollout whose other columns are zeros `[T, N]`."""
+    """Return a rollout whose other columns are zeros `[T, N]`."""
     zeros = torch.zeros_like(columns["reward"])
     names = ("obs", "raw_action", "action_params", "starts", "labels", "next_obs", "state")
     return Rollout(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns}, last_obs={})  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def test_advantages_by_hand() -> None:
 
 
 def minibatch(**columns: torch.Tensor) -> Minibatch:
-    """A minibatch whose other columns are zeros `[B]`."""
+    """Return a minibatch whose other columns are zeros `[B]`."""
     zeros = torch.zeros_like(columns["advantage"])
     names = ("obs", "raw_action", "old_log_prob", "returns", "reward", "terminated", "starts")
     return Minibatch(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns})
@@ -193,7 +193,7 @@ def test_stopped_and_resumed_it_has_the_same_bytes(
         assert [json.loads(row)[column] for row in rows[0]] == [json.loads(row)[column] for row in rows[1]]
 
 
-def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_teacher_counts_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
     def agreement(weight: float) -> tuple[float, float]:
         place = tmp_path / str(weight)
         config = PPOConfig(
@@ -208,13 +208,13 @@ def test_the_teacher_is_heard_only_with_a_weight(teacher: NetworkPolicy, tmp_pat
         row = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
         return float(same.float().mean()), row["teacher_kl"]
 
-    (heard, near), (unheard, far) = agreement(3.0), agreement(0.0)
-    assert heard > 0.85
-    assert unheard < heard
+    (with_weight, near), (without, far) = agreement(3.0), agreement(0.0)
+    assert with_weight > 0.85
+    assert without < with_weight
     assert 0 < near < far
 
 
-def test_of_a_teacher_worse_than_random_play_is_warned() -> None:
+def test_teacher_worse_than_random_play_causes_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"\(-5\) is not higher than random play \(3\), so there is nothing to distil"):
         Guidance(KL, teacher_return=-5.0, random_return=3.0)
 
@@ -313,50 +313,49 @@ def test_a_divergence_is_weighed_with_the_ratio_and_drives_it_nowhere() -> None:
 HOLDING = Guidance(KL, Constant(1.0), "adaptive", teacher_return=100.0, random_return=0.0)
 
 
-class TestWeaning:
+class TestDistillationWeight:
     def test_by_the_students_performance_where_returns_are_negative(self) -> None:
-        weaning = DistillationWeight(
+        gate = DistillationWeight(
             Guidance(KL, Constant(2.0), "performance", teacher_return=-100.0, random_return=-300.0)
         )
-        assert weaning.weight(0.0) == 2.0
+        assert gate.weight(0.0) == 2.0
         for ended, (score, weight) in enumerate(((-250.0, 1.5), (-100.0, 0.0), (-50.0, 0.0), (-400.0, 2.0)), 1):
-            weaning.update([score] * 16, ended, 0.5)
-            assert weaning.weight(0.5) == pytest.approx(weight)
+            gate.update([score] * 16, ended, 0.5)
+            assert gate.weight(0.5) == pytest.approx(weight)
 
     def test_the_few_episodes_that_end_first_say_too_little_of_performance(self) -> None:
-        weaning = DistillationWeight(Guidance(KL, Constant(2.0), "performance", teacher_return=10.0, random_return=0.0))
-        weaning.update([10.0] * 15, 15, 0.5)
-        assert weaning.weight(0.5) == 2.0
-        weaning.update([10.0] * 15 + [2.0], 16, 0.5)
-        assert weaning.weight(0.5) == pytest.approx(2 * (1 - 152 / 160))
+        gate = DistillationWeight(Guidance(KL, Constant(2.0), "performance", teacher_return=10.0, random_return=0.0))
+        gate.update([10.0] * 15, 15, 0.5)
+        assert gate.weight(0.5) == 2.0
+        gate.update([10.0] * 15 + [2.0], 16, 0.5)
+        assert gate.weight(0.5) == pytest.approx(2 * (1 - 152 / 160))
 
     def test_only_while_the_return_holds(self) -> None:
         """The episodes of each are the same, so that their mean has no error."""
-        weaning = DistillationWeight(HOLDING)
+        gate = DistillationWeight(HOLDING)
         for ended, (score, weight) in enumerate(((50.0, 0.9), (45.0, 0.81), (30.0, 1.0), (49.0, 0.9)), 1):
-            weaning.update([score] * 16, ended, 0.5)
-            assert weaning.weight(0.5) == pytest.approx(weight)
+            gate.update([score] * 16, ended, 0.5)
+            assert gate.weight(0.5) == pytest.approx(weight)
 
     def test_without_a_new_episode_nothing_is_taken_away(self) -> None:
-        weaning = DistillationWeight(HOLDING)
+        gate = DistillationWeight(HOLDING)
         for _ in range(3):
-            weaning.update([50.0] * 16, 16, 0.5)
-        assert weaning.weight(0.5) == pytest.approx(0.9)
+            gate.update([50.0] * 16, 16, 0.5)
+        assert gate.weight(0.5) == pytest.approx(0.9)
 
     def test_a_few_lucky_episodes_are_not_held_against_it(self) -> None:
-        weaning = DistillationWeight(HOLDING)
-        weaning.update([90.0] * 15, 15, 0.5)
-        weaning.update([50.0] * 16, 16, 0.5)
-        assert weaning.weight(0.5) == pytest.approx(0.9)
+        gate = DistillationWeight(HOLDING)
+        gate.update([90.0] * 15, 15, 0.5)
+        gate.update([50.0] * 16, 16, 0.5)
+        assert gate.weight(0.5) == pytest.approx(0.9)
 
     @pytest.mark.parametrize(("mean", "weight"), [(40.0, 0.81), (38.0, 1.0)])
     def test_what_may_be_chance_is_no_fall(self, mean: float, weight: float) -> None:
-        """Of 16 episodes of 50 and 90, 70 ± 2 * 5.16 is sure; so a mean ± 2 * 5.16 has fallen by a tenth of the way if
-        it is less than 70 - 4 * 5.16 - 10 = 39.3."""
-        weaning = DistillationWeight(HOLDING)
-        weaning.update([50.0, 90.0] * 8, 16, 0.5)
-        weaning.update([mean - 20, mean + 20] * 8, 32, 0.5)
-        assert weaning.weight(0.5) == pytest.approx(weight)
+        """A mean of 70 ± 2 * 5.16 has fallen by a tenth of the way below 70 - 4 * 5.16 - 10 = 39.3."""
+        gate = DistillationWeight(HOLDING)
+        gate.update([50.0, 90.0] * 8, 16, 0.5)
+        gate.update([mean - 20, mean + 20] * 8, 32, 0.5)
+        assert gate.weight(0.5) == pytest.approx(weight)
 
     @pytest.mark.parametrize(
         "guidance",
@@ -369,18 +368,18 @@ class TestWeaning:
         ids=["schedule", "adaptive", "performance", "steps"],
     )
     def test_a_fall_after_it_began_is_warned_of_once(self, guidance: Guidance) -> None:
-        weaning = DistillationWeight(guidance)
+        gate = DistillationWeight(guidance)
         for ended in range(1, 4):
-            assert weaning.update([90.0] * 16, ended, 0.05 * ended) is None
-        text = weaning.update([60.0] * 16, 4, 0.5)
+            assert gate.update([90.0] * 16, ended, 0.05 * ended) is None
+        text = gate.update([60.0] * 16, 4, 0.5)
         assert text is not None
         assert "fallen from 90 to 60" in text
-        assert weaning.update([10.0] * 16, 5, 0.6) is None
+        assert gate.update([10.0] * 16, 5, 0.6) is None
 
     def test_a_fall_before_it_began_is_none_of_its_matter(self) -> None:
-        weaning = DistillationWeight(Guidance(KL, Linear(1.0, 0.0)))
-        assert weaning.update([100.0] * 16, 1, 0.0) is None
-        assert weaning.update([70.0] * 16, 2, 0.05) is None
+        gate = DistillationWeight(Guidance(KL, Linear(1.0, 0.0)))
+        assert gate.update([100.0] * 16, 1, 0.0) is None
+        assert gate.update([70.0] * 16, 2, 0.05) is None
 
     def test_state_is_restored_completely(self) -> None:
         weight, restored = DistillationWeight(HOLDING), DistillationWeight(HOLDING)
@@ -399,23 +398,32 @@ class TestWeaning:
 
 
 @pytest.mark.parametrize("student", [Tree(), Ridge()])
-def test_what_does_not_learn_by_gradient_is_refused(tmp_path: Path, student: AnyStudent) -> None:
+def test_student_without_gradients_is_refused(tmp_path: Path, student: AnyStudent) -> None:
     with pytest.raises(ConfigError, match="learn by gradient"):
         learn(CARTPOLE, student, SHORT, tmp_path)
 
 
-def test_what_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_teacher_that_does_not_fit_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a teacher"):
         learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "a", guidance=Guidance(KL))
     with pytest.raises(SpecMismatchError, match="no Q values"):
         learn(CARTPOLE, Mlp((8,)), SHORT, tmp_path / "b", teacher=teacher, guidance=Guidance((Term(QMSE()),)))
     with pytest.raises(SpecMismatchError, match="observation shape"):
         learn(EnvConfig("Acrobot-v1"), Mlp((8,)), SHORT, tmp_path / "c", teacher=teacher, guidance=Guidance(KL))
-    with pytest.raises(ConfigError, match=r"ppo\.total_steps"):
+    with pytest.raises(ConfigError, match=r"PPOConfig\.total_steps"):
         PPOConfig(total_steps=0)
 
 
-def test_legal_actions_are_told_to_the_policy_and_not_to_its_critic(strict: EnvConfig, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_refused(tmp_path: Path) -> None:
+    task = LearningTask(CARTPOLE, Mlp((8,)), tmp_path)
+    with pytest.raises(ConfigError, match=r"ppo\.device: PyTorch finds no GPU"):
+        ppo.learn(task, PPOConfig(device="cuda"))
+    with pytest.raises(ConfigError, match=r"dqn\.device: PyTorch finds no GPU"):
+        dqn.learn(task, DQNConfig(device="cuda"), mode="overwrite")
+
+
+def test_action_mask_is_for_the_policy_and_not_for_its_critic(strict: EnvConfig, tmp_path: Path) -> None:
     learn(strict, Mlp((8,)), PPOConfig(total_steps=256, num_envs=2, rollout_length=32, epochs=2), tmp_path)
     row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert row["value_loss"] < 100  # and not the square of the value of an illegal action

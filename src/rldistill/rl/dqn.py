@@ -75,43 +75,48 @@ def learn(
         task.open(config.num_envs, config.num_threads, device) as setup,
     ):
         learner = _Learner(task, config, setup, dataset)
-        state, worker = learner.state, setup.worker
-        state.restore()
-        if dataset is not None and state.steps < config.total_steps:
+        learner.state.restore()
+        if dataset is not None and learner.done < 1:
             learner.offline = OfflineTransitions.of_dataset(dataset, learner.encoder, config, setup.clips_rewards)
             learner.learn_offline(report)
-        if state.offline_updates and not state.num_rows and task.score is not None:
-            state.log({"step": 0, "update": state.updates, "score": learner.evaluate()})
-        started, terms = time.monotonic(), list[dict[str, Tensor]]()
-        while state.steps < config.total_steps:
-            # Collect one step of every environment.
-            learner.collect()
-            state.steps += config.num_envs
-            done = state.steps / config.total_steps
+        return _train(learner, report)
 
-            # Update.
-            terms += learner.update()
-            finished = state.offline_updates + min(state.steps, config.total_steps)
-            report.update(finished, state.offline_updates + config.total_steps, worker.mean_return)
 
-            # Evaluate and log.
-            is_eval = task.score is not None and (state.steps >= state.next_eval or done >= 1)
-            if not terms or not (is_eval or done >= 1 or state.steps % LOG_INTERVAL_STEPS < config.num_envs):
-                continue
-            row = {"step": state.steps, "update": state.updates, "return": worker.mean_return}
-            row |= learner.metrics(terms) | task.guidance.reference_returns
-            if is_eval:
-                state.next_eval += config.eval_every
-                row["score"] = learner.evaluate()
-            warning = state.weight.update(worker.recent, worker.num_ended, done)
-            if warning is not None:
-                warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
-            state.log({**row, "seconds": round(time.monotonic() - started, 2)})
+def _train(learner: _Learner, report: Progress) -> NetworkPolicy:
+    """Run the training loop on the student's own steps."""
+    task, config, state, worker = learner.task, learner.config, learner.state, learner.setup.worker
+    if state.offline_updates and not state.num_rows and task.score is not None:
+        state.log({"step": 0, "update": state.updates, "score": learner.evaluate()})
+    started, terms = time.monotonic(), list[dict[str, Tensor]]()
+    while state.steps < config.total_steps:
+        # Collect one step of every environment.
+        learner.collect()
+        state.steps += config.num_envs
+        done = state.steps / config.total_steps
 
-            # Checkpoint: here alone, where no loss waits for its row.
-            terms = []
-            state.save_if_due()
-        return task.save(learner.result(), state.steps)
+        # Update.
+        terms += learner.update()
+        finished = state.offline_updates + min(state.steps, config.total_steps)
+        report.update(finished, state.offline_updates + config.total_steps, worker.mean_return)
+
+        # Evaluate and log.
+        is_eval = task.score is not None and (state.steps >= state.next_eval or done >= 1)
+        if not terms or not (is_eval or done >= 1 or state.steps % LOG_INTERVAL_STEPS < config.num_envs):
+            continue
+        row = {"step": state.steps, "update": state.updates, "return": worker.mean_return}
+        row |= learner.metrics(terms) | task.guidance.reference_returns
+        if is_eval:
+            state.next_eval += config.eval_every
+            row["score"] = learner.evaluate()
+        warning = state.weight.update(worker.recent, worker.num_ended, done)
+        if warning is not None:
+            warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
+        state.log({**row, "seconds": round(time.monotonic() - started, 2)})
+
+        # Checkpoint: here alone, where no loss waits for its row.
+        terms = []
+        state.save_if_due()
+    return task.save(learner.result(), state.steps)
 
 
 @dataclass(frozen=True)
@@ -311,7 +316,7 @@ class _Learner:
         return policy.cpu().eval()
 
     def _copy_buffers(self) -> None:
-        """Copy what layers count beside their weights, such as batch normalization: only weights are averaged."""
+        """Copy the buffers of layers such as batch normalization: only weights are averaged."""
         for buffer, newest in zip(self.candidate.buffers(), self.policy.buffers(), strict=True):
             buffer.copy_(newest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,11 +31,6 @@ def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float
         following = delta[step] + gamma * gae_lambda * following * ~ended[step]
         result[step] = following
     return result
-
-
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Return the mean of `values` with weights of the same shape; 0 if all weights are 0."""
-    return torch.dot(weight.flatten(), values.flatten()) / weight.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -85,13 +81,21 @@ class Minibatch:
         for values in zip(*parts.values(), strict=True):
             yield Minibatch(**dict(zip(parts, values, strict=True)))
 
+    @cached_property
+    def _total_weight(self) -> Tensor:
+        return self.weight.sum().clamp_min(1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of `values` over the steps with a weight; 0 if there are none."""
+        return torch.dot(self.weight.flatten(), values.flatten()) / self._total_weight
+
     def normalized_advantage(self) -> Tensor:
         """Return the advantage with mean 0 and standard deviation 1 over the steps with a weight."""
         if self.advantage.numel() == 1:
             return self.advantage
-        centered = self.advantage - weighted_mean(self.advantage, self.weight)
-        sum_of_squares = torch.dot(self.weight.flatten(), centered.flatten() ** 2)
-        return centered / ((sum_of_squares / (self.weight.sum() - 1).clamp_min(1)).sqrt() + 1e-8)
+        centered = self.advantage - self.mean(self.advantage)
+        variance = torch.dot(self.weight.flatten(), centered.flatten() ** 2) / (self._total_weight - 1).clamp_min(1)
+        return centered / (variance.sqrt() + 1e-8)
 
     def to_labels(self, head: ActionHead) -> Labels:
         """Return the labels of the distillation losses; `head` is the teacher's."""

@@ -27,7 +27,7 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import DistillationWeight, proximal_weight
-from rldistill.rl.minibatch import Minibatch, advantages, weighted_mean
+from rldistill.rl.minibatch import Minibatch, advantages
 from rldistill.rl.rollout import Rollout
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
 from rldistill.rl.train_state import TrainState
@@ -68,46 +68,49 @@ def learn(
         stage_progress(progress, "learn", "steps") as report,
         task.open(config.num_envs, config.num_threads, device) as setup,
     ):
-        learner = _Learner(task, config, setup, initial)
-        state, worker, guidance = learner.state, setup.worker, task.guidance
-        state.restore()
-        if initial is not None and not state.num_rows and task.score is not None:
-            state.log({"step": 0, "update": 0, "score": state.evaluate(learner.policy, task.score)})
-        started = time.monotonic()
-        while state.steps < config.total_steps:
-            done = state.steps / config.total_steps
-            rng = block_generator(task.seed, "train", 0, 0, state.updates)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return _train(_Learner(task, config, setup, initial), report)
 
-            # Collect.
-            num_teacher_steps = guidance.num_teacher_steps(done)
-            rollout = worker.collect(
-                learner.student, setup.teacher, config.rollout_length, num_teacher_steps, generator
-            )
 
-            # Update.
-            terms = learner.update(rollout.to(device), done, rng)
-            state.steps += config.num_envs * config.rollout_length
-            state.updates += 1
-            done = state.steps / config.total_steps
-            if state.steps > config.critic_warmup:  # until then the policy is frozen, so its return means nothing
-                warning = state.weight.update(worker.recent, worker.num_ended, done)
-                if warning is not None:
-                    warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
+def _train(learner: _Learner, report: Progress) -> NetworkPolicy:
+    """Run the training loop."""
+    task, config, setup, state = learner.task, learner.config, learner.setup, learner.state
+    worker, guidance = setup.worker, task.guidance
+    state.restore()
+    if learner.is_pretrained and not state.num_rows and task.score is not None:
+        state.log({"step": 0, "update": 0, "score": state.evaluate(learner.policy, task.score)})
+    started = time.monotonic()
+    while state.steps < config.total_steps:
+        done = state.steps / config.total_steps
+        rng = block_generator(task.seed, "train", 0, 0, state.updates)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
 
-            # Evaluate and log.
-            row = {"step": state.steps, "update": state.updates, "return": worker.mean_return, **terms}
-            row |= guidance.reference_returns
-            if task.score is not None and (state.steps >= state.next_eval or done >= 1):
-                state.next_eval += config.eval_every
-                row["score"] = state.evaluate(learner.policy, task.score)
-            state.log({**row, "seconds": round(time.monotonic() - started, 2)})
-            report.update(min(state.steps, config.total_steps), config.total_steps, worker.mean_return)
+        # Collect.
+        num_teacher_steps = guidance.num_teacher_steps(done)
+        rollout = worker.collect(learner.student, setup.teacher, config.rollout_length, num_teacher_steps, generator)
 
-            # Checkpoint.
-            state.save_if_due()
-        policy = learner.policy if task.score is None else state.networks["best"]
-        return task.save(policy.cpu().eval(), state.steps)
+        # Update.
+        terms = learner.update(rollout.to(setup.device), done, rng)
+        state.steps += config.num_envs * config.rollout_length
+        state.updates += 1
+        done = state.steps / config.total_steps
+        if state.steps > config.critic_warmup:  # until then the policy is frozen, so its return means nothing
+            warning = state.weight.update(worker.recent, worker.num_ended, done)
+            if warning is not None:
+                warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
+
+        # Evaluate and log.
+        row = {"step": state.steps, "update": state.updates, "return": worker.mean_return, **terms}
+        row |= guidance.reference_returns
+        if task.score is not None and (state.steps >= state.next_eval or done >= 1):
+            state.next_eval += config.eval_every
+            row["score"] = state.evaluate(learner.policy, task.score)
+        state.log({**row, "seconds": round(time.monotonic() - started, 2)})
+        report.update(min(state.steps, config.total_steps), config.total_steps, worker.mean_return)
+
+        # Checkpoint.
+        state.save_if_due()
+    policy = learner.policy if task.score is None else state.networks["best"]
+    return task.save(policy.cpu().eval(), state.steps)
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,9 @@ def ppo_loss(log_prob: Tensor, entropy: Tensor, value: Tensor, batch: Minibatch,
     advantage = batch.normalized_advantage()
     surrogate = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
     return PPOLoss(
-        policy=-weighted_mean(surrogate, batch.weight),
+        policy=-batch.mean(surrogate),
         value=F.mse_loss(value, batch.returns),
-        entropy=weighted_mean(entropy, batch.weight),
+        entropy=batch.mean(entropy),
         ratio=ratio,
         clip_fraction=((ratio.detach() - 1).abs() > clip_range).float().mean(),
     )
@@ -160,7 +163,8 @@ class _Learner:
     def __init__(
         self, task: LearningTask, config: PPOConfig, setup: TrainingSetup, initial: NetworkPolicy | None
     ) -> None:
-        self.config, self.guidance, self.teacher_loss = config, task.guidance, setup.teacher_loss
+        self.task, self.config, self.setup, self.teacher_loss = task, config, setup, setup.teacher_loss
+        self.is_pretrained = initial is not None
         head = task.head if task.teacher is None else task.teacher.spec.head
         self.policy = new_policy(task.student, setup.spec, head, task.guidance.losses)
         self.critic = _new_critic(config.critic, self.policy.spec)
@@ -228,7 +232,7 @@ class _Learner:
                 loss = loss - config.entropy_coef * terms.entropy
             if weight > 0 and self.teacher_loss is not None:
                 divergence = self.teacher_loss(output, batch.to_labels(self.teacher_loss.head), done)
-                if self.guidance.proximal:
+                if self.task.guidance.proximal:
                     divergence = proximal_weight(terms.ratio, config.clip_range) * divergence
                 distillation = divergence.mean()
                 loss = loss + weight * distillation

@@ -71,8 +71,8 @@ def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
-def test_a_gpu_that_is_not_there_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.device: cuda"):
+def test_missing_gpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.device: PyTorch finds no GPU"):
         train_teacher(CARTPOLE, TrainConfig("PPO", device="cuda"), tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     assert len(steps) == 2
 
 
-def test_what_the_file_says_now_counts_over_the_checkpoint(tmp_path: Path) -> None:
+def test_settings_of_the_file_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     def config(steps: int, **changed: object) -> TrainConfig:
         return TrainConfig("DoubleDQN", steps, 4, steps, 1, hyperparameters={"learning_starts": 50, **changed})
 
@@ -147,7 +147,7 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient() -> None:
         torch.testing.assert_close(one, three)
 
 
-def test_what_is_finished_stays_as_it_is(tmp_path: Path) -> None:
+def test_finished_teacher_is_unchanged_on_resume(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
     first = train_teacher(CARTPOLE, config, tmp_path).state_dict()
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
@@ -171,7 +171,7 @@ def test_another_algorithm_or_network_does_not_go_on(tmp_path: Path, changed: Tr
 
 @pytest.mark.parametrize("wrong", [{"n_steps": 0}, {"n_epochs": 0}, {"policy_kwargs": {"net_arch": [-1]}}])
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
-def test_a_wrong_word_costs_no_teacher(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_wrong_hyperparameters_delete_no_teacher(tmp_path: Path, wrong: dict[str, Any]) -> None:
     train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
     before = (tmp_path / "policy.safetensors").read_bytes()
     if "n_epochs" not in wrong:  # which nobody refuses before it has been trained for a while
