@@ -11,23 +11,23 @@ from rldistill.core.fields import Fraction, NumEnvs, NumThreads, Positive, Posit
 
 @validated_dataclass
 class CollectConfig:
-    """How much to collect and who acts.
+    """Amount of data to collect, and who acts.
 
     Attributes:
-        steps: environment steps, rounded up to whole steps of all environments.
-        num_streams: groups of environments; part of what the data is, unlike `workers`.
-        envs_per_stream: environments in a stream.
-        block_steps: steps of a stream that are committed at once.
-        workers: processes; changes the speed, never the data.
-        epsilon: probability of a uniformly random action.
-        beta: probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
-        mixture: whether that is drawn once an episode or at each step.
-        sample: whether a stochastic policy's actions are sampled instead of its mode taken.
-        features: whether the teacher's last hidden layer is stored too.
-        teacher_obs: whether what the teacher saw is stored too, where it sees something else than the student.
-        gamma: discount of the returns-to-go.
+        steps: Environment steps, rounded up to whole steps of all environments.
+        num_streams: Groups of environments; part of the data, unlike `workers`.
+        envs_per_stream: Environments in a stream.
+        block_steps: Steps of a stream that are written at once.
+        workers: Processes; changes the speed, never the data.
+        epsilon: Probability of a uniformly random action.
+        beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
+        mixture: Draw the acting policy once an episode, or at each step.
+        sample: Sample the actions of a stochastic policy instead of taking their mode.
+        features: Store the last hidden layer of the teacher.
+        teacher_obs: Store the observations of the teacher, if they differ from those of the student.
+        gamma: Discount of the returns-to-go.
+        memory_gb: Limit for observations in memory; changes the speed, never the data.
         device: Device on which the policies compute; changes the speed, and results by rounding only.
-        memory_gb: observations beyond it stay on disk when they are read; changes the speed, never the data.
     """
 
     steps: Positive = 20_000

@@ -1,9 +1,9 @@
-"""Blocks: the few hundred steps of one stream that are written, hashed and resumed as a whole.
+"""Blocks: a few hundred steps of one stream, which are written, hashed and resumed as a whole.
 
-A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. `kind` tells what
-a row is: a step; where frames are stored, one of the few frames before the block, which stand before each slot's steps;
-or, after them, the observation that a step led to where the next row does not show it, in the order of these steps.
-Each block stands alone.
+A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. Its column `kind`
+tells the rows apart: a step; if frames are stored, one of the few frames before the block, which precede the steps of
+each slot; and, after the steps, the next observation of each step whose following row does not have it. Each block can
+be read alone.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.io.atomic import sha256_file, write_atomic
+from rldistill.io.atomic import write_atomic
 
+Columns = dict[str, NDArray[Any]]
 ACTORS = ("teacher", "student", "random")
 STEP, LEAD, FINAL = range(3)
+"""Kinds of rows: a step, a frame before the block, and a next observation."""
 LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
 
 
 @dataclass(frozen=True, order=True)
 class BlockKey:
-    """Which block: round of collection, stream, number within the stream."""
+    """Place of a block: round of collection, stream, number within the stream."""
 
     round: int
     stream: int
@@ -42,33 +44,36 @@ class BlockKey:
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of a block, each `[rows, ...]`, and the hash of the observations that stand at its end.
+    """Content of a block.
 
-    `exact` is false where the episodes that were open before it could not be taken up again after a loss. `states` are
-    what recurrent policies remember at the block's end, `[slots, ...]`, by who they are.
+    Attributes:
+        columns: Columns, `[rows, ...]`.
+        end_hash: Hash of the observations after the last step.
+        exact: False if open episodes before the block could not be continued after an interruption.
+        states: Recurrent states after the last step, `[slots, ...]`, by the name of the policy.
     """
 
-    columns: dict[str, NDArray[Any]]
+    columns: Columns
     end_hash: str
     exact: bool = True
     states: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
-def successors(kind: NDArray[np.int8], ended: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """For each step of a block, the row that shows what it led to."""
+def next_rows(kind: NDArray[np.int8], ended: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return, for each step of a block, the row with its next observation."""
     steps = np.flatnonzero(kind == STEP)
-    out = steps + 1
-    out[ended[steps] | (np.append(kind, LEAD)[out] != STEP)] = np.flatnonzero(kind == FINAL)
-    return out
+    rows = steps + 1
+    rows[ended[steps] | (np.append(kind, LEAD)[rows] != STEP)] = np.flatnonzero(kind == FINAL)
+    return rows
 
 
-def write_block(path: Path, block: Block) -> str:
-    """Write a block atomically; returns the SHA-256 of the file."""
+def write_block(path: Path, block: Block) -> None:
+    """Write a block atomically."""
     arrays = {name: _to_arrow(column) for name, column in sorted(block.columns.items())}
     shapes = {name: list(block.columns[name].shape[1:]) for name in arrays}
     metadata = {"schema": "2", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
     if block.states:
-        metadata["states"] = json.dumps({who: _packed(state) for who, state in block.states.items()})
+        metadata["states"] = json.dumps({name: _encode_state(state) for name, state in block.states.items()})
     table = pa.table(arrays).replace_schema_metadata(metadata)
 
     def write(temporary: Path) -> None:
@@ -77,35 +82,35 @@ def write_block(path: Path, block: Block) -> str:
         )
 
     write_atomic(path, write)
-    return sha256_file(path)
 
 
 def read_block(path: Path, columns: list[str] | None = None) -> Block:
-    """Read a block, or some of its columns; raises CorruptArtifactError if a page fails its checksum."""
+    """Read a block, or some of its columns; raise CorruptArtifactError if it is missing or damaged."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = file.schema_arrow.metadata or {}
             shapes = json.loads(metadata[b"shapes"])
             table = file.read(columns)
             end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
-            states = {who: _unpacked(*packed) for who, packed in json.loads(metadata.get(b"states", b"{}")).items()}
+            states = {name: _decode_state(*state) for name, state in json.loads(metadata.get(b"states", b"{}")).items()}
     except FileNotFoundError:
         raise CorruptArtifactError(
-            f"{path}: the block is missing; `rldistill collect FILE --resume` plays it again"
+            f"{path}: the block is missing. Collect it again: `rldistill collect FILE --resume`."
         ) from None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise CorruptArtifactError(
-            f"{path}: not a whole block ({error}); delete it, and `rldistill collect FILE --resume` plays it again"
+            f"{path}: not a complete block ({error}). Delete it, and collect it again: "
+            "`rldistill collect FILE --resume`."
         ) from None
-    found = {name: _from_arrow(table[name], shapes[name]) for name in table.column_names}
-    return Block(found, end_hash, exact, states)
+    arrays = {name: _from_arrow(table[name], shapes[name]) for name in table.column_names}
+    return Block(arrays, end_hash, exact, states)
 
 
-def _packed(state: NDArray[np.float32]) -> tuple[list[int], str]:
+def _encode_state(state: NDArray[np.float32]) -> tuple[list[int], str]:
     return list(state.shape), base64.b64encode(np.ascontiguousarray(state).tobytes()).decode()
 
 
-def _unpacked(shape: list[int], text: str) -> NDArray[np.float32]:
+def _decode_state(shape: list[int], text: str) -> NDArray[np.float32]:
     return np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
 
 

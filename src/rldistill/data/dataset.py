@@ -1,4 +1,4 @@
-"""Read a dataset into memory and draw batches from it."""
+"""Datasets in memory and batches of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import pairwise, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from rldistill.core.batch import Batch
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELS, STEP, read_block, successors
+from rldistill.data.blocks import LABELS, STEP, Columns, next_rows, read_block
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest
 
@@ -38,19 +38,19 @@ class Dataset:
     """Transitions in memory, in the order of their blocks.
 
     Attributes:
-        spec: what the observations are and what the labels mean.
-        columns: `[N, ...]` arrays: action, reward, terminated, truncated, step, actor, episode, teacher, next_teacher,
-            return_to_go and, where there are, value, next_value and features.
-        obs: `[M, ...]` observations, or single frames where `spec.frames` is given (M > N: lead-in frames).
-        row: `[N]`, where in `obs` each transition's newest frame or observation stands.
-        next_row: `[N]`, where that of what it led to stands.
-        heldout: `[N]`, whether the transition's episode is held out. Equal episodes are on the same side.
-        num_steps: environment steps it took.
-        memory_gb: what the observations may take in memory.
+        spec: Observations of the student, and the head of the labels.
+        columns: Arrays `[N, ...]`: action, reward, terminated, truncated, step, actor, episode, teacher, next_teacher,
+            return_to_go and, if the teacher has them, value, next_value and features.
+        obs: Observations `[M, ...]`, or single frames if `spec` has frames (M > N: frames before the blocks).
+        row: Index `[N]` in `obs` of the newest frame or observation of each transition.
+        next_row: Index `[N]` in `obs` of its next frame or observation.
+        heldout: Mask `[N]` of the transitions in held-out episodes. Equal episodes are on the same side.
+        num_steps: Environment steps that the data took.
+        memory_gb: Limit for observations in memory.
     """
 
     spec: PolicySpec
-    columns: dict[str, NDArray[Any]]
+    columns: Columns
     obs: NDArray[Any]
     row: NDArray[np.integer[Any]]
     next_row: NDArray[np.integer[Any]]
@@ -70,62 +70,56 @@ class Dataset:
         """Read the blocks of one or several datasets of the same spec.
 
         Args:
-            folders: where they are.
-            gamma: discount of the returns-to-go.
-            verify: whether every block is compared with its hash.
-            memory_gb: observations larger than this stay on disk, in a nameless file beside the first dataset that is
-                mapped into memory; what is drawn is the same.
-            only_round: the one round of collection to read; all of them if none is named.
+            folders: Folders of the datasets.
+            gamma: Discount of the returns-to-go.
+            verify: Compare every block with its hash.
+            memory_gb: Larger observations stay on disk, in an unnamed file beside the first dataset that is mapped into
+                memory; the batches are the same.
+            only_round: Round of collection to read; all rounds by default.
 
         Raises:
-            CorruptArtifactError: a block is missing, truncated or altered.
-            SpecMismatchError: the datasets hold different observations or labels.
+            CorruptArtifactError: A block is missing, truncated or changed.
+            SpecMismatchError: The datasets have different observations or labels.
         """
         manifests = [Manifest.read(folder) for folder in folders]
         spec = manifests[0].spec
-        for folder, manifest in zip(folders, manifests, strict=True):
+        for manifest in manifests:
             if manifest.spec != spec:
-                raise SpecMismatchError(f"{folder} and {folders[0]} hold different observations or labels")
-            if not manifest.blocks or not (only_round is None or manifest.has_round(only_round)):
-                raise CorruptArtifactError(
-                    f'{folder}: the collection is not complete. Continue it with mode="resume" (--resume).'
-                )
+                raise SpecMismatchError(f"{manifest.folder} and {folders[0]} have different observations or labels.")
+            manifest.require_complete(only_round)
             if verify:
                 manifest.check()
         blocks = [
-            (number, folder, b)
-            for number, (folder, m) in enumerate(zip(folders, manifests, strict=True))
-            for b in m.blocks
-            if only_round is None or b["round"] == only_round
+            (number, manifest.folder, block)
+            for number, manifest in enumerate(manifests)
+            for block in manifest.blocks
+            if only_round is None or block.round == only_round
         ]
-        num_rows = sum(block["rows"] for _, _, block in blocks)
+        num_rows = sum(block.rows for _, _, block in blocks)
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
-        obs = _room((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
-        parts: list[dict[str, NDArray[Any]]] = []
-        rows: list[NDArray[np.int64]] = []
-        next_rows: list[NDArray[np.int64]] = []
-        at = 0
-        for number, folder, entry in blocks:
-            columns = read_block(folder / entry["file"]).columns
-            part_obs = columns.pop("obs")
-            obs[at : at + len(part_obs)] = part_obs
-            kind = columns.pop("kind")
-            kept = kind == STEP
-            rows.append(at + np.flatnonzero(kept))
-            next_rows.append(at + successors(kind, columns["ended"]))
-            at += len(part_obs)
-            part = {name: column[kept] for name, column in columns.items()}
-            part["source"] = np.tile([number, entry["round"], entry["stream"]], (len(part["slot"]), 1))
-            parts.append(part)
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        episode_key = np.column_stack([joined.pop("source"), joined.pop("slot"), joined["episode"]])
-        joined["episode"] = np.unique(episode_key, axis=0, return_inverse=True)[1].astype(np.int32)
-        order, bounds = _episodes(joined["episode"], joined["step"])
-        joined["return_to_go"] = _returns_to_go(joined, order, bounds, gamma)
-        heldout = _heldout(joined, order, bounds)
-        joined.pop("ended")
-        row, next_row = (np.concatenate(numbers).astype(_index_dtype(num_rows)) for numbers in (rows, next_rows))
-        return cls(spec, joined, obs, row, next_row, heldout, sum(b["steps"] for _, _, b in blocks), memory_gb)
+        obs = _allocate((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
+        parts: list[Columns] = []
+        start = 0
+        for number, folder, block in blocks:
+            part = read_block(folder / block.file).columns
+            part_obs, kind = part.pop("obs"), part.pop("kind")
+            obs[start : start + len(part_obs)] = part_obs
+            steps = np.flatnonzero(kind == STEP)
+            rows = {"row": start + steps, "next_row": start + next_rows(kind, part["ended"])}
+            source = np.tile([number, block.round, block.stream], (len(steps), 1))
+            parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
+            start += len(part_obs)
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        dtype = np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
+        row: NDArray[np.integer[Any]] = columns.pop("row").astype(dtype)
+        next_row: NDArray[np.integer[Any]] = columns.pop("next_row").astype(dtype)
+        key = np.column_stack([columns.pop("source"), columns.pop("slot"), columns["episode"]])
+        columns["episode"] = np.unique(key, axis=0, return_inverse=True)[1].astype(np.int32)
+        columns.pop("ended")
+        episodes = episode_rows(columns)
+        columns["return_to_go"] = _returns_to_go(columns, episodes, gamma)
+        num_steps = sum(block.steps for _, _, block in blocks)
+        return cls(spec, columns, obs, row, next_row, _heldout(columns, episodes), num_steps, memory_gb)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -134,12 +128,12 @@ class Dataset:
     def num_episodes(self) -> int:
         return int(self.columns["episode"].max()) + 1
 
-    def spread(self, most: int) -> NDArray[np.int64]:
-        """At most `most` transitions, evenly spread over all."""
-        return np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64)
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Return the rows of at most `count` transitions, evenly spread over all."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
 
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
-        """The observations of some transitions, `[B, *spec.obs_shape]`."""
+        """Return the observations of some transitions, `[B, *spec.obs_shape]`."""
         if self.spec.frames is None:
             return torch.from_numpy(self.obs.take(self.row.take(rows), 0))
         stacks = stack_frames(
@@ -148,7 +142,7 @@ class Dataset:
         return torch.from_numpy(stacks)
 
     def next_observations(self, rows: NDArray[np.int64]) -> Tensor:
-        """What some transitions led to, `[B, *spec.obs_shape]`; of an episode that ended, its last observation."""
+        """Return the next observations of some transitions, `[B, *spec.obs_shape]`; at an end, the last observation."""
         newest = torch.from_numpy(self.obs.take(self.next_row.take(rows), 0))
         if self.spec.frames is None:
             return newest
@@ -156,19 +150,19 @@ class Dataset:
         return stacks.contiguous(memory_format=torch.channels_last)  # as `observations` are
 
     def has_room_for(self, num_features: int) -> bool:
-        """Whether so many numbers a transition take less memory than its observation, and no more than allowed."""
+        """Return True if features of each transition fit in memory and take less than its observation."""
         size = 4 * num_features
         whole = math.prod(self.spec.obs_shape) * np.dtype(self.spec.obs_dtype).itemsize
         return size < whole and self.obs.nbytes + size * len(self) <= self.memory_gb * 1e9
 
     def seen_as(self, features: NDArray[np.float32]) -> Dataset:
-        """The same transitions with `[N, F]` numbers, made of their observations, in place of these."""
+        """Return the same transitions with features `[N, F]` in place of the observations."""
         spec = replace(self.spec, obs_shape=features.shape[1:], obs_dtype="float32", frames=None)
         rows = np.arange(len(self))
         return replace(self, spec=spec, obs=features, row=rows, next_row=rows)
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """The transitions `rows` as tensors, with the teacher's labels for them and for their successors."""
+        """Return the transitions `rows` as tensors, with the labels of their observations and of the next ones."""
         column = {name: torch.from_numpy(self.columns[name].take(rows, 0)) for name in BATCHED if name in self.columns}
         head = self.spec.head
         return Batch(
@@ -183,49 +177,45 @@ class Dataset:
         )
 
     def batches(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
-        """`rows` in their order, `size` at a time; the last may be smaller."""
-        # Small observations are gathered for many batches at once: the gathering would cost more than the network.
+        """Yield batches of `size` transitions in the order of `rows`; the last may be smaller."""
+        # Gather small observations for many batches at once: gathering costs more than a small network.
         chunk = size if self.spec.frames else size * 16
         for start in range(0, len(rows), chunk):
             part = self.batch(rows[start : start + chunk])
             yield from [part] if chunk == size else _split(part, size)
 
     def action_gap(self) -> float:
-        """The mean difference between the best and the second-best value in the teacher's labels."""
+        """Return the mean difference between the best and the second-best value of the labels."""
         return action_gap(self.columns["teacher"])
 
     def advantage_scale(self) -> float:
-        """The root mean square of the returns-to-go less the teacher's values; 1 where the teacher tells no values."""
+        """Return the root mean square of return-to-go minus value; 1 if the teacher has no values."""
         if "value" not in self.columns:
             return 1.0
         return float(np.sqrt(np.square(self.columns["return_to_go"] - self.columns["value"]).mean()))
 
 
 def action_gap(values: NDArray[np.floating[Any]]) -> float:
-    """The mean difference between the best and the second-best of `[N, A]`."""
+    """Return the mean difference between the best and the second-best of action values `[N, A]`."""
     top = np.partition(values, -2, axis=1)[:, -2:]
-    choices = top[top[:, 0] > ILLEGAL / 2]  # where only one action is legal, there is nothing to prefer
+    choices = top[top[:, 0] > ILLEGAL / 2]  # with one legal action, there is no second
     return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
 
 
-def _room(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:
-    """An array in memory, or on disk where it would take more than `memory_gb`."""
+def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:
+    """Return an array in memory, or on disk if it is larger than `memory_gb`."""
     size = math.prod(shape) * dtype.itemsize
     if size <= memory_gb * 1e9:
         return np.empty(shape, dtype)
-    if shutil.disk_usage(folder).free < size:  # or the first write beyond what is free would end the process
+    if shutil.disk_usage(folder).free < size:  # a write to a mapped file on a full disk ends the process
         raise OSError(errno.ENOSPC, f"{size:,} bytes are needed", str(folder))
     with tempfile.TemporaryFile(dir=folder) as file:
         file.truncate(size)
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
-def _index_dtype(num_rows: int) -> type[np.integer[Any]]:
-    return np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
-
-
 def _split(value: Any, size: int) -> Iterable[Any]:
-    """A batch, or a part of one, `size` rows at a time; what is no tensor is repeated."""
+    """Return the parts of a batch of `size` rows each; values that are not tensors are repeated."""
     if isinstance(value, Tensor):
         return torch.split(value, size)
     if is_dataclass(value) and not isinstance(value, ActionHead):
@@ -233,40 +223,30 @@ def _split(value: Any, size: int) -> Iterable[Any]:
     return repeat(value)
 
 
-def _episodes(episode: NDArray[np.int64], step: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """An order in which each episode is contiguous and in time, and where in it each episode begins."""
-    order = np.lexsort((step, episode))
-    return order, np.append(np.searchsorted(episode[order], np.arange(episode.max() + 1)), len(order))
+def episode_rows(columns: Columns) -> list[NDArray[np.int64]]:
+    """Return the rows of each episode in order of time."""
+    order = np.lexsort((columns["step"], columns["episode"]))
+    return np.split(order, np.flatnonzero(np.diff(columns["episode"][order])) + 1)
 
 
-def _returns_to_go(
-    columns: dict[str, NDArray[Any]], order: NDArray[np.int64], bounds: NDArray[np.int64], gamma: float
-) -> NDArray[np.float32]:
-    """sum_k gamma^k r_{t+k}, bootstrapped with the teacher's value where an episode was cut."""
-    out = np.empty(len(order), np.float32)
-    for start, end in pairwise(bounds):
-        rows = order[start:end]
+def _returns_to_go(columns: Columns, episodes: list[NDArray[np.int64]], gamma: float) -> NDArray[np.float32]:
+    """Return sum_k gamma^k r_{t+k}, bootstrapped with the value of the teacher if the episode did not terminate."""
+    returns = np.empty(len(columns["reward"]), np.float32)
+    for rows in episodes:
         rewards = columns["reward"][rows].astype(np.float64)
         last = rows[-1]
         if not columns["terminated"][last] and "next_value" in columns:
             rewards[-1] += gamma * columns["next_value"][last]
-        out[rows] = lfilter([1.0], [1.0, -gamma], rewards[::-1])[::-1]
-    return out
+        returns[rows] = lfilter([1.0], [1.0, -gamma], rewards[::-1])[::-1]
+    return returns
 
 
-def _heldout(
-    columns: dict[str, NDArray[Any]], order: NDArray[np.int64], bounds: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Hold an episode out by the hash of what happened in it, so that equal ones are never on both sides."""
-    keys = []
-    for start, end in pairwise(bounds):
-        rows = order[start:end]
-        content = columns["action"][rows].tobytes() + columns["reward"][rows].tobytes()
-        keys.append(int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64)
-    key = np.array(keys)
-    if len(set(keys)) < 2:
-        raise ConfigError("the dataset holds fewer than two distinct episodes: collect more steps or add epsilon noise")
-    held = key < HELDOUT_FRACTION
-    held = (held | (key == key.min())) & (key != key.max())
-    chosen: NDArray[np.bool_] = held[columns["episode"]]
-    return chosen
+def _heldout(columns: Columns, episodes: list[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """Hold out episodes by the hash of their actions and rewards, so that equal ones are on the same side."""
+    contents = (columns["action"][rows].tobytes() + columns["reward"][rows].tobytes() for rows in episodes)
+    hashes = np.array([int.from_bytes(hashlib.sha256(content).digest()[:8], "big") / 2**64 for content in contents])
+    if len(np.unique(hashes)) < 2:
+        raise ConfigError("dataset: fewer than two distinct episodes. Collect more steps, or set collect.epsilon.")
+    heldout = (hashes < HELDOUT_FRACTION) | (hashes == hashes.min())
+    mask: NDArray[np.bool_] = (heldout & (hashes != hashes.max()))[columns["episode"]]
+    return mask

@@ -1,4 +1,4 @@
-"""Frame stacks put together from frames that are stored once."""
+"""Frame stacks from frames that are stored once."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def stack_frames(
     """Gather the last `depth` frames before and at each index, oldest first.
 
     Args:
-        frames: `[N, *frame]`, one row a step; row `i - k * stride` (modulo N) is the frame k steps before row `i`.
-        index: `[B]`, the row of the newest frame of each stack.
-        age: `[B]`, steps since the episode began (0 at its first observation). Frames from before that are padding.
-        depth: frames in a stack.
-        padding: what stands before the first frame: `zero` (ale-py) or `repeat` of the first frame (Gymnasium).
-        stride: rows from one step of an episode to its next.
+        frames: `[N, *frame]`; row `i - k * stride` (modulo N) is the frame k steps before row `i`.
+        index: `[B]`, row of the newest frame of each stack.
+        age: `[B]`, steps since the episode began (0 at its first observation). Earlier frames are padding.
+        depth: Frames in a stack.
+        padding: `zero` (ale-py), or `repeat` of the first frame (Gymnasium).
+        stride: Rows between two steps of an episode.
 
     Returns:
         `[B, depth, *frame]` of the dtype of `frames`, channels last in memory, as CPUs convolve them fastest.

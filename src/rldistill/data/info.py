@@ -1,4 +1,4 @@
-"""What a dataset on disk holds, for people."""
+"""Summary of a dataset on disk."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ from rldistill.data.manifest import Manifest
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """The manifest in a few lines; nothing but the manifest is read."""
+    """Return a summary of the manifest; the blocks are not read."""
     folder = dataset_folder(path)
     manifest = Manifest.read(folder)
     spec = manifest.spec
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return {
         "folder": str(folder),
-        "env": manifest.document["env"]["id"],
+        "env": manifest.env.id,
         "steps": manifest.num_steps,
-        "rounds": len({block["round"] for block in manifest.blocks}),
+        "rounds": len({block.round for block in manifest.blocks}),
         "blocks": len(manifest.blocks),
         "observations": f"{spec.obs_dtype}{list(spec.obs_shape)}",
         "labels": spec.head.kind,
         "bytes": size,
-        "exact": manifest.document.get("exact", True),
+        "exact": manifest.exact,
     }
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Compare every block with its hash and read them all.
-
-    Raises:
-        CorruptArtifactError: a block is missing, truncated or altered.
-    """
+    """Compare every block with its hash and read it; raise CorruptArtifactError for a damaged one."""
     dataset = Dataset.read([dataset_folder(path)], verify=True)
     return {
         **describe(path),
@@ -44,6 +40,6 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def dataset_folder(path: Path) -> Path:
-    """The dataset that a path means: itself, or that of the run whose folder it is."""
+    """Return the folder of a dataset, given itself or the folder of its run."""
     inside = path / "dataset"
     return inside if (inside / "manifest.json").exists() and not (path / "manifest.json").exists() else path

@@ -1,241 +1,242 @@
-"""The manifest of a dataset: what was asked, round by round, and which blocks answer it."""
+"""Manifest of a dataset: its environment, its rounds of collection and their blocks."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr
+
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import Block, BlockKey
+from rldistill.data.blocks import STEP, Block, BlockKey, write_block
+from rldistill.envs.config import EnvConfig
 from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
+from rldistill.io.documents import Document
+from rldistill.io.stage_inputs import StageInputs, canonical
 
-SCHEMA = 2
-TEACHER_SPEC = "teacher_spec"
+FILE = "manifest.json"
+SCHEMA: Literal[3] = 3
+RESUME = "Collect it again: `rldistill collect FILE --resume`."
 
 
-@dataclass
-class Manifest:
-    """`manifest.json` of a dataset's folder."""
+def _parse_spec(value: Any) -> PolicySpec:
+    try:
+        return value if isinstance(value, PolicySpec) else PolicySpec.from_json(value)
+    except (KeyError, TypeError, AttributeError, SpecMismatchError) as error:
+        raise ValueError(f"is not the specification of a policy ({error_text(error)})") from None
 
-    folder: Path
-    document: dict[str, Any]
+
+Spec = Annotated[PolicySpec, PlainValidator(_parse_spec), PlainSerializer(PolicySpec.to_json)]
+
+
+class BlockEntry(Document):
+    """One block: its file, its place in the collection, and the hash of its bytes."""
+
+    file: Annotated[str, Field(pattern=r"^blocks/[\w-]+\.parquet$")]
+    round: Annotated[int, Field(ge=0)]
+    stream: Annotated[int, Field(ge=0)]
+    block: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1)]
+    exact: bool
+    sha256: str
+
+
+class Round(Document):
+    """One round of collection: its teacher, None if unknown, and the inputs that its data depend on."""
+
+    envs_per_stream: Annotated[int, Field(ge=1)]
+    teacher: str | None
+    inputs: dict[str, Any]
+
+
+class Manifest(Document):
+    """`manifest.json` in the folder of a dataset.
+
+    Attributes:
+        env: Environment in which the data were collected.
+        spec: Observations of the student, and the head of the labels.
+        teacher_spec: Observations of the teacher, if they are stored beside those of the student.
+        rounds: Rounds of collection, of which the last may be incomplete.
+        blocks: Blocks of the complete rounds.
+    """
+
+    model_config = ConfigDict(frozen=False)
+    advice = "Collect again: `rldistill collect FILE --overwrite`."
+
+    schema_version: Literal[3] = Field(alias="schema")
+    env: EnvConfig
+    spec: Spec
+    teacher_spec: Spec | None
+    rounds: dict[int, Round]
+    blocks: list[BlockEntry]
+    _folder: Path = PrivateAttr()
 
     @classmethod
-    def open(
+    def new(
         cls,
         folder: Path,
-        env: Any,
+        env: EnvConfig,
         spec: PolicySpec,
-        round: int,
-        request: dict[str, Any],
-        teacher_spec: PolicySpec | None = None,
+        teacher_spec: PolicySpec | None,
+        rounds: Mapping[int, Round],
     ) -> Manifest:
-        """The manifest of a collection about to run `round`; one that is there must ask for the same things.
-
-        `request` names the `teacher`; a dataset from before that may hold the labels of another, which is warned of.
-        `teacher_spec` is of the teacher's view, where it is stored beside the student's.
-        """
-        path = folder / "manifest.json"
-        asked = {"schema": SCHEMA, "env": dataclasses.asdict(env), "spec": spec.to_json()}
-        seen = {} if teacher_spec is None else {TEACHER_SPEC: teacher_spec.to_json()}
-        document = _as_json(asked | seen | {"rounds": {}, "blocks": [], "exact": True})
-        if path.exists():
-            manifest = cls.read(folder)
-            document = manifest.document
-            manifest.require_teacher(request["teacher"], round)
-            if any("teacher" not in known for known in document["rounds"].values()):
-                warnings.warn(
-                    f"{path} does not tell whose labels it holds; expected {request['teacher']}", stacklevel=3
-                )
-            for key, value in _as_json(asked).items():
-                if document[key] != value:
-                    was, now = _differing(document[key], value)
-                    raise ConfigError(
-                        f"{path}: {key} has {was}, but {now} is asked for now; name another folder (folder=...), or "
-                        "collect again with --overwrite"
-                    )
-        known = document["rounds"].setdefault(str(round), _as_json(request))
-        for key, value in _as_json(request).items():
-            if key != "teacher" and known.get(key) != value:
-                raise ConfigError(
-                    f"{path}: round {round} was begun with {key} = {known.get(key)}, now it is {value}. "
-                    "Go on with the old value, or collect again: `rldistill collect FILE --overwrite`."
-                )
-        write_json(path, document)
-        return cls(folder, document)
-
-    @classmethod
-    def derived(cls, folder: Path, other: Manifest, spec: PolicySpec, rounds: dict[str, Any]) -> Manifest:
-        """A new manifest of the same environment as another, without blocks so far."""
-        asked = {"schema": SCHEMA, "env": other.document["env"], "spec": spec.to_json(), "rounds": rounds}
-        seen = {key: value for key, value in other.document.items() if key == TEACHER_SPEC}
-        return cls(folder, _as_json(asked | seen | {"blocks": [], "exact": True}))
+        """Return a manifest without blocks, which is not written yet."""
+        manifest = cls(schema=SCHEMA, env=env, spec=spec, teacher_spec=teacher_spec, rounds={**rounds}, blocks=[])
+        manifest._folder = folder
+        return manifest
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and check; raises CorruptArtifactError for what is not a manifest of ours."""
-        path = folder / "manifest.json"
+        """Read the manifest of a folder; raise CorruptArtifactError if it is missing or not valid."""
+        path = folder / FILE
         try:
-            document = read_json(path)
+            manifest = cls.parse(read_json(path), path)
         except CorruptArtifactError as error:
             if not path.exists():
                 raise
-            raise CorruptArtifactError(f"{error}; `rldistill collect FILE --overwrite` makes it anew") from None
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-            found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            raise CorruptArtifactError(f"{path}: schema {found}; this version reads schema {SCHEMA}; collect again")
-        for key, kind in {"env": dict, "spec": dict, "rounds": dict, "blocks": list}.items():
-            if not isinstance(document.get(key), kind):
-                raise CorruptArtifactError(f"{path}: {key} is missing or not a {kind.__name__}")
-        return cls(folder, document)
+            advice = "" if cls.advice in str(error) else f" {cls.advice}"
+            raise CorruptArtifactError(f"{error}{advice}") from None
+        manifest._folder = folder
+        return manifest
+
+    def begin_round(self, number: int, inputs: StageInputs) -> Manifest:
+        """Add a round of this manifest to the one in its folder, if there is one, and write it.
+
+        Raises:
+            ConfigError: The dataset has another environment or teacher, or the round began with other `inputs`.
+        """
+        path, round = self.folder / FILE, self.rounds[number]
+        manifest = Manifest.read(self.folder) if path.exists() else self
+        assert round.teacher is not None
+        manifest.require_teacher(round.teacher, number)
+        if any(known.teacher is None for known in manifest.rounds.values()):
+            warnings.warn(f"{path}: the teacher of its labels is unknown; expected {round.teacher}", stacklevel=3)
+        known = {"env": canonical(manifest.env), "spec": canonical(manifest.spec)}
+        StageInputs("collect", {"env": self.env, "spec": self.spec}).require_equal(known, str(path))
+        if number in manifest.rounds:
+            inputs.require_equal(manifest.rounds[number].inputs, f"{path}: rounds.{number}")
+        else:
+            manifest.rounds[number] = round
+        manifest.write()
+        return manifest
+
+    def write(self) -> None:
+        """Write `manifest.json`."""
+        write_json(self.folder / FILE, self.model_dump(by_alias=True))
 
     @property
-    def spec(self) -> PolicySpec:
-        """What the observations are and what the labels mean."""
-        return self._spec_in("spec")
-
-    @property
-    def teacher_spec(self) -> PolicySpec | None:
-        """What the environment shows its teacher, where that is stored beside what it shows its student."""
-        return self._spec_in(TEACHER_SPEC) if TEACHER_SPEC in self.document else None
-
-    def _spec_in(self, key: str) -> PolicySpec:
-        try:
-            return PolicySpec.from_json(self.document[key])
-        except (KeyError, TypeError, AttributeError, SpecMismatchError) as error:
-            raise CorruptArtifactError(f"{self.folder / 'manifest.json'}: {key}: {error}") from None
-
-    @property
-    def blocks(self) -> list[dict[str, Any]]:
-        blocks: list[dict[str, Any]] = self.document["blocks"]
-        return blocks
+    def folder(self) -> Path:
+        return self._folder
 
     @property
     def digest(self) -> str:
-        """A hash of all that is in it."""
-        return hashlib.sha256(" ".join(block["sha256"] for block in self.blocks).encode()).hexdigest()
+        """Hash of the content of all blocks."""
+        return hashlib.sha256(" ".join(block.sha256 for block in self.blocks).encode()).hexdigest()
 
     @property
     def num_steps(self) -> int:
         """Environment steps in all blocks."""
-        return sum(block["steps"] for block in self.blocks)
+        return sum(block.steps for block in self.blocks)
 
-    def require_teacher(self, teacher: str, round: int | None = None) -> None:
-        """Raise ConfigError if the labels, of a `round` that has begun those in it, are another teacher's."""
-        rounds = self.document["rounds"]
-        asked = [rounds[str(round)]] if str(round) in rounds else rounds.values()
-        known = [request["teacher"] for request in asked if "teacher" in request]
+    @property
+    def exact(self) -> bool:
+        """True if every interrupted episode was continued exactly."""
+        return all(block.exact for block in self.blocks)
+
+    def require_teacher(self, teacher: str, number: int | None = None) -> None:
+        """Raise ConfigError if the labels, of the round `number` if it has begun, are those of another teacher."""
+        rounds = [self.rounds[number]] if number in self.rounds else self.rounds.values()
+        known = [round.teacher for round in rounds if round.teacher is not None]
         if known and teacher not in known:
             raise ConfigError(
-                f"{self.folder}: it was collected with the teacher {' and '.join(dict.fromkeys(known))}, now it is "
-                f"{teacher}. Go on with the old one, collect again (`rldistill collect FILE --overwrite`), or let the "
-                "new one label what is there: `rldistill dataset relabel`."
+                f"{self.folder}: collected with the teacher {' and '.join(dict.fromkeys(known))}, now it is {teacher}. "
+                "Use the old teacher, collect again (`rldistill collect FILE --overwrite`), or label the same states "
+                "with the new teacher (`rldistill dataset relabel`)."
             )
 
-    def has_round(self, round: int) -> bool:
-        return any(block["round"] == round for block in self.blocks)
+    def require_complete(self, number: int | None = None) -> None:
+        """Raise CorruptArtifactError if the round `number`, or every round by default, has no blocks."""
+        if not any(number is None or block.round == number for block in self.blocks):
+            raise CorruptArtifactError(f"{self.folder}: the collection is not complete. Continue it with --resume.")
 
-    def has_files_of(self, round: int) -> bool:
-        """Whether the round is complete, and no block of it was lost since."""
-        files = [self.folder / block["file"] for block in self.blocks if block["round"] == round]
+    def has_round(self, number: int) -> bool:
+        """Return True if the round is complete."""
+        return any(block.round == number for block in self.blocks)
+
+    def has_files_of(self, number: int) -> bool:
+        """Return True if the round is complete and the files of all its blocks exist."""
+        files = [self.folder / block.file for block in self.blocks if block.round == number]
         return bool(files) and all(file.exists() for file in files)
 
-    def add_round(self, round: int, entries: list[dict[str, Any]]) -> None:
-        """Take up the blocks of a round that is complete."""
-        self.document["blocks"] = [block for block in self.blocks if block["round"] != round]
-        self.add_blocks(entries)
-
-    def add_blocks(self, entries: list[dict[str, Any]]) -> None:
-        """Take up blocks that are complete, and write the manifest."""
-        self.document["blocks"] = self.blocks + entries
-        self.document["exact"] = all(block["exact"] for block in self.blocks)
-        write_json(self.folder / "manifest.json", self.document)
+    def add_blocks(self, entries: Iterable[BlockEntry]) -> None:
+        """Add blocks, in place of the earlier ones of the same rounds, and write the manifest."""
+        new = [*entries]
+        replaced = {entry.round for entry in new}
+        self.blocks = [block for block in self.blocks if block.round not in replaced] + new
+        self.write()
 
     def check(self) -> None:
-        """Compare every block with its hash; raises CorruptArtifactError for the first that differs."""
+        """Compare every block with its hash; raise CorruptArtifactError for the first that differs."""
         for block in self.blocks:
-            path = self.folder / block["file"]
+            path = self.folder / block.file
             if not path.exists():
-                raise CorruptArtifactError(
-                    f"{path}: the block is missing; `rldistill collect FILE --resume` plays it again"
-                )
-            if sha256_file(path) != block["sha256"]:
-                raise CorruptArtifactError(
-                    f"{path}: its bytes are not those that were written; delete it, and "
-                    "`rldistill collect FILE --resume` plays it again"
-                )
+                raise CorruptArtifactError(f"{path}: the block is missing. {RESUME}")
+            if sha256_file(path) != block.sha256:
+                raise CorruptArtifactError(f"{path}: its bytes have changed. Delete it. {RESUME}")
 
 
-def manifest_entry(key: BlockKey, path: Path, block: Block, steps: int) -> dict[str, Any]:
-    """What a manifest says of one block."""
-    return {
-        "file": key.file,
-        **dataclasses.asdict(key),
-        "steps": steps,
-        "rows": len(block.columns["kind"]),
-        "exact": block.exact,
-        "sha256": sha256_file(path),
-    }
+def store_block(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
+    """Write a block into the folder of a dataset; return its entry of the manifest."""
+    write_block(folder / key.file, block)
+    return block_entry(folder, key, block)
 
 
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """`value` as it will be read back: tuples are lists in JSON."""
-
-    def convert(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: convert(inner) for key, inner in item.items()}
-        return [convert(inner) for inner in item] if isinstance(item, list | tuple) else item
-
-    return {key: convert(item) for key, item in value.items()}
-
-
-def _differing(one: Any, other: Any) -> tuple[Any, Any]:
-    """Both, without what they have in common."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return one, other
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    return {key: one.get(key) for key in keys}, {key: other.get(key) for key in keys}
+def block_entry(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
+    """Return the entry of the manifest for a block that is written."""
+    return BlockEntry(
+        file=key.file,
+        round=key.round,
+        stream=key.stream,
+        block=key.block,
+        steps=int((block.columns["kind"] == STEP).sum()),
+        rows=len(block.columns["kind"]),
+        exact=block.exact,
+        sha256=sha256_file(folder / key.file),
+    )
 
 
 @contextmanager
 def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[None]:
-    """Prepare a folder for a dataset that is made of others within; only another dataset may be thrown away for it.
-
-    What fails leaves no part of a dataset there, since it could not be gone on with.
+    """Prepare the folder of a dataset that is made from others; an error within the block leaves no part of it.
 
     Raises:
-        ConfigError: a source is in `folder`, or something that is no dataset, or a dataset and `mode` is "new".
+        ConfigError: A source is in `folder`, `mode` is "resume", or "overwrite" and the folder is no dataset.
     """
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"--out: {source} is in {folder}, and stays as it is; name another folder")
-    if (
-        mode == "overwrite"
-        and folder.exists()
-        and not {item.name for item in folder.iterdir()} <= {"manifest.json", "blocks"}
-    ):
-        raise ConfigError(f"--out: {folder} holds more than a dataset, and is not thrown away; name another folder")
-    there = folder.exists()
-    open_stage(folder, folder / "manifest.json", mode, allowed=("new", "overwrite"))
+            raise ConfigError(f"--out: {source} is in {folder} and must stay as it is. Choose another folder.")
+    if mode == "overwrite" and folder.exists() and not {item.name for item in folder.iterdir()} <= {FILE, "blocks"}:
+        raise ConfigError(f"--out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
+    existed = folder.exists()
+    open_stage(folder, folder / FILE, mode, ("new", "overwrite"))
     try:
         yield
     except BaseException:
-        discard(folder, there)
+        discard(folder, keep_folder=existed)
         raise
 
 
-def discard(folder: Path, there: bool) -> None:
-    """Take away a dataset that came to nothing, with its folder unless that was `there` before."""
+def discard(folder: Path, keep_folder: bool) -> None:
+    """Delete a dataset."""
     shutil.rmtree(folder / "blocks", ignore_errors=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
-    if not there:
+    (folder / FILE).unlink(missing_ok=True)
+    if not keep_folder:
         with suppress(OSError):  # somebody put something else there
             folder.rmdir()

@@ -209,7 +209,7 @@ class Trainer:
             assert state is not None
             starts = window.starts.to(self.device)
             output, state = self.policy.unroll(batch.obs, starts, state.detach().to(self.device))
-            yield window.done, batch, output
+            yield window.progress, batch, output
 
     def copy_weights(self) -> Weights:
         """Return a copy of the weights on the CPU."""

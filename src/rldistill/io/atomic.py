@@ -49,7 +49,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise CorruptArtifactError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path}: not valid JSON ({error}); was it cut short or edited?") from None
+        raise CorruptArtifactError(f"{path}: not valid JSON ({error}). The file was cut or changed.") from None
 
 
 def sha256_file(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -19,15 +19,16 @@ class Document(BaseModel):
     """JSON object in which every field is required and no other is allowed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    advice: ClassVar[str] = CHANGED
 
     @classmethod
-    def read(cls: type[M], value: Any, path: Path) -> M:
+    def parse(cls: type[M], value: Any, path: Path) -> M:
         """Return the model of a JSON value that was read from `path`; raise CorruptArtifactError if it is none."""
-        document: M = read_value(cls, value, path)
+        document: M = read_value(cls, value, path, advice=cls.advice)
         return document
 
 
-def read_value(annotation: Any, value: Any, path: Path, field: str = "") -> Any:
+def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice: str = CHANGED) -> Any:
     """Return a JSON value as its annotated type.
 
     Raises:
@@ -39,7 +40,7 @@ def read_value(annotation: Any, value: Any, path: Path, field: str = "") -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(filter(None, [field, *_location(first["loc"], value)]))
-        raise CorruptArtifactError(f"{path}: {where}: {_problem(first)}. {CHANGED}") from None
+        raise CorruptArtifactError(f"{path}: {where}: {_problem(first)}. {advice}") from None
 
 
 def _location(loc: tuple[int | str, ...], value: Any) -> list[str]:
@@ -59,7 +60,7 @@ def _problem(error: Any) -> str:
     match error["type"]:
         case "missing":
             return "is missing"
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return "is an unknown field"
         case "value_error":
             return str(error["ctx"]["error"])

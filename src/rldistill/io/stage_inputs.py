@@ -61,11 +61,11 @@ class StageInputs:
     def require_equal(self, known: Mapping[str, Any], where: str) -> None:
         """Raise ConfigError if the inputs read from JSON are others; keys that have no value now are not compared."""
         for key, value in self.values.items():
-            if (difference := _difference(known.get(key), value, key)) is not None:
+            if (difference := first_difference(known.get(key), value, key)) is not None:
                 name, was, now = difference
                 raise ConfigError(
-                    f"{where}: {name} was {_text(was)}, now it is {_text(now)}. Go on with the old value, or "
-                    f"{self.advice}"
+                    f"{where}: {name} was {format_json(was)}, now it is {format_json(now)}. "
+                    f"Go on with the old value, or {self.advice}"
                 )
 
     def open_folder(self, folder: Path, result: str, mode: Mode) -> bool:
@@ -129,7 +129,7 @@ def _name(cls: Any) -> str:
     return str(cls.__qualname__) if _is_own(cls) else f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _difference(known: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
+def first_difference(known: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
     """Return the first difference between JSON and a value: its key and both values; None if they are equal."""
     pairs: Iterator[tuple[Any, Any, Any]]
     if dataclasses.is_dataclass(now) and isinstance(known, dict) and known.get("type") == _name(type(now)):
@@ -145,7 +145,7 @@ def _difference(known: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
     else:
         value = canonical(now)
         return None if known == value else (key, known, value)
-    differences = (_difference(was, is_now, f"{key}.{name}") for name, was, is_now in pairs)
+    differences = (first_difference(was, is_now, f"{key}.{name}") for name, was, is_now in pairs)
     return next((difference for difference in differences if difference is not None), None)
 
 
@@ -153,14 +153,14 @@ def _holds_records(known: Any) -> bool:
     return isinstance(known, list) and any(isinstance(item, dict) for item in known)
 
 
-def _text(value: Any) -> str:
+def format_json(value: Any) -> str:
     """Return canonical JSON in the form of the call that makes its dataclass."""
     if isinstance(value, dict):
-        items = {key: _text(item) for key, item in value.items() if key != "type"}
+        items = {key: format_json(item) for key, item in value.items() if key != "type"}
         if "type" not in value:
             return f"{{{', '.join(f'{key}: {item}' for key, item in items.items())}}}"
         arguments = ", ".join(f"{key}={item}" for key, item in items.items())
         return f"{value['type']}({arguments})" if items else str(value["type"])
     if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(format_json, value))}]"
     return "none" if value is None else str(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rldistill.collection.collect import spec_of_data
+from rldistill.collection.collect import collected_spec
 from rldistill.collection.relabel import relabel
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import Policy
@@ -41,7 +41,7 @@ class BornAgain(FromDataset):
         """Raise for students that do not fit the teacher, and for losses that do not fit a student as teacher."""
         super().check(run, teacher)
         terms = policy_terms(run.distill.losses)
-        second = student_spec(spec_of_data(run.env, teacher), terms)
+        second = student_spec(collected_spec(run.env, teacher), terms)
         require_comparable(terms, second.head, student_spec(second, terms).head)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rldistill.collection.collect import spec_of_data
+from rldistill.collection.collect import collected_spec
 from rldistill.core.fields import validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill, require_fit
@@ -17,7 +17,7 @@ class FromDataset(Recipe):
 
     def check(self, run: Run, teacher: Policy) -> None:
         """Raise for a student or a loss that does not fit the labels of the teacher."""
-        spec = spec_of_data(run.env, teacher)
+        spec = collected_spec(run.env, teacher)
         for student in run.students.values():
             require_fit(student, run.distill, spec)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.collection.collect import collect
-from rldistill.collection.relabel import relabel, shown_spec
+from rldistill.collection.relabel import relabel, teacher_spec
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.data import merge as merging
 from rldistill.data.info import dataset_folder, describe
 from rldistill.data.manifest import Manifest
-from rldistill.data.minari.export import PREFIX, export_minari
+from rldistill.data.minari.common import PREFIX
+from rldistill.data.minari.export import export_minari
 from rldistill.data.minari.read import import_minari
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import track
@@ -29,9 +30,9 @@ def relabel_dataset(
     source = dataset_folder(path)
     manifest = Manifest.read(source)
     try:
-        policy = teacher.load(shown_spec(manifest))
+        policy = teacher.load(teacher_spec(manifest))
     except (SpecMismatchError, UntrustedFileError) as error:
-        if manifest.document["env"].get("views") is None or manifest.teacher_spec is not None:
+        if manifest.env.views is None or manifest.teacher_spec is not None:
             raise
         raise SpecMismatchError(
             f"{error}; {source} holds only the observations of the student. For a teacher with another view, collect "
@@ -54,7 +55,7 @@ def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
             f'{folder}: the collection is not complete. Continue it with mode="resume" (`rldistill collect FILE '
             "--resume`)."
         )
-    number = 1 + max(int(key) for key in manifest.document["rounds"] if manifest.has_round(int(key)))
+    number = 1 + max(number for number in manifest.rounds if manifest.has_round(number))
     with track("collect", "steps", quiet) as progress:
         config = dataclasses.replace(run.collect, steps=steps)
         collect(

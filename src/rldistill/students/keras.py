@@ -37,7 +37,7 @@ from rldistill.core.imports import import_name
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import write_atomic
-from rldistill.io.hdf5 import arrays_inside
+from rldistill.io.hdf5 import iterate_arrays
 from rldistill.io.untrusted import MAX_WEIGHTS, read_member, require_small
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
@@ -309,7 +309,7 @@ def _count_stored(path: Path, weights: bytes) -> int:
 
     count = 0
     with h5py.File(io.BytesIO(weights), "r") as file:
-        for name, item in arrays_inside(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, packed=64):
+        for name, item in iterate_arrays(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, max_ratio=64):
             if item.dtype.kind not in "fiu":
                 raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
             count += math.prod(item.shape)

@@ -70,7 +70,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     schema = value.get("schema") if isinstance(value, dict) else type(value).__name__
     if type(schema) is not int or schema != SCHEMA:
         raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
-    document = PolicyDocument.read(value, path)
+    document = PolicyDocument.parse(value, path)
     policy = _build(document, path)
     tensors = _read_tensors(folder / TENSORS, document.sha256)
     # Copies, since the file's own memory is neither aligned nor kept open.

@@ -1,4 +1,4 @@
-"""One episode of Minari as columns of ours; numbers that cannot be are refused."""
+"""Conversion of an episode of Minari to columns; invalid numbers are refused."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from numpy.typing import NDArray
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import FINAL, LABELS, STEP
-from rldistill.data.minari.export import SEEN, one_longer
+from rldistill.data.blocks import FINAL, LABELS, STEP, Columns
+from rldistill.data.minari.common import TEACHER_OBS, append_row
 
-AGAIN = "download or export it again"
-Columns = dict[str, NDArray[Any]]
+ADVICE = "Download or export it again."
 
 
-def episode_columns(where: str, episode: Any, number: int, spec: PolicySpec, infos: dict[str, NDArray[Any]]) -> Columns:
-    """An episode of Minari as the steps of a block and the one observation that they led to at last.
+def episode_columns(where: str, episode: Any, number: int, spec: PolicySpec, infos: Columns) -> Columns:
+    """Return the rows of a block for an episode: its steps, and one row for its last observation.
 
-    `infos` are those that we wrote, none of an episode from elsewhere. Raises CorruptArtifactError for numbers that do
-    not fit the spec.
+    Args:
+        where: Name of the episode in errors.
+        episode: Episode of Minari.
+        number: Number of the episode.
+        spec: Specification that its arrays must fit.
+        infos: Our infos; empty for an episode that we did not export.
+
+    Raises:
+        CorruptArtifactError: An array does not fit the spec.
     """
     steps = len(episode)
     if not steps:
-        raise CorruptArtifactError(f"{where}: found no steps, expected one at least; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found no steps, expected at least one. {ADVICE}")
     reward = _numbers(f"{where}: rewards", episode.rewards, (steps,), np.float32)
     terminated = _numbers(f"{where}: terminations", episode.terminations, (steps,), np.bool_)
     truncated = _numbers(f"{where}: truncations", episode.truncations, (steps,), np.bool_)
@@ -47,18 +53,18 @@ def episode_columns(where: str, episode: Any, number: int, spec: PolicySpec, inf
         "slot": np.zeros(steps, np.int16),
         **_labels(infos, action, spec.head, steps),
     }
-    if SEEN in infos:
-        columns[SEEN] = infos[SEEN]
-    columns = {name: column if name in ("obs", SEEN) else one_longer(column) for name, column in columns.items()}
+    if TEACHER_OBS in infos:
+        columns[TEACHER_OBS] = infos[TEACHER_OBS]
+    columns = {name: column if name in ("obs", TEACHER_OBS) else append_row(column) for name, column in columns.items()}
     columns["kind"] = np.append(np.full(steps, STEP, np.int8), np.int8(FINAL))
     return columns
 
 
-def our_infos(where: str, episode: Any, spec: PolicySpec, seen: PolicySpec | None) -> dict[str, NDArray[Any]]:
-    """The infos of an episode that we wrote; raises CorruptArtifactError for what does not fit the specs."""
+def exported_infos(where: str, episode: Any, spec: PolicySpec, teacher_spec: PolicySpec | None) -> Columns:
+    """Return the infos of an episode that we exported; raise CorruptArtifactError if they do not fit the specs."""
     infos = episode.infos if isinstance(episode.infos, dict) else {}
     rows, labels = len(episode) + 1, (spec.head.num_params,)
-    wanted: dict[str, tuple[tuple[int, ...], Any]] = {
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "teacher": (labels, np.float32),
         "next_teacher": (labels, np.float32),
         "value": ((), np.float32),
@@ -67,32 +73,32 @@ def our_infos(where: str, episode: Any, spec: PolicySpec, seen: PolicySpec | Non
         "actor": ((), np.int8),
         "cut": ((), np.bool_),
     }
-    if seen is not None:
-        wanted[SEEN] = ((math.prod(seen.obs_shape),), seen.obs_dtype)
-    needed = {"teacher", "next_teacher", SEEN}
-    kept = {
+    if teacher_spec is not None:
+        shapes[TEACHER_OBS] = ((math.prod(teacher_spec.obs_shape),), teacher_spec.obs_dtype)
+    required = {"teacher", "next_teacher", TEACHER_OBS}
+    arrays = {
         key: _numbers(f"{where}: infos: {key}", infos.get(key, ()), (rows, *shape), dtype)
-        for key, (shape, dtype) in wanted.items()
-        if key in infos or key in needed
+        for key, (shape, dtype) in shapes.items()
+        if key in infos or key in required
     }
-    if seen is not None:
-        kept[SEEN] = kept[SEEN].reshape(-1, *seen.obs_shape)
-    return kept
+    if teacher_spec is not None:
+        arrays[TEACHER_OBS] = arrays[TEACHER_OBS].reshape(-1, *teacher_spec.obs_shape)
+    return arrays
 
 
-def notes_of(episode: Any, spec: PolicySpec) -> set[str]:
-    """What of an episode is not quite as it was recorded, or not as its space says."""
-    kept = {"rewards": [episode.rewards], "actions": [episode.actions]}
-    kept["observations"] = [episode.observations[key] for key, _ in spec.parts]
+def conversion_notes(episode: Any, spec: PolicySpec) -> set[str]:
+    """Return notes on numbers that were rounded, and on actions outside their space."""
+    recorded = {"rewards": [episode.rewards], "actions": [episode.actions]}
+    recorded["observations"] = [episode.observations[key] for key, _ in spec.parts]
     notes = {
-        f"{what} are float64 there and were rounded to float32"
-        for what, arrays in kept.items()
+        f"{name} were rounded from float64 to float32"
+        for name, arrays in recorded.items()
         if any(map(_is_rounded, arrays))
     }
     if not spec.head.discrete:
         actions = np.asarray(episode.actions, np.float32).reshape(len(episode), -1)
         if ((actions < np.array(spec.head.low, np.float32)) | (actions > np.array(spec.head.high, np.float32))).any():
-            notes.add("some actions are beyond the bounds of its action_space, which a student never leaves")
+            notes.add("some actions are outside the bounds of its action_space, which a student never leaves")
     return notes
 
 
@@ -102,7 +108,7 @@ def _is_rounded(numbers: Any) -> bool:
 
 
 def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArray[Any]:
-    """The observations of an episode, the entries of dicts one after the other."""
+    """Return the observations of an episode; of a dict space, the entries one after the other."""
     entries = []
     for key, part in spec.entries.items():
         name = f"{where}: observations: {key}" if spec.parts else f"{where}: observations"
@@ -116,7 +122,7 @@ def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArra
 
 
 def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:
-    """The actions of an episode, `[T]` for one integer, `[T, A]` otherwise."""
+    """Return the actions of an episode, `[T]` for one integer, `[T, A]` otherwise."""
     array = np.asarray(found)
     if head.single_choice:
         array = _numbers(where, array, (steps,), np.int64)
@@ -129,8 +135,8 @@ def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[An
     return array
 
 
-def _labels(infos: dict[str, NDArray[Any]], action: NDArray[Any], head: ActionHead, steps: int) -> Columns:
-    """The teacher's labels, or the actions that were taken."""
+def _labels(infos: Columns, action: NDArray[Any], head: ActionHead, steps: int) -> Columns:
+    """Return the labels of the teacher if they were exported, and those of the actions otherwise."""
     if "teacher" in infos:
         return {name: infos[name][:steps] for name in LABELS if name in infos}
     taken = head.certain(torch.tensor(action)).numpy()
@@ -138,28 +144,28 @@ def _labels(infos: dict[str, NDArray[Any]], action: NDArray[Any], head: ActionHe
 
 
 def _numbers(where: str, found: Any, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """`found` as an array of that shape and dtype; raises CorruptArtifactError unless it holds just such numbers."""
+    """Return numbers as an array of this shape and dtype; raise CorruptArtifactError if they are not of this kind."""
     array = np.asarray(found)
     if array.dtype.kind not in "biuf":
-        raise CorruptArtifactError(f"{where}: found {array.dtype}, expected numbers; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found {array.dtype}, expected numbers. {ADVICE}")
     if array.shape != shape:
-        raise CorruptArtifactError(f"{where}: found shape {array.shape}, expected {shape}; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found shape {array.shape}, expected {shape}. {ADVICE}")
     with np.errstate(over="ignore", invalid="ignore"):
         held = array.astype(dtype, copy=False)
         finite = held.dtype.kind != "f" or np.isfinite(held.astype(np.float32, copy=False)).all()
     if not finite:
-        raise CorruptArtifactError(f"{where}: found NaN or infinite numbers, expected those of float32; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found NaN or infinite numbers, expected finite float32. {ADVICE}")
     if held.dtype.kind != "f" and not np.array_equal(held, array):
-        raise CorruptArtifactError(f"{where}: found {array.dtype} numbers, expected those of {held.dtype}; {AGAIN}")
+        raise CorruptArtifactError(f"{where}: found {array.dtype} numbers, expected those of {held.dtype}. {ADVICE}")
     return held
 
 
 def _require_choices(where: str, found: NDArray[Any], sizes: tuple[int, ...]) -> None:
-    """Raise CorruptArtifactError unless the integers of each row are choices of these sizes."""
+    """Raise CorruptArtifactError unless each row has integers below these sizes."""
     choices = found.reshape(len(found), -1)
     wrong = (choices < 0) | (choices >= np.array(sizes))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise CorruptArtifactError(
-            f"{where}: found {choices[row, column]} at step {row}, expected 0 to {sizes[column] - 1}; {AGAIN}"
+            f"{where}: found {choices[row, column]} at step {row}, expected 0 to {sizes[column] - 1}. {ADVICE}"
         )
