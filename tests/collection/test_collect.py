@@ -450,6 +450,6 @@ def test_a_reward_that_is_no_number_is_refused(teacher: NetworkPolicy, tmp_path:
             return obs, float("nan"), *rest
 
     gymnasium.register("Unrewarding-v0", lambda: Unrewarding(gymnasium.make("CartPole-v1")))
-    with pytest.raises(SpecMismatchError, match="a reward that is NaN"):
+    with pytest.raises(SpecMismatchError, match="a reward is NaN"):
         collect(EnvConfig("Unrewarding-v0"), teacher, CollectConfig(steps=64), tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -769,7 +769,7 @@ def pushes(spec: object) -> Any:
 def test_a_teacher_whose_file_tells_no_head_has_the_neutral_one(tmp_path: Path) -> None:
     env = EnvConfig("Pendulum-v1")
     torch.manual_seed(0)
-    spec = dataclasses.replace(spec_from_env(env), head=dataclasses.replace(spec_from_env(env).head, kind="gaussian"))
+    spec = dataclasses.replace(spec_from_env(env), head=spec_from_env(env).head.as_kind("gaussian"))
     collect(env, Mlp((4,)).build(spec).eval(), SMALL, tmp_path / "first")
     relabel_dataset(tmp_path / "first", SavedTeacher(f"{__name__}:pushes"), tmp_path / "other", False, "new", True)
     data = Dataset.read([tmp_path / "other"])

@@ -84,8 +84,8 @@ def make_class(name: str, fields: list[Any], module: str = "mine") -> Any:
 def test_new_field_with_a_default_changes_nothing(tmp_path: Path) -> None:
     old = make_class("Part", [("size", int)])
     new = make_class("Part", [("size", int), ("bias", float, field(default=0.5))])
-    inputs(part=old(3), parts=(Term(old(1)),)).write(tmp_path)
-    inputs(part=new(3), parts=(Term(new(1)),)).require_same(tmp_path)
+    inputs(part=old(3), parts=(old(1),)).write(tmp_path)
+    inputs(part=new(3), parts=(new(1),)).require_same(tmp_path)
     with pytest.raises(ConfigError, match=r"part\.bias was 0\.5, now it is 0\.25\."):
         inputs(part=new(3, 0.25)).require_same(tmp_path)
     inputs(part=new(3, 0.25)).write(tmp_path)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError
+from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Views, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
@@ -23,6 +24,8 @@ from rldistill.distillation.distill import distill
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
+from rldistill.losses import ForwardKL
+from rldistill.losses.objective import Term, total_loss
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Mlp
 from rldistill.students.gru import GruPolicy
@@ -35,16 +38,17 @@ BLIND = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),))
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 9), st.booleans())
 def test_every_step_comes_once_and_in_its_order(dataset: Dataset, length: int, lanes: int, shuffled: bool) -> None:
-    rows = np.flatnonzero(dataset.heldout)
+    rows = np.arange(len(dataset))
     rng = np.random.default_rng(0) if shuffled else None
     # The labels hold the place of each step.
     columns = dataset.columns
     places = {name: columns[key].astype(np.float32) for name, key in (("reward", "episode"), ("return_to_go", "step"))}
     dataset = dataclasses.replace(dataset, columns=columns | places)
-    seen, began = [], 0
+    seen, began, padded = [], 0, 0
     last: dict[int, tuple[int, int]] = {}
     for window in windows(dataset, rows, length, lanes, rng):
         episode, step = window.batch.reward.numpy(), window.batch.return_to_go.numpy()
+        padded += int((window.batch.weight == 0).sum())
         for t, lane in np.argwhere(window.batch.weight.numpy() > 0):
             at = int(episode[t, lane]), int(step[t, lane])
             begins = bool(window.starts[t, lane])
@@ -55,6 +59,23 @@ def test_every_step_comes_once_and_in_its_order(dataset: Dataset, length: int, l
             seen.append(at)
     assert sorted(seen) == sorted(zip(columns["episode"][rows].tolist(), columns["step"][rows].tolist(), strict=True))
     assert began == len(set(columns["episode"][rows]))
+    assert (padded > 0) == (lanes > 1)  # episodes of these lengths never fill two lanes evenly
+
+
+def test_padding_does_not_count_in_the_loss(dataset: Dataset) -> None:
+    terms = (Term(ForwardKL(1.0)),)
+    padded = [w.batch for w in windows(dataset, np.arange(len(dataset)), 40, 5) if (w.batch.weight == 0).any()]
+    assert padded
+    for batch in padded:
+        params = torch.randn_like(batch.teacher.params)
+        loss = total_loss(terms, PolicyOutput(dataset.spec.head, params), batch, 1.0)
+        params[batch.weight == 0] = 100 * torch.randn_like(params[batch.weight == 0])
+        torch.testing.assert_close(total_loss(terms, PolicyOutput(dataset.spec.head, params), batch, 1.0), loss)
+        is_step = batch.weight > 0
+        steps = PolicyOutput(dataset.spec.head, params[is_step])
+        taught = PolicyOutput(dataset.spec.head, batch.teacher.params[is_step])
+        alone = dataclasses.replace(batch, teacher=taught, weight=batch.weight[is_step], reward=batch.reward[is_step])
+        torch.testing.assert_close(total_loss(terms, steps, alone, 1.0), loss)
 
 
 def test_unrolling_is_stepping(dataset: Dataset) -> None:

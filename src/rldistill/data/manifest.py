@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import warnings
@@ -10,9 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, ValidationError
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text
+from rldistill.core.fields import explain, read
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import STEP, Block, BlockKey, write_block
 from rldistill.envs.config import EnvConfig
@@ -25,6 +27,14 @@ SCHEMA: Literal[3] = 3
 RESUME = "Collect it again: `rldistill collect FILE --resume`."
 
 
+def _parse_env(value: Any) -> EnvConfig:
+    try:
+        env: EnvConfig = read(EnvConfig, value)
+    except ValidationError as error:
+        raise ValueError(explain(error.errors()[0])) from None
+    return env
+
+
 def _parse_spec(value: Any) -> PolicySpec:
     try:
         return value if isinstance(value, PolicySpec) else PolicySpec.from_json(value)
@@ -32,6 +42,7 @@ def _parse_spec(value: Any) -> PolicySpec:
         raise ValueError(f"is not the specification of a policy ({error_text(error)})") from None
 
 
+Env = Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
 Spec = Annotated[PolicySpec, PlainValidator(_parse_spec), PlainSerializer(PolicySpec.to_json)]
 
 
@@ -71,7 +82,7 @@ class Manifest(Document):
     advice = "Collect again: `rldistill collect FILE --overwrite`."
 
     schema_version: Literal[3] = Field(alias="schema")
-    env: EnvConfig
+    env: Env
     spec: Spec
     teacher_spec: Spec | None
     rounds: dict[int, Round]

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError, MissingExtraError
-from rldistill.data.manifest import Spec
-from rldistill.envs.config import EnvConfig
+from rldistill.data.manifest import Env, Spec
 from rldistill.io.documents import Document
 
 PREFIX = "minari:"
@@ -23,7 +22,7 @@ ORIGIN = "rldistill"
 class Origin(Document):
     """Our entry in the metadata of a dataset that we exported: its environment and its specifications."""
 
-    env: EnvConfig
+    env: Env
     spec: Spec
     teacher_spec: Spec | None
 

@@ -214,9 +214,7 @@ def _env(name: str, metadata: dict[str, Any]) -> EnvConfig:
     try:
         env_spec = json.loads(text)
         env = EnvConfig(env_spec["id"], env_spec.get("kwargs") or {})
-        if not isinstance(env.id, str) or not isinstance(env.kwargs, dict):
-            raise TypeError(f"the id is {short_repr(env.id)} and kwargs are {short_repr(env.kwargs)}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptArtifactError(
             f"{PREFIX}{name}: metadata.json: env_spec: expected JSON with an id and kwargs ({_describe(error)}). "
             f"{ADVICE}"
