@@ -75,8 +75,8 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("failure", "code", "said"),
     [
         (CorruptArtifactError("x.parquet: cut\nshort"), 2, "error: x.parquet: cut short\n"),
-        (KeyboardInterrupt(), 130, "stopped; go on with --resume\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: the disk is full (a/b): make room"),
+        (KeyboardInterrupt(), 130, "stopped; continue with --resume\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 2, "error: the disk is full (a/b). Make room"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x"), 2, "error: /proc/x: No such file or"),
         (MemoryError(), 2, "error: there is not enough memory"),
         (
@@ -84,7 +84,7 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
             2,
             "error: there is not enough memory",
         ),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: the disk is full: make room"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "error: the disk is full. Make room"),
     ],
 )
 def test_failures_end_in_one_line(
@@ -150,7 +150,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from rldistill.cli.main import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
-        "print([name for name in ('torch', 'numpy', 'gymnasium', 'yaml', 'rich') if name in sys.modules])"
+        "print([name for name in ('torch', 'numpy', 'gymnasium', 'yaml', 'rich', 'pydantic') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -163,7 +163,7 @@ def test_doctor_knows_every_extra() -> None:
     found = json.loads(result.stdout)
     assert found["cores"] >= 1
     assert found["versions"]["torch"].startswith("2.")
-    assert "Pong among them" in found["roms"]
+    assert "with Pong" in found["roms"]
     assert set(found["extras"]) == set(EXTRAS)
     assert "python" in CliRunner().invoke(app, ["doctor"]).stdout
 

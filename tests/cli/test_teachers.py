@@ -92,13 +92,13 @@ def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
     assert result.exit_code == 2
     assert "Did you mean 'pong-dqn'?" in result.stderr
-    asked = ["teachers", "verify", "q.onnx", "--env", "CartPole-v1", "--head", "probs"]
+    asked = ["teachers", "verify", "{path: q.onnx, head: probs}", "--env", "CartPole-v1"]
     said = CliRunner().invoke(app, asked).stderr
-    assert "--head: there is no 'probs'" in said
+    assert "teacher.head: found 'probs'" in said
     assert "q_values" in said
 
 
-def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Path) -> None:
+def test_a_run_checks_a_teacher_from_elsewhere_unless_verify_is_false(tmp_path: Path) -> None:
     policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
     with torch.no_grad():
         policy.output.weight.zero_()
@@ -107,19 +107,20 @@ def test_a_run_looks_at_a_teacher_from_elsewhere_unless_told_not_to(tmp_path: Pa
     about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "folder": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**about, "collect": {"steps": 640, "epsilon": 0.5}}))
     command = [sys.executable, "-m", "rldistill", "collect", str(file)]
-    said = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    said = subprocess.run([*command, "verify=false"], capture_output=True, text=True, check=True)
     assert "looks wrong" not in said.stderr
     said = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
     assert "warning: the teacher looks wrong: constant actions" in said.stderr
 
 
-def test_what_a_file_does_not_tell_stands_after_a_comma(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_options_of_a_teacher_are_written_as_in_a_run_file(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "a", {})
     small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300"]
-    for text, words in ((",heed=q_values", "Did you mean 'head='"), (",head=q_value", "Did you mean 'q_values'")):
-        result = CliRunner().invoke(app, ["teachers", "compare", f"{tmp_path / 'a'}{text}", *small])
+    for options, words in (("heed: q_values", "Did you mean 'head'"), ("head: q_value", "Did you mean 'q_values'")):
+        teacher_option = f"{{path: {tmp_path / 'a'}, {options}}}"
+        result = CliRunner().invoke(app, ["teachers", "compare", teacher_option, *small])
         assert (result.exit_code, words in result.output) == (2, True), result.output
-    code, out = teachers("compare", f"{tmp_path / 'a'},scale=1.0", *small, "--json")
+    code, out = teachers("compare", f"{{path: {tmp_path / 'a'}, scale: 1.0}}", *small, "--json")
     assert (code, list(json.loads(out)["teachers"])) == (0, [str(tmp_path / "a")])
 
 

@@ -160,7 +160,7 @@ def test_impossible_settings_are_refused_before_the_first_step(
     (tmp_path / "own.py").write_text(OWN)
     document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"folder": str(tmp_path / "run")} | more))
-    command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "--no-verify"]
+    command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "verify=false"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())

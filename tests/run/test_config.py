@@ -97,11 +97,6 @@ def test_command_line_counts_over_environment_over_file_over_default(file: Path)
     assert config.document["collect"] == {"steps": 2_000}
 
 
-@pytest.mark.parametrize("example", ["pong.yaml", "lunarlander.yaml", "teachers/pong-dqn.yaml"])
-def test_examples_are_valid(example: str) -> None:
-    assert load_run(EXAMPLES / example, environment={}).env.id
-
-
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -252,7 +252,7 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
     save_policy(other, tmp_path / "other", {})
 
     def invoke(verb: str, *arguments: str) -> str:
-        return CliRunner().invoke(app, [verb, str(path), "--quiet", "--no-verify", *arguments]).output
+        return CliRunner().invoke(app, [verb, str(path), "verify=false", "--quiet", *arguments]).output
 
     def record() -> list[bytes]:
         return [(run / name).read_bytes() for name in ("config.yaml", "provenance.json")]

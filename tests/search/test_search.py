@@ -13,7 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rldistill.cli.options import measure_from_options, share_from_options
+from rldistill.cli.options import parse_share
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
@@ -188,13 +188,13 @@ def test_seed_that_learns_nothing_fails_the_test(
 
 
 def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    assert share_from_options("5%") == share_from_options("0.05") == 0.05
-    with pytest.raises(ConfigError, match="expected a share such as 5%, found 'few'"):
-        share_from_options("few")
-    with pytest.raises(ConfigError, match=r"SearchConfig\.margin: found 2\.0, expected less than 1"):
-        SearchConfig(share_from_options("200%"))
+    assert parse_share("5%") == parse_share("0.05") == 0.05
+    with pytest.raises(ConfigError, match="found 'few', expected a fraction such as 5%"):
+        parse_share("few")
+    with pytest.raises(ConfigError, match="margin: found 2, expected less than 1"):
+        SearchConfig(parse_share("200%"))
     with pytest.raises(ConfigError, match="Did you mean 'parameters'"):
-        measure_from_options("parameter")
+        SearchConfig(by="parameter")  # type: ignore[arg-type]
     command = [sys.executable, "-m", "rldistill", "search", str(run_file(tmp_path, teacher)), "--by", "weight"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from rldistill.cli.options import teachers_from_options
+from rldistill.cli.options import parse_teacher
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
@@ -201,8 +201,8 @@ def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match=rf"no output '{second}x' of 2 numbers.*Did you mean '{second}'"):
         load_policy(path, spec=SPEC, output=f"{second}x")
     obs = torch.randn(5, 4)
-    (asked,) = teachers_from_options([f"{path},output={second},head=q_values"]).values()
-    torch.testing.assert_close(asked.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
+    teacher = parse_teacher(f"{{path: {path}, output: {second}, head: q_values}}")
+    torch.testing.assert_close(teacher.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("wrong", "words"), [(np.nan, "holds NaN"), (np.inf, "gives NaN or infinite")])

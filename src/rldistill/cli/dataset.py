@@ -1,4 +1,4 @@
-"""`rldistill dataset`: look into one, check it, make another of it."""
+"""`rldistill dataset`: inspect, check and transform datasets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rldistill.cli.shared import (
+from rldistill.cli.errors import CommandGroup
+from rldistill.cli.options import (
     AsJson,
     Dataset,
     File,
@@ -15,20 +16,22 @@ from rldistill.cli.shared import (
     Overwrite,
     Quiet,
     Teacher,
-    Verbs,
     mode_of,
     output,
+    parse_teacher,
     show,
 )
 
-datasets = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Look into a dataset.")
+datasets = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, help="Inspect, check and transform datasets."
+)
 
-Out = Annotated[Path, typer.Option("--out", help="The folder of the new dataset.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the new dataset.", show_default=False)]
 
 
 @datasets.command()
 def info(path: Dataset, as_json: AsJson = False) -> None:
-    """Say what a dataset holds."""
+    """Print the size and the origin of a dataset."""
     from rldistill.data.info import describe
 
     show(describe(path), as_json)
@@ -36,7 +39,7 @@ def info(path: Dataset, as_json: AsJson = False) -> None:
 
 @datasets.command()
 def check(path: Dataset, as_json: AsJson = False) -> None:
-    """Compare every block with its hash and read it."""
+    """Read every block and compare it with its hash."""
     from rldistill.data.info import verify
 
     show(verify(path), as_json)
@@ -47,21 +50,15 @@ def relabel(
     path: Dataset,
     teacher: Teacher,
     out: Out,
-    activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
-    head: Annotated[str | None, typer.Option(help="What a network's numbers mean: q_values.")] = None,
-    scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
-    numbers: Annotated[str | None, typer.Option("--output", help="Of ONNX, where several outputs fit.")] = None,
-    features: Annotated[bool, typer.Option("--features", help="Store its last hidden layer, too.")] = False,
+    features: Annotated[bool, typer.Option("--features", help="Also store the teacher's last hidden layer.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask another teacher about the states of a dataset."""
-    from rldistill.cli.options import teacher_from_options
-    from rldistill.run import datasets as recipe
+    """Label the observations of a dataset with another teacher."""
+    from rldistill.run.datasets import relabel_dataset
 
-    asked = teacher_from_options(teacher, activation, head, scale, numbers)
     with output(quiet):
-        show(recipe.relabel_dataset(path, asked, out, features, mode_of(False, overwrite), quiet), as_json=False)
+        show(relabel_dataset(path, parse_teacher(teacher), out, features, mode_of(False, overwrite), quiet))
 
 
 @datasets.command()
@@ -71,40 +68,40 @@ def extend(
     overrides: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Collect more steps into a run's dataset, with seeds of their own."""
-    from rldistill.run import datasets as recipe
+    """Add steps with new seeds to the dataset of a run."""
     from rldistill.run.config import load_run
+    from rldistill.run.datasets import extend_dataset
 
     with output(quiet):
-        show(recipe.extend_dataset(load_run(file, overrides or ()), steps, quiet), as_json=False)
+        show(extend_dataset(load_run(file, overrides or ()), steps, quiet))
 
 
 @datasets.command()
 def merge(
-    paths: Annotated[list[Path], typer.Argument(help="Datasets, or the folders of their runs.", show_default=False)],
+    paths: Annotated[list[Path], typer.Argument(help="Folders of datasets, or of their runs.", show_default=False)],
     out: Out,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make one dataset of several."""
-    from rldistill.run import datasets as recipe
+    """Merge datasets into one."""
+    from rldistill.run.datasets import merge_datasets
 
     with output(quiet):
-        show(recipe.merge_datasets(paths, out, mode_of(False, overwrite), quiet), as_json=False)
+        show(merge_datasets(paths, out, mode_of(False, overwrite), quiet))
 
 
 @datasets.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="minari:NAME, which has to be on this machine.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="minari:NAME of a dataset on this machine.", show_default=False)],
     out: Out,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Read a dataset of Minari, labelled with the actions that were taken; relabel it with a teacher."""
-    from rldistill.run import datasets as recipe
+    """Import a dataset of Minari, labeled with its own actions; relabel it with a teacher."""
+    from rldistill.run.datasets import import_dataset
 
     with output(quiet):
-        show(recipe.import_dataset(source, out, mode_of(False, overwrite), quiet), as_json=False)
+        show(import_dataset(source, out, mode_of(False, overwrite), quiet))
 
 
 @datasets.command()
@@ -113,7 +110,7 @@ def export(
     target: Annotated[str, typer.Argument(help="minari:NAME, such as minari:pong/dqn-v0.", show_default=False)],
     quiet: Quiet = False,
 ) -> None:
-    """Write a dataset as one of Minari's, without loss."""
-    from rldistill.run import datasets as recipe
+    """Export a dataset to Minari without loss."""
+    from rldistill.run.datasets import export_dataset
 
-    recipe.export_dataset(path, target, quiet)
+    export_dataset(path, target, quiet)

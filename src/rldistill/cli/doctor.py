@@ -1,4 +1,4 @@
-"""What this machine offers: versions, cores, GPU, ROMs, and which extras are there."""
+"""Versions, cores, GPU, ROMs and extras of this machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
 }
+"""Modules that each extra installs."""
 
 
 def examine() -> dict[str, Any]:
-    """Everything a bug report needs, as plain data."""
+    """Return the facts of a bug report as plain data."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -48,8 +49,8 @@ def _gpu() -> str:
 def _roms() -> str:
     from ale_py import roms
 
-    found = roms.get_all_rom_ids()
-    return f"{len(found)} games, Pong {'among them' if 'pong' in found else 'is missing'}"
+    games = roms.get_all_rom_ids()
+    return f"{len(games)} games, {'with' if 'pong' in games else 'without'} Pong"
 
 
 def _extra(extra: str, modules: tuple[str, ...]) -> str:

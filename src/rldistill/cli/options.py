@@ -1,79 +1,146 @@
-"""Environments and teachers of a command line, where no run file names them."""
+"""Options that several commands share, their parsing, and output."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import io
+import json
+import os
+import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import ValidationError
+import typer
 
-from rldistill.core.errors import ConfigError, did_you_mean
-from rldistill.core.fields import explain, read
-from rldistill.core.heads import HeadKind
-from rldistill.envs.config import EnvConfig
-from rldistill.recipes.checks import EnvField
-from rldistill.run.yaml import parse_value
-from rldistill.search.config import Measure
-from rldistill.teachers.load import SavedTeacher
+from rldistill.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rldistill.envs.config import EnvConfig
+    from rldistill.io.atomic import Mode
+    from rldistill.teachers.load import SavedTeacher
+
+File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that override the file: distill.epochs=3", show_default=False),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ..., or as in a run file: '{path: q.onnx, head: q_values}'"
+Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False)]
+Teachers = Annotated[list[str], typer.Argument(metavar="TEACHER ...", help=TEACHER_HELP, show_default=False)]
+Env = Annotated[
+    str,
+    typer.Option(
+        "--env",
+        help="Gymnasium id, or as in a run file: '{id: ..., kwargs: {...}, wrappers: [...]}'",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")]
+Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
 
 
-def env_from_options(env_id: str, kwargs: Sequence[str] = ()) -> EnvConfig:
-    """The environment of a command line: an id, and `key=value` for its keyword arguments."""
-    values = {}
-    for text in kwargs:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--env-kwarg: found {text!r}, expected key=value, as in continuous=true")
-        values[key] = parse_value(value, f"--env-kwarg {key}")
+def mode_of(resume: bool, overwrite: bool) -> Mode:
+    """Return the mode of a stage for the options --resume and --overwrite.
+
+    Raises:
+        ConfigError: Both options are given.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues what exists and --overwrite discards it: choose one")
+    return "resume" if resume else "overwrite" if overwrite else "new"
+
+
+def parse_option(option: str, kind: Any, text: str, key: str) -> Any:
+    """Return the value of an option that is written as in a run file, or as the value of its `key` alone.
+
+    Raises:
+        ConfigError: The value is not valid.
+    """
+    from pydantic import ValidationError
+
+    from rldistill.core.fields import USER_CODE, explain, read
+    from rldistill.run.yaml import parse_value
+
+    value = parse_value(text, option) if text.startswith("{") else {key: text}
     try:
-        env: EnvConfig = read(EnvField, {"id": env_id, "kwargs": values})
+        return read(kind, value, USER_CODE)
     except ValidationError as error:
-        raise ConfigError(f"--env: {explain(error.errors()[0])}") from None
+        raise ConfigError(f"{option}.{explain(error.errors()[0])}") from None
+
+
+def parse_env(text: str) -> EnvConfig:
+    """Return the environment of the option --env."""
+    from rldistill.recipes.checks import EnvField
+
+    env: EnvConfig = parse_option("env", EnvField, text, "id")
     return env
 
 
-def teacher_from_options(
-    path: str, activation: str | None, head: str | None, scale: float, output: str | None
-) -> SavedTeacher:
-    """The teacher of a command line."""
-    if head is not None and head not in get_args(HeadKind):
-        known = get_args(HeadKind)
-        raise ConfigError(f"--head: there is no {head!r}.{did_you_mean(head, known)} Known: {', '.join(known)}")
-    return SavedTeacher(path, activation, cast(HeadKind | None, head), scale, output)
+def parse_teacher(text: str) -> SavedTeacher:
+    """Return the teacher of an argument."""
+    from rldistill.teachers.load import SavedTeacher
+
+    teacher: SavedTeacher = parse_option("teacher", SavedTeacher, text, "path")
+    return teacher
 
 
-def share_from_options(text: str) -> float:
-    """`5%` or `0.05`."""
-    number = parse_value(text.strip().removesuffix("%"), "--margin")
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ConfigError(f"--margin: expected a share such as 5%, found {text!r}")
-    return number / 100 if text.strip().endswith("%") else float(number)
+def parse_share(text: str) -> float:
+    """Return the fraction that `5%` or `0.05` is."""
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise ConfigError(f"--margin: found {text!r}, expected a fraction such as 5%") from None
+    return number / 100 if text.strip().endswith("%") else number
 
 
-def measure_from_options(name: str) -> Measure:
-    """What a search is to make small."""
-    if name not in get_args(Measure):
-        known = get_args(Measure)
-        raise ConfigError(f"--by: there is no {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
-    return cast(Measure, name)
+def require_new(path: Path | None, option: str, overwrite: bool = False) -> None:
+    """Raise ConfigError, before any work, if a file cannot be written, or exists and must not be overwritten."""
+    if path is None:
+        return
+    if path.is_dir() or not path.name:
+        raise ConfigError(f"{option}: {path} is a folder. Name a file in it.")
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{option}: {path} exists. Name another file, or remove it.")
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option}: {folder} is not writable. Name a file elsewhere.")
 
 
-def teachers_from_options(texts: Sequence[str]) -> dict[str, SavedTeacher]:
-    """Teachers of a command line by their paths, each with what its file does not tell: `q.onnx,head=q_values`."""
-    found = {}
-    for text in texts:
-        path, *options = text.split(",") if not Path(text).exists() else [text]
-        values = dict(option.partition("=")[::2] for option in options)
-        for key, value in values.items():
-            if key not in ("activation", "head", "scale", "output") or not value:
-                known = ("activation=", "head=", "scale=", "output=")
-                raise ConfigError(f"{text}: after a comma expected one of {', '.join(known)}{did_you_mean(key, known)}")
-        scale = parse_value(values.get("scale", "1"), text)
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise ConfigError(f"{text}: scale: expected a number, found {values['scale']!r}")
-        if path in found:
-            raise ConfigError(f"{path}: named twice; a second reading of one file needs a copy of it")
-        told = values.get("activation"), values.get("head"), float(scale), values.get("output")
-        found[path] = teacher_from_options(path, *told)
-    return found
+def output(quiet: bool, as_json: bool = False) -> AbstractContextManager[Any]:
+    """Redirect the tables of the stages: to nowhere if quiet, and to stderr where stdout is for JSON."""
+    if quiet:
+        return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+class _Result(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def print_result(result: _Result, as_json: bool) -> None:
+    """Print a result as text, or as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(str(result))
+
+
+def show(value: dict[str, Any], as_json: bool = False) -> None:
+    """Print a mapping as aligned lines, or as JSON."""
+    if as_json:
+        print_json(value)
+        return
+    width = max(map(len, value))
+    for key, item in value.items():
+        lines = [f"{name} {entry}" for name, entry in item.items()] if isinstance(item, dict) else [str(item)]
+        typer.echo(f"{key:<{width}}  " + f"\n{'':<{width}}  ".join(lines))

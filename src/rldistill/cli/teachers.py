@@ -1,93 +1,96 @@
-"""`rldistill teachers`: find, verify and compare them."""
+"""`rldistill teachers`: list, verify and compare teachers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rldistill.cli.shared import AsJson, Env, EnvArgument, Quiet, Seed, Teacher, Verbs, output, require_new, show
+from rldistill.cli.errors import EXIT_FALSE, CommandGroup
+from rldistill.cli.options import (
+    AsJson,
+    Env,
+    Quiet,
+    Seed,
+    Teacher,
+    Teachers,
+    output,
+    parse_env,
+    parse_teacher,
+    print_json,
+    print_result,
+    require_new,
+    show,
+)
+from rldistill.core.errors import ConfigError
 
-teachers = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode=None, help="Find, verify, compare teachers.")
+teachers = typer.Typer(
+    cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, help="List, verify and compare teachers."
+)
 
 
 @teachers.command("list")
 def list_(as_json: AsJson = False) -> None:
-    """The teachers that ship."""
+    """List the teachers that are part of rldistill."""
     from rldistill.run.teachers import list_teachers
 
     rows = list_teachers()
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         for row in rows:
-            show(row, as_json=False)
+            show(row)
 
 
 @teachers.command()
 def verify(
     path: Teacher,
     env: Env,
-    env_kwarg: EnvArgument = None,
-    claimed: Annotated[str | None, typer.Option(help="Its published return: 242.1±31.8 or 242.1.")] = None,
+    claimed: Annotated[str | None, typer.Option(help="Published mean return: 242.1±31.8 or 242.1.")] = None,
     claimed_episodes: Annotated[
-        int, typer.Option(min=0, help="Episodes that the claim is the mean of; its ± counts with them.")
+        int, typer.Option(min=0, help="Number of episodes of the published mean; its ± has an error of its own.")
     ] = 0,
-    episodes: Annotated[int, typer.Option(min=1)] = 100,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes to play.")] = 100,
     seed: Seed = 0,
-    activation: Annotated[str | None, typer.Option(help="Of its layers, where its file does not tell.")] = None,
-    head: Annotated[str | None, typer.Option(help="What a network's numbers mean: q_values.")] = None,
-    scale: Annotated[float, typer.Option(help="What the input of ONNX and Keras is multiplied with.")] = 1.0,
-    numbers: Annotated[str | None, typer.Option("--output", help="Of ONNX, where several outputs fit.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score a teacher, compare it with what is claimed of it, look for the usual mistakes."""
-    from rldistill.cli.options import env_from_options, teacher_from_options
+    """Measure the return of a teacher, compare it with a published one, and check for common mistakes."""
     from rldistill.evaluation.verify import Claim, VerifyConfig
     from rldistill.run.teachers import verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
-    teacher = teacher_from_options(path, activation, head, scale, numbers)
-    found = verify_teacher(teacher, env_from_options(env, env_kwarg or ()), VerifyConfig(episodes, claim), seed, quiet)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
-        with output(quiet):
-            typer.echo(str(found))
-    if not found.ok:
-        raise typer.Exit(1)
+    result = verify_teacher(parse_teacher(path), parse_env(env), VerifyConfig(episodes, claim), seed, quiet)
+    with output(quiet and not as_json):
+        print_result(result, as_json)
+    if not result.ok:
+        raise typer.Exit(EXIT_FALSE)
 
 
 @teachers.command()
 def compare(
-    paths: Annotated[
-        list[str], typer.Argument(help="Teachers: zoo:NAME, folders, SB3 zips; FILE,head=q_values.", show_default=False)
-    ],
+    paths: Teachers,
     env: Env,
-    env_kwarg: EnvArgument = None,
-    episodes: Annotated[int, typer.Option(min=1)] = 20,
-    steps: Annotated[int, typer.Option(min=1, help="Labelled steps for each probe student.")] = 5_000,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes of each teacher.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Labeled steps for each probe student.")] = 5_000,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the result there, as JSON.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write it there as a page, in HTML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the result.")] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page of the result.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say which teacher to take: returns, cost, agreement, and what a small student learns from each."""
-    from rldistill.cli.options import env_from_options, teachers_from_options
+    """Compare teachers by return, cost, agreement, and the score of a small student of each."""
     from rldistill.evaluation.config import CompareConfig
-    from rldistill.run import teachers as recipe
+    from rldistill.run import teachers as commands
 
     require_new(out, "--out")
     require_new(page, "--page")
+    candidates = {teacher.path: teacher for teacher in map(parse_teacher, paths)}
+    if len(candidates) < len(paths):
+        raise ConfigError("teachers: the same path is there twice. To read one file in two ways, copy it.")
     config = CompareConfig(episodes=episodes, steps=steps)
-    found = recipe.compare(teachers_from_options(paths), env_from_options(env, env_kwarg or ()), config, seed, quiet)
-    recipe.save_comparison(found, out, page)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
-    else:
-        with output(quiet):
-            typer.echo(str(found))
+    result = commands.compare(candidates, parse_env(env), config, seed, quiet)
+    commands.save_comparison(result, out, page)
+    with output(quiet and not as_json):
+        print_result(result, as_json)

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, short_repr
@@ -158,6 +159,11 @@ def read(kind: Any, value: Any, context: dict[str, bool] | None = None) -> Any:
     return _adapter(kind).validate_python(value, context=context)
 
 
+def json_schema(kind: Any, generator: type[GenerateJsonSchema]) -> dict[str, Any]:
+    """Return the JSON Schema of the values that `read` accepts."""
+    return _adapter(kind).json_schema(schema_generator=generator)
+
+
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     of_user = dataclasses.is_dataclass(kind) and not hasattr(kind, "__get_pydantic_core_schema__")
@@ -197,6 +203,10 @@ class OneOf:
             raise invalid("is missing", self.key)
         cls = self._class_of(str(name), user_code=info.context == USER_CODE)
         return read(cls, {key: item for key, item in value.items() if key != self.key}, info.context)
+
+    def core_schema(self, cls: type) -> CoreSchema:
+        """Return the schema of the fields of one of our classes."""
+        return _adapter(cls).core_schema
 
     def name_of(self, cls: type) -> str:
         """Return the name of a class in run files."""

@@ -179,7 +179,7 @@ def verify(
     except SpecMismatchError as error:
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
-        hint = f"It may have been trained in {other}; set --env-kwarg, or --env module:function for one with wrappers."
+        hint = f"It may have been trained in {other}; set kwargs and wrappers in --env."
         return Verification(name, env.id, suspicious=[f"{error}. {hint}"])
     stochastic = policy.spec.head.stochastic
     total = config.episodes * (2 if stochastic else 1)

@@ -107,4 +107,7 @@ def _read_teacher(value: Any, info: ValidationInfo) -> Any:
 
 
 EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
-TeacherField = Annotated[SavedTeacher | TeacherEnsemble | TrainConfig | Policy, PlainValidator(_read_teacher)]
+TeacherField = Annotated[
+    SavedTeacher | TeacherEnsemble | TrainConfig | Policy,
+    PlainValidator(_read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TrainedTeacher),
+]

@@ -297,7 +297,7 @@ def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
 
 
 def test_a_text_of_the_environment_is_not_taken_from_a_file(tmp_path: Path) -> None:
-    with pytest.raises(UntrustedFileError, match=r"args\.yml.*xml_file.*--env-kwarg"):
+    with pytest.raises(UntrustedFileError, match=r"args\.yml.*xml_file.*kwargs of env"):
         load_policy(agent(tmp_path, args="env_kwargs: {xml_file: /etc/passwd}"))
 
 

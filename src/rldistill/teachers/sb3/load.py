@@ -202,7 +202,7 @@ def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str 
         if activation is None:
             raise NotRebuilt(
                 f"a policy class of {short_repr(module)}, whose activation its file does not tell: if its layers are "
-                "SB3's own, name it (activation: relu, or --activation relu)"
+                "SB3's own, name it ({path: ..., activation: relu})"
             )
         default = activation
     kwargs = data.get("policy_kwargs") or {}

@@ -285,7 +285,7 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
         if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST:
             raise UntrustedFileError(
                 f"{path}: env_kwargs: {short_repr(key)} is {short_repr(value)}, which is not taken from a file; give "
-                "it yourself, in env.kwargs or with --env-kwarg, and delete it there"
+                "it yourself, in the kwargs of env, and delete it there"
             )
     return tuple(found.items())
 

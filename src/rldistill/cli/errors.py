@@ -1,0 +1,52 @@
+"""Errors of the command line: foreseeable ones end in one line and a fixed exit code."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from rldistill.core.errors import RLDistillError
+
+EXIT_FALSE, EXIT_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 1, 2, 70, 130
+"""Exit codes: a verified claim does not hold; an error of the user or the system; a defect of rldistill; Ctrl-C."""
+UNWRITABLE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+"""Errors of the system for a path at which nothing can be written."""
+
+
+class CommandGroup(TyperGroup):
+    """Commands whose foreseeable errors end in one line instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command and turn its errors into messages and exit codes."""
+        try:
+            return super().invoke(ctx)
+        except RLDistillError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            resumable = command is not None and any("--resume" in option.opts for option in command.params)
+            typer.echo("stopped; continue with --resume" if resumable else "stopped", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+                _fail("there is not enough memory. Use smaller settings.")
+            path = error.filename if isinstance(error, OSError) else None
+            if _is_disk_full(error):
+                _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.")
+            if path and isinstance(error, OSError) and error.errno in UNWRITABLE:
+                _fail(f"{path}: {error.strerror}. Use another folder (folder=...), or make it writable.")
+            raise
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    raise typer.Exit(EXIT_ERROR) from None
+
+
+def _is_disk_full(error: Exception) -> bool:
+    # safetensors and torch report it in words, not as an OSError.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
