@@ -38,18 +38,23 @@ class _RunFileSchema(GenerateJsonSchema):
     """Generator that describes classes by their docstrings and writes defaults as run files do."""
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
-        cls = schema["cls"]
+        cls: Any = schema["cls"]
         result, texts = super().dataclass_schema(schema), _attributes(cls)
         keys = run_file_keys(cls)
         properties = {key: {**result["properties"][key], "description": texts.get(key, "")} for key in keys}
         result |= {"properties": properties, "description": _summary(cls), "additionalProperties": False}
         return self._inline_loss(properties) if cls is Term else result
 
+    def _definition(self, reference: Any) -> dict[str, Any]:
+        definition = self.get_schema_from_definitions(reference)
+        assert definition is not None
+        return definition
+
     def _inline_loss(self, properties: dict[str, Any]) -> JsonSchemaValue:
         """Return the schema of a loss, beside whose fields a term has its weight."""
         for choice in properties["loss"]["anyOf"]:
             if "$ref" in choice:
-                self.get_schema_from_definitions(choice["$ref"])["properties"]["weight"] = properties["weight"]
+                self._definition(choice["$ref"])["properties"]["weight"] = properties["weight"]
         return dict(properties["loss"])
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchemaValue:
@@ -59,7 +64,7 @@ class _RunFileSchema(GenerateJsonSchema):
         choices = []
         for name, cls in owner.classes.items():
             choices.append(self.generate_inner(owner.core_schema(cls)))
-            definition = self.get_schema_from_definitions(choices[-1]["$ref"])
+            definition = self._definition(choices[-1]["$ref"])
             if owner.key not in definition["properties"]:
                 definition["properties"] = {owner.key: {"const": name}, **definition["properties"]}
                 definition["required"] = [owner.key, *definition.get("required", [])]
