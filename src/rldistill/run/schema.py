@@ -23,14 +23,11 @@ from rldistill.students.features import FEATURES
 
 TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}
 NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
-FROM_FILE = ("name", "folder")
-"""Keys of a run that have a default only in a file: its own name."""
 
 
 def run_schema() -> dict[str, Any]:
     """Return the JSON Schema of a run file."""
     schema = json_schema(Run, _RunFileSchema)
-    schema["required"] = [key for key in schema["required"] if key not in FROM_FILE]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rldistill run file"}
 
 
