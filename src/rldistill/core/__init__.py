@@ -1,0 +1,1 @@
+"""Specs, action heads, policy outputs, schedules and errors."""

@@ -17,12 +17,12 @@ def look_here() -> None:
 
 
 def import_name(name: str, where: str) -> Any:
-    """What `module:Name` names; raises ConfigError, with `where` before it and the nearest name, if there is none."""
+    """Return the object at `module:Name`; raise ConfigError, which starts with `where`, if there is none."""
     module, _, attribute = name.partition(":")
     look_here()
     try:
         place = importlib.import_module(module)
-    except Exception as error:  # whatever a person's module does when it is imported
+    except Exception as error:  # the module of a user may raise any error
         raise ConfigError(f"{where}: {name}: cannot be imported ({error})") from error
     if not hasattr(place, attribute):
         raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(place))}")
