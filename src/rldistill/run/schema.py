@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -94,6 +95,8 @@ def _written(value: Any) -> Any:
         return [_written(item) for item in value]
     if isinstance(value, Constant):
         return value.value
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, Term):
         return _written(value.loss)
     if type(value) not in NAMES:
