@@ -7,6 +7,7 @@ cell is a run that goes on after an interruption. `--quick` is one training seed
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from rldistill.io.progress import track
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import read_run
 from rldistill.run.stages import load_teacher, run_collect
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "features"))  # for features: screen_bits:Basic
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
@@ -75,7 +78,7 @@ CNN10 = {"type": "cnn", "channels": [8, 12, 16, 4], "kernels": [4, 4, 4, 3], "st
 
 
 def features(kind: str, student: str = "linear", **settings: Any) -> dict[str, Any]:
-    """A linear student on these features."""
+    """Return a linear student on these features."""
     return {"type": student, "features": {"type": kind, **settings}}
 
 
@@ -118,12 +121,12 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Pong", "tree-objects", TREE12, "advantage_mse", "many"),
     ("Pong", "linear-objects", features("objects", regions=REGIONS), "forward_kl", "dagger"),
     ("Pong", "linear-raw", LINEAR, "forward_kl", "dagger"),
-    ("Pong", "linear-standardised", features("standardized"), "forward_kl", "dagger"),
+    ("Pong", "linear-standardized", features("standardized"), "forward_kl", "dagger"),
     ("Pong", "linear-conv", features("random_conv", channels=[16, 32]), "forward_kl", "dagger"),
     ("Pong", "linear-teacher", features("teacher", policy="zoo:pong-dqn"), "forward_kl", "offline"),
-    ("Pong", "linear-basic", features("basic"), "forward_kl", "dagger"),
-    ("Pong", "linear-bprost", features("bprost", cell=4), "forward_kl", "dagger"),
-    ("Pong", "ridge-bprost", features("bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "dagger"),
+    ("Pong", "linear-basic", features("screen_bits:Basic"), "forward_kl", "dagger"),
+    ("Pong", "linear-bprost", features("screen_bits:Bprost", cell=4), "forward_kl", "dagger"),
+    ("Pong", "ridge-bprost", features("screen_bits:Bprost", "ridge", cell=4) | {"l2": 1e-3}, "q_mse", "dagger"),
 ]  # fmt: skip
 
 

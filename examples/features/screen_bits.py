@@ -13,22 +13,26 @@ a file alone never imports code.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import DataDependentLayer, require_images, require_positive
+from rldistill.policies.layers import DataDependentLayer, require_images
 from rldistill.students.features import Features
 
+NumColors = Annotated[int, Ge(1), Le(64)]
+Threshold = Annotated[int, Ge(1), Le(255)]
 CHUNK_SIZE = 512
 """Observations whose candidate bits are in memory at once."""
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Basic(Features):
     """Presence of each color in each cell of the newest frame, the background excluded: colors x cells of bits.
 
@@ -40,14 +44,11 @@ class Basic(Features):
         threshold: Least difference of a pixel from the background, of 255.
     """
 
-    cell: int = 6
-    colors: int = 8
-    threshold: int = 16
+    cell: Positive = 6
+    colors: NumColors = 8
+    threshold: Threshold = 16
 
     normalizes_itself = True
-
-    def __post_init__(self) -> None:
-        _require_sizes(self.cell, self.colors, self.threshold)
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the layers and the number of features."""
@@ -55,7 +56,7 @@ class Basic(Features):
         return nn.Sequential(Cells(spec.obs_shape, self), Newest()), self.colors * rows * columns
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class Bprost(Features):
     """Basic features, and offsets between colors in the newest frame and from older frames to it.
 
@@ -69,17 +70,13 @@ class Bprost(Features):
         num_features: Number of bits that are kept.
     """
 
-    cell: int = 6
-    colors: int = 8
-    threshold: int = 16
-    lags: tuple[int, ...] = (3,)
-    num_features: int = 4096
+    cell: Positive = 6
+    colors: NumColors = 8
+    threshold: Threshold = 16
+    lags: tuple[Positive, ...] = (3,)
+    num_features: Positive = 4096
 
     normalizes_itself = True
-
-    def __post_init__(self) -> None:
-        _require_sizes(self.cell, self.colors, self.threshold)
-        require_positive("lags, num_features", [*self.lags, self.num_features])
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the layers, which keep no bit before they are fitted to data, and the number of features."""
@@ -216,9 +213,3 @@ def _grid(name: str, spec: PolicySpec, cell: int) -> tuple[int, int, int]:
     if cell > min(height, width):
         raise ConfigError(f"cell: {cell} is larger than the screen of {height}x{width}")
     return frames, height // cell, width // cell
-
-
-def _require_sizes(cell: int, colors: int, threshold: int) -> None:
-    require_positive("cell, colors, threshold", [cell, colors, threshold])
-    if colors > 64 or threshold > 255:
-        raise ConfigError(f"colors, threshold: expected at most 64 and 255, found {colors} and {threshold}")

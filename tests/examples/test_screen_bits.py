@@ -17,6 +17,7 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
+from rldistill.run.config import load_run
 from rldistill.students import Linear, Mlp, Ridge, Tree
 from rldistill.students.documents import USER_CLASSES
 from rldistill.students.storage import load_native, save_policy, trust
@@ -144,3 +145,9 @@ def test_the_bits_that_change_most_are_kept() -> None:
 def test_invalid_features_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_the_run_file_names_the_features_by_module_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FILE.parent)
+    run = load_run(Path("pong-basic.yaml"), environment={})
+    assert run.students == {"linear": Linear(Basic(cell=6))}
