@@ -234,7 +234,7 @@ def main() -> None:
 
 def _values(env: EnvConfig) -> NetworkPolicy:
     spec = spec_from_env(env)
-    head = dataclasses.replace(spec.head, kind="q_values")
+    head = spec.head.as_kind("q_values")
     return Mlp((64, 64)).build(dataclasses.replace(spec, head=head)).eval()
 
 

@@ -1,4 +1,4 @@
-"""What every student keeps, whatever it is made of and whatever it says."""
+"""Contract of every student: shapes, storage, training, seeds, standardization."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ WIDTHS = {
     "keras": 7,
 }
 OURS = [name for name in STUDENTS if name not in ("keras", "tree", "gru")]
-"""Those that know what a pixel is; a Keras model takes it as it comes (students/test_keras.py), a tree compares it,
-a GRU's body is not all that is before its output."""
+"""Students that scale pixels: a Keras model takes them as they are (students/test_keras.py), a tree compares them,
+the body of a GRU is not followed by its output."""
 GROWN = "a tree is grown, and has no weights to train (test_tree_fit.py)"
 
 
@@ -89,7 +89,7 @@ def built(student: AnyStudent, spec: PolicySpec, seed: int = 0) -> NetworkPolicy
     return student.build(spec)
 
 
-def test_every_student_is_under_contract() -> None:
+def test_every_student_is_tested() -> None:
     assert SMALL.keys() == STUDENTS.keys()
 
 
@@ -107,7 +107,7 @@ class TestContract:
         assert output.features is not None
         assert output.features.shape == (5, WIDTHS[name])
 
-    def test_saving_and_loading_gives_the_same_bytes(
+    def test_saving_and_loading_preserves_every_byte(
         self, name: str, head: ActionHead, dtype: str, tmp_path: Path
     ) -> None:
         spec = spec_for(head, dtype)
@@ -135,7 +135,7 @@ class TestContract:
             optimizer.step()
             assert (policy(obs)[0].params - target).square().mean() < before
 
-    def test_the_seed_alone_decides_the_weights(self, name: str, head: ActionHead, dtype: str) -> None:
+    def test_the_seed_determines_the_weights(self, name: str, head: ActionHead, dtype: str) -> None:
         if name == "tree":
             pytest.skip(GROWN)
         spec = spec_for(head, dtype)
@@ -145,7 +145,7 @@ class TestContract:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_pixels_are_divided_by_255_and_left_alone(name: str) -> None:
+def test_pixels_are_divided_by_255(name: str) -> None:
     spec = spec_for(HEADS[0])
     policy, obs = built(SMALL[name], spec), observations(spec, 3)
     kept = obs.clone()
@@ -155,7 +155,7 @@ def test_pixels_are_divided_by_255_and_left_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_pixels_are_standardised_with_one_number_for_all(name: str) -> None:
+def test_pixels_are_standardized_with_one_number(name: str) -> None:
     spec = spec_for(HEADS[0])
     policy, obs = built(SMALL[name], spec), observations(spec, 3)
     policy.standardize(torch.tensor(0.25), torch.tensor(0.5))
@@ -164,7 +164,7 @@ def test_pixels_are_standardised_with_one_number_for_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_numbers_are_standardised(name: str) -> None:
+def test_other_observations_are_standardized_by_entry(name: str) -> None:
     spec = spec_for(HEADS[0], "float32")
     policy, obs = built(SMALL[name], spec), observations(spec, 3)
     plain = policy(obs)[0].params
@@ -181,7 +181,7 @@ def test_the_spread_depends_on_the_state_only_before_a_tanh(head: ActionHead) ->
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activations_go_by_name(name: str) -> None:
+def test_activations_have_names(name: str) -> None:
     policy = Mlp((5,), name).build(spec_for(HEADS[0]))
     assert type([*policy.body.children()][-1]) is ACTIVATIONS[name]
 

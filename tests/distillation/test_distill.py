@@ -73,7 +73,7 @@ def test_a_warm_start_is_kept_where_nothing_better_comes(dataset: Dataset, tmp_p
 
 
 @pytest.mark.parametrize("student", [Mlp((8,)), Gru(8, (8,), window=8)], ids=["mlp", "gru"])
-def test_schedules_run_once_from_beginning_to_end(
+def test_schedules_run_once_from_start_to_end(
     dataset: Dataset, tmp_path: Path, student: AnyStudent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
@@ -158,13 +158,13 @@ def test_losses_on_q_values_make_a_student_of_q_values(dataset: Dataset, tmp_pat
     assert student.spec.head.kind == "q_values"
 
 
-def test_observations_are_standardised_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
+def test_observations_are_standardized_with_the_data(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=10), tmp_path)
     torch.testing.assert_close(student.obs_mean.numpy(), dataset.obs.mean(0), rtol=1e-3, atol=1e-3)
 
 
 def pictures(count: int, memory_gb: float) -> Dataset:
-    """A bright pixel somewhere on a dark screen; the teacher goes left or right with it."""
+    """Return images of a bright pixel on a dark screen; the teacher goes left or right with it."""
     rng = np.random.default_rng(0)
     obs = np.zeros((count, 2, 8, 10), np.uint8)
     row, column = rng.integers(0, 8, count), rng.integers(0, 10, count)
@@ -209,7 +209,7 @@ def test_a_single_integer_as_observation_is_learned(student: AnyStudent, tmp_pat
     np.testing.assert_array_equal(learnt(torch.from_numpy(seen))[0].mode(), seen % 4)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"distill\.epochs"):
         DistillConfig(epochs=0)
     with pytest.raises(ConfigError, match=r"distill\.losses"):

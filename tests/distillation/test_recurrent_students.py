@@ -64,7 +64,7 @@ class Forgetful:
 
 
 def cue_dataset(episodes: int = 60) -> Dataset:
-    """The first observation of an episode is the action that the teacher takes in all of its steps."""
+    """Return episodes whose first observation is the action of the teacher in all of their steps."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 9, episodes)
     episode = np.repeat(np.arange(episodes), lengths).astype(np.int32)

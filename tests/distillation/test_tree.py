@@ -54,7 +54,7 @@ def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entr
     assert (np.float32(entry) <= short) == (entry <= threshold)
 
 
-def test_it_predicts_what_scikit_learn_predicts(dataset: Dataset, tmp_path: Path) -> None:
+def test_predictions_are_those_of_scikit_learn(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
     data = tree_data(dataset, student, ())  # type: ignore[arg-type]
     obs, actions, weights = data.features, data.actions, data.weights
@@ -84,7 +84,7 @@ def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path
     np.testing.assert_allclose(said.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
 
 
-def test_what_actions_cost_is_learned_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
+def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(AdvantageMSE(temperature=0.5)),))
     student = distill(dataset, Tree(max_depth=5), config, tmp_path)
     obs = tree_data(dataset, student, ()).features  # type: ignore[arg-type]
@@ -128,9 +128,7 @@ def test_alternating_passes_lower_the_loss(dataset: Dataset, tmp_path: Path, los
 
 
 @pytest.mark.parametrize("passes", [0, 3])
-def test_what_is_not_legal_does_not_hide_that_it_is_best_where_it_is(
-    dataset: Dataset, tmp_path: Path, passes: int
-) -> None:
+def test_illegal_actions_keep_their_value_where_they_are_legal(dataset: Dataset, tmp_path: Path, passes: int) -> None:
     labels = dataset.columns["teacher"]
     rare = np.random.default_rng(0).random(len(labels)) < 0.1
     masked = np.where(rare[:, None] & (np.arange(labels.shape[1]) == labels.argmax(1)[:, None]), ILLEGAL, labels)
@@ -197,7 +195,7 @@ def test_arrays_that_are_no_tree_are_refused(dataset: Dataset, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("loss", [GapWeightedNLL(), AdvantageMSE()])
-def test_values_that_the_teacher_does_not_tell_are_refused(tmp_path: Path, loss: AnyLoss) -> None:
+def test_losses_on_q_values_need_a_teacher_of_q_values(tmp_path: Path, loss: AnyLoss) -> None:
     env = EnvConfig("CartPole-v1")
     data = collect(
         env, Mlp((8,)).build(spec_from_env(env)).eval(), CollectConfig(steps=200, epsilon=0.5), tmp_path / "d"
@@ -206,7 +204,7 @@ def test_values_that_the_teacher_does_not_tell_are_refused(tmp_path: Path, loss:
         distill(data, Tree(), DistillConfig(losses=(Term(loss),)), tmp_path / "tree")
 
 
-def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+def test_losses_that_a_tree_cannot_minimize_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot minimize QMSE"):
         distill(dataset, Tree(), DistillConfig(losses=(Term(QMSE()),)), tmp_path)
     with pytest.raises(ConfigError, match="advantage_mse alone"):
@@ -216,6 +214,6 @@ def test_a_loss_that_a_tree_cannot_minimise_is_refused(dataset: Dataset, tmp_pat
 @pytest.mark.parametrize(
     "wrong", [{"max_depth": 0}, {"max_depth": 99}, {"max_leaves": 1}, {"alternating_passes": -1}, {"nodes": -1}]
 )
-def test_numbers_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Tree(**wrong)

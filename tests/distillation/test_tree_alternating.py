@@ -1,4 +1,4 @@
-"""Trees whose questions are asked anew, against every question that there is."""
+"""Alternating optimization of trees, against every possible split."""
 
 from __future__ import annotations
 

@@ -61,13 +61,13 @@ class Doors(gymnasium.Env[np.ndarray, int]):
 
 
 class Unasked(Doors):
-    """The same without a word on what is legal."""
+    """Environment without action masks."""
 
     action_masks = None  # type: ignore[assignment]
 
 
 class Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """It tells what is legal, as sb3-contrib's ActionMasker does."""
+    """Wrapper with action masks, like sb3-contrib's ActionMasker."""
 
     def action_masks(self) -> Any:
         return self.unwrapped.open  # type: ignore[attr-defined]
@@ -106,7 +106,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("loss", [ForwardKL(), QMSE()], ids=["kl", "q"])
-def test_nobody_ever_takes_an_illegal_action(env: EnvConfig, file: Path, tmp_path: Path, loss: Any) -> None:
+def test_no_policy_takes_an_illegal_action(env: EnvConfig, file: Path, tmp_path: Path, loss: Any) -> None:
     teacher = with_action_mask(load_policy(file), spec_from_env(env))
     if isinstance(loss, QMSE):  # whatever these numbers are: as values, they are learned as they stand
         teacher = Valued(teacher)
@@ -188,7 +188,7 @@ def test_random_actions_are_legal_and_even(env: EnvConfig) -> None:
     assert np.mean(actions == 2) == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_teacher_that_does_not_look_is_confined(env: EnvConfig, tmp_path: Path) -> None:
+def test_a_teacher_without_a_mask_is_restricted(env: EnvConfig, tmp_path: Path) -> None:
     class Open(Doors):
         def step(self, action: int) -> Any:
             self.open[:] = True
@@ -233,7 +233,7 @@ def test_bits_have_two_choices_each_as_maskable_ppo_has_it(tmp_path: Path) -> No
         gymnasium.registry.pop("Switches-v0")
 
 
-def test_bits_that_are_held_have_no_say() -> None:
+def test_fixed_bits_ignore_the_logits() -> None:
     output = PolicyOutput(BernoulliHead((3,)), torch.tensor([[5.0, -5.0, 1.0]]))
     held = output.masked(torch.tensor([[1, 0, 0, 1, 1, 1]]))  # off, on, free
     assert held.params.tolist() == [[ILLEGAL, -ILLEGAL, 1.0]]

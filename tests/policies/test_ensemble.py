@@ -52,7 +52,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Repeats(Fixed):
-    """Says what it sees."""
+    """Policy whose outputs are its observations."""
 
     params: tuple[float, ...] = ()
 
@@ -71,7 +71,7 @@ def says(*members: Fixed, vote: str = "mean") -> PolicyOutput:
 
 
 def masked_spec(actions: int) -> PolicySpec:
-    """Of an environment that shows two numbers and which actions are legal."""
+    """Return the spec of two observed numbers and an action mask."""
     space = spaces.Dict({"obs": spaces.Box(0, 1, (2,)), MASK: spaces.MultiBinary(actions)})
     return spec_from_spaces("it", space, spaces.Discrete(actions))
 
@@ -178,7 +178,7 @@ def test_votes_are_cast_among_legal_actions(vote: Vote) -> None:
     torch.testing.assert_close(alone.params, output.params)
 
 
-def test_who_looks_at_the_mask_votes_with_who_does_not() -> None:
+def test_members_with_and_without_a_mask_vote_together() -> None:
     env, params = masked_spec(3), (9.0, 1.0, 0.0)
     blind = Fixed(CategoricalHead((3,)), params)
     looking = with_action_mask(blind, env)
@@ -205,7 +205,7 @@ def test_where_one_action_is_left_all_agree(vote: Vote) -> None:
     assert output.params.tolist() == [[ILLEGAL, 0.0]]
 
 
-def test_what_cannot_vote_is_refused() -> None:
+def test_members_of_other_action_spaces_are_refused() -> None:
     with pytest.raises(SpecMismatchError, match="majority"):
         Ensemble((Fixed(BOX, (0.0,)),), "majority")
     with pytest.raises(SpecMismatchError, match="kind of action"):

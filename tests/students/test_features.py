@@ -68,13 +68,13 @@ def built(name: str, student: type[Linear | Mlp | Ridge | Tree], cnn: Path) -> N
     return policy
 
 
-def test_every_kind_is_under_contract() -> None:
+def test_every_kind_is_tested() -> None:
     assert SMALL.keys() == FEATURES.keys()
 
 
 @pytest.mark.parametrize("student", [Linear, Mlp, Ridge, Tree])
 @pytest.mark.parametrize("name", FEATURES)
-def test_what_is_saved_says_the_same(name: str, student: type[Linear], cnn: Path, tmp_path: Path) -> None:
+def test_a_loaded_student_has_the_same_outputs(name: str, student: type[Linear], cnn: Path, tmp_path: Path) -> None:
     policy, obs = built(name, student, cnn), screens(20, 1)
     save_policy(policy, tmp_path, {})
     again = load_native(tmp_path)
@@ -88,19 +88,19 @@ def test_what_is_saved_says_the_same(name: str, student: type[Linear], cnn: Path
 
 
 @pytest.mark.parametrize("name", [name for name in FEATURES if name != "raw"])
-def test_only_the_last_layer_learns(name: str, cnn: Path) -> None:
+def test_only_the_last_layer_is_trained(name: str, cnn: Path) -> None:
     policy = built(name, Linear, cnn)
     assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == 3 * (policy.width + 1)
 
 
-def test_what_hardly_moved_in_the_sample_cannot_outweigh_all_else() -> None:
-    standardiser = Standardizer(2)
-    standardiser.fit_features(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
-    found = standardiser(torch.tensor([[4.0, 6.0], [-1.0, 4.0], [21.0, 5.001]]))
+def test_standardized_features_are_clipped() -> None:
+    standardizer = Standardizer(2)
+    standardizer.fit_features(torch.tensor([[0.0, 5.0], [2.0, 5.002]]))  # means 1 and 5.001, deviations 1 and 0.001
+    found = standardizer(torch.tensor([[4.0, 6.0], [-1.0, 4.0], [21.0, 5.001]]))
     torch.testing.assert_close(found, torch.tensor([[3.0, 20.0], [-2.0, -20.0], [20.0, 0.0]]), atol=1e-2, rtol=0)
 
 
-def test_standardised_pixels_by_numpy() -> None:
+def test_standardized_pixels_match_numpy() -> None:
     policy, obs = Linear(Standardized()).build(SCREEN), screens(50)
     policy.fit_features(obs)
     flat = obs.flatten(1).numpy() / 255
@@ -150,7 +150,7 @@ def test_objects_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_where_objects_will_meet() -> None:
+def test_meetings_of_objects_by_hand() -> None:
     """The ball, 3 to the right and 2 down a frame from (8, 4), is in the paddle's column 13 after 3 frames: at row 14,
     were it not for the wall at 11, so at 8, which is 6 below the paddle's row 2. It never comes to that row."""
     obs = torch.zeros(1, 2, 12, 16, dtype=torch.uint8)
@@ -186,12 +186,12 @@ def test_where_objects_will_meet() -> None:
         (lambda: Linear(TeacherFeatures("a/path")).build(SCREEN), "not loaded"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+def test_invalid_features_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-def test_a_teacher_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_features_of_another_environment_are_refused(tmp_path: Path) -> None:
     save_policy(Mlp((3,)).build(PolicySpec((4,), "float32", HEAD)), tmp_path, {})
     with pytest.raises(SpecMismatchError, match="observation shape"):
         Linear(TeacherFeatures().load(load_native(tmp_path))).build(SCREEN)
@@ -207,7 +207,7 @@ def test_a_teacher_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_a_file_that_lies_about_its_features_is_refused(
+def test_invalid_features_in_a_file_are_refused(
     cnn: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     save_policy(built("teacher", Linear, cnn), tmp_path, {})

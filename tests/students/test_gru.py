@@ -1,4 +1,4 @@
-"""Students that remember: whole episodes, window after window."""
+"""Recurrent students: whole episodes, window after window."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_unrolling_is_stepping(dataset: Dataset) -> None:
     torch.testing.assert_close(end, state)
 
 
-def test_it_remembers_what_it_cannot_see(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_a_gru_recovers_hidden_velocities(teacher: NetworkPolicy, tmp_path: Path) -> None:
     data = collect(BLIND, teacher, CollectConfig(steps=8_000, epsilon=0.3), tmp_path / "data")
     config = DistillConfig(epochs=15, batch_size=64, learning_rate=3e-3, patience=0)
     loss = {}
@@ -108,7 +108,7 @@ def test_it_remembers_what_it_cannot_see(teacher: NetworkPolicy, tmp_path: Path)
     assert loss["gru"] < 0.9 * loss["mlp"]
 
 
-def test_the_student_plays_and_acts_where_a_teacher_labels(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_gru_plays_and_collects_for_a_teacher(dataset: Dataset, tmp_path: Path) -> None:
     whole = distill(dataset, Gru(8, (8,), window=8), DistillConfig(epochs=3, batch_size=64), tmp_path / "whole")
     assert play(CARTPOLE, whole, 2).lengths.min() > 1
     student_data = collect(
@@ -122,6 +122,6 @@ def test_the_student_plays_and_acts_where_a_teacher_labels(dataset: Dataset, tmp
 
 
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"window": 0}, {"channels": (4,)}, {"activation": "rel"}])
-def test_numbers_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Gru(**wrong)  # type: ignore[arg-type]

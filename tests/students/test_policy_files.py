@@ -1,4 +1,4 @@
-"""Policy files that lie: each is refused with the file and the field."""
+"""Invalid policy files: each is refused with the file and the field."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_fields_that_do_not_fit_together_are_refused(folder: Path, field: str, v
 
 
 @pytest.mark.parametrize(("field", "value"), [("height", "12"), ("skip", 0.5), ("max_pool", 1), ("padding", "ones")])
-def test_a_frame_pipeline_is_checked_too(tmp_path: Path, field: str, value: Any) -> None:
+def test_frame_pipelines_are_checked(tmp_path: Path, field: str, value: Any) -> None:
     save_policy(Cnn((2,), (4,), (2,), (4,)).build(PIXELS), tmp_path, {})
     assert load_native(tmp_path).spec == PIXELS
     change(tmp_path, f"spec.frames.{field}", value)
@@ -100,7 +100,7 @@ def test_claimed_sizes_take_no_memory(folder: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
-def test_bytes_all_over_the_tensors_count(folder: Path) -> None:
+def test_every_changed_byte_of_the_tensors_is_detected(folder: Path) -> None:
     path = folder / "policy.safetensors"
     whole = path.read_bytes()
     for position in range(0, len(whole), 4):
@@ -132,7 +132,7 @@ def test_consistent_files_with_other_tensors_are_refused(folder: Path) -> None:
             load_native(folder)
 
 
-def test_half_precision_keeps_the_standardisation(tmp_path: Path) -> None:
+def test_half_precision_keeps_the_standardization(tmp_path: Path) -> None:
     policy = Mlp((4,)).build(SPEC)
     mean, std = torch.tensor([1e6, 0.0, 1.0]), torch.tensor([1e-8, 1.0, 1e6])
     policy.standardize(mean, std)
@@ -143,7 +143,7 @@ def test_half_precision_keeps_the_standardisation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "half"), [(float("nan"), False), (float("inf"), True), (1e5, True)])
-def test_weights_that_are_not_finite_are_never_saved(folder: Path, value: float, half: bool) -> None:
+def test_weights_that_are_not_finite_are_not_saved(folder: Path, value: float, half: bool) -> None:
     kept = (folder / "policy.safetensors").read_bytes()
     policy = load_native(folder)
     with torch.no_grad():

@@ -81,7 +81,7 @@ def test_half_precision_takes_half_the_bytes_and_acts_alike(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_flipped_bit_or_a_missing_end_is_always_noticed(tmp_path: Path, seed: int) -> None:
+def test_a_flipped_bit_or_a_missing_end_is_detected(tmp_path: Path, seed: int) -> None:
     save_policy(Mlp((8,)).build(VECTOR), tmp_path, {})
     path = tmp_path / "policy.safetensors"
     content = bytearray(path.read_bytes())
@@ -107,7 +107,7 @@ def test_a_flipped_bit_or_a_missing_end_is_always_noticed(tmp_path: Path, seed: 
         ({"sha256": "0"}, "SHA-256"),
     ],
 )
-def test_a_description_that_was_altered_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_a_changed_policy_json_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     save_policy(Mlp((8,)).build(VECTOR), tmp_path, {})
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -115,7 +115,7 @@ def test_a_description_that_was_altered_is_refused(tmp_path: Path, change: dict[
         load_native(tmp_path)
 
 
-def test_sizes_that_cannot_be_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"lstm\.1: found 1180591620717411303424, expected at most"):
         Actor(lstm=(8, 1 << 70))
     with pytest.raises(ConfigError, match="hidden"):
@@ -130,7 +130,7 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         Cnn().build(VECTOR)
 
 
-def test_pictures_with_channels_last_are_named() -> None:
+def test_images_with_channels_last_are_refused() -> None:
     spec = PolicySpec((96, 96, 3), "uint8", CategoricalHead((5,)))
     with pytest.raises(ConfigError, match="ChannelsFirst"):
         Cnn().build(spec)

@@ -1,0 +1,1 @@
+"""Fits of students to the labels of a teacher."""

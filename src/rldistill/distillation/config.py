@@ -21,20 +21,20 @@ from rldistill.losses.objective import Term, TermField
 
 @validated_dataclass
 class DistillConfig:
-    """How a student is fitted by gradient.
+    """Settings of a fit by gradient.
 
     Attributes:
-        losses: the terms that are summed.
-        epochs: passes over the data.
-        batch_size: transitions in a batch.
-        learning_rate: AdamW's, at the start.
-        schedule: whether the rate falls to zero in half a cosine or stays.
-        weight_decay: AdamW's.
-        max_grad_norm: the largest gradient norm.
-        patience: stop after so many epochs without a better held-out loss; 0 never stops early, which suits DAgger with
-            many epochs: a round begins at the full rate, and for some epochs that undoes what the round before learned.
-        num_threads: of PyTorch; gradients differ between numbers of threads.
-        device: `auto` takes a GPU if there is one.
+        losses: Terms that are summed.
+        epochs: Passes over the data.
+        batch_size: Transitions in a batch.
+        learning_rate: Learning rate of AdamW at the start.
+        schedule: Half a cosine to zero, or a constant rate.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Largest norm of the gradient.
+        patience: Epochs without a lower held-out loss before the fit stops; 0 for no limit, which suits DAgger with
+            many epochs: a round starts at the full rate, which for some epochs undoes the progress of the last round.
+        num_threads: Threads of PyTorch; gradients differ between numbers of threads.
+        device: Device; `auto` is a GPU if there is one.
     """
 
     losses: Annotated[tuple[TermField, ...], MinLen(1)] = (Term(ForwardKL()),)

@@ -1,0 +1,1 @@
+"""Networks and wrappers that teachers and students share."""

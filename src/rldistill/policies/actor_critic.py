@@ -123,6 +123,7 @@ class FreeNoise(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(actions))
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return mean ++ log_std, `[B, 2 A]`."""
         return torch.cat([self.mean(features), self.log_std.expand(len(features), -1)], -1)
 
 
@@ -134,6 +135,7 @@ class LearnedNoise(nn.Module):
         self.mean, self.log_std = nn.Linear(width, actions), nn.Linear(width, actions)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return mean ++ log_std, `[B, 2 A]`."""
         return torch.cat([self.mean(features), self.log_std(features).clamp(*LOG_STD_RANGE)], -1)
 
 
@@ -146,6 +148,7 @@ class StateNoise(nn.Module):
         self.expln, self.clip_mean = expln, clip_mean
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return mean ++ log_std, `[B, 2 A]`."""
         std = self.log_std.exp()
         if self.expln:
             std = torch.where(self.log_std > 0, torch.log1p(self.log_std.clamp_min(0) + 1e-6) + 1, std)
@@ -163,6 +166,7 @@ class NoNoise(nn.Module):
         self.mean = nn.Linear(width, actions)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return mean ++ log_std, `[B, 2 A]`."""
         mean = self.mean(features)
         return torch.cat([mean, torch.full_like(mean, NO_NOISE_LOG_STD)], -1)
 

@@ -45,6 +45,7 @@ class Flat(nn.Module):
     """Flattening to one vector `[B, N]`, in which the entries of a dict follow one another."""
 
     def forward(self, obs: Obs) -> Tensor:
+        """Return the vector."""
         if isinstance(obs, Tensor):
             return obs.flatten(1)
         return torch.cat([entry.flatten(1) for entry in obs.values()], 1)
