@@ -210,11 +210,11 @@ def test_a_single_integer_as_observation_is_learned(student: AnyStudent, tmp_pat
 
 
 def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"distill\.epochs"):
+    with pytest.raises(ConfigError, match=r"DistillConfig\.epochs"):
         DistillConfig(epochs=0)
-    with pytest.raises(ConfigError, match=r"distill\.losses"):
+    with pytest.raises(ConfigError, match=r"DistillConfig\.losses"):
         DistillConfig(losses=())
-    with pytest.raises(ConfigError, match=r"expected Term\(loss\), found a ForwardKL"):
+    with pytest.raises(ConfigError, match=r"losses\.0: found ForwardKL"):
         DistillConfig(losses=(ForwardKL(),))  # type: ignore[arg-type]
     wrong: list[dict[str, Any]] = [
         {"patience": -1},
@@ -223,7 +223,7 @@ def test_invalid_settings_are_refused() -> None:
         {"learning_rate": math.nan},
     ]
     for settings in wrong:
-        with pytest.raises(ConfigError, match=rf"distill\.{next(iter(settings))}"):
+        with pytest.raises(ConfigError, match=rf"DistillConfig\.{next(iter(settings))}"):
             DistillConfig(**settings)
 
 
