@@ -12,7 +12,7 @@ import yaml
 
 from rldistill import CollectConfig, ConfigError, DistillConfig, EnvConfig, EvaluateConfig, Mlp, NetworkPolicy, collect
 from rldistill.collection.relabel import relabel
-from rldistill.data.dataset import Dataset
+from rldistill.data.info import open_dataset
 from rldistill.data.merge import merge
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
@@ -52,10 +52,11 @@ def test_datasets_are_relabeled_merged_and_read(tmp_path: Path, teacher: Network
     run = make_run(tmp_path / "run", teacher)
     first = run_collect(run, quiet=True)
     second = collect(run.env, teacher, run.collect, tmp_path / "second", seed=1, progress=False)
+    assert open_dataset(run.folder).num_steps == open_dataset(run.dataset_folder).num_steps == first.num_steps
     relabeled = relabel(run.dataset_folder, teacher, tmp_path / "relabeled", progress=False)
     assert relabeled.num_steps == first.num_steps
     merge([tmp_path / "relabeled", tmp_path / "second"], tmp_path / "merged", progress=False)
-    assert Dataset.read([tmp_path / "merged"]).num_steps == first.num_steps + second.num_steps
+    assert open_dataset(tmp_path / "merged").num_steps == first.num_steps + second.num_steps
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def verify(path: Path) -> dict[str, Any]:
         "held-out steps": int(dataset.heldout.sum()),
         "state": "every block is whole",
     }
+
+
+def open_dataset(path: Path, gamma: float = 0.99, memory_gb: float = math.inf) -> Dataset:
+    """Read a dataset, given its folder or the folder of its run; see `Dataset.read`."""
+    return Dataset.read([dataset_folder(path)], gamma, memory_gb=memory_gb)
 
 
 def dataset_folder(path: Path) -> Path:
