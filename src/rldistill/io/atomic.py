@@ -37,13 +37,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:
     """Read one of our JSON files; raises CorruptArtifactError if it is missing or is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -79,4 +79,18 @@ def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = 
             resume = 'Continue it with mode="resume" (--resume), or discard' if "resume" in allowed else "Discard"
             raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')
     folder.mkdir(parents=True, exist_ok=True)
+    for temporary in folder.rglob(".*.tmp.*"):  # of a process that was killed while it wrote
+        pid = temporary.name[1:].partition(".")[0]
+        if pid.isdigit() and not _is_running(int(pid)):
+            temporary.unlink(missing_ok=True)
     return result.exists()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True

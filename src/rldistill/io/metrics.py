@@ -39,7 +39,7 @@ class Metrics:
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """These rows and no others."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomic(self.path, lambda temporary: temporary.write_text(text))
+        write_atomic(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         write_atomic(self.events, lambda temporary: _write_events(temporary, rows))
 
     def keep(self, rows: int) -> None:
@@ -48,7 +48,7 @@ class Metrics:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """One row; its `step` is where its scalars stand."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         with self.events.open("ab") as file:
             RecordWriter(file).write(_event(row).SerializeToString())

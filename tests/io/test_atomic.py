@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rldistill.io.atomic import open_stage
+
+
+def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    (tmp_path / "blocks").mkdir()
+    stale, live = tmp_path / "blocks" / f".{process.pid}.tmp.a.parquet", tmp_path / f".{os.getpid()}.tmp.policy.json"
+    for path in (stale, live, tmp_path / "policy.json"):
+        path.write_text("")
+    assert open_stage(tmp_path, tmp_path / "policy.json", "resume")
+    assert (stale.exists(), live.exists()) == (False, True)
