@@ -483,7 +483,10 @@ DAMAGED = {
     "many episodes": (told(total_episodes=99), "found 3 episodes, expected 99"),
     "half a spec": (told(env_spec='{"id": "Cart'), "env_spec: expected JSON with an id and kwargs"),
     "a list as spec": (told(env_spec="[]"), "env_spec: expected JSON with an id and kwargs"),
-    "a number as id": (told(env_spec='{"id": 5}'), "env_spec: expected JSON with an id and kwargs .*EnvConfig.id: found 5"),
+    "a number as id": (
+        told(env_spec='{"id": 5}'),
+        "env_spec: expected JSON with an id and kwargs .*EnvConfig.id: found 5",
+    ),
     "no wrappers told": (told(env_spec='{"id": "A-v0"}'), "Minari cannot read it .*additional_wrappers"),
     "half a space": (told(observation_space='{"type": "Box'), "observation_space: found .* expected a space"),
     "no such space": (told(action_space='{"type": "Bax"}'), "action_space: found .*Bax.* expected a space"),
