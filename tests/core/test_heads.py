@@ -42,8 +42,9 @@ ALL = [
     SquashedGaussianHead(low=LOW, high=HIGH),
     DeterministicHead(low=LOW, high=HIGH),
 ]
-STOCHASTIC = [head for head in ALL if head.stochastic]
-COMPARABLE = [head for head in ALL if head.stochastic or head.discrete]
+WIDE = GaussianHead(low=(-1.0,) * 3, high=(1.0,) * 3)
+STOCHASTIC = [*(head for head in ALL if head.stochastic), WIDE]
+COMPARABLE = [*(head for head in ALL if head.stochastic or head.discrete), WIDE]
 by_kind = pytest.mark.parametrize("head", ALL, ids=lambda head: head.kind)
 
 
@@ -91,7 +92,7 @@ def test_log_prob_and_entropy_equal_those_of_scipy(head: ActionHead) -> None:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
         entropy = stats.entropy(joint_probabilities(head, params))
     else:
-        actions = torch.randn(5, 2, generator=torch.Generator().manual_seed(1)) * 3
+        actions = torch.randn(5, len(head.low), generator=torch.Generator().manual_seed(1)) * 3
         expected = sum(norm.logpdf(column) for norm, column in zip(normals(params), actions.T.numpy(), strict=True))
         np.testing.assert_allclose(head.log_prob(params.expand(5, -1), actions), expected, rtol=1e-5)
         entropy = sum(norm.entropy() for norm in normals(params))
@@ -142,6 +143,8 @@ def test_leading_dimensions_are_kept(head: ActionHead, lead: tuple[int, ...]) ->
     assert action.shape == sample(head, params, generator).shape == (*lead, *entries)
     assert action.dtype == (torch.int64 if head.discrete else torch.float32)
     assert head.nll(params, action).shape == lead
+    if head.discrete:
+        assert not torch.as_tensor(head.regret(params, action)).any()
     if head in COMPARABLE:
         assert head.kl(params, params).shape == lead
     if head.stochastic:
