@@ -33,6 +33,7 @@ from rldistill.data.info import verify as check
 from rldistill.data.merge import merge
 from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.verify import VerifyConfig
 from rldistill.run.teachers import verify_teacher
 from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
@@ -591,7 +592,7 @@ def test_there_are_as_many_as_is_promised() -> None:
     assert len(CASES) >= 60
 
 
-@pytest.mark.filterwarnings("ignore:.* its numbers are taken as logits")
+@pytest.mark.filterwarnings("ignore:.* its outputs are read as logits")
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_of_a_hostile_file_runs(name: str, tmp_path: Path) -> None:
     folder, canary = tmp_path / "file", tmp_path / "canary"
@@ -632,8 +633,8 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     path = beside("args.yml", yml("env: 'planted:make'"))(tmp_path, tmp_path)
     policy, env = load_policy(path), EnvConfig("CartPole-v1")
-    found = verify_teacher(SavedTeacher(str(path)), env, None, 1, 0, quiet=True)
-    assert "trained on planted:make" in found["suspicious"][-1]
+    found = verify_teacher(SavedTeacher(str(path)), env, VerifyConfig(1), 0, quiet=True)
+    assert "trained on planted:make" in found.suspicious[-1]
     for seed, name in enumerate("ab"):
         collect(env, policy, CollectConfig(steps=32, block_steps=4), tmp_path / name, seed=seed)
         manifest = tmp_path / name / "manifest.json"

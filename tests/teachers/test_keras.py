@@ -153,24 +153,22 @@ def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
 
 def test_numbers_that_may_be_q_values_are_warned_of(tmp_path: Path) -> None:
     file = save(small(), tmp_path / "p.keras")
-    with pytest.warns(
-        UserWarning, match=r"p\.keras: its numbers are taken as logits; if they are Q values, say head=q_v"
-    ):
+    with pytest.warns(UserWarning, match=r"p\.keras: its outputs are read as logits. Set head=q_v"):
         load_policy(file, spec=SPEC)
 
 
 def test_integers_are_not_scaled(tmp_path: Path) -> None:
     model = keras.Sequential([layers.Input((4,), dtype="uint8"), layers.Rescaling(1 / 255), layers.Dense(2)])
     file = save(model, tmp_path / "p.keras")
-    with pytest.raises(ConfigError, match=r"^teacher: .*p\.keras: scale: its input is uint8.*leave it out$"):
+    with pytest.raises(ConfigError, match=r"^teacher.scale: .*p\.keras has an input of uint8.*Remove the option.$"):
         load_policy(file, spec=SPEC, head="q_values", scale=1 / 255)
 
 
-@pytest.mark.parametrize("told", [{"activation": "relu"}, {"output": "q"}])
-def test_what_cannot_count_is_refused(told: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"activation": "relu"}, {"output": "q"}])
+def test_option_of_another_format_is_refused(options: Any, tmp_path: Path) -> None:
     file = save(small(), tmp_path / "p.keras")
-    with pytest.raises(ConfigError, match=rf"^teacher: .*p\.keras: {next(iter(told))}: a Keras file .*leave it out$"):
-        load_policy(file, spec=SPEC, **told)
+    with pytest.raises(ConfigError, match=rf"^teacher.{next(iter(options))}: .*p\.keras is a Keras file, .*Remove"):
+        load_policy(file, spec=SPEC, **options)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,7 @@ def test_what_cannot_count_is_refused(told: Any, tmp_path: Path) -> None:
     [
         (spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"),
         (dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,))), "gives"),
-        (None, "give the environment's spec"),
+        (None, "Pass the spec of the environment"),
     ],
 )
 def test_another_environments_file_is_named(spec: Any, words: str, tmp_path: Path) -> None:

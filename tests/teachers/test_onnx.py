@@ -80,7 +80,7 @@ def test_a_graph_for_one_observation_is_run_for_each(tmp_path: Path) -> None:
 def test_batches_of_one_size_are_refused(tmp_path: Path) -> None:
     file = export_fixed(Params(Mlp((16,)).build(SPEC)), 8, tmp_path / "eight.onnx")
     with pytest.raises(
-        SpecMismatchError, match=r"eight\.onnx: onnxruntime fails on 1 obs.*export it with a batch of any"
+        SpecMismatchError, match=r"eight\.onnx: onnxruntime fails on 1 obs.*Export it with a batch of any"
     ):
         load_policy(file, spec=SPEC)
 
@@ -151,19 +151,22 @@ def test_integers_are_not_scaled(tmp_path: Path) -> None:
     path = export(network, obs, tmp_path / "p.onnx")
     params = load_policy(path, spec=spec, head="q_values")(obs)[0].params
     torch.testing.assert_close(params, network(obs), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ConfigError, match=r"^teacher: .*p\.onnx: scale: its input is tensor\(uint8\).*leave it out$"):
+    with pytest.raises(
+        ConfigError, match=r"^teacher.scale: .*p\.onnx has an input of tensor\(uint8\).*Remove the option.$"
+    ):
         load_policy(path, spec=spec, head="q_values", scale=1 / 255)
 
 
 def test_numbers_that_may_be_q_values_are_warned_of(file: Path) -> None:
-    with pytest.warns(
-        UserWarning, match=r"p\.onnx: its numbers are taken as logits; if they are Q values, say head=q_v"
-    ):
+    with pytest.warns(UserWarning, match=r"p\.onnx: its outputs are read as logits. Set head=q_v"):
         assert load_policy(file, spec=SPEC).spec.head.kind == "categorical"
 
 
 def test_an_activation_is_refused(file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^teacher: .*p\.onnx: activation: an ONNX file .*leave it out$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^teacher.activation: .*p\.onnx is an ONNX file, which already holds its activations. Remove",
+    ):
         load_policy(file, spec=SPEC, activation="relu")
 
 
@@ -196,7 +199,7 @@ def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
 
     path = export(Two(network), torch.zeros(3, 4), tmp_path / "p.onnx")
     first, second = (output.name for output in onnxruntime.InferenceSession(path.read_bytes()).get_outputs())
-    with pytest.raises(ConfigError, match=rf"{first} and {second} could be its categorical; say which one: output="):
+    with pytest.raises(ConfigError, match=rf"{first} and {second} of .* fit its categorical head. Set output="):
         load_policy(path, spec=SPEC)
     with pytest.raises(SpecMismatchError, match=rf"no output '{second}x' of 2 numbers.*Did you mean '{second}'"):
         load_policy(path, spec=SPEC, output=f"{second}x")
@@ -205,7 +208,7 @@ def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
     torch.testing.assert_close(teacher.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("wrong", "words"), [(np.nan, "holds NaN"), (np.inf, "gives NaN or infinite")])
+@pytest.mark.parametrize(("wrong", "words"), [(np.nan, "holds NaN"), (np.inf, "returns NaN or infinite")])
 def test_weights_that_are_no_numbers_are_refused(wrong: float, words: str, file: Path, tmp_path: Path) -> None:
     model = onnx.load(file)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
@@ -225,7 +228,7 @@ def test_tensors_outside_the_file_are_not_followed(file: Path, tmp_path: Path) -
     entry = tensor.external_data.add()
     entry.key, entry.value = "location", "../../../../etc/passwd"
     (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(UntrustedFileError, match="outside the file"):
+    with pytest.raises(UntrustedFileError, match="is outside the file"):
         load_policy(tmp_path / "evil.onnx", spec=SPEC)
 
 
@@ -239,7 +242,7 @@ def test_operators_of_no_known_domain_are_refused(file: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("spec", "words"),
-    [(spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"), (None, "give the environment's spec")],
+    [(spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"), (None, "Pass the spec of the environment")],
 )
 def test_another_environments_file_is_named(file: Path, spec: Any, words: str) -> None:
     with pytest.raises((SpecMismatchError, ConfigError), match=rf"p\.onnx.*{words}"):

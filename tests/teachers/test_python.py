@@ -106,7 +106,7 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
         lambda: play(env, policy, 1),
         lambda: collect(env, policy, CollectConfig(steps=32, block_steps=4), mine / "dataset"),
     ):
-        with pytest.raises(SpecMismatchError, match=rf"mine_for_tests:{factory}.*(NaN or infinite|chose action)"):
+        with pytest.raises(SpecMismatchError, match=rf"mine_for_tests:{factory}.*(NaN or infinite|returns action)"):
             ask()
 
 
@@ -120,26 +120,28 @@ def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
 
 
 def test_a_network_whose_numbers_may_be_q_values_is_warned_of(mine: Path) -> None:
-    with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its numbers are taken as logits;.*head=q_values"):
+    with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its outputs are read as logits.*head=q_values"):
         assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
     load_policy("mine_for_tests:network", spec=SPEC, head="categorical")
     load_policy("mine_for_tests:network", spec=spec_from_env(EnvConfig("Pendulum-v1")))
 
 
 @pytest.mark.parametrize(
-    ("factory", "told", "words"),
+    ("factory", "options", "words"),
     [
-        ("heuristic", {"head": "q_values"}, "head: function gives actions"),
-        ("Predicts", {"head": "categorical"}, "head: Predicts gives actions"),
-        ("policy", {"head": "categorical"}, "head: ModulePolicy tells what its numbers mean"),
-        ("network", {"activation": "relu"}, "activation: what a factory makes tells its activation"),
-        ("network", {"scale": 0.5}, "scale: what a factory makes scales its input itself"),
-        ("network", {"output": "q"}, "output: what a factory makes has one output"),
+        ("heuristic", {"head": "q_values"}, "returns function, which returns actions, not parameters of a head."),
+        ("Predicts", {"head": "categorical"}, "returns Predicts, which returns actions"),
+        ("policy", {"head": "categorical"}, "returns ModulePolicy, which already holds the kind of its head"),
+        ("network", {"activation": "relu"}, "is a Python factory, which already holds its activations"),
+        ("network", {"scale": 0.5}, "is a Python factory, which scales its input itself"),
+        ("network", {"output": "q"}, "is a Python factory, which has one output"),
     ],
 )
-def test_what_cannot_count_is_refused(factory: str, told: Any, words: str, mine: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^teacher: mine_for_tests:{factory}: {words}.*; leave it out$"):
-        load_policy(f"mine_for_tests:{factory}", spec=SPEC, **told)
+def test_option_of_another_format_is_refused(factory: str, options: Any, words: str, mine: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^teacher.{next(iter(options))}: mine_for_tests:{factory} {words}.* Remove the option.$"
+    ):
+        load_policy(f"mine_for_tests:{factory}", spec=SPEC, **options)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +149,8 @@ def test_what_cannot_count_is_refused(factory: str, told: Any, words: str, mine:
     [
         ("no_such_module:x", "cannot be imported"),
         ("mine_for_tests:missing", "no 'missing' in mine_for_tests"),
-        ("mine_for_tests:nothing", "made int"),
-        ("mine_for_tests:heuristic@weights.pt", "only a network takes weights"),
+        ("mine_for_tests:nothing", "returns int, expected a policy"),
+        ("mine_for_tests:heuristic@weights.pt", "which has no weights"),
         ("mine_for_tests:network@missing.pt", "no such file"),
         ("mine_for_tests:network@other.pt", "does not fit"),
     ],
@@ -324,7 +326,7 @@ class Untold(Keeps):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (Keeps(np.zeros((1, 2, 8))), "a state that is a ndarray of no arrays; expected a pair of arrays"),
+        (Keeps(np.zeros((1, 2, 8))), "a state that is a ndarray of no arrays, expected a pair of arrays"),
         (Keeps((np.zeros((2, 8)),) * 2), r"a tuple of \[2, 8\] and \[2, 8\]"),
         (Keeps((np.zeros((1, 2, 8)), np.zeros((1, 2, 7)))), r"\[1, 2, 8\] and \[1, 2, 7\]"),
         (Keeps((np.zeros((1, 2, 8), object),) * 2), "failed: TypeError"),
@@ -356,13 +358,13 @@ def test_continuous_actions_are_passed_on() -> None:
 
 @pytest.mark.parametrize("action", [2, -1])
 def test_an_action_that_there_is_not_is_named(action: int) -> None:
-    with pytest.raises(SpecMismatchError, match="chose action"):
+    with pytest.raises(SpecMismatchError, match="returns action"):
         FunctionPolicy(lambda obs: action, SPEC)(torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("network", [nn.Linear(4, 3), nn.Flatten(0)], ids=["actions", "batch"])
 def test_a_network_of_another_size_is_named(network: Any) -> None:
-    with pytest.raises(SpecMismatchError, match=r"the network of .* gives"):
+    with pytest.raises(SpecMismatchError, match=r"the network of .* returns"):
         ModulePolicy(network, SPEC)(torch.zeros(2, 4))
 
 
@@ -399,17 +401,17 @@ BITS, PARTS = spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3])
 @pytest.mark.parametrize(
     ("space", "said", "words"),
     [
-        (spaces.Discrete(2), None, r"gives None as its actions; expected an integer from 0 to 1 for each"),
+        (spaces.Discrete(2), None, r"returns None as its actions, expected an integer from 0 to 1 for each"),
         (spaces.Discrete(2), {"a": 1}, "as its actions"),
         (spaces.Discrete(2), [0], r"actions of shape \[1\] for 4 observations"),
         (spaces.Discrete(2), 0, r"actions of shape \[\]"),
-        (spaces.Discrete(2), [0, 1, 1, 0.7], r"chose action 0\.7; expected an integer from 0 to 1"),
-        (spaces.Discrete(2), [0, 1, 1, float("nan")], "chose action nan"),
+        (spaces.Discrete(2), [0, 1, 1, 0.7], r"returns action 0\.7, expected an integer from 0 to 1"),
+        (spaces.Discrete(2), [0, 1, 1, float("nan")], "returns action nan"),
         (spaces.Discrete(2), [[0], [1], [1, 0], [1]], "as its actions"),
-        (PARTS, [0, 1, 1, 0], "expected 2 integers for each, below 2, 3"),
-        (PARTS, [[0, 3]] * 4, "chose action 3"),
-        (BITS, [[0, 1]] * 4, "expected 3 numbers for each, 0 or 1"),
-        (BITS, [[0, 1, 2]] * 4, "chose action 2"),
+        (PARTS, [0, 1, 1, 0], "expected 2 integers, below 2, 3 for each"),
+        (PARTS, [[0, 3]] * 4, "returns action 3"),
+        (BITS, [[0, 1]] * 4, "expected 3 numbers, 0 or 1 for each"),
+        (BITS, [[0, 1, 2]] * 4, "returns action 2"),
         (spaces.Box(-1, 1, (2,)), [0.0] * 4, "expected 2 numbers for each"),
     ],
 )

@@ -27,7 +27,7 @@ from rldistill.evaluation.tables import Printable, TableCell, rich_table
 from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
-from rldistill.teachers.load import told_in
+from rldistill.teachers.load import settings_source
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -218,7 +218,7 @@ def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tup
         if not policy.spec.view and not policy.spec.env_kwargs:
             raise
         reason = str(error).removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
-        raise SpecMismatchError(f"{name} and {env.id} do not fit: {told_in(name)}: {reason}") from None
+        raise SpecMismatchError(f"{name} and {env.id} do not fit: {settings_source(name)}: {reason}") from None
     policy = with_action_mask(policy, spec)
     policy.spec.require_same_input(spec, name, env.id)
     return policy, env

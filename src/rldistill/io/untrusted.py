@@ -1,4 +1,4 @@
-"""Tensors from files that anybody may have written: read as data, checked, or refused."""
+"""Tensors in files from untrusted sources: read as data, checked, or refused."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from rldistill.core.errors import (
 
 MAX_WEIGHTS = 1 << 30
 MAX_PARAMETERS = 1 << 28
-STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)"
+SAVE_STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)."
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file: safetensors, or what `torch.save` wrote.
+    """Read a state dict from safetensors or a file of `torch.save`.
 
     Raises:
-        UntrustedFileError: a script, an exported program, or anything but plain tensors.
-        CorruptArtifactError: truncated or altered.
+        UntrustedFileError: A script, an exported program, or anything but plain tensors.
+        CorruptArtifactError: A truncated or altered file.
     """
     require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
     if path.suffix == ".safetensors":
@@ -49,47 +49,49 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
-    """What `torch.save` wrote, if it is a state dict; `name` is what `content` is called in `path`."""
+    """Read a state dict of `torch.save` from `content`, whose name in the file `path` is `name`."""
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
-            content = _packed_again(content, path, name)
+            content = _repack(content, path, name)
         tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except RLDistillError:
         raise
     except pickle.UnpicklingError:
         raise UntrustedFileError(
-            f"{path}: {name} holds more than tensors; refused, since reading it could run code. {STATE_DICT}"
+            f"{path}: {name} holds more than tensors, and reading it could run code. {SAVE_STATE_DICT}"
         ) from None
-    except Exception as error:  # damaged bytes make zipfile and torch raise whatever they like
+    except Exception as error:  # zipfile and torch raise many kinds of errors for damaged bytes
         raise CorruptArtifactError(
             f"{path}: not a whole file of tensors ({error_text(error)}); {DOWNLOAD_HINT}"
         ) from None
     if not isinstance(tensors, dict):
-        raise UntrustedFileError(f"{path}: {name} is not what it should be, a state dict")
+        raise UntrustedFileError(f"{path}: {name} is no state dict. {SAVE_STATE_DICT}")
     return _checked(tensors, path, name)
 
 
-def _packed_again(content: bytes, path: Path, name: str) -> bytes:
-    """The archive with what Python finds in it and nothing else: PyTorch's own reader may find other members."""
-    again, left = io.BytesIO(), MAX_WEIGHTS
-    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(again, "w") as copy:
+def _repack(content: bytes, path: Path, name: str) -> bytes:
+    """Return the archive with the members that Python finds, since PyTorch's own reader may find others."""
+    copy_bytes, remaining = io.BytesIO(), MAX_WEIGHTS
+    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(copy_bytes, "w") as copy:
         if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
             raise UntrustedFileError(
-                f"{path}: {name} is a TorchScript or an exported program, which runs code when it is read; "
-                "give its state dict, or export it to ONNX"
+                f"{path}: {name} is a TorchScript or an exported program, which runs code when read. "
+                "Use its state dict, or export it to ONNX."
             )
         for member in dict.fromkeys(inner.namelist()):
-            member_content = read_member(path, inner, member, left)
-            left -= len(member_content)
+            member_content = read_member(path, inner, member, remaining)
+            remaining -= len(member_content)
             copy.writestr(member, member_content)
-    return again.getvalue()
+    return copy_bytes.getvalue()
 
 
 def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member of an archive, of which no more is unpacked than `limit` bytes, whatever its header says."""
+    """Read a member of an archive, and unpack at most `limit` bytes, whatever size its header claims."""
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UntrustedFileError(f"{path}: {name} is packed in an unusual way; pack it again with an ordinary zip")
+        raise UntrustedFileError(
+            f"{path}: {name} is compressed in an unusual way. Compress it again as an ordinary zip."
+        )
     require_small(path, name, info.file_size, limit)
     with archive.open(info) as file:
         content = file.read(limit + 1)
@@ -98,30 +100,36 @@ def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> 
 
 
 def require_small(path: Path, name: str, size: int, limit: int) -> None:
-    """Raise UntrustedFileError for what unpacks to more than `limit` bytes."""
+    """Raise UntrustedFileError if a member unpacks to more than `limit` bytes."""
     if size > limit:
-        raise UntrustedFileError(f"{path}: {name} unpacks to {size:,} bytes; refused above {limit:,}")
+        raise UntrustedFileError(
+            f"{path}: {name} unpacks to {size:,} bytes, above the limit of {limit:,}. Use a smaller file."
+        )
 
 
-def _what_to_save(found: dict[Any, Any]) -> str:
-    """How to come by the state dict that is in `found`, as a checkpoint of a training has it."""
-    inner = next((key for key, item in found.items() if isinstance(item, dict) and isinstance(key, str)), None)
-    if inner is None:
-        return f"refused. {STATE_DICT}"
-    key = short_repr(inner)
-    return f"if the state dict is {key} in it, save that alone: torch.save(torch.load(FILE)[{key}], NEW)"
+def _advice(checkpoint: dict[Any, Any]) -> str:
+    """Return the way to extract the state dict from a checkpoint of a training."""
+    key = next((key for key, item in checkpoint.items() if isinstance(item, dict) and isinstance(key, str)), None)
+    if key is None:
+        return SAVE_STATE_DICT
+    return (
+        f"If the state dict is {short_repr(key)} in it, save that alone: "
+        f"torch.save(torch.load(FILE)[{short_repr(key)}], NEW)."
+    )
 
 
 def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
     total = 0
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UntrustedFileError(f"{path}: {name} holds more than tensors; {_what_to_save(tensors)}")
+            raise UntrustedFileError(f"{path}: {name} holds more than tensors. {_advice(tensors)}")
         plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
-        held = value.untyped_storage().nbytes() // value.element_size() if plain else 0
+        stored = value.untyped_storage().nbytes() // value.element_size() if plain else 0
         total += value.numel()
-        if not plain or value.numel() > held or total > MAX_PARAMETERS:
-            raise UntrustedFileError(f"{path}: {short_repr(key)} is not a plain tensor of a sensible size; refused")
+        if not plain or value.numel() > stored or total > MAX_PARAMETERS:
+            raise UntrustedFileError(
+                f"{path}: {short_repr(key)} is not a plain tensor of floats of a usual size. {SAVE_STATE_DICT}"
+            )
         if not torch.isfinite(value).all():
             raise CorruptArtifactError(f"{path}: {short_repr(key)} holds NaN or infinite weights; {RESAVE_HINT}")
     return tensors

@@ -1,4 +1,4 @@
-"""What somebody else's function says: its actions as a head that is certain, its failures as one line."""
+"""Results of user code: actions as parameters of a head, and errors as one line."""
 
 from __future__ import annotations
 
@@ -15,56 +15,57 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.heads import ActionHead, BernoulliHead
 
-LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
-def one_hot_logits(head: ActionHead, said: Any, count: int, name: str) -> Tensor:
-    """The actions that a function gave for `count` observations as the numbers of `head`, `[B, P]`.
+def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Tensor:
+    """Return the actions of the function `name` for `count` observations as parameters of `head`, `[B, P]`.
 
     Raises:
-        SpecMismatchError: they are no actions of the environment, or not `count`; it names `name`.
+        SpecMismatchError: Invalid actions, or another number of them.
     """
-    each = len(head.choices or head.low)
+    size = head.nvec[0] if isinstance(head, BernoulliHead) else len(head.nvec) or len(head.low)
+    expected = f"expected {_description(head)} for each observation. Correct its actions."
     try:
-        actions = np.asarray(said)
+        array = np.asarray(actions)
     except ValueError:  # of different shapes
-        actions = np.asarray(None)
-    if actions.dtype.kind not in "biuf":
-        raise SpecMismatchError(f"teacher: {name} gives {short_repr(said)} as its actions; expected {_expected(head)}")
-    if not actions.ndim or len(actions) != count or actions.size != count * each:
-        found = f"actions of shape {list(actions.shape)} for {count} observations"
-        raise SpecMismatchError(f"teacher: {name} gives {found}; expected {_expected(head)}")
-    actions = actions.reshape(count, each)
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise SpecMismatchError(f"teacher: {name} returns {short_repr(actions)} as its actions, {expected}")
+    if not array.ndim or len(array) != count or array.size != count * size:
+        found = f"actions of shape {list(array.shape)} for {count} observations"
+        raise SpecMismatchError(f"teacher: {name} returns {found}, {expected}")
+    array = array.reshape(count, size)
     if not head.discrete:
-        if not np.isfinite(actions).all():
-            raise SpecMismatchError(f"teacher: {name} gives NaN or infinite actions; expected {_expected(head)}")
-        return torch.from_numpy(actions.astype(np.float32))
-    for chosen, size in zip(actions.T, head.choices, strict=True):
-        wrong = chosen[(chosen != np.round(chosen)) | (chosen < 0) | (chosen >= size)]
-        if len(wrong):
-            raise SpecMismatchError(f"teacher: {name} chose action {wrong[0]:g}; expected {_expected(head)}")
-    choices = torch.from_numpy(actions.astype(np.int64))
+        if not np.isfinite(array).all():
+            raise SpecMismatchError(f"teacher: {name} returns NaN or infinite actions, {expected}")
+        return torch.from_numpy(array.astype(np.float32))
+    for column, limit in zip(array.T, head.choices, strict=True):
+        invalid = column[(column != np.round(column)) | (column < 0) | (column >= limit)]
+        if len(invalid):
+            raise SpecMismatchError(f"teacher: {name} returns action {invalid[0]:g}, {expected}")
+    choices = torch.from_numpy(array.astype(np.int64))
     return head.certain(choices[:, 0] if head.single_choice else choices)
 
 
-def _expected(head: ActionHead) -> str:
-    """One action of these, in words."""
+def _description(head: ActionHead) -> str:
+    """Return the form of one action in words."""
     if not head.discrete:
-        return f"{len(head.low)} numbers for each"
+        return f"{len(head.low)} numbers"
     if isinstance(head, BernoulliHead):
-        return f"{head.nvec[0]} numbers for each, 0 or 1"
+        return f"{head.nvec[0]} numbers, 0 or 1"
     if len(head.nvec) == 1:
-        return f"an integer from 0 to {head.nvec[0] - 1} for each"
-    return f"{len(head.nvec)} integers for each, below {', '.join(map(str, head.nvec))}"
+        return f"an integer from 0 to {head.nvec[0] - 1}"
+    return f"{len(head.nvec)} integers, below {', '.join(map(str, head.nvec))}"
 
 
 @contextmanager
 def wrap_errors(name: str) -> Iterator[None]:
-    """Let errors within be those of the code that `name` names: a ConfigError with what it raised, and where."""
+    """Raise any error within the block as a ConfigError about the code `name`, with the line that raised it."""
     try:
         yield
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # below this one and the one that is within
-        own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)] or frames
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this function and its caller
+        own = [frame for frame in frames if not frame.filename.startswith(LIBRARY_FOLDERS)] or frames
         where = f" (in {own[-1].name}, {own[-1].filename}, line {own[-1].lineno})" if own else ""
         raise ConfigError(f"teacher: {name} failed: {type(error).__name__}: {error}{where}") from error

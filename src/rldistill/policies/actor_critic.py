@@ -60,6 +60,10 @@ class Actor:
         if len(self.lstm) not in (0, 2) or max(self.lstm[1:], default=0) > MAX_LSTM_LAYERS:
             raise ConfigError(f"lstm: expected size and layers (at most {MAX_LSTM_LAYERS}), found {self.lstm}")
 
+    def features_width(self, spec: PolicySpec) -> int:
+        """Return the number of features of an observation."""
+        return sum(self.features if key in self.images else part.width for key, part in spec.entries.items())
+
     def build(self, spec: PolicySpec) -> ActorPolicy:
         """Return the policy for `spec`, with new weights."""
         return ActorPolicy(self, spec)
@@ -70,14 +74,14 @@ class ActorPolicy(NetworkPolicy):
 
     def __init__(self, config: Actor, spec: PolicySpec) -> None:
         act = activation(config.activation)
-        width = config.lstm[0] if config.lstm else _features_width(config, spec)
+        width = config.lstm[0] if config.lstm else config.features_width(spec)
         layers, last = dense(width, config.hidden, act)
         super().__init__(config, spec, nn.Sequential(*layers), last, _output(config, spec, last))
         self.extractors = nn.ModuleDict({f"image_{key}": _convolutions(config, spec, key) for key in config.images})
-        self.lstm = nn.LSTM(_features_width(config, spec), *config.lstm) if config.lstm else None
+        self.lstm = nn.LSTM(config.features_width(spec), *config.lstm) if config.lstm else None
         self.critic: nn.Sequential | None = None
         if config.critic is not None:
-            values, last = dense(_features_width(config, spec), config.critic, act)
+            values, last = dense(config.features_width(spec), config.critic, act)
             self.critic = nn.Sequential(*values, nn.Linear(last, 1))
 
     def initial_state(self, batch_size: int) -> Tensor | None:
@@ -188,7 +192,3 @@ def _convolutions(config: Actor, spec: PolicySpec, key: str) -> nn.Module:
     depth, height, width = spec.entries[key].shape
     layers, size = convolutions((depth, height, width), (config.channels, KERNELS, STRIDES), nn.ReLU, "images")
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, config.features), nn.ReLU())
-
-
-def _features_width(config: Actor, spec: PolicySpec) -> int:
-    return sum(config.features if key in config.images else part.width for key, part in spec.entries.items())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.fields import invalid
+from rldistill.core.imports import import_name
 from rldistill.core.spec import Obs, PolicySpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -71,6 +72,22 @@ def activation(name: str, field: str = "activation") -> type[nn.Module]:
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"{field}: there is no activation {name!r}.{did_you_mean(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+def import_activation(name: str, field: str) -> None:
+    """Import an activation of the user's own, `module:Class`, so that networks can be built with it.
+
+    The name comes from a run file, Python or the command line: files of policies only use imported activations.
+
+    Raises:
+        ConfigError: No such activation, or one that is not a `torch.nn.Module`.
+    """
+    if ":" in name and name not in ACTIVATIONS:
+        cls = import_name(name, field)
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise ConfigError(f"{field}: {name} is no subclass of torch.nn.Module. Name one that is.")
+        ACTIVATIONS[name] = cls
+    activation(name, field)
 
 
 def dense(width: int, hidden: Sequence[int], act: type[nn.Module]) -> tuple[list[nn.Module], int]:

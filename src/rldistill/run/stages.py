@@ -31,9 +31,10 @@ from rldistill.run.results import control_runs, student_runs, student_steps, tra
 from rldistill.run.teachers import load_fitting
 from rldistill.students.features import TeacherFeatures
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import ZOO, SavedTeacher, TeacherEnsemble, load_policy, trained_elsewhere
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, other_training_env
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
+from rldistill.teachers.zoo import ZOO
 
 
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = True) -> Path:
@@ -222,6 +223,6 @@ def _check_teacher(run: Run, teacher: Policy) -> None:
         return
     problems = quick_check(teacher, run.env, run.seed)
     if path is not None:
-        problems += filter(None, [trained_elsewhere(path, run.env.id)])
+        problems += filter(None, [other_training_env(path, run.env.id)])
     for problem in problems:
         warnings.warn(f"the teacher looks wrong: {problem}. See `rldistill teachers verify`.", stacklevel=3)

@@ -17,7 +17,8 @@ from rldistill.evaluation.verify import Verification, VerifyConfig, fit_to_env, 
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import track
 from rldistill.reporting.teachers_page import write_comparison
-from rldistill.teachers.load import SavedTeacher, trained_elsewhere, zoo_documents
+from rldistill.teachers.load import SavedTeacher, other_training_env
+from rldistill.teachers.zoo import zoo_documents
 
 
 def list_teachers() -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def load_fitting(teacher: SavedTeacher, env: EnvConfig) -> Policy:
     try:
         fit_to_env(policy, env, teacher.path)
     except SpecMismatchError as error:
-        hint = trained_elsewhere(teacher.path, env.id)
+        hint = other_training_env(teacher.path, env.id)
         raise SpecMismatchError(f"{error}; {hint}" if hint else str(error)) from None
     return policy
 
@@ -58,7 +59,7 @@ def verify_teacher(teacher: SavedTeacher, env: EnvConfig, config: VerifyConfig, 
     policy = teacher.load(spec_from_env(env))
     with track("verify", "episodes", quiet) as progress:
         result = verify(env, policy, config, seed=seed, name=teacher.path, progress=progress)
-    if (problem := trained_elsewhere(teacher.path, env.id)) is not None:
+    if (problem := other_training_env(teacher.path, env.id)) is not None:
         result = dataclasses.replace(result, suspicious=[*result.suspicious, problem])
     return result
 

@@ -1,110 +1,120 @@
-"""CleanRL checkpoints: the state dicts of its DQN and PPO, on vectors and on Atari."""
+"""CleanRL checkpoints: state dicts of its DQN and PPO, for vectors and for Atari."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
 from rldistill.io.untrusted import read_state_dict
 from rldistill.policies.actor_critic import Actor, ActorPolicy
-from rldistill.policies.layers import activation as known_activation
+from rldistill.policies.layers import import_activation
+from rldistill.teachers.weights import (
+    CONVOLUTION_INDICES,
+    InconsistentFileError,
+    RebuildError,
+    Tensors,
+    build_actor,
+    find_layer,
+    find_layers,
+    name_layer,
+    name_layers,
+    num_rows,
+    widths,
+)
 
-Tensors = dict[str, Tensor]
-CONVOLUTIONS, DENSE = (0, 2, 4), 7
 SUPPORTED = "dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action"
 
 
-def load_cleanrl(
-    path: Path, spec: PolicySpec | None, activation: str | None = None, head: HeadKind | None = None
-) -> ActorPolicy:
-    """Read `agent.state_dict()` or `q_network.state_dict()` of CleanRL's single-file scripts.
+@dataclass(frozen=True)
+class CleanRLOptions:
+    """Options of a CleanRL checkpoint.
+
+    Attributes:
+        activation: Activation of the dense layers, if it is not that of the original script.
+        head: Kind of the head, which the tensors determine as well.
+    """
+
+    activation: str | None = None
+    head: HeadKind | None = None
+
+
+def load_cleanrl(path: Path, spec: PolicySpec, options: CleanRLOptions = CleanRLOptions()) -> ActorPolicy:
+    """Load `agent.state_dict()` or `q_network.state_dict()` of CleanRL's single-file scripts.
 
     Args:
-        path: what `torch.save` wrote, or safetensors.
-        spec: of the environment, which these files say nothing of.
-        activation: of its dense layers, in place of the one in its script.
-        head: what its numbers mean, which its tensors tell, too.
+        path: A file of `torch.save`, or safetensors.
+        spec: Spec of the environment.
+        options: Options of the checkpoint.
 
     Raises:
-        ConfigError: no `spec`, an `activation` that there is not or nowhere in it, a `head` that is not its own.
-        UntrustedFileError: not the tensors of one of these scripts, or not of a network for `spec`.
+        ConfigError: An unknown or unused activation, or another head than that of the tensors.
+        UntrustedFileError: Not the tensors of one of these scripts, or not of a network for `spec`.
     """
     tensors = read_state_dict(path)
-    if spec is None:
-        raise ConfigError(f"{path}: a state dict does not tell its environment; give the environment's spec")
-    if activation is not None:
-        known_activation(activation, f"teacher: {path}: activation")
+    if options.activation is not None:
+        import_activation(options.activation, "teacher.activation")
     try:
-        config, state, kind = _described(tensors)
-        spec = dataclasses.replace(spec, head=spec.head.as_kind(kind, str(path)))
-        if activation is not None:
-            config = dataclasses.replace(config, activation=activation)
-        with torch.device("meta"):
-            wanted = dict(config.build(spec).named_parameters())
-        for name in wanted.keys() | state.keys():
-            ours, theirs = (tuple(side[name].shape) if name in side else "nothing" for side in (wanted, state))
-            if ours != theirs:
-                raise UntrustedFileError(f"{path}: {name} is {theirs} where the environment needs {ours}")
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        config, state, kind = _actor(tensors)
+        if (kind == "gaussian") == spec.head.discrete:
+            raise UntrustedFileError(
+                f"{path}: a network for {kind} actions, but the environment has {spec.head.kind} actions. Use another "
+                "environment."
+            )
+        config = dataclasses.replace(config, activation=options.activation or config.activation)
+        policy = build_actor(config, dataclasses.replace(spec, head=spec.head.as_kind(kind)), state)
+    except UntrustedFileError:
+        raise
+    except InconsistentFileError as error:
+        raise UntrustedFileError(f"{path}: does not fit the environment: {error}. Use another environment.") from None
+    except (RLDistillError, RebuildError, KeyError, IndexError, ValueError, RuntimeError) as error:
         raise UntrustedFileError(
-            f"{path}: not the tensors of CleanRL's {SUPPORTED} ({error}); name the function that makes its network: "
-            f"module:factory@{path}"
+            f"{path}: not the tensors of CleanRL's {SUPPORTED} ({error}). Load it with a function that builds its "
+            f"network: module:factory@{path}."
         ) from None
-    except RLDistillError as error:
-        raise UntrustedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    if activation is not None and not config.hidden and not config.critic:
-        raise ConfigError(f"teacher: {path}: activation: none of its dense layers takes another; leave it out")
-    if head not in (None, kind):
-        raise ConfigError(f"teacher: {path}: head: {head}, but its tensors are those of {kind}; leave it out")
-    policy = config.build(spec)
-    policy.load_state_dict(state, strict=False)
-    return policy.eval()
+    if options.activation is not None and not config.hidden and not config.critic:
+        raise ConfigError(f"teacher.activation: {path} has no dense layer with another activation. Remove the option.")
+    if options.head not in (None, kind):
+        raise ConfigError(f"teacher.head: {path} has a {kind} head, found {options.head}. Remove the option.")
+    return policy
 
 
-def _described(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
-    """The network, its weights by our names, and the kind of its head."""
-    pictures = f"network.{DENSE}.weight" in tensors
-    if pictures:
-        actor = "actor" if "actor.weight" in tensors else "network.9"
-        channels = tuple(len(tensors[f"network.{place}.weight"]) for place in CONVOLUTIONS)
-        state = {f"extractors.image_.{p}.{n}": tensors[f"network.{p}.{n}"] for p in (*CONVOLUTIONS, DENSE) for n in WB}
-        state |= {f"output.{name}": tensors[f"{actor}.{name}"] for name in WB}
-        features = len(tensors[f"network.{DENSE}.weight"])
-        critic: tuple[int, ...] | None = None
-        if actor == "actor":
-            state |= {f"critic.0.{name}": tensors[f"critic.{name}"] for name in WB}
-            critic = ()
-        config = Actor(("",), channels, features, hidden=(), critic=critic, activation="relu")
-        return config, state, "q_values" if actor == "network.9" else "categorical"
-    stem = next((stem for stem in ("network", "actor_mean", "actor") if f"{stem}.0.weight" in tensors), None)
-    if stem is None:
+def _actor(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
+    """Return the network, its parameters by the names of `Actor`, and the kind of its head."""
+    if "network.7.weight" in tensors:
+        return _atari_actor(tensors)
+    prefix = next((name for name in ("network", "actor_mean", "actor") if f"{name}.0.weight" in tensors), None)
+    if prefix is None:
         raise ValueError(f"found {', '.join([*tensors][:4])}")
-    hidden, state = _dense(tensors, stem, "body", "output.mean" if stem == "actor_mean" else "output")
-    if stem == "network":
-        return Actor(hidden=hidden, activation="relu"), state, "q_values"
-    critic, values = _dense(tensors, "critic", "critic", "critic.last")
-    last = f"critic.{2 * len(critic)}"
-    state |= {name.replace("critic.last", last): value for name, value in values.items()}
-    if stem == "actor":
-        return Actor(hidden=hidden, critic=critic, activation="tanh"), state, "categorical"
+    *hidden, output = find_layers(tensors, rf"{prefix}\.(\d+)")
+    state = name_layers("body", hidden) | name_layer("output.mean" if prefix == "actor_mean" else "output", output)
+    if prefix == "network":
+        return Actor(hidden=widths(hidden), activation="relu"), state, "q_values"
+    critic = find_layers(tensors, r"critic\.(\d+)")
+    config = Actor(hidden=widths(hidden), critic=widths(critic[:-1]), activation="tanh")
+    state |= name_layers("critic", critic)
+    if prefix == "actor":
+        return config, state, "categorical"
     state["output.log_std"] = tensors["actor_logstd"].flatten()
-    return Actor(hidden=hidden, critic=critic, activation="tanh", noise="free"), state, "gaussian"
+    return dataclasses.replace(config, noise="free"), state, "gaussian"
 
 
-WB = ("weight", "bias")
-
-
-def _dense(tensors: Tensors, stem: str, body: str, output: str) -> tuple[tuple[int, ...], Tensors]:
-    """Widths of the hidden layers, and all layers by our names."""
-    places = sorted(int(match[1]) for name in tensors if (match := re.fullmatch(rf"{stem}\.(\d+)\.weight", name)))
-    *inner, last = places
-    state = {f"{body}.{place}.{name}": tensors[f"{stem}.{place}.{name}"] for place in inner for name in WB}
-    state |= {f"{output}.{name}": tensors[f"{stem}.{last}.{name}"] for name in WB}
-    return tuple(len(tensors[f"{stem}.{place}.weight"]) for place in inner), state
+def _atari_actor(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
+    layers = find_layers(tensors, r"network\.([0247])")
+    is_ppo = "actor.weight" in tensors
+    state = name_layers("extractors.image_", layers, CONVOLUTION_INDICES)
+    state |= name_layer("output", find_layer(tensors, "actor" if is_ppo else "network.9"))
+    if is_ppo:
+        state |= name_layer("critic.0", find_layer(tensors, "critic"))
+    config = Actor(
+        images=("",),
+        channels=widths(layers[:-1]),
+        features=num_rows(layers[-1]),
+        hidden=(),
+        critic=() if is_ppo else None,
+        activation="relu",
+    )
+    return config, state, "categorical" if is_ppo else "q_values"

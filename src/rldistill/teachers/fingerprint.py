@@ -1,4 +1,4 @@
-"""Who a teacher is, by what it is made of and not by where it was read."""
+"""Fingerprints of teachers: their content, not their location."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ from rldistill.core.policy import Policy
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import content_hash, stored_tensors
-from rldistill.teachers.keras import KerasPolicy
-from rldistill.teachers.onnx import OnnxPolicy
 
 
 def fingerprint(policy: Policy) -> str:
-    """The same text for two policies that say the same because they are the same: what they are, and a hash of it.
+    """Return the same text for two policies with the same content: their class and a hash.
 
-    Of a network its numbers and how they are read, of ONNX and Keras the file, of an ensemble its members and their
-    vote. What is in Python cannot be hashed: it is `module:factory` as it was written, with the numbers of a network.
-    Of the spec only the head counts, since the rest may be what the environment told.
+    The content is the tensors and settings of a network, the `content_parts` of a policy with a file, such as ONNX or
+    Keras, or the members and vote of an ensemble. Python code cannot be hashed: its content is its name,
+    `module:factory`, with the tensors of a network. Of the spec only the head counts, since the rest may come from the
+    environment.
     """
     kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
-    name = getattr(policy, "name", None) or kind
+    name, head = getattr(policy, "name", None) or kind, policy.spec.head.to_json()
     if isinstance(policy, Ensemble):
         return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(fingerprint, policy.members)])
-    if isinstance(policy, OnnxPolicy | KerasPolicy):
-        return _hashed(type(policy).__name__, [policy.digest, policy.spec.head.to_json(), policy.asked])
+    if (parts := getattr(policy, "content_parts", None)) is not None:
+        return _hashed(type(policy).__name__, [*parts, head])
     if isinstance(policy, NetworkPolicy):
-        parts = [content_hash(stored_tensors(policy)), policy.spec.head.to_json(), policy.obs_clip, policy.config]
-        return _hashed(type(policy).__name__, [kind, *parts])
+        digest = content_hash(stored_tensors(policy))
+        return _hashed(type(policy).__name__, [kind, digest, head, policy.obs_clip, policy.config])
     if isinstance(policy, nn.Module):
-        numbers = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}
-        return _hashed(name, [content_hash(numbers), policy.spec.head.to_json()])
+        tensors = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}
+        return _hashed(name, [content_hash(tensors), head])
     return str(name)
 
 
 def _hashed(name: str, parts: list[Any]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=_plain)
+    text = json.dumps(parts, sort_keys=True, default=_to_json)
     return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)

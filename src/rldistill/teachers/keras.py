@@ -1,10 +1,11 @@
-"""Keras 3 teachers, whichever backend they were trained on."""
+"""Keras 3 teachers, trained on any backend."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +16,52 @@ from rldistill.core.heads import HeadKind
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
-from rldistill.teachers.probabilities import gives_probabilities, logits, warn_of_logits
+from rldistill.teachers.probabilities import returns_probabilities, to_logits, warn_of_logits
+
+
+@dataclass(frozen=True)
+class KerasOptions:
+    """Options of a Keras file.
+
+    Attributes:
+        head: Kind of the head, if it is not the neutral head of the action space: `q_values`.
+        scale: Factor of the input; 1/255 for a model that expects pixels from 0 to 1.
+    """
+
+    head: HeadKind | None = None
+    scale: float = 1.0
 
 
 class KerasPolicy(nn.Module):
-    """A policy whose head's numbers are the output of a Keras model with one input.
+    """Policy with a Keras model of one input; the output of the model is the parameters of the head.
 
-    Frames `[B, C, H, W]` reach a model that takes `[B, H, W, C]`, or those as one vector, with channels last. uint8
-    comes as it is, 0 to 255, unless `scale` is given. Where the model gives `probabilities`, they become logits.
+    Frames `[B, C, H, W]` are passed as `[B, H, W, C]` to a model that expects those, or one vector of them. uint8 is
+    passed as 0 to 255, times `scale`. Probabilities are converted to logits.
     """
 
     def __init__(self, model: Any, content: bytes, spec: PolicySpec, scale: float, probabilities: bool = False) -> None:
         super().__init__()
         self.model, self.probabilities = model, probabilities
         self._content, self._spec, self._scale = content, spec, scale
-        self.digest, self.asked = hashlib.sha256(content).hexdigest(), (scale,)
+        self.content_parts = (hashlib.sha256(content).hexdigest(), scale)
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
+        """Spec of the policy."""
         return self._spec
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: it has no state."""
+        """Return None: the policy is feed-forward."""
         return None
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What the model says of a batch of observations."""
+        """Return the output for a batch of observations."""
         assert isinstance(obs, Tensor)
         with keras_on_torch().device(obs.device.type):
-            fed = channels_last(obs, tuple(self.model.inputs[0].shape[1:])) * self._scale
-            said: Tensor = self.model(fed, training=False)
-        return PolicyOutput(self._spec.head, logits(self._spec.head, said) if self.probabilities else said), None
+            inputs = channels_last(obs, tuple(self.model.inputs[0].shape[1:])) * self._scale
+            params: Tensor = self.model(inputs, training=False)
+        head = self._spec.head
+        return PolicyOutput(head, to_logits(head, params) if self.probabilities else params), None
 
     def __reduce__(self) -> Any:
         return _from_content, (self._content, self._spec, self._scale, self.probabilities)
@@ -59,30 +74,27 @@ def _from_content(content: bytes, spec: PolicySpec, scale: float, probabilities:
         return KerasPolicy(read_keras(copy), content, spec, scale, probabilities)
 
 
-def load_keras(path: Path, spec: PolicySpec | None, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
-    """Read a `.keras` file.
+def load_keras(path: Path, spec: PolicySpec, options: KerasOptions = KerasOptions()) -> KerasPolicy:
+    """Load a `.keras` file.
 
     Args:
-        path: the file.
-        spec: of the environment, which it does not tell.
-        head: what its numbers mean, where that is not the neutral head of the action space: `q_values`.
-        scale: what its input is multiplied with, 1/255 for a model that expects pixels from 0 to 1.
+        path: The file.
+        spec: Spec of the environment.
+        options: Options of the file.
 
     Raises:
-        ConfigError: no `spec`, or a `scale` for integers.
-        SpecMismatchError: an input, an output or a head that is not the environment's.
-        RLDistillError: what `rldistill.students.keras.read_keras` raises.
+        ConfigError: A `scale` for integers.
+        SpecMismatchError: An input, an output or a head that does not fit the environment.
+        RLDistillError: See `rldistill.students.keras.read_keras`.
     """
-    if spec is None:
-        raise ConfigError(f"{path}: a Keras file does not tell its environment; give the environment's spec")
     model = read_keras(path)
-    spec = dataclasses.replace(spec, head=spec.head.as_kind(head or spec.head.kind, str(path)))
+    spec = dataclasses.replace(spec, head=spec.head.as_kind(options.head or spec.head.kind, str(path)))
     require_keras_fit(str(path), model, spec)
-    taken = str(model.inputs[0].dtype)
-    if scale != 1 and "int" in taken:
-        raise ConfigError(f"teacher: {path}: scale: its input is {taken}, which holds no fractions; leave it out")
-    policy = KerasPolicy(model, path.read_bytes(), spec, scale).eval()
-    policy.probabilities = gives_probabilities(policy)
-    if head is None and not policy.probabilities:
+    dtype = str(model.inputs[0].dtype)
+    if options.scale != 1 and "int" in dtype:
+        raise ConfigError(f"teacher.scale: {path} has an input of {dtype}, which cannot be scaled. Remove the option.")
+    policy = KerasPolicy(model, path.read_bytes(), spec, options.scale).eval()
+    policy.probabilities = returns_probabilities(policy)
+    if options.head is None and not policy.probabilities:
         warn_of_logits(str(path), spec.head)
     return policy

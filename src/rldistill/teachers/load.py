@@ -1,50 +1,115 @@
-"""One door for teachers from elsewhere: what a path is decides how it is read."""
+"""Loading of teachers in any format, which the path determines."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import MinLen
 from pydantic import model_validator
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import HeadKind
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.students.storage import DOCUMENT, load_native
-from rldistill.teachers.cleanrl import load_cleanrl
-from rldistill.teachers.keras import load_keras
-from rldistill.teachers.onnx import load_onnx
-from rldistill.teachers.python import load_module
-from rldistill.teachers.sb3.load import load_sb3
+from rldistill.teachers.cleanrl import CleanRLOptions, load_cleanrl
+from rldistill.teachers.keras import KerasOptions, load_keras
+from rldistill.teachers.onnx import OnnxOptions, load_onnx
+from rldistill.teachers.python import PythonOptions, load_module
+from rldistill.teachers.sb3.load import Sb3Options, load_sb3
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
+from rldistill.teachers.zoo import ZOO, load_zoo
 
-ZOO = "zoo:"
-STATE_DICTS = (".cleanrl_model", ".pt", ".pth", ".safetensors")
-RUN_CODE = (".pt2", ".pkl", ".pickle", ".joblib", ".npy", ".h5", ".hdf5")
-UNUSED = {
-    "activation": "tells its activation",
-    "head": "tells what its numbers mean",
+EXECUTABLE_SUFFIXES = (".pt2", ".pkl", ".pickle", ".joblib", ".npy", ".h5", ".hdf5")
+STATE_DICT_SUFFIXES = (".cleanrl_model", ".pt", ".pth", ".safetensors")
+FORMAT_NAMES = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, Keras, a state dict, or module:factory"
+REASONS = {
+    "activation": "already holds its activations",
+    "extractor": "has no features extractor of your own",
+    "head": "already holds the kind of its head",
     "scale": "scales its input itself",
     "output": "has one output",
 }
-"""Why a teacher of some format is not told a thing."""
-KNOWN = "a folder with policy.json, a Stable-Baselines3 zip, ONNX, Keras, a state dict, or module:factory"
+"""Reasons error_text an option does not apply to a format."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Options of a format that has none."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """Format of a teacher.
+
+    Attributes:
+        noun: Name of the format in messages.
+        matches: Test for a path of this format.
+        load: Loader, called with the path, the spec and the options.
+        options: Dataclass of the options.
+        holds_spec: True if the file determines observations and actions, so that no spec of an environment is needed.
+    """
+
+    noun: str
+    matches: Callable[[str], bool]
+    load: Callable[[str, Any, Any], Policy]
+    options: type[Any] = NoOptions
+    holds_spec: bool = True
+
+
+def _has_suffix(*suffixes: str) -> Callable[[str], bool]:
+    return lambda path: Path(path).suffix in suffixes
+
+
+def _is_factory(path: str) -> bool:
+    return not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", path) is not None
+
+
+FORMATS = (
+    Format("a teacher of the zoo", lambda path: path.startswith(ZOO), lambda path, *_: load_zoo(path)),
+    Format("a Python factory", _is_factory, load_module, PythonOptions),
+    Format("a folder of rldistill", lambda path: Path(path).is_dir(), lambda path, *_: load_native(Path(path))),
+    Format("a Stable-Baselines3 zip", _has_suffix(".zip"), lambda path, _, o: load_sb3(Path(path), o), Sb3Options),
+    Format("an ONNX file", _has_suffix(".onnx"), lambda path, *a: load_onnx(Path(path), *a), OnnxOptions, False),
+    Format("a Keras file", _has_suffix(".keras"), lambda path, *a: load_keras(Path(path), *a), KerasOptions, False),
+    Format(
+        "a CleanRL state dict",
+        _has_suffix(*STATE_DICT_SUFFIXES),
+        lambda path, *a: load_cleanrl(Path(path), *a),
+        CleanRLOptions,
+        False,
+    ),
+)
+"""Formats in the order of their tests; a new format is one entry."""
 
 
 @validated_dataclass
 class SavedTeacher:
-    """A teacher from elsewhere, and what its file does not tell; the fields are those of `load_policy`."""
+    """Teacher in a file, with the options of its format.
+
+    Attributes:
+        path: `zoo:NAME`; a folder of rldistill; a Stable-Baselines3 zip or its folder; a CleanRL state dict
+            (`.cleanrl_model .pt .pth .safetensors`); an ONNX or Keras 3 file; or `module:factory`, or
+            `module:factory@FILE` with weights, which run your own code.
+        activation: Activation of the dense layers, by its name in `torch.nn` or as `module:Class`: for an SB3 zip with
+            an activation or a policy class of your own, and for CleanRL.
+        extractor: Features extractor of your own in an SB3 zip, as `module:Class`.
+        head: Kind of the head of ONNX, Keras and Python networks: `q_values`, or the neutral head of the action space,
+            which is the default, with a warning.
+        scale: Factor of the input of ONNX and Keras; 1/255 for pixels from 0 to 1.
+        output: Name of the ONNX output with the parameters of the head, if several outputs fit.
+    """
 
     path: str
     activation: str | None = None
+    extractor: str | None = None
     head: HeadKind | None = None
     scale: float = 1.0
     output: str | None = None
@@ -54,151 +119,114 @@ class SavedTeacher:
     def _from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
-    def load(self, spec: PolicySpec | None) -> Policy:
-        """Read it."""
-        told = {key: value for key, value in vars(self).items() if key != "path"}
-        return load_policy(self.path, spec=spec, **told)
+    def load(self, spec: PolicySpec | None = None) -> Policy:
+        """Load the teacher; see `load_policy`."""
+        path, file_format = _find_format(self.path)
+        accepted = {field.name for field in dataclasses.fields(file_format.options)}
+        options = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)[1:]
+            if getattr(self, field.name) != field.default
+        }
+        for name in options:
+            if name not in accepted:
+                raise ConfigError(
+                    f"teacher.{name}: {path} is {file_format.noun}, which {REASONS[name]}. Remove the option."
+                )
+        if not file_format.holds_spec:
+            if spec is None:
+                raise ConfigError(
+                    f"teacher: {path}: {file_format.noun} does not hold the observations and actions of its "
+                    "environment. Pass the spec of the environment."
+                )
+            spec = spec.unmasked
+        return file_format.load(path, spec, file_format.options(**options))
 
 
 @validated_dataclass
 class TeacherEnsemble:
-    """Several teachers that teach as one, each with what its file does not tell; see `rldistill.policies.ensemble`."""
+    """Several teachers that act as one; see `rldistill.policies.ensemble`."""
 
     ensemble: Annotated[tuple[SavedTeacher, ...], MinLen(1)]
     vote: Vote = "mean"
 
     def load(self, spec: PolicySpec | None) -> Policy:
-        """Read them all."""
+        """Load all members."""
         members = tuple(member.load(spec) for member in self.ensemble)
         try:
             return Ensemble(members, self.vote)
         except SpecMismatchError as error:
-            who = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
-            raise SpecMismatchError(f"{error}; {who}") from None
+            paths = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
+            raise SpecMismatchError(f"{error}; {paths}") from None
 
 
-def zoo_names() -> list[str]:
-    """Names of the teachers that ship."""
-    zoo = resources.files("rldistill") / "zoo"
-    return sorted(entry.name for entry in zoo.iterdir() if (entry / "policy.json").is_file())
-
-
-def zoo_documents(file: str = DOCUMENT) -> dict[str, Any]:
-    """What `policy.json`, or another file beside it, says of each teacher that ships."""
-    zoo = resources.files("rldistill") / "zoo"
-    return {name: json.loads((zoo / name / file).read_text()) for name in zoo_names()}
-
-
-def load_policy(
-    path: str | Path,
-    *,
-    spec: PolicySpec | None = None,
-    activation: str | None = None,
-    head: HeadKind | None = None,
-    scale: float = 1.0,
-    output: str | None = None,
-) -> Policy:
-    """A policy from elsewhere, by what its path is.
-
-    `zoo:NAME`; a folder of ours (`policy.json` in it); a Stable-Baselines3 zip or its folder; a state dict of CleanRL
-    (`.cleanrl_model .pt .pth .safetensors`); an ONNX or a Keras 3 file; `module:factory`, or `module:factory@FILE` for
-    one with weights, which run your own code.
+def load_policy(path: str | Path, *, spec: PolicySpec | None = None, **options: Any) -> Policy:
+    """Load a policy in any format.
 
     Args:
-        path: where it is.
-        spec: of the environment, for formats that do not tell what the policy takes and gives.
-        activation: of its dense layers, where a zip does not tell, or other than in CleanRL's own script.
-        head: what the numbers of ONNX, Keras and a network of `module:factory` mean: `q_values`, or the neutral head
-            of the action space, which is also what is taken where none is given, with a warning.
-        scale: what the input of ONNX and Keras is multiplied with, 1/255 where it expects pixels from 0 to 1.
-        output: of an ONNX graph, the one that holds the head's numbers, where several could.
+        path: Path of the policy; see `SavedTeacher`.
+        spec: Spec of the environment, for formats that do not hold the observations and actions of the policy.
+        options: Options of the format: the fields of `SavedTeacher`.
 
     Raises:
-        ConfigError: there is nothing of that name, or what is told of it cannot count.
-        UntrustedFileError: a file that would run code, or of an unknown format.
-        CorruptArtifactError: truncated or altered.
+        ConfigError: No such file, or an option that does not apply.
+        UntrustedFileError: A file that would run code, or of an unknown format.
+        CorruptArtifactError: A truncated or altered file.
     """
-    told = {"activation": activation, "head": head, "scale": scale, "output": output}
-    if str(path).startswith(ZOO):
-        _require_used(path, "a teacher of the zoo", told)
-        name = str(path).removeprefix(ZOO)
-        if name not in zoo_names():
-            raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, zoo_names())}")
-        with resources.as_file(resources.files("rldistill") / "zoo" / name) as folder:
-            return load_native(folder)
-    if not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", str(path)):
-        _require_used(path, "what a factory makes", told, "head")
-        return load_module(str(path), spec, head)
-    return _load_file(Path(path), None if spec is None else spec.unmasked, told)
+    return SavedTeacher(str(path), **options).load(spec)
 
 
-def _require_used(path: str | Path, what: str, told: Mapping[str, Any], *used: str) -> None:
-    """Raise ConfigError for what is told of a teacher and makes no difference to its kind."""
-    for key, value in told.items():
-        if key not in used and value not in (None, 1):  # 1 is a scale that is not given
-            raise ConfigError(f"teacher: {path}: {key}: {what} {UNUSED[key]}; leave it out")
-
-
-def trained_elsewhere(path: str, env_id: str) -> str | None:
-    """What the folder of rl-baselines3-zoo around a zip says of another environment, None if it says nothing of one."""
-    told = _zoo_folder(path).env_id
-    if told is None or _bare(told) == _bare(env_id):
+def other_training_env(path: str, env_id: str) -> str | None:
+    """Return a remark if the rl-baselines3-zoo folder of a teacher names another environment, and None otherwise."""
+    trained_on = _zoo_folder(path).env_id
+    if trained_on is None or _game(trained_on) == _game(env_id):
         return None
-    return f"the args.yml beside it says that it was trained on {told}"
+    return f"the args.yml beside it says that it was trained on {trained_on}"
 
 
-def told_in(path: str) -> str:
-    """The files that tell what was around a teacher's environment: those beside a zip, else its own."""
-    return " and ".join(map(str, _zoo_folder(path).told_in)) or path
+def settings_source(path: str) -> str:
+    """Return the files that describe a teacher's environment: those beside a zip, or else its own."""
+    return " and ".join(map(str, _zoo_folder(path).settings_files)) or path
+
+
+def _find_format(path: str) -> tuple[str, Format]:
+    """Return the path, which is the zip for a folder with one, and its format."""
+    if path.startswith(ZOO) or _is_factory(path):
+        return path, next(file_format for file_format in FORMATS if file_format.matches(path))
+    if not Path(path).exists():
+        raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
+    if Path(path).is_dir() and not (Path(path) / DOCUMENT).exists():
+        path = str(_zip_in(Path(path)))
+    for file_format in FORMATS:
+        if file_format.matches(path):
+            return path, file_format
+    if Path(path).suffix in EXECUTABLE_SUFFIXES:
+        raise UntrustedFileError(f"{path}: such files can run code when read. Use a state dict, safetensors or a zip.")
+    raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
 
 
 def _zoo_folder(path: str) -> ZooFolder:
-    """What lies beside a teacher; of what is no zip, nothing does."""
-    place = Path(path)
-    if place.is_dir() and not (place / DOCUMENT).exists():
-        place = _zip_in(place)
-    return read_zoo_folder(place) if place.suffix == ".zip" and place.exists() else ZooFolder()
+    """Return the settings beside a zip; those of other teachers are empty."""
+    file = Path(path)
+    if file.is_dir() and not (file / DOCUMENT).exists():
+        file = _zip_in(file)
+    return read_zoo_folder(file) if file.suffix == ".zip" and file.exists() else ZooFolder()
 
 
-def _bare(env_id: str) -> str:
-    """Without the version, and for Atari without what tells how the screen is shown."""
+def _game(env_id: str) -> str:
+    """Return the id without its version and, for Atari, without the suffix of its preprocessing."""
     name = re.sub(r"-v\d+$", "", env_id).rpartition("/")[2]
     return re.sub(r"(NoFrameskip|Deterministic)$", "", name)
 
 
-def _load_file(path: Path, spec: PolicySpec | None, told: Mapping[str, Any]) -> Policy:
-    if not path.exists():
-        raise ConfigError(f"teacher: {path}: there is no such file or folder")
-    if path.is_dir():
-        if (path / DOCUMENT).exists():
-            _require_used(path, f"a folder with {DOCUMENT}", told)
-            return load_native(path)
-        path = _zip_in(path)
-    if path.suffix == ".zip":
-        _require_used(path, "a Stable-Baselines3 zip", told, "activation")
-        return load_sb3(path, told["activation"])
-    if path.suffix == ".onnx":
-        _require_used(path, "an ONNX file", told, "head", "scale", "output")
-        return load_onnx(path, spec, told["head"], told["scale"], told["output"])
-    if path.suffix == ".keras":
-        _require_used(path, "a Keras file", told, "head", "scale")
-        return load_keras(path, spec, told["head"], told["scale"])
-    if path.suffix in STATE_DICTS:
-        _require_used(path, "a network of CleanRL", told, "activation", "head")
-        return load_cleanrl(path, spec, told["activation"], told["head"])
-    if path.suffix in RUN_CODE:
-        raise UntrustedFileError(
-            f"{path}: files of this kind can run code when they are read; give a state dict, safetensors or a zip"
-        )
-    raise UntrustedFileError(f"{path}: of no known format; give {KNOWN}")
-
-
 def _zip_in(folder: Path) -> Path:
-    """The agent in a folder of rl-baselines3-zoo: the one with a folder of its name, else the only one."""
+    """Return the agent in a folder of rl-baselines3-zoo: the zip with a folder of its name, or else the only zip."""
     zips = sorted(folder.glob("*.zip"))
     named = [path for path in zips if path.with_suffix("").is_dir()]
-    chosen = named if len(named) == 1 else zips
-    if len(chosen) != 1:
-        found = ", ".join(path.name for path in zips) or "nothing of the kind"
-        raise ConfigError(f"teacher: {folder}: expected {DOCUMENT} or one Stable-Baselines3 zip in it, found {found}")
-    return chosen[0]
+    candidates = named if len(named) == 1 else zips
+    if len(candidates) != 1:
+        found = ", ".join(path.name for path in zips) or "no zip"
+        raise ConfigError(
+            f"teacher: {folder}: expected {DOCUMENT} or one Stable-Baselines3 zip, found {found}. Name the file."
+        )
+    return candidates[0]

@@ -1,4 +1,4 @@
-"""ONNX teachers: graphs of known operators, run by onnxruntime, with nothing outside their file."""
+"""ONNX teachers: graphs of known operators in one file, run by onnxruntime."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,17 @@ from rldistill.core.heads import HeadKind
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.untrusted import MAX_WEIGHTS, require_small
-from rldistill.teachers.probabilities import gives_probabilities, logits, made_up, warn_of_logits
+from rldistill.teachers.probabilities import (
+    returns_probabilities,
+    synthetic_observations,
+    to_logits,
+    warn_of_logits,
+)
 
-ENDLESS = ("Loop", "Scan")
-MOST_ACTIVATIONS = 1 << 26
+LOOPS = ("Loop", "Scan")
+MAX_VALUES = 1 << 26
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-FLOATS = (1, 10, 11)
+FLOAT_TYPES = (1, 10, 11)
 """TensorProto's float, float16 and double."""
 DTYPES = {
     "tensor(float)": np.float32,
@@ -44,11 +50,26 @@ DTYPES = {
 }
 
 
-class OnnxPolicy:
-    """A policy whose head's numbers are one output of an ONNX graph with one input.
+@dataclass(frozen=True)
+class OnnxOptions:
+    """Options of an ONNX file.
 
-    uint8 observations reach a graph of floats as they are, 0 to 255, unless `scale` is given. A graph that was exported
-    for one observation is run once for each. Where it gives `probabilities`, they become logits.
+    Attributes:
+        head: Kind of the head, if it is not the neutral head of the action space: `q_values`.
+        scale: Factor of the input; 1/255 for a graph that expects pixels from 0 to 1.
+        output: Name of the output with the parameters of the head, if several outputs fit.
+    """
+
+    head: HeadKind | None = None
+    scale: float = 1.0
+    output: str | None = None
+
+
+class OnnxPolicy:
+    """Policy with an ONNX graph of one input; one output of the graph is the parameters of the head.
+
+    uint8 is passed to a graph of floats as 0 to 255, times `scale`. A graph for a single observation is run once for
+    each. Probabilities are converted to logits. onnxruntime computes on the CPU.
     """
 
     def __init__(
@@ -57,29 +78,29 @@ class OnnxPolicy:
         self._content, self._spec, self._output, self._scale = content, spec, output, scale
         self.probabilities = probabilities
         self._session = _session(content)
-        self.digest, self.asked = hashlib.sha256(content).hexdigest(), (output, scale)
+        self.content_parts = (hashlib.sha256(content).hexdigest(), output, scale)
 
     @property
     def spec(self) -> PolicySpec:
-        """What the policy takes and gives."""
+        """Spec of the policy."""
         return self._spec
 
     def initial_state(self, batch_size: int) -> Tensor | None:
-        """None: it has no state."""
+        """Return None: the policy is feed-forward."""
         return None
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """What onnxruntime computes of a batch of observations."""
+        """Return the output for a batch of observations."""
         assert isinstance(obs, Tensor)
         (entry,) = self._session.get_inputs()
-        fed = obs.cpu().numpy().astype(DTYPES[entry.type], copy=False)
+        inputs = obs.cpu().numpy().astype(DTYPES[entry.type], copy=False)
         if self._scale != 1:
-            fed = (fed * self._scale).astype(fed.dtype)
-        rows = 1 if entry.shape[0] == 1 else len(fed)
-        parts = [np.ascontiguousarray(fed[at : at + rows]) for at in range(0, len(fed), rows)]
-        said = [self._session.run([self._output], {entry.name: part})[0] for part in parts]
-        params = torch.from_numpy(np.concatenate(said)).float().to(obs.device)
-        return PolicyOutput(self._spec.head, logits(self._spec.head, params) if self.probabilities else params), None
+            inputs = (inputs * self._scale).astype(inputs.dtype)
+        rows = 1 if entry.shape[0] == 1 else len(inputs)
+        batches = [np.ascontiguousarray(inputs[start : start + rows]) for start in range(0, len(inputs), rows)]
+        outputs = [self._session.run([self._output], {entry.name: batch})[0] for batch in batches]
+        params, head = torch.from_numpy(np.concatenate(outputs)).float().to(obs.device), self._spec.head
+        return PolicyOutput(head, to_logits(head, params) if self.probabilities else params), None
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self._content, self._spec, self._output, self._scale, self.probabilities
@@ -88,31 +109,21 @@ class OnnxPolicy:
         self.__init__(*state)  # type: ignore[misc]
 
 
-def load_onnx(
-    path: Path,
-    spec: PolicySpec | None,
-    head: HeadKind | None = None,
-    scale: float = 1.0,
-    output: str | None = None,
-) -> OnnxPolicy:
-    """Read an ONNX file.
+def load_onnx(path: Path, spec: PolicySpec, options: OnnxOptions = OnnxOptions()) -> OnnxPolicy:
+    """Load an ONNX file.
 
     Args:
-        path: the file.
-        spec: of the environment, which it does not tell.
-        head: what its numbers mean, where that is not the neutral head of the action space: `q_values`.
-        scale: what its input is multiplied with, 1/255 for a graph that expects pixels from 0 to 1.
-        output: the name of the output that holds the head's numbers, where several could.
+        path: The file.
+        spec: Spec of the environment.
+        options: Options of the file.
 
     Raises:
-        ConfigError: no `spec`, several outputs that fit and no `output`, or a `scale` for integers.
+        ConfigError: Several outputs that fit without the option `output`, or a `scale` for integers.
         MissingExtraError: onnxruntime is not installed.
-        UntrustedFileError: tensors kept outside the file, operators of no known domain.
-        SpecMismatchError: an input, an output or a head that is not the environment's, or a batch of one size only.
-        CorruptArtifactError: truncated or altered, or NaN among its weights.
+        UntrustedFileError: Tensors outside the file, or operators of an unknown domain.
+        SpecMismatchError: An input, an output or a head that does not fit the environment, or a fixed batch size.
+        CorruptArtifactError: A truncated or altered file, or NaN among its weights.
     """
-    if spec is None:
-        raise ConfigError(f"{path}: an ONNX file does not tell its environment; give the environment's spec")
     try:
         import onnx
     except ImportError:
@@ -121,67 +132,78 @@ def load_onnx(
     content = path.read_bytes()
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf raises its own
+    except Exception as error:  # protobuf raises errors of its own
         raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error_text(error)}); {DOWNLOAD_HINT}") from None
-    tensors = [*_tensors(model.graph), *(tensor for function in model.functions for tensor in _tensors(function))]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UntrustedFileError(
-                f"{path}: {tensor.name} is kept outside the file, which is not followed; export it again with "
-                "external_data=False"
-            )
-    for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
-        if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
-            raise UntrustedFileError(f"{path}: an operator {node.domain}.{node.op_type} of no known domain")
-        if node.op_type in ENDLESS:
-            raise UntrustedFileError(f"{path}: {node.op_type}, which may go on for ever; unroll it when it is exported")
-    _require_small_values(path, model)
+    _require_safe(path, model)
     try:
         session = _session(content)
-    except Exception as error:  # onnxruntime has no tree of errors
+    except Exception as error:  # onnxruntime has no base class of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}); export it again") from None
-    for tensor in tensors:  # of which the runtime has seen by now that they hold what they claim
-        if tensor.data_type in FLOATS and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
+    for tensor in _all_tensors(model):  # after onnxruntime has checked that their sizes are right
+        if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
-    spec = dataclasses.replace(spec, head=spec.head.as_kind(head or spec.head.kind, str(path)))
-    policy = OnnxPolicy(content, spec, _chosen_output(path, session, spec, output), scale)
+    spec = dataclasses.replace(spec, head=spec.head.as_kind(options.head or spec.head.kind, str(path)))
+    policy = OnnxPolicy(content, spec, _output_name(path, session, spec, options.output), options.scale)
     (entry,) = session.get_inputs()
-    if scale != 1 and "int" in entry.type:
-        raise ConfigError(f"teacher: {path}: scale: its input is {entry.type}, which holds no fractions; leave it out")
-    _try_out(path, policy)
-    policy.probabilities = gives_probabilities(policy)
-    if head is None and not policy.probabilities:
+    if options.scale != 1 and "int" in entry.type:
+        raise ConfigError(
+            f"teacher.scale: {path} has an input of {entry.type}, which cannot be scaled. Remove the option."
+        )
+    _require_batches(path, policy)
+    policy.probabilities = returns_probabilities(policy)
+    if options.head is None and not policy.probabilities:
         warn_of_logits(str(path), spec.head)
     return policy
 
 
-def _try_out(path: Path, policy: OnnxPolicy) -> None:
+def _require_safe(path: Path, model: Any) -> None:
+    """Refuse tensors outside the file, unknown operators, loops, and huge tensors as far as shapes are known."""
+    import onnx
+
+    for tensor in _all_tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise UntrustedFileError(
+                f"{path}: the tensor {tensor.name} is outside the file. Export it again with external_data=False."
+            )
+    for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
+        if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
+            raise UntrustedFileError(
+                f"{path}: the operator {node.domain}.{node.op_type} is of an unknown domain. Export it without it."
+            )
+        if node.op_type in LOOPS:
+            raise UntrustedFileError(f"{path}: {node.op_type} may never end. Export it with the loop unrolled.")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # onnx has no base class of errors
+        raise CorruptArtifactError(
+            f"{path}: its shapes do not fit each other ({error_text(error)}). Export it again."
+        ) from None
+    for value in inferred.graph.value_info:
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if math.prod(size for size in sizes if size) > MAX_VALUES:
+            raise UntrustedFileError(
+                f"{path}: {short_repr(value.name)} has the shape {short_repr(sizes)}. Use a smaller network."
+            )
+
+
+def _require_batches(path: Path, policy: OnnxPolicy) -> None:
     """Refuse a graph that does not run on one and on three observations."""
     for count in (1, 3):
         try:
-            said = policy(made_up(policy.spec, count))[0].params
-        except Exception as error:  # onnxruntime has no tree of errors
-            what = f"onnxruntime fails on {count} observations at a time ({' '.join(str(error).split())})"
-            raise SpecMismatchError(f"{path}: {what}; export it with a batch of any size") from None
-        if said.shape != (count, policy.spec.head.num_params):
-            found = list(said.shape)
-            raise SpecMismatchError(f"{path}: gives {found} for {count} observations; export it with batches")
-        if not torch.isfinite(said).all():
-            raise CorruptArtifactError(f"{path}: gives NaN or infinite numbers for observations of a usual size")
-
-
-def _require_small_values(path: Path, model: Any) -> None:
-    """Refuse graphs that make huge tensors of a small input, as far as their shapes can be told."""
-    import onnx
-
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # onnx has no tree of errors
-        raise CorruptArtifactError(f"{path}: its shapes do not fit each other ({error_text(error)})") from None
-    for value in inferred.graph.value_info:
-        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if math.prod(dim for dim in dims if dim) > MOST_ACTIVATIONS:
-            raise UntrustedFileError(f"{path}: {short_repr(value.name)} holds {short_repr(dims)} numbers; refused")
+            params = policy(synthetic_observations(policy.spec, count))[0].params
+        except Exception as error:  # onnxruntime has no base class of errors
+            reason = " ".join(str(error).split())
+            raise SpecMismatchError(
+                f"{path}: onnxruntime fails on {count} observations ({reason}). Export it with a batch of any size."
+            ) from None
+        if params.shape != (count, policy.spec.head.num_params):
+            raise SpecMismatchError(
+                f"{path}: returns {list(params.shape)} for {count} observations. Export it with a batch of any size."
+            )
+        if not torch.isfinite(params).all():
+            raise CorruptArtifactError(
+                f"{path}: returns NaN or infinite numbers for ordinary observations. Check its weights."
+            )
 
 
 def _session(content: bytes) -> Any:
@@ -201,8 +223,14 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
+def _all_tensors(model: Any) -> Iterator[Any]:
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _tensors(function)
+
+
 def _tensors(graph: Any) -> Iterator[Any]:
-    """All tensors of a graph, or of a function, which has nodes alone."""
+    """Yield all tensors of a graph, or of a function, which has nodes only."""
     if hasattr(graph, "initializer"):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -214,24 +242,33 @@ def _tensors(graph: Any) -> Iterator[Any]:
                 yield from _tensors(inner)
 
 
-def _chosen_output(path: Path, session: Any, spec: PolicySpec, asked: str | None) -> str:
+def _output_name(path: Path, session: Any, spec: PolicySpec, name: str | None) -> str:
+    """Return the name of the output with the parameters of the head, once the input fits."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:
-        raise SpecMismatchError(f"{path}: {len(inputs)} inputs of {[i.type for i in inputs]}; expected one of numbers")
+        types = [entry.type for entry in inputs]
+        raise SpecMismatchError(
+            f"{path}: {len(inputs)} inputs of {types}, expected one of numbers. Export it with one."
+        )
     shape = tuple(inputs[0].shape)[1:]
     if len(shape) != len(spec.obs_shape) or any(
-        isinstance(size, int) and size != wanted for size, wanted in zip(shape, spec.obs_shape, strict=True)
+        isinstance(size, int) and size != expected for size, expected in zip(shape, spec.obs_shape, strict=True)
     ):
-        raise SpecMismatchError(f"{path}: takes observations of {shape}, the environment gives {spec.obs_shape}")
-    wide = [o.name for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == spec.head.num_params]
-    found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
-    if asked is not None and asked not in wide:
-        hint = did_you_mean(asked, wide)
-        raise SpecMismatchError(f"{path}: no output {asked!r} of {spec.head.num_params} numbers; it has {found}.{hint}")
-    if not wide:
-        raise SpecMismatchError(f"{path}: gives {found}; expected [batch, {spec.head.num_params}] for {spec.head.kind}")
-    if asked is None and len(wide) > 1:
-        raise ConfigError(
-            f"{path}: {' and '.join(wide)} could be its {spec.head.kind}; say which one: output={wide[0]}"
+        raise SpecMismatchError(
+            f"{path}: takes observations of {shape}, the environment gives {spec.obs_shape}. Use another environment."
         )
-    return asked or str(wide[0])
+    size = spec.head.num_params
+    fitting = [o.name for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == size]
+    found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
+    if name is not None and name not in fitting:
+        hint = did_you_mean(name, fitting)
+        raise SpecMismatchError(f"teacher.output: {path} has no output {name!r} of {size} numbers, only {found}.{hint}")
+    if not fitting:
+        raise SpecMismatchError(
+            f"{path}: returns {found}, expected [batch, {size}] for a {spec.head.kind} head. Use another environment."
+        )
+    if name is None and len(fitting) > 1:
+        raise ConfigError(
+            f"teacher.output: {' and '.join(fitting)} of {path} fit its {spec.head.kind} head. Set output={fitting[0]}."
+        )
+    return name or str(fitting[0])

@@ -21,7 +21,7 @@ from rldistill.evaluation.episodes import play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import load_policy
-from rldistill.teachers.sb3.load import MAX_DATA, to_native
+from rldistill.teachers.sb3.load import MAX_DATA_BYTES, to_native
 
 REAL = Path(__file__).parents[4] / "shared" / "teachers" / "sb3"
 
@@ -113,7 +113,7 @@ def test_a_zip_cut_off_behind_its_weights_is_truncated(tmp_path: Path) -> None:
 def test_an_algorithm_that_is_not_supported_is_named(tmp_path: Path) -> None:
     model = CrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]})
     model.save(tmp_path / "model.zip")
-    with pytest.raises(UntrustedFileError, match="the algorithm 'crossq' is not supported; supported: DQN"):
+    with pytest.raises(UntrustedFileError, match=r"the algorithm 'crossq' is not supported\. Use DQN"):
         load_policy(tmp_path / "model.zip")
 
 
@@ -161,9 +161,9 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"policy_class": {"__module__": "my.policies"}}, "activation: relu"),
+        ({"policy_class": {"__module__": "my.policies"}}, "set activation"),
         ({"policy_class": {"__module__": "__main__"}}, "__main__"),
-        ({"policy_class": "PPO"}, "not what SB3's model"),
+        ({"policy_class": "PPO"}, "not in the format of SB3's save"),
         ({"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.Threshold'>"}}, "Threshold"),
         (
             {"policy_kwargs": {"features_extractor_class": "<class '__main__.Mine'>"}},
@@ -171,70 +171,81 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
         ),
         ({"policy_kwargs": {"activation_fn": "<class 'mylib.Tanh'>"}}, "activation 'mylib.Tanh'"),
         ({"policy_kwargs": {"features_extractor_class": "<class 'mylib.FlattenExtractor'>"}}, "mylib.FlattenExtractor"),
-        ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "not what SB3's model"),
-        ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": "{}"}}, "names no entries"),
+        ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "not in the format of SB3's save"),
+        ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": "{}"}}, "has no entries"),
         ({"observation_space": {":type:": "<class 'gym.spaces.text.Text'>"}}, "type Text"),
         ({"observation_space": {":type:": BOX, "shape": "[5]", "dtype": "float32"}}, "a tensor of"),
         ({"observation_space": {":type:": BOX, "shape": "[99999999999]", "dtype": "float32"}}, "a tensor of"),
-        ({"observation_space": {":type:": BOX, "shape": "[4]"}}, "not what SB3's model"),
+        ({"observation_space": {":type:": BOX, "shape": "[4]"}}, "not in the format of SB3's save"),
         ({"action_space": {":type:": DISCRETE, "n": "3"}}, "a tensor of"),
         ({"action_space": {":type:": DISCRETE, "n": "2", "start": "1"}}, "start 1"),
         ({"action_space": {":type:": "<class 'gym.spaces.multi_binary.MultiBinary'>", "n": "3"}}, "a tensor of"),
-        ({"action_space": {":type:": BOX, "shape": "[2]", "low": "[-1. ...]", "high": "[1. ...]"}}, "not what|in full"),
-        ({"action_space": []}, "not what SB3's model"),
+        (
+            {"action_space": {":type:": BOX, "shape": "[2]", "low": "[-1. ...]", "high": "[1. ...]"}},
+            "not in the format|abbreviates",
+        ),
+        ({"action_space": []}, "not in the format of SB3's save"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_rebuilt_is_refused(tmp_path: Path, data: dict[str, Any], words: str) -> None:
+def test_unsupported_policy_is_refused(tmp_path: Path, data: dict[str, Any], words: str) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
     with pytest.raises(UntrustedFileError, match=rf"model\.zip.*({words})"):
         load_policy(rewrite(tmp_path / "model.zip", data))
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("options", "words"),
     [
-        ({"head": "q_values"}, "head: a Stable-Baselines3 zip tells what its numbers mean"),
-        ({"scale": 0.5}, "scale: a Stable-Baselines3 zip scales its input itself"),
-        ({"output": "q"}, "output: a Stable-Baselines3 zip has one output"),
-        ({"activation": "relu"}, "activation: the zip says tanh"),
+        ({"head": "q_values"}, "is a Stable-Baselines3 zip, which already holds the kind of its head"),
+        ({"scale": 0.5}, "is a Stable-Baselines3 zip, which scales its input itself"),
+        ({"output": "q"}, "is a Stable-Baselines3 zip, which has one output"),
+        ({"activation": "relu"}, "has the activation tanh"),
+        ({"extractor": "my:Extractor"}, "has a features extractor of SB3"),
     ],
 )
-def test_what_a_zip_tells_is_not_told_again(told: Any, words: str, tmp_path: Path) -> None:
+def test_option_that_a_zip_determines_is_refused(options: Any, words: str, tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
-    with pytest.raises(ConfigError, match=rf"^teacher: .*model\.zip: {words}; leave it out$"):
-        load_policy(tmp_path / "model.zip", **told)
+    with pytest.raises(
+        ConfigError, match=rf"^teacher.{next(iter(options))}: .*model\.zip {words}. Remove the option.$"
+    ):
+        load_policy(tmp_path / "model.zip", **options)
     load_policy(tmp_path / "model.zip", activation="tanh", scale=1.0)
 
 
-def test_the_activation_of_an_unknown_policy_class_is_told(tmp_path: Path) -> None:
+def test_activation_of_an_unknown_policy_class_is_an_option(tmp_path: Path) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
     mine = {"policy_class": {"__module__": "my.policies"}}
     policy = load_policy(rewrite(tmp_path / "model.zip", mine), activation="relu")
     assert policy.config.activation == "relu"  # type: ignore[attr-defined]
     tells = mine | {"policy_kwargs": {"activation_fn": "<class 'torch.nn.modules.activation.ELU'>"}}
-    with pytest.raises(ConfigError, match=r"model\.zip: activation: the zip says elu; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"^teacher.activation: .*model\.zip has the activation elu. Remove the option.$"
+    ):
         load_policy(rewrite(tmp_path / "model.zip", tells), activation="relu")
 
 
-@pytest.mark.parametrize("told", [{"head": "q_values"}, {"scale": 0.5}, {"output": "q"}, {"activation": "relu"}])
-def test_what_our_own_files_tell_is_not_told_again(told: Any, teacher: NetworkPolicy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{"head": "q_values"}, {"scale": 0.5}, {"output": "q"}, {"activation": "relu"}, {"extractor": "a:B"}]
+)
+def test_options_of_a_native_policy_are_refused(options: Any, teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path, {})
-    for path, what in (("zoo:pong-dqn", "a teacher of the zoo"), (tmp_path, "a folder with policy.json")):
-        with pytest.raises(ConfigError, match=rf"^teacher: {path}: {next(iter(told))}: {what} .*; leave it out$"):
-            load_policy(path, **told)
+    for path, what in (("zoo:pong-dqn", "a teacher of the zoo"), (tmp_path, "a folder of rldistill")):
+        name = next(iter(options))
+        with pytest.raises(ConfigError, match=rf"^teacher.{name}: {path} is {what}, which .*. Remove the option.$"):
+            load_policy(path, **options)
 
 
 @pytest.mark.parametrize(
     ("weights", "error", "words"),
     [
-        ([1, 2], UntrustedFileError, "not what it should be"),
+        ([1, 2], UntrustedFileError, "is no state dict"),
         ({"action_net.weight": 3}, UntrustedFileError, "more than tensors"),
-        ({"action_net.weight": torch.zeros(1).expand(1 << 30)}, UntrustedFileError, "sensible size"),
+        ({"action_net.weight": torch.zeros(1).expand(1 << 30)}, UntrustedFileError, "usual size"),
         ({"action_net.weight": torch.eye(2).to_sparse()}, UntrustedFileError, "plain tensor"),
         ({"action_net.weight": torch.full((2, 64), torch.nan)}, CorruptArtifactError, "NaN"),
         ({"action_net.weight": torch.zeros(2, 64)}, UntrustedFileError, "a tensor of"),
-        ({"other": torch.zeros(2)}, UntrustedFileError, "not those of a policy"),
+        ({"other": torch.zeros(2)}, UntrustedFileError, "tensors of an unknown policy"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -247,7 +258,7 @@ def test_tensors_that_are_no_policy_are_refused(tmp_path: Path, weights: Any, er
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data", b" " * (MAX_DATA + 1))
+        archive.writestr("data", b" " * (MAX_DATA_BYTES + 1))
         archive.writestr("policy.pth", b"")
     with pytest.raises(UntrustedFileError, match="data unpacks to"):
         load_policy(path)

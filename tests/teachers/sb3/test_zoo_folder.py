@@ -25,7 +25,7 @@ from rldistill.evaluation.verify import VerifyConfig, quick_check, verify
 from rldistill.run.teachers import load_fitting
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
-from rldistill.teachers.sb3.normalizer import read_normaliser
+from rldistill.teachers.sb3.normalizer import read_normalizer
 from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
 
 HUGE = "1" + 400 * "0"
@@ -84,7 +84,7 @@ def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, ke
 def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False)
     vector.save(str(tmp_path / "vecnormalize.pkl"))
-    assert read_normaliser(tmp_path / "vecnormalize.pkl").moments == {}
+    assert read_normalizer(tmp_path / "vecnormalize.pkl").moments == {}
 
 
 def test_values_are_told_in_the_units_of_rewards(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evi
     path = tmp_path / "vecnormalize.pkl"
     path.write_bytes(pickle.dumps({"obs_rms": evil}))
     with pytest.raises((UntrustedFileError, CorruptArtifactError), match="vecnormalize"):
-        read_normaliser(path)
+        read_normalizer(path)
     assert [file.name for file in tmp_path.iterdir()] == ["vecnormalize.pkl"]
 
 
@@ -190,7 +190,7 @@ def test_a_truncated_normaliser_is_named(tmp_path: Path) -> None:
     vector.save(str(path))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(CorruptArtifactError, match="vecnormalize"):
-        read_normaliser(path)
+        read_normalizer(path)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
 @pytest.mark.parametrize(
     ("config", "error", "words"),
     [
-        ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is not known"),
+        ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is unknown"),
         ("vec_env_wrapper: some.VecThing", UntrustedFileError, "vec_env_wrapper"),
         ("frame_stack: many", UntrustedFileError, "frame_stack"),
         ("env_wrapper: [{utils.FrameSkip: {skip: 0}}]", UntrustedFileError, "FrameSkip.*skip: an integer from 1 to"),
@@ -231,11 +231,11 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
         ("env_wrapper: [{u.ActionSmoothingWrapper: {smoothing_coef: 1}}]", UntrustedFileError, "from 0 to below 1"),
         (f"env_wrapper: [{{u.RescaleAction: {{min_action: 0, max_action: {HUGE}}}}}]", UntrustedFileError, "max_a"),
         ("env_kwargs: {gravity: .nan}", UntrustedFileError, "gravity.*nan"),
-        (f"env_kwargs: {{gravity: {HUGE}}}", UntrustedFileError, "gravity.*not taken"),
+        (f"env_kwargs: {{gravity: {HUGE}}}", UntrustedFileError, "gravity.*not read"),
         ("normalize: true", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
-        ("normalize: __import__('os').system('x')", CorruptArtifactError, "cannot be understood"),
+        ("normalize: __import__('os').system('x')", CorruptArtifactError, "expected a boolean or a dict"),
         ("a: !!python/object/apply:os.system ['x']", UntrustedFileError, "nothing was run"),
         ("a: !!python/name:os.system", UntrustedFileError, "nothing was run"),
         ("!!python/object/apply:collections.OrderedDict\n- x", UntrustedFileError, "pairs"),

@@ -1,4 +1,4 @@
-"""Stable-Baselines3 and sb3-contrib policies, rebuilt from their tensors; nothing in their files is executed."""
+"""Stable-Baselines3 and sb3-contrib policies, rebuilt from their tensors without executing code of their files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,18 @@ from rldistill.core.errors import (
     short_repr,
 )
 from rldistill.core.spec import PolicySpec, Wrapper
+from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.untrusted import MAX_WEIGHTS, read_member, read_tensors
 from rldistill.policies.actor_critic import ActorPolicy
-from rldistill.policies.layers import ACTIVATIONS
-from rldistill.teachers.sb3.normalizer import Normaliser, read_normaliser
-from rldistill.teachers.sb3.spaces import (
-    Disagree,
-    NotRebuilt,
-    divided_in,
-    divided_in_text,
-    spec_from_spaces,
-    spec_from_text,
-)
-from rldistill.teachers.sb3.tensors import Settings, Tensors, rebuild
+from rldistill.policies.layers import ACTIVATIONS, import_activation
+from rldistill.teachers.sb3.extractor import Extractor
+from rldistill.teachers.sb3.normalizer import Normalizer, read_normalizer
+from rldistill.teachers.sb3.spaces import scaled_images, scaled_images_in_text, spec_from_text
+from rldistill.teachers.sb3.tensors import Settings, rebuild
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
+from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors
 
-MAX_DATA = 64 << 20
+MAX_DATA_BYTES = 64 << 20
 SUPPORTED = (
     "DQN, QRDQN, PPO, A2C, TRPO, ARS, SAC, TD3, DDPG, TQC, RecurrentPPO and MaskablePPO with MlpPolicy, CnnPolicy or "
     "MultiInputPolicy"
@@ -47,196 +44,237 @@ POLICY_MODULES = (
     *(f"sb3_contrib.{name}.policies" for name in ("qrdqn", "tqc", "trpo", "ars", "ppo_recurrent", "ppo_mask")),
     *(f"sb3_contrib.common.{name}.policies" for name in ("recurrent", "maskable")),
 )
-EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
+EXTRACTORS = tuple(
+    f"stable_baselines3.common.torch_layers.{name}" for name in ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
+)
 LINEAR_ARS = "ARSLinearPolicy"
 
 
-def load_sb3(path: Path, activation: str | None = None) -> ActorPolicy:
-    """Read a model that SB3's `save` wrote, of any version since 1.0, with what rl-baselines3-zoo left beside it.
+@dataclass(frozen=True)
+class Sb3Options:
+    """Options of an SB3 zip.
+
+    Attributes:
+        activation: Activation of the dense layers, by its name in `torch.nn` or as `module:Class`, if the file has an
+            activation or a policy class of your own.
+        extractor: Features extractor of your own, as `module:Class`.
+    """
+
+    activation: str | None = None
+    extractor: str | None = None
+
+
+def load_sb3(path: Path, options: Sb3Options = Sb3Options()) -> ActorPolicy:
+    """Load a model that SB3's `save` wrote, of any version since 1.0, with the settings of rl-baselines3-zoo beside it.
 
     Args:
-        path: the zip.
-        activation: of its dense layers, for a policy class whose text does not tell.
+        path: The zip.
+        options: Options of the zip.
 
     Raises:
-        ConfigError: it tells another `activation`.
-        UntrustedFileError: not an SB3 zip, or a network that cannot be rebuilt from plain text and tensors.
-        CorruptArtifactError: truncated or altered.
+        ConfigError: An option that the file determines, or code of the user that fails.
+        UntrustedFileError: Not an SB3 zip, or a network that cannot be rebuilt from plain text and tensors.
+        CorruptArtifactError: A truncated or altered file.
     """
+    if options.activation is not None:
+        import_activation(options.activation, "teacher.activation")
     data, tensors = _read_zip(path)
     folder = read_zoo_folder(path)
     try:
-        settings = _settings_from_text(data, tensors, activation)
+        settings = _settings_from_text(path, data, tensors, options)
         spec = _with_view(spec_from_text(data), folder)
-        policy = rebuild(tensors, spec, settings, divided_in_text(data["observation_space"]))
-    except Disagree as error:
+        policy = rebuild(tensors, spec, settings, scaled_images_in_text(data["observation_space"]))
+    except InconsistentFileError as error:
         raise UntrustedFileError(
-            f"{path}: {error}: its text and its tensors are not of one policy; save it again with model.save()"
+            f"{path}: its text and its tensors differ: {error}. Save it again with model.save()."
         ) from None
-    except NotRebuilt as error:
-        raise UntrustedFileError(f"{path}: {error}; supported: {SUPPORTED}") from None
+    except RebuildError as error:
+        raise UntrustedFileError(f"{path}: unsupported: {error}. Use {SUPPORTED}.") from None
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UntrustedFileError(
-            f"{path}: data is not what SB3's model.save() writes ({type(error).__name__}: {short_repr(str(error))}); "
-            "save it again, or give its state dict to module:factory"
+            f"{path}: data is not in the format of SB3's save() ({type(error).__name__}: {short_repr(str(error))}). "
+            "Save it again, or load its state dict with module:factory."
         ) from None
-    if activation not in (None, settings.activation):
-        raise ConfigError(f"teacher: {path}: activation: the zip says {settings.activation}; leave it out")
-    if folder.normaliser is not None:
-        _normalise(policy, folder.normaliser)
+    if folder.normalizer is not None:
+        _normalize(policy, folder.normalizer)
     return policy
 
 
 def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
-    """The acting network of a live SB3 model as a policy of ours.
+    """Return the acting network of a live SB3 model as a policy of ours.
 
     Args:
-        model: of any algorithm in `train.ALGORITHMS`.
-        spec: of the environment; without it, nothing is known of how frames became an observation.
+        model: Model of any algorithm in `train.ALGORITHMS`.
+        spec: Spec of the environment, which has the frame pipeline; by default that of the model's spaces.
 
     Raises:
-        ConfigError: the network has parts that ours cannot express.
+        ConfigError: The network has parts that ours cannot express.
     """
     policy = model.policy
     try:
-        _require_known_features(_dotted(policy.features_extractor_class))
+        _require_known_extractor(_dotted_name(policy.features_extractor_class))
         distribution = getattr(policy, "action_dist", None) or getattr(getattr(policy, "actor", None), "action_dist", 0)
         settings = Settings(
-            _activation_of(_dotted(policy.activation_fn)),
+            _activation_name(_dotted_name(policy.activation_fn)),
             policy.normalize_images,
             bool(policy.squash_output),
             bool(getattr(distribution, "use_expln", False)),
             float(getattr(getattr(policy, "actor", None), "clip_mean", 2.0)),
         )
         tensors = {name: value.detach().cpu() for name, value in policy.state_dict().items()}
-        return rebuild(tensors, spec or spec_from_spaces(model), settings, divided_in(model.observation_space))
-    except NotRebuilt as error:
-        raise ConfigError(f"{type(model).__name__}: {error}; supported: {SUPPORTED}") from None
+        spec = spec or spec_from_spaces(type(model).__name__, model.observation_space, model.action_space)
+        return rebuild(tensors, spec, settings, scaled_images(model.observation_space))
+    except RebuildError as error:
+        raise ConfigError(f"{type(model).__name__}: unsupported: {error}. Use {SUPPORTED}.") from None
 
 
-def _normalise(policy: ActorPolicy, path: Path) -> None:
-    """Let the policy see what its normaliser would show it, and its critic tell values in the units of rewards."""
-    normaliser = read_normaliser(path)
+def _normalize(policy: ActorPolicy, path: Path) -> None:
+    """Give the policy the moments of its normalizer, and scale its critic to the units of rewards."""
+    normalizer = read_normalizer(path)
     if policy.critic is not None:
         with torch.no_grad():
             for parameter in policy.critic[-1].parameters():
-                parameter.mul_(normaliser.reward_scale)
-    if not normaliser.moments:
+                parameter.mul_(normalizer.reward_scale)
+    if not normalizer.moments:
         return
     try:
-        normaliser, spec = _before_stacking(normaliser, policy.spec)
-        mean, std = normaliser.flat(spec)
+        normalizer, spec = _stacked(normalizer, policy.spec)
+        mean, std = normalizer.flat(spec)
     except UntrustedFileError as error:
-        raise UntrustedFileError(f"{path}: {error}; give the normaliser that was saved beside this agent") from None
+        raise UntrustedFileError(f"{path}: {error}. Use the normalizer that was saved beside this agent.") from None
     policy.set_spec(spec)
     policy.standardize(mean, std * policy.obs_std)
-    policy.obs_clip = dict.fromkeys(normaliser.moments, normaliser.clip)
+    policy.obs_clip = dict.fromkeys(normalizer.moments, normalizer.clip)
 
 
-def _before_stacking(normaliser: Normaliser, spec: PolicySpec) -> tuple[Normaliser, PolicySpec]:
-    """Where the zoo stacked normalised observations: equal moments for all of a stack, which begins with the mean."""
-    if not spec.view or spec.view[-1].name != "StackFrames" or list(normaliser.moments) != [""]:
-        return normaliser, spec
-    mean, var = normaliser.moments[""]
+def _stacked(normalizer: Normalizer, spec: PolicySpec) -> tuple[Normalizer, PolicySpec]:
+    """Repeat the moments for a stack of normalized observations, which begins with copies of the mean."""
+    if not spec.view or spec.view[-1].name != "StackFrames" or list(normalizer.moments) != [""]:
+        return normalizer, spec
+    mean, var = normalizer.moments[""]
     stack = spec.view[-1].kwargs["stack"]
     if (*mean.shape[:-1], mean.shape[-1] * stack) != spec.obs_shape:
-        return normaliser, spec
+        return normalizer, spec
     padded = Wrapper("StackFrames", {"stack": stack, "padding": mean.ravel().tolist()})
     moments = np.concatenate([mean] * stack, -1), np.concatenate([var] * stack, -1)
-    return dataclasses.replace(normaliser, moments={"": moments}), dataclasses.replace(
-        spec, view=(*spec.view[:-1], padded)
-    )
+    spec = dataclasses.replace(spec, view=(*spec.view[:-1], padded))
+    return dataclasses.replace(normalizer, moments={"": moments}), spec
 
 
 def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:
-    """The spec with what has to be wrapped around the environment; pictures come from it with channels last."""
-    view, spec = folder.view, dataclasses.replace(spec, env_kwargs=folder.env_kwargs)
-    pictures = spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
-    if pictures and folder.env_id is not None and folder.frames is None:
+    """Add the wrappers of the environment to the spec; its images have channels last before them."""
+    view = folder.view
+    is_image = spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
+    if is_image and folder.env_id is not None and folder.frames is None:
         view = (*view, Wrapper("ChannelsFirst"))
-    return dataclasses.replace(spec, frames=folder.frames, view=view)
+    return dataclasses.replace(spec, env_kwargs=folder.env_kwargs, frames=folder.frames, view=view)
 
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """`data` as JSON and `policy.pth` as tensors; raises for whatever is not both."""
+    """Return `data` as JSON and `policy.pth` as tensors; refuse any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            data = json.loads(_member(path, archive, "data", MAX_DATA))
-            weights = _member(path, archive, "policy.pth", MAX_WEIGHTS)
+            data = json.loads(_read_member(path, archive, "data", MAX_DATA_BYTES))
+            weights = _read_member(path, archive, "policy.pth", MAX_WEIGHTS)
     except RLDistillError:
         raise
-    except Exception as error:  # damaged bytes make zlib, zipfile and json raise whatever they like
+    except Exception as error:  # zlib, zipfile and json raise many kinds of errors for damaged bytes
         raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error_text(error)}); {DOWNLOAD_HINT}") from None
     if not isinstance(data, dict):
-        raise UntrustedFileError(f"{path}: not an SB3 model: its data is no mapping; give what model.save() wrote")
-    _require_supported(path, data)
-    tensors = read_tensors(weights, path, "policy.pth")
-    return data, tensors
+        raise UntrustedFileError(f"{path}: not an SB3 model: its data is no mapping. Use a zip of model.save().")
+    _require_supported_algorithm(path, data)
+    return data, read_tensors(weights, path, "policy.pth")
 
 
-def _require_supported(path: Path, data: dict[str, Any]) -> None:
-    """Raise UntrustedFileError for an algorithm of SB3 or sb3-contrib that this does not know, before its tensors."""
-    about = data.get("policy_class")
-    module = str(about.get("__module__")) if isinstance(about, dict) else ""
+def _require_supported_algorithm(path: Path, data: dict[str, Any]) -> None:
+    """Raise UntrustedFileError for an unknown algorithm of SB3 or sb3-contrib, before its tensors are read."""
+    policy_class = data.get("policy_class")
+    module = str(policy_class.get("__module__")) if isinstance(policy_class, dict) else ""
     if module.startswith(("stable_baselines3.", "sb3_contrib.")) and module not in POLICY_MODULES:
         name = module.removesuffix(".policies").rpartition(".")[2]
-        raise UntrustedFileError(f"{path}: the algorithm {short_repr(name)} is not supported; supported: {SUPPORTED}")
+        raise UntrustedFileError(f"{path}: the algorithm {short_repr(name)} is not supported. Use {SUPPORTED}.")
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     first = min((info.header_offset for info in archive.infolist()), default=0)
-    if name not in archive.namelist() and first > 0:  # what is left ends with the archive that policy.pth is
+    if name not in archive.namelist() and first > 0:  # the rest ends with the archive inside policy.pth
         raise CorruptArtifactError(f"{path}: not a whole SB3 zip: its end is missing; copy or download it again")
     if name not in archive.namelist():
-        raise UntrustedFileError(
-            f"{path}: not an SB3 model: it has no {name}; give the zip that SB3's model.save() wrote"
-        )
+        raise UntrustedFileError(f"{path}: not an SB3 model: it has no {name}. Use a zip of SB3's model.save().")
     return read_member(path, archive, name, limit)
 
 
-def _settings_from_text(data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:
-    """What the tensors do not tell, once the policy is known to be one of SB3's own."""
-    module = data["policy_class"]["__module__"]
-    default = "tanh" if "action_net.weight" in tensors else "relu"
-    if module not in POLICY_MODULES:
-        if activation is None:
-            raise NotRebuilt(
-                f"a policy class of {short_repr(module)}, whose activation its file does not tell: if its layers are "
-                "SB3's own, name it ({path: ..., activation: relu})"
-            )
-        default = activation
+def _settings_from_text(path: Path, data: dict[str, Any], tensors: Tensors, options: Sb3Options) -> Settings:
     kwargs = data.get("policy_kwargs") or {}
-    if "features_extractor_class" in kwargs:
-        _require_known_features(_dotted(kwargs["features_extractor_class"]))
+    module = data["policy_class"]["__module__"]
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
     linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
     return Settings(
-        _activation_of(_dotted(kwargs["activation_fn"])) if "activation_fn" in kwargs else default,
-        _truth(kwargs.get("normalize_images", True)),
-        _truth(kwargs.get("squash_output", ars and not linear)),
-        _truth(kwargs.get("use_expln", False)),
+        _activation_from_text(path, kwargs, module, options, "tanh" if "action_net.weight" in tensors else "relu"),
+        _is_true(kwargs.get("normalize_images", True)),
+        _is_true(kwargs.get("squash_output", ars and not linear)),
+        _is_true(kwargs.get("use_expln", False)),
         float(kwargs.get("clip_mean", 2.0)),
+        _extractor_from_text(path, kwargs, module, options),
     )
 
 
-def _dotted(value: Any) -> str:
-    """`torch.nn.modules.activation.Tanh`, of the class or of the text that a file has for it."""
+def _activation_from_text(path: Path, kwargs: dict[str, Any], module: str, options: Sb3Options, default: str) -> str:
+    if "activation_fn" not in kwargs and module not in POLICY_MODULES:
+        if options.activation is None:
+            raise RebuildError(
+                f"a policy class of {short_repr(module)}, whose activation is unknown; if its layers are SB3's own, "
+                "set activation"
+            )
+        return options.activation
+    try:
+        name = _activation_name(_dotted_name(kwargs["activation_fn"])) if "activation_fn" in kwargs else default
+    except RebuildError:
+        if options.activation is None:
+            raise
+        return options.activation
+    if options.activation not in (None, name):
+        raise ConfigError(f"teacher.activation: {path} has the activation {name}. Remove the option.")
+    return name
+
+
+def _extractor_from_text(path: Path, kwargs: dict[str, Any], module: str, options: Sb3Options) -> Extractor | None:
+    name = _dotted_name(kwargs.get("features_extractor_class", ""))
+    if options.extractor is None:
+        if name:
+            _require_known_extractor(name)
+        return None
+    if name in EXTRACTORS or (not name and module in POLICY_MODULES):
+        raise ConfigError(f"teacher.extractor: {path} has a features extractor of SB3. Remove the option.")
+    settings = kwargs.get("features_extractor_kwargs", {})
+    if not isinstance(settings, dict):
+        raise RebuildError(f"features_extractor_kwargs {short_repr(settings)}, which are not plain values")
+    return Extractor(options.extractor, settings)
+
+
+def _dotted_name(value: Any) -> str:
+    """Return `torch.nn.modules.activation.Tanh` for the class or for its text in a file."""
     return re.sub(r"^<class '|'>$", "", str(value))
 
 
-def _activation_of(dotted: str) -> str:
+def _activation_name(dotted: str) -> str:
     module, _, name = dotted.rpartition(".")
     if not f"{module}.".startswith("torch.nn.") or name.lower() not in ACTIVATIONS:
-        raise NotRebuilt(f"activation {short_repr(dotted)}; known: torch.nn's {', '.join(ACTIVATIONS)}")
+        raise RebuildError(
+            f"activation {short_repr(dotted)}; name your own with activation: module:Class, or use "
+            f"{', '.join(name for name in ACTIVATIONS if ':' not in name)}"
+        )
     return name.lower()
 
 
-def _require_known_features(dotted: str) -> None:
-    module, _, name = dotted.rpartition(".")
-    if module != "stable_baselines3.common.torch_layers" or name not in EXTRACTORS:
-        raise NotRebuilt(f"features extractor {short_repr(dotted)}; known: SB3's {', '.join(EXTRACTORS)}")
+def _require_known_extractor(dotted: str) -> None:
+    if dotted not in EXTRACTORS:
+        names = ", ".join(name.rpartition(".")[2] for name in EXTRACTORS)
+        raise RebuildError(
+            f"features extractor {short_repr(dotted)}; name your own with extractor: module:Class, or use SB3's {names}"
+        )
 
 
-def _truth(value: Any) -> bool:
+def _is_true(value: Any) -> bool:
     return str(value) not in ("False", "0", "None")

@@ -1,4 +1,4 @@
-"""`vecnormalize.pkl`: the moments in it, by an unpickler that builds numbers, arrays and inert records only."""
+"""Moments in `vecnormalize.pkl`, read by an unpickler that builds numbers, arrays and inert records only."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _RECORDS = re.compile(
 
 
 @dataclass(frozen=True)
-class Normaliser:
-    """VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip), for each entry of the observation.
+class Normalizer:
+    """Normalization of SB3's VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip) for each entry.
 
     Attributes:
-        moments: mean and variance by entry; none where only rewards were normalised.
-        epsilon, clip: as in the formula.
-        reward_scale: what rewards were divided by, and values are therefore in units of: sqrt(var + epsilon), var that
-            of returns; 1 where they were not normalised.
+        moments: Mean and variance of each entry; empty if only rewards were normalized.
+        epsilon: Constant of the formula.
+        clip: Limit of the formula.
+        reward_scale: Divisor of rewards, sqrt(var + epsilon) with the variance of returns, and so the unit of values; 1
+            if rewards were not normalized.
     """
 
     moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -44,42 +45,44 @@ class Normaliser:
     reward_scale: float = 1.0
 
     def flat(self, spec: PolicySpec) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the shape that a policy of `spec` standardises with.
+        """Return mean and standard deviation in the shape of a policy's moments.
 
         Raises:
-            UntrustedFileError: moments of another shape, or of bytes.
+            UntrustedFileError: Moments of another shape, or of bytes.
         """
         if not spec.parts and spec.obs_dtype != "uint8":
-            mean, var = self._of("", spec.obs_shape)
+            mean, var = self._moments_of("", spec.obs_shape)
             return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(var + self.epsilon)).float()
         if not spec.parts:
-            raise UntrustedFileError("it normalises observations of bytes, which this cannot do")
+            raise UntrustedFileError("it normalizes observations of bytes, which is not supported")
         means, stds = [], []
         for key, part in spec.parts:
             if key in self.moments:
-                mean, var = self._of(key, part.shape)
+                mean, var = self._moments_of(key, part.shape)
             else:
                 mean, var = np.zeros(part.width), np.full(part.width, 1 - self.epsilon)
             means.append(mean.ravel())
             stds.append(np.sqrt(var + self.epsilon).ravel())
         return torch.from_numpy(np.concatenate(means)).float(), torch.from_numpy(np.concatenate(stds)).float()
 
-    def _of(self, key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _moments_of(self, key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         mean, var = self.moments[key]
         if mean.shape != shape:
-            raise UntrustedFileError(f"it normalises observations of shape {mean.shape}, the policy takes {shape}")
+            raise UntrustedFileError(f"it normalizes observations of shape {mean.shape}, the policy has {shape}")
         return mean, var
 
 
-def read_normaliser(path: Path) -> Normaliser:
-    """What observations and rewards were normalised by.
+def read_normalizer(path: Path) -> Normalizer:
+    """Read the normalization of observations and rewards.
 
     Raises:
-        UntrustedFileError: it names anything but numpy's arrays and the records that SB3 writes.
-        CorruptArtifactError: truncated, or moments that are not numbers.
+        UntrustedFileError: The file names anything but numpy's arrays and the records of SB3.
+        CorruptArtifactError: A truncated file, or moments that are not numbers.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise UntrustedFileError(f"{path}: {path.stat().st_size:,} bytes; refused above {MAX_BYTES:,}")
+        raise UntrustedFileError(
+            f"{path}: {path.stat().st_size:,} bytes, above {MAX_BYTES:,}. Use the file of VecNormalize.save()."
+        )
     try:
         state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())
         epsilon, scale, statistics = float(state["epsilon"]), 1.0, {}
@@ -91,10 +94,10 @@ def read_normaliser(path: Path) -> Normaliser:
             _, var = _moments(state["ret_rms"])
             scale = math.sqrt(var.item() + epsilon)
         moments = {key: _moments(item) for key, item in statistics.items()}
-        return Normaliser(moments, epsilon, float(state["clip_obs"]), scale)
+        return Normalizer(moments, epsilon, float(state["clip_obs"]), scale)
     except _Refused as error:
-        raise UntrustedFileError(f"{path}: {error}; nothing of it was run") from None
-    except Exception as error:  # damaged bytes make pickle and numpy raise whatever they like
+        raise UntrustedFileError(f"{path}: {error}; nothing was run. Use the file of VecNormalize.save().") from None
+    except Exception as error:  # pickle and numpy raise many kinds of errors for damaged bytes
         raise CorruptArtifactError(
             f"{path}: not a whole VecNormalize file ({error_text(error)}); {DOWNLOAD_HINT}"
         ) from None
@@ -105,7 +108,7 @@ class _Refused(Exception):
 
 
 class _Record:
-    """Stands for an object of a class that is not imported; keeps its state as plain data."""
+    """Placeholder for an object whose class is not imported; keeps its state as plain data."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -115,11 +118,11 @@ class _Record:
 
 
 class _Array:
-    """Stands for the class `ndarray`, which only `_reconstruct` may make."""
+    """Placeholder for the class `ndarray`, whose instances only `_reconstruct` makes."""
 
 
 class _Unpickler(pickle._Unpickler):
-    # The one in Python, whose memory is a dict: the one in C makes room for the largest number that a file names.
+    # Python's unpickler has a dict as memo; the one in C allocates an array up to the largest index in the file.
     dispatch: ClassVar[dict[int, Any]] = {
         code: method
         for code, method in pickle._Unpickler.dispatch.items()
@@ -132,7 +135,7 @@ class _Unpickler(pickle._Unpickler):
             return _ALLOWED[full]
         if _RECORDS.fullmatch(full):
             return _Record
-        raise _Refused(f"it asks for {full}")
+        raise _Refused(f"it names {full}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused("it refers to something outside itself")
@@ -144,7 +147,7 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
 
 def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
-        raise _Refused(f"it holds arrays of dtype {short_repr(code)}")
+        raise _Refused(f"it has arrays of dtype {short_repr(code)}")
     return np.dtype(code)
 
 
@@ -180,7 +183,7 @@ def _fields(record: Any) -> dict[str, Any]:
 def _moments(record: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     fields = _fields(record)
     if not all(isinstance(fields[name], np.ndarray | np.generic | float | int) for name in ("mean", "var")):
-        raise ValueError("its moments are no arrays")  # of nested lists, which may hold each other again and again
+        raise ValueError("its moments are no arrays")  # nested lists may contain each other many times
     mean, var = (np.asarray(fields[name], np.float64) for name in ("mean", "var"))
     if mean.shape != var.shape or not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
         raise ValueError("its moments are not finite numbers of one shape")

@@ -1,4 +1,4 @@
-"""The folder that rl-baselines3-zoo leaves beside an agent: what was wrapped around its environment."""
+"""Folder of rl-baselines3-zoo beside an agent: the wrappers and settings of its environment."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import yaml
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper
 
-NORMALISERS = ("vecnormalize.pkl", "vec_normalize.pkl")
-SETTINGS = (*NORMALISERS, "args.yml")
-"""Files that show a folder to be an agent's; `config.yml` is many another program's too."""
+NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
+SETTINGS = (*NORMALIZERS, "args.yml")
+"""Files that only the folder of an agent has; many programs write a `config.yml`."""
 TRAINING_ONLY = ("Monitor", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
-"""Wrappers that change what is trained on, never what the policy is shown or what its actions do."""
+"""Wrappers that change training only, not the observations or the effect of actions."""
 ATARI = ("AtariWrapper",)
-MAX_YAML = 64 << 10
+MAX_YAML_BYTES = 64 << 10
 RENAMED = {
     "TimeFeatureWrapper": "TimeFeature",
     "HistoryWrapper": "History",
@@ -38,64 +38,64 @@ RENAMED = {
     "TimeAwareObservation": "TimeAwareObservation",
     "TimeLimit": "TimeLimit",
 }
-COUNT, FEW, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
-NUMBERS, NAMES, SWITCH, SHARE = "numbers", "names", "true or false", "a number from 0 to below 1"
-LARGEST = sys.float_info.max
-"""YAML has integers above it, which no environment can compute with."""
-NEEDED: dict[str, dict[str, str]] = {
+COUNT, SMALL_COUNT, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
+NUMBERS, NAMES, SWITCH, FRACTION = "numbers", "names", "true or false", "a number from 0 to below 1"
+MAX_NUMBER = sys.float_info.max
+"""YAML has larger integers, which no environment can compute with."""
+REQUIRED: dict[str, dict[str, str]] = {
     "ResizeObservation": {"shape": SIZES},
     "FilterObservation": {"filter_keys": NAMES},
     "RescaleAction": {"min_action": NUMBERS, "max_action": NUMBERS},
     "TimeLimit": {"max_episode_steps": COUNT},
 }
-TAKEN: dict[str, dict[str, str]] = {
+OPTIONAL: dict[str, dict[str, str]] = {
     "TimeFeature": {"max_steps": COUNT, "test_mode": SWITCH},
-    "History": {"horizon": FEW},
-    "FrameSkip": {"skip": FEW},
-    "ActionSmoothing": {"smoothing_coef": SHARE},
+    "History": {"horizon": SMALL_COUNT},
+    "FrameSkip": {"skip": SMALL_COUNT},
+    "ActionSmoothing": {"smoothing_coef": FRACTION},
     "GrayscaleObservation": {"keep_dim": SWITCH},
     "TimeAwareObservation": {"flatten": SWITCH, "normalize_time": SWITCH},
 }
-"""What a wrapper must be told, and what it may be told besides."""
+"""Required and optional keyword arguments of wrappers."""
 
 
 @dataclass(frozen=True)
 class ZooFolder:
-    """What `config.yml`, `args.yml` and `vecnormalize.pkl` say of an agent.
+    """Settings of an agent in `config.yml`, `args.yml` and `vecnormalize.pkl`.
 
     Attributes:
-        env_id: the environment it was trained on, if `args.yml` is there.
-        env_kwargs: of that environment.
-        view: what was wrapped around it, the innermost first.
-        frames: what SB3's Atari preprocessing made of the screen, where that was around it.
-        normaliser: where the moments of its observations are; None where they were not normalised.
-        told_in: the `config.yml` and `args.yml` that are there.
+        env_id: Training environment, if there is an `args.yml`.
+        env_kwargs: Keyword arguments of that environment.
+        view: Wrappers around it, innermost first.
+        frames: Frame pipeline of SB3's Atari preprocessing, if that was used.
+        normalizer: File with the moments of observations; None if they were not normalized.
+        settings_files: The `config.yml` and `args.yml`, as far as they exist.
     """
 
     env_id: str | None = None
     env_kwargs: tuple[tuple[str, Any], ...] = ()
     view: tuple[Wrapper, ...] = ()
     frames: FramePipeline | None = None
-    normaliser: Path | None = None
-    told_in: tuple[Path, ...] = ()
+    normalizer: Path | None = None
+    settings_files: tuple[Path, ...] = ()
 
 
 def read_zoo_folder(model: Path) -> ZooFolder:
-    """What lies beside the zip `model`: in its own folder, in one of its name, or in one of the environment's.
+    """Read the settings beside the zip `model`: in its folder, or a folder with its name or the environment's.
 
     Raises:
-        UntrustedFileError: a wrapper or a setting that this cannot reproduce, or settings that may be another's.
-        CorruptArtifactError: a file that is not what the zoo writes.
+        UntrustedFileError: A wrapper or setting that cannot be reproduced, or settings that may be another agent's.
+        CorruptArtifactError: A file that is not in the format of the zoo.
     """
-    places = _places(model)
-    config, args = _first(places, ("config.yml",)), _first(places, ("args.yml",))
-    normaliser = _first([model.parent], _checkpoints_own(model)) or _first(places, NORMALISERS)
+    folders = _settings_folders(model)
+    config, args = _first(folders, ("config.yml",)), _first(folders, ("args.yml",))
+    normalizer = _first([model.parent], _checkpoint_normalizer(model)) or _first(folders, NORMALIZERS)
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
     wrappers = _wrappers(settings.get("env_wrapper"), config)
     view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
     if settings.get("vec_env_wrapper"):
         raise UntrustedFileError(
-            f"{config}: vec_env_wrapper: {short_repr(settings['vec_env_wrapper'])}: cannot be reproduced"
+            f"{config}: vec_env_wrapper: {short_repr(settings['vec_env_wrapper'])} is not supported. Use another agent."
         )
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
@@ -103,44 +103,44 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     frames = _frames(dict(wrappers), stack or 1, config)
     if stack and frames is None:
         view.append(Wrapper("StackFrames", {"stack": stack}))
-    if _normalises(settings.get("normalize"), config) and normaliser is None:
+    if _is_normalized(settings.get("normalize"), config) and normalizer is None:
         raise UntrustedFileError(
-            f"{config}: the agent saw normalised observations, but there is no {NORMALISERS[0]} beside {model}"
+            f"{config}: observations were normalized, but there is no {NORMALIZERS[0]} beside {model}. Add it."
         )
     kwargs = (*_sticky(dict(wrappers), config), *_env_kwargs(arguments, settings, args or config))
-    told_in = tuple(path for path in (config, args) if path is not None)
-    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normaliser, told_in)
+    settings_files = tuple(path for path in (config, args) if path is not None)
+    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normalizer, settings_files)
 
 
-def _places(model: Path) -> list[Path]:
-    """Where its settings may be; the zoo keeps them in `ENV_1/ENV`, beside `ENV.zip` and `best_model.zip` alike."""
+def _settings_folders(model: Path) -> list[Path]:
+    """Return the folders of its settings: the zoo has `ENV_1/ENV` beside both `ENV.zip` and `best_model.zip`."""
     own, folder = model.with_suffix(""), model.parent
     if own.is_dir() or _first([folder], SETTINGS):
         return [own, folder]
     of_env = folder / re.sub(r"_\d+$", "", folder.resolve().name)
     if of_env.is_dir():
         return [of_env, folder]
-    for other in sorted(folder.iterdir()):
-        if other.is_dir() and (found := _first([other], SETTINGS)):
+    for sibling in sorted(folder.iterdir()):
+        if sibling.is_dir() and (file := _first([sibling], SETTINGS)):
             raise UntrustedFileError(
-                f"{model}: {found} tells what was wrapped around an agent's environment, and not whether it is this "
-                f"one's: if it is, name the zip {other.name}.zip; if not, make an empty folder {own.name} beside it"
+                f"{model}: {file} may belong to this agent or to another one. If it is this agent's, name the zip "
+                f"{sibling.name}.zip; if not, make an empty folder {own.name} beside it."
             )
     return [own, folder]
 
 
-def _checkpoints_own(model: Path) -> tuple[str, ...]:
-    """`rl_model_vecnormalize_5000_steps.pkl`, which SB3 writes beside the checkpoint `rl_model_5000_steps.zip`."""
+def _checkpoint_normalizer(model: Path) -> tuple[str, ...]:
+    """Return `rl_model_vecnormalize_5000_steps.pkl`, which SB3 writes beside `rl_model_5000_steps.zip`."""
     match = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
     return (f"{match[1]}_vecnormalize_{match[2]}.pkl",) if match else ()
 
 
-def _first(places: list[Path], names: tuple[str, ...]) -> Path | None:
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+def _first(folders: list[Path], names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader and one tag, the zoo's ordered pairs, read as data; without `<<`, which multiplies."""
+    """YAML's safe loader with the zoo's tag for ordered pairs, read as data, and without `<<`, which can expand."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
@@ -159,8 +159,8 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.Order
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    if (size := path.stat().st_size) > MAX_YAML:
-        raise UntrustedFileError(f"{path}: {size:,} bytes; the zoo's are of a few hundred, refused above {MAX_YAML:,}")
+    if (size := path.stat().st_size) > MAX_YAML_BYTES:
+        raise UntrustedFileError(f"{path}: {size:,} bytes, above {MAX_YAML_BYTES:,}. Use the file of the zoo.")
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except yaml.constructor.ConstructorError as error:
@@ -173,8 +173,8 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """Names (without their modules) and keyword arguments; the zoo writes one, a list, or a list of mappings."""
-    found = []
+    """Return names without modules, and keyword arguments; the zoo writes one, a list, or a list of mappings."""
+    wrappers = []
     for item in value if isinstance(value, list) else [] if value in (None, "None") else [value]:
         if isinstance(item, dict) and len(item) == 1:
             ((name, kwargs),) = item.items()
@@ -182,8 +182,8 @@ def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]
             name, kwargs = item, {}
         if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
             raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {short_repr(item)}")
-        found.append((name.rpartition(".")[2], kwargs or {}))
-    return found
+        wrappers.append((name.rpartition(".")[2], kwargs or {}))
+    return wrappers
 
 
 def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | None:
@@ -191,13 +191,13 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
         return None
     if name not in RENAMED:
         raise UntrustedFileError(
-            f"{path}: env_wrapper: {name} is not known, and will not be skipped in silence. "
-            f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}"
+            f"{path}: env_wrapper: {name} is unknown, and wrappers are not ignored. "
+            f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}."
         )
     ours = RENAMED[name]
-    needed = NEEDED.get(ours, {})
-    known = needed | TAKEN.get(ours, {})
-    for key in {**needed, **kwargs}:
+    required = REQUIRED.get(ours, {})
+    known = required | OPTIONAL.get(ours, {})
+    for key in {**required, **kwargs}:
         if key not in known or key not in kwargs or not _is(known[key], kwargs[key]):
             expected = f"expected {key}: {known[key]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
             raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; {expected}")
@@ -206,9 +206,7 @@ def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | Non
         kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
     wrapper = Wrapper(ours, kwargs)
     if not wrapper.has_small_kwargs:
-        raise UntrustedFileError(
-            f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; numbers that large are refused"
-        )
+        raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; expected smaller numbers.")
     return wrapper
 
 
@@ -219,30 +217,30 @@ def _is(kind: str, value: Any) -> bool:
     if kind == NAMES:
         return isinstance(value, list | tuple) and all(isinstance(item, str) for item in values)
     if kind == NUMBERS:
-        return bool(values) and all(type(item) in (int, float) and abs(item) <= LARGEST for item in values)
-    if kind == SHARE:
+        return bool(values) and all(type(item) in (int, float) and abs(item) <= MAX_NUMBER for item in values)
+    if kind == FRACTION:
         return type(value) in (int, float) and 0 <= value < 1
     if len(values) not in ((1, 2) if kind == SIZES else (1,)) or (kind != SIZES and values is value):
         return False
-    return all(type(item) is int and 1 <= item <= (1_000 if kind == FEW else math.inf) for item in values)
+    return all(type(item) is int and 1 <= item <= (1_000 if kind == SMALL_COUNT else math.inf) for item in values)
 
 
 def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) -> FramePipeline | None:
-    """How SB3's `AtariWrapper`, if that is among them, and `VecFrameStack` make an observation of the screen."""
-    found = [wrappers[name] for name in ATARI if name in wrappers]
-    if not found:
+    """Return the frame pipeline of SB3's `AtariWrapper` and `VecFrameStack`; None without the former."""
+    kwargs = next((wrappers[name] for name in ATARI if name in wrappers), None)
+    if kwargs is None:
         return None
-    skip, size = found[0].get("frame_skip", 4), found[0].get("screen_size", 84)
+    skip, size = kwargs.get("frame_skip", 4), kwargs.get("screen_size", 84)
     if not all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size)):
         raise UntrustedFileError(
-            f"{path}: env_wrapper: {ATARI[0]} with {short_repr(found[0])}; frame_skip and screen_size are "
-            "from 1 to 1024"
+            f"{path}: env_wrapper: {ATARI[0]} with {short_repr(kwargs)}; expected frame_skip and "
+            "screen_size from 1 to 1024."
         )
     return FramePipeline(size, size, stack, skip, max_pool=skip > 1)
 
 
 def _sticky(wrappers: dict[str, dict[str, Any]], path: Path | None) -> tuple[tuple[str, Any], ...]:
-    """What SB3's `AtariWrapper` was told of sticky actions, as ale-py's environments take it."""
+    """Return the sticky actions of SB3's `AtariWrapper` as a keyword argument of ale-py."""
     for name in ATARI:
         chance = wrappers.get(name, {}).get("action_repeat_probability", 0)
         if type(chance) not in (int, float) or not 0 <= chance <= 1:
@@ -254,40 +252,42 @@ def _sticky(wrappers: dict[str, dict[str, Any]], path: Path | None) -> tuple[tup
     return ()
 
 
-def _normalises(value: Any, path: Path | None) -> bool:
-    """Whether observations were normalised: `normalize` is a boolean or the text of a dict."""
+def _is_normalized(value: Any, path: Path | None) -> bool:
+    """Return True if observations were normalized: `normalize` is a boolean or the text of a dict."""
     if isinstance(value, str):
         try:
             call = ast.parse(value.strip(), mode="eval").body
             value = ast.literal_eval(call) if not isinstance(call, ast.Call) else _keywords(call)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            raise CorruptArtifactError(f"{path}: normalize: cannot be understood: {short_repr(value)}") from None
+            raise CorruptArtifactError(
+                f"{path}: normalize: expected a boolean or a dict, found {short_repr(value)}."
+            ) from None
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
 
 
 def _keywords(call: ast.Call) -> dict[str, Any]:
-    """`dict(norm_obs=True)`, read and not run."""
+    """Return the arguments of `dict(norm_obs=True)` without running it."""
     if not isinstance(call.func, ast.Name) or call.func.id != "dict" or call.args:
         raise ValueError
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
 def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path | None) -> tuple[tuple[str, Any], ...]:
-    """What the environment was made with, if it is plain numbers: a text might name a file."""
-    found: dict[str, Any] = {}
+    """Return the keyword arguments of the environment, which must be numbers: a text might name a file."""
+    kwargs: dict[str, Any] = {}
     for value in (settings.get("env_kwargs"), arguments.get("env_kwargs")):
         if value in (None, "None"):
             continue
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise CorruptArtifactError(f"{path}: env_kwargs: expected values by name, found {short_repr(value)}")
-        found |= value
-    for key, value in found.items():
-        if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST:
+        kwargs |= value
+    for key, value in kwargs.items():
+        if not isinstance(value, bool | int | float) or not abs(value) <= MAX_NUMBER:
             raise UntrustedFileError(
-                f"{path}: env_kwargs: {short_repr(key)} is {short_repr(value)}, which is not taken from a file; give "
-                "it yourself, in the kwargs of env, and delete it there"
+                f"{path}: env_kwargs: {short_repr(key)} is {short_repr(value)}, which is not read from a file. "
+                "Set it in the kwargs of env, and delete it there."
             )
-    return tuple(found.items())
+    return tuple(kwargs.items())
 
 
 def _env_id(arguments: dict[str, Any], path: Path | None) -> str | None:
