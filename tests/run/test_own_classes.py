@@ -24,6 +24,8 @@ from annotated_types import Ge
 from torch import nn
 
 from rldistill import NetworkPolicy
+from rldistill.recipes.job import Recipe
+from rldistill.students.features import Features
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,30 @@ class Sine(nn.Module):
 class Bare:
     def build(self, spec):
         return nn.Linear(4, 2)
+
+
+@dataclass(frozen=True)
+class Step:
+    at: float = 0.5
+
+    def __call__(self, progress):
+        return float(progress < self.at)
+
+
+@dataclass(frozen=True)
+class Doubled(Features):
+    factor: int = 0
+
+    def build(self, spec):
+        return nn.Sequential(nn.Flatten()), spec.obs_shape[0]
+
+
+@dataclass(frozen=True)
+class Twice(Recipe):
+    times: int = 2
+
+    def distill(self, job, mode, progress):
+        raise NotImplementedError
 
 
 def no_class():
@@ -120,6 +146,21 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
     assert "own_parts:Sines" in alone.stderr
     assert "rldistill.trust" in alone.stderr.replace("\n", " ")
     assert "Traceback" not in alone.stderr
+
+
+def test_features_schedules_and_recipes_may_be_classes_of_the_user(run_file: Path) -> None:
+    run: Any = load_run(
+        run_file,
+        [
+            "distill.losses.0.weight={type: 'own_parts:Step', at: 0.25}",
+            "students.tree={type: tree, features: {type: 'own_parts:Doubled', factor: 0}}",
+            "recipe={name: 'own_parts:Twice', times: 3}",
+        ],
+    )
+    assert run.distill.losses[0].weight(0.3) == 0.0
+    assert (run.students["tree"].features.factor, run.recipe.times) == (0, 3)
+    with pytest.raises(ConfigError, match="recipe.tims: unknown key. Did you mean 'times'"):
+        load_run(run_file, ["recipe={name: 'own_parts:Twice', tims: 3}"])
 
 
 def test_limits_are_those_of_the_class_and_not_of_its_names(run_file: Path) -> None:

@@ -1,0 +1,1 @@
+"""Run files, and the stages of a run."""
