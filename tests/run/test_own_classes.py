@@ -159,7 +159,7 @@ def test_features_schedules_and_recipes_may_be_classes_of_the_user(run_file: Pat
     )
     assert run.distill.losses[0].weight(0.3) == 0.0
     assert (run.students["tree"].features.factor, run.recipe.times) == (0, 3)
-    with pytest.raises(ConfigError, match="recipe.tims: unknown key. Did you mean 'times'"):
+    with pytest.raises(ConfigError, match=r"recipe\.tims: unknown key\. Did you mean 'times'"):
         load_run(run_file, ["recipe={name: 'own_parts:Twice', tims: 3}"])
 
 

@@ -23,6 +23,7 @@ def test_generated_files_are_current() -> None:
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples_are_valid_and_name_the_schema(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(file.parent)
     first = file.read_text().splitlines()[0]
     assert first.startswith("# yaml-language-server: $schema=")
     assert (file.parent / first.partition("$schema=")[2]).resolve() == ROOT / "docs" / "run.schema.json"
