@@ -1,0 +1,92 @@
+"""README, examples and docs do what they say: each command and code block is run."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+AGENTS = ROOT.parent / "shared" / "teachers"
+SMALL = ["collect.steps=480", "distill.epochs=1", "seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
+TRAINED = ["teacher.train.total_steps=2_048", "teacher.train.eval_every=2_048", "teacher.train.eval_episodes=1"]
+SMALLER = {
+    "pong.yaml": [*SMALL, "evaluate.max_episodes=2"],
+    "pong-dagger.yaml": [*SMALL, "recipe.rounds=1", "recipe.steps_per_round=160"],
+    "pong-objects.yaml": [*SMALL, "recipe.rounds=1", "recipe.steps_per_round=160"],
+    "pong-a3c.yaml": SMALL,
+    "lunarlander.yaml": [*SMALL, *TRAINED],
+    "pong-dqn.yaml": TRAINED,
+}
+"""Overrides that make a run file end in seconds."""
+
+pytestmark = pytest.mark.slow
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def command_lines() -> list[str]:
+    lines = "".join(blocks(README, "sh")).splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if line.startswith("rldistill ")]
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    command = [sys.executable, "-m", "rldistill", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    return folder
+
+
+def test_commands_of_the_readme_run_in_their_order(clone: Path) -> None:
+    assert len(command_lines()) >= 8
+    for line in command_lines():
+        arguments = shlex.split(line)[1:]
+        file = next((Path(argument).name for argument in arguments if argument.endswith(".yaml")), None)
+        if file is not None:
+            arguments += SMALLER[file]
+        if arguments[:2] == ["teachers", "verify"]:
+            arguments += ["--episodes", "2"]
+        run(arguments, clone)
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(README, "python")
+    assert len(block.splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(block, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
+    assert (tmp_path / "runs/cartpole/report.html").exists()
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+    assert len(README.splitlines()) <= 100
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
+def test_examples_run(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    if file.name == "pong-a3c.yaml":
+        agent = AGENTS / "baby-a3c" / "pong-v4.tar"
+        if not agent.exists():
+            pytest.skip("the agent pong-v4.tar is not part of the repository")
+        (tmp_path / "pong-v4.tar").symlink_to(agent)
+    verb = "train" if file.parent.name == "teachers" else "run"
+    run([verb, str(file), "--no-verify", *SMALLER[file.name], f"out={tmp_path / 'run'}"], tmp_path)
