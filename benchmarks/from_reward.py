@@ -139,8 +139,8 @@ def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy
     run = read_run(document)
     sound = load_teacher(run)
     if CORRUPTED in about:
-        corrupt(run, sound, run.folder / CORRUPTED)
-        run = replace(run, teacher=SavedTeacher(str(run.folder / CORRUPTED)))
+        corrupt(run, sound, run.out / CORRUPTED)
+        run = replace(run, teacher=SavedTeacher(str(run.out / CORRUPTED)))
     return run, sound
 
 
@@ -176,7 +176,7 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
 
 def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
     """The lowest score in fine-tuning, less that at its start, over the way from random play to the teacher."""
-    folder = run.folder / "students" / name / f"seed-{seed}"
+    folder = run.out / "students" / name / f"seed-{seed}"
     began, worst, best = (
         float(validation_returns(run, teacher, one).mean())
         for one in (load_native(folder.with_name(f"{folder.name}-distilled")), None, teacher)
@@ -192,20 +192,20 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     steps = 0
     if run.recipe.needs_dataset:
         run_collect(run, mode="resume")
-        steps = Manifest.read(run.folder / "dataset").num_steps
+        steps = Manifest.read(run.out / "dataset").num_steps
     run_distill(run, mode="resume")
     (student,) = run.students
-    place = run.folder / "students" / student
+    place = run.out / "students" / student
     steps += run.dqn.total_steps if about["run"]["recipe"]["name"] == "qdagger" else run.ppo.total_steps
     players = {
         "teacher": PolicyRuns("teacher", {None: sound}, 0),
         student: PolicyRuns("student", {seed: load_native(place / f"seed-{seed}") for seed in run.seeds}, steps),
     }
     if CORRUPTED in about:
-        players[CORRUPTED] = PolicyRuns("student", {None: load_policy(run.folder / CORRUPTED)}, 0)
+        players[CORRUPTED] = PolicyRuns("student", {None: load_policy(run.out / CORRUPTED)}, 0)
     asked = EvaluateConfig(about["episodes"], videos=False)
     with track(f"evaluate {name}", "episodes") as report:
-        said = evaluate_runs(run.env, players, asked, run.folder, progress=report).to_dict()["policies"]
+        said = evaluate_runs(run.env, players, asked, run.out, progress=report).to_dict()["policies"]
     row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
     row |= {"normalized": said[student]["normalized"], "ci95": said[student]["normalized_ci95"]}
     row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}

@@ -185,7 +185,7 @@ def fill(run: Run) -> PolicyRuns:
     """Collect and distil what is not there yet; beside the students, how long that took."""
     started = time.monotonic()
     (name,) = run.students
-    place = run.folder / "students" / name
+    place = run.out / "students" / name
     dataset = run_collect(run, mode="resume", quiet=True) if run.recipe.needs_dataset else None
     teacher = load_teacher(run)
     students: dict[int | None, Policy | None] = {}

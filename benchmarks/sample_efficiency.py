@@ -101,11 +101,11 @@ def distilled(name: str, out: Path, teacher: str, seeds: range) -> tuple[int | N
         found[steps] = []
         for seed in seeds:
             run = planned(name, out, teacher, steps, seed)
-            file = run.folder / "score.json"
+            file = run.out / "score.json"
             if not file.exists():
                 run_collect(run, mode="resume")
                 run_distill(run, mode="resume")
-                (student,) = (load_native(folder) for folder in run.folder.glob(f"students/*/seed-{seed}"))
+                (student,) = (load_native(folder) for folder in run.out.glob(f"students/*/seed-{seed}"))
                 write_json(file, {"normalised": scores(run, load_teacher(run), student)})
             found[steps].append(read_json(file)["normalised"])
         mean = sum(found[steps]) / len(found[steps])
@@ -123,7 +123,7 @@ def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int)
     with track(f"{name}: control, seed {seed}", "steps") as report:
         from_reward.train_control(StudentJob(run, loaded, None, student, seed), steps, "resume", report)
     worst, best = (float(from_reward.validation_returns(run, loaded, one).mean()) for one in (None, loaded))
-    for line in (run.folder / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
+    for line in (run.out / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         if "score" in row and (row["score"] - worst) / (best - worst) >= ENOUGH:
             return int(row["step"])

@@ -55,7 +55,7 @@ def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyP
 
 def test_report_is_written_from_what_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.folder))
+    monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.out))
     assert CliRunner().invoke(app, ["report", str(file), "folder=elsewhere"]).exit_code == 0
     assert calls == [Path("elsewhere")]
 
@@ -63,7 +63,7 @@ def test_report_is_written_from_what_is_there(file: Path, monkeypatch: pytest.Mo
 def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(plan: Any, *_: Any) -> None:
         print("a table")
-        artifacts.write_json(plan.folder / "evaluation.json", {"episodes": 3})
+        artifacts.write_json(plan.out / "evaluation.json", {"episodes": 3})
 
     monkeypatch.setattr(pipeline, "run_evaluate", evaluate)
     result = CliRunner().invoke(app, ["evaluate", str(file), "--json"])

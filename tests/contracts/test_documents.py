@@ -89,4 +89,4 @@ def test_examples_run(file: Path, tmp_path: Path) -> None:
             pytest.skip("the agent pong-v4.tar is not part of the repository")
         (tmp_path / "pong-v4.tar").symlink_to(agent)
     verb = ["train"] if file.parent.name == "teachers" else ["run", "--no-verify"]
-    run([*verb, str(file), *SMALLER[file.name], f"folder={tmp_path / 'run'}"], tmp_path)
+    run([*verb, str(file), *SMALLER[file.name], f"out={tmp_path / 'run'}"], tmp_path)

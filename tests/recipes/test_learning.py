@@ -52,7 +52,7 @@ INSTANCES: list[Recipe] = [
 def small_run(folder: Path, teacher: NetworkPolicy, recipe: Recipe) -> Run:
     return Run(
         name="learning",
-        folder=folder,
+        out=folder,
         env=CARTPOLE,
         teacher=teacher,
         recipe=recipe,

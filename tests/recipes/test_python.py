@@ -25,7 +25,7 @@ from rldistill.students.storage import load_native
 
 def make_run(folder: Path, teacher: NetworkPolicy, **changes: Any) -> Run:
     run = Run(
-        folder=folder,
+        out=folder,
         env=EnvConfig("CartPole-v1"),
         teacher=teacher,
         students={"mlp": Mlp((16,))},
@@ -39,10 +39,10 @@ def make_run(folder: Path, teacher: NetworkPolicy, **changes: Any) -> Run:
 def test_run_with_a_policy_as_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = make_run(tmp_path / "run", teacher, recipe=Dagger(rounds=1, steps_per_round=200))
     report = run_all(run, quiet=True)
-    assert report == run.folder / "report.html"
+    assert report == run.out / "report.html"
     assert report.exists()
-    assert isinstance(load_native(run.folder / "students" / "mlp" / "seed-0"), NetworkPolicy)
-    assert yaml.safe_load((run.folder / "config.yaml").read_text())["recipe"]["steps_per_round"] == 200
+    assert isinstance(load_native(run.out / "students" / "mlp" / "seed-0"), NetworkPolicy)
+    assert yaml.safe_load((run.out / "config.yaml").read_text())["recipe"]["steps_per_round"] == 200
     with pytest.raises(ConfigError, match=r"exists\. Continue it with mode=\"resume\" \(--resume\), or discard"):
         run_all(run, quiet=True)
     assert run_all(run, mode="resume", quiet=True) == report
@@ -52,7 +52,7 @@ def test_datasets_are_relabeled_merged_and_read(tmp_path: Path, teacher: Network
     run = make_run(tmp_path / "run", teacher)
     first = run_collect(run, quiet=True)
     second = collect(run.env, teacher, run.collect, tmp_path / "second", seed=1, progress=False)
-    assert open_dataset(run.folder).num_steps == open_dataset(run.dataset_folder).num_steps == first.num_steps
+    assert open_dataset(run.out).num_steps == open_dataset(run.dataset_folder).num_steps == first.num_steps
     relabeled = relabel(run.dataset_folder, teacher, tmp_path / "relabeled", progress=False)
     assert relabeled.num_steps == first.num_steps
     merge([tmp_path / "relabeled", tmp_path / "second"], tmp_path / "merged", progress=False)

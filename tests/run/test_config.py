@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
     plan = load_run(file, environment={})
     assert plan.name == "cartpole"
-    assert plan.folder == Path("runs/cartpole")
+    assert plan.out == Path("runs/cartpole")
     assert plan.teacher == SavedTeacher("teacher.zip")
     assert plan.collect.steps == 1_000
     assert plan.seeds == (3, 4)
@@ -158,13 +158,13 @@ def test_command_line_counts_over_environment_over_file_over_default(file: Path)
         ("seeds=[-1]", "seeds.0: found -1, expected at least 0"),
         ("studnets={}", "studnets: unknown key. Did you mean 'students'?"),
         ("distil.epochs=3", "distil: unknown key. Did you mean 'distill'?"),
-        (f"folder={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
+        (f"out={EXAMPLES / 'pong.yaml'}/x", "pong.yaml is a file, expected a folder"),
         ("name=a/b", "name: found 'a/b', expected letters, digits"),
         ("seeds=2024-13-45", "seeds: not valid YAML: month must be in 1..12"),
         ("seeds=[99999999999999999]", "seeds.0: found 99999999999999999, expected less than 4294967296"),
         ("distill.num_threads=100000", "distill.num_threads: found 100000, expected at most 1024"),
         ("collect.steps=9999999999999", "collect.steps: found 9999999999999, expected at most 1000000000000"),
-        ('folder="a\\0b"', "folder: 'a\\x00b' is no name of a folder"),
+        ('out="a\\0b"', "out: 'a\\x00b' is no name of a folder"),
         ("recipe={name: jump_start, first_steps: 9, until: 5}", "recipe.until: found 5, expected at most 1"),
         ("dqn.epsilon_schedule=5", "dqn.epsilon_schedule"),
         ("seeds=[1", "seeds: line 1: not valid YAML"),

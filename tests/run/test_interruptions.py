@@ -59,8 +59,8 @@ def test_a_full_disk_is_said_and_what_was_written_is_whole(tmp_path: Path, teach
     assert blocks
     assert not [path for path in blocks if ".tmp." in path.name]
     arguments = [str(run), "--resume", "--quiet"]
-    subprocess.run([*CLI, "collect", *arguments, f"folder={tmp_path / 'run'}"], check=True)
-    subprocess.run([*CLI, "collect", *arguments, f"folder={tmp_path / 'whole'}"], check=True)
+    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'run'}"], check=True)
+    subprocess.run([*CLI, "collect", *arguments, f"out={tmp_path / 'whole'}"], check=True)
     assert manifest_bytes(tmp_path / "run" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
 
 

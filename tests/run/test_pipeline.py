@@ -105,7 +105,7 @@ def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: in
     hashes = []
     rng = random.Random(1)
     for name in ("whole", "killed"):
-        run = write_run(tmp_path, teacher, **asked, seeds=[0], folder=str(tmp_path / name))
+        run = write_run(tmp_path, teacher, **asked, seeds=[0], out=str(tmp_path / name))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
         assert run_cli("collect", str(run)).returncode == 0
         for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
@@ -160,7 +160,7 @@ def test_best_round_is_the_result(tmp_path: Path, teacher: NetworkPolicy) -> Non
     run = load_run(path, [], {})
     run_collect(run, quiet=True)
     run_distill(run, quiet=True)
-    place = run.folder / "students" / "tree" / "seed-0"
+    place = run.out / "students" / "tree" / "seed-0"
     rounds = [load_native(place / f"round-{number}") for number in range(4)]
     scores = [play(run.env, student, 5, PlayConfig(run.seed, VALIDATION)).returns.mean() for student in rounds]
     best = int(np.argmax(scores))
@@ -204,13 +204,13 @@ def test_stage_that_exists_is_refused(tmp_path: Path, teacher: NetworkPolicy) ->
 
 def test_folder_of_something_else_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     run = load_run(write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), [], {})
-    run.folder.mkdir()
+    run.out.mkdir()
     for name in ("config.yaml", "provenance.json", "report.html"):
-        (run.folder / name).write_text("[]")
+        (run.out / name).write_text("[]")
         with pytest.raises(ConfigError, match=f"it is not the folder of a run, which would overwrite its {name}"):
             run_collect(run, quiet=True)
-        assert [file.name for file in run.folder.iterdir()] == [name]
-        (run.folder / name).unlink()
+        assert [file.name for file in run.out.iterdir()] == [name]
+        (run.out / name).unlink()
     run_collect(run, quiet=True)
     run_collect(run, mode="resume", quiet=True)
 
@@ -222,12 +222,12 @@ def test_failing_student_and_wrong_setting_cost_no_other_student(
     run = load_run(path, [], {})
     run_collect(run, quiet=True)
     run_distill(run, quiet=True)
-    kept = run.folder / "students" / "mlp" / "seed-0" / "policy.safetensors"
+    kept = run.out / "students" / "mlp" / "seed-0" / "policy.safetensors"
     before = kept.read_bytes()
     with pytest.raises(SpecMismatchError):
         run_distill(load_run(path, ["distill.losses=[wasserstein]"], {}), mode="overwrite", quiet=True)
     assert kept.read_bytes() == before
-    shutil.rmtree(run.folder / "students")
+    shutil.rmtree(run.out / "students")
     distill = Offline.distill
 
     def fail_for_one(self: Offline, job: StudentJob, *arguments: Any) -> NetworkPolicy:
@@ -279,7 +279,7 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
     path = write_run(tmp_path, teacher, seeds=[0], collect={"steps": 100})
     run = load_run(path)
     run_collect(run, quiet=True)
-    folder = run.folder / "students" / "mlp" / "seed-0"
+    folder = run.out / "students" / "mlp" / "seed-0"
     inputs = student_inputs(run, teacher)
     assert not inputs.open_folder(folder, "policy.json", "new")
     (folder / "policy.json").write_text("{}")
@@ -305,7 +305,7 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
         with pytest.raises(ConfigError, match=r"dataset was .* `rldistill distill FILE --overwrite`"):
             stage(run, mode="resume", quiet=True)
     assert not student_inputs(run, teacher).open_folder(folder, "policy.json", "overwrite")
-    shutil.rmtree(run.folder / "dataset")  # to save room
+    shutil.rmtree(run.out / "dataset")  # to save room
     student_inputs(run, teacher).require_same(folder)
 
 

@@ -37,7 +37,7 @@ class CommandGroup(TyperGroup):
             if _is_disk_full(error):
                 _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.")
             if path and isinstance(error, OSError) and error.errno in UNWRITABLE:
-                _fail(f"{path}: {error.strerror}. Use another folder (folder=...), or make it writable.")
+                _fail(f"{path}: {error.strerror}. Use another folder (out=...), or make it writable.")
             raise
 
 

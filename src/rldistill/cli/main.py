@@ -71,7 +71,7 @@ def _run_stage(
     with output(quiet, as_json):
         getattr(stages, function)(settings, mode, quiet)
     if as_json:
-        print_json(read_json(settings.folder / "evaluation.json"))
+        print_json(read_json(settings.out / "evaluation.json"))
 
 
 @app.command()

@@ -169,7 +169,7 @@ class Scratch(FromReward):
 def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Progress) -> NetworkPolicy:
     """Train the student of a job from reward alone into `controls/`, with ten times its environment steps."""
     run, total = job.run, CONTROL_BUDGET * student_steps
-    folder = run.folder / "controls" / job.name / f"seed-{job.seed}"
+    folder = run.out / "controls" / job.name / f"seed-{job.seed}"
     is_dqn, score = run.recipe.learner == "dqn", partial(validation_returns, run, job.teacher)
     head = None if is_dqn else job.teacher.spec.head
     env = adapt_env(run.env, job.teacher)

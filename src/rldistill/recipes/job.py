@@ -63,7 +63,7 @@ class Run:
         teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`. In
             Python, also any policy.
         name: Name of the run; by default that of its file.
-        folder: Folder of all results; by default `runs/NAME` for a run file.
+        out: Folder of all results; by default `runs/NAME` for a run file.
         seed: Seed of collection and evaluation, and of a teacher to train.
         collect: Settings of the collection.
         recipe: Way from the teacher to a student.
@@ -81,7 +81,7 @@ class Run:
     env: EnvField
     teacher: TeacherField
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
-    folder: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
+    out: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
     seed: Seed = 0
     collect: CollectConfig = CollectConfig()
     recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
@@ -100,7 +100,7 @@ class Run:
     @property
     def dataset_folder(self) -> Path:
         """Folder of the teacher's dataset."""
-        return self.folder / "dataset"
+        return self.out / "dataset"
 
     def read_dataset(self) -> Dataset:
         """Read the dataset of the teacher."""
@@ -135,7 +135,7 @@ class StudentJob:
     @property
     def folder(self) -> Path:
         """Folder of the student."""
-        return self.run.folder / "students" / self.name / f"seed-{self.seed}"
+        return self.run.out / "students" / self.name / f"seed-{self.seed}"
 
     @property
     def dataset_folder(self) -> Path:

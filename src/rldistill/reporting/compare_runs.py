@@ -16,7 +16,7 @@ from rldistill.evaluation.tables import NONE, Printable, Rows, TableCell, rich_t
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-IGNORED_KEYS = ("name", "folder")
+IGNORED_KEYS = ("name", "out")
 COLUMNS = ("policy", "mean return", "normalized", "parameters", "env steps")
 
 

@@ -36,7 +36,7 @@ def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str
     document = read_yaml(file)
     sources = apply_overrides(document, overrides, environment)
     document.setdefault("name", file.stem)
-    document.setdefault("folder", f"runs/{document['name']}")
+    document.setdefault("out", f"runs/{document['name']}")
     return read_run(document, str(file), sources)
 
 

@@ -48,7 +48,7 @@ def relabel_dataset(
 
 def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
     """Collect another round into the dataset of a run; return its description."""
-    folder = run.folder / "dataset"
+    folder = run.out / "dataset"
     manifest = Manifest.read(folder)
     if not manifest.has_round(0):
         raise ConfigError(

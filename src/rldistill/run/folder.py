@@ -26,8 +26,8 @@ def record_run(run: Run, *stages: str) -> Iterator[None]:
         run: the run.
         *stages: names of the folders in which a change keeps the new record.
     """
-    _require_own_folder(run.folder)
-    paths = run.folder / "config.yaml", run.folder / "provenance.json"
+    _require_own_folder(run.out)
+    paths = run.out / "config.yaml", run.out / "provenance.json"
     old = {path: path.read_text() if path.exists() else None for path in paths}
     times = _modification_times(run, stages)
     write_json(paths[1], provenance(run.seed))  # first, since it marks the folder as that of a run
@@ -40,7 +40,7 @@ def record_run(run: Run, *stages: str) -> Iterator[None]:
             for path, text in old.items():
                 path.unlink() if text is None else _write_text(path, text)
             with suppress(OSError):  # the folder holds something else
-                run.folder.rmdir()
+                run.out.rmdir()
         raise
 
 
@@ -58,11 +58,11 @@ def _require_own_folder(folder: Path) -> None:
         if (folder / name).exists():
             raise ConfigError(
                 f"{folder}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
-                "(folder=...)."
+                "(out=...)."
             )
 
 
 def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
     """Return the modification times of the stages' files, without those that are written before any work."""
-    files = [path for stage in stages for path in (run.folder / stage).rglob("*") if path.is_file()]
+    files = [path for stage in stages for path in (run.out / stage).rglob("*") if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files if path.name != stage_inputs.FILE}

@@ -18,19 +18,19 @@ from rldistill.teachers.training.config import TrainConfig
 
 def student_runs(run: Run, name: str) -> PolicyRuns:
     """Return the policies of a student."""
-    return PolicyRuns("student", _policies(run, run.folder / "students" / name), student_steps(run, name))
+    return PolicyRuns("student", _policies(run, run.out / "students" / name), student_steps(run, name))
 
 
 def control_runs(run: Run, name: str) -> PolicyRuns:
     """Return the policies of the control of a student."""
-    folder = run.folder / "controls" / name
+    folder = run.out / "controls" / name
     steps = max(_steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
     return PolicyRuns("student", _policies(run, folder), steps)
 
 
 def student_steps(run: Run, name: str) -> int:
     """Return the environment steps of a student: of the teacher's data, of its own rounds, and from reward."""
-    folders = [run.folder / "students" / name / f"seed-{seed}" for seed in run.seeds]
+    folders = [run.out / "students" / name / f"seed-{seed}" for seed in run.seeds]
     steps = [_steps_collected(folder / "dataset") + _steps_from_reward(folder) for folder in folders if folder.exists()]
     return _teacher_steps(run) + max(steps)
 
@@ -39,11 +39,11 @@ def training_curves(run: Run) -> dict[str, Curve]:
     """Return mean returns against environment steps for all policies that learned from reward."""
     curves: dict[str, Curve] = {}
     if isinstance(run.teacher, TrainConfig):
-        curves["teacher"] = _curve(run.folder / "teacher" / "curve.jsonl", "mean", 0)
+        curves["teacher"] = _curve(run.out / "teacher" / "curve.jsonl", "mean", 0)
     for name in run.students:
-        curves[name] = _mean_curve(run, run.folder / "students" / name, _teacher_steps(run))
+        curves[name] = _mean_curve(run, run.out / "students" / name, _teacher_steps(run))
         if run.control != "none":
-            curves[f"{name}-scratch"] = _mean_curve(run, run.folder / "controls" / name, 0)
+            curves[f"{name}-scratch"] = _mean_curve(run, run.out / "controls" / name, 0)
     return {name: curve for name, curve in curves.items() if curve}
 
 

@@ -33,7 +33,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     result = search(
         run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
     )
-    page = run.folder / "search" / "search.html"
+    page = run.out / "search" / "search.html"
     write_search(result, page)
     console = Console(highlight=False)
     console.print(search_table(result), search_verdict(result), sep="\n")

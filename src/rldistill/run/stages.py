@@ -71,7 +71,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
         )
     require_mode(mode)
     with record_run(run, "teacher"), track("train teacher", "steps", quiet) as progress:
-        folder = run.folder / "teacher"
+        folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_json(folder / "policy.json")["provenance"]["mean_return"]
     random_play = play(run.env, None, run.teacher.eval_episodes, PlayConfig(run.seed, VALIDATION)).returns
@@ -135,7 +135,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
         ConfigError: a student is missing, or it was made from other inputs than those of the run.
     """
     require_mode(mode)
-    path = run.folder / "evaluation.json"
+    path = run.out / "evaluation.json"
     if path.exists() and mode == "new":
         raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
     with record_run(run, "students", "videos"):
@@ -155,14 +155,14 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
         with track("evaluate", "episodes", quiet) as progress:
             dataset = run.read_dataset() if has_dataset else None
             context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run))
-            evaluation = evaluate_runs(run.env, policies, run.evaluate, run.folder, context, progress)
+            evaluation = evaluate_runs(run.env, policies, run.evaluate, run.out, context, progress)
     Console().print(evaluation)
     return evaluation
 
 
 def run_report(run: Run) -> Path:
     """Write `report.html` and `MODEL_CARD.md` from the results of the other stages."""
-    path = write_report(run.folder)
+    path = write_report(run.out)
     print(f"report: {path}")
     return path
 
@@ -170,12 +170,12 @@ def run_report(run: Run) -> Path:
 def load_teacher(run: Run) -> Policy:
     """Load the teacher of a run."""
     if isinstance(run.teacher, TrainConfig):
-        if not (run.folder / "teacher" / "policy.json").exists():
+        if not (run.out / "teacher" / "policy.json").exists():
             raise ConfigError(
-                f"{run.folder / 'teacher'}: there is no teacher yet. Train it first: run_train(run), or `rldistill "
+                f"{run.out / 'teacher'}: there is no teacher yet. Train it first: run_train(run), or `rldistill "
                 "train FILE`."
             )
-        return load_policy(run.folder / "teacher")
+        return load_policy(run.out / "teacher")
     if isinstance(run.teacher, SavedTeacher):
         return load_fitting(run.teacher, run.env)
     if isinstance(run.teacher, TeacherEnsemble):
@@ -200,7 +200,7 @@ def with_loaded_features(run: Run) -> Run:
 
 def _path_of_teacher(run: Run, student: str) -> str:
     if isinstance(run.teacher, TrainConfig):
-        return str(run.folder / "teacher")
+        return str(run.out / "teacher")
     if isinstance(run.teacher, SavedTeacher):
         return run.teacher.path
     raise ConfigError(f"students.{student}.features.policy: this teacher has no file. Name the file of a network.")

@@ -57,7 +57,7 @@ def search(
     Raises:
         ConfigError: the teacher is no better than random play, or the search in the folder has other inputs.
     """
-    folder, started = run.folder / "search", time.monotonic()
+    folder, started = run.out / "search", time.monotonic()
     inputs = _inputs(run, config, teacher)
     if mode != "overwrite":
         inputs.require_same(folder)
@@ -147,7 +147,7 @@ def _shared_dataset(run: Run, config: SearchConfig, teacher: Policy, dataset: Da
     elif len(dataset.spec.obs_shape) == 3:
         student = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,))
     recipe = dataclasses.replace(recipe, eval_episodes=None)  # only the steps are used, not the best student
-    acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, folder=run.folder / "search")
+    acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, out=run.out / "search")
     job = StudentJob(acting_run, teacher, dataset, BEHAVIOR_POLICY, seed=0, source=run.dataset_folder)
     with track("behavior policy", "epochs", quiet) as progress:
         distill_in_rounds(job, recipe, "resume", progress)
