@@ -207,8 +207,7 @@ class _Asked:
     """A model of SB3's with a network of the user's own, as a policy."""
 
     def __init__(self, model: PPO | DQN, task: Task) -> None:
-        spec = spec_from_env(task.env)
-        self.spec, self.model = replace(spec, head=ActionHead("categorical", spec.head.nvec)), model
+        self.spec, self.model = spec_from_env(task.env), model
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         return None
