@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from rldistill import CollectConfig, EnvConfig, Policy, collect, load_policy
-from rldistill.envs.rollout import Memory
+from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env
 from rldistill.students import Mlp
 
@@ -53,9 +53,9 @@ def measure(name: str, env: EnvConfig, teacher: Policy, steps: int, turns: int) 
 def while_collecting(work: Callable[[], Any]) -> tuple[list[float], list[float]]:
     """Seconds of each time that `work` asked the teacher, and of each time that the network was called alone."""
     spent: tuple[list[float], list[float]] = ([], [])
-    ask = Memory._say
+    ask = StatefulPolicy._forward
 
-    def timed(self: Memory, obs: Any) -> Any:
+    def timed(self: StatefulPolicy, obs: Any) -> Any:
         turn = len(spent[0]) > len(spent[1])
         started = time.thread_time()
         if turn:
@@ -66,11 +66,11 @@ def while_collecting(work: Callable[[], Any]) -> tuple[list[float], list[float]]
         spent[turn].append(time.thread_time() - started)
         return said
 
-    Memory._say = timed  # type: ignore[method-assign]
+    StatefulPolicy._forward = timed  # type: ignore[method-assign]
     try:
         work()
     finally:
-        Memory._say = ask  # type: ignore[method-assign]
+        StatefulPolicy._forward = ask  # type: ignore[method-assign]
     return spent
 
 
