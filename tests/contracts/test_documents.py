@@ -15,15 +15,28 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 AGENTS = ROOT.parent / "shared" / "teachers"
-SMALL = ["collect.steps=480", "distill.epochs=1", "seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
+# Enough for each student to beat the best constant prediction, so that no run ends with "the student learned nothing".
+SMALL = [
+    "collect.steps=1_600",
+    "distill.epochs=3",
+    "distill.learning_rate=1e-4",
+    "seeds=[0]",
+    "evaluate={episodes: 1, videos: false, max_episodes: 2}",
+]
 TRAINED = ["teacher.train.total_steps=2_048", "teacher.train.eval_every=2_048", "teacher.train.eval_episodes=1"]
 SMALLER = {
     "pong.yaml": [*SMALL, "evaluate.max_episodes=2"],
     "pong-dagger.yaml": [*SMALL, "recipe.rounds=1", "recipe.steps_per_round=160"],
-    "pong-objects.yaml": [*SMALL, "recipe.rounds=1", "recipe.steps_per_round=160"],
+    "pong-objects.yaml": [
+        *SMALL,
+        "distill.epochs=20",
+        "distill.learning_rate=2e-3",
+        "recipe.rounds=1",
+        "recipe.steps_per_round=160",
+    ],
     "pong-a3c.yaml": SMALL,
-    "lunarlander.yaml": [*SMALL, *TRAINED],
-    "pong-dqn.yaml": TRAINED,
+    "lunarlander.yaml": [*SMALL, *TRAINED, "distill.epochs=20", "distill.learning_rate=1e-3"],
+    "pong-dqn.yaml": ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"],
 }
 """Overrides that make a run file end in seconds."""
 
