@@ -23,8 +23,9 @@ def test_the_stages_are_public() -> None:
 @pytest.mark.parametrize("name", rldistill.__all__)
 def test_names_are_there_and_documented(name: str) -> None:
     value = getattr(rldistill, name)
-    assert inspect.isfunction(value) or inspect.isclass(value) or inspect.ismodule(value) or name == "Mode"
-    assert (value.__doc__ or "").strip()
+    if name != "Mode":  # a Literal, which has no docstring
+        assert inspect.isfunction(value) or inspect.isclass(value) or inspect.ismodule(value)
+        assert (value.__doc__ or "").strip()
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -56,5 +57,5 @@ def test_import_is_lazy() -> None:
 
 
 def test_unknown_names_are_attribute_errors() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="No rldistill attribute nonsense"):
         _ = rldistill.nonsense  # type: ignore[attr-defined]

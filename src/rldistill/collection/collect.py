@@ -39,7 +39,7 @@ def collect(
     env: EnvConfig,
     teacher: Policy,
     config: CollectConfig,
-    folder: Path,
+    folder: Path | str,
     *,
     seed: int = 0,
     student: Policy | None = None,
@@ -67,6 +67,7 @@ def collect(
         SpecMismatchError: The teacher or the student does not fit the environment.
         ConfigError: The folder has another collection.
     """
+    folder = Path(folder)
     require_mode(mode)
     if config.beta < 1 and student is None:
         raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")

@@ -31,9 +31,9 @@ from rldistill.teachers.fingerprint import fingerprint
 
 
 def relabel(
-    source: Path,
+    source: Path | str,
     teacher: Policy,
-    folder: Path,
+    folder: Path | str,
     *,
     features: bool = False,
     gamma: float = 0.99,
@@ -62,6 +62,7 @@ def relabel(
         SpecMismatchError: The teacher has other observations or actions than the recorded ones.
         ConfigError: `folder` is `source`, or it exists.
     """
+    source, folder = Path(source), Path(folder)
     before = Manifest.read(source)
     before.check()
     before.require_complete()

@@ -40,8 +40,9 @@ def verify(path: Path) -> dict[str, Any]:
     }
 
 
-def open_dataset(path: Path, gamma: float = 0.99, memory_gb: float = math.inf) -> Dataset:
+def open_dataset(path: Path | str, gamma: float = 0.99, memory_gb: float = math.inf) -> Dataset:
     """Read a dataset, given its folder or the folder of its run; see `Dataset.read`."""
+    path = Path(path)
     return Dataset.read([dataset_folder(path)], gamma, memory_gb=memory_gb)
 
 

@@ -16,8 +16,8 @@ from rldistill.io.stage_inputs import canonical, first_difference, format_json
 
 
 def merge(
-    sources: Sequence[Path],
-    folder: Path,
+    sources: Sequence[Path | str],
+    folder: Path | str,
     *,
     mode: Mode = "new",
     progress: Progress | bool = True,
@@ -29,16 +29,17 @@ def merge(
         ConfigError: Two datasets contain the same block, or `folder` is one of them or exists.
         CorruptArtifactError: A block is missing, truncated or changed.
     """
-    if len(sources) < 2:
+    paths, folder = [Path(source) for source in sources], Path(folder)
+    if len(paths) < 2:
         raise ConfigError("merge: found one dataset, expected at least two.")
-    manifests = [Manifest.read(source) for source in sources]
+    manifests = [Manifest.read(path) for path in paths]
     _require_same_kind(manifests)
     for manifest in manifests:
         manifest.check()
     rounds: dict[int, Round] = {}
     entries: list[BlockEntry] = []
     total = sum(manifest.num_steps for manifest in manifests)
-    with open_derived(folder, sources, mode), stage_progress(progress, "merge", "steps") as report:
+    with open_derived(folder, paths, mode), stage_progress(progress, "merge", "steps") as report:
         for manifest in manifests:
             numbers = {number: len(rounds) + index for index, number in enumerate(manifest.rounds)}
             rounds |= {numbers[number]: round for number, round in manifest.rounds.items()}

@@ -31,7 +31,7 @@ def distill(
     dataset: Dataset,
     student: AnyStudent,
     config: DistillConfig,
-    folder: Path,
+    folder: Path | str,
     *,
     seed: int = 0,
     initial: NetworkPolicy | None = None,
@@ -56,6 +56,7 @@ def distill(
         SpecMismatchError: A loss does not fit the teacher's labels.
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
+    folder = Path(folder)
     trust(type(student))
     trust(type(getattr(student, "features", student)))
     if open_stage(folder, folder / "policy.json", mode):

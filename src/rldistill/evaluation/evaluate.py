@@ -81,7 +81,7 @@ def evaluate(
     teacher: Policy | None,
     students: Students,
     config: EvaluateConfig = EvaluateConfig(),  # noqa: B008 - it is frozen
-    folder: Path = Path(),
+    folder: Path | str = Path(),
     *,
     seed: int = 0,
     progress: Progress | bool = True,
@@ -104,6 +104,7 @@ def evaluate(
         ConfigError: a student is called `teacher` or `random`.
         SpecMismatchError: a policy does not fit the environment.
     """
+    folder = Path(folder)
     policies = {"teacher": PolicyRuns("teacher", {None: teacher})}
     for name, student in students.items():
         if name in ("teacher", "random"):

@@ -61,16 +61,17 @@ class RunComparison(Printable):
         return Group(*tables)
 
 
-def compare_runs(folders: Sequence[Path]) -> RunComparison:
+def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
     """Compare evaluated runs of one environment.
 
     Raises:
         ConfigError: fewer than two runs, the same run twice, or different environments.
         CorruptArtifactError: a run has no evaluation, or its files are broken.
     """
-    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+    paths = [Path(folder) for folder in folders]
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
         raise ConfigError("compare: expected two or more different runs, as in `rldistill compare runs/a runs/b`.")
-    found = {str(folder): Evaluation.read(folder / "evaluation.json") for folder in folders}
+    found = {str(path): Evaluation.read(path / "evaluation.json") for path in paths}
     (first, reference), *others = found.items()
     for name, evaluation in others:
         for key in ("env", "env_kwargs"):
@@ -80,7 +81,7 @@ def compare_runs(folders: Sequence[Path]) -> RunComparison:
                     f"compare: returns of different environments cannot be compared. {first} has {key} = {expected}, "
                     f"{name} has {own}."
                 )
-    settings = {str(folder): _flat(_config(folder)) for folder in folders}
+    settings = {str(path): _flat(_config(path)) for path in paths}
     keys = dict.fromkeys(key for own in settings.values() for key in own if key.split(".")[0] not in IGNORED_KEYS)
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}

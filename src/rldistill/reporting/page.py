@@ -35,12 +35,13 @@ SECTIONS = {
 }
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path | str) -> Path:
     """Write the report and the model card of the run in folder `run`; return the report's path.
 
     Raises:
         CorruptArtifactError: `evaluation.json` or a learning curve is missing or broken.
     """
+    run = Path(run)
     evaluation = Evaluation.read(run / "evaluation.json")
     content = _content(run, evaluation)
     template = templates().get_template("report.html.jinja")

@@ -34,7 +34,7 @@ from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.encoding import split_parts
 
 
-def export_minari(source: Path, name: str, progress: Progress | bool = True) -> None:
+def export_minari(source: Path | str, name: str, progress: Progress | bool = True) -> None:
     """Write a dataset as Minari's `name`; the labels and the observations of the teacher are among the infos.
 
     Images are stored without loss, not as JPEG. An episode that had not ended is truncated, and marked `cut` in its
@@ -43,6 +43,7 @@ def export_minari(source: Path, name: str, progress: Progress | bool = True) -> 
     Raises:
         ConfigError: Minari has a dataset of that name, cannot store this one, or the name is not valid.
     """
+    source = Path(source)
     minari = import_package()
     name = parse_name(name)
     folder = datasets_root() / name

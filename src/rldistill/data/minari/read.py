@@ -29,7 +29,7 @@ FORMATS = ("arrow", "hdf5", "parquet")
 MAX_ARRAYS, MAX_COMPRESSION_RATIO = 1_000_000, 1_100
 
 
-def import_minari(name: str, folder: Path, *, mode: Mode = "new", progress: Progress | bool = True) -> Dataset:
+def import_minari(name: str, folder: Path | str, *, mode: Mode = "new", progress: Progress | bool = True) -> Dataset:
     """Convert Minari's dataset `name`, which has to be on this machine, to a dataset of ours.
 
     Data from elsewhere are labeled with their actions; `relabel` them with a teacher. Data that `export_minari` wrote
@@ -41,6 +41,7 @@ def import_minari(name: str, folder: Path, *, mode: Mode = "new", progress: Prog
         CorruptArtifactError: It is damaged or incomplete, or has invalid numbers.
         UntrustedFileError: It refers to other files.
     """
+    folder = Path(folder)
     import_package()
     source = _Source.open(parse_name(name))
     rounds = {0: Round(envs_per_stream=1, teacher=None, inputs={"source": source.where})}

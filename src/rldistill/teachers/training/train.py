@@ -45,7 +45,7 @@ TRAINING_ERRORS = (ArithmeticError, AssertionError, LookupError, NameError, Runt
 def train_teacher(
     env: EnvConfig,
     config: TrainConfig,
-    folder: Path,
+    folder: Path | str,
     seed: int = 0,
     *,
     mode: Mode = "new",
@@ -59,6 +59,7 @@ def train_teacher(
     Raises:
         ConfigError: an algorithm or hyperparameter does not exist, or does not suit the environment.
     """
+    folder = Path(folder)
     inputs = _inputs(env, config)
     if mode == "overwrite":
         _require_trainable(env, config, seed)  # before the teacher in the folder is deleted
