@@ -5,6 +5,7 @@ from .core import schedules as schedules
 from .core.batch import Batch as Batch
 from .core.batch import Labels as Labels
 from .core.device import resolve_device as resolve_device
+from .core.env import EnvConfig as EnvConfig
 from .core.errors import ConfigError as ConfigError
 from .core.errors import CorruptArtifactError as CorruptArtifactError
 from .core.errors import MissingExtraError as MissingExtraError
@@ -33,7 +34,6 @@ from .data.minari.export import export_minari as export_minari
 from .data.minari.read import import_minari as import_minari
 from .distillation.config import DistillConfig as DistillConfig
 from .distillation.distill import distill as distill
-from .envs.config import EnvConfig as EnvConfig
 from .evaluation.compare_teachers import TeacherComparison as TeacherComparison
 from .evaluation.compare_teachers import compare_teachers as compare_teachers
 from .evaluation.config import CompareConfig as CompareConfig

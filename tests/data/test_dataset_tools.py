@@ -22,6 +22,7 @@ from rldistill.cli.main import app
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.core.spec import Views, Wrapper
 from rldistill.data.dataset import Dataset
@@ -29,7 +30,6 @@ from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import ActionNLL
 from rldistill.losses.objective import Term

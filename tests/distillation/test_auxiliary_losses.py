@@ -11,11 +11,11 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.losses import BellmanTarget, FeatureMSE, ForwardKL, ValueMSE
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy

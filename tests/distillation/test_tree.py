@@ -17,6 +17,7 @@ from sklearn.tree import DecisionTreeRegressor
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead, CategoricalHead, MultiCategoricalHead
 from rldistill.core.spec import PolicySpec
@@ -24,7 +25,6 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, sklearn_tree, tree_data
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import QMSE, ActionNLL, AdvantageMSE, AnyLoss, GapWeightedNLL
 from rldistill.losses.objective import Term

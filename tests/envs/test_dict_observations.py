@@ -14,10 +14,10 @@ from stable_baselines3 import PPO
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import SpecMismatchError
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.policies.encoding import split_parts

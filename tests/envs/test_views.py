@@ -15,11 +15,11 @@ from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, Resi
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import Views, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import adapt_env, observation_views, spec_from_env
 from rldistill.envs.vector import make_vector_env

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.config import EnvConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.losses import ForwardKL, ReverseKL

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rldistill.envs.config import EnvConfig
+from rldistill.core.env import EnvConfig
 
 
 class Strict(gymnasium.Env[np.ndarray, int]):  # type: ignore[type-arg]

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.losses import ForwardKL

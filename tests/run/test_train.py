@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rldistill.envs.config import EnvConfig
+from rldistill.core.env import EnvConfig
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 
 

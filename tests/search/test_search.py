@@ -14,10 +14,10 @@ import yaml
 from rich.console import Console
 
 from rldistill.cli.options import parse_share
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search

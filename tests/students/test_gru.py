@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Views, Wrapper
@@ -21,7 +22,6 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
 from rldistill.losses import ForwardKL

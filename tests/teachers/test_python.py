@@ -15,12 +15,12 @@ from torch import nn
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play

@@ -15,13 +15,13 @@ from rldistill.collection.config import CollectConfig
 from rldistill.collection.executor import run_streams
 from rldistill.collection.stream import CollectJob
 from rldistill.core.device import resolve_device
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, Manifest, Round, discard
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.envs.views import ObservationViews

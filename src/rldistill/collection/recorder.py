@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.env import Side
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, Columns
-from rldistill.envs.config import Side
 from rldistill.envs.rollout import StatefulPolicy, Transition
 from rldistill.envs.vector import Step
 from rldistill.envs.views import ObservationViews

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.collection.recorder import TeacherLabeler
+from rldistill.core.env import SIDES, Side
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec, Wrapper
@@ -21,7 +22,6 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, Columns, next_r
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, open_derived, store_block
-from rldistill.envs.config import SIDES, Side
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
 from rldistill.core.device import on_device, resolve_device
+from rldistill.core.env import EnvConfig
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env

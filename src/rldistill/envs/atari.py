@@ -7,9 +7,9 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
 from rldistill.core.spec import FramePipeline
-from rldistill.envs.config import EnvConfig
 
 ATARI_DEFAULTS: dict[str, Any] = {
     "img_height": 84,

@@ -11,12 +11,12 @@ import gymnasium.wrappers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
 from rldistill.core.imports import import_name, look_here
 from rldistill.core.spec import Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.views import Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]

@@ -14,10 +14,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.env import Side
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
-from rldistill.envs.config import Side
 
 Env = gymnasium.Env[Any, Any]
 Reset = tuple[Any, dict[str, Any]]

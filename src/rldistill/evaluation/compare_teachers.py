@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.config import EnvConfig
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.fidelity import agreement, squared_error

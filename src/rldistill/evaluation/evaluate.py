@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from rldistill.core.device import resolve_device
+from rldistill.core.env import EnvConfig, Side
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
-from rldistill.envs.config import EnvConfig, Side
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.efficiency import Curve, efficiency

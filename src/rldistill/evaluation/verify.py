@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.envs.atari import preprocessed_id
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env

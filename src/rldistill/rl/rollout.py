@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import SpecMismatchError
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy, to_env_action
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import Step, make_vector_env

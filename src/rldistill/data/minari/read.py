@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, short_repr
 from rldistill.data.blocks import FINAL, STEP, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, BlockEntry, Manifest, Round, open_derived, store_block
 from rldistill.data.minari.common import ORIGIN, PREFIX, Origin, datasets_root, import_package, parse_name
 from rldistill.data.minari.episode import ADVICE, conversion_notes, episode_columns, exported_infos
-from rldistill.envs.config import EnvConfig
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Mode, read_json
 from rldistill.io.hdf5 import iterate_arrays

@@ -1,4 +1,4 @@
-"""Configuration of an environment."""
+"""Environments and their wrappers, by name."""
 
 from __future__ import annotations
 
