@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 # Test files are spread over this many processes.
 JOBS ?= auto
 
-.PHONY: install demo test test-fast coverage check rliable bench docs clean
+.PHONY: install demo test test-fast coverage check rliable bench docs schema clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,11 @@ bench: install
 docs: install
 	$(BIN)/python docs/api.py docs/api
 	@echo "Open docs/api/index.html"
+
+# The pages of all settings of run files, generated from the code.
+schema: install
+	$(BIN)/rldistill schema > docs/run.schema.json
+	$(BIN)/rldistill schema --markdown > docs/configuration.md
 
 clean:
 	rm -rf .venv* build dist docs/api .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

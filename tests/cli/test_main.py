@@ -56,7 +56,7 @@ def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyP
 def test_report_is_written_from_what_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.out))
-    assert CliRunner().invoke(app, ["report", str(file), "folder=elsewhere"]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", str(file), "out=elsewhere"]).exit_code == 0
     assert calls == [Path("elsewhere")]
 
 

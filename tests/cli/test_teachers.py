@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from stable_baselines3 import PPO
@@ -92,36 +93,87 @@ def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
     assert result.exit_code == 2
     assert "Did you mean 'pong-dqn'?" in result.stderr
-    asked = ["teachers", "verify", "{path: q.onnx, head: probs}", "--env", "CartPole-v1"]
+    asked = ["teachers", "verify", "q.onnx,head=probs", "--env", "CartPole-v1"]
     said = CliRunner().invoke(app, asked).stderr
     assert "teacher.head: found 'probs'" in said
     assert "q_values" in said
 
 
-def test_a_run_checks_a_teacher_from_elsewhere_unless_verify_is_false(tmp_path: Path) -> None:
+def test_check_of_a_teacher_from_elsewhere_can_be_skipped(tmp_path: Path) -> None:
     policy = Mlp((4,)).build(spec_from_env(CARTPOLE)).eval()
     with torch.no_grad():
         policy.output.weight.zero_()
     save_policy(policy, tmp_path / "still", {})
     file = tmp_path / "run.yaml"
-    about = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "folder": str(tmp_path / "run")}
-    file.write_text(yaml.safe_dump({**about, "collect": {"steps": 640, "epsilon": 0.5}}))
+    document = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
+    file.write_text(yaml.safe_dump({**document, "collect": {"steps": 640, "epsilon": 0.5}}))
     command = [sys.executable, "-m", "rldistill", "collect", str(file)]
-    said = subprocess.run([*command, "verify=false"], capture_output=True, text=True, check=True)
-    assert "looks wrong" not in said.stderr
-    said = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
-    assert "warning: the teacher looks wrong: constant actions" in said.stderr
+    result = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    assert "looks wrong" not in result.stderr
+    result = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
+    assert "warning: the teacher looks wrong: constant actions" in result.stderr
 
 
-def test_options_of_a_teacher_are_written_as_in_a_run_file(teacher: NetworkPolicy, tmp_path: Path) -> None:
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> str:
+    """A graph with two outputs that fit CartPole."""
+    pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, save_model
+
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, (4, 2), [0.0, 0.0, 0.0, 0.0, -1.0, 1.0, -1.0, 1.0])
+    nodes = [helper.make_node("MatMul", ["obs", "weights"], ["left"]), helper.make_node("Neg", ["left"], ["right"])]
+    obs, left, right = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("obs", 4), ("left", 2), ("right", 2))
+    )
+    graph = helper.make_graph(nodes, "policy", [obs], [left, right], [weights])
+    opset = helper.make_opsetid("", 17)
+    save_model(helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "q.onnx")
+    return str(tmp_path / "q.onnx")
+
+
+def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
+    verify = ["verify", onnx_file, "--env", "CartPole-v1", "--episodes", "2", "--json"]
+    options = ["--head", "q_values", "--scale", "0.5", "--output", "left"]
+    code, out = teachers(*verify, *options)
+    assert code in (0, 1), out
+    assert json.loads(out)["teacher"] == onnx_file
+    written = f"{onnx_file},head=q_values,scale=0.5,output=left"
+    assert teachers("verify", written, *verify[2:]) == (code, out)
+    save_policy(teacher, tmp_path / "native", {})
+    small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300", "--json"]
+    code, out = teachers("compare", written, str(tmp_path / "native"), *small)
+    assert (code, list(json.loads(out)["teachers"])[:2]) == (0, [onnx_file, str(tmp_path / "native")])
+
+
+def test_options_that_do_not_apply_are_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "a", {})
-    small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300"]
-    for options, words in (("heed: q_values", "Did you mean 'head'"), ("head: q_value", "Did you mean 'q_values'")):
-        teacher_option = f"{{path: {tmp_path / 'a'}, {options}}}"
-        result = CliRunner().invoke(app, ["teachers", "compare", teacher_option, *small])
-        assert (result.exit_code, words in result.output) == (2, True), result.output
-    code, out = teachers("compare", f"{{path: {tmp_path / 'a'}, scale: 1.0}}", *small, "--json")
-    assert (code, list(json.loads(out)["teachers"])) == (0, [str(tmp_path / "a")])
+    path, env = str(tmp_path / "a"), ["--env", "CartPole-v1"]
+    for arguments, message in (
+        (["verify", path, *env, "--scale", "2"], f"teacher.scale: {path} is a folder of rldistill, which"),
+        (["verify", path, *env, "--activation", "tanh"], "teacher.activation:"),
+        (["verify", path, *env, "--head", "q_value"], "Did you mean 'q_values'"),
+        (["compare", f"{path},output=x", *env], "teacher.output:"),
+        (["compare", f"{path},heed=q_values", *env], "Did you mean 'head'"),
+        (["compare", f"{path},head=q_value", *env], "Did you mean 'q_values'"),
+        (
+            ["verify", path, *env, "--env-kwarg", "sutton_barto"],
+            "--env-kwarg: found 'sutton_barto', expected key=value",
+        ),
+    ):
+        result = CliRunner().invoke(app, ["teachers", *arguments])
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_keyword_arguments_of_the_environment(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    save_policy(teacher, tmp_path, {})
+    verify = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "2", "--json"]
+    usual, changed = (
+        json.loads(teachers(*verify, *more)[1])["mean"] for more in ([], ["--env-kwarg", "sutton_barto_reward=true"])
+    )
+    assert usual > 0 >= changed
+    text = "{id: CartPole-v1, kwargs: {sutton_barto_reward: true}}"
+    assert json.loads(teachers("verify", str(tmp_path), "--env", text, *verify[4:])[1])["mean"] == changed
 
 
 def test_paths_are_told_apart_without_what_they_share() -> None:

@@ -51,7 +51,7 @@ def test_env_steps_of_students_and_control(tmp_path: Path, teacher: NetworkPolic
         "control": "from_scratch" if with_control else "none",
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "evaluate": {"episodes": 5, "videos": False},
-        "folder": str(tmp_path / "run"),
+        "out": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     result = run_cli("run", str(tmp_path / "run.yaml"))
@@ -83,7 +83,7 @@ def test_best_policy_is_selected_by_eval_episodes(
     document = {
         "name": "own", "env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": recipe},
         "ppo": {"eval_episodes": 3}, "dqn": {"eval_episodes": 4},
-        "students": {"linear": {"type": "linear"}}, "folder": str(tmp_path / "run"),
+        "students": {"linear": {"type": "linear"}}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = read_run(document)
     chosen_by = validation_returns(run, teacher, None)
@@ -100,7 +100,7 @@ def test_control_has_the_action_head_of_the_student(tmp_path: Path) -> None:
     document = {
         "name": "own", "env": {"id": env.id}, "teacher": str(tmp_path / "teacher"), "recipe": {"name": "ppd"},
         "ppo": {"num_envs": 2, "rollout_length": 16, "eval_episodes": 1}, "control": "from_scratch",
-        "students": {"one": MLP}, "folder": str(tmp_path / "run"),
+        "students": {"one": MLP}, "out": str(tmp_path / "run"),
     }  # fmt: skip
     run = read_run(document)
     policy = train_control(StudentJob(run, teacher, None, "one", 0), 6, "new", SILENT)
@@ -148,7 +148,7 @@ RIDGE = {"type": "ridge"}
         ("Best", {"name": "ppd"}, {"students": {"one": {"type": "keras", "model": "own:dense"}}}, "learn by gradient"),
         ("Best", {"name": "qdagger"}, {"dqn": {"max_grad_norm": -1}}, "dqn.max_grad_norm"),
         ("Best", {"name": "offline"}, {"distill": {"losses": ["q_mse"]}}, "distill.losses: QMSE"),
-        ("Best", {"name": "offline"}, {"students": {"one": TREE}, "distill": {"losses": ["q_huber"]}}, "a tree learns"),
+        ("Best", {"name": "offline"}, {"students": {"one": TREE}, "distill": {"losses": ["q_huber"]}}, "a tree cannot minimize QHuber"),
         ("Best", {"name": "offline"}, {"students": {"one": RIDGE}, "distill": {"losses": ["jeffreys"]}}, "a ridge"),
         ("Best", {"name": "offline"}, {"students": {"one": {"type": "cnn"}}}, "cnn"),
         ("Best", {"name": "offline"}, {"collect": {"features": True}}, "collect.features"),
@@ -159,7 +159,7 @@ def test_impossible_settings_are_refused_before_the_first_step(
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"folder": str(tmp_path / "run")} | more))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"out": str(tmp_path / "run")} | more))
     command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "verify=false"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2

@@ -17,13 +17,13 @@ from rldistill.recipes import (
     BornAgain,
     Dagger,
     Finetune,
+    FromScratch,
     JumpStart,
     Kickstart,
     Offline,
     OnPolicy,
     Ppd,
     QDagger,
-    Scratch,
 )
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Recipe, Run, StudentJob
@@ -45,7 +45,7 @@ INSTANCES: list[Recipe] = [
     JumpStart(first_steps=50),
     Finetune(critic_warmup=1_024),
     QDagger(weight=Constant(1.0)),
-    Scratch(),
+    FromScratch(),
 ]
 
 

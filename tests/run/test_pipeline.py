@@ -54,7 +54,7 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path
         "students": {"mlp": {"type": "mlp", "hidden": [16]}},
         "seeds": [0, 1],
         "evaluate": {"episodes": 10},
-        "folder": str(tmp_path / "run"),
+        "out": str(tmp_path / "run"),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document | changes))
@@ -310,7 +310,7 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
 
 
 def test_recipe_without_teacher_accepts_any_teacher(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    run = load_run(write_run(tmp_path, teacher), ["recipe.name=scratch"])
+    run = load_run(write_run(tmp_path, teacher), ["recipe.name=from_scratch"])
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     assert student_inputs(run, teacher) == student_inputs(run, other)

@@ -20,7 +20,7 @@ def test_train_prints_the_folder_of_the_teacher_and_a_comparison_with_random_pla
         "env": {"id": "CartPole-v1"},
         "teacher": {"train": train | {"hyperparameters": {"n_steps": 64}}},
         "students": {"linear": {"type": "linear"}},
-        "folder": str(tmp_path / "run"),
+        "out": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     command = [sys.executable, "-m", "rldistill", "train", str(tmp_path / "run.yaml")]

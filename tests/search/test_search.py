@@ -70,7 +70,7 @@ def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:
         "collect": {"steps": 2_000, "epsilon": 0.1},
         "distill": {"epochs": 20, "batch_size": 64, "learning_rate": 1e-2},
         "evaluate": {"episodes": 20},
-        "folder": str(tmp_path / "run"),
+        "out": str(tmp_path / "run"),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document))

@@ -9,12 +9,17 @@ import typer
 
 from rldistill.cli.errors import CommandGroup
 from rldistill.cli.options import (
+    Activation,
     AsJson,
     Dataset,
+    Extractor,
     File,
+    Head,
+    Output,
     Overrides,
     Overwrite,
     Quiet,
+    Scale,
     Teacher,
     mode_of,
     output,
@@ -50,6 +55,11 @@ def relabel(
     path: Dataset,
     teacher: Teacher,
     out: Out,
+    activation: Activation = None,
+    extractor: Extractor = None,
+    head: Head = None,
+    scale: Scale = None,
+    output_name: Output = None,
     features: Annotated[bool, typer.Option("--features", help="Also store the teacher's last hidden layer.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -57,8 +67,11 @@ def relabel(
     """Label the observations of a dataset with another teacher."""
     from rldistill.run.datasets import relabel_dataset
 
+    labeler = parse_teacher(
+        teacher, activation=activation, extractor=extractor, head=head, scale=scale, output=output_name
+    )
     with output(quiet):
-        show(relabel_dataset(path, parse_teacher(teacher), out, features, mode_of(False, overwrite), quiet))
+        show(relabel_dataset(path, labeler, out, features, mode_of(False, overwrite), quiet))
 
 
 @datasets.command()

@@ -17,6 +17,7 @@ from rldistill.cli.errors import EXIT_CRASH, CommandGroup
 from rldistill.cli.options import (
     AsJson,
     File,
+    NoVerify,
     Overrides,
     Overwrite,
     Quiet,
@@ -80,10 +81,12 @@ def run(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages, from the teacher to the report."""
+    overrides = [*(overrides or ()), *["verify=false"] * no_verify]
     _run_stage("run_all", file, overrides, mode_of(resume, overwrite), quiet, as_json)
 
 
@@ -97,9 +100,15 @@ def train(
 
 @app.command()
 def collect(
-    file: File, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    no_verify: NoVerify = False,
+    quiet: Quiet = False,
 ) -> None:
     """Collect a dataset that the teacher labels."""
+    overrides = [*(overrides or ()), *["verify=false"] * no_verify]
     _run_stage("run_collect", file, overrides, mode_of(resume, overwrite), quiet)
 
 

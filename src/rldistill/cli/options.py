@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -27,18 +29,22 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the check of a teacher that was trained elsewhere.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ..., or as in a run file: '{path: q.onnx, head: q_values}'"
+TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ..., also with options: q.onnx,head=q_values"
 Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False)]
 Teachers = Annotated[list[str], typer.Argument(metavar="TEACHER ...", help=TEACHER_HELP, show_default=False)]
-Env = Annotated[
-    str,
-    typer.Option(
-        "--env",
-        help="Gymnasium id, or as in a run file: '{id: ..., kwargs: {...}, wrappers: [...]}'",
-        show_default=False,
-    ),
+Activation = Annotated[str | None, typer.Option("--activation", help="Activation of the dense layers.")]
+Extractor = Annotated[str | None, typer.Option("--extractor", help="Own extractor in an SB3 zip: module:Class.")]
+Head = Annotated[str | None, typer.Option("--head", help="Kind of the head of a network: q_values, categorical, ...")]
+Scale = Annotated[float | None, typer.Option("--scale", help="Factor of the input of ONNX and Keras.")]
+Output = Annotated[str | None, typer.Option("--output", help="Name of the ONNX output, if several fit.")]
+ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
+Env = Annotated[str, typer.Option("--env", help=ENV_HELP, show_default=False)]
+EnvKwargs = Annotated[
+    list[str] | None,
+    typer.Option("--env-kwarg", metavar="KEY=VALUE", help="Keyword argument of the environment.", show_default=False),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")]
 Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
@@ -55,37 +61,58 @@ def mode_of(resume: bool, overwrite: bool) -> Mode:
     return "resume" if resume else "overwrite" if overwrite else "new"
 
 
-def parse_option(option: str, kind: Any, text: str, key: str) -> Any:
-    """Return the value of an option that is written as in a run file, or as the value of its `key` alone.
-
-    Raises:
-        ConfigError: The value is not valid.
-    """
+def _read(option: str, kind: Any, values: Any) -> Any:
     from pydantic import ValidationError
 
     from rldistill.core.fields import USER_CODE, explain, read
-    from rldistill.run.yaml import parse_value
 
-    value = parse_value(text, option) if text.startswith("{") else {key: text}
     try:
-        return read(kind, value, USER_CODE)
+        return read(kind, values, USER_CODE)
     except ValidationError as error:
         raise ConfigError(f"{option}.{explain(error.errors()[0])}") from None
 
 
-def parse_env(text: str) -> EnvConfig:
-    """Return the environment of the option --env."""
-    from rldistill.recipes.checks import EnvField
+def _parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `key=value`, each value in YAML."""
+    from rldistill.run.yaml import parse_value
 
-    env: EnvConfig = parse_option("env", EnvField, text, "id")
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{option}: found {pair!r}, expected key=value")
+        values[key] = parse_value(text, f"{option} {key}")
+    return values
+
+
+def parse_env(text: str, kwargs: Sequence[str] | None) -> EnvConfig:
+    """Return the environment of the options --env and --env-kwarg.
+
+    Raises:
+        ConfigError: A value is not valid.
+    """
+    from rldistill.recipes.checks import EnvField
+    from rldistill.run.yaml import parse_value
+
+    values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
+    if kwargs:
+        values["kwargs"] = (values.get("kwargs") or {}) | _parse_pairs("--env-kwarg", kwargs)
+    env: EnvConfig = _read("env", EnvField, values)
     return env
 
 
-def parse_teacher(text: str) -> SavedTeacher:
-    """Return the teacher of an argument."""
+def parse_teacher(text: str, **options: Any) -> SavedTeacher:
+    """Return the teacher of an argument, `PATH` or `PATH,key=value,...`, and of the options that are not None.
+
+    Raises:
+        ConfigError: A value is not valid.
+    """
     from rldistill.teachers.load import SavedTeacher
 
-    teacher: SavedTeacher = parse_option("teacher", SavedTeacher, text, "path")
+    path, *pairs = re.split(r",(?=[a-z]+=)", text)
+    values = {"path": path, **_parse_pairs("teacher", pairs)}
+    values |= {key: value for key, value in options.items() if value is not None}
+    teacher: SavedTeacher = _read("teacher", SavedTeacher, values)
     return teacher
 
 

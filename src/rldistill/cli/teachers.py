@@ -9,9 +9,15 @@ import typer
 
 from rldistill.cli.errors import EXIT_FALSE, CommandGroup
 from rldistill.cli.options import (
+    Activation,
     AsJson,
     Env,
+    EnvKwargs,
+    Extractor,
+    Head,
+    Output,
     Quiet,
+    Scale,
     Seed,
     Teacher,
     Teachers,
@@ -47,6 +53,12 @@ def list_(as_json: AsJson = False) -> None:
 def verify(
     path: Teacher,
     env: Env,
+    env_kwarg: EnvKwargs = None,
+    activation: Activation = None,
+    extractor: Extractor = None,
+    head: Head = None,
+    scale: Scale = None,
+    output_name: Output = None,
     claimed: Annotated[str | None, typer.Option(help="Published mean return: 242.1±31.8 or 242.1.")] = None,
     claimed_episodes: Annotated[
         int, typer.Option(min=0, help="Number of episodes of the published mean; its ± has an error of its own.")
@@ -61,7 +73,10 @@ def verify(
     from rldistill.run.teachers import verify_teacher
 
     claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
-    result = verify_teacher(parse_teacher(path), parse_env(env), VerifyConfig(episodes, claim), seed, quiet)
+    teacher = parse_teacher(
+        path, activation=activation, extractor=extractor, head=head, scale=scale, output=output_name
+    )
+    result = verify_teacher(teacher, parse_env(env, env_kwarg), VerifyConfig(episodes, claim), seed, quiet)
     with output(quiet and not as_json):
         print_result(result, as_json)
     if not result.ok:
@@ -72,6 +87,7 @@ def verify(
 def compare(
     paths: Teachers,
     env: Env,
+    env_kwarg: EnvKwargs = None,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes of each teacher.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Labeled steps for each probe student.")] = 5_000,
     seed: Seed = 0,
@@ -90,7 +106,7 @@ def compare(
     if len(candidates) < len(paths):
         raise ConfigError("teachers: the same path is there twice. To read one file in two ways, copy it.")
     config = CompareConfig(episodes=episodes, steps=steps)
-    result = commands.compare(candidates, parse_env(env), config, seed, quiet)
+    result = commands.compare(candidates, parse_env(env, env_kwarg), config, seed, quiet)
     commands.save_comparison(result, out, page)
     with output(quiet and not as_json):
         print_result(result, as_json)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rldistill.recipes.born_again import BornAgain
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.finetune import Finetune
-from rldistill.recipes.from_reward import JumpStart, Kickstart, Ppd, Scratch
+from rldistill.recipes.from_reward import FromScratch, JumpStart, Kickstart, Ppd
 from rldistill.recipes.job import RECIPES
 from rldistill.recipes.offline import Offline
 from rldistill.recipes.on_policy import OnPolicy
 from rldistill.recipes.qdagger import QDagger
 
-AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | QDagger | Scratch
+AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | QDagger | FromScratch
 
 RECIPES.update(
     offline=Offline,
@@ -23,7 +23,7 @@ RECIPES.update(
     jump_start=JumpStart,
     finetune=Finetune,
     qdagger=QDagger,
-    scratch=Scratch,
+    from_scratch=FromScratch,
 )
 
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
     "BornAgain",
     "Dagger",
     "Finetune",
+    "FromScratch",
     "JumpStart",
     "Kickstart",
     "Offline",
     "OnPolicy",
     "Ppd",
     "QDagger",
-    "Scratch",
 ]

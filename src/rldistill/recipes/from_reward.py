@@ -152,7 +152,7 @@ class JumpStart(FromReward):
 
 
 @validated_dataclass
-class Scratch(FromReward):
+class FromScratch(FromReward):
     """PPO from reward alone."""
 
     needs_teacher = False

@@ -37,14 +37,13 @@ from rldistill.teachers.training.train import train_teacher
 from rldistill.teachers.zoo import ZOO
 
 
-def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = True) -> Path:
+def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     """Run all stages of a run.
 
     Args:
         run: the run.
         mode: "new" refuses stages that exist, "resume" continues them, "overwrite" discards them.
         quiet: True to show no progress.
-        verify: False to skip the check of a teacher that was trained elsewhere.
 
     Returns:
         The path of the report.
@@ -52,7 +51,6 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False, verify: bool = Tr
     require_mode(mode)
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
         resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
-    run = dataclasses.replace(run, verify=run.verify and verify)
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:
