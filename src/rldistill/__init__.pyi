@@ -69,10 +69,10 @@ from .policies.network import NetworkPolicy as NetworkPolicy
 from .recipes.born_again import BornAgain as BornAgain
 from .recipes.dagger import Dagger as Dagger
 from .recipes.finetune import Finetune as Finetune
+from .recipes.from_reward import FromScratch as FromScratch
 from .recipes.from_reward import JumpStart as JumpStart
 from .recipes.from_reward import Kickstart as Kickstart
 from .recipes.from_reward import Ppd as Ppd
-from .recipes.from_reward import Scratch as Scratch
 from .recipes.job import Recipe as Recipe
 from .recipes.job import Run as Run
 from .recipes.job import StudentJob as StudentJob

@@ -148,7 +148,12 @@ RIDGE = {"type": "ridge"}
         ("Best", {"name": "ppd"}, {"students": {"one": {"type": "keras", "model": "own:dense"}}}, "learn by gradient"),
         ("Best", {"name": "qdagger"}, {"dqn": {"max_grad_norm": -1}}, "dqn.max_grad_norm"),
         ("Best", {"name": "offline"}, {"distill": {"losses": ["q_mse"]}}, "distill.losses: QMSE"),
-        ("Best", {"name": "offline"}, {"students": {"one": TREE}, "distill": {"losses": ["q_huber"]}}, "a tree cannot minimize QHuber"),
+        (
+            "Best",
+            {"name": "offline"},
+            {"students": {"one": TREE}, "distill": {"losses": ["q_huber"]}},
+            "a tree cannot minimize QHuber",
+        ),
         ("Best", {"name": "offline"}, {"students": {"one": RIDGE}, "distill": {"losses": ["jeffreys"]}}, "a ridge"),
         ("Best", {"name": "offline"}, {"students": {"one": {"type": "cnn"}}}, "cnn"),
         ("Best", {"name": "offline"}, {"collect": {"features": True}}, "collect.features"),
