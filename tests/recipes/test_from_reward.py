@@ -152,7 +152,7 @@ RIDGE = {"type": "ridge"}
             "Best",
             {"name": "offline"},
             {"students": {"one": TREE}, "distill": {"losses": ["q_huber"]}},
-            "a tree cannot minimize QHuber",
+            "a tree cannot",
         ),
         ("Best", {"name": "offline"}, {"students": {"one": RIDGE}, "distill": {"losses": ["jeffreys"]}}, "a ridge"),
         ("Best", {"name": "offline"}, {"students": {"one": {"type": "cnn"}}}, "cnn"),
