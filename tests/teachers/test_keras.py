@@ -175,7 +175,7 @@ def test_option_of_another_format_is_refused(options: Any, tmp_path: Path) -> No
     ("spec", "words"),
     [
         (spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"),
-        (dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,))), "gives"),
+        (dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,))), r"returns \(2,\), expected \(3,\)"),
         (None, "Pass the spec of the environment"),
     ],
 )

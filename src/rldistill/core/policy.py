@@ -96,11 +96,10 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class ObsTransformPolicy:
-    """A policy whose observations pass through `transform`."""
+class PolicyWrapper:
+    """Base of policies around another one, whose results are those of the inner policy by default."""
 
     policy: Policy
-    transform: Callable[[Tensor], Tensor]
 
     @property
     def spec(self) -> PolicySpec:
@@ -110,6 +109,17 @@ class ObsTransformPolicy:
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the initial state of the policy."""
         return self.policy.initial_state(batch_size)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the output of the policy, and its next state."""
+        return self.policy(obs, state)
+
+
+@dataclass(frozen=True)
+class ObsTransformPolicy(PolicyWrapper):
+    """A policy whose observations pass through `transform`."""
+
+    transform: Callable[[Tensor], Tensor]
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output for transformed observations, and its next state."""

@@ -26,7 +26,10 @@ from rldistill.core.errors import (
 MAX_WEIGHTS = 1 << 30
 MAX_PARAMETERS = 1 << 28
 SAVE_STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)."
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUMBERS = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,  # counters and indices in buffers
+)  # fmt: skip
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -123,12 +126,12 @@ def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> 
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UntrustedFileError(f"{path}: {name} holds more than tensors. {_advice(tensors)}")
-        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in FLOATS
+        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in NUMBERS
         stored = value.untyped_storage().nbytes() // value.element_size() if plain else 0
         total += value.numel()
         if not plain or value.numel() > stored or total > MAX_PARAMETERS:
             raise UntrustedFileError(
-                f"{path}: {short_repr(key)} is not a plain tensor of floats of a usual size. {SAVE_STATE_DICT}"
+                f"{path}: {short_repr(key)} is not a plain tensor of numbers of a usual size. {SAVE_STATE_DICT}"
             )
         if not torch.isfinite(value).all():
             raise CorruptArtifactError(f"{path}: {short_repr(key)} holds NaN or infinite weights; {RESAVE_HINT}")

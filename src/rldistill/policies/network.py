@@ -69,6 +69,9 @@ class NetworkPolicy(nn.Module):
         """Replace the spec by another one of the same shapes, such as one with another view."""
         self._spec = spec
 
+    def require_storable(self) -> None:
+        """Raise ConfigError if a file cannot hold the policy; any can by default."""
+
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return None; a recurrent network returns the state at the start of an episode, `[B, ...]`."""
         return None

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from rldistill.core.env import CHANNELS_FIRST
 from rldistill.core.heads import MASK
-from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 
 
 @dataclasses.dataclass(frozen=True)
-class ActionMaskedPolicy:
+class ActionMaskedPolicy(PolicyWrapper):
     """Policy for observations without a mask, restricted to the legal actions of observations with one."""
 
-    policy: Policy
     env_spec: PolicySpec
 
     @property
@@ -33,10 +32,6 @@ class ActionMaskedPolicy:
         keys = [*(key for key in env if key in own), *(key for key in own if key not in env)]
         spec = PolicySpec.from_parts(tuple((key, own[key]) for key in keys), inner.head)
         return dataclasses.replace(spec, view=inner.view, env_kwargs=inner.env_kwargs)
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """Return the initial state of the policy."""
-        return self.policy.initial_state(batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output with illegal actions ruled out, and its next state."""
@@ -76,10 +71,9 @@ def random_legal(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator) 
 
 
 @dataclasses.dataclass(frozen=True)
-class ChannelsLastPolicy:
+class ChannelsLastPolicy(PolicyWrapper):
     """Policy for `[B, C, H, W]`, applied to the `[B, H, W, C]` of the entries `images`."""
 
-    policy: Policy
     images: tuple[str, ...]
 
     @property
@@ -93,10 +87,6 @@ class ChannelsLastPolicy:
             for key, part in spec.parts
         )
         return dataclasses.replace(spec, obs_shape=shape, parts=parts, view=view)
-
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """Return the initial state of the policy."""
-        return self.policy.initial_state(batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output for the images with channels first, and its next state."""

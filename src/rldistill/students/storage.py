@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.io.atomic import read_json, write_atomic, write_json
+from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.documents import NETWORKS, USER_CLASSES, PolicyDocument, kind_name, read_config, write_config
 from rldistill.students.features import FEATURES, Features
@@ -24,8 +25,10 @@ TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
 
 
 def trust(kind: type[Any]) -> None:
-    """Let policy files name your own class of students or of features, which `load_policy` then builds."""
-    if kind not in NETWORKS.values() and kind not in FEATURES.values():
+    """Let policy files name your own class of students, features or activations, which `load_policy` then builds."""
+    if issubclass(kind, nn.Module):
+        ACTIVATIONS[f"{kind.__module__}:{kind.__qualname__}"] = kind
+    elif kind not in NETWORKS.values() and kind not in FEATURES.values():
         USER_CLASSES[f"{kind.__module__}:{kind.__qualname__}"] = kind
 
 
@@ -33,8 +36,10 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
     """Write a policy; `half` stores weights as float16, which loading converts to float32.
 
     Raises:
-        ConfigError: Weights that are not finite, or are beyond float16 with `half`.
+        ConfigError: Weights that are not finite, or are beyond float16 with `half`; a policy that needs code of the
+            user's own, which a file must not name.
     """
+    policy.require_storable()
     tensors = stored_tensors(policy)
     if half:
         # Not the buffers: a small obs_std would become 0, and a large obs_mean infinite.

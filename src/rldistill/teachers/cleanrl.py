@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
@@ -29,34 +28,24 @@ from rldistill.teachers.weights import (
 SUPPORTED = "dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action"
 
 
-@dataclass(frozen=True)
-class CleanRLOptions:
-    """Options of a CleanRL checkpoint.
-
-    Attributes:
-        activation: Activation of the dense layers, if it is not that of the original script.
-        head: Kind of the head, which the tensors determine as well.
-    """
-
-    activation: str | None = None
-    head: HeadKind | None = None
-
-
-def load_cleanrl(path: Path, spec: PolicySpec, options: CleanRLOptions = CleanRLOptions()) -> ActorPolicy:
+def load_cleanrl(
+    path: str, spec: PolicySpec, activation: str | None = None, head: HeadKind | None = None
+) -> ActorPolicy:
     """Load `agent.state_dict()` or `q_network.state_dict()` of CleanRL's single-file scripts.
 
     Args:
         path: A file of `torch.save`, or safetensors.
         spec: Spec of the environment.
-        options: Options of the checkpoint.
+        activation: Activation of the dense layers, if it is not that of the original script.
+        head: Kind of the head, which the tensors determine as well.
 
     Raises:
         ConfigError: An unknown or unused activation, or another head than that of the tensors.
         UntrustedFileError: Not the tensors of one of these scripts, or not of a network for `spec`.
     """
-    tensors = read_state_dict(path)
-    if options.activation is not None:
-        import_activation(options.activation, "teacher.activation")
+    tensors = read_state_dict(Path(path))
+    if activation is not None:
+        import_activation(activation, "teacher.activation")
     try:
         config, state, kind = _actor(tensors)
         if (kind == "gaussian") == spec.head.discrete:
@@ -64,7 +53,7 @@ def load_cleanrl(path: Path, spec: PolicySpec, options: CleanRLOptions = CleanRL
                 f"{path}: a network for {kind} actions, but the environment has {spec.head.kind} actions. Use another "
                 "environment."
             )
-        config = dataclasses.replace(config, activation=options.activation or config.activation)
+        config = dataclasses.replace(config, activation=activation or config.activation)
         policy = build_actor(config, dataclasses.replace(spec, head=spec.head.as_kind(kind)), state)
     except UntrustedFileError:
         raise
@@ -75,10 +64,10 @@ def load_cleanrl(path: Path, spec: PolicySpec, options: CleanRLOptions = CleanRL
             f"{path}: not the tensors of CleanRL's {SUPPORTED} ({error}). Load it with a function that builds its "
             f"network: module:factory@{path}."
         ) from None
-    if options.activation is not None and not config.hidden and not config.critic:
+    if activation is not None and not config.hidden and not config.critic:
         raise ConfigError(f"teacher.activation: {path} has no dense layer with another activation. Remove the option.")
-    if options.head not in (None, kind):
-        raise ConfigError(f"teacher.head: {path} has a {kind} head, found {options.head}. Remove the option.")
+    if head not in (None, kind):
+        raise ConfigError(f"teacher.head: {path} has a {kind} head, found {head}. Remove the option.")
     return policy
 
 

@@ -19,11 +19,11 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.students.storage import DOCUMENT, load_native
-from rldistill.teachers.cleanrl import CleanRLOptions, load_cleanrl
-from rldistill.teachers.keras import KerasOptions, load_keras
-from rldistill.teachers.onnx import OnnxOptions, load_onnx
-from rldistill.teachers.python import PythonOptions, load_module
-from rldistill.teachers.sb3.load import Sb3Options, load_sb3
+from rldistill.teachers.cleanrl import load_cleanrl
+from rldistill.teachers.keras import load_keras
+from rldistill.teachers.onnx import load_onnx
+from rldistill.teachers.python import load_module
+from rldistill.teachers.sb3.load import load_sb3
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.teachers.zoo import ZOO, load_zoo
 
@@ -37,12 +37,7 @@ REASONS = {
     "scale": "scales its input itself",
     "output": "has one output",
 }
-"""Reasons error_text an option does not apply to a format."""
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """Options of a format that has none."""
+"""Reasons why an option does not apply to a format."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,14 @@ class Format:
         noun: Name of the format in messages.
         matches: Test for a path of this format.
         load: Loader, called with the path, the spec and the options.
-        options: Dataclass of the options.
+        options: Names of its options.
         holds_spec: True if the file determines observations and actions, so that no spec of an environment is needed.
     """
 
     noun: str
     matches: Callable[[str], bool]
-    load: Callable[[str, Any, Any], Policy]
-    options: type[Any] = NoOptions
+    load: Callable[..., Policy]
+    options: tuple[str, ...] = ()
     holds_spec: bool = True
 
 
@@ -73,20 +68,17 @@ def _is_factory(path: str) -> bool:
 
 
 FORMATS = (
-    Format("a teacher of the zoo", lambda path: path.startswith(ZOO), lambda path, *_: load_zoo(path)),
-    Format("a Python factory", _is_factory, load_module, PythonOptions),
-    Format("a folder of rldistill", lambda path: Path(path).is_dir(), lambda path, *_: load_native(Path(path))),
-    Format("a Stable-Baselines3 zip", _has_suffix(".zip"), lambda path, _, o: load_sb3(Path(path), o), Sb3Options),
-    Format("an ONNX file", _has_suffix(".onnx"), lambda path, *a: load_onnx(Path(path), *a), OnnxOptions, False),
-    Format("a Keras file", _has_suffix(".keras"), lambda path, *a: load_keras(Path(path), *a), KerasOptions, False),
+    Format("a teacher of the zoo", lambda path: path.startswith(ZOO), lambda path, _: load_zoo(path)),
+    Format("a Python factory", _is_factory, load_module, ("head",)),
+    Format("a folder of rldistill", lambda path: Path(path).is_dir(), lambda path, _: load_native(Path(path))),
     Format(
-        "a CleanRL state dict",
-        _has_suffix(*STATE_DICT_SUFFIXES),
-        lambda path, *a: load_cleanrl(Path(path), *a),
-        CleanRLOptions,
-        False,
+        "a Stable-Baselines3 zip", _has_suffix(".zip"), lambda path, _, **options: load_sb3(Path(path), **options),
+        ("activation", "extractor"),
     ),
-)
+    Format("an ONNX file", _has_suffix(".onnx"), load_onnx, ("head", "scale", "output"), holds_spec=False),
+    Format("a Keras file", _has_suffix(".keras"), load_keras, ("head", "scale"), holds_spec=False),
+    Format("a CleanRL state dict", _has_suffix(*STATE_DICT_SUFFIXES), load_cleanrl, ("activation", "head"), False),
+)  # fmt: skip
 """Formats in the order of their tests; a new format is one entry."""
 
 
@@ -122,14 +114,10 @@ class SavedTeacher:
     def load(self, spec: PolicySpec | None = None) -> Policy:
         """Load the teacher; see `load_policy`."""
         path, file_format = _find_format(self.path)
-        accepted = {field.name for field in dataclasses.fields(file_format.options)}
-        options = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)[1:]
-            if getattr(self, field.name) != field.default
-        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)[1:]}
+        options = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
         for name in options:
-            if name not in accepted:
+            if name not in file_format.options:
                 raise ConfigError(
                     f"teacher.{name}: {path} is {file_format.noun}, which {REASONS[name]}. Remove the option."
                 )
@@ -140,7 +128,7 @@ class SavedTeacher:
                     "environment. Pass the spec of the environment."
                 )
             spec = spec.unmasked
-        return file_format.load(path, spec, file_format.options(**options))
+        return file_format.load(path, spec, **options)
 
 
 @validated_dataclass

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,9 @@ from rldistill.core.errors import (
     short_repr,
 )
 from rldistill.core.heads import HeadKind
-from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import Obs, PolicySpec
+from rldistill.core.spec import PolicySpec
 from rldistill.io.untrusted import MAX_WEIGHTS, require_small
-from rldistill.teachers.probabilities import (
-    returns_probabilities,
-    synthetic_observations,
-    to_logits,
-    warn_of_logits,
-)
+from rldistill.teachers.file_policy import FilePolicy, require_scalable, synthetic_observations, with_head
 
 LOOPS = ("Loop", "Scan")
 MAX_VALUES = 1 << 26
@@ -50,48 +41,21 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class OnnxOptions:
-    """Options of an ONNX file.
-
-    Attributes:
-        head: Kind of the head, if it is not the neutral head of the action space: `q_values`.
-        scale: Factor of the input; 1/255 for a graph that expects pixels from 0 to 1.
-        output: Name of the output with the parameters of the head, if several outputs fit.
-    """
-
-    head: HeadKind | None = None
-    scale: float = 1.0
-    output: str | None = None
-
-
-class OnnxPolicy:
+class OnnxPolicy(FilePolicy):
     """Policy with an ONNX graph of one input; one output of the graph is the parameters of the head.
 
     uint8 is passed to a graph of floats as 0 to 255, times `scale`. A graph for a single observation is run once for
-    each. Probabilities are converted to logits. onnxruntime computes on the CPU.
+    each. onnxruntime computes on the CPU.
     """
 
-    def __init__(
-        self, content: bytes, spec: PolicySpec, output: str, scale: float, probabilities: bool = False
-    ) -> None:
-        self._content, self._spec, self._output, self._scale = content, spec, output, scale
-        self.probabilities = probabilities
-        self._session = _session(content)
-        self.content_parts = (hashlib.sha256(content).hexdigest(), output, scale)
+    def __init__(self, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
+        super().__init__(content, spec, output, scale)
+        self._output, self._scale, self._session = output, scale, _session(content)
 
-    @property
-    def spec(self) -> PolicySpec:
-        """Spec of the policy."""
-        return self._spec
+    __call__ = FilePolicy.forward
 
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """Return None: the policy is feed-forward."""
-        return None
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the output for a batch of observations."""
-        assert isinstance(obs, Tensor)
+    def compute(self, obs: Tensor) -> Tensor:
+        """Return the output of the graph, `[B, P]`."""
         (entry,) = self._session.get_inputs()
         inputs = obs.cpu().numpy().astype(DTYPES[entry.type], copy=False)
         if self._scale != 1:
@@ -99,23 +63,13 @@ class OnnxPolicy:
         rows = 1 if entry.shape[0] == 1 else len(inputs)
         batches = [np.ascontiguousarray(inputs[start : start + rows]) for start in range(0, len(inputs), rows)]
         outputs = [self._session.run([self._output], {entry.name: batch})[0] for batch in batches]
-        params, head = torch.from_numpy(np.concatenate(outputs)).float().to(obs.device), self._spec.head
-        return PolicyOutput(head, to_logits(head, params) if self.probabilities else params), None
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return self._content, self._spec, self._output, self._scale, self.probabilities
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        return torch.from_numpy(np.concatenate(outputs)).float().to(obs.device)
 
 
-def load_onnx(path: Path, spec: PolicySpec, options: OnnxOptions = OnnxOptions()) -> OnnxPolicy:
+def load_onnx(
+    path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0, output: str | None = None
+) -> OnnxPolicy:
     """Load an ONNX file.
-
-    Args:
-        path: The file.
-        spec: Spec of the environment.
-        options: Options of the file.
 
     Raises:
         ConfigError: Several outputs that fit without the option `output`, or a `scale` for integers.
@@ -128,8 +82,8 @@ def load_onnx(path: Path, spec: PolicySpec, options: OnnxOptions = OnnxOptions()
         import onnx
     except ImportError:
         raise MissingExtraError("Reading ONNX", "export") from None
-    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
-    content = path.read_bytes()
+    require_small(Path(path), "it", Path(path).stat().st_size, MAX_WEIGHTS)
+    content = Path(path).read_bytes()
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises errors of its own
@@ -139,34 +93,29 @@ def load_onnx(path: Path, spec: PolicySpec, options: OnnxOptions = OnnxOptions()
         session = _session(content)
     except Exception as error:  # onnxruntime has no base class of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}); export it again") from None
-    for tensor in _all_tensors(model):  # after onnxruntime has checked that their sizes are right
+    for tensor in _tensors(model):  # after onnxruntime has checked that their sizes are right
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
-    spec = dataclasses.replace(spec, head=spec.head.as_kind(options.head or spec.head.kind, str(path)))
-    policy = OnnxPolicy(content, spec, _output_name(path, session, spec, options.output), options.scale)
-    (entry,) = session.get_inputs()
-    if options.scale != 1 and "int" in entry.type:
-        raise ConfigError(
-            f"teacher.scale: {path} has an input of {entry.type}, which cannot be scaled. Remove the option."
-        )
+    spec = with_head(spec, head, path)
+    policy = OnnxPolicy(content, spec, _output_name(path, session, spec, output), scale)
+    require_scalable(path, scale, session.get_inputs()[0].type)
     _require_batches(path, policy)
-    policy.probabilities = returns_probabilities(policy)
-    if options.head is None and not policy.probabilities:
-        warn_of_logits(str(path), spec.head)
+    policy.detect_probabilities(path, head)
     return policy
 
 
-def _require_safe(path: Path, model: Any) -> None:
+def _require_safe(path: str, model: Any) -> None:
     """Refuse tensors outside the file, unknown operators, loops, and huge tensors as far as shapes are known."""
     import onnx
 
-    for tensor in _all_tensors(model):
+    for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise UntrustedFileError(
                 f"{path}: the tensor {tensor.name} is outside the file. Export it again with external_data=False."
             )
-    for node in [*_nodes(model.graph), *(node for function in model.functions for node in function.node)]:
-        if node.domain not in DOMAINS and node.domain not in {function.domain for function in model.functions}:
+    domains = {*DOMAINS, *(function.domain for function in model.functions)}
+    for node in (node for graph in _graphs(model) for node in graph.node):
+        if node.domain not in domains:
             raise UntrustedFileError(
                 f"{path}: the operator {node.domain}.{node.op_type} is of an unknown domain. Export it without it."
             )
@@ -186,7 +135,7 @@ def _require_safe(path: Path, model: Any) -> None:
             )
 
 
-def _require_batches(path: Path, policy: OnnxPolicy) -> None:
+def _require_batches(path: str, policy: OnnxPolicy) -> None:
     """Refuse a graph that does not run on one and on three observations."""
     for count in (1, 3):
         try:
@@ -215,34 +164,28 @@ def _session(content: bytes) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _nodes(inner)
+def _graphs(model: Any) -> Iterator[Any]:
+    """Yield the graph, the functions, and all graphs inside their nodes."""
+    pending = [model.graph, *model.functions]
+    while pending:
+        graph = pending.pop()
+        yield graph
+        for node in graph.node:
+            for attribute in node.attribute:
+                pending += [attribute.g, *attribute.graphs]
 
 
-def _all_tensors(model: Any) -> Iterator[Any]:
-    yield from _tensors(model.graph)
-    for function in model.functions:
-        yield from _tensors(function)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Yield all tensors of a graph, or of a function, which has nodes only."""
-    if hasattr(graph, "initializer"):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
+def _tensors(model: Any) -> Iterator[Any]:
+    for graph in _graphs(model):
+        yield from getattr(graph, "initializer", ())  # a function has nodes only
+        for sparse in getattr(graph, "sparse_initializer", ()):
             yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from [attribute.t, *attribute.tensors]
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _tensors(inner)
+        for node in graph.node:
+            for attribute in node.attribute:
+                yield from [attribute.t, *attribute.tensors]
 
 
-def _output_name(path: Path, session: Any, spec: PolicySpec, name: str | None) -> str:
+def _output_name(path: str, session: Any, spec: PolicySpec, name: str | None) -> str:
     """Return the name of the output with the parameters of the head, once the input fits."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:

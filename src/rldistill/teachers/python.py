@@ -20,24 +20,14 @@ from torch import Tensor, nn
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK, HeadKind
 from rldistill.core.imports import import_name
-from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.untrusted import read_state_dict
 from rldistill.io.user_code import one_hot_logits, wrap_errors
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
-from rldistill.teachers.probabilities import synthetic_observations, warn_of_logits
-
-
-@dataclasses.dataclass(frozen=True)
-class PythonOptions:
-    """Options of a Python factory.
-
-    Attributes:
-        head: Kind of the head of a network: `q_values`, or the neutral head of the action space by default.
-    """
-
-    head: HeadKind | None = None
+from rldistill.teachers.file_policy import synthetic_observations, warn_of_logits, with_head
+from rldistill.teachers.weights import load_weights
 
 
 class ModulePolicy(nn.Module):
@@ -55,12 +45,7 @@ class ModulePolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.name = network, name or type(network).__name__
-        self._spec = dataclasses.replace(spec, head=spec.head.as_kind(kind or spec.head.kind, self.name))
-
-    @property
-    def spec(self) -> PolicySpec:
-        """Spec of the policy."""
-        return self._spec
+        self.spec = with_head(spec, kind, self.name)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return None: the policy is feed-forward."""
@@ -76,19 +61,19 @@ class ModulePolicy(nn.Module):
         assert isinstance(obs, Tensor)
         with wrap_errors(self.name):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
-        expected = len(obs), self._spec.head.num_params
+        expected = len(obs), self.spec.head.num_params
         if not isinstance(params, Tensor) or params.shape != expected:
             found = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
             raise SpecMismatchError(
                 f"teacher: the network of {self.name} returns {found}, expected {expected} for a "
-                f"{self._spec.head.kind} head. Correct its last layer."
+                f"{self.spec.head.kind} head. Correct its last layer."
             )
         if not params.isfinite().all():  # argmax would accept NaN
             raise SpecMismatchError(
                 f"teacher: the network of {self.name} returns NaN or infinite numbers. Check its weights and the scale "
                 "of its observations."
             )
-        return PolicyOutput(self._spec.head, params), None
+        return PolicyOutput(self.spec.head, params), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,27 +178,13 @@ class FunctionPolicy:
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedPolicy:
+class NamedPolicy(PolicyWrapper):
     """Policy of a class of the user's own, with the `name` of its factory, which is its fingerprint."""
 
-    policy: Policy
     name: str
 
-    @property
-    def spec(self) -> PolicySpec:
-        """Spec of the policy."""
-        return self.policy.spec
 
-    def initial_state(self, batch_size: int) -> Tensor | None:
-        """Return the initial state of the policy."""
-        return self.policy.initial_state(batch_size)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the output of the policy."""
-        return self.policy(obs, state)
-
-
-def load_module(reference: str, spec: PolicySpec | None, options: PythonOptions = PythonOptions()) -> Policy:
+def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
     """Return the teacher of `module:factory`, with the weights of a file for `module:factory@FILE`.
 
     The factory is called with the spec of the environment, or without arguments if it has no parameters. It returns a
@@ -221,11 +192,6 @@ def load_module(reference: str, spec: PolicySpec | None, options: PythonOptions 
     called with the mask of the environment if they have a parameter `action_masks`; the spec has no mask, and other
     policies are restricted to legal actions. A function with a parameter `deterministic`, such as SB3's `predict`,
     returns its mode; a `predict` with a parameter `state` is recurrent if it returns a state.
-
-    Args:
-        reference: The factory.
-        spec: Spec of the environment.
-        options: Options of the factory.
 
     Raises:
         ConfigError: No such factory, an error in it, another result, or `head` for a teacher that is no network.
@@ -241,11 +207,14 @@ def load_module(reference: str, spec: PolicySpec | None, options: PythonOptions 
     if weights:
         if not is_network:
             raise ConfigError(f"teacher: {name} returns {type(teacher).__name__}, which has no weights. Remove @FILE.")
-        _load_weights(teacher, Path(weights), name)
+        if not Path(weights).is_file():
+            raise ConfigError(f"teacher: {weights}: there is no such file. Check the path.")
+        problem = f"teacher: {weights} does not fit the network of {name}"
+        load_weights(teacher, read_state_dict(Path(weights)), problem, "Use its own file.")
     if is_network:
         teacher.eval()
     is_policy = callable(getattr(teacher, "initial_state", None))
-    if options.head is not None and (is_policy or not is_network):
+    if head is not None and (is_policy or not is_network):
         reason = "already holds the kind of its head" if is_policy else "returns actions, not parameters of a head"
         raise ConfigError(
             f"teacher.head: {reference} returns {type(teacher).__name__}, which {reason}. Remove the option."
@@ -258,9 +227,9 @@ def load_module(reference: str, spec: PolicySpec | None, options: PythonOptions 
             "environment."
         )
     if is_network:
-        if options.head is None:
+        if head is None:
             warn_of_logits(reference, spec.head)
-        return ModulePolicy(teacher, spec.unmasked, options.head, name)
+        return ModulePolicy(teacher, spec.unmasked, head, name)
     predict = getattr(teacher, "predict", None)
     function = predict if callable(predict) else teacher
     if not callable(function):
@@ -280,16 +249,6 @@ def _parameters(function: Callable[..., Any]) -> Sequence[str]:
         return [*inspect.signature(function).parameters]
     except (TypeError, ValueError):  # some functions written in C have no signature
         return []
-
-
-def _load_weights(network: nn.Module, path: Path, name: str) -> None:
-    if not path.is_file():
-        raise ConfigError(f"teacher: {path}: there is no such file. Check the path.")
-    try:
-        network.load_state_dict(read_state_dict(path))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"teacher: {path} does not fit the network of {name}: {reason}. Use its own file.") from None
 
 
 def _row(array: Any, index: int) -> Any:

@@ -15,8 +15,11 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, UntrustedFileError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.policies.layers import ACTIVATIONS
+from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import load_run
+from rldistill.students.storage import save_policy, trust
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, load_policy
 from rldistill.teachers.sb3.tensors import ExtractorPolicy
@@ -61,6 +64,19 @@ class Wide(BaseFeaturesExtractor):
         return self.net(obs)
 
 
+class Normalized(BaseFeaturesExtractor):
+    """Extractor of the user's own with integers among its buffers."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.limit = float(observation_space.high[0])  # as in the file, not infinite
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.norm(obs)[:, self.order] * self.limit
+
+
 class Joined(BaseFeaturesExtractor):
     """Extractor of the user's own for dict observations, whose width it finds with a sample."""
 
@@ -90,6 +106,7 @@ CASES: list[tuple[Any, Any, Any, type, dict[str, Any]]] = [
     (RecurrentPPO, BOX, TURN, Wide, {"policy": "MlpLstmPolicy", "n_steps": 16}),
     (DQN, BOX, TURN, Wide, SMALL),
     (QRDQN, BOX, TURN, Wide, SMALL),
+    (PPO, BOX, PUSH, Normalized, {"n_steps": 16, "batch_size": 16}),
     (SAC, BOX, PUSH, Wide, SMALL),
 ]
 
@@ -130,6 +147,9 @@ def test_own_extractor_is_an_option_and_is_never_named_by_a_file(tmp_path: Path)
     assert run.teacher.extractor == reference  # type: ignore[union-attr]
     policies = [SavedTeacher(str(tmp_path / "model.zip"), extractor=reference).load(None) for _ in range(2)]
     assert isinstance(policies[0], ExtractorPolicy)
+    with pytest.raises(ConfigError, match=r"^teacher\.extractor: a policy with .*Wide cannot be saved.*\.$"):
+        save_policy(policies[0], tmp_path / "saved", {})
+    assert not (tmp_path / "saved").exists()
     assert fingerprint(policies[0]) == fingerprint(policies[1])
 
 
@@ -170,6 +190,31 @@ def test_own_activation_equals_that_of_sb3(tmp_path: Path) -> None:
     np.testing.assert_allclose(action, model.predict(obs, deterministic=True)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match=r"^teacher\.activation: .*NoModule is no subclass of torch\.nn\.Module"):
         load_policy(tmp_path / "model.zip", activation=f"{__name__}:NoModule")
+
+
+def test_policy_with_an_own_activation_is_loaded_back_after_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PPO("MlpPolicy", Space(BOX, PUSH), policy_kwargs={"activation_fn": Sine}).save(tmp_path / "model.zip")
+    policy = load_policy(tmp_path / "model.zip", activation=f"{__name__}:Sine")
+    assert isinstance(policy, NetworkPolicy)
+    save_policy(policy, tmp_path / "saved", {})
+    monkeypatch.delitem(ACTIVATIONS, f"{__name__}:Sine")  # as in another process
+    with pytest.raises(CorruptArtifactError, match=rf"there is no activation '{__name__}:Sine'"):
+        load_policy(tmp_path / "saved")
+    trust(Sine)
+    obs = torch.rand(4, 3)
+    with torch.no_grad():
+        assert torch.equal(load_policy(tmp_path / "saved")(obs)[0].params, policy(obs)[0].params)
+
+
+def test_integers_in_place_of_weights_are_refused(tmp_path: Path) -> None:
+    model = _trained(*CASES[0])
+    model.save(tmp_path / "model.zip")
+    for name, error in (("features_extractor.net.1.weight", ConfigError), ("action_net.bias", UntrustedFileError)):
+        weights = {key: value.long() if key == name else value for key, value in model.policy.state_dict().items()}
+        with pytest.raises(error, match=r"int64|integers for"):
+            load_policy(rewrite(tmp_path / "model.zip", weights=weights), extractor=f"{__name__}:Wide")
 
 
 def _written(folder: Path, text: str) -> Path:

@@ -5,11 +5,11 @@ Their class comes from the run file, Python or the command line, and never from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
@@ -17,9 +17,7 @@ from rldistill.core.imports import import_name
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy
-from rldistill.teachers.probabilities import synthetic_observations
-from rldistill.teachers.sb3.spaces import observation_space
-from rldistill.teachers.weights import RebuildError, Tensors
+from rldistill.teachers.weights import RebuildError, Tensors, load_weights
 
 FIELD = "teacher.extractor"
 
@@ -29,9 +27,9 @@ class Extractor:
     """Features extractor: its class as `module:Class` and the keyword arguments in the file."""
 
     reference: str
-    kwargs: dict[str, Any]
+    kwargs: dict[str, Any] = field(hash=False)
 
-    def build(self, spec: PolicySpec, weights: Tensors) -> nn.Module:
+    def build(self, space: spaces.Space[Any], weights: Tensors) -> nn.Module:
         """Return the extractor with its weights, constructed as SB3 does.
 
         Raises:
@@ -44,14 +42,9 @@ class Extractor:
         if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
             raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
         with wrap_errors(self.reference):
-            module: nn.Module = cls(observation_space(spec), **self.kwargs)
-        try:
-            module.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"{FIELD}: the weights in the file do not fit {self.reference}: {reason}. Name another class."
-            ) from None
+            module: nn.Module = cls(space, **self.kwargs)
+        problem = f"{FIELD}: the weights in the file do not fit {self.reference}"
+        load_weights(module, weights, problem, "Name another class.")
         return module.eval()
 
 
@@ -59,10 +52,9 @@ class Extractor:
 class ExtractorActor(Actor):
     """Actor with a features extractor of the user's own, which returns `features` numbers."""
 
-    hidden_as_features: ClassVar[bool] = False  # students cannot be saved with code of the user's own
+    hidden_as_features: ClassVar[bool] = False
 
-    extractor: str = ""
-    extractor_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extractor: Extractor | None = None
 
     def features_width(self, spec: PolicySpec) -> int:
         """Return the number of features."""
@@ -74,11 +66,15 @@ class ExtractorPolicy(ActorPolicy):
 
     def __init__(self, config: ExtractorActor, spec: PolicySpec, extractor: nn.Module) -> None:
         super().__init__(config, spec)
-        self.extractor, self.reference = extractor, config.extractor
+        assert config.extractor is not None
+        self.extractor, self.reference = extractor, config.extractor.reference
 
-    def require_features(self) -> None:
-        """Raise ConfigError unless the extractor returns `[B, features]`."""
-        self(synthetic_observations(self.spec, 2))
+    def require_storable(self) -> None:
+        """Raise ConfigError: a file must not name the code that it needs."""
+        raise ConfigError(
+            f"{FIELD}: a policy with {self.reference} cannot be saved, since a file must not name code. Keep its zip, "
+            "or distil it into a student."
+        )
 
     def _features(self, standardized: Obs) -> Tensor:
         with wrap_errors(self.reference):

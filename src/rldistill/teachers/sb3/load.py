@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, import_activation
 from rldistill.teachers.sb3.extractor import Extractor
 from rldistill.teachers.sb3.normalizer import Normalizer, read_normalizer
-from rldistill.teachers.sb3.spaces import scaled_images, scaled_images_in_text, spec_from_text
+from rldistill.teachers.sb3.spaces import read_spaces
 from rldistill.teachers.sb3.tensors import Settings, rebuild
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors
@@ -50,47 +49,35 @@ EXTRACTORS = tuple(
 LINEAR_ARS = "ARSLinearPolicy"
 
 
-@dataclass(frozen=True)
-class Sb3Options:
-    """Options of an SB3 zip.
-
-    Attributes:
-        activation: Activation of the dense layers, by its name in `torch.nn` or as `module:Class`, if the file has an
-            activation or a policy class of your own.
-        extractor: Features extractor of your own, as `module:Class`.
-    """
-
-    activation: str | None = None
-    extractor: str | None = None
-
-
-def load_sb3(path: Path, options: Sb3Options = Sb3Options()) -> ActorPolicy:
+def load_sb3(path: Path, activation: str | None = None, extractor: str | None = None) -> ActorPolicy:
     """Load a model that SB3's `save` wrote, of any version since 1.0, with the settings of rl-baselines3-zoo beside it.
 
     Args:
         path: The zip.
-        options: Options of the zip.
+        activation: Activation of the dense layers, if the file has an activation or a policy class of the user's own.
+        extractor: Features extractor of the user's own, as `module:Class`.
 
     Raises:
         ConfigError: An option that the file determines, or code of the user that fails.
         UntrustedFileError: Not an SB3 zip, or a network that cannot be rebuilt from plain text and tensors.
         CorruptArtifactError: A truncated or altered file.
     """
-    if options.activation is not None:
-        import_activation(options.activation, "teacher.activation")
+    if activation is not None:
+        import_activation(activation, "teacher.activation")
     data, tensors = _read_zip(path)
     folder = read_zoo_folder(path)
     try:
-        settings = _settings_from_text(path, data, tensors, options)
-        spec = _with_view(spec_from_text(data), folder)
-        policy = rebuild(tensors, spec, settings, scaled_images_in_text(data["observation_space"]))
+        settings = _settings_from_text(path, data, tensors, activation, extractor)
+        obs_space, action_space = read_spaces(data)
+        spec = _with_view(spec_from_spaces(str(path), obs_space, action_space), folder)
+        policy = rebuild(tensors, spec, settings, obs_space)
     except InconsistentFileError as error:
         raise UntrustedFileError(
             f"{path}: its text and its tensors differ: {error}. Save it again with model.save()."
         ) from None
     except RebuildError as error:
         raise UntrustedFileError(f"{path}: unsupported: {error}. Use {SUPPORTED}.") from None
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UntrustedFileError(
             f"{path}: data is not in the format of SB3's save() ({type(error).__name__}: {short_repr(str(error))}). "
             "Save it again, or load its state dict with module:factory."
@@ -123,7 +110,7 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
         )
         tensors = {name: value.detach().cpu() for name, value in policy.state_dict().items()}
         spec = spec or spec_from_spaces(type(model).__name__, model.observation_space, model.action_space)
-        return rebuild(tensors, spec, settings, scaled_images(model.observation_space))
+        return rebuild(tensors, spec, settings, model.observation_space)
     except RebuildError as error:
         raise ConfigError(f"{type(model).__name__}: unsupported: {error}. Use {SUPPORTED}.") from None
 
@@ -204,53 +191,54 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) ->
     return read_member(path, archive, name, limit)
 
 
-def _settings_from_text(path: Path, data: dict[str, Any], tensors: Tensors, options: Sb3Options) -> Settings:
+def _settings_from_text(
+    path: Path, data: dict[str, Any], tensors: Tensors, activation: str | None, extractor: str | None
+) -> Settings:
     kwargs = data.get("policy_kwargs") or {}
     module = data["policy_class"]["__module__"]
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
     linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
+    default = f"torch.nn.{'Tanh' if 'action_net.weight' in tensors else 'ReLU'}" if module in POLICY_MODULES else None
     return Settings(
-        _activation_from_text(path, kwargs, module, options, "tanh" if "action_net.weight" in tensors else "relu"),
+        _activation_from_text(path, kwargs.get("activation_fn", default), module, activation),
         _is_true(kwargs.get("normalize_images", True)),
         _is_true(kwargs.get("squash_output", ars and not linear)),
         _is_true(kwargs.get("use_expln", False)),
         float(kwargs.get("clip_mean", 2.0)),
-        _extractor_from_text(path, kwargs, module, options),
+        _extractor_from_text(path, kwargs, module, extractor),
     )
 
 
-def _activation_from_text(path: Path, kwargs: dict[str, Any], module: str, options: Sb3Options, default: str) -> str:
-    if "activation_fn" not in kwargs and module not in POLICY_MODULES:
-        if options.activation is None:
+def _activation_from_text(path: Path, text: Any, module: str, option: str | None) -> str:
+    try:
+        if text is None:
             raise RebuildError(
                 f"a policy class of {short_repr(module)}, whose activation is unknown; if its layers are SB3's own, "
                 "set activation"
             )
-        return options.activation
-    try:
-        name = _activation_name(_dotted_name(kwargs["activation_fn"])) if "activation_fn" in kwargs else default
+        name = _activation_name(_dotted_name(text))
     except RebuildError:
-        if options.activation is None:
+        if option is None:
             raise
-        return options.activation
-    if options.activation not in (None, name):
+        return option
+    if option not in (None, name):
         raise ConfigError(f"teacher.activation: {path} has the activation {name}. Remove the option.")
     return name
 
 
-def _extractor_from_text(path: Path, kwargs: dict[str, Any], module: str, options: Sb3Options) -> Extractor | None:
-    name = _dotted_name(kwargs.get("features_extractor_class", ""))
-    if options.extractor is None:
+def _extractor_from_text(path: Path, kwargs: dict[str, Any], module: str, option: str | None) -> Extractor | None:
+    name = _dotted_name(kwargs.get("features_extractor_class", EXTRACTORS[0] if module in POLICY_MODULES else ""))
+    if option is None:
         if name:
             _require_known_extractor(name)
         return None
-    if name in EXTRACTORS or (not name and module in POLICY_MODULES):
+    if name in EXTRACTORS:
         raise ConfigError(f"teacher.extractor: {path} has a features extractor of SB3. Remove the option.")
     settings = kwargs.get("features_extractor_kwargs", {})
     if not isinstance(settings, dict):
         raise RebuildError(f"features_extractor_kwargs {short_repr(settings)}, which are not plain values")
-    return Extractor(options.extractor, settings)
+    return Extractor(option, settings)
 
 
 def _dotted_name(value: Any) -> str:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text, short_repr
 from rldistill.core.spec import PolicySpec
+from rldistill.io.untrusted import require_small
+from rldistill.policies.encoding import moments_shape
 
 MAX_BYTES = 64 << 20
 _RECORDS = re.compile(
@@ -33,10 +35,8 @@ class Normalizer:
 
     Attributes:
         moments: Mean and variance of each entry; empty if only rewards were normalized.
-        epsilon: Constant of the formula.
-        clip: Limit of the formula.
-        reward_scale: Divisor of rewards, sqrt(var + epsilon) with the variance of returns, and so the unit of values; 1
-            if rewards were not normalized.
+        epsilon, clip: Constants of the formula.
+        reward_scale: Divisor of rewards, sqrt(var + epsilon) with the variance of returns; 1 if it was not used.
     """
 
     moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -50,26 +50,20 @@ class Normalizer:
         Raises:
             UntrustedFileError: Moments of another shape, or of bytes.
         """
-        if not spec.parts and spec.obs_dtype != "uint8":
-            mean, var = self._moments_of("", spec.obs_shape)
-            return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(var + self.epsilon)).float()
-        if not spec.parts:
-            raise UntrustedFileError("it normalizes observations of bytes, which is not supported")
         means, stds = [], []
-        for key, part in spec.parts:
-            if key in self.moments:
-                mean, var = self._moments_of(key, part.shape)
-            else:
-                mean, var = np.zeros(part.width), np.full(part.width, 1 - self.epsilon)
+        for key, part in spec.entries.items():
+            mean, var = self.moments.get(key, (np.zeros(part.width), np.full(part.width, 1 - self.epsilon)))
+            if key in self.moments and mean.shape != part.shape:
+                raise UntrustedFileError(
+                    f"it normalizes observations of shape {mean.shape}, the policy has {part.shape}"
+                )
+            if not spec.parts and part.dtype == "uint8":
+                raise UntrustedFileError("it normalizes observations of bytes, which is not supported")
             means.append(mean.ravel())
             stds.append(np.sqrt(var + self.epsilon).ravel())
-        return torch.from_numpy(np.concatenate(means)).float(), torch.from_numpy(np.concatenate(stds)).float()
-
-    def _moments_of(self, key: str, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        mean, var = self.moments[key]
-        if mean.shape != shape:
-            raise UntrustedFileError(f"it normalizes observations of shape {mean.shape}, the policy has {shape}")
-        return mean, var
+        shape = moments_shape(spec)
+        mean, std = (torch.from_numpy(np.concatenate(arrays)).float().reshape(shape) for arrays in (means, stds))
+        return mean, std
 
 
 def read_normalizer(path: Path) -> Normalizer:
@@ -79,10 +73,7 @@ def read_normalizer(path: Path) -> Normalizer:
         UntrustedFileError: The file names anything but numpy's arrays and the records of SB3.
         CorruptArtifactError: A truncated file, or moments that are not numbers.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise UntrustedFileError(
-            f"{path}: {path.stat().st_size:,} bytes, above {MAX_BYTES:,}. Use the file of VecNormalize.save()."
-        )
+    require_small(path, "it", path.stat().st_size, MAX_BYTES)
     try:
         state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())
         epsilon, scale, statistics = float(state["epsilon"]), 1.0, {}
@@ -117,10 +108,6 @@ class _Record:
         self.state = state if isinstance(state, dict) else {}
 
 
-class _Array:
-    """Placeholder for the class `ndarray`, whose instances only `_reconstruct` makes."""
-
-
 class _Unpickler(pickle._Unpickler):
     # Python's unpickler has a dict as memo; the one in C allocates an array up to the largest index in the file.
     dispatch: ClassVar[dict[int, Any]] = {
@@ -141,35 +128,23 @@ class _Unpickler(pickle._Unpickler):
         raise _Refused("it refers to something outside itself")
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[Any]:
-    return np.ndarray.__new__(np.ndarray, (0,), "b")
-
-
 def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
     if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
         raise _Refused(f"it has arrays of dtype {short_repr(code)}")
     return np.dtype(code)
 
 
-def _scalar(dtype: np.dtype[Any], data: bytes) -> Any:
-    return np.frombuffer(data, dtype)[0]
-
-
 def _frombuffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
     return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy()
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
 _ALLOWED: dict[str, Any] = {
-    "numpy.core.multiarray._reconstruct": _reconstruct,
-    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray._reconstruct": lambda kind, shape, code: np.ndarray.__new__(np.ndarray, (0,), "b"),
+    "numpy.core.multiarray.scalar": lambda dtype, data: np.frombuffer(data, dtype)[0],
     "numpy.core.numeric._frombuffer": _frombuffer,
-    "numpy.ndarray": _Array,
+    "numpy.ndarray": None,  # the class, whose instances only `_reconstruct` makes
     "numpy.dtype": _dtype,
-    "_codecs.encode": _latin1,
+    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
     "collections.OrderedDict": OrderedDict,
 }
 

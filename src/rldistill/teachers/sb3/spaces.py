@@ -1,55 +1,50 @@
-"""Specs of SB3 policies, read from the plain text beside their pickled spaces, and spaces of specs."""
+"""Spaces of SB3 files, read from the plain text beside their pickles, which are never read."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from rldistill.core.heads import (
-    ActionHead,
-    BernoulliHead,
-    CategoricalHead,
-    DeterministicHead,
-    MultiCategoricalHead,
-)
-from rldistill.core.spec import ObsPart, PolicySpec
+from rldistill.core.errors import short_repr
 from rldistill.teachers.weights import RebuildError
 
 NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
+DTYPE = r"bool|float(16|32|64)|u?int(8|16|32|64)"
+MAX_VALUES = 1 << 24
+"""Limit for files: a space holds an array of bounds."""
 Fields = Mapping[str, Any]
 """Attributes of a space as SB3 writes them: numbers, or their text."""
 
 
-def spec_from_text(data: Fields) -> PolicySpec:
-    """Return the spec from the fields that SB3 writes in plain text beside each pickle, which is never read."""
-    fields, head = data["observation_space"], _head(data["action_space"])
-    kind = _class_name(fields[":type:"])
-    if kind != "Dict":
-        part = _part(kind, fields)
-        return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
-    parts = tuple((key, _part_from_repr(kind, inside)) for key, kind, inside in _entries(str(fields["spaces"])))
-    if not parts:
+def read_spaces(data: Fields) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Return the spaces of observations and actions; raise RebuildError for those that are not supported.
+
+    Bounds of floats that the text abbreviates are infinite, but must be there for actions.
+    """
+    fields = data["action_space"]
+    actions = _space(_class_name(fields), fields)
+    if isinstance(actions, spaces.Box) and any(
+        len(_floats(fields[name])) != math.prod(actions.shape) for name in ("low", "high")
+    ):
+        raise RebuildError("action bounds that its text abbreviates")
+    fields = data["observation_space"]
+    if _class_name(fields) != "Dict":
+        return _space(_class_name(fields), fields), actions
+    entries = [(key, _space(kind, inside)) for key, kind, inside in _entries(str(fields["spaces"]))]
+    if not entries:
         raise RebuildError("a dict of observations whose text has no entries")
-    return PolicySpec.from_parts(parts, head)
-
-
-def scaled_images_in_text(fields: Fields) -> tuple[str, ...]:
-    """Return the entries of an observation that SB3 divides by 255: bytes from 0 to 255 in three dimensions."""
-    if _class_name(fields[":type:"]) == "Dict":
-        entries = _entries(str(fields["spaces"]))
-        return tuple(key for key, kind, inside in entries if kind == "Box" and _is_image_repr(inside))
-    low, high = (set(_floats(fields.get(name, ""))) for name in ("low", "high"))
-    is_image = str(fields.get("dtype")) == "uint8" and low == {0.0} and high == {255.0} and len(_shape(fields)) == 3
-    return ("",) if is_image else ()
+    return spaces.Dict(OrderedDict(entries)), actions  # Gymnasium sorts the keys of a plain dict
 
 
 def scaled_images(space: spaces.Space[Any]) -> tuple[str, ...]:
-    """Return the entries of a live observation space that SB3 divides by 255."""
+    """Return the entries of an observation that SB3 divides by 255: bytes from 0 to 255 in three dimensions."""
     entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     return tuple(
         key
@@ -62,50 +57,32 @@ def scaled_images(space: spaces.Space[Any]) -> tuple[str, ...]:
     )
 
 
-def observation_space(spec: PolicySpec) -> spaces.Space[Any]:
-    """Return a space with the shapes and dtypes of a spec; the bounds of floats are infinite."""
-    parts = {key: _space(part) for key, part in spec.entries.items()}
-    return spaces.Dict(parts) if spec.parts else parts[""]
-
-
-def _space(part: ObsPart) -> spaces.Space[Any]:
-    if part.nvec:
-        return spaces.MultiDiscrete(list(part.nvec)) if part.shape else spaces.Discrete(part.nvec[0])
-    dtype = np.dtype(part.dtype)
-    low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return spaces.Box(low, high, part.shape, dtype.type)
-
-
-def _class_name(text: Any) -> str:
+def _class_name(fields: Fields) -> str:
     """Return `Box` for "<class 'gymnasium.spaces.box.Box'>"."""
-    return str(text).rstrip("'>").rpartition(".")[2]
+    return str(fields[":type:"]).rstrip("'>").rpartition(".")[2]
 
 
-def _part(kind: str, fields: Fields) -> ObsPart:
-    if kind == "Box":
-        return ObsPart(_shape(fields), str(fields["dtype"]))
-    if kind == "Discrete":
-        if int(fields.get("start", 0)):
-            raise RebuildError(f"discrete observations that start at {fields['start']}")
-        return ObsPart((), "int64", (int(fields["n"]),))
-    if kind == "MultiDiscrete":
-        sizes = _integers(fields["nvec"])
-        return ObsPart((len(sizes),), "int64", sizes)
-    if kind == "MultiBinary":
-        return ObsPart(_shape(fields) or _integers(fields["n"]), "int8")
-    raise RebuildError(f"observations of type {kind}")
+def _entries(text: str) -> Iterator[tuple[str, str, Fields]]:
+    """Yield key, class and attributes of each entry in the text of a dict space, or an OrderedDict of pairs.
 
-
-def _entries(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield key, class and arguments of each entry in the text of a dict space, or an OrderedDict of pairs.
-
-    The text is `{'a': Box(-1.0, 1.0, (3,), float32), 'b': Discrete(4)}`.
+    The text is `{'a': Box(-1.0, 1.0, (3,), float32), 'b': Discrete(4, start=1)}`; in gym 0.19 to 0.21 the bounds of a
+    Box are whole arrays.
     """
     end = 0
     while match := re.compile(r"'([^']+)'\s*[:,]\s*(\w+)\(").search(text, end):
         key, kind = match.groups()
         end = _closing_bracket(text, match.end())
-        yield key, kind, text[match.end() : end]
+        inside = text[match.end() : end]
+        sizes, _, start = inside.partition("start=")
+        fields = {"n": sizes, "nvec": sizes, "start": start}
+        if kind == "Box":
+            box = re.fullmatch(r"(.*)\(([\d, ]*)\),\s*(\w+)", inside, re.DOTALL)
+            if box is None:
+                raise RebuildError(f"Box({short_repr(inside)})")
+            bounds = re.findall(NUMBER, box[1])
+            half = len(bounds) // 2
+            fields = {"low": " ".join(bounds[:half]), "high": " ".join(bounds[half:]), "shape": box[2], "dtype": box[3]}
+        yield key, kind, fields
 
 
 def _closing_bracket(text: str, start: int) -> int:
@@ -117,39 +94,42 @@ def _closing_bracket(text: str, start: int) -> int:
     return index - 1
 
 
-def _part_from_repr(kind: str, inside: str) -> ObsPart:
+def _space(kind: str, fields: Fields) -> spaces.Space[Any]:
     if kind == "Box":
-        match = re.search(r"\(([\d, ]*)\),\s*(\w+)$", inside)
-        if match is None:
-            raise RebuildError(f"Box({inside})")
-        return ObsPart(_integers(match[1]), match[2])
+        return _box(fields)
+    if any(_integers(fields.get("start", 0))):
+        raise RebuildError(f"a {kind} space with start {short_repr(fields['start'])}")
     if kind == "Discrete":
-        return _part(kind, {"n": _integers(inside)[0], "start": "start" in inside})
-    return _part(kind, {"nvec": inside, "n": inside})
-
-
-def _is_image_repr(inside: str) -> bool:
-    """Return True for `0, 255, (3, 40, 44), uint8`, or with arrays as bounds, as in the text of gym 0.19 to 0.21."""
-    match = re.fullmatch(r"(.*)\(\d+, \d+, \d+\), uint8", inside, re.DOTALL)
-    bounds = _floats(match[1]) if match else ()
-    half = len(bounds) // 2
-    return set(bounds[:half]) == {0.0} and set(bounds[half:]) == {255.0}
-
-
-def _head(fields: Fields) -> ActionHead:
-    kind = _class_name(fields[":type:"])
-    if kind == "Box":
-        low, high = (_floats(fields[name]) for name in ("low", "high"))
-        if not len(low) == len(high) == math.prod(_shape(fields)):
-            raise RebuildError("action bounds that its text abbreviates")
-        return DeterministicHead(low=low, high=high)
-    if kind == "Discrete" and int(fields.get("start", 0)) == 0:
-        return CategoricalHead((int(fields["n"]),))
+        return spaces.Discrete(_integers(fields["n"])[0])
     if kind == "MultiDiscrete":
-        return MultiCategoricalHead(_integers(fields["nvec"]))
+        return spaces.MultiDiscrete([*_integers(fields["nvec"])])
     if kind == "MultiBinary":
-        return BernoulliHead((math.prod(_integers(fields["n"])),))
-    raise RebuildError(f"actions of type {kind}, start {fields.get('start')}")
+        return spaces.MultiBinary(_shape(fields) or _integers(fields["n"]))
+    raise RebuildError(f"a space of type {kind}")
+
+
+def _box(fields: Fields) -> spaces.Box:
+    shape, dtype = _shape(fields), str(fields["dtype"])
+    size = math.prod(shape)
+    if size > MAX_VALUES or not re.fullmatch(DTYPE, dtype):
+        raise RebuildError(f"a Box of shape {short_repr(shape)} and dtype {short_repr(dtype)}")
+    kind = np.dtype(dtype)
+    is_float = kind.kind == "f"
+    integers = np.iinfo("uint8" if is_float or dtype == "bool" else kind)
+    smallest, largest = (-np.inf, np.inf) if is_float else (int(integers.min), int(integers.max))
+    bounds: list[NDArray[Any]] = []
+    for name, limit in (("low", smallest), ("high", largest)):
+        values = _floats(fields.get(name, ""))
+        if len({*values}) == 1:
+            values = values[:1]
+        elif len(values) != size:
+            if dtype == "uint8":  # whose bounds decide if they are an image
+                raise RebuildError("bounds of bytes that its text abbreviates")
+            values = (limit,)
+        if not is_float:
+            values = tuple(int(min(max(value, smallest), largest)) for value in values)
+        bounds.append(np.broadcast_to(np.array(values, kind), size).reshape(shape).copy())
+    return spaces.Box(bounds[0], bounds[1], shape, kind.type)
 
 
 def _shape(fields: Fields) -> tuple[int, ...]:

@@ -6,15 +6,20 @@ import dataclasses
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
+from rldistill.policies.encoding import moments_shape
+from rldistill.teachers.file_policy import synthetic_observations
 from rldistill.teachers.sb3.extractor import Extractor, ExtractorActor, ExtractorPolicy
+from rldistill.teachers.sb3.spaces import scaled_images
 from rldistill.teachers.weights import (
     CONVOLUTION_INDICES,
     InconsistentFileError,
@@ -57,14 +62,14 @@ class _Parts:
     critic: list[Layer] | None = None
 
 
-def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_images: Collection[str]) -> ActorPolicy:
+def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, space: spaces.Space[Any]) -> ActorPolicy:
     """Return the policy of a state dict.
 
     Args:
         tensors: The state dict.
         spec: The spec, with the neutral head of the action space.
         settings: The settings of the policy.
-        scaled_images: The entries of the observation that SB3 divides by 255.
+        space: The space of observations.
 
     Raises:
         RebuildError: Tensors of other names or shapes than those of an SB3 policy with this spec.
@@ -84,33 +89,24 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
     )
     state = _state(parts, recurrent)
     spec = dataclasses.replace(spec, head=parts.head)
+    policy: ActorPolicy
     if settings.extractor is None:
         images = _image_layers(tensors, parts.extractor, spec)
         for key, layers in images.items():
             state |= name_layers(f"extractors.image_{key}", layers, CONVOLUTION_INDICES)
-        if images:
-            layers = next(iter(images.values()))
             sizes = widths(layers)
             config = dataclasses.replace(config, images=tuple(images), channels=sizes[:-1], features=sizes[-1])
         policy = build_actor(config, spec, state)
     else:
-        first = recurrent.get("lstm_actor.weight_ih_l0", [*parts.hidden, parts.output][0][0])
-        config = ExtractorActor(
-            **(vars(config) | {"features": first.shape[1]}),
-            extractor=settings.extractor.reference,
-            extractor_kwargs=settings.extractor.kwargs,
-        )
-        require_fit(config, spec, state)
-        weights = {
-            name.removeprefix(f"{parts.extractor}."): value
-            for name, value in tensors.items()
-            if name.startswith(f"{parts.extractor}.")
-        }
-        policy = ExtractorPolicy(config, spec, settings.extractor.build(spec, weights))
+        width = recurrent.get("lstm_actor.weight_ih_l0", [*parts.hidden, parts.output][0][0]).shape[1]
+        own_config = ExtractorActor(**(vars(config) | {"features": width}), extractor=settings.extractor)
+        require_fit(own_config, spec, state)
+        prefix = f"{parts.extractor}."
+        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        policy = ExtractorPolicy(own_config, spec, settings.extractor.build(space, weights))
         policy.load_state_dict(state, strict=False)
-    policy.standardize(*_identity_moments(spec, scaled_images if settings.normalize_images else ()))
-    if isinstance(policy, ExtractorPolicy):
-        policy.require_features()
+        policy(synthetic_observations(spec, 2))  # raises if the extractor does not return [B, features]
+    policy.obs_std.copy_(_undone_scale(spec, scaled_images(space) if settings.normalize_images else ()))
     return policy.eval()
 
 
@@ -230,14 +226,9 @@ def _state(parts: _Parts, recurrent: Tensors) -> Tensors:
     return state
 
 
-def _identity_moments(spec: PolicySpec, scaled_images: Collection[str]) -> tuple[Tensor, Tensor]:
-    """Return moments that undo our division by 255 where SB3 does not divide: bytes that are no scaled image."""
-
-    def std(key: str, dtype: str) -> float:
-        return 1 / 255 if dtype == "uint8" and key not in scaled_images else 1.0
-
+def _undone_scale(spec: PolicySpec, scaled: Collection[str]) -> Tensor:
+    """Return the `obs_std` that undoes our division by 255 where SB3 does not divide: bytes of no scaled image."""
+    stds = {key: 1 / 255 if part.dtype == "uint8" and key not in scaled else 1.0 for key, part in spec.entries.items()}
     if not spec.parts:
-        shape = (sum(spec.nvec),) if spec.nvec else () if spec.obs_dtype == "uint8" else spec.obs_shape
-        return torch.zeros(shape), torch.full(shape, std("", spec.obs_dtype))
-    stds = torch.cat([torch.full((part.width,), std(key, part.dtype)) for key, part in spec.parts])
-    return torch.zeros_like(stds), stds
+        return torch.full(moments_shape(spec), stds[""])
+    return torch.cat([torch.full((part.width,), stds[key]) for key, part in spec.parts])

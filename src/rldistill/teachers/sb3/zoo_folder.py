@@ -14,49 +14,37 @@ import yaml
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper
+from rldistill.io.untrusted import require_small
 
 NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
 SETTINGS = (*NORMALIZERS, "args.yml")
 """Files that only the folder of an agent has; many programs write a `config.yml`."""
 TRAINING_ONLY = ("Monitor", "DelayedRewardWrapper", "ActionNoiseWrapper", "DoneOnSuccessWrapper")
 """Wrappers that change training only, not the observations or the effect of actions."""
-ATARI = ("AtariWrapper",)
+ATARI = "AtariWrapper"
 MAX_YAML_BYTES = 64 << 10
-RENAMED = {
-    "TimeFeatureWrapper": "TimeFeature",
-    "HistoryWrapper": "History",
-    "FrameSkip": "FrameSkip",
-    "MaskVelocityWrapper": "MaskVelocity",
-    "ActionSmoothingWrapper": "ActionSmoothing",
-    "ResizeObservation": "ResizeObservation",
-    "YAMLCompatResizeObservation": "ResizeObservation",
-    "GrayScaleObservation": "GrayscaleObservation",
-    "GrayscaleObservation": "GrayscaleObservation",
-    "FlattenObservation": "FlattenObservation",
-    "FilterObservation": "FilterObservation",
-    "RescaleAction": "RescaleAction",
-    "TimeAwareObservation": "TimeAwareObservation",
-    "TimeLimit": "TimeLimit",
-}
-COUNT, SMALL_COUNT, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
-NUMBERS, NAMES, SWITCH, FRACTION = "numbers", "names", "true or false", "a number from 0 to below 1"
 MAX_NUMBER = sys.float_info.max
 """YAML has larger integers, which no environment can compute with."""
-REQUIRED: dict[str, dict[str, str]] = {
-    "ResizeObservation": {"shape": SIZES},
-    "FilterObservation": {"filter_keys": NAMES},
-    "RescaleAction": {"min_action": NUMBERS, "max_action": NUMBERS},
-    "TimeLimit": {"max_episode_steps": COUNT},
+COUNT, SMALL_COUNT, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
+NUMBERS, NAMES, SWITCH, FRACTION = "numbers", "names", "true or false", "a number from 0 to below 1"
+WRAPPERS: dict[str, tuple[str, dict[str, str]]] = {
+    "TimeFeatureWrapper": ("TimeFeature", {"max_steps": COUNT, "test_mode": SWITCH}),
+    "HistoryWrapper": ("History", {"horizon": SMALL_COUNT}),
+    "FrameSkip": ("FrameSkip", {"skip": SMALL_COUNT}),
+    "MaskVelocityWrapper": ("MaskVelocity", {}),
+    "ActionSmoothingWrapper": ("ActionSmoothing", {"smoothing_coef": FRACTION}),
+    "ResizeObservation": ("ResizeObservation", {"shape": SIZES}),
+    "YAMLCompatResizeObservation": ("ResizeObservation", {"shape": SIZES}),
+    "GrayScaleObservation": ("GrayscaleObservation", {"keep_dim": SWITCH}),
+    "GrayscaleObservation": ("GrayscaleObservation", {"keep_dim": SWITCH}),
+    "FlattenObservation": ("FlattenObservation", {}),
+    "FilterObservation": ("FilterObservation", {"filter_keys": NAMES}),
+    "RescaleAction": ("RescaleAction", {"min_action": NUMBERS, "max_action": NUMBERS}),
+    "TimeAwareObservation": ("TimeAwareObservation", {"flatten": SWITCH, "normalize_time": SWITCH}),
+    "TimeLimit": ("TimeLimit", {"max_episode_steps": COUNT}),
 }
-OPTIONAL: dict[str, dict[str, str]] = {
-    "TimeFeature": {"max_steps": COUNT, "test_mode": SWITCH},
-    "History": {"horizon": SMALL_COUNT},
-    "FrameSkip": {"skip": SMALL_COUNT},
-    "ActionSmoothing": {"smoothing_coef": FRACTION},
-    "GrayscaleObservation": {"keep_dim": SWITCH},
-    "TimeAwareObservation": {"flatten": SWITCH, "normalize_time": SWITCH},
-}
-"""Required and optional keyword arguments of wrappers."""
+"""Our name of a wrapper, and its keyword arguments."""
+REQUIRED = ("shape", "filter_keys", "min_action", "max_action", "max_episode_steps")
 
 
 @dataclass(frozen=True)
@@ -88,11 +76,11 @@ def read_zoo_folder(model: Path) -> ZooFolder:
         CorruptArtifactError: A file that is not in the format of the zoo.
     """
     folders = _settings_folders(model)
-    config, args = _first(folders, ("config.yml",)), _first(folders, ("args.yml",))
+    config, args = (_first(folders, (name,)) for name in ("config.yml", "args.yml"))
     normalizer = _first([model.parent], _checkpoint_normalizer(model)) or _first(folders, NORMALIZERS)
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
     wrappers = _wrappers(settings.get("env_wrapper"), config)
-    view = [wrapper for name, kwargs in wrappers if (wrapper := _view(name, kwargs, config)) is not None]
+    view = [_wrapper(name, kwargs, config) for name, kwargs in wrappers if name not in (ATARI, *TRAINING_ONLY)]
     if settings.get("vec_env_wrapper"):
         raise UntrustedFileError(
             f"{config}: vec_env_wrapper: {short_repr(settings['vec_env_wrapper'])} is not supported. Use another agent."
@@ -100,16 +88,19 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
         raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {short_repr(stack)}")
-    frames = _frames(dict(wrappers), stack or 1, config)
+    frames, sticky = _atari(dict(wrappers).get(ATARI), stack or 1, config)
     if stack and frames is None:
         view.append(Wrapper("StackFrames", {"stack": stack}))
     if _is_normalized(settings.get("normalize"), config) and normalizer is None:
         raise UntrustedFileError(
             f"{config}: observations were normalized, but there is no {NORMALIZERS[0]} beside {model}. Add it."
         )
-    kwargs = (*_sticky(dict(wrappers), config), *_env_kwargs(arguments, settings, args or config))
+    kwargs = (*sticky, *_env_kwargs(arguments, settings, args or config))
+    env_id = arguments.get("env")
+    if env_id is not None and not isinstance(env_id, str):
+        raise CorruptArtifactError(f"{args}: env: expected a name, found {short_repr(env_id)}")
     settings_files = tuple(path for path in (config, args) if path is not None)
-    return ZooFolder(_env_id(arguments, args), kwargs, tuple(view), frames, normalizer, settings_files)
+    return ZooFolder(env_id, kwargs, tuple(view), frames, normalizer, settings_files)
 
 
 def _settings_folders(model: Path) -> list[Path]:
@@ -159,8 +150,7 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.Order
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    if (size := path.stat().st_size) > MAX_YAML_BYTES:
-        raise UntrustedFileError(f"{path}: {size:,} bytes, above {MAX_YAML_BYTES:,}. Use the file of the zoo.")
+    require_small(path, "it", path.stat().st_size, MAX_YAML_BYTES)
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
     except yaml.constructor.ConstructorError as error:
@@ -186,18 +176,14 @@ def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]
     return wrappers
 
 
-def _view(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper | None:
-    if name in TRAINING_ONLY or name in ATARI:
-        return None
-    if name not in RENAMED:
+def _wrapper(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper:
+    if name not in WRAPPERS:
         raise UntrustedFileError(
             f"{path}: env_wrapper: {name} is unknown, and wrappers are not ignored. "
-            f"Known: {', '.join([*RENAMED, *ATARI, *TRAINING_ONLY])}."
+            f"Known: {', '.join([*WRAPPERS, ATARI, *TRAINING_ONLY])}."
         )
-    ours = RENAMED[name]
-    required = REQUIRED.get(ours, {})
-    known = required | OPTIONAL.get(ours, {})
-    for key in {**required, **kwargs}:
+    ours, known = WRAPPERS[name]
+    for key in [*(key for key in known if key in REQUIRED), *kwargs]:
         if key not in known or key not in kwargs or not _is(known[key], kwargs[key]):
             expected = f"expected {key}: {known[key]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
             raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; {expected}")
@@ -215,41 +201,33 @@ def _is(kind: str, value: Any) -> bool:
     if kind == SWITCH:
         return isinstance(value, bool)
     if kind == NAMES:
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in values)
+        return values is value and all(isinstance(item, str) for item in values)
     if kind == NUMBERS:
         return bool(values) and all(type(item) in (int, float) and abs(item) <= MAX_NUMBER for item in values)
     if kind == FRACTION:
         return type(value) in (int, float) and 0 <= value < 1
-    if len(values) not in ((1, 2) if kind == SIZES else (1,)) or (kind != SIZES and values is value):
-        return False
-    return all(type(item) is int and 1 <= item <= (1_000 if kind == SMALL_COUNT else math.inf) for item in values)
+    if kind == SIZES:
+        return len(values) in (1, 2) and all(type(item) is int and item >= 1 for item in values)
+    return type(value) is int and 1 <= value <= (1_000 if kind == SMALL_COUNT else math.inf)
 
 
-def _frames(wrappers: dict[str, dict[str, Any]], stack: int, path: Path | None) -> FramePipeline | None:
-    """Return the frame pipeline of SB3's `AtariWrapper` and `VecFrameStack`; None without the former."""
-    kwargs = next((wrappers[name] for name in ATARI if name in wrappers), None)
+def _atari(
+    kwargs: dict[str, Any] | None, stack: int, path: Path | None
+) -> tuple[FramePipeline | None, tuple[tuple[str, Any], ...]]:
+    """Return the frame pipeline of SB3's `AtariWrapper` and `VecFrameStack`, and its sticky actions for ale-py."""
     if kwargs is None:
-        return None
+        return None, ()
     skip, size = kwargs.get("frame_skip", 4), kwargs.get("screen_size", 84)
     if not all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size)):
+        expected = "frame_skip and screen_size from 1 to 1024"
+        raise UntrustedFileError(f"{path}: env_wrapper: {ATARI} with {short_repr(kwargs)}; expected {expected}.")
+    chance = kwargs.get("action_repeat_probability", 0)
+    if type(chance) not in (int, float) or not 0 <= chance <= 1:
         raise UntrustedFileError(
-            f"{path}: env_wrapper: {ATARI[0]} with {short_repr(kwargs)}; expected frame_skip and "
-            "screen_size from 1 to 1024."
+            f"{path}: env_wrapper: {ATARI}: action_repeat_probability: expected 0 to 1, found {short_repr(chance)}"
         )
-    return FramePipeline(size, size, stack, skip, max_pool=skip > 1)
-
-
-def _sticky(wrappers: dict[str, dict[str, Any]], path: Path | None) -> tuple[tuple[str, Any], ...]:
-    """Return the sticky actions of SB3's `AtariWrapper` as a keyword argument of ale-py."""
-    for name in ATARI:
-        chance = wrappers.get(name, {}).get("action_repeat_probability", 0)
-        if type(chance) not in (int, float) or not 0 <= chance <= 1:
-            raise UntrustedFileError(
-                f"{path}: env_wrapper: {name}: action_repeat_probability: expected 0 to 1, found {short_repr(chance)}"
-            )
-        if chance:
-            return (("repeat_action_probability", chance),)
-    return ()
+    sticky = (("repeat_action_probability", chance),) if chance else ()
+    return FramePipeline(size, size, stack, skip, max_pool=skip > 1), sticky
 
 
 def _is_normalized(value: Any, path: Path | None) -> bool:
@@ -257,19 +235,17 @@ def _is_normalized(value: Any, path: Path | None) -> bool:
     if isinstance(value, str):
         try:
             call = ast.parse(value.strip(), mode="eval").body
-            value = ast.literal_eval(call) if not isinstance(call, ast.Call) else _keywords(call)
+            if isinstance(call, ast.Call):  # dict(norm_obs=True), which is not run
+                if not isinstance(call.func, ast.Name) or call.func.id != "dict" or call.args:
+                    raise ValueError
+                value = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+            else:
+                value = ast.literal_eval(call)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             raise CorruptArtifactError(
                 f"{path}: normalize: expected a boolean or a dict, found {short_repr(value)}."
             ) from None
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
-
-
-def _keywords(call: ast.Call) -> dict[str, Any]:
-    """Return the arguments of `dict(norm_obs=True)` without running it."""
-    if not isinstance(call.func, ast.Name) or call.func.id != "dict" or call.args:
-        raise ValueError
-    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
 def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path | None) -> tuple[tuple[str, Any], ...]:
@@ -288,10 +264,3 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
                 "Set it in the kwargs of env, and delete it there."
             )
     return tuple(kwargs.items())
-
-
-def _env_id(arguments: dict[str, Any], path: Path | None) -> str | None:
-    value = arguments.get("env")
-    if value is not None and not isinstance(value, str):
-        raise CorruptArtifactError(f"{path}: env: expected a name, found {short_repr(value)}")
-    return value
