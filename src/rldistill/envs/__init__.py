@@ -1,0 +1,1 @@
+"""Environments: construction, wrappers, seeds, and the loop that steps them."""

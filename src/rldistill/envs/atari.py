@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import astuple
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -11,6 +12,8 @@ from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
 from rldistill.core.spec import FramePipeline
 
+FRAME_SETTINGS = ("img_height", "img_width", "stack_num", "frameskip", "maxpool", "grayscale")
+"""Names of ale-py for the fields of a `FramePipeline`, in their order."""
 ATARI_DEFAULTS: dict[str, Any] = {
     "img_height": 84,
     "img_width": 84,
@@ -55,22 +58,12 @@ def preprocessed_id(env_id: str) -> str | None:
 
 def preprocessing(frames: FramePipeline) -> dict[str, Any]:
     """Return the keyword arguments of ale-py's vector environment for `frames`, without sticky actions."""
-    return {
-        "img_height": frames.height,
-        "img_width": frames.width,
-        "stack_num": frames.stack,
-        "frameskip": frames.skip,
-        "maxpool": frames.max_pool,
-        "grayscale": frames.grayscale,
-        "repeat_action_probability": 0.0,
-    }
+    return dict(zip(FRAME_SETTINGS, astuple(frames), strict=False)) | {"repeat_action_probability": 0.0}
 
 
 def frame_pipeline(kwargs: dict[str, Any]) -> FramePipeline:
     """Return the frame pipeline of ale-py's vector environment with these keyword arguments."""
-    settings = {**ATARI_DEFAULTS, **kwargs}
-    names = ("img_height", "img_width", "stack_num", "frameskip", "maxpool", "grayscale")
-    return FramePipeline(*(settings[name] for name in names))
+    return FramePipeline(*({**ATARI_DEFAULTS, **kwargs}[name] for name in FRAME_SETTINGS))
 
 
 def rom_name(env_id: str) -> str:
@@ -114,13 +107,12 @@ def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[
 def _require_valid(name: str, value: Any) -> None:
     """Raise ConfigError for an invalid value that the emulator would accept without an error."""
     default = ATARI_DEFAULTS[name]
+    minimum = 0 if name == "noop_max" else 1
     if isinstance(default, bool):
         valid, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, float):
-        valid = type(value) in (int, float) and 0 <= value <= 1
-        expected = "a number from 0 to 1"
+        valid, expected = type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
     else:
-        minimum = 0 if name == "noop_max" else 1
         valid, expected = type(value) is int and value >= minimum, f"an integer of at least {minimum}"
     if not valid:
         raise ConfigError(f"env.kwargs.{name}: expected {expected}, found {short_repr(value)}.")

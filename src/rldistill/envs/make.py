@@ -52,7 +52,11 @@ def make_env(config: EnvConfig, **kwargs: Any) -> Env:
     register_atari()
     look_here()  # for ids such as `module:Name-v0`
     if re.fullmatch(HIGHWAY_ENV_IDS, config.id) and config.id not in gymnasium.registry:
-        _register_highway_env(config.id)
+        try:
+            import highway_env
+        except ImportError:
+            raise MissingExtraError(config.id, "driving") from None
+        gymnasium.register_envs(highway_env)
     spec = _factory_spec(config.id) or config.id
     try:
         env = gymnasium.make(spec, **{**config.kwargs, **kwargs})
@@ -72,14 +76,6 @@ def make_env(config: EnvConfig, **kwargs: Any) -> Env:
     sides = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_flatten(_wrap(tap, wrappers)) for tap, wrappers in sides)
     return TwoViews(env, taps, (student, teacher))
-
-
-def _register_highway_env(env_id: str) -> None:
-    try:
-        import highway_env
-    except ImportError:
-        raise MissingExtraError(env_id, "driving") from None
-    gymnasium.register_envs(highway_env)
 
 
 def _factory_spec(env_id: str) -> EnvSpec | None:

@@ -80,6 +80,7 @@ class SeededVectorEnv:
         self._actions: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
+        """Begin an episode in every slot."""
         return self._reset(np.ones(self.num_envs, bool))
 
     def send(self, actions: NDArray[Any]) -> None:
@@ -96,16 +97,16 @@ class SeededVectorEnv:
             obs, reward, terminated, truncated, info = self.vector.step(self._actions)
         else:
             obs, reward, terminated, truncated, info = self.vector.recv()  # type: ignore[attr-defined]
-        done = terminated | truncated
-        ended = np.flatnonzero(done)
+        ended = np.flatnonzero(terminated | truncated)
         last_obs = obs[ended].copy()
         if len(ended):
             self.episode[ended] += 1
-            obs = self._reset(done, obs)
-        success = _success(info, ended)
-        return Step(obs, np.asarray(reward, np.float64), terminated, truncated, ended, last_obs, success)
+            obs = self._reset(terminated | truncated, obs)
+        reward = np.asarray(reward, np.float64)
+        return Step(obs, reward, terminated, truncated, ended, last_obs, _success(info, ended))
 
     def step(self, actions: NDArray[Any]) -> Step:
+        """Take a step of all slots."""
         self.send(actions)
         return self.recv()
 
@@ -158,6 +159,7 @@ class SeededVectorEnv:
         return np.array(obs)
 
     def close(self) -> None:
+        """Close the environments."""
         self.vector.close()
 
 
@@ -205,12 +207,9 @@ def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threa
 
 def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
     """Return the first legal action for each observation of an environment with action masks and this spec."""
-    start = 0
-    for key, part in spec.parts:
-        if key == MASK:
-            break
-        start += math.prod(part.shape)
-    mask = obs[..., start : start + math.prod(spec.entries[MASK].shape)]
+    sizes = {key: math.prod(part.shape) for key, part in spec.parts}
+    start = sum(list(sizes.values())[: [*sizes].index(MASK)])
+    mask = obs[..., start : start + sizes[MASK]]
     actions = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=-1)]
     return actions[0] if spec.head.single_choice else np.stack(actions, -1)
 

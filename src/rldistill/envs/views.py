@@ -34,9 +34,11 @@ class Tap(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.action: Any = None
 
     def reset(self, **kwargs: Any) -> Reset:
+        """Return the result of the reset that was done for both views."""
         return self._take_result()  # type: ignore[no-any-return]
 
     def step(self, action: Any) -> Step:
+        """Return the result of the step that was taken for both views; raise ConfigError for another action."""
         if not np.array_equal(action, self.action):
             raise ConfigError(f"env.views: a wrapper changes actions. {MOVE}")
         return self._take_result()  # type: ignore[no-any-return]

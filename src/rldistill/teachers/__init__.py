@@ -1,0 +1,1 @@
+"""Teachers: policies read from the files of many libraries, and their training."""

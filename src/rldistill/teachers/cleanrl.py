@@ -1,31 +1,22 @@
-"""CleanRL checkpoints: state dicts of its DQN and PPO, for vectors and for Atari."""
+"""CleanRL checkpoints: state dicts of its DQN and PPO, for vectors and for Atari, whose networks are those of SB3."""
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from pathlib import Path
 
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
 from rldistill.io.untrusted import read_state_dict
-from rldistill.policies.actor_critic import Actor, ActorPolicy
+from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import import_activation
-from rldistill.teachers.weights import (
-    CONVOLUTION_INDICES,
-    InconsistentFileError,
-    RebuildError,
-    Tensors,
-    build_actor,
-    find_layer,
-    find_layers,
-    name_layer,
-    name_layers,
-    num_rows,
-    widths,
-)
+from rldistill.teachers.sb3.tensors import Settings, rebuild, require_kind
+from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors
 
 SUPPORTED = "dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action"
+KINDS: dict[str, HeadKind] = {"network": "q_values", "actor_mean": "gaussian", "actor": "categorical"}
+"""Kind of the head by the name of the dense network that acts."""
 
 
 def load_cleanrl(
@@ -33,30 +24,17 @@ def load_cleanrl(
 ) -> ActorPolicy:
     """Load `agent.state_dict()` or `q_network.state_dict()` of CleanRL's single-file scripts.
 
-    Args:
-        path: A file of `torch.save`, or safetensors.
-        spec: Spec of the environment.
-        activation: Activation of the dense layers, if it is not that of the original script.
-        head: Kind of the head, which the tensors determine as well.
-
-    Raises:
-        ConfigError: An unknown or unused activation, or another head than that of the tensors.
-        UntrustedFileError: Not the tensors of one of these scripts, or not of a network for `spec`.
+    An `activation` replaces that of the original script; the tensors determine the `head` as well. Raise the errors of
+    `load_policy`.
     """
     tensors = read_state_dict(Path(path))
     if activation is not None:
         import_activation(activation, "teacher.activation")
     try:
-        config, state, kind = _actor(tensors)
-        if (kind == "gaussian") == spec.head.discrete:
-            raise UntrustedFileError(
-                f"{path}: a network for {kind} actions, but the environment has {spec.head.kind} actions. Use another "
-                "environment."
-            )
-        config = dataclasses.replace(config, activation=activation or config.activation)
-        policy = build_actor(config, dataclasses.replace(spec, head=spec.head.as_kind(kind)), state)
-    except UntrustedFileError:
-        raise
+        renamed, kind = _to_sb3(tensors)
+        require_kind(spec.head, kind)
+        settings = Settings(activation or ("relu" if kind == "q_values" else "tanh"))
+        policy = rebuild(renamed, spec, settings, [*spec.entries])
     except InconsistentFileError as error:
         raise UntrustedFileError(f"{path}: does not fit the environment: {error}. Use another environment.") from None
     except (RLDistillError, RebuildError, KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -64,46 +42,37 @@ def load_cleanrl(
             f"{path}: not the tensors of CleanRL's {SUPPORTED} ({error}). Load it with a function that builds its "
             f"network: module:factory@{path}."
         ) from None
-    if activation is not None and not config.hidden and not config.critic:
+    if activation is not None and not policy.config.hidden and not policy.config.critic:
         raise ConfigError(f"teacher.activation: {path} has no dense layer with another activation. Remove the option.")
     if head not in (None, kind):
         raise ConfigError(f"teacher.head: {path} has a {kind} head, found {head}. Remove the option.")
     return policy
 
 
-def _actor(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
-    """Return the network, its parameters by the names of `Actor`, and the kind of its head."""
-    if "network.7.weight" in tensors:
-        return _atari_actor(tensors)
-    prefix = next((name for name in ("network", "actor_mean", "actor") if f"{name}.0.weight" in tensors), None)
-    if prefix is None:
+def _to_sb3(tensors: Tensors) -> tuple[Tensors, HeadKind]:
+    """Return the tensors by the names of SB3, and the kind of the head."""
+    actor = next((name for name in KINDS if f"{name}.0.weight" in tensors), None)
+    if actor is None:
         raise ValueError(f"found {', '.join([*tensors][:4])}")
-    *hidden, output = find_layers(tensors, rf"{prefix}\.(\d+)")
-    state = name_layers("body", hidden) | name_layer("output.mean" if prefix == "actor_mean" else "output", output)
-    if prefix == "network":
-        return Actor(hidden=widths(hidden), activation="relu"), state, "q_values"
-    critic = find_layers(tensors, r"critic\.(\d+)")
-    config = Actor(hidden=widths(hidden), critic=widths(critic[:-1]), activation="tanh")
-    state |= name_layers("critic", critic)
-    if prefix == "actor":
-        return config, state, "categorical"
-    state["output.log_std"] = tensors["actor_logstd"].flatten()
-    return dataclasses.replace(config, noise="free"), state, "gaussian"
+    kind = KINDS[actor]
+    if "network.7.weight" in tensors:
+        kind = "categorical" if "actor.weight" in tensors else "q_values"
+        extractor = "features_extractor" if kind == "categorical" else "q_net.features_extractor"
+        names = {f"network.{index}": f"{extractor}.cnn.{index}" for index in (0, 2, 4)}
+        names |= {"network.7": f"{extractor}.linear.0", "network.9": "q_net.q_net.0"}
+        names |= {"actor": "action_net", "critic": "value_net"}
+    elif kind == "q_values":
+        names = {layer: layer.replace("network", "q_net.q_net") for layer in _layers(tensors, actor)}
+    else:
+        names = {}
+        for network, hidden, output in ((actor, "policy_net", "action_net"), ("critic", "value_net", "value_net")):
+            *inner, last = _layers(tensors, network)
+            names |= {layer: layer.replace(network, f"mlp_extractor.{hidden}") for layer in inner} | {last: output}
+    split = ((*name.rpartition("."), tensor) for name, tensor in tensors.items())
+    renamed = {f"{names[layer]}.{parameter}": tensor for layer, _, parameter, tensor in split if layer in names}
+    return renamed | ({"log_std": tensors["actor_logstd"].flatten()} if kind == "gaussian" else {}), kind
 
 
-def _atari_actor(tensors: Tensors) -> tuple[Actor, Tensors, HeadKind]:
-    layers = find_layers(tensors, r"network\.([0247])")
-    is_ppo = "actor.weight" in tensors
-    state = name_layers("extractors.image_", layers, CONVOLUTION_INDICES)
-    state |= name_layer("output", find_layer(tensors, "actor" if is_ppo else "network.9"))
-    if is_ppo:
-        state |= name_layer("critic.0", find_layer(tensors, "critic"))
-    config = Actor(
-        images=("",),
-        channels=widths(layers[:-1]),
-        features=num_rows(layers[-1]),
-        hidden=(),
-        critic=() if is_ppo else None,
-        activation="relu",
-    )
-    return config, state, "categorical" if is_ppo else "q_values"
+def _layers(tensors: Tensors, network: str) -> list[str]:
+    indices = [int(match[1]) for name in tensors if (match := re.fullmatch(rf"{network}\.(\d+)\.weight", name))]
+    return [f"{network}.{index}" for index in sorted(indices)]

@@ -41,13 +41,7 @@ def _read(content: bytes) -> Any:
 
 
 def load_keras(path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
-    """Load a `.keras` file.
-
-    Raises:
-        ConfigError: A `scale` for integers.
-        SpecMismatchError: An input, an output or a head that does not fit the environment.
-        RLDistillError: See `rldistill.students.keras.read_keras`.
-    """
+    """Load a `.keras` file; raise the errors of `load_policy`."""
     model = read_keras(Path(path))
     spec = with_head(spec, head, path)
     require_keras_fit(path, model, spec)

@@ -157,9 +157,11 @@ def load_policy(path: str | Path, *, spec: PolicySpec | None = None, **options: 
         options: Options of the format: the fields of `SavedTeacher`.
 
     Raises:
-        ConfigError: No such file, or an option that does not apply.
-        UntrustedFileError: A file that would run code, or of an unknown format.
-        CorruptArtifactError: A truncated or altered file.
+        ConfigError: No such file, an option that does not apply, or code of the user that fails.
+        MissingExtraError: The package that reads the format is not installed.
+        UntrustedFileError: A file that would run code, of an unknown format, or with a network that is not supported.
+        SpecMismatchError: A network for other observations or actions than those of the environment.
+        CorruptArtifactError: A truncated or altered file, or NaN among its weights.
     """
     return SavedTeacher(str(path), **options).load(spec)
 
@@ -183,8 +185,7 @@ def _find_format(path: str) -> tuple[str, Format]:
         return path, next(file_format for file_format in FORMATS if file_format.matches(path))
     if not Path(path).exists():
         raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
-    if Path(path).is_dir() and not (Path(path) / DOCUMENT).exists():
-        path = str(_zip_in(Path(path)))
+    path = _agent_in(path)
     for file_format in FORMATS:
         if file_format.matches(path):
             return path, file_format
@@ -195,9 +196,7 @@ def _find_format(path: str) -> tuple[str, Format]:
 
 def _zoo_folder(path: str) -> ZooFolder:
     """Return the settings beside a zip; those of other teachers are empty."""
-    file = Path(path)
-    if file.is_dir() and not (file / DOCUMENT).exists():
-        file = _zip_in(file)
+    file = Path(_agent_in(path))
     return read_zoo_folder(file) if file.suffix == ".zip" and file.exists() else ZooFolder()
 
 
@@ -207,8 +206,11 @@ def _game(env_id: str) -> str:
     return re.sub(r"(NoFrameskip|Deterministic)$", "", name)
 
 
-def _zip_in(folder: Path) -> Path:
+def _agent_in(path: str) -> str:
     """Return the agent in a folder of rl-baselines3-zoo: the zip with a folder of its name, or else the only zip."""
+    folder = Path(path)
+    if not folder.is_dir() or (folder / DOCUMENT).exists():
+        return path
     zips = sorted(folder.glob("*.zip"))
     named = [path for path in zips if path.with_suffix("").is_dir()]
     candidates = named if len(named) == 1 else zips
@@ -217,4 +219,4 @@ def _zip_in(folder: Path) -> Path:
         raise ConfigError(
             f"teacher: {folder}: expected {DOCUMENT} or one Stable-Baselines3 zip, found {found}. Name the file."
         )
-    return candidates[0]
+    return str(candidates[0])

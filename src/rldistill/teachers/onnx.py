@@ -69,15 +69,7 @@ class OnnxPolicy(FilePolicy):
 def load_onnx(
     path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0, output: str | None = None
 ) -> OnnxPolicy:
-    """Load an ONNX file.
-
-    Raises:
-        ConfigError: Several outputs that fit without the option `output`, or a `scale` for integers.
-        MissingExtraError: onnxruntime is not installed.
-        UntrustedFileError: Tensors outside the file, or operators of an unknown domain.
-        SpecMismatchError: An input, an output or a head that does not fit the environment, or a fixed batch size.
-        CorruptArtifactError: A truncated or altered file, or NaN among its weights.
-    """
+    """Load an ONNX file; raise the errors of `load_policy`."""
     try:
         import onnx
     except ImportError:

@@ -42,14 +42,9 @@ def find_layer(tensors: Tensors, name: str) -> Layer:
     return weight, tensors.get(f"{name}.bias", torch.zeros(len(weight)))
 
 
-def num_rows(layer: Layer) -> int:
-    """Return the number of outputs of a layer."""
-    return int(layer[0].shape[0])
-
-
 def widths(layers: Iterable[Layer]) -> tuple[int, ...]:
     """Return the number of outputs of each layer."""
-    return tuple(map(num_rows, layers))
+    return tuple(len(weight) for weight, _ in layers)
 
 
 def name_layer(name: str, layer: Layer) -> Tensors:

@@ -211,7 +211,7 @@ def test_policy_with_an_own_activation_is_loaded_back_after_trust(
 def test_integers_in_place_of_weights_are_refused(tmp_path: Path) -> None:
     model = _trained(*CASES[0])
     model.save(tmp_path / "model.zip")
-    for name, error in (("features_extractor.net.1.weight", ConfigError), ("action_net.bias", UntrustedFileError)):
+    for name, error in (("pi_features_extractor.net.1.weight", ConfigError), ("action_net.bias", UntrustedFileError)):
         weights = {key: value.long() if key == name else value for key, value in model.policy.state_dict().items()}
         with pytest.raises(error, match=r"int64|integers for"):
             load_policy(rewrite(tmp_path / "model.zip", weights=weights), extractor=f"{__name__}:Wide")

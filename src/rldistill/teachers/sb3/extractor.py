@@ -24,12 +24,13 @@ FIELD = "teacher.extractor"
 
 @dataclass(frozen=True)
 class Extractor:
-    """Features extractor: its class as `module:Class` and the keyword arguments in the file."""
+    """Features extractor: its class as `module:Class`, and the space and the keyword arguments in the file."""
 
     reference: str
+    space: spaces.Space[Any] = field(hash=False)
     kwargs: dict[str, Any] = field(hash=False)
 
-    def build(self, space: spaces.Space[Any], weights: Tensors) -> nn.Module:
+    def build(self, weights: Tensors) -> nn.Module:
         """Return the extractor with its weights, constructed as SB3 does.
 
         Raises:
@@ -42,7 +43,7 @@ class Extractor:
         if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
             raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
         with wrap_errors(self.reference):
-            module: nn.Module = cls(space, **self.kwargs)
+            module: nn.Module = cls(self.space, **self.kwargs)
         problem = f"{FIELD}: the weights in the file do not fit {self.reference}"
         load_weights(module, weights, problem, "Name another class.")
         return module.eval()

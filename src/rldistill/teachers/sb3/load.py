@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
@@ -28,7 +29,7 @@ from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, import_activation
 from rldistill.teachers.sb3.extractor import Extractor
 from rldistill.teachers.sb3.normalizer import Normalizer, read_normalizer
-from rldistill.teachers.sb3.spaces import read_spaces
+from rldistill.teachers.sb3.spaces import read_spaces, scaled_images
 from rldistill.teachers.sb3.tensors import Settings, rebuild
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
 from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors
@@ -52,29 +53,22 @@ LINEAR_ARS = "ARSLinearPolicy"
 def load_sb3(path: Path, activation: str | None = None, extractor: str | None = None) -> ActorPolicy:
     """Load a model that SB3's `save` wrote, of any version since 1.0, with the settings of rl-baselines3-zoo beside it.
 
-    Args:
-        path: The zip.
-        activation: Activation of the dense layers, if the file has an activation or a policy class of the user's own.
-        extractor: Features extractor of the user's own, as `module:Class`.
-
-    Raises:
-        ConfigError: An option that the file determines, or code of the user that fails.
-        UntrustedFileError: Not an SB3 zip, or a network that cannot be rebuilt from plain text and tensors.
-        CorruptArtifactError: A truncated or altered file.
+    Raise the errors of `load_policy`.
     """
     if activation is not None:
         import_activation(activation, "teacher.activation")
     data, tensors = _read_zip(path)
     folder = read_zoo_folder(path)
     try:
-        settings = _settings_from_text(path, data, tensors, activation, extractor)
         obs_space, action_space = read_spaces(data)
+        settings = _settings_from_text(path, data, tensors, activation)
+        if own := _extractor_from_text(path, data, obs_space, extractor):
+            settings = dataclasses.replace(settings, extractor=own)
         spec = _with_view(spec_from_spaces(str(path), obs_space, action_space), folder)
-        policy = rebuild(tensors, spec, settings, obs_space)
+        policy = rebuild(tensors, spec, settings, scaled_images(obs_space))
     except InconsistentFileError as error:
-        raise UntrustedFileError(
-            f"{path}: its text and its tensors differ: {error}. Save it again with model.save()."
-        ) from None
+        problem = f"its text and its tensors differ: {error}. Save it again with model.save()."
+        raise UntrustedFileError(f"{path}: {problem}") from None
     except RebuildError as error:
         raise UntrustedFileError(f"{path}: unsupported: {error}. Use {SUPPORTED}.") from None
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -88,14 +82,9 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
 
 
 def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
-    """Return the acting network of a live SB3 model as a policy of ours.
+    """Return the acting network of a live SB3 model as a policy of ours; raise ConfigError if ours cannot express it.
 
-    Args:
-        model: Model of any algorithm in `train.ALGORITHMS`.
-        spec: Spec of the environment, which has the frame pipeline; by default that of the model's spaces.
-
-    Raises:
-        ConfigError: The network has parts that ours cannot express.
+    The spec of the environment, which has the frame pipeline, is by default that of the model's spaces.
     """
     policy = model.policy
     try:
@@ -110,7 +99,7 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
         )
         tensors = {name: value.detach().cpu() for name, value in policy.state_dict().items()}
         spec = spec or spec_from_spaces(type(model).__name__, model.observation_space, model.action_space)
-        return rebuild(tensors, spec, settings, model.observation_space)
+        return rebuild(tensors, spec, settings, scaled_images(model.observation_space))
     except RebuildError as error:
         raise ConfigError(f"{type(model).__name__}: unsupported: {error}. Use {SUPPORTED}.") from None
 
@@ -169,17 +158,12 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
         raise CorruptArtifactError(f"{path}: not a whole SB3 zip ({error_text(error)}); {DOWNLOAD_HINT}") from None
     if not isinstance(data, dict):
         raise UntrustedFileError(f"{path}: not an SB3 model: its data is no mapping. Use a zip of model.save().")
-    _require_supported_algorithm(path, data)
-    return data, read_tensors(weights, path, "policy.pth")
-
-
-def _require_supported_algorithm(path: Path, data: dict[str, Any]) -> None:
-    """Raise UntrustedFileError for an unknown algorithm of SB3 or sb3-contrib, before its tensors are read."""
     policy_class = data.get("policy_class")
     module = str(policy_class.get("__module__")) if isinstance(policy_class, dict) else ""
     if module.startswith(("stable_baselines3.", "sb3_contrib.")) and module not in POLICY_MODULES:
         name = module.removesuffix(".policies").rpartition(".")[2]
         raise UntrustedFileError(f"{path}: the algorithm {short_repr(name)} is not supported. Use {SUPPORTED}.")
+    return data, read_tensors(weights, path, "policy.pth")
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
@@ -191,9 +175,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) ->
     return read_member(path, archive, name, limit)
 
 
-def _settings_from_text(
-    path: Path, data: dict[str, Any], tensors: Tensors, activation: str | None, extractor: str | None
-) -> Settings:
+def _settings_from_text(path: Path, data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:
     kwargs = data.get("policy_kwargs") or {}
     module = data["policy_class"]["__module__"]
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
@@ -206,7 +188,6 @@ def _settings_from_text(
         _is_true(kwargs.get("squash_output", ars and not linear)),
         _is_true(kwargs.get("use_expln", False)),
         float(kwargs.get("clip_mean", 2.0)),
-        _extractor_from_text(path, kwargs, module, extractor),
     )
 
 
@@ -227,7 +208,10 @@ def _activation_from_text(path: Path, text: Any, module: str, option: str | None
     return name
 
 
-def _extractor_from_text(path: Path, kwargs: dict[str, Any], module: str, option: str | None) -> Extractor | None:
+def _extractor_from_text(
+    path: Path, data: dict[str, Any], space: spaces.Space[Any], option: str | None
+) -> Extractor | None:
+    kwargs, module = data.get("policy_kwargs") or {}, data["policy_class"]["__module__"]
     name = _dotted_name(kwargs.get("features_extractor_class", EXTRACTORS[0] if module in POLICY_MODULES else ""))
     if option is None:
         if name:
@@ -238,7 +222,7 @@ def _extractor_from_text(path: Path, kwargs: dict[str, Any], module: str, option
     settings = kwargs.get("features_extractor_kwargs", {})
     if not isinstance(settings, dict):
         raise RebuildError(f"features_extractor_kwargs {short_repr(settings)}, which are not plain values")
-    return Extractor(option, settings)
+    return Extractor(option, space, settings)
 
 
 def _dotted_name(value: Any) -> str:

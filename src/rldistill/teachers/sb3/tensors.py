@@ -6,10 +6,8 @@ import dataclasses
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError
@@ -19,7 +17,6 @@ from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
 from rldistill.policies.encoding import moments_shape
 from rldistill.teachers.file_policy import synthetic_observations
 from rldistill.teachers.sb3.extractor import Extractor, ExtractorActor, ExtractorPolicy
-from rldistill.teachers.sb3.spaces import scaled_images
 from rldistill.teachers.weights import (
     CONVOLUTION_INDICES,
     InconsistentFileError,
@@ -31,7 +28,6 @@ from rldistill.teachers.weights import (
     find_layers,
     name_layer,
     name_layers,
-    num_rows,
     require_fit,
     widths,
 )
@@ -62,14 +58,10 @@ class _Parts:
     critic: list[Layer] | None = None
 
 
-def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, space: spaces.Space[Any]) -> ActorPolicy:
-    """Return the policy of a state dict.
+def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_images: Collection[str]) -> ActorPolicy:
+    """Return the policy of a state dict, for a spec with the neutral head of the action space.
 
-    Args:
-        tensors: The state dict.
-        spec: The spec, with the neutral head of the action space.
-        settings: The settings of the policy.
-        space: The space of observations.
+    The entries `scaled_images` of the observation are divided by 255.
 
     Raises:
         RebuildError: Tensors of other names or shapes than those of an SB3 policy with this spec.
@@ -103,33 +95,35 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, space: space
         require_fit(own_config, spec, state)
         prefix = f"{parts.extractor}."
         weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        policy = ExtractorPolicy(own_config, spec, settings.extractor.build(space, weights))
+        policy = ExtractorPolicy(own_config, spec, settings.extractor.build(weights))
         policy.load_state_dict(state, strict=False)
         policy(synthetic_observations(spec, 2))  # raises if the extractor does not return [B, features]
-    policy.obs_std.copy_(_undone_scale(spec, scaled_images(space) if settings.normalize_images else ()))
+    policy.obs_std.copy_(_undone_scale(spec, scaled_images if settings.normalize_images else ()))
     return policy.eval()
 
 
 def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     for name in ("q_net", "quantile_net"):
         if layers := find_layers(tensors, rf"{name}\.{name}\.(\d+)"):
-            output = _mean_quantile(layers[-1], neutral)
-            return _Parts(f"{name}.features_extractor", layers[:-1], output, _as_kind(neutral, "q_values"))
+            output = layers[-1] if name == "q_net" else _mean_quantile(layers[-1], neutral)
+            return _Parts(f"{name}.features_extractor", layers[:-1], output, require_kind(neutral, "q_values"))
     if "action_net.weight" in tensors:
         return _on_policy(tensors, neutral, settings)
     if layers := find_layers(tensors, r"action_net\.(\d+)"):
-        head = _as_kind(neutral, "squashed_gaussian") if settings.squash_output and not neutral.discrete else neutral
+        head = (
+            require_kind(neutral, "squashed_gaussian") if settings.squash_output and not neutral.discrete else neutral
+        )
         return _Parts("features_extractor", layers[:-1], layers[-1], head)
     extractor = "actor.features_extractor"
     if "actor.mu.weight" in tensors or "actor.log_std" in tensors:
-        head, hidden = _as_kind(neutral, "squashed_gaussian"), find_layers(tensors, r"actor\.latent_pi\.(\d+)")
+        head, hidden = require_kind(neutral, "squashed_gaussian"), find_layers(tensors, r"actor\.latent_pi\.(\d+)")
         mean = find_layer(tensors, "actor.mu" if "actor.mu.weight" in tensors else "actor.mu.0")
         if "actor.log_std" in tensors:
             log_std = _expand_log_std(tensors["actor.log_std"], mean)
             return _Parts(extractor, hidden, mean, head, "state", log_std)
         return _Parts(extractor, hidden, mean, head, "learned", find_layer(tensors, "actor.log_std"))
     if layers := find_layers(tensors, r"actor\.mu\.(\d+)"):
-        return _Parts(extractor, layers[:-1], layers[-1], _as_kind(neutral, "squashed_gaussian"))
+        return _Parts(extractor, layers[:-1], layers[-1], require_kind(neutral, "squashed_gaussian"))
     raise RebuildError("tensors of an unknown policy")
 
 
@@ -144,14 +138,14 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
         values = find_layers(tensors, r"mlp_extractor\.value_net\.(\d+)")
         critic = [*shared, *values, find_layer(tensors, "value_net")]
     log_std = tensors.get("log_std")
-    if isinstance(neutral, BernoulliHead) and num_rows(output) == 2 * neutral.num_params:
+    if isinstance(neutral, BernoulliHead) and len(output[0]) == 2 * neutral.num_params:
         # MaskablePPO has two logits for each bit, whose difference is the logit of a Bernoulli variable.
         output = output[0][1::2] - output[0][::2], output[1][1::2] - output[1][::2]
     if log_std is None:
         return _Parts(extractor, hidden, output, neutral, critic=critic)
     if log_std.ndim == 1:
-        return _Parts(extractor, hidden, output, _as_kind(neutral, "gaussian"), "free", log_std, critic)
-    head = _as_kind(neutral, "squashed_gaussian" if settings.squash_output else "gaussian")
+        return _Parts(extractor, hidden, output, require_kind(neutral, "gaussian"), "free", log_std, critic)
+    head = require_kind(neutral, "squashed_gaussian" if settings.squash_output else "gaussian")
     return _Parts(extractor, hidden, output, head, "state", _expand_log_std(log_std, output), critic)
 
 
@@ -161,7 +155,8 @@ def _critic_shares_features(tensors: Tensors) -> bool:
     return all(other in tensors and torch.equal(tensors[name], tensors[other]) for name, other in pairs)
 
 
-def _as_kind(head: ActionHead, kind: HeadKind) -> ActionHead:
+def require_kind(head: ActionHead, kind: HeadKind) -> ActionHead:
+    """Return the head as another kind; raise InconsistentFileError if it is for other actions."""
     try:
         return head.as_kind(kind)
     except SpecMismatchError:
@@ -179,7 +174,7 @@ def _mean_quantile(output: Layer, head: ActionHead) -> Layer:
 
 def _expand_log_std(log_std: Tensor, mean: Layer) -> Tensor:
     """Return gSDE's log_std with a column for each action; without `full_std` all actions share one."""
-    return log_std.expand(-1, num_rows(mean)) if log_std.ndim == 2 and log_std.shape[1] == 1 else log_std
+    return log_std.expand(-1, len(mean[0])) if log_std.ndim == 2 and log_std.shape[1] == 1 else log_std
 
 
 def _image_layers(tensors: Tensors, extractor: str, spec: PolicySpec) -> dict[str, list[Layer]]:
