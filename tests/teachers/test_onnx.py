@@ -240,6 +240,21 @@ def test_operators_of_no_known_domain_are_refused(file: Path, tmp_path: Path) ->
         load_policy(tmp_path / "evil.onnx", spec=SPEC)
 
 
+@pytest.mark.parametrize(("operator", "domain", "words"), [("Loop", "", "may never end"), ("Relu", "x.y", r"x\.y")])
+def test_operators_in_branches_of_functions_are_refused(
+    operator: str, domain: str, words: str, file: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(file)
+    inner = onnx.helper.make_node(operator, ["x"], ["y"], domain=domain)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    branch = onnx.helper.make_graph([inner], "branch", [], [output])
+    node = onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch)
+    model.functions.append(onnx.helper.make_function("local", "f", ["c", "x"], ["z"], [node], model.opset_import))
+    (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UntrustedFileError, match=words):
+        load_policy(tmp_path / "evil.onnx", spec=SPEC)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [(spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"), (None, "Pass the spec of the environment")],

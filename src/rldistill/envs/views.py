@@ -18,10 +18,9 @@ from rldistill.core.env import Side
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import ObsTransformPolicy, Policy
 from rldistill.core.spec import PolicySpec
+from rldistill.envs.wrappers import Env, Step
 
-Env = gymnasium.Env[Any, Any]
 Reset = tuple[Any, dict[str, Any]]
-Step = tuple[Any, Any, bool, bool, dict[str, Any]]
 MOVE = "Move it to env.wrappers, which both views share."
 
 

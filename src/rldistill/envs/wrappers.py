@@ -44,9 +44,7 @@ class EpisodeWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._observation(obs), *others
 
     def _begin(self, obs: Any) -> None: ...
-
     def _update(self, obs: Any, action: Any) -> None: ...
-
     def _observation(self, obs: Any) -> Any: ...
 
 
@@ -110,9 +108,8 @@ class History(EpisodeWrapper):
         self._obs[-1] = obs
 
     def _update(self, obs: Any, action: Any) -> None:
-        for history, latest in ((self._obs, obs), (self._actions, action)):
-            history[:-1] = history[1:].copy()
-            history[-1] = latest
+        _push(self._obs, obs)
+        _push(self._actions, action)
 
     def _observation(self, obs: Any) -> Array:
         return np.concatenate([self._obs.ravel(), self._actions.ravel()])
@@ -134,8 +131,7 @@ class StackFrames(EpisodeWrapper):
         self._frames[-1] = obs
 
     def _update(self, obs: Any, action: Any) -> None:
-        self._frames[:-1] = self._frames[1:].copy()
-        self._frames[-1] = obs
+        _push(self._frames, obs)
 
     def _observation(self, obs: Any) -> Array:
         return np.concatenate(list(self._frames), -1)
@@ -225,13 +221,12 @@ class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: Env) -> None:
         super().__init__(env)
         space = env.observation_space
-        self._images: set[str] = set()
-        if isinstance(space, spaces.Dict):
-            self._images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
-            moved = {key: _channels_first(part) if key in self._images else part for key, part in space.items()}
-            self.observation_space = spaces.Dict(moved)
-        else:
+        if not isinstance(space, spaces.Dict):
             self.observation_space = _channels_first(space)
+            return
+        self._images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
+        moved = {key: _channels_first(part) if key in self._images else part for key, part in space.items()}
+        self.observation_space = spaces.Dict(moved)
 
     def observation(self, observation: Any) -> Any:
         """Move the channels to the front."""
@@ -265,6 +260,11 @@ def _num_choices(actions: spaces.Space[Any]) -> int:
     if isinstance(actions, spaces.MultiBinary):
         return 2 * math.prod(actions.shape)
     raise ConfigError(f"env: action_masks() need discrete actions, found {actions}. Remove action_masks().")
+
+
+def _push(history: Array, latest: Any) -> None:
+    history[:-1] = history[1:].copy()
+    history[-1] = latest
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Box:

@@ -24,8 +24,7 @@ NUM_TRIALS = 64
 class FilePolicy:
     """Feed-forward policy with the network in the bytes of a file; its output is the parameters of the head.
 
-    Probabilities are converted to logits. The bytes and `settings` are the arguments of its constructor, with which
-    another process makes a copy, and identify it.
+    Probabilities are converted to logits. The bytes and `settings` identify the policy, and rebuild it when unpickled.
     """
 
     probabilities = False

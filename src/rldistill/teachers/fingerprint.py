@@ -18,10 +18,8 @@ from rldistill.students.storage import content_hash, stored_tensors
 def fingerprint(policy: Policy) -> str:
     """Return the same text for two policies with the same content: their class and a hash.
 
-    The content is the tensors and settings of a network, the `content_parts` of a policy with a file, such as ONNX or
-    Keras, or the members and vote of an ensemble. Python code cannot be hashed: its content is its name,
-    `module:factory`, with the tensors of a network. Of the spec only the head counts, since the rest may come from the
-    environment.
+    Python code cannot be hashed: its content is its name, `module:factory`, with the tensors of a network. Of the spec
+    only the head counts, since the rest may come from the environment.
     """
     kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
     name, head = getattr(policy, "name", None) or kind, policy.spec.head.to_json()

@@ -52,12 +52,7 @@ class ModulePolicy(nn.Module):
         return None
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the output for a batch of observations.
-
-        Raises:
-            ConfigError: The network raises an error.
-            SpecMismatchError: The network returns NaN, infinite numbers, or another shape than `[B, P]`.
-        """
+        """Return the output for a batch of observations; raise SpecMismatchError unless it is finite and `[B, P]`."""
         assert isinstance(obs, Tensor)
         with wrap_errors(self.name):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
@@ -99,12 +94,7 @@ class FunctionPolicy:
     state_shape: tuple[int, ...] = ()
 
     def with_state(self) -> FunctionPolicy:
-        """Return the policy with its `state_shape` if the function returns a state for synthetic observations.
-
-        Raises:
-            ConfigError: The function raises an error, or has a state but no parameter `episode_start`.
-            SpecMismatchError: The state is not like that of SB3.
-        """
+        """Return the policy with its `state_shape` if the function returns a state for synthetic observations."""
         arrays, mask = self._to_numpy(synthetic_observations(self.spec, 2))
         _, state = self._call(arrays, {} if mask is None else {"action_masks": np.ones(mask.shape, bool)})
         if state is None:
@@ -121,12 +111,7 @@ class FunctionPolicy:
         return torch.zeros(batch_size, *self.state_shape) if self.state_shape else None
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the actions as one-hot logits, computed on the CPU.
-
-        Raises:
-            ConfigError: The function raises an error.
-            SpecMismatchError: An invalid action, another number of actions than of observations, or another state.
-        """
+        """Return the actions as one-hot logits; raise SpecMismatchError for invalid ones and for another state."""
         first = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
         count, device = len(first), first.device
         arrays, mask = self._to_numpy(obs)
@@ -158,8 +143,8 @@ class FunctionPolicy:
         """Return the action and the state."""
         with wrap_errors(self.name):
             result = self.function(obs, **kwargs)
-        pair = [*result, None, None] if isinstance(result, tuple) else [result, None]
-        return pair[0], pair[1]
+        action, after, *_ = [*result, None, None] if isinstance(result, tuple) else [result, None]
+        return action, after
 
     def _pack(self, state: Any, count: int) -> Tensor:
         """Return the state of SB3's `predict` as `[B, 2, layers, hidden]`."""
@@ -192,10 +177,7 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     called with the mask of the environment if they have a parameter `action_masks`; the spec has no mask, and other
     policies are restricted to legal actions. A function with a parameter `deterministic`, such as SB3's `predict`,
     returns its mode; a `predict` with a parameter `state` is recurrent if it returns a state.
-
-    Raises:
-        ConfigError: No such factory, an error in it, another result, or `head` for a teacher that is no network.
-        SpecMismatchError: `head` is for other actions, or the state of `predict` is not like that of SB3.
+    Raise the errors of `load_policy`.
     """
     name, _, weights = reference.partition("@")
     factory: Callable[..., Any] = import_name(name, "teacher")

@@ -1,9 +1,6 @@
-"""Layers in a state dict, and actors built from them."""
+"""State dicts of networks that are built before their weights are loaded."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +10,6 @@ from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import Actor, ActorPolicy
 
 Tensors = dict[str, Tensor]
-Layer = tuple[Tensor, Tensor]
-"""Weight and bias."""
-CONVOLUTION_INDICES = (0, 2, 4, 7)
-"""Indices of the layers in an `Actor`'s image extractor: three convolutions and a dense layer."""
 
 
 class RebuildError(Exception):
@@ -25,42 +18,6 @@ class RebuildError(Exception):
 
 class InconsistentFileError(RebuildError):
     """A file whose text or spec describes another policy than its tensors."""
-
-
-def find_layers(tensors: Tensors, pattern: str) -> list[Layer]:
-    """Return the layers of a sequence in order; `pattern` matches their names, with the index as its one group."""
-    names: dict[int, str] = {}
-    for name in tensors:
-        if match := re.fullmatch(rf"({pattern})\.weight", name):
-            names.setdefault(int(match[2]), match[1])
-    return [find_layer(tensors, names[index]) for index in sorted(names)]
-
-
-def find_layer(tensors: Tensors, name: str) -> Layer:
-    """Return a layer by its name; a missing bias is zero."""
-    weight = tensors[f"{name}.weight"]
-    return weight, tensors.get(f"{name}.bias", torch.zeros(len(weight)))
-
-
-def widths(layers: Iterable[Layer]) -> tuple[int, ...]:
-    """Return the number of outputs of each layer."""
-    return tuple(len(weight) for weight, _ in layers)
-
-
-def name_layer(name: str, layer: Layer) -> Tensors:
-    """Return the tensors of a layer under its new name."""
-    return {f"{name}.weight": layer[0], f"{name}.bias": layer[1]}
-
-
-def name_layers(prefix: str, layers: Sequence[Layer], indices: Sequence[int] | None = None) -> Tensors:
-    """Return the tensors of a sequence of layers under new names, by default with an activation after each layer."""
-    indices = range(0, 2 * len(layers), 2) if indices is None else indices
-    if len(layers) != len(indices):
-        raise InconsistentFileError(f"{len(layers)} layers, but {prefix} has {len(indices)}")
-    tensors: Tensors = {}
-    for index, layer in zip(indices, layers, strict=True):
-        tensors |= name_layer(f"{prefix}.{index}", layer)
-    return tensors
 
 
 def require_fit(config: Actor, spec: PolicySpec, state: Tensors) -> None:

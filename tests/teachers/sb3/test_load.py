@@ -174,6 +174,10 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "not in the format of SB3's save"),
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": "{}"}}, "has no entries"),
         ({"observation_space": {":type:": "<class 'gym.spaces.text.Text'>"}}, "type Text"),
+        (
+            {"observation_space": {":type:": "gym.Dict'>", "spaces": "{'a': MultiDiscrete([2 3], start=[1 1])}"}},
+            "start '\\[1 1\\]'",
+        ),
         ({"observation_space": {":type:": BOX, "shape": "[5]", "dtype": "float32"}}, "a tensor of"),
         ({"observation_space": {":type:": BOX, "shape": "[99999999999]", "dtype": "float32"}}, "a Box of shape"),
         ({"observation_space": {":type:": BOX, "shape": "[4]", "dtype": "(9,)f8"}}, "dtype"),

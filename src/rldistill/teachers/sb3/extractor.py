@@ -31,12 +31,7 @@ class Extractor:
     kwargs: dict[str, Any] = field(hash=False)
 
     def build(self, weights: Tensors) -> nn.Module:
-        """Return the extractor with its weights, constructed as SB3 does.
-
-        Raises:
-            ConfigError: No such class, an error in its code, or weights that do not fit.
-            RebuildError: Keyword arguments that are not a few plain values.
-        """
+        """Return the extractor with its weights, constructed as SB3 does."""
         cls = import_name(self.reference, FIELD)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise ConfigError(f"{FIELD}: {self.reference} is no subclass of torch.nn.Module. Name one that is.")

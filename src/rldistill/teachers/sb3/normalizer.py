@@ -45,11 +45,7 @@ class Normalizer:
     reward_scale: float = 1.0
 
     def flat(self, spec: PolicySpec) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation in the shape of a policy's moments.
-
-        Raises:
-            UntrustedFileError: Moments of another shape, or of bytes.
-        """
+        """Return mean and standard deviation in the shape of a policy's moments; refuse those of another shape."""
         means, stds = [], []
         for key, part in spec.entries.items():
             mean, var = self.moments.get(key, (np.zeros(part.width), np.full(part.width, 1 - self.epsilon)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,20 +17,12 @@ from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
 from rldistill.policies.encoding import moments_shape
 from rldistill.teachers.file_policy import synthetic_observations
 from rldistill.teachers.sb3.extractor import Extractor, ExtractorActor, ExtractorPolicy
-from rldistill.teachers.weights import (
-    CONVOLUTION_INDICES,
-    InconsistentFileError,
-    Layer,
-    RebuildError,
-    Tensors,
-    build_actor,
-    find_layer,
-    find_layers,
-    name_layer,
-    name_layers,
-    require_fit,
-    widths,
-)
+from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors, build_actor, require_fit
+
+Layer = tuple[Tensor, Tensor]
+"""Weight and bias."""
+CONVOLUTION_INDICES = (0, 2, 4, 7)
+"""Indices of the layers in an `Actor`'s image extractor: three convolutions and a dense layer."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +64,8 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
         parts = dataclasses.replace(parts, critic=None)
     config = Actor(
         lstm=_lstm_sizes(recurrent),
-        hidden=widths(parts.hidden),
-        critic=None if parts.critic is None else widths(parts.critic[:-1]),
+        hidden=_widths(parts.hidden),
+        critic=None if parts.critic is None else _widths(parts.critic[:-1]),
         activation=settings.activation,
         noise=parts.noise,
         expln=settings.expln,
@@ -85,8 +77,8 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
     if settings.extractor is None:
         images = _image_layers(tensors, parts.extractor, spec)
         for key, layers in images.items():
-            state |= name_layers(f"extractors.image_{key}", layers, CONVOLUTION_INDICES)
-            sizes = widths(layers)
+            state |= _name_layers(f"extractors.image_{key}", layers, CONVOLUTION_INDICES)
+            sizes = _widths(layers)
             config = dataclasses.replace(config, images=tuple(images), channels=sizes[:-1], features=sizes[-1])
         policy = build_actor(config, spec, state)
     else:
@@ -104,39 +96,39 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
 
 def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     for name in ("q_net", "quantile_net"):
-        if layers := find_layers(tensors, rf"{name}\.{name}\.(\d+)"):
+        if layers := _find_layers(tensors, rf"{name}\.{name}\.(\d+)"):
             output = layers[-1] if name == "q_net" else _mean_quantile(layers[-1], neutral)
             return _Parts(f"{name}.features_extractor", layers[:-1], output, require_kind(neutral, "q_values"))
     if "action_net.weight" in tensors:
         return _on_policy(tensors, neutral, settings)
-    if layers := find_layers(tensors, r"action_net\.(\d+)"):
+    if layers := _find_layers(tensors, r"action_net\.(\d+)"):
         head = (
             require_kind(neutral, "squashed_gaussian") if settings.squash_output and not neutral.discrete else neutral
         )
         return _Parts("features_extractor", layers[:-1], layers[-1], head)
     extractor = "actor.features_extractor"
     if "actor.mu.weight" in tensors or "actor.log_std" in tensors:
-        head, hidden = require_kind(neutral, "squashed_gaussian"), find_layers(tensors, r"actor\.latent_pi\.(\d+)")
-        mean = find_layer(tensors, "actor.mu" if "actor.mu.weight" in tensors else "actor.mu.0")
+        head, hidden = require_kind(neutral, "squashed_gaussian"), _find_layers(tensors, r"actor\.latent_pi\.(\d+)")
+        mean = _find_layer(tensors, "actor.mu" if "actor.mu.weight" in tensors else "actor.mu.0")
         if "actor.log_std" in tensors:
             log_std = _expand_log_std(tensors["actor.log_std"], mean)
             return _Parts(extractor, hidden, mean, head, "state", log_std)
-        return _Parts(extractor, hidden, mean, head, "learned", find_layer(tensors, "actor.log_std"))
-    if layers := find_layers(tensors, r"actor\.mu\.(\d+)"):
+        return _Parts(extractor, hidden, mean, head, "learned", _find_layer(tensors, "actor.log_std"))
+    if layers := _find_layers(tensors, r"actor\.mu\.(\d+)"):
         return _Parts(extractor, layers[:-1], layers[-1], require_kind(neutral, "squashed_gaussian"))
     raise RebuildError("tensors of an unknown policy")
 
 
 def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
-    shared = find_layers(tensors, r"mlp_extractor\.shared_net\.(\d+)")
+    shared = _find_layers(tensors, r"mlp_extractor\.shared_net\.(\d+)")
     separate = any(name.startswith("pi_features_extractor.") for name in tensors)
     extractor = "pi_features_extractor" if separate else "features_extractor"
-    hidden = shared + find_layers(tensors, r"mlp_extractor\.policy_net\.(\d+)")
-    output = find_layer(tensors, "action_net")
+    hidden = shared + _find_layers(tensors, r"mlp_extractor\.policy_net\.(\d+)")
+    output = _find_layer(tensors, "action_net")
     critic: list[Layer] | None = None
     if "value_net.weight" in tensors and _critic_shares_features(tensors):
-        values = find_layers(tensors, r"mlp_extractor\.value_net\.(\d+)")
-        critic = [*shared, *values, find_layer(tensors, "value_net")]
+        values = _find_layers(tensors, r"mlp_extractor\.value_net\.(\d+)")
+        critic = [*shared, *values, _find_layer(tensors, "value_net")]
     log_std = tensors.get("log_std")
     if isinstance(neutral, BernoulliHead) and len(output[0]) == 2 * neutral.num_params:
         # MaskablePPO has two logits for each bit, whose difference is the logit of a Bernoulli variable.
@@ -182,11 +174,11 @@ def _image_layers(tensors: Tensors, extractor: str, spec: PolicySpec) -> dict[st
     images = {}
     for key in spec.entries:
         prefix = re.escape(f"{extractor}.extractors.{key}." if key else f"{extractor}.")
-        if convolutions := find_layers(tensors, rf"{prefix}cnn\.(\d+)"):
+        if convolutions := _find_layers(tensors, rf"{prefix}cnn\.(\d+)"):
             kernels = tuple(int(weight.shape[-1]) for weight, _ in convolutions)
             if kernels != KERNELS:
                 raise RebuildError(f"convolutions with kernels {kernels}; only SB3's NatureCNN is known")
-            images[key] = convolutions + find_layers(tensors, rf"{prefix}linear\.(\d+)")
+            images[key] = convolutions + _find_layers(tensors, rf"{prefix}linear\.(\d+)")
     known = rf"({re.escape(extractor)}|(pi_|vf_)?features_extractor)\.(extractors\.[^.]+\.)?(cnn|linear)\."
     for name in tensors:
         if name.startswith(extractor) and not re.match(known, name):
@@ -205,19 +197,19 @@ def _lstm_sizes(recurrent: Tensors) -> tuple[int, ...]:
 
 def _state(parts: _Parts, recurrent: Tensors) -> Tensors:
     """Return the parameters of the actor but those of its images."""
-    state = name_layers("body", parts.hidden)
+    state = _name_layers("body", parts.hidden)
     if parts.critic is not None:
-        state |= name_layers("critic", parts.critic)
+        state |= _name_layers("critic", parts.critic)
     for name, value in recurrent.items():  # without biases, they are zero
         own_name = name.replace("lstm_actor", "lstm", 1)
         state.setdefault(own_name.replace("weight", "bias"), torch.zeros(len(value)))
         state[own_name] = value
     plain = parts.noise == "none" and not isinstance(parts.head, SquashedGaussianHead)
-    state |= name_layer("output" if plain else "output.mean", parts.output)
+    state |= _name_layer("output" if plain else "output.mean", parts.output)
     if isinstance(parts.log_std, Tensor):
         state["output.log_std"] = parts.log_std
     elif parts.log_std is not None:
-        state |= name_layer("output.log_std", parts.log_std)
+        state |= _name_layer("output.log_std", parts.log_std)
     return state
 
 
@@ -227,3 +219,36 @@ def _undone_scale(spec: PolicySpec, scaled: Collection[str]) -> Tensor:
     if not spec.parts:
         return torch.full(moments_shape(spec), stds[""])
     return torch.cat([torch.full((part.width,), stds[key]) for key, part in spec.parts])
+
+
+def _find_layers(tensors: Tensors, pattern: str) -> list[Layer]:
+    """Return the layers of a sequence in order; `pattern` matches their names, with the index as its one group."""
+    names: dict[int, str] = {}
+    for name in tensors:
+        if match := re.fullmatch(rf"({pattern})\.weight", name):
+            names.setdefault(int(match[2]), match[1])
+    return [_find_layer(tensors, names[index]) for index in sorted(names)]
+
+
+def _find_layer(tensors: Tensors, name: str) -> Layer:
+    weight = tensors[f"{name}.weight"]
+    return weight, tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+
+
+def _widths(layers: Iterable[Layer]) -> tuple[int, ...]:
+    return tuple(len(weight) for weight, _ in layers)
+
+
+def _name_layer(name: str, layer: Layer) -> Tensors:
+    return {f"{name}.weight": layer[0], f"{name}.bias": layer[1]}
+
+
+def _name_layers(prefix: str, layers: Sequence[Layer], indices: Sequence[int] | None = None) -> Tensors:
+    """Return the tensors of a sequence of layers under new names, by default with an activation after each layer."""
+    indices = range(0, 2 * len(layers), 2) if indices is None else indices
+    if len(layers) != len(indices):
+        raise InconsistentFileError(f"{len(layers)} layers, but {prefix} has {len(indices)}")
+    tensors: Tensors = {}
+    for index, layer in zip(indices, layers, strict=True):
+        tensors |= _name_layer(f"{prefix}.{index}", layer)
+    return tensors
