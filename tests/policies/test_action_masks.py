@@ -243,7 +243,7 @@ def test_fixed_bits_ignore_the_logits() -> None:
 
 @pytest.mark.parametrize(
     ("actions", "words"),
-    [(spaces.MultiBinary(2), "6 choices, .* has 4"), (spaces.Box(-1, 1, (2,)), "for discrete actions")],
+    [(spaces.MultiBinary(2), "6 numbers, .* has 4"), (spaces.Box(-1, 1, (2,)), "need discrete actions")],
     ids=["bits", "continuous"],
 )
 def test_masks_of_the_wrong_size_are_named(actions: Any, words: str) -> None:

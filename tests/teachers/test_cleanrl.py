@@ -98,7 +98,7 @@ CASES: list[tuple[Any, str, int, str]] = [
 
 @pytest.mark.parametrize("suffix", ["cleanrl_model", "safetensors"])
 @pytest.mark.parametrize(("network", "env", "actions", "kind"), CASES, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_checkpoint_says_what_its_network_said(
+def test_checkpoint_equals_its_network(
     network: Any, env: str, actions: int, kind: str, suffix: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_a_checkpoint_says_what_its_network_said(
                 torch.testing.assert_close(output.value, theirs.value(rows.float())[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_an_activation_stands_in_for_that_of_its_script(tmp_path: Path) -> None:
+def test_activation_replaces_that_of_the_script(tmp_path: Path) -> None:
     theirs = Ppo(4, 2)
     torch.save(theirs.state_dict(), tmp_path / "model.pt")
     for layers in (theirs.actor, theirs.critic):
@@ -186,7 +186,7 @@ def test_tensors_of_another_network_are_refused(tensors: Any, words: str, tmp_pa
         load_policy(tmp_path / "model.pt", spec=CARTPOLE)
 
 
-def test_what_is_no_whole_checkpoint_is_named(tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     torch.save(Dqn(4, 2).state_dict(), path)
     with pytest.raises(ConfigError, match="Pass the spec of the environment"):

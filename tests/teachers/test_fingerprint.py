@@ -57,7 +57,7 @@ def right(spec: PolicySpec) -> object:
     return lambda obs: 1
 
 
-def test_two_loads_are_the_same_wherever_the_file_is(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_path(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "here", {"seed": 0})
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     said = fingerprint(load_policy(tmp_path / "here"))
@@ -68,7 +68,7 @@ def test_two_loads_are_the_same_wherever_the_file_is(teacher: NetworkPolicy, tmp
     assert fingerprint(changed) != said
 
 
-def test_how_numbers_are_read_counts_as_well_as_the_numbers() -> None:
+def test_fingerprint_includes_the_head() -> None:
     torch.manual_seed(0)
     policies: list[Policy] = [Actor(hidden=(4,), activation=name).build(SPEC) for name in ("tanh", "relu")]
     policies[1].load_state_dict(policies[0].state_dict())  # type: ignore[attr-defined]
@@ -80,12 +80,12 @@ def test_how_numbers_are_read_counts_as_well_as_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("names", [("gentle", "rough"), ("left", "right")], ids=["policies", "functions"])
-def test_what_is_in_python_is_its_reference(names: tuple[str, str]) -> None:
+def test_fingerprint_of_python_code_is_its_reference(names: tuple[str, str]) -> None:
     found = [fingerprint(load_policy(f"{__name__}:{name}", spec=SPEC)) for name in names]
     assert found == [f"{__name__}:{name}" for name in names]
 
 
-def test_a_file_is_the_same_with_another_spec_of_its_environment(tmp_path: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_spec_of_the_environment(tmp_path: Path) -> None:
     """As when a dataset is labelled again, whose spec tells of no wrappers."""
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     torch.save({f"network.{name}": value for name, value in network.state_dict().items()}, tmp_path / "a.pt")

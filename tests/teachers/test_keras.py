@@ -78,7 +78,7 @@ def by_hand(model: Any, obs: Tensor) -> Tensor:
     return x @ last + last_bias
 
 
-def test_labels_are_the_models_own(tmp_path: Path) -> None:
+def test_labels_equal_the_outputs_of_the_model(tmp_path: Path) -> None:
     model = small()
     policy = load_policy(save(model, tmp_path / "p.keras"), spec=SPEC, head="categorical")
     obs = torch.randn(1_000, 4)
@@ -88,7 +88,7 @@ def test_labels_are_the_models_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(params(policy, obs[:1]), expected[:1], rtol=1e-5, atol=1e-5)
 
 
-def test_the_classic_network_sees_frames_with_channels_last(tmp_path: Path) -> None:
+def test_classic_network_takes_frames_with_channels_last(tmp_path: Path) -> None:
     model = classic()
     policy = load_policy(save(model, tmp_path / "p.keras"), spec=PONG, head="q_values")
     obs = frames(1_000)
@@ -137,13 +137,13 @@ def test_probabilities_become_logits(make: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(params(policy, obs).softmax(-1), model(obs).detach(), atol=1e-6)
 
 
-def test_a_compiled_model_is_read_without_its_optimiser(tmp_path: Path) -> None:
+def test_compiled_model_is_read_without_its_optimizer(tmp_path: Path) -> None:
     model = small()
     model.compile("adam", "mse")
     assert load_policy(save(model, tmp_path / "p.keras"), spec=SPEC, head="q_values").spec.head.nvec == (2,)
 
 
-def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
+def test_teacher_labels_in_several_processes(tmp_path: Path) -> None:
     policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC, head="q_values")
     config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
@@ -151,7 +151,7 @@ def test_it_teaches_in_several_processes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
 
 
-def test_numbers_that_may_be_q_values_are_warned_of(tmp_path: Path) -> None:
+def test_outputs_that_may_be_q_values_cause_a_warning(tmp_path: Path) -> None:
     file = save(small(), tmp_path / "p.keras")
     with pytest.warns(UserWarning, match=r"p\.keras: its outputs are read as logits. Set head=q_v"):
         load_policy(file, spec=SPEC)
@@ -179,13 +179,13 @@ def test_option_of_another_format_is_refused(options: Any, tmp_path: Path) -> No
         (None, "Pass the spec of the environment"),
     ],
 )
-def test_another_environments_file_is_named(spec: Any, words: str, tmp_path: Path) -> None:
+def test_file_for_another_environment_is_refused(spec: Any, words: str, tmp_path: Path) -> None:
     file = save(small(), tmp_path / "p.keras")
     with pytest.raises((SpecMismatchError, ConfigError), match=rf"p\.keras.*{words}"):
         load_policy(file, spec=spec)
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damaged_file_is_refused(tmp_path: Path) -> None:
     file = save(small(), tmp_path / "p.keras")
     content = file.read_bytes()
     for broken in (content[: len(content) // 2], b"", content[:-30]):
@@ -194,14 +194,14 @@ def test_damage_is_named(tmp_path: Path) -> None:
             load_policy(file, spec=SPEC)
 
 
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+def test_weights_that_are_nan_are_refused(tmp_path: Path) -> None:
     model = small()
     model.set_weights([np.full_like(w, np.nan) for w in model.get_weights()])
     with pytest.raises(CorruptArtifactError, match="NaN"):
         load_policy(save(model, tmp_path / "p.keras"), spec=SPEC)
 
 
-def test_a_file_of_keras_2_says_what_to_do(tmp_path: Path) -> None:
+def test_file_of_keras_2_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "p.keras", "w") as archive:
         archive.writestr("config.json", json.dumps({"class_name": "Sequential", "config": {}}))
     with pytest.raises(CorruptArtifactError, match="save it again with Keras 3"):

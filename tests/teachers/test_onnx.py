@@ -55,7 +55,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(Params(Mlp((16,)).build(SPEC).eval()), torch.zeros(3, 4), tmp_path_factory.mktemp("onnx") / "p.onnx")
 
 
-def test_labels_are_the_runtimes_own(file: Path) -> None:
+def test_labels_equal_the_outputs_of_onnxruntime(file: Path) -> None:
     policy = load_policy(file, spec=SPEC, head="categorical")
     session = onnxruntime.InferenceSession(file.read_bytes())
     obs = torch.randn(1_000, 4)
@@ -94,7 +94,7 @@ def test_a_head_for_other_actions_is_refused(file: Path, head: Any, known: str) 
         load_policy(file, spec=SPEC, head=head)
 
 
-def test_members_of_an_ensemble_are_read_each_in_its_way(file: Path) -> None:
+def test_members_of_an_ensemble_have_their_own_options(file: Path) -> None:
     asked = SavedTeacher(str(file), head="q_values", scale=0.5), SavedTeacher(str(file), head="categorical")
     together, obs = TeacherEnsemble(asked).load(SPEC), torch.randn(5, 4)
     assert isinstance(together, Ensemble)
@@ -104,7 +104,7 @@ def test_members_of_an_ensemble_are_read_each_in_its_way(file: Path) -> None:
     torch.testing.assert_close(second, load_policy(file, spec=SPEC, head="q_values")(obs)[0].params)
 
 
-def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
+def test_graph_takes_observations_without_the_action_mask(file: Path) -> None:
     box = spaces.Box(-1, 1, (4,))
     masked = spec_from_spaces("it", spaces.Dict({"obs": box, MASK: spaces.MultiBinary(2)}), spaces.Discrete(2))
     policy, obs = load_policy(file, spec=masked, head="q_values"), torch.randn(6, 4)
@@ -116,7 +116,7 @@ def test_it_does_not_see_which_actions_are_legal(file: Path) -> None:
     assert (output.params[~mask.bool()] == ILLEGAL).all()
 
 
-def test_it_teaches_in_several_processes(file: Path, tmp_path: Path) -> None:
+def test_teacher_labels_in_several_processes(file: Path, tmp_path: Path) -> None:
     policy = load_policy(file, spec=SPEC, head="q_values")
     assert policy.spec.head.kind == "q_values"
     config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
@@ -157,7 +157,7 @@ def test_integers_are_not_scaled(tmp_path: Path) -> None:
         load_policy(path, spec=spec, head="q_values", scale=1 / 255)
 
 
-def test_numbers_that_may_be_q_values_are_warned_of(file: Path) -> None:
+def test_outputs_that_may_be_q_values_cause_a_warning(file: Path) -> None:
     with pytest.warns(UserWarning, match=r"p\.onnx: its outputs are read as logits. Set head=q_v"):
         assert load_policy(file, spec=SPEC).spec.head.kind == "categorical"
 
@@ -190,7 +190,7 @@ def test_probabilities_become_logits(actions: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(chances(said), chances(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
+def test_one_of_several_outputs_must_be_named(tmp_path: Path) -> None:
     network = Mlp((16,)).build(SPEC).eval()
 
     class Two(Params):
@@ -209,7 +209,7 @@ def test_one_of_several_outputs_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("wrong", "words"), [(np.nan, "holds NaN"), (np.inf, "returns NaN or infinite")])
-def test_weights_that_are_no_numbers_are_refused(wrong: float, words: str, file: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(wrong: float, words: str, file: Path, tmp_path: Path) -> None:
     model = onnx.load(file)
     tensor = next(tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT)
     numbers = onnx.numpy_helper.to_array(tensor).copy()
@@ -232,7 +232,7 @@ def test_tensors_outside_the_file_are_not_followed(file: Path, tmp_path: Path) -
         load_policy(tmp_path / "evil.onnx", spec=SPEC)
 
 
-def test_operators_of_no_known_domain_are_refused(file: Path, tmp_path: Path) -> None:
+def test_operators_of_unknown_domains_are_refused(file: Path, tmp_path: Path) -> None:
     model = onnx.load(file)
     model.graph.node[0].domain = "evil.ops"
     (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
@@ -259,19 +259,19 @@ def test_operators_in_branches_of_functions_are_refused(
     ("spec", "words"),
     [(spec_from_env(EnvConfig("Acrobot-v1")), "takes observations"), (None, "Pass the spec of the environment")],
 )
-def test_another_environments_file_is_named(file: Path, spec: Any, words: str) -> None:
+def test_file_for_another_environment_is_refused(file: Path, spec: Any, words: str) -> None:
     with pytest.raises((SpecMismatchError, ConfigError), match=rf"p\.onnx.*{words}"):
         load_policy(file, spec=spec)
 
 
-def test_another_action_space_is_named(file: Path) -> None:
+def test_graph_for_another_action_space_is_refused(file: Path) -> None:
     spec = dataclasses.replace(SPEC, head=dataclasses.replace(SPEC.head, nvec=(3,)))
     with pytest.raises(SpecMismatchError, match=r"expected \[batch, 3\]"):
         load_policy(file, spec=spec)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 300])
-def test_a_truncated_file_is_named(file: Path, kept: int, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(file: Path, kept: int, tmp_path: Path) -> None:
     (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:kept])
     with pytest.raises((CorruptArtifactError, SpecMismatchError), match=r"cut\.onnx"):
         load_policy(tmp_path / "cut.onnx", spec=SPEC)

@@ -87,7 +87,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("factory", ["heuristic", "Predicts"])
-def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
+def test_function_is_a_teacher(mine: Path, factory: str) -> None:
     teacher = load_policy(f"mine_for_tests:{factory}", spec=SPEC)
     assert play(CARTPOLE, teacher, 3).returns.min() > 100
     data = collect(CARTPOLE, teacher, CollectConfig(steps=2_000, epsilon=0.2), mine / "dataset")
@@ -97,7 +97,7 @@ def test_a_heuristic_teaches(mine: Path, factory: str) -> None:
 
 @pytest.mark.parametrize("factory", ["broken", "lost", "Astray"])
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
-def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -> None:
+def test_outputs_that_are_not_finite_are_refused(mine: Path, factory: str, env_id: str) -> None:
     env = EnvConfig(env_id)
     head: Any = "q_values" if factory == "broken" and env_id == "CartPole-v1" else None
     policy = load_policy(f"mine_for_tests:{factory}", spec=spec_from_env(env), head=head)
@@ -110,7 +110,7 @@ def test_what_gives_no_numbers_is_named(mine: Path, factory: str, env_id: str) -
             ask()
 
 
-def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
+def test_network_with_the_weights_of_a_file(mine: Path) -> None:
     network = nn.Linear(4, 2)
     torch.save(network.state_dict(), mine / "weights.pt")
     policy = load_policy("mine_for_tests:network@weights.pt", spec=SPEC, head="q_values")
@@ -119,7 +119,7 @@ def test_a_network_takes_the_weights_of_a_file(mine: Path) -> None:
     torch.testing.assert_close(policy(obs)[0].params, network(obs))
 
 
-def test_a_network_whose_numbers_may_be_q_values_is_warned_of(mine: Path) -> None:
+def test_network_whose_outputs_may_be_q_values_causes_a_warning(mine: Path) -> None:
     with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its outputs are read as logits.*head=q_values"):
         assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
     load_policy("mine_for_tests:network", spec=SPEC, head="categorical")
@@ -155,7 +155,7 @@ def test_option_of_another_format_is_refused(factory: str, options: Any, words: 
         ("mine_for_tests:network@other.pt", "does not fit"),
     ],
 )
-def test_what_cannot_be_made_is_named(mine: Path, reference: str, words: str) -> None:
+def test_wrong_reference_is_refused(mine: Path, reference: str, words: str) -> None:
     torch.save(nn.Linear(3, 2).state_dict(), mine / "other.pt")
     with pytest.raises(ConfigError, match=words):
         load_policy(reference, spec=SPEC)
@@ -167,7 +167,7 @@ def test_weights_that_would_run_code_are_refused(mine: Path) -> None:
         load_policy("mine_for_tests:network@whole.pt", spec=SPEC)
 
 
-def test_a_model_of_sb3_teaches_as_it_predicts() -> None:
+def test_labels_equal_the_predictions_of_sb3() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", seed=0)
     policy = FunctionPolicy(lambda obs: model.predict(obs, deterministic=True), SPEC, batched=True)
     obs = torch.randn(50, 4)
@@ -191,7 +191,7 @@ def flat(space: spaces.Dict, raw: list[Any]) -> torch.Tensor:
     return torch.stack([torch.cat([torch.as_tensor(o[key]).float().ravel() for key in space]) for o in raw])
 
 
-def test_a_function_is_shown_the_dict_of_its_environment() -> None:
+def test_function_is_called_with_the_dict_of_its_environment() -> None:
     policy = load_policy(f"{__name__}:remembers", spec=spec_from_spaces("it", ROOM, spaces.Discrete(3)))
     ROOM.seed(0)
     raw = [ROOM.sample() for _ in range(5)]
@@ -203,7 +203,7 @@ def test_a_function_is_shown_the_dict_of_its_environment() -> None:
             assert np.asarray(shown[key]).dtype == ROOM[key].dtype
 
 
-def test_a_model_of_sb3_predicts_of_dicts() -> None:
+def test_model_of_sb3_predicts_for_dicts() -> None:
     class Room(gymnasium.Env[Any, int]):
         observation_space, action_space = ROOM, spaces.Discrete(3)
 
@@ -226,7 +226,7 @@ def obeys_nobody() -> Any:
     return lambda obs: 2 if obs.shape == (4,) else 99
 
 
-def test_a_function_that_takes_no_mask_is_confined() -> None:
+def test_function_without_a_mask_is_restricted_to_legal_actions() -> None:
     policy = with_action_mask(load_policy(f"{__name__}:obeys_nobody", spec=MASKED_SPEC), MASKED_SPEC)
     policy.spec.require_same_input(MASKED_SPEC, "the teacher", "it")
     obs = torch.tensor([[1.0, 1, 1, 1, 1, 0, 0, 0, 0], [0.0, 0, 0, 1, 1, 0, 0, 0, 0]])
@@ -239,7 +239,7 @@ def makes_a_network(spec: PolicySpec) -> Any:
     return nn.Linear(*spec.obs_shape, spec.head.num_params)
 
 
-def test_a_network_is_confined() -> None:
+def test_network_is_restricted_to_legal_actions() -> None:
     policy = with_action_mask(
         load_policy(f"{__name__}:makes_a_network", spec=MASKED_SPEC, head="q_values"), MASKED_SPEC
     )
@@ -278,7 +278,7 @@ class Still(gymnasium.Env[Any, Any]):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("observations", [spaces.Box(-1, 1, (4,)), ROOM], ids=["vector", "dict"])
-def test_a_model_that_remembers_acts_as_it_predicts(observations: spaces.Space[Any], layers: int) -> None:
+def test_recurrent_model_acts_as_it_predicts(observations: spaces.Space[Any], layers: int) -> None:
     actions = spaces.Box(-1, 1, (2,))
     kind = "MultiInputLstmPolicy" if isinstance(observations, spaces.Dict) else "MlpLstmPolicy"
     settings = {"lstm_hidden_size": 8, "n_lstm_layers": layers, "log_std_init": -9.0}
@@ -340,7 +340,7 @@ def test_a_state_of_another_form_is_refused(made: Any, words: str) -> None:
         load_policy(f"{__name__}:latest", spec=SPEC)
 
 
-def test_a_state_that_changes_its_form_is_refused() -> None:
+def test_state_that_changes_its_shape_is_refused() -> None:
     MODELS.append(Keeps((np.zeros((1, 2, 8)),) * 2))
     policy = load_policy(f"{__name__}:latest", spec=SPEC)
     assert policy(torch.zeros(2, 4))[1] is not None
@@ -357,13 +357,13 @@ def test_continuous_actions_are_passed_on() -> None:
 
 
 @pytest.mark.parametrize("action", [2, -1])
-def test_an_action_that_there_is_not_is_named(action: int) -> None:
+def test_action_out_of_range_is_refused(action: int) -> None:
     with pytest.raises(SpecMismatchError, match="returns action"):
         FunctionPolicy(lambda obs: action, SPEC)(torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("network", [nn.Linear(4, 3), nn.Flatten(0)], ids=["actions", "batch"])
-def test_a_network_of_another_size_is_named(network: Any) -> None:
+def test_network_of_another_size_is_refused(network: Any) -> None:
     with pytest.raises(SpecMismatchError, match=r"the network of .* returns"):
         ModulePolicy(network, SPEC)(torch.zeros(2, 4))
 
@@ -380,7 +380,7 @@ def fails_in_a_network() -> Any:
     return nn.Linear(8, 2)
 
 
-def test_a_factory_that_fails_is_named() -> None:
+def test_factory_that_fails_is_named() -> None:
     with pytest.raises(ConfigError, match=rf"fails failed: ZeroDivisionError: of mine \(in fails, {HERE}, line \d+\)"):
         load_policy(f"{__name__}:fails", spec=SPEC)
 
@@ -415,7 +415,7 @@ BITS, PARTS = spaces.MultiBinary(3), spaces.MultiDiscrete([2, 3])
         (spaces.Box(-1, 1, (2,)), [0.0] * 4, "expected 2 numbers for each"),
     ],
 )
-def test_what_is_no_action_is_named(space: Any, said: Any, words: str) -> None:
+def test_invalid_action_is_refused(space: Any, said: Any, words: str) -> None:
     spec = spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space)
     with pytest.raises(SpecMismatchError, match=rf"^teacher: mine:it .*{words}"):
         FunctionPolicy(lambda obs: said, spec, batched=True, name="mine:it")(torch.zeros(4, 4))
@@ -431,7 +431,7 @@ def test_what_is_no_action_is_named(space: Any, said: Any, words: str) -> None:
         (spaces.Box(-1, 1, (2, 1)), [[[0.5], [-1]], [[1], [0]]], [[0.5, -1], [1, 0]]),
     ],
 )
-def test_actions_of_every_kind_are_taken(space: Any, said: Any, expected: Any) -> None:
+def test_actions_of_every_kind_are_accepted(space: Any, said: Any, expected: Any) -> None:
     policy = FunctionPolicy(lambda obs: said, spec_from_spaces("it", spaces.Box(-1, 1, (4,)), space), batched=True)
     assert policy(torch.zeros(2, 4))[0].mode().tolist() == expected
 

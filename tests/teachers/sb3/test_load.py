@@ -90,7 +90,7 @@ def test_cloudpickled_fields_are_never_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5_000])
-def test_a_truncated_zip_is_named(tmp_path: Path, kept: int) -> None:
+def test_truncated_zip_is_refused(tmp_path: Path, kept: int) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
     path = tmp_path / "model.zip"
     path.write_bytes(path.read_bytes()[:kept])
@@ -110,7 +110,7 @@ def test_a_zip_cut_off_behind_its_weights_is_truncated(tmp_path: Path) -> None:
         load_policy(path)
 
 
-def test_an_algorithm_that_is_not_supported_is_named(tmp_path: Path) -> None:
+def test_unsupported_algorithm_is_refused(tmp_path: Path) -> None:
     model = CrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]})
     model.save(tmp_path / "model.zip")
     with pytest.raises(UntrustedFileError, match=r"the algorithm 'crossq' is not supported\. Use DQN"):
@@ -126,7 +126,7 @@ def test_files_that_run_code_are_refused(tmp_path: Path) -> None:
         load_policy(tmp_path / "nothing.zip")
 
 
-def test_pictures_in_a_dict_as_old_gyms_print_them(tmp_path: Path) -> None:
+def test_images_in_a_dict_are_read_from_the_text_of_old_gyms(tmp_path: Path) -> None:
     model = PPO("MultiInputPolicy", Sighted())
     model.save(tmp_path / "model.zip")
     # gym 0.19 to 0.21 print the arrays of the bounds
@@ -303,7 +303,7 @@ def test_a_flipped_byte_never_gives_a_traceback(tmp_path: Path) -> None:
     ],
     ids=["Tanhshrink", "Odd", "Mine"],
 )
-def test_live_networks_that_ours_cannot_express_are_named(
+def test_live_networks_that_cannot_be_rebuilt_are_refused(
     algorithm: Any, env: Any, settings: dict[str, Any], words: str | None
 ) -> None:
     model = algorithm(
@@ -317,7 +317,7 @@ def test_live_networks_that_ours_cannot_express_are_named(
 
 
 @pytest.mark.parametrize("beside", ["agent/vecnormalize.pkl", "vecnormalize.pkl", "vec_normalize.pkl"])
-def test_a_normaliser_is_not_ignored(tmp_path: Path, beside: str) -> None:
+def test_normalizer_is_not_ignored(tmp_path: Path, beside: str) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "agent.zip")
     (tmp_path / "agent").mkdir()
     (tmp_path / beside).write_bytes(b"")
@@ -325,6 +325,6 @@ def test_a_normaliser_is_not_ignored(tmp_path: Path, beside: str) -> None:
         load_policy(tmp_path / "agent.zip")
 
 
-def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
+def test_folder_without_a_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy\.json"):
         load_policy(tmp_path)

@@ -109,7 +109,7 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_a_trained_model_is_rebuilt_as_it_is(case: Case, tmp_path: Path) -> None:
+def test_rebuilt_model_equals_the_trained_one(case: Case, tmp_path: Path) -> None:
     _, algorithm, observations, actions, settings = case
     model = trained(algorithm, observations, actions, settings)
     model.save(tmp_path / "model.zip")
@@ -136,7 +136,7 @@ def test_a_trained_model_is_rebuilt_as_it_is(case: Case, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("actions", [TURN, PUSH], ids=["discrete", "continuous"])
-def test_a_recurrent_model_remembers_as_it_does(layers: int, actions: spaces.Space[Any], tmp_path: Path) -> None:
+def test_rebuilt_recurrent_model_equals_the_original(layers: int, actions: spaces.Space[Any], tmp_path: Path) -> None:
     settings = {"n_steps": 16, "policy_kwargs": {"lstm_hidden_size": 8, "n_lstm_layers": layers}}
     model = trained(RecurrentPPO, BOX, actions, settings)
     model.save(tmp_path / "model.zip")

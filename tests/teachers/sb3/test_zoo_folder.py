@@ -57,7 +57,7 @@ class Dicts(gymnasium.Env[Any, Any]):
 @pytest.mark.parametrize(
     ("env", "keys"), [("Pendulum-v1", None), (Dicts, ["a", "b"]), (Dicts, ["b"])], ids=["box", "dict", "one key"]
 )
-def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, keys: Any) -> None:
+def test_normalized_observations_equal_those_of_sb3(tmp_path: Path, env: Any, keys: Any) -> None:
     vector = VecNormalize(
         DummyVecEnv([lambda: gymnasium.make(env) if isinstance(env, str) else env()]), norm_obs_keys=keys
     )
@@ -81,13 +81,13 @@ def test_observations_are_normalised_as_sb3_does_it(tmp_path: Path, env: Any, ke
         np.testing.assert_allclose(acted, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rewards_alone_need_no_normaliser(tmp_path: Path) -> None:
+def test_normalized_rewards_alone_need_no_normalizer(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]), norm_obs=False)
     vector.save(str(tmp_path / "vecnormalize.pkl"))
     assert read_normalizer(tmp_path / "vecnormalize.pkl").moments == {}
 
 
-def test_values_are_told_in_the_units_of_rewards(tmp_path: Path) -> None:
+def test_values_are_in_the_units_of_rewards(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("Pendulum-v1")]))
     vector.reset()
     for _ in range(50):
@@ -123,7 +123,7 @@ def normalised(folder: Path, mean: float) -> Path:
         ("best_model.zip", "."),
     ],
 )
-def test_a_zip_of_any_name_finds_its_normaliser(tmp_path: Path, model: str, beside: str) -> None:
+def test_zip_of_any_name_uses_its_normalizer(tmp_path: Path, model: str, beside: str) -> None:
     folder = tmp_path / "CartPole-v1_3"
     normalised(folder / beside, 7.0)
     PPO("MlpPolicy", "CartPole-v1", seed=0).save(folder / model)
@@ -132,7 +132,7 @@ def test_a_zip_of_any_name_finds_its_normaliser(tmp_path: Path, model: str, besi
     assert policy.obs_clip == {"": 10.0}
 
 
-def test_a_checkpoint_has_a_normaliser_of_its_own(tmp_path: Path) -> None:
+def test_checkpoint_has_a_normalizer_of_its_own(tmp_path: Path) -> None:
     folder = tmp_path / "CartPole-v1_1"
     normalised(folder / "CartPole-v1", 7.0).rename(folder / "rl_model_vecnormalize_500_steps.pkl")
     normalised(folder / "CartPole-v1", 8.0)
@@ -140,7 +140,7 @@ def test_a_checkpoint_has_a_normaliser_of_its_own(tmp_path: Path) -> None:
     assert load_policy(folder / "rl_model_500_steps.zip").obs_mean.tolist() == [7.0] * 4
 
 
-def test_settings_that_may_be_another_agents_are_neither_taken_nor_dropped(tmp_path: Path) -> None:
+def test_settings_that_may_be_of_another_agent_are_refused(tmp_path: Path) -> None:
     normalised(tmp_path / "CartPole-v1", 7.0)
     PPO("MlpPolicy", "CartPole-v1", seed=0).save(tmp_path / "best_model.zip")
     with pytest.raises(
@@ -176,7 +176,7 @@ class Calls:
     ],
     ids=lambda evil: evil.what[0].__qualname__,
 )
-def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evil: Calls) -> None:
+def test_normalizer_with_other_objects_is_refused(tmp_path: Path, evil: Calls) -> None:
     path = tmp_path / "vecnormalize.pkl"
     path.write_bytes(pickle.dumps({"obs_rms": evil}))
     with pytest.raises((UntrustedFileError, CorruptArtifactError), match="vecnormalize"):
@@ -184,7 +184,7 @@ def test_a_normaliser_that_asks_for_anything_else_is_refused(tmp_path: Path, evi
     assert [file.name for file in tmp_path.iterdir()] == ["vecnormalize.pkl"]
 
 
-def test_a_truncated_normaliser_is_named(tmp_path: Path) -> None:
+def test_truncated_normalizer_is_refused(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
     path = tmp_path / "vecnormalize.pkl"
     vector.save(str(path))
@@ -211,7 +211,7 @@ def test_a_truncated_normaliser_is_named(tmp_path: Path) -> None:
         (PAIRS.format(key="frame_stack", value=3), (Wrapper("StackFrames", {"stack": 3}),)),
     ],
 )  # fmt: skip
-def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tuple[Wrapper, ...]) -> None:
+def test_wrappers_become_the_view_of_the_teacher(tmp_path: Path, config: str, view: tuple[Wrapper, ...]) -> None:
     assert read_zoo_folder(agent(tmp_path, config=config)).view == view
 
 
@@ -243,7 +243,7 @@ def test_wrappers_become_the_teachers_view(tmp_path: Path, config: str, view: tu
         ("a: [", CorruptArtifactError, "not YAML"),
     ],
 )
-def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: str, error: type, words: str) -> None:
+def test_settings_that_cannot_be_reproduced_are_refused(tmp_path: Path, config: str, error: type, words: str) -> None:
     with pytest.raises(error, match=rf"(config|args)\.yml.*{words}"):
         load_policy(agent(tmp_path, config=config))
 
@@ -255,7 +255,7 @@ def test_settings_that_cannot_be_reproduced_are_named(tmp_path: Path, config: st
         ("", "env_kwargs: {wings: 2}", r"agent/args\.yml: CartPole-v1 does not accept {'wings': 2}"),
     ],
 )
-def test_what_an_environment_does_not_take_is_named_with_its_file(
+def test_arguments_that_an_environment_refuses_are_named_with_their_file(
     tmp_path: Path, config: str, args: str, words: str
 ) -> None:
     path = agent(tmp_path, config=config, args=args)
@@ -267,11 +267,11 @@ def test_what_an_environment_does_not_take_is_named_with_its_file(
 
 
 @pytest.mark.parametrize("config", ["normalize: false", "normalize: dict(norm_obs=False, norm_reward=True)"])
-def test_what_was_not_normalised_needs_nothing(tmp_path: Path, config: str) -> None:
+def test_unnormalized_observations_need_no_normalizer(tmp_path: Path, config: str) -> None:
     assert load_policy(agent(tmp_path, config=config)).obs_clip == {}
 
 
-def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
+def test_teacher_with_a_view_acts_on_it(tmp_path: Path) -> None:
 
     env = EnvConfig("CartPole-v1", wrappers=(Wrapper("TimeFeature"),))
     from rldistill.envs.wrappers import TimeFeature
@@ -286,7 +286,7 @@ def test_a_teacher_with_a_view_plays_behind_it(tmp_path: Path) -> None:
     assert play(adapt_env(EnvConfig("CartPole-v1"), policy), policy, 2).lengths.min() > 1
 
 
-def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
+def test_arguments_of_the_environment_are_used(tmp_path: Path) -> None:
     policy = load_policy(agent(tmp_path, "Pendulum-v1", args="env: Pendulum-v1\nenv_kwargs: {g: 2.0}"))
     assert adapt_env(EnvConfig("Pendulum-v1"), policy).kwargs == {"g": 2.0}
     assert adapt_env(EnvConfig("Pendulum-v1", {"g": 3.0}), policy).kwargs == {"g": 3.0}
@@ -296,12 +296,12 @@ def test_what_the_environment_was_made_with_is_taken_up(tmp_path: Path) -> None:
     assert heavy != light
 
 
-def test_a_text_of_the_environment_is_not_taken_from_a_file(tmp_path: Path) -> None:
+def test_text_arguments_of_the_environment_are_not_read_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(UntrustedFileError, match=r"args\.yml.*xml_file.*kwargs of env"):
         load_policy(agent(tmp_path, args="env_kwargs: {xml_file: /etc/passwd}"))
 
 
-def test_stacks_of_normalised_observations_are_sb3s(tmp_path: Path) -> None:
+def test_stacks_of_normalized_observations_equal_those_of_sb3(tmp_path: Path) -> None:
     vector = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
     vector.reset()
     for _ in range(50):
@@ -343,7 +343,7 @@ class Pictures(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 1.0, self.time > 5, False, {}
 
 
-def test_pictures_of_the_size_of_ataris_need_not_be_ataris(tmp_path: Path) -> None:
+def test_images_of_the_size_of_atari_frames_need_not_be_of_atari(tmp_path: Path) -> None:
     gymnasium.register("Pictures-v0", Pictures)
     try:
         env = EnvConfig("Pictures-v0", {"size": (84, 84)})
@@ -369,9 +369,7 @@ class Screens(gymnasium.Env[Any, Any]):
     ],
     ids=["zoo", "zoo with another skip", "bare"],
 )
-def test_frames_are_compared_where_a_folder_tells_how_they_came_about(
-    config: str, skip: int | None, tmp_path: Path
-) -> None:
+def test_frames_are_compared_if_a_folder_describes_them(config: str, skip: int | None, tmp_path: Path) -> None:
     PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
     if config:
         (tmp_path / "agent").mkdir()
@@ -388,7 +386,7 @@ def test_frames_are_compared_where_a_folder_tells_how_they_came_about(
 @pytest.mark.parametrize(
     ("settings", "sticky"), [("{frame_skip: 3}", 0.0), ("{action_repeat_probability: 0.25, frame_skip: 3}", 0.25)]
 )
-def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, sticky: float, tmp_path: Path) -> None:
+def test_atari_agent_plays_the_game_in_its_folder(settings: str, sticky: float, tmp_path: Path) -> None:
     PPO("CnnPolicy", Screens(), seed=0, n_steps=8).save(tmp_path / "agent.zip")
     bare = load_policy(tmp_path / "agent.zip")
     (tmp_path / "agent").mkdir()
@@ -407,7 +405,7 @@ def test_an_atari_agent_plays_the_game_that_its_folder_names(settings: str, stic
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dict"])
-def test_pictures_with_channels_last_are_turned_round(inside: bool, tmp_path: Path) -> None:
+def test_images_with_channels_last_are_transposed(inside: bool, tmp_path: Path) -> None:
     gymnasium.register("Pictures-v0", Pictures)
     try:
         model = PPO("MultiInputPolicy" if inside else "CnnPolicy", Pictures(inside), seed=0)

@@ -60,8 +60,6 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
     """
     parts = _find_parts(tensors, spec.head, settings)
     recurrent = {name: value for name, value in tensors.items() if name.startswith("lstm_actor.")}
-    if recurrent:
-        parts = dataclasses.replace(parts, critic=None)
     config = Actor(
         lstm=_lstm_sizes(recurrent),
         hidden=_widths(parts.hidden),
@@ -126,7 +124,8 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
     hidden = shared + _find_layers(tensors, r"mlp_extractor\.policy_net\.(\d+)")
     output = _find_layer(tensors, "action_net")
     critic: list[Layer] | None = None
-    if "value_net.weight" in tensors and _critic_shares_features(tensors):
+    recurrent = "lstm_actor.weight_ih_l0" in tensors  # whose critic has an LSTM of its own
+    if "value_net.weight" in tensors and not recurrent and _critic_shares_features(tensors):
         values = _find_layers(tensors, r"mlp_extractor\.value_net\.(\d+)")
         critic = [*shared, *values, _find_layer(tensors, "value_net")]
     log_std = tensors.get("log_std")

@@ -1,0 +1,1 @@
+"""Training of teachers with Stable-Baselines3."""
