@@ -80,11 +80,7 @@ def rom_name(env_id: str) -> str:
 
 
 def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[Any, Any, Any]:
-    """Return `num_envs` emulators that ale-py steps with `num_threads` threads of its own.
-
-    Raises:
-        ConfigError: Wrappers or views, an unknown game, or a keyword argument that the emulator does not accept.
-    """
+    """Return `num_envs` emulators that ale-py steps with threads of its own; raise ConfigError for invalid settings."""
     from ale_py.vector_env import AtariVectorEnv
 
     if config.wrappers or config.views:
@@ -94,18 +90,18 @@ def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[
             f"Use env.kwargs, or {game}NoFrameskip-v4 with AtariPreprocessing."
         )
     for name, value in config.kwargs.items():
-        if name not in ATARI_DEFAULTS:
-            raise ConfigError(
-                f"env.kwargs.{name}: {config.id} has no such setting.{did_you_mean(name, ATARI_DEFAULTS)} "
-                f"Use one of {', '.join(ATARI_DEFAULTS)}."
-            )
-        _require_valid(name, value)
+        _require_valid(config.id, name, value)
     kwargs = {**ATARI_DEFAULTS, **config.kwargs}
     return AtariVectorEnv(rom_name(config.id), num_envs, num_threads=num_threads, **kwargs)
 
 
-def _require_valid(name: str, value: Any) -> None:
-    """Raise ConfigError for an invalid value that the emulator would accept without an error."""
+def _require_valid(env_id: str, name: str, value: Any) -> None:
+    """Raise ConfigError for an unknown setting, or an invalid value that the emulator would accept without an error."""
+    if name not in ATARI_DEFAULTS:
+        hint = did_you_mean(name, ATARI_DEFAULTS)
+        raise ConfigError(
+            f"env.kwargs.{name}: {env_id} has no such setting.{hint} Use one of {', '.join(ATARI_DEFAULTS)}."
+        )
     default = ATARI_DEFAULTS[name]
     minimum = 0 if name == "noop_max" else 1
     if isinstance(default, bool):

@@ -45,9 +45,7 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
 def make_env(config: EnvConfig, **kwargs: Any) -> Env:
     """Return one environment with its wrappers; `kwargs` override those of the configuration.
 
-    Raises:
-        ConfigError: An unknown id, with the nearest one, or arguments that the environment or a wrapper refuses.
-        MissingExtraError: The environment needs a package that is not installed.
+    Raise ConfigError for an unknown id and for refused arguments, MissingExtraError for a package that is missing.
     """
     register_atari()
     look_here()  # for ids such as `module:Name-v0`

@@ -53,23 +53,17 @@ def observation_views(config: EnvConfig) -> ObservationViews:
 
 @lru_cache
 def spec_from_env(config: EnvConfig) -> PolicySpec:
-    """Return the specification of a policy for this environment, with a neutral head; of two views, the student's.
-
-    The head is the `neutral` one of `rldistill.core.heads`.
-    """
+    """Return the specification of a policy for this environment, with a neutral head; of two views, the student's."""
     config = config.view_of("student")
     if is_atari(config.id):
-        frames: FramePipeline | None = frame_pipeline(config.kwargs)
         vector = make_atari(config, 1, 1)
-        obs_space, action_space = vector.single_observation_space, vector.single_action_space
+        spec = spec_from_spaces(config.id, vector.single_observation_space, vector.single_action_space)
         vector.close()
-    else:
-        env = make_env(config)
-        frames, obs_space, action_space = _frames(env), env.observation_space, env.action_space
-        if isinstance(env, FlatDict):
-            obs_space = spaces.Dict(env.space)
-        env.close()
-    return replace(spec_from_spaces(config.id, obs_space, action_space), frames=frames)
+        return replace(spec, frames=frame_pipeline(config.kwargs))
+    env = make_env(config)
+    obs_space = spaces.Dict(env.space) if isinstance(env, FlatDict) else env.observation_space
+    env.close()
+    return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(env))
 
 
 def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:

@@ -34,8 +34,7 @@ CHECK_STEPS, CHECK_EPISODES = 150, 6
 class Step:
     """Result of one step of all slots; `obs` already begins the next episode where one ended.
 
-    `ended` are the slots whose episode ended, `last_obs` the last observations of these episodes, and `success` their
-    success according to the `info` of the last step, NaN if it has none.
+    `ended` are the slots whose episode ended, with their `last_obs` and their `success`: that in `info`, or else NaN.
     """
 
     obs: NDArray[Any]

@@ -52,10 +52,7 @@ class Tap(gymnasium.Wrapper[Any, Any, Any, Any]):
 class TwoViews(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Wrapper whose observation is the bytes of the student's observation, then those of the teacher's.
 
-    Args:
-        env: The environment, which is stepped once for both views.
-        taps: The bases of the two views.
-        views: The taps with the wrappers of their views, the student's first.
+    The environment is stepped once for both `views`, which are the `taps` with the wrappers of student and teacher.
     """
 
     def __init__(self, env: Env, taps: tuple[Tap, Tap], views: tuple[Env, Env]) -> None:

@@ -63,12 +63,7 @@ class Normalizer:
 
 
 def read_normalizer(path: Path) -> Normalizer:
-    """Read the normalization of observations and rewards.
-
-    Raises:
-        UntrustedFileError: The file names anything but numpy's arrays and the records of SB3.
-        CorruptArtifactError: A truncated file, or moments that are not numbers.
-    """
+    """Read the normalization of observations and rewards; refuse anything but numpy's arrays and SB3's records."""
     require_small(path, "it", path.stat().st_size, MAX_BYTES)
     try:
         state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())

@@ -53,10 +53,8 @@ class _Parts:
 def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_images: Collection[str]) -> ActorPolicy:
     """Return the policy of a state dict, for a spec with the neutral head of the action space.
 
-    The entries `scaled_images` of the observation are divided by 255.
-
-    Raises:
-        RebuildError: Tensors of other names or shapes than those of an SB3 policy with this spec.
+    The entries `scaled_images` of the observation are divided by 255. Raise RebuildError for tensors of other names or
+    shapes than those of an SB3 policy.
     """
     parts = _find_parts(tensors, spec.head, settings)
     recurrent = {name: value for name, value in tensors.items() if name.startswith("lstm_actor.")}

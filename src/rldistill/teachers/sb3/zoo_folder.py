@@ -71,9 +71,7 @@ class ZooFolder:
 def read_zoo_folder(model: Path) -> ZooFolder:
     """Read the settings beside the zip `model`: in its folder, or a folder with its name or the environment's.
 
-    Raises:
-        UntrustedFileError: A wrapper or setting that cannot be reproduced, or settings that may be another agent's.
-        CorruptArtifactError: A file that is not in the format of the zoo.
+    Raise UntrustedFileError for a wrapper or setting that cannot be reproduced, or that may be of another agent.
     """
     folders = _settings_folders(model)
     config, args = (_first(folders, (name,)) for name in ("config.yml", "args.yml"))
