@@ -106,8 +106,8 @@ CASES: list[tuple[Any, Any, Any, type, dict[str, Any]]] = [
     (RecurrentPPO, BOX, TURN, Wide, {"policy": "MlpLstmPolicy", "n_steps": 16}),
     (DQN, BOX, TURN, Wide, SMALL),
     (QRDQN, BOX, TURN, Wide, SMALL),
-    (PPO, BOX, PUSH, Normalized, {"n_steps": 16, "batch_size": 16}),
     (SAC, BOX, PUSH, Wide, SMALL),
+    (PPO, BOX, PUSH, Normalized, {"n_steps": 16, "batch_size": 16}),
 ]
 
 
@@ -151,6 +151,16 @@ def test_own_extractor_is_an_option_and_is_never_named_by_a_file(tmp_path: Path)
         save_policy(policies[0], tmp_path / "saved", {})
     assert not (tmp_path / "saved").exists()
     assert fingerprint(policies[0]) == fingerprint(policies[1])
+
+
+def test_fingerprint_includes_the_integers_of_an_extractor(tmp_path: Path) -> None:
+    model = _trained(*CASES[-1])
+    fingerprints = []
+    for order in ([2, 0, 1], [0, 1, 2], [0, 1, 2]):
+        model.policy.features_extractor.order[:] = torch.tensor(order)
+        model.save(tmp_path / "model.zip")
+        fingerprints.append(fingerprint(load_policy(tmp_path / "model.zip", extractor=f"{__name__}:Normalized")))
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from rldistill.core.imports import import_name
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy
+from rldistill.students.storage import content_hash
 from rldistill.teachers.weights import RebuildError, Tensors, load_weights
 
 FIELD = "teacher.extractor"
@@ -64,6 +65,12 @@ class ExtractorPolicy(ActorPolicy):
         super().__init__(config, spec)
         assert config.extractor is not None
         self.extractor, self.reference = extractor, config.extractor.reference
+
+    @property
+    def content_parts(self) -> tuple[Any, ...]:
+        """The configuration and all tensors, also integers, for the fingerprint."""
+        tensors = {name: value.detach().cpu() for name, value in self.state_dict().items()}
+        return content_hash(tensors), self.obs_clip, self.config
 
     def require_storable(self) -> None:
         """Raise ConfigError: a file must not name the code that it needs."""
