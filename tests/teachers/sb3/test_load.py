@@ -155,6 +155,7 @@ def rewrite(path: Path, data: dict[str, Any] | None = None, weights: Any = None)
     return path
 
 
+MANY_BOXES = ", ".join(f"'{key}': Box(0.0, 1.0, (4194304,), float32)" for key in range(1_000))
 BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Discrete'>"
 
 
@@ -174,6 +175,7 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "not in the format of SB3's save"),
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": "{}"}}, "has no entries"),
         ({"observation_space": {":type:": "<class 'gym.spaces.text.Text'>"}}, "type Text"),
+        ({"observation_space": {":type:": "gym.Dict'>", "spaces": MANY_BOXES}}, "more than 8,388,608 values"),
         (
             {"observation_space": {":type:": "gym.Dict'>", "spaces": "{'a': MultiDiscrete([2 3], start=[1 1])}"}},
             "start '\\[1 1\\]'",

@@ -17,8 +17,8 @@ from rldistill.teachers.weights import RebuildError
 
 NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 DTYPE = r"bool|float(16|32|64)|u?int(8|16|32|64)"
-MAX_VALUES = 1 << 24
-"""Limit for files: a space holds an array of bounds."""
+MAX_VALUES = 1 << 23
+"""Limit for files: a space holds arrays of its bounds."""
 Fields = Mapping[str, Any]
 """Attributes of a space as SB3 writes them: numbers, or their text."""
 
@@ -37,10 +37,13 @@ def read_spaces(data: Fields) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     fields = data["observation_space"]
     if _class_name(fields) != "Dict":
         return _space(_class_name(fields), fields), actions
-    entries = [(key, _space(kind, inside)) for key, kind, inside in _entries(str(fields["spaces"]))]
+    entries = [*_entries(str(fields["spaces"]))]
     if not entries:
         raise RebuildError("a dict of observations whose text has no entries")
-    return spaces.Dict(OrderedDict(entries)), actions  # Gymnasium sorts the keys of a plain dict
+    if sum(math.prod(_shape(inside)) for _, kind, inside in entries if kind == "Box") > MAX_VALUES:
+        raise RebuildError(f"observations of more than {MAX_VALUES:,} values")
+    built = OrderedDict((key, _space(kind, inside)) for key, kind, inside in entries)
+    return spaces.Dict(built), actions  # Gymnasium sorts the keys of a plain dict
 
 
 def scaled_images(space: spaces.Space[Any]) -> tuple[str, ...]:
