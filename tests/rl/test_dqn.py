@@ -167,9 +167,8 @@ class TestDQNLoss:
 def test_rewards_of_a_bare_game_are_clipped_too(tmp_path: Path) -> None:
     env, teacher = EnvConfig("PongNoFrameskip-v4"), load_policy("zoo:pong-dqn")
     task = LearningTask(env, Mlp((8,)), tmp_path, teacher, Guidance(KL))
-    with task.open(1, 1, torch.device("cpu")) as setup:
+    with task.open(DQNConfig(num_envs=1), torch.device("cpu")) as setup:
         assert (setup.worker.env.id, setup.worker.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
-        assert setup.clips_rewards
 
 
 def test_policy_is_evaluated_at_the_given_steps(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def learn(env: EnvConfig, student: AnyStudent, config: PPOConfig, folder: Path, 
 def rollout_of(**columns: torch.Tensor) -> Rollout:
     """Return a rollout whose other columns are zeros `[T, N]`."""
     zeros = torch.zeros_like(columns["reward"])
-    names = ("obs", "raw_action", "action_params", "starts", "labels", "next_obs", "state")
-    return Rollout(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns}, last_obs={})  # type: ignore[arg-type]
+    names = ("obs", "raw_action", "action_params", "starts", "next_obs")
+    return Rollout(**{**dict.fromkeys(names, zeros), **columns}, last_obs={})  # type: ignore[arg-type]
 
 
 def test_advantages_by_hand() -> None:
@@ -67,7 +67,7 @@ def minibatch(**columns: torch.Tensor) -> Minibatch:
     """Return a minibatch whose other columns are zeros `[B]`."""
     zeros = torch.zeros_like(columns["advantage"])
     names = ("obs", "raw_action", "old_log_prob", "returns", "reward", "terminated", "starts")
-    return Minibatch(**{**dict.fromkeys(names, zeros), "weight": zeros + 1, **columns})
+    return Minibatch(**{**dict.fromkeys(names, zeros), **columns})
 
 
 class TestPPOLoss:
@@ -110,13 +110,13 @@ class TestPPOLoss:
         assert terms.entropy.item() == pytest.approx(1.5)
         assert terms.value.item() == pytest.approx(3.0)  # the critic learns from all steps
 
-    def test_terms_are_those_of_stable_baselines3(self) -> None:
-        """`PPO.train`'s own lines, on random numbers."""
+    @pytest.mark.parametrize("weight", [{}, {"weight": torch.ones(64)}], ids=["no weight", "weight 1"])
+    def test_terms_equal_those_of_stable_baselines3(self, weight: dict[str, torch.Tensor]) -> None:
+        """The expected values are the lines of `PPO.train`, on random numbers."""
         torch.manual_seed(0)
         log_prob, old, advantage, value, returns, entropy = torch.randn(6, 64)
-        terms = ppo.ppo_loss(
-            log_prob, entropy, value, minibatch(advantage=advantage, old_log_prob=old, returns=returns), 0.2
-        )
+        batch = minibatch(advantage=advantage, old_log_prob=old, returns=returns, **weight)
+        terms = ppo.ppo_loss(log_prob, entropy, value, batch, 0.2)
         normalized = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         ratio = torch.exp(log_prob - old)
         policy = -torch.min(normalized * ratio, normalized * torch.clamp(ratio, 1 - 0.2, 1 + 0.2)).mean()

@@ -50,17 +50,17 @@ def constant_policy(env: EnvConfig, action: int) -> NetworkPolicy:
     return policy
 
 
-def played(env: EnvConfig, guided: int, teacher: bool = True) -> tuple[Rollout, RolloutWorker]:
+def played(env: EnvConfig, num_teacher_steps: int, teacher: bool = True) -> tuple[Rollout, RolloutWorker]:
     """Six steps of two environments, in which the student takes action 1 and the teacher takes action 2."""
     worker = RolloutWorker(env, observation_views(env), 2, 0)
     student = StatefulPolicy(constant_policy(env, 1), 2)
     labeler = StatefulPolicy(constant_policy(env, 2), 2) if teacher else None
     with closing(worker):
-        return worker.collect(student, labeler, 6, guided, torch.Generator().manual_seed(0)), worker
+        return worker.collect(student, labeler, 6, num_teacher_steps, torch.Generator().manual_seed(0)), worker
 
 
 @pytest.mark.parametrize(
-    ("guided", "actions"),
+    ("num_teacher_steps", "actions"),
     [
         (0, [1, 1, 1, 1, 1, 1]),
         (1, [2, 1, 1, 1, 2, 1]),
@@ -70,12 +70,16 @@ def played(env: EnvConfig, guided: int, teacher: bool = True) -> tuple[Rollout, 
     ],
 )
 def test_teacher_takes_exactly_the_first_steps_of_each_episode(
-    countdown: EnvConfig, guided: int, actions: list[int]
+    countdown: EnvConfig, num_teacher_steps: int, actions: list[int]
 ) -> None:
-    rollout, worker = played(countdown, guided)
+    rollout, worker = played(countdown, num_teacher_steps)
     for slot in range(2):
         assert rollout.reward[:, slot].tolist() == actions
-        assert rollout.weight[:, slot].tolist() == [float(action == 1) for action in actions]
+        if num_teacher_steps:
+            assert rollout.weight is not None
+            assert rollout.weight[:, slot].tolist() == [float(action == 1) for action in actions]
+        else:
+            assert rollout.weight is None
     assert rollout.raw_action.tolist() == [[1, 1]] * 6  # also where the teacher acted: the draw of the student
     assert [*worker.recent] == [sum(actions[:4])] * 2
 

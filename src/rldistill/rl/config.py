@@ -21,46 +21,30 @@ from rldistill.students import AnyStudent
 
 
 @validated_dataclass
-class PPOConfig:
-    """Settings of PPO (Schulman 2017, arXiv 1707.06347); most names and defaults are SB3's.
+class LearningConfig:
+    """Settings that PPO and DQN share; the final evaluation uses other episodes than these.
 
     Attributes:
         total_steps: environment steps.
         num_envs: environments that step together.
-        rollout_length: steps of each environment between updates.
-        epochs: passes over a rollout.
-        batch_size: steps in a minibatch.
+        batch_size: steps in a minibatch; those of dataset and replay buffer together.
         learning_rate: initial learning rate of Adam.
-        schedule: `linear` lowers the learning rate to 0, `constant` keeps it.
+        schedule: `linear` lowers the learning rate to 0 over the environment steps, `constant` keeps it.
         gamma: discount factor.
-        gae_lambda: decay of the generalized advantage estimates.
-        clip_range: change of the probability ratio at which its gradient is clipped.
-        value_coef: weight of the critic's squared error.
-        entropy_coef: weight of the entropy bonus.
-        max_grad_norm: maximum gradient norm of policy and critic together.
-        critic: network of the critic, which is not stored; by default an mlp of 64x64, or a small cnn for images.
-        critic_warmup: first environment steps, in which only the critic learns.
+        max_grad_norm: maximum gradient norm of all networks together.
         eval_every: steps between evaluations, which select the best policy.
-        eval_episodes: episodes of an evaluation; those of the final evaluation are others.
+        eval_episodes: episodes of an evaluation.
         num_threads: number of threads of PyTorch.
         device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
     total_steps: Positive = 100_000
     num_envs: NumEnvs = 8
-    rollout_length: Positive = 256
-    epochs: Positive = 10
     batch_size: Positive = 64
     learning_rate: PositiveFloat = 3e-4
     schedule: Literal["linear", "constant"] = "constant"
     gamma: Fraction = 0.99
-    gae_lambda: Fraction = 0.95
-    clip_range: PositiveFloat = 0.2
-    value_coef: NonNegativeFloat = 0.5
-    entropy_coef: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 0.5
-    critic: AnyStudent | None = None
-    critic_warmup: NonNegative = 0
     eval_every: Positive = 10_000
     eval_episodes: Positive = 20
     num_threads: NumThreads = 1
@@ -68,19 +52,38 @@ class PPOConfig:
 
 
 @validated_dataclass
-class DQNConfig:
+class PPOConfig(LearningConfig):
+    """Settings of PPO (Schulman 2017, arXiv 1707.06347); most names and defaults are SB3's.
+
+    Attributes:
+        rollout_length: steps of each environment between updates.
+        epochs: passes over a rollout.
+        gae_lambda: decay of the generalized advantage estimates.
+        clip_range: change of the probability ratio at which its gradient is clipped.
+        value_coef: weight of the critic's squared error.
+        entropy_coef: weight of the entropy bonus.
+        critic: network of the critic, which is not stored; by default an mlp of 64x64, or a small cnn for images.
+        critic_warmup: first environment steps, in which only the critic learns.
+    """
+
+    rollout_length: Positive = 256
+    epochs: Positive = 10
+    gae_lambda: Fraction = 0.95
+    clip_range: PositiveFloat = 0.2
+    value_coef: NonNegativeFloat = 0.5
+    entropy_coef: NonNegativeFloat = 0.0
+    critic: AnyStudent | None = None
+    critic_warmup: NonNegative = 0
+
+
+@validated_dataclass
+class DQNConfig(LearningConfig):
     """Settings of DQN (Mnih 2015).
 
     Attributes:
-        total_steps: environment steps.
-        num_envs: environments that step together.
         buffer_size: transitions in the replay buffer, without those of the teacher's dataset.
         learning_starts: environment steps before the first gradient step.
-        batch_size: transitions in a gradient step, of dataset and replay buffer together.
         gradient_steps: gradient steps for each step of all environments.
-        learning_rate: initial learning rate of Adam.
-        schedule: `linear` lowers the learning rate to 0 over the environment steps, `constant` keeps it.
-        gamma: discount factor.
         n_steps: steps of the returns.
         terminal_on_reward: True if returns end at each reward, for games of many points.
         target_update_interval: gradient steps between updates of the target network.
@@ -90,23 +93,15 @@ class DQNConfig:
         epsilon_schedule: probability of a random action over the course of training.
         double: True for double DQN (van Hasselt 2015, arXiv 1509.06461).
         dueling: True for a dueling last layer (Wang 2016, arXiv 1511.06581), which is stored as a linear one.
-        max_grad_norm: maximum gradient norm.
         offline_steps: gradient steps on the teacher's dataset before the first environment step.
-        eval_every: steps between evaluations, which select the best policy.
-        eval_episodes: episodes of an evaluation; those of the final evaluation are others.
-        num_threads: number of threads of PyTorch.
-        device: device of the networks; `auto` takes a GPU if there is one. Environments stay on the CPU.
     """
 
     total_steps: Positive = 50_000
-    num_envs: NumEnvs = 8
+    learning_rate: PositiveFloat = 5e-4
+    max_grad_norm: PositiveFloat = 10.0
     buffer_size: Positive = 50_000
     learning_starts: NonNegative = 1_000
-    batch_size: Positive = 64
     gradient_steps: Positive = 4
-    learning_rate: PositiveFloat = 5e-4
-    schedule: Literal["linear", "constant"] = "constant"
-    gamma: Fraction = 0.99
     n_steps: Positive = 1
     terminal_on_reward: bool = False
     target_update_interval: Positive = 500
@@ -114,9 +109,4 @@ class DQNConfig:
     epsilon_schedule: FractionSchedule = Linear(1.0, 0.05, 0.2)
     double: bool = True
     dueling: bool = False
-    max_grad_norm: PositiveFloat = 10.0
     offline_steps: NonNegative = 10_000
-    eval_every: Positive = 10_000
-    eval_episodes: Positive = 20
-    num_threads: NumThreads = 1
-    device: Device = "auto"

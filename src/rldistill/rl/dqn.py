@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.core.batch import Labels
 from rldistill.core.device import resolve_device
-from rldistill.core.heads import ActionHead
-from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import prepare
+from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress
@@ -26,7 +22,6 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import has_mask, random_legal
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.guidance import DistillationWeight
 from rldistill.rl.offline_data import OfflineTransitions, ReplayObsEncoder
 from rldistill.rl.q_network import DuelingLayer, new_policy
 from rldistill.rl.replay import ReplayBuffer, TransitionBatch
@@ -55,13 +50,6 @@ def learn(
     and the student's own together, all with the same probability, so that the student does not forget states that it
     has not visited yet.
 
-    Args:
-        task: student, environment, teacher and folder.
-        config: hyperparameters.
-        dataset: dataset of the teacher.
-        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
-        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
-
     Raises:
         ConfigError: the student does not learn by gradient, or it is recurrent.
         SpecMismatchError: an action is not one integer; or teacher, student and environment do not fit.
@@ -70,53 +58,43 @@ def learn(
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
     device = resolve_device(config.device, "dqn.device")
-    with (
-        stage_progress(progress, "learn", "steps") as report,
-        task.open(config.num_envs, config.num_threads, device) as setup,
-    ):
+    with stage_progress(progress, "learn", "steps") as report, task.open(config, device) as setup:
         learner = _Learner(task, config, setup, dataset)
         learner.state.restore()
-        if dataset is not None and learner.done < 1:
-            learner.offline = OfflineTransitions.of_dataset(dataset, learner.encoder, config, setup.clips_rewards)
+        if dataset is not None and learner.state.progress < 1:
+            is_clipped = is_atari(setup.worker.env.id)
+            learner.offline = OfflineTransitions.of_dataset(dataset, learner.encoder, config, is_clipped)
             learner.learn_offline(report)
         return _train(learner, report)
 
 
 def _train(learner: _Learner, report: Progress) -> NetworkPolicy:
     """Run the training loop on the student's own steps."""
-    task, config, state, worker = learner.task, learner.config, learner.state, learner.setup.worker
-    if state.offline_updates and not state.num_rows and task.score is not None:
-        state.log({"step": 0, "update": state.updates, "score": learner.evaluate()})
-    started, terms = time.monotonic(), list[dict[str, Tensor]]()
-    while state.steps < config.total_steps:
+    config, state, worker = learner.config, learner.state, learner.setup.worker
+    if state.offline_updates:
+        state.log_start(learner.newest_candidate())
+    terms = list[dict[str, Tensor]]()
+    while state.progress < 1:
         # Collect one step of every environment.
         learner.collect()
         state.steps += config.num_envs
-        done = state.steps / config.total_steps
 
         # Update.
         terms += learner.update()
         finished = state.offline_updates + min(state.steps, config.total_steps)
         report.update(finished, state.offline_updates + config.total_steps, worker.mean_return)
 
-        # Evaluate and log.
-        is_eval = task.score is not None and (state.steps >= state.next_eval or done >= 1)
-        if not terms or not (is_eval or done >= 1 or state.steps % LOG_INTERVAL_STEPS < config.num_envs):
-            continue
-        row = {"step": state.steps, "update": state.updates, "return": worker.mean_return}
-        row |= learner.metrics(terms) | task.guidance.reference_returns
-        if is_eval:
-            state.next_eval += config.eval_every
-            row["score"] = learner.evaluate()
-        warning = state.weight.update(worker.recent, worker.num_ended, done)
-        if warning is not None:
-            warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
-        state.log({**row, "seconds": round(time.monotonic() - started, 2)})
-
-        # Checkpoint: here alone, where no loss waits for its row.
-        terms = []
-        state.save_if_due()
-    return task.save(learner.result(), state.steps)
+        # Evaluate, log and checkpoint: here alone, where no loss waits for its row.
+        log_due = state.steps % LOG_INTERVAL_STEPS < config.num_envs or state.progress >= 1
+        if terms and (log_due or state.eval_due):
+            state.log(learner.newest_candidate(), learner.metrics(terms))
+            terms = []
+            state.update_weight()
+            state.save_if_due()
+    policy = learner.newest_candidate() if learner.task.score is None else state.networks["best"]
+    if isinstance(policy.output, DuelingLayer):
+        policy.output = policy.output.to_linear()
+    return learner.task.save(policy, state.steps)
 
 
 @dataclass(frozen=True)
@@ -156,40 +134,26 @@ class _Learner:
 
     def __init__(self, task: LearningTask, config: DQNConfig, setup: TrainingSetup, dataset: Dataset | None) -> None:
         self.task, self.config, self.setup = task, config, setup
-        self.policy = new_policy(task.student, setup.spec, config)
+        self.policy = new_policy(task.student, setup.worker.views.student, config)
         if dataset is not None:
             prepare(self.policy, dataset)
-        best = copy.deepcopy(self.policy)
         self.policy.to(setup.device)
         self.target = copy.deepcopy(self.policy)
         # The network that is evaluated and kept.
         self.candidate = copy.deepcopy(self.policy) if config.ema_decay else self.policy
-        self.student = setup.student(self.policy)
         self.encoder = ReplayObsEncoder.choose(self.policy, dataset, setup.device)
         self.needs_fit = dataset is None
         self.offline: OfflineTransitions | None = None
         num_labels = 0 if setup.teacher_loss is None else setup.teacher_loss.head.num_params
         self.replay = ReplayBuffer(self.encoder.spec, config.buffer_size, config.num_envs, num_labels)
         self.replay.require_room(config.n_steps)
+        self.no_loss = torch.zeros((), device=setup.device)
         self.weights = flatten_weights(self.policy)
         self.average_weights = flatten_weights(self.candidate) if config.ema_decay else None
-        networks = {"policy": self.policy, "target": self.target, "best": best}
-        self.state = TrainState(
-            task.folder,
-            networks=networks | ({"average": self.candidate} if config.ema_decay else {}),
-            optimizer=torch.optim.Adam([self.weights], config.learning_rate, eps=1.5e-4, fused=True),
-            worker=setup.worker,
-            actors=setup.actors(self.student),
-            weight=DistillationWeight(task.guidance),
-            teacher_loss=setup.teacher_loss,
-            next_eval=config.eval_every,
-            replay=self.replay,
-        )
-
-    @property
-    def done(self) -> float:
-        """The finished share of the environment steps."""
-        return self.state.steps / self.config.total_steps
+        networks = {"policy": self.policy, "target": self.target}
+        networks |= {"average": self.candidate} if config.ema_decay else {}
+        optimizer = torch.optim.Adam([self.weights], config.learning_rate, eps=1.5e-4, fused=True)
+        self.state = TrainState(task, config, setup, networks, optimizer, self.replay)
 
     def learn_offline(self, progress: Progress) -> None:
         """Learn from the teacher's dataset, with the first weight of the distillation losses."""
@@ -205,15 +169,16 @@ class _Learner:
 
     def collect(self) -> None:
         """Take one epsilon-greedy step in every environment and store it."""
-        worker, spec, teacher = self.setup.worker, self.setup.spec, self.setup.teacher
+        worker, teacher = self.setup.worker, self.setup.teacher
+        spec = worker.views.student
         rng = block_generator(self.task.seed, "train", 1, 0, self.state.steps)
-        greedy = self.student.step(worker.obs).mode().numpy()
+        greedy = self.state.student.step(worker.obs).mode().numpy()
         obs, age = worker.student_obs(worker.obs), worker.age
         labels = {} if teacher is None else {"labels": teacher.step(worker.obs).params.numpy()}
         random = rng.integers(0, spec.head.nvec[0], len(age))
         if has_mask(spec):
             random = random_legal(obs.numpy(), spec, rng)
-        explores = rng.random(len(age)) < self.config.epsilon_schedule(self.done)
+        explores = rng.random(len(age)) < self.config.epsilon_schedule(self.state.progress)
         action = np.where(explores, random, greedy)
         stored = self.encoder.encode(obs)  # before the step, after which `obs` may be overwritten
         step = worker.step(action)
@@ -244,9 +209,9 @@ class _Learner:
             for network in (self.target, self.candidate):
                 network.load_state_dict(self.policy.state_dict())
         if config.schedule == "linear":
-            state.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - self.done, 0.0)
+            state.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - state.progress, 0.0)
         rng = block_generator(self.task.seed, "train", 3, 0, state.steps)
-        weight = state.weight.weight(self.done)
+        weight = state.weight.weight(state.progress)
         return [self._step(self._sample(rng), weight) for _ in range(config.gradient_steps)]
 
     def _sample(self, rng: np.random.Generator) -> TransitionBatch:
@@ -260,39 +225,41 @@ class _Learner:
 
     def _step(self, batch: TransitionBatch, weight: float) -> dict[str, Tensor]:
         """Make one step of the optimizer; return the means of the loss terms."""
-        config, teacher_loss, q_values = self.config, self.setup.teacher_loss, self.encoder.q_values
+        config, state, teacher_loss = self.config, self.state, self.setup.teacher_loss
+        q_values = self.encoder.q_values
         batch = batch.to(self.setup.device)
         output = q_values(self.policy, batch.obs)
         with torch.no_grad():
             next_q_values = q_values(self.target, batch.next_obs).params
             selection = q_values(self.policy, batch.next_obs).params if config.double else None
         terms = dqn_loss(output.params, batch, next_q_values, selection)
-        loss, distillation = terms.td, torch.zeros_like(terms.td)
+        loss = terms.td
+        row = {"td_loss": loss.detach().mean(), "q_value": terms.q_value.mean(), "distillation_loss": self.no_loss}
         if teacher_loss is not None and batch.labels is not None:
             teacher_loss.measure(batch.labels)
             if weight > 0:
-                distillation = teacher_loss(output, _labels(batch, teacher_loss.head), self.done)
+                distillation = teacher_loss(output, batch.to_labels(teacher_loss.head), state.progress)
                 loss = loss + weight * distillation
+                row["distillation_loss"] = distillation.detach().mean()
         assert self.weights.grad is not None
         self.weights.grad.zero_()
         loss.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([self.weights], config.max_grad_norm)
-        self.state.optimizer.step()
+        state.optimizer.step()
         if self.average_weights is not None:
             # Young averages are short, or the first weights would be most of them.
-            decay = min(config.ema_decay, self.state.updates / (self.state.updates + 10))
+            decay = min(config.ema_decay, state.updates / (state.updates + 10))
             self.average_weights.detach().lerp_(self.weights.detach(), 1 - decay)
-        self.state.updates += 1
-        if self.state.updates % config.target_update_interval == 0:
+        state.updates += 1
+        if state.updates % config.target_update_interval == 0:
             self.target.load_state_dict(self.policy.state_dict())
-        means = {"td_loss": terms.td, "q_value": terms.q_value, "distillation_loss": distillation}
-        return {name: values.detach().mean() for name, values in means.items()}
+        return row
 
     def metrics(self, terms: list[dict[str, Tensor]]) -> dict[str, Any]:
         """Return the means of the loss terms, the learning rate, and the divergence from the teacher."""
         row: dict[str, Any] = {"learning_rate": self.state.optimizer.param_groups[0]["lr"]}
         row |= {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
-        row["distillation_weight"] = self.state.weight.weight(self.done)
+        row["distillation_weight"] = self.state.weight.weight(self.state.progress)
         if self.setup.teacher_loss is not None:
             config, rng = self.config, block_generator(self.task.seed, "train", 5, 0, self.state.steps)
             batch = self.replay.sample(config.batch_size, config.n_steps, config.gamma, rng).to(self.setup.device)
@@ -301,28 +268,8 @@ class _Learner:
                 row |= self.setup.teacher_loss.kl(self.encoder.q_values(self.policy, batch.obs), batch.labels)
         return row
 
-    def evaluate(self) -> float:
-        """Return the score of the candidate, and keep it if it is the best so far."""
-        assert self.task.score is not None
-        self._copy_buffers()
-        return self.state.evaluate(self.candidate, self.task.score)
-
-    def result(self) -> NetworkPolicy:
-        """Return the best policy, or without a score the last one, with one linear last layer."""
-        self._copy_buffers()
-        policy = self.candidate if self.task.score is None else self.state.networks["best"]
-        if isinstance(policy.output, DuelingLayer):
-            policy.output = policy.output.to_linear()
-        return policy.cpu().eval()
-
-    def _copy_buffers(self) -> None:
-        """Copy the buffers of layers such as batch normalization: only weights are averaged."""
+    def newest_candidate(self) -> NetworkPolicy:
+        """Return the network to evaluate, with the latest buffers of batch normalization: only weights are averaged."""
         for buffer, newest in zip(self.candidate.buffers(), self.policy.buffers(), strict=True):
             buffer.copy_(newest)
-
-
-def _labels(batch: TransitionBatch, head: ActionHead) -> Labels:
-    """Return the labels of the distillation losses; `head` is the teacher's."""
-    assert batch.labels is not None
-    teacher = PolicyOutput(head, batch.labels)
-    return Labels(teacher, teacher, batch.action, batch.reward, batch.reward, batch.discount == 0)
+        return self.candidate

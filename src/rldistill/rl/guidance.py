@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, Literal
 
@@ -97,11 +96,9 @@ class Guidance:
 
 
 def proximal_weight(ratio: Tensor, clip_range: float) -> Tensor:
-    """Return max(r, 1 - clip_range) without a gradient, r the probability ratio of the action taken.
-
-    A divergence depends on the state and not on the action, so that its product with the gradient of r is noise of mean
-    zero, which drives Gaussian policies away from all that they do.
-    """
+    """Return max(r, 1 - clip_range) without a gradient, r the probability ratio of the action taken."""
+    # A divergence depends on the state and not on the action, so that its product with the gradient of r is noise of
+    # mean zero, which drives Gaussian policies away from all that they do.
     return ratio.detach().clamp_min(1 - clip_range)
 
 
@@ -114,19 +111,21 @@ class TeacherLoss:
     """
 
     def __init__(self, terms: tuple[Term, ...], head: ActionHead) -> None:
-        self.terms, self.head = terms, head
+        self.head = head
         self.action_gap: float | None = None
+        self._terms, self._has_temperatures = terms, False
 
     def measure(self, labels: Tensor) -> None:
         """Measure the action gap on labels `[..., P]`, once."""
         if self.action_gap is None:
-            has_gap = self.head.action_values
-            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy()) if has_gap else 1.0
+            is_q = self.head.action_values
+            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy()) if is_q else 1.0
 
     def __call__(self, output: PolicyOutput, labels: Labels, progress: float) -> Tensor:
         """Return the weighted sum of the losses, unreduced."""
-        terms = with_temperatures(self.terms, self.head, self._measured_gap)
-        return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in terms])
+        if not self._has_temperatures:  # filled in once: to replace a term costs as much as to evaluate it
+            self._terms, self._has_temperatures = with_temperatures(self._terms, self.head, self._measured_gap), True
+        return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in self._terms])
 
     def kl(self, output: PolicyOutput, labels: Tensor) -> dict[str, float]:
         """Return the column `teacher_kl`, KL(teacher || student), for any losses and any weight."""
@@ -146,7 +145,6 @@ class DistillationWeight:
     """The weight of the distillation losses, which a gate changes with the student's returns.
 
     Attributes:
-        guidance: the schedule and the gate.
         share: factor of the gate.
         best_return: best mean return so far.
         margin_of_error: `NUM_STD_ERRORS` standard errors of `best_return`.
@@ -156,17 +154,16 @@ class DistillationWeight:
     """
 
     guidance: Guidance
-    share: float = field(default=1.0, init=False)
-    best_return: float | None = field(default=None, init=False)
-    margin_of_error: float = field(default=0.0, init=False)
-    num_ended: int = field(default=0, init=False)
-    has_decreased: bool = field(default=False, init=False)
-    has_warned: bool = field(default=False, init=False)
+    share: float = 1.0
+    best_return: float | None = None
+    margin_of_error: float = 0.0
+    num_ended: int = 0
+    has_decreased: bool = False
+    has_warned: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during training, by name."""
-        names = [item.name for item in dataclasses.fields(self) if item.name != "guidance"]
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != "guidance"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the result of `state_dict`."""
@@ -178,15 +175,10 @@ class DistillationWeight:
         return self.guidance.weight(progress) * self.share if self.guidance.losses else 0.0
 
     def update(self, returns: Sequence[float], num_ended: int, progress: float) -> str | None:
-        """Update the gate with the returns of the latest training episodes; return a warning if they have dropped.
+        """Update the gate with the latest of `num_ended` returns of training; return a warning if they have dropped.
 
         Scores of the greedy policy are not used: they measure something else, and are higher. The mean return and its
         best so far are compared with their standard errors, since a few long episodes scatter widely.
-
-        Args:
-            returns: returns of the latest episodes.
-            num_ended: number of all finished episodes.
-            progress: share of the training that is done, from 0 to 1.
         """
         if not returns or num_ended == self.num_ended or not self.guidance.needs_teacher:
             return None
@@ -198,7 +190,10 @@ class DistillationWeight:
             return None
         margin = NUM_STD_ERRORS * float(np.std(returns, ddof=1)) / math.sqrt(len(returns))
         if self.guidance.gate == "performance":
-            self.share = float(np.clip(1 - self._relative_return(mean), 0, 1))
+            low, high = self.guidance.random_return, self.guidance.teacher_return
+            assert low is not None
+            assert high is not None
+            self.share = float(np.clip(1 - (mean - low) / (high - low), 0, 1))
         if self.guidance.gate == "adaptive":
             self.share = 1.0 if self._has_dropped(mean + margin, GATE_DROP) else self.share * GATE_DECAY
         dropped, before = self._has_dropped(mean + margin, WARNING_DROP), self.best_return
@@ -226,10 +221,3 @@ class DistillationWeight:
         best, worst = self.guidance.teacher_return, self.guidance.random_return
         distance = best - worst if best is not None and worst is not None and best > worst else abs(self.best_return)
         return self.best_return - self.margin_of_error - mean > share * distance
-
-    def _relative_return(self, mean: float) -> float:
-        """Return 0 for random play and 1 for the teacher."""
-        low, high = self.guidance.random_return, self.guidance.teacher_return
-        assert low is not None
-        assert high is not None
-        return (mean - low) / (high - low)

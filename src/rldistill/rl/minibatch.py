@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from rldistill.core.batch import Labels
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.rl.rollout import Rollout
+from rldistill.rl.rollout import Rollout, Steps
 
 
 def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -33,36 +32,24 @@ def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float
     return result
 
 
-@dataclass(frozen=True)
-class Minibatch:
+@dataclass(frozen=True, kw_only=True)
+class Minibatch(Steps):
     """Steps of a rollout, `[B, ...]`; for a recurrent student whole sequences, `[T, B, ...]`.
 
     Attributes:
         old_log_prob: log-probability of each action when it was drawn.
         advantage: advantage of each action.
         returns: target of the critic.
-        state: state of a recurrent student before the first step.
-        obs, raw_action, reward, terminated, starts, weight, labels: as in `Rollout`.
     """
 
-    obs: Tensor
-    raw_action: Tensor
     old_log_prob: Tensor
     advantage: Tensor
     returns: Tensor
-    reward: Tensor
-    terminated: Tensor
-    starts: Tensor
-    weight: Tensor
-    labels: Tensor | None = None
-    state: Tensor | None = None
 
     @classmethod
-    def of_rollout(cls, rollout: Rollout, old_log_prob: Tensor, advantage: Tensor, returns: Tensor) -> Minibatch:
-        """Return all steps of a rollout, `[T, N, ...]`."""
-        own = {"old_log_prob": old_log_prob, "advantage": advantage, "returns": returns}
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in own]
-        return cls(**own, **{name: getattr(rollout, name) for name in names})
+    def of_rollout(cls, rollout: Rollout, **own: Tensor) -> Minibatch:
+        """Return all steps of a rollout, `[T, N, ...]`, with the columns of a minibatch alone."""
+        return cls(**{field.name: getattr(rollout, field.name) for field in dataclasses.fields(Steps)}, **own)
 
     def split(self, batch_size: int, recurrent: bool, rng: np.random.Generator) -> Iterator[Minibatch]:
         """Yield all steps in a random order, about `batch_size` at a time; whole sequences if recurrent."""
@@ -81,21 +68,22 @@ class Minibatch:
         for values in zip(*parts.values(), strict=True):
             yield Minibatch(**dict(zip(parts, values, strict=True)))
 
-    @cached_property
-    def _total_weight(self) -> Tensor:
-        return self.weight.sum().clamp_min(1)
-
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of `values` over the steps with a weight; 0 if there are none."""
-        return torch.dot(self.weight.flatten(), values.flatten()) / self._total_weight
+        """Return the mean of `values` over the steps of the student; 0 if there are none."""
+        if self.weight is None:
+            return values.mean()
+        return torch.dot(self.weight.flatten(), values.flatten()) / self.weight.sum().clamp_min(1)
 
     def normalized_advantage(self) -> Tensor:
-        """Return the advantage with mean 0 and standard deviation 1 over the steps with a weight."""
-        if self.advantage.numel() == 1:
-            return self.advantage
-        centered = self.advantage - self.mean(self.advantage)
-        variance = torch.dot(self.weight.flatten(), centered.flatten() ** 2) / (self._total_weight - 1).clamp_min(1)
-        return centered / (variance.sqrt() + 1e-8)
+        """Return the advantage with mean 0 and standard deviation 1 over the steps of the student."""
+        advantage = self.advantage
+        if advantage.numel() == 1:
+            return advantage
+        if self.weight is None:
+            std, mean = torch.std_mean(advantage)
+            return (advantage - mean) / (std + 1e-8)
+        centered, total = advantage - self.mean(advantage), self.weight.sum().clamp_min(1)
+        return centered / ((self.mean(centered**2) * total / (total - 1).clamp_min(1)).sqrt() + 1e-8)
 
     def to_labels(self, head: ActionHead) -> Labels:
         """Return the labels of the distillation losses; `head` is the teacher's."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import time
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +23,7 @@ from rldistill.losses.objective import Term, student_spec
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
-from rldistill.rl.guidance import DistillationWeight, proximal_weight
+from rldistill.rl.guidance import proximal_weight
 from rldistill.rl.minibatch import Minibatch, advantages
 from rldistill.rl.rollout import Rollout
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
@@ -47,14 +44,7 @@ def learn(
     """Train a student by PPO on reward, and on the distillation losses of its guidance.
 
     The loss is `ppo_loss` + lambda D, D the distillation losses and lambda their weight. Without a teacher, or with
-    lambda 0, it is PPO.
-
-    Args:
-        task: student, environment, teacher and folder.
-        config: hyperparameters.
-        initial: weights to start from; by default new ones.
-        mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
-        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
+    lambda 0, it is PPO. Training starts with the weights of `initial` if it is given.
 
     Raises:
         ConfigError: the student does not learn by gradient, or there is guidance without a teacher.
@@ -64,53 +54,38 @@ def learn(
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
     device = resolve_device(config.device, "ppo.device")
-    with (
-        stage_progress(progress, "learn", "steps") as report,
-        task.open(config.num_envs, config.num_threads, device) as setup,
-    ):
+    with stage_progress(progress, "learn", "steps") as report, task.open(config, device) as setup:
         return _train(_Learner(task, config, setup, initial), report)
 
 
 def _train(learner: _Learner, report: Progress) -> NetworkPolicy:
     """Run the training loop."""
     task, config, setup, state = learner.task, learner.config, learner.setup, learner.state
-    worker, guidance = setup.worker, task.guidance
     state.restore()
-    if learner.is_pretrained and not state.num_rows and task.score is not None:
-        state.log({"step": 0, "update": 0, "score": state.evaluate(learner.policy, task.score)})
-    started = time.monotonic()
-    while state.steps < config.total_steps:
-        done = state.steps / config.total_steps
+    if learner.is_pretrained:
+        state.log_start(learner.policy)
+    while state.progress < 1:
         rng = block_generator(task.seed, "train", 0, 0, state.updates)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
 
         # Collect.
-        num_teacher_steps = guidance.num_teacher_steps(done)
-        rollout = worker.collect(learner.student, setup.teacher, config.rollout_length, num_teacher_steps, generator)
+        num_teacher_steps = task.guidance.num_teacher_steps(state.progress)
+        rollout = setup.worker.collect(
+            state.student, setup.teacher, config.rollout_length, num_teacher_steps, generator
+        )
 
         # Update.
-        terms = learner.update(rollout.to(setup.device), done, rng)
+        terms = learner.update(rollout.to(setup.device), rng)
         state.steps += config.num_envs * config.rollout_length
         state.updates += 1
-        done = state.steps / config.total_steps
         if state.steps > config.critic_warmup:  # until then the policy is frozen, so its return means nothing
-            warning = state.weight.update(worker.recent, worker.num_ended, done)
-            if warning is not None:
-                warnings.warn(f"{task.folder}: {warning}", stacklevel=2)
+            state.update_weight()
 
-        # Evaluate and log.
-        row = {"step": state.steps, "update": state.updates, "return": worker.mean_return, **terms}
-        row |= guidance.reference_returns
-        if task.score is not None and (state.steps >= state.next_eval or done >= 1):
-            state.next_eval += config.eval_every
-            row["score"] = state.evaluate(learner.policy, task.score)
-        state.log({**row, "seconds": round(time.monotonic() - started, 2)})
-        report.update(min(state.steps, config.total_steps), config.total_steps, worker.mean_return)
-
-        # Checkpoint.
+        # Evaluate, log and checkpoint.
+        state.log(learner.policy, terms)
+        report.update(min(state.steps, config.total_steps), config.total_steps, setup.worker.mean_return)
         state.save_if_due()
-    policy = learner.policy if task.score is None else state.networks["best"]
-    return task.save(policy.cpu().eval(), state.steps)
+    return task.save(learner.policy if task.score is None else state.networks["best"], state.steps)
 
 
 @dataclass(frozen=True)
@@ -163,87 +138,81 @@ class _Learner:
     def __init__(
         self, task: LearningTask, config: PPOConfig, setup: TrainingSetup, initial: NetworkPolicy | None
     ) -> None:
-        self.task, self.config, self.setup, self.teacher_loss = task, config, setup, setup.teacher_loss
+        self.task, self.config, self.setup = task, config, setup
         self.is_pretrained = initial is not None
         head = task.head if task.teacher is None else task.teacher.spec.head
-        self.policy = new_policy(task.student, setup.spec, head, task.guidance.losses)
+        self.policy = new_policy(task.student, setup.worker.views.student, head, task.guidance.losses)
         self.critic = _new_critic(config.critic, self.policy.spec)
-        self.unfitted = [self.critic] if initial is not None else [self.policy, self.critic]
+        self.unfitted = [self.policy, self.critic]
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
+            self.unfitted = [self.critic]
             if not initial.normalizes_itself and self.critic.obs_mean.shape == self.policy.obs_mean.shape:
                 self.critic.standardize(self.policy.obs_mean, self.policy.obs_std)
                 self.unfitted = []
-        best = copy.deepcopy(self.policy)
-        self.student = setup.student(self.policy.to(setup.device))
+        self.no_loss = torch.zeros((), device=setup.device)
         # Two parameters, since Adam counts steps: the policy's first step comes after the warm-up of the critic.
-        self.policy_weights = flatten_weights(self.policy)
+        self.policy_weights = flatten_weights(self.policy.to(setup.device))
         self.critic_weights = flatten_weights(self.critic.to(setup.device))
         parameters = [self.policy_weights, self.critic_weights]
-        self.state = TrainState(
-            task.folder,
-            networks={"policy": self.policy, "critic": self.critic, "best": best},
-            optimizer=torch.optim.Adam(parameters, config.learning_rate, eps=1e-5, fused=True),
-            worker=setup.worker,
-            actors=setup.actors(self.student),
-            weight=DistillationWeight(task.guidance),
-            teacher_loss=setup.teacher_loss,
-            next_eval=config.eval_every,
-        )
+        optimizer = torch.optim.Adam(parameters, config.learning_rate, eps=1e-5, fused=True)
+        self.state = TrainState(task, config, setup, {"policy": self.policy, "critic": self.critic}, optimizer)
 
-    def update(self, rollout: Rollout, done: float, rng: np.random.Generator) -> dict[str, float]:
+    def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """Learn from a rollout for some epochs; return the means of the loss terms."""
-        config = self.config
+        config, state, teacher_loss = self.config, self.state, self.setup.teacher_loss
         if config.schedule == "linear":
-            self.state.optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - done)
-        if not self.state.updates:
+            state.optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - state.progress)
+        if not state.updates:
             fit_normalization(self.unfitted, rollout.obs.flatten(0, 1))
         value, next_value = self._values(rollout)
         advantage = advantages(rollout, value, next_value, config.gamma, config.gae_lambda)
         returns = advantage + value
         output = PolicyOutput(self.policy.spec.head, rollout.action_params)
-        log_prob = output.log_prob(rollout.raw_action)
-        weight = self.state.weight.weight(done)
+        weight = state.weight.weight(state.progress)
         row = {"explained_variance": 1 - float(advantage.var() / returns.var()) if returns.var() > 0 else 0.0}
         row["distillation_weight"] = weight
-        if self.teacher_loss is not None and rollout.labels is not None:
-            self.teacher_loss.measure(rollout.labels)
-            row |= self.teacher_loss.kl(output, rollout.labels)
-        steps = Minibatch.of_rollout(rollout, log_prob, advantage, returns)
-        recurrent = self.policy.recurrent
+        if teacher_loss is not None and rollout.labels is not None:
+            teacher_loss.measure(rollout.labels)
+            row |= teacher_loss.kl(output, rollout.labels)
+        old_log_prob = output.log_prob(rollout.raw_action)
+        steps = Minibatch.of_rollout(rollout, old_log_prob=old_log_prob, advantage=advantage, returns=returns)
         terms = [
-            self._step(batch, weight, done)
+            self._step(batch, weight)
             for _ in range(config.epochs)
-            for batch in steps.split(config.batch_size, recurrent, rng)
+            for batch in steps.split(config.batch_size, self.policy.recurrent, rng)
         ]
         return {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]} | row
 
-    def _step(self, batch: Minibatch, weight: float, done: float) -> dict[str, Tensor]:
+    def _step(self, batch: Minibatch, weight: float) -> dict[str, Tensor]:
         """Make one step of the optimizer; return the loss terms."""
-        config, is_warmup = self.config, self.state.steps < self.config.critic_warmup
+        config, teacher_loss = self.config, self.setup.teacher_loss
+        is_warmup = self.state.steps < config.critic_warmup
         output = self._output(batch)
         entropy = (output if config.entropy_coef else functional.detached(output)).entropy()
         value = self._value(batch.obs.flatten(0, batch.returns.ndim - 1)).view_as(batch.returns)
         terms = ppo_loss(output.log_prob(batch.raw_action), entropy, value, batch, config.clip_range)
-        loss, distillation = config.value_coef * terms.value, terms.value.new_zeros(())
-        if not is_warmup:
-            loss = loss + terms.policy
-            if config.entropy_coef:
-                loss = loss - config.entropy_coef * terms.entropy
-            if weight > 0 and self.teacher_loss is not None:
-                divergence = self.teacher_loss(output, batch.to_labels(self.teacher_loss.head), done)
-                if self.task.guidance.proximal:
-                    divergence = proximal_weight(terms.ratio, config.clip_range) * divergence
-                distillation = divergence.mean()
-                loss = loss + weight * distillation
-        self._descend(loss, is_warmup)
-        return {
+        row = {
             "policy_loss": terms.policy.detach(),
             "value_loss": terms.value.detach(),
             "entropy": terms.entropy.detach(),
             "clip_fraction": terms.clip_fraction,
-            "distillation_loss": distillation.detach(),
+            "distillation_loss": self.no_loss,
         }
+        loss = config.value_coef * terms.value
+        if not is_warmup:
+            loss = loss + terms.policy
+            if config.entropy_coef:
+                loss = loss - config.entropy_coef * terms.entropy
+            if weight > 0 and teacher_loss is not None:
+                divergence = teacher_loss(output, batch.to_labels(teacher_loss.head), self.state.progress)
+                if self.task.guidance.proximal:
+                    divergence = proximal_weight(terms.ratio, config.clip_range) * divergence
+                distillation = divergence.mean()
+                loss = loss + weight * distillation
+                row["distillation_loss"] = distillation.detach()
+        self._descend(loss, is_warmup)
+        return row
 
     def _descend(self, loss: Tensor, critic_only: bool) -> None:
         policy_gradient, critic_gradient = self.policy_weights.grad, self.critic_weights.grad
@@ -284,13 +253,7 @@ class _Learner:
 def new_policy(
     student: AnyStudent, env: PolicySpec, head: ActionHead | None, losses: tuple[Term, ...]
 ) -> NetworkPolicy:
-    """Return a new student that learns by PPO.
-
-    Args:
-        student: network.
-        env: observations and actions of the environment.
-        head: head of the teacher, whose kind the student takes over; by default the environment's.
-        losses: distillation losses.
+    """Return a new student that learns by PPO in an environment, with a head of the kind of `head` if it is given.
 
     Raises:
         ConfigError: the student does not learn by gradient.

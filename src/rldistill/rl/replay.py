@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.batch import Labels
+from rldistill.core.device import CPU
 from rldistill.core.errors import ConfigError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.frames import stack_frames
 
@@ -36,18 +39,24 @@ class TransitionBatch:
     discount: Tensor
     labels: Tensor | None
 
+    def to_labels(self, head: ActionHead) -> Labels:
+        """Return the labels of the distillation losses; `head` is the teacher's."""
+        assert self.labels is not None
+        teacher = PolicyOutput(head, self.labels)
+        return Labels(teacher, teacher, self.action, self.reward, self.reward, self.discount == 0)
+
     def concat(self, other: TransitionBatch) -> TransitionBatch:
         """Return both as one batch, with labels if both have them."""
-        columns: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            one, two = getattr(self, field.name), getattr(other, field.name)
-            columns[field.name] = None if one is None or two is None else torch.cat([one, two])
-        return TransitionBatch(**columns)
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        columns: list[Any] = [None if one is None or two is None else torch.cat([one, two]) for one, two in pairs]
+        return TransitionBatch(*columns)
 
     def to(self, device: torch.device) -> TransitionBatch:
         """Return the batch on a device."""
-        tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(self, **tensors)
+        if device == CPU:
+            return self
+        columns: list[Any] = [None if value is None else value.to(device) for value in vars(self).values()]
+        return TransitionBatch(*columns)
 
 
 class ReplayBuffer:
@@ -137,11 +146,10 @@ class ReplayBuffer:
 
     def require_room(self, n_steps: int) -> None:
         """Raise ConfigError if the ring is too small for a transition of n steps."""
-        minimum = self._min_steps(n_steps) * self.num_envs
-        if self.num_steps * self.num_envs < minimum:
+        if self.num_steps < self._min_steps(n_steps):
             raise ConfigError(
                 f"dqn.buffer_size: {self.num_steps * self.num_envs} transitions of {self.num_envs} environments hold "
-                f"no return of {n_steps} steps; expected at least {minimum}"
+                f"no return of {n_steps} steps. Set at least {self._min_steps(n_steps) * self.num_envs}."
             )
 
     def observations(self, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -24,35 +24,45 @@ NUM_RECENT_EPISODES = 100
 """Episodes in the mean return that is logged."""
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """`T` steps of `N` environments; all tensors are `[T, N, ...]` where nothing else is given.
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Steps of environments: `[T, N, ...]` in a rollout, `[B, ...]` in a minibatch.
 
     Attributes:
         obs: observations of the student.
         raw_action: draws of the student, before they are brought within the bounds.
-        action_params: parameters of the student's action distribution.
-        reward, terminated, truncated: results of the steps.
+        reward, terminated: results of the steps.
         starts: True at the first step of an episode.
-        weight: 0 where the teacher acted, else 1.
+        weight: 0 where the teacher acted, else 1; None if the student took all steps.
         labels: parameters of the teacher; None without a teacher.
-        last_obs: last observation of each episode that ended, by step and environment.
-        next_obs: observations after the last step, `[N, ...]`.
         state: state of a recurrent student before the first step, `[N, ...]`.
     """
 
     obs: Tensor
     raw_action: Tensor
-    action_params: Tensor
     reward: Tensor
     terminated: Tensor
-    truncated: Tensor
     starts: Tensor
-    weight: Tensor
-    labels: Tensor | None
+    weight: Tensor | None = None
+    labels: Tensor | None = None
+    state: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Steps):
+    """`T` steps of `N` environments.
+
+    Attributes:
+        action_params: parameters of the student's action distribution.
+        truncated: True where an episode was cut off.
+        last_obs: last observation of each episode that ended, by step and environment.
+        next_obs: observations after the last step, `[N, ...]`.
+    """
+
+    action_params: Tensor
+    truncated: Tensor
     last_obs: dict[tuple[int, int], Tensor]
     next_obs: Tensor
-    state: Tensor | None
 
     def to(self, device: torch.device) -> Rollout:
         """Return the rollout on a device."""
@@ -73,9 +83,7 @@ class RolloutWorker:
 
     def __init__(self, env: EnvConfig, views: ObservationViews, num_envs: int, seed: int) -> None:
         self.env, self.views, self.num_envs = env, views, num_envs
-        self.vector = make_vector_env(
-            env, num_envs, lambda slot, episode: episode_seed(seed, "train", 0, 0, slot, episode)
-        )
+        self.vector = make_vector_env(env, num_envs, lambda *episode: episode_seed(seed, "train", 0, 0, *episode))
         self.obs: NDArray[Any] = self.vector.reset()
         self.episode_actions: list[list[NDArray[Any]]] = [[] for _ in range(num_envs)]
         self.returns = np.zeros(num_envs)
@@ -131,33 +139,28 @@ class RolloutWorker:
             age, output = self.age, student.step(self.obs)
             raw_action = output.raw_sample(generator)
             action = to_env_action(output.head.bounded(raw_action))
-            by_teacher = np.zeros(self.num_envs, bool)
             row = {"obs": self.student_obs(self.obs), "raw_action": raw_action, "action_params": output.params}
+            row["starts"] = torch.from_numpy(age == 0)
             if teacher is not None:
                 label = teacher.step(self.obs)
                 row["labels"] = label.params
                 if num_teacher_steps:
                     by_teacher = age < num_teacher_steps
+                    row["weight"] = torch.from_numpy(~by_teacher).float()
                     mask = by_teacher.reshape(-1, *[1] * (action.ndim - 1))
                     action = np.where(mask, to_env_action(label.mode()), action)
-            row |= {"starts": torch.from_numpy(age == 0), "weight": torch.from_numpy(~by_teacher).float()}
             step = self.step(action)
-            row |= {
-                "reward": torch.from_numpy(step.reward).float(),
-                "terminated": torch.from_numpy(step.terminated.copy()),
-                "truncated": torch.from_numpy(step.truncated & ~step.terminated),
-            }
+            row["reward"] = torch.from_numpy(step.reward).float()
+            row["terminated"] = torch.from_numpy(step.terminated.copy())
+            row["truncated"] = torch.from_numpy(step.truncated & ~step.terminated)
             rows.append(row)
             if len(step.ended):
-                last_obs |= {
-                    (number, int(slot)): obs
-                    for slot, obs in zip(step.ended, self.student_obs(step.last_obs), strict=True)
-                }
+                last = zip(step.ended, self.student_obs(step.last_obs), strict=True)
+                last_obs |= {(number, int(slot)): obs for slot, obs in last}
                 student.reset(step.ended)
                 if teacher is not None:
                     teacher.reset(step.ended)
-        columns: dict[str, Any] = {"labels": None}
-        columns |= {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        columns: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         return Rollout(**columns, last_obs=last_obs, next_obs=self.student_obs(self.obs), state=state)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -173,10 +176,7 @@ class RolloutWorker:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> bool:
-        """Replay the open episodes from their seeds and actions; return True if they end in the same observations.
-
-        Episodes with other observations are dropped.
-        """
+        """Replay the open episodes from their seeds and actions; drop them and return False if observations differ."""
         actions = np.split(state["actions"].numpy(), np.cumsum(state["lengths"].numpy())[:-1])
         self.obs = self.vector.replay(state["episode"].tolist(), actions)
         self.recent = deque(state["recent"].tolist(), maxlen=NUM_RECENT_EPISODES)

@@ -18,13 +18,13 @@ from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
+from rldistill.rl.config import LearningConfig
 from rldistill.rl.guidance import Guidance, TeacherLoss
 from rldistill.rl.rollout import RolloutWorker
 from rldistill.students import AnyStudent
@@ -59,7 +59,7 @@ class LearningTask:
     seed: int = 0
 
     @contextmanager
-    def open(self, num_envs: int, num_threads: int, device: torch.device) -> Iterator[TrainingSetup]:
+    def open(self, config: LearningConfig, device: torch.device) -> Iterator[TrainingSetup]:
         """Open the environments and put the teacher on the device.
 
         Raises:
@@ -76,47 +76,44 @@ class LearningTask:
             teacher = with_action_mask(teacher, views.teacher)
             teacher.spec.require_same_input(views.teacher, "the teacher", env.id)
         with (
-            inference_threads(num_threads),
+            inference_threads(config.num_threads),
             on_device(device, teacher),
-            closing(RolloutWorker(env, views, num_envs, self.seed)) as worker,
+            closing(RolloutWorker(env, views, config.num_envs, self.seed)) as worker,
         ):
             torch.manual_seed(self.seed)
-            yield TrainingSetup(worker, self.guidance, teacher, device)
+            if teacher is None:
+                yield TrainingSetup(worker, device)
+            else:
+                actor = StatefulPolicy(views.policy_on("teacher", teacher), config.num_envs, device=device)
+                yield TrainingSetup(worker, device, actor, TeacherLoss(self.guidance.losses, teacher.spec.head))
 
     def save(self, policy: NetworkPolicy, env_steps: int) -> NetworkPolicy:
         """Save the result; return it as it is loaded."""
-        save_policy(policy, self.folder, provenance(self.seed) | {"env_steps": env_steps})
+        save_policy(policy.cpu().eval(), self.folder, provenance(self.seed) | {"env_steps": env_steps})
         return load_native(self.folder)
 
 
+@dataclass(frozen=True)
 class TrainingSetup:
-    """The environments and the teacher of a run.
+    """Environments and teacher of a run.
 
     Attributes:
-        spec: observations and actions of the student.
-        teacher: the teacher in every environment; None if nothing is needed of it.
+        worker: environments.
+        device: device of all networks.
+        teacher: teacher in every environment; None if nothing is needed of it.
         teacher_loss: distillation losses; None without a teacher.
     """
 
-    def __init__(self, worker: RolloutWorker, guidance: Guidance, teacher: Policy | None, device: torch.device) -> None:
-        self.worker, self.device = worker, device
-        self.spec: PolicySpec = worker.views.student
-        self.clips_rewards = is_atari(worker.env.id)
-        self.teacher: StatefulPolicy | None = None
-        self.teacher_loss: TeacherLoss | None = None
-        if teacher is not None:
-            self.teacher = StatefulPolicy(worker.views.policy_on("teacher", teacher), worker.num_envs, device=device)
-            self.teacher_loss = TeacherLoss(guidance.losses, teacher.spec.head)
+    worker: RolloutWorker
+    device: torch.device
+    teacher: StatefulPolicy | None = None
+    teacher_loss: TeacherLoss | None = None
 
-    def student(self, policy: NetworkPolicy) -> StatefulPolicy:
+    def actor(self, student: NetworkPolicy) -> StatefulPolicy:
         """Return the student in every environment."""
         views = self.worker.views
-        shown = views.policy_on("student", with_action_mask(policy, views.student))
-        return StatefulPolicy(shown, self.worker.num_envs, device=self.device)
-
-    def actors(self, student: StatefulPolicy) -> dict[str, StatefulPolicy]:
-        """Return the policies in the environments by name."""
-        return {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
+        policy = views.policy_on("student", with_action_mask(student, views.student))
+        return StatefulPolicy(policy, self.worker.num_envs, device=self.device)
 
 
 def clip_rewards(env: EnvConfig) -> EnvConfig:
