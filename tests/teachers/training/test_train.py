@@ -200,7 +200,7 @@ def test_a_dqn_on_frames_goes_on_with_its_n_step_returns(tmp_path: Path, monkeyp
     )
     more = TrainConfig("DoubleDQN", 80, 2, 40, 1, hyperparameters=settings)
     policy = train_teacher(pong, more, tmp_path, mode="resume")
-    assert models[0].replay_buffer.n_steps == 3
+    assert models[0].replay_buffer.config.n_steps == 3
     assert policy.spec.frames is not None
     assert load_policy(tmp_path).spec == policy.spec
 

@@ -97,7 +97,7 @@ class DoubleDQN(DQN):
         self.policy.optimizer.step()
         if self.ema_decay:
             self._add_to_average()
-        if buffer is not None and buffer.alpha:
+        if buffer is not None and buffer.config.alpha:
             buffer.update_priorities(torch.cat(td_errors).cpu().numpy())
         return float(sum(losses)) / len(data.rewards)
 

@@ -76,33 +76,28 @@ class EvalCheckpointCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Append a row to the curve, store the policy if it is the best so far, and save a checkpoint."""
-        with self.model.acting_on_average() if isinstance(self.model, DoubleDQN) else nullcontext():
-            self._evaluate_policy()
-        # After the row: on resume, later rows are dropped, but a missing one is not added.
-        self.save_checkpoint()
-
-    def _evaluate_policy(self) -> None:
-        num_episodes = self.config.eval_episodes
-        with closing(training_env(self.env_config, min(num_episodes, 8), self.run_seed, "evaluate")) as env:
-            returns, _ = evaluate_policy(self.model, env, num_episodes, return_episode_rewards=True, warn=False)
-        row = {
-            "step": self.model.num_timesteps,
-            "updates": int(getattr(self.model, "_n_updates", 0)),
-            "seconds": round(time.monotonic() - self.started, 1),
-            "mean": float(np.mean(returns)),
-            "returns": np.asarray(returns).tolist(),
-        }
-        if row["mean"] >= self.best:
-            self.best = row["mean"]
-            details = provenance(self.run_seed) | {
-                "env_steps": self.model.num_timesteps,
-                "algorithm": self.config.algorithm,
-                "mean_return": self.best,
+        config, model = self.config, self.model
+        averaged = model.acting_on_average() if isinstance(model, DoubleDQN) else nullcontext()
+        num_envs = min(config.eval_episodes, 8)
+        with averaged, closing(training_env(self.env_config, num_envs, self.run_seed, "evaluate")) as env:
+            returns, _ = evaluate_policy(model, env, config.eval_episodes, return_episode_rewards=True, warn=False)
+            row = {
+                "step": model.num_timesteps,
+                "updates": int(getattr(model, "_n_updates", 0)),
+                "seconds": round(time.monotonic() - self.started, 1),
+                "mean": float(np.mean(returns)),
+                "returns": np.asarray(returns).tolist(),
             }
-            save_policy(to_native(self.model, self.spec), self.folder, details, half=self.spec.frames is not None)
-            self.save_checkpoint("best")
+            if row["mean"] >= self.best:
+                self.best = row["mean"]
+                details = {"env_steps": row["step"], "algorithm": config.algorithm, "mean_return": self.best}
+                details = provenance(self.run_seed) | details
+                save_policy(to_native(model, self.spec), self.folder, details, half=self.spec.frames is not None)
+                self.save_checkpoint("best")
         self.rows.append(row)
         Metrics(self.folder, "curve.jsonl").write(self.rows)
+        # After the row: on resume, later rows are dropped, but a missing one is not added.
+        self.save_checkpoint()
 
     def save_checkpoint(self, name: str = "last") -> None:
         """Save the algorithm without its replay buffer."""
@@ -117,11 +112,9 @@ class EvalCheckpointCallback(BaseCallback):
 
 def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
     """Return environments of SB3; rewards of Atari are clipped to their signs in training."""
-    clipped = {"reward_clipping": True} if is_atari(env.id) and purpose == "train" else {}
-    config = replace(env, kwargs={**env.kwargs, **clipped})
-    return SteppingVecEnv(
-        make_vector_env(config, num_envs, lambda slot, episode: seed_of(seed, purpose, slot, episode))
-    )
+    if is_atari(env.id) and purpose == "train":
+        env = replace(env, kwargs={**env.kwargs, "reward_clipping": True})
+    return SteppingVecEnv(make_vector_env(env, num_envs, lambda *episode: seed_of(seed, purpose, *episode)))
 
 
 def seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 
 from rldistill.core.device import resolve_device
 from rldistill.core.env import EnvConfig
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.schedules import Linear
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
@@ -60,9 +59,15 @@ def train_teacher(
         ConfigError: an algorithm or hyperparameter does not exist, or does not suit the environment.
     """
     folder = Path(folder)
-    inputs = _inputs(env, config)
-    if mode == "overwrite":
-        _require_trainable(env, config, seed)  # before the teacher in the folder is deleted
+    values = {  # steps and rates may change when training is continued
+        "env": replace(env, views=None),
+        "teacher.train.algorithm": config.algorithm,
+        "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
+    }
+    inputs = StageInputs("train", values)
+    if mode == "overwrite":  # errors are found before the teacher in the folder is deleted
+        with closing(training_env(env, config.num_envs, seed, "train")) as vector:
+            _build(env, config, vector, seed)
     elif mode == "resume":
         inputs.require_same(folder)
     open_stage(folder, folder / "policy.json", mode)
@@ -72,10 +77,9 @@ def train_teacher(
         closing(training_env(env, config.num_envs, seed, "train")) as vector,
         stage_progress(progress, "train teacher", "steps") as report,
     ):
-        model = _load(last, config, vector) if last.exists() else _build(config, vector, seed)
+        model = _load(last, config, vector) if last.exists() else _build(env, config, vector, seed)
         if not last.exists() and (folder / "policy.json").exists():
             _warm_start(model, folder, config)
-        _require_convertible(model, env)
         inputs.write(folder)
         # No environment has played more episodes than there were steps, so all following episodes are new.
         vector.env.episode += model.num_timesteps
@@ -95,21 +99,6 @@ def train_teacher(
                 "hyperparameters, above all the learning rate."
             ) from error
     return load_native(folder)
-
-
-def _inputs(env: EnvConfig, config: TrainConfig) -> StageInputs:
-    """Return all that must stay the same when training is continued; steps and rates may change."""
-    values = {
-        "env": replace(env, views=None),
-        "teacher.train.algorithm": config.algorithm,
-        "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
-    }
-    return StageInputs("train", values)
-
-
-def _require_trainable(env: EnvConfig, config: TrainConfig, seed: int) -> None:
-    with closing(training_env(env, config.num_envs, seed, "train")) as vector:
-        _require_convertible(_build(config, vector, seed), env)
 
 
 def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
@@ -147,8 +136,9 @@ def _parameters(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
     return defaults
 
 
-def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
-    cls = algorithm_class(config)
+def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
+    """Return a new algorithm; raise ConfigError if it cannot be built, or its network cannot be stored."""
+    cls, settings = algorithm_class(config), _settings(config)
     space = vector.observation_space
     if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
         raise ConfigError(
@@ -157,40 +147,31 @@ def _build(config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgori
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     device = resolve_device(config.device, "train.device")
     try:
-        return cls(policy, vector, seed=seed, device=device, **_settings(config))
-    except RLDistillError:
-        raise
+        model = cls(policy, vector, seed=seed, device=device, **settings)
     except Exception as error:  # SB3 does not check hyperparameters
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
+    try:
+        to_native(model, spec_from_env(env))
+    except ConfigError as error:
+        raise ConfigError(f"train.hyperparameters: {error}") from None
+    return model
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Return the hyperparameters with schedules and activation functions as SB3 expects them."""
     settings = dict(config.hyperparameters)
     if isinstance(rate := settings.get("learning_rate"), dict):
-        settings["learning_rate"] = _linear_schedule(rate)
+        try:
+            schedule = Linear(float(rate["start"]), float(rate["end"]))
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(
+                f"train.hyperparameters.learning_rate: expected a number or {{start: 1e-3, end: 0}}, found {rate}"
+            ) from None
+        settings["learning_rate"] = lambda remaining: schedule(1 - remaining)
     if isinstance(kwargs := settings.get("policy_kwargs"), dict) and isinstance(kwargs.get("activation_fn"), str):
         function = activation(kwargs["activation_fn"], "train.hyperparameters.policy_kwargs.activation_fn")
         settings["policy_kwargs"] = {**kwargs, "activation_fn": function}
     return settings
-
-
-def _linear_schedule(rate: dict[str, Any]) -> Callable[[float], float]:
-    try:
-        schedule = Linear(float(rate["start"]), float(rate["end"]))
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(
-            f"train.hyperparameters.learning_rate: expected a number or {{start: 1e-3, end: 0}}, found {rate}"
-        ) from None
-    return lambda remaining: schedule(1 - remaining)
-
-
-def _require_convertible(model: BaseAlgorithm, env: EnvConfig) -> None:
-    """Raise ConfigError, before the first step, if the network cannot be stored."""
-    try:
-        to_native(model, spec_from_env(env))
-    except ConfigError as error:
-        raise ConfigError(f"train.hyperparameters: {error}") from None
 
 
 def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
@@ -210,17 +191,14 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
 
 def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None:
     """Continue from the policy and the curve, without a checkpoint; the optimizer starts anew."""
+    rows, start_again = read_jsonl(folder / "curve.jsonl"), 'Start again with mode="overwrite" (--overwrite).'
     if not isinstance(model, DQN):
         raise ConfigError(
             f"{folder}: there is no checkpoints/last.zip, and {config.algorithm} cannot continue without its critic. "
-            'Start again with mode="overwrite" (--overwrite).'
+            f"{start_again}"
         )
-    rows = read_jsonl(folder / "curve.jsonl")
     if not rows:
-        raise ConfigError(
-            f"{folder}: there is neither checkpoints/last.zip nor curve.jsonl to continue from. "
-            'Start again with mode="overwrite" (--overwrite).'
-        )
+        raise ConfigError(f"{folder}: there is neither checkpoints/last.zip nor curve.jsonl. {start_again}")
     policy = load_native(folder)
     named = {name: value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))}
     weights = [named[name] for name in sorted(named, key=lambda name: name.startswith("output."))]  # SB3's last

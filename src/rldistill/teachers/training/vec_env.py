@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,13 +22,9 @@ class SteppingVecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.env = env
         self.while_stepping: Callable[[], None] = lambda: None
-        self._returns = np.zeros(env.num_envs)
-        self._lengths = np.zeros(env.num_envs, np.int64)
-        self._start = time.monotonic()
 
     def reset(self) -> Any:
         """Reset all environments."""
-        self._returns[:], self._lengths[:] = 0, 0
         return self.env.reset()
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -40,22 +35,11 @@ class SteppingVecEnv(VecEnv):
         """Run `while_stepping`, then finish the step."""
         self.while_stepping()
         step = self.env.recv()
-        done = step.terminated | step.truncated
-        self._returns += step.reward
-        self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for slot in np.flatnonzero(done):
-            infos[slot] = {
-                "episode": {
-                    "r": float(self._returns[slot]),
-                    "l": int(self._lengths[slot]),
-                    "t": time.monotonic() - self._start,
-                },
-                "terminal_observation": step.final_obs(int(slot)),
-                "TimeLimit.truncated": bool(step.truncated[slot] and not step.terminated[slot]),
-            }
-        self._returns[done], self._lengths[done] = 0, 0
-        return step.obs, step.reward.astype(np.float32), done, infos
+        for slot, last_obs in zip(step.ended, step.last_obs, strict=True):
+            is_truncated = bool(step.truncated[slot] and not step.terminated[slot])
+            infos[slot] = {"terminal_observation": last_obs, "TimeLimit.truncated": is_truncated}
+        return step.obs, step.reward.astype(np.float32), step.terminated | step.truncated, infos
 
     def close(self) -> None:
         """Close the environments."""
