@@ -1,4 +1,4 @@
-"""Learning from reward, killed at random moments and gone on with, ends with the bytes of a run that never was."""
+"""Tests that learning from reward, killed at random moments and resumed, gives the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ main()
 """
 
 
-def rows_of(folder: Path) -> int:
+def num_rows(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 @pytest.mark.parametrize("recipe", ["ppd", "qdagger"])
-def test_killed_at_random_it_ends_with_the_same_student(tmp_path: Path, teacher: NetworkPolicy, recipe: str) -> None:
+def test_killed_and_resumed_run_has_the_same_student(tmp_path: Path, teacher: NetworkPolicy, recipe: str) -> None:
     save_policy(teacher, tmp_path / "teacher", {})
     document: dict[str, Any] = {
         "env": {"id": "CartPole-v1"},
@@ -58,7 +58,7 @@ def test_killed_at_random_it_ends_with_the_same_student(tmp_path: Path, teacher:
         kills = 0
         for target in sorted(rng.sample(range(1, 15), 3)) if name == "killed" else []:
             process = subprocess.Popen([*command, "distill", str(run), "--resume", "--quiet"])
-            while process.poll() is None and rows_of(student) < target:
+            while process.poll() is None and num_rows(student) < target:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
             process.kill()

@@ -1,4 +1,4 @@
-"""Rollouts of a student, with and without the first steps of each episode by the teacher."""
+"""Tests of rollouts, with and without the first steps of each episode by the teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rldistill.students import Linear
 
 
 class Countdown(gymnasium.Env[np.ndarray, int]):  # type: ignore[type-arg]
-    """Four steps an episode; the observation is the step number and the reward is the action."""
+    """Episodes of four steps; the observation is the step number and the reward is the action."""
 
     observation_space = gymnasium.spaces.Box(0, 10, (1,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)
@@ -50,8 +50,8 @@ def constant_policy(env: EnvConfig, action: int) -> NetworkPolicy:
     return policy
 
 
-def played(env: EnvConfig, num_teacher_steps: int, teacher: bool = True) -> tuple[Rollout, RolloutWorker]:
-    """Six steps of two environments, in which the student takes action 1 and the teacher takes action 2."""
+def collect(env: EnvConfig, num_teacher_steps: int, teacher: bool = True) -> tuple[Rollout, RolloutWorker]:
+    """Collect six steps of two environments, in which the student takes action 1 and the teacher action 2."""
     worker = RolloutWorker(env, observation_views(env), 2, 0)
     student = StatefulPolicy(constant_policy(env, 1), 2)
     labeler = StatefulPolicy(constant_policy(env, 2), 2) if teacher else None
@@ -72,7 +72,7 @@ def played(env: EnvConfig, num_teacher_steps: int, teacher: bool = True) -> tupl
 def test_teacher_takes_exactly_the_first_steps_of_each_episode(
     countdown: EnvConfig, num_teacher_steps: int, actions: list[int]
 ) -> None:
-    rollout, worker = played(countdown, num_teacher_steps)
+    rollout, worker = collect(countdown, num_teacher_steps)
     for slot in range(2):
         assert rollout.reward[:, slot].tolist() == actions
         if num_teacher_steps:
@@ -84,8 +84,8 @@ def test_teacher_takes_exactly_the_first_steps_of_each_episode(
     assert [*worker.recent] == [sum(actions[:4])] * 2
 
 
-def test_rollout_has_the_episodes_ends_and_labels(countdown: EnvConfig) -> None:
-    rollout, _ = played(countdown, 0)
+def test_rollout_has_ends_of_episodes_and_labels(countdown: EnvConfig) -> None:
+    rollout, _ = collect(countdown, 0)
     assert rollout.obs[:, 0, 0].tolist() == [0, 1, 2, 3, 0, 1]
     assert rollout.starts[:, 0].tolist() == [True, False, False, False, True, False]
     assert rollout.terminated[:, 0].tolist() == [False, False, False, True, False, False]
@@ -97,6 +97,6 @@ def test_rollout_has_the_episodes_ends_and_labels(countdown: EnvConfig) -> None:
 
 
 def test_rollout_without_a_teacher_has_no_labels(countdown: EnvConfig) -> None:
-    rollout, _ = played(countdown, 3, teacher=False)
+    rollout, _ = collect(countdown, 3, teacher=False)
     assert rollout.labels is None
     assert rollout.reward[:, 0].tolist() == [1] * 6

@@ -1,3 +1,5 @@
+"""Tests of DoubleDQN and its replay buffer."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,8 +19,8 @@ from rldistill.teachers.training.frame_replay import FrameReplayBuffer
 from rldistill.teachers.training.train import train_teacher
 
 
-def filled(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
-    """One environment whose n-th frame, action and reward are n."""
+def filled_buffer(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
+    """Return the buffer of one environment whose n-th frame, action and reward are n."""
     buffer = FrameReplayBuffer(
         steps, spaces.Box(0, 255, (2, 1, 1), np.uint8), spaces.Discrete(99), "cpu", n_steps=2, gamma=0.5, **settings
     )
@@ -28,8 +30,8 @@ def filled(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
     return buffer
 
 
-def test_n_step_returns_are_those_worked_out_by_hand() -> None:
-    data = filled()._get_samples(np.array([4, 7]))
+def test_n_step_returns_have_the_values_computed_by_hand() -> None:
+    data = filled_buffer()._get_samples(np.array([4, 7]))
     assert data.observations[:, :, 0, 0].tolist() == [[3, 4], [6, 7]]
     assert data.next_observations[:, :, 0, 0].tolist() == [[5, 6], [8, 9]]
     assert data.rewards.flatten().tolist() == [4 + 0.5 * 5, 7 + 0.5 * 8]
@@ -37,29 +39,29 @@ def test_n_step_returns_are_those_worked_out_by_hand() -> None:
     assert data.discounts.flatten().tolist() == [0.25, 0.25]
 
 
-def test_transitions_are_drawn_as_often_as_their_priority_says_and_weighted_against_it() -> None:
-    buffer = filled(alpha=0.5, beta=0.5)
+def test_transitions_are_sampled_by_priority_and_weighted_inversely() -> None:
+    buffer = filled_buffer(alpha=0.5, beta=0.5)
     buffer.priorities[:] = 0
     buffer.sampled_rows = np.array([5, 8])
     buffer.update_priorities(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
     assert buffer.priorities[[5, 8]].tolist() == pytest.approx([1, 3])
     np.random.seed(0)
-    drawn, weights = [], {}
+    sampled, weights = [], {}
     for _ in range(40):
         actions = buffer.sample(100).actions.flatten().numpy()
-        drawn.extend(actions)
+        sampled.extend(actions)
         weights |= dict(zip(actions.tolist(), buffer.weights.tolist(), strict=True))
-    assert np.mean(np.array(drawn) == 8) == pytest.approx(0.75, abs=0.03)
+    assert np.mean(np.array(sampled) == 8) == pytest.approx(0.75, abs=0.03)
     assert weights == pytest.approx({5: 1, 8: 3**-0.5})
 
 
-def test_without_alpha_all_weigh_the_same() -> None:
-    buffer = filled()
+def test_weights_are_equal_without_priorities() -> None:
+    buffer = filled_buffer()
     buffer.sample(8)
     assert set(buffer.weights.tolist()) == {1}
 
 
-def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
+def test_training_with_prioritized_frames(tmp_path: Path) -> None:
     pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
     settings: dict[str, Any] = {
         "buffer_size": 400, "learning_starts": 16, "batch_size": 4, "replay_buffer_kwargs": {"alpha": 0.5},
@@ -68,7 +70,7 @@ def test_a_dqn_learns_from_prioritised_frames(tmp_path: Path) -> None:
     assert (tmp_path / "policy.json").exists()
 
 
-def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
+def test_average_of_the_weights_has_the_value_computed_by_hand() -> None:
     model = DoubleDQN("MlpPolicy", "CartPole-v1", ema_decay=0.5, device="cpu")
     bias = list(model.q_net.parameters())[-1]
     for value in (0.0, 1.0, 3.0):
@@ -81,23 +83,23 @@ def test_the_average_of_the_weights_is_the_one_worked_out_by_hand() -> None:
     assert bias.tolist() == [3.0, 3.0]
 
 
-def test_what_is_kept_is_the_average(tmp_path: Path) -> None:
+def test_average_of_the_weights_is_stored(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"learning_starts": 20, "ema_decay": 0.999, "learning_rate": 0.1}
     train_teacher(
         EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path
     )
     last = DoubleDQN.load(tmp_path / "checkpoints" / "last.zip", device="cpu")
     best = DoubleDQN.load(tmp_path / "checkpoints" / "best.zip", device="cpu")
-    kept = load_policy(tmp_path).output.bias
-    torch.testing.assert_close(kept, list(best.q_net.parameters())[-1])
-    assert not torch.equal(kept, list(last.q_net.parameters())[-1])
+    stored = load_policy(tmp_path).output.bias
+    torch.testing.assert_close(stored, list(best.q_net.parameters())[-1])
+    assert not torch.equal(stored, list(last.q_net.parameters())[-1])
     with pytest.raises(ConfigError, match="Did you mean 'ema_decay'"):
         train_teacher(
             EnvConfig("CartPole-v1"), TrainConfig("DoubleDQN", hyperparameters={"averagedecay": 1}), tmp_path / "x"
         )
 
 
-def test_a_teacher_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
+def test_training_continues_from_the_policy_alone(tmp_path: Path) -> None:
     cartpole = EnvConfig("CartPole-v1")
     settings = {"learning_starts": 20}
     first = train_teacher(cartpole, TrainConfig("DoubleDQN", 200, 4, 200, 1, hyperparameters=settings), tmp_path)
@@ -114,7 +116,7 @@ def test_a_teacher_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(again.q_net(obs), first(obs)[0].params)
 
 
-def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> None:
+def test_training_on_frames_continues_from_the_policy_alone(tmp_path: Path) -> None:
     pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
     settings: dict[str, Any] = {"buffer_size": 400, "learning_starts": 16, "batch_size": 4}
     first = train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
@@ -129,14 +131,14 @@ def test_a_teacher_of_pictures_goes_on_from_its_policy_alone(tmp_path: Path) -> 
         torch.testing.assert_close(q_values, first(obs)[0].params, rtol=1e-2, atol=1e-3)
 
 
-def test_where_rewards_end_returns_nothing_after_them_counts() -> None:
-    data = filled(terminal_on_reward=True)._get_samples(np.array([0, 4]))
-    assert data.rewards.flatten().tolist() == [0 + 0.5 * 1, 4]  # the frame shown at step n pays n
+def test_terminal_on_reward_ends_returns_at_rewards() -> None:
+    data = filled_buffer(terminal_on_reward=True)._get_samples(np.array([0, 4]))
+    assert data.rewards.flatten().tolist() == [0 + 0.5 * 1, 4]  # the reward of step n is n
     assert data.dones.flatten().tolist() == [1, 1]
-    assert filled()._get_samples(np.array([4])).dones.flatten().tolist() == [0]
+    assert filled_buffer()._get_samples(np.array([4])).dones.flatten().tolist() == [0]
 
 
-def test_each_environment_tosses_a_coin_of_its_own() -> None:
+def test_each_environment_explores_independently() -> None:
     model = DoubleDQN("MlpPolicy", "CartPole-v1", device="cpu")
     model.exploration_rate = 0.5
     with torch.no_grad():  # the greedy action is 0, a random one is 1 every other time

@@ -1,3 +1,5 @@
+"""Tests of teacher training: algorithms, refusals, and resume."""
+
 from __future__ import annotations
 
 import json
@@ -29,11 +31,11 @@ CARTPOLE = EnvConfig("CartPole-v1")
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "DoubleDQN"])
-def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm: str) -> None:
+def test_training_continues_with_more_steps(tmp_path: Path, algorithm: str) -> None:
     env = EnvConfig("CartPole-v1")
     hyperparameters: dict[str, Any] = {"n_steps": 64} if algorithm == "PPO" else {"learning_starts": 100}
-    asked = TrainConfig(algorithm, 1_024, 4, 512, 3, hyperparameters=hyperparameters)
-    train_teacher(env, asked, tmp_path)
+    config = TrainConfig(algorithm, 1_024, 4, 512, 3, hyperparameters=hyperparameters)
+    train_teacher(env, config, tmp_path)
     more = TrainConfig(algorithm, 2_048, 4, 512, 3, hyperparameters=hyperparameters)
     policy = train_teacher(env, more, tmp_path, mode="resume")
     steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
@@ -42,8 +44,8 @@ def test_a_teacher_is_trained_stopped_and_gone_on_with(tmp_path: Path, algorithm
     assert policy.spec.head.kind == ("categorical" if algorithm == "PPO" else "q_values")
 
 
-def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
-    """From where the policy stands, which is the best so far: the curve may go on beyond it."""
+def test_dqn_continues_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
+    """Training continues at the step of the policy, the best so far; the curve may be longer."""
     env = EnvConfig("CartPole-v1")
     train_teacher(env, TrainConfig("DoubleDQN", 512, 4, 256, 2), tmp_path)
     before = load_policy(tmp_path).state_dict()
@@ -60,7 +62,7 @@ def test_a_dqn_goes_on_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], value)
 
 
-def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
+def test_unknown_algorithms_and_settings_are_refused(tmp_path: Path) -> None:
     env = EnvConfig("CartPole-v1")
     with pytest.raises(ConfigError, match="Did you mean 'PPO'"):
         train_teacher(env, TrainConfig("PPOO"), tmp_path / "a")
@@ -70,7 +72,7 @@ def test_unknown_algorithms_and_settings_are_named(tmp_path: Path) -> None:
         train_teacher(env, TrainConfig("PPO", hyperparameters={"gamma": "abc"}), tmp_path / "b")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to use")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_missing_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.device: PyTorch finds no GPU"):
         train_teacher(CARTPOLE, TrainConfig("PPO", device="cuda"), tmp_path)
@@ -100,7 +102,7 @@ def test_every_algorithm_trains(tmp_path: Path, algorithm: str, env: str, kind: 
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.zip", "best.zip"}
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         if done >= 300:
             raise KeyboardInterrupt
@@ -109,16 +111,18 @@ def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_teacher(CARTPOLE, config, tmp_path, progress=Reports(interrupt))
     assert not (tmp_path / "policy.json").exists()
-    seen: list[int] = []
-    train_teacher(CARTPOLE, config, tmp_path, mode="resume", progress=Reports(lambda done, total: seen.append(done)))
-    assert seen[0] == 304
+    steps_done: list[int] = []
+    train_teacher(
+        CARTPOLE, config, tmp_path, mode="resume", progress=Reports(lambda done, total: steps_done.append(done))
+    )
+    assert steps_done[0] == 304
     steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert steps[0] == 400
     assert 600 <= steps[1] < 616
     assert len(steps) == 2
 
 
-def test_settings_of_the_file_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
+def test_new_settings_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     def config(steps: int, **changed: object) -> TrainConfig:
         return TrainConfig("DoubleDQN", steps, 4, steps, 1, hyperparameters={"learning_starts": 50, **changed})
 
@@ -131,7 +135,7 @@ def test_settings_of_the_file_replace_those_of_the_checkpoint(tmp_path: Path) ->
     assert model.lr_schedule(0.5) == 5e-4
 
 
-def test_the_parts_of_a_batch_add_up_to_its_gradient() -> None:
+def test_gradient_is_the_same_for_any_number_of_threads() -> None:
     obs = torch.randn(10, 4)
     batch = ReplayBufferSamples(
         obs, torch.randint(0, 2, (10, 1)), torch.randn(10, 4), torch.zeros(10, 1), torch.randn(10, 1), None
@@ -161,7 +165,7 @@ def test_finished_teacher_is_unchanged_on_resume(tmp_path: Path) -> None:
     "changed",
     [TrainConfig("A2C"), TrainConfig("PPO", hyperparameters={"n_steps": 64, "policy_kwargs": {"net_arch": [8]}})],
 )
-def test_another_algorithm_or_network_does_not_go_on(tmp_path: Path, changed: TrainConfig) -> None:
+def test_resume_with_other_algorithm_or_network_is_refused(tmp_path: Path, changed: TrainConfig) -> None:
     train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
     with pytest.raises(ConfigError, match=r"was .*, now it is .*--overwrite"):
         train_teacher(CARTPOLE, changed, tmp_path, mode="resume")
@@ -171,10 +175,10 @@ def test_another_algorithm_or_network_does_not_go_on(tmp_path: Path, changed: Tr
 
 @pytest.mark.parametrize("wrong", [{"n_steps": 0}, {"n_epochs": 0}, {"policy_kwargs": {"net_arch": [-1]}}])
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
-def test_wrong_hyperparameters_delete_no_teacher(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_teacher_survives_an_overwrite_with_wrong_hyperparameters(tmp_path: Path, wrong: dict[str, Any]) -> None:
     train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64}), tmp_path)
     before = (tmp_path / "policy.safetensors").read_bytes()
-    if "n_epochs" not in wrong:  # which nobody refuses before it has been trained for a while
+    if "n_epochs" not in wrong:  # which fails only after some training
         with pytest.raises(ConfigError, match=r"train\.hyperparameters"):
             train_teacher(CARTPOLE, TrainConfig("PPO", hyperparameters=wrong), tmp_path, mode="overwrite")
         assert (tmp_path / "policy.safetensors").read_bytes() == before
@@ -182,14 +186,16 @@ def test_wrong_hyperparameters_delete_no_teacher(tmp_path: Path, wrong: dict[str
         train_teacher(CARTPOLE, TrainConfig("PPO", 256, 4, 256, 1, hyperparameters=wrong), tmp_path / "new")
 
 
-def test_the_same_seed_trains_the_same_teacher(tmp_path: Path) -> None:
+def test_same_seed_trains_the_same_teacher(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
-    one, two, other = (train_teacher(CARTPOLE, config, tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1)))
-    assert torch.equal(one.output.weight, two.output.weight)
-    assert not torch.equal(one.output.weight, other.output.weight)
+    first, same, different = (
+        train_teacher(CARTPOLE, config, tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1))
+    )
+    assert torch.equal(first.output.weight, same.output.weight)
+    assert not torch.equal(first.output.weight, different.output.weight)
 
 
-def test_a_dqn_on_frames_goes_on_with_its_n_step_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_dqn_on_frames_keeps_its_n_step_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pong = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 200, "noop_max": 1})
     settings = {"n_steps": 3, "buffer_size": 400, "learning_starts": 16, "batch_size": 4, "train_freq": 4}
     train_teacher(pong, TrainConfig("DoubleDQN", 40, 2, 40, 1, hyperparameters=settings), tmp_path)
@@ -218,7 +224,7 @@ class ChannelsLast(gymnasium.Env[np.ndarray, int]):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "hyperparameters", "words"),
+    ("algorithm", "hyperparameters", "message"),
     [
         ("SAC", {}, "SAC cannot be built"),
         ("PPO", {"learning_rate": {"start": 1e-3, "stop": 0}}, "learning_rate: expected a number or"),
@@ -227,29 +233,29 @@ class ChannelsLast(gymnasium.Env[np.ndarray, int]):
         ("QRDQM", {}, "Did you mean 'QRDQN'"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(
-    tmp_path: Path, algorithm: str, hyperparameters: dict[str, Any], words: str
+def test_wrong_settings_are_refused(
+    tmp_path: Path, algorithm: str, hyperparameters: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         train_teacher(CARTPOLE, TrainConfig(algorithm, hyperparameters=hyperparameters), tmp_path)
 
 
-def test_images_with_channels_last_are_refused_before_training(tmp_path: Path) -> None:
+def test_images_with_channels_last_are_refused(tmp_path: Path) -> None:
     gymnasium.register("ChannelsLast-v0", ChannelsLast)
     with pytest.raises(ConfigError, match="channels first"):
         train_teacher(EnvConfig("ChannelsLast-v0"), TrainConfig("PPO"), tmp_path)
 
 
-def test_a_network_that_cannot_be_stored_is_refused_before_training(tmp_path: Path) -> None:
-    class Mine(FlattenExtractor):
+def test_network_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
+    class CustomExtractor(FlattenExtractor):
         pass
 
-    config = TrainConfig("SAC", hyperparameters={"policy_kwargs": {"features_extractor_class": Mine}})
-    with pytest.raises(ConfigError, match=r"features extractor .*Mine"):
+    config = TrainConfig("SAC", hyperparameters={"policy_kwargs": {"features_extractor_class": CustomExtractor}})
+    with pytest.raises(ConfigError, match=r"features extractor .*CustomExtractor"):
         train_teacher(EnvConfig("Pendulum-v1"), config, tmp_path)
 
 
-def test_damaged_checkpoints_and_curves_are_named(tmp_path: Path) -> None:
+def test_damaged_checkpoints_and_curves_are_refused(tmp_path: Path) -> None:
     config = TrainConfig("PPO", 256, 4, 256, 1, hyperparameters={"n_steps": 64})
     train_teacher(CARTPOLE, config, tmp_path)
     (tmp_path / "curve.jsonl").write_text('{"step": 256, "me\n')
@@ -260,11 +266,11 @@ def test_damaged_checkpoints_and_curves_are_named(tmp_path: Path) -> None:
         train_teacher(CARTPOLE, config, tmp_path, mode="resume")
 
 
-def test_training_and_choosing_the_best_share_no_episode_with_the_final_evaluation() -> None:
+def test_training_and_validation_share_no_episode_with_the_final_evaluation() -> None:
     seeds = {
         purpose: {seed_of(0, purpose, slot, episode) for slot in range(8) for episode in range(50)}
         for purpose in ("train", "evaluate")
     }
-    judged_by = {episode_seed(0, "evaluate", 0, 0, 0, episode) for episode in range(400)}
+    final_seeds = {episode_seed(0, "evaluate", 0, 0, 0, episode) for episode in range(400)}
     assert not seeds["train"] & seeds["evaluate"]
-    assert not seeds["evaluate"] & judged_by
+    assert not seeds["evaluate"] & final_seeds
