@@ -24,7 +24,6 @@ from rldistill.io.atomic import sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.dqn import _Learner
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.offline_data import ReplayObsEncoder
 from rldistill.rl.replay import ReplayBuffer, TransitionBatch
 from rldistill.rl.task import Score
 from rldistill.students import Mlp
@@ -109,9 +108,7 @@ def test_replay_stores_features_of_frozen_layers_for_images(tmp_path: Path, monk
     for name in ("features", "frames"):
         policy = learn_dqn(pong, student, config, tmp_path / name, teacher=teacher, guidance=Guidance(KL), dataset=data)
         params.append(policy(data.observations(np.arange(50)))[0].params)
-        monkeypatch.setattr(
-            ReplayObsEncoder, "choose", lambda policy, dataset, device: ReplayObsEncoder(policy, False, device)
-        )
+        monkeypatch.setattr(Dataset, "has_room_for", lambda dataset, size: False)
     features_replay, frames_replay = replays
     assert (features_replay.columns["obs"].shape, frames_replay.columns["obs"].shape) == (
         (400, policy.num_features),

@@ -63,7 +63,7 @@ def learn(
         learner.state.restore()
         if dataset is not None and learner.state.progress < 1:
             is_clipped = is_atari(setup.worker.env.id)
-            learner.offline = OfflineTransitions.of_dataset(dataset, learner.encoder, config, is_clipped)
+            learner.offline = OfflineTransitions(dataset, learner.encoder, config, is_clipped)
             learner.learn_offline(report)
         return _train(learner, report)
 
@@ -141,7 +141,7 @@ class _Learner:
         self.target = copy.deepcopy(self.policy)
         # The network that is evaluated and kept.
         self.candidate = copy.deepcopy(self.policy) if config.ema_decay else self.policy
-        self.encoder = ReplayObsEncoder.choose(self.policy, dataset, setup.device)
+        self.encoder = ReplayObsEncoder(self.policy, dataset, setup.device)
         self.needs_fit = dataset is None
         self.offline: OfflineTransitions | None = None
         num_labels = 0 if setup.teacher_loss is None else setup.teacher_loss.head.num_params

@@ -106,20 +106,18 @@ class TeacherLoss:
     """Distillation losses on the student's own states, with temperatures from the action gap of the teacher.
 
     Attributes:
-        action_gap: mean difference of the teacher's best two Q values in the first labels, 1 for other heads; None
-            before there are labels.
+        action_gap: mean difference of the teacher's best two Q values in its first labels; 1 for other heads.
     """
 
     def __init__(self, terms: tuple[Term, ...], head: ActionHead) -> None:
         self.head = head
-        self.action_gap: float | None = None
+        self.action_gap: float | None = None if head.action_values else 1.0
         self._terms, self._has_temperatures = terms, False
 
     def measure(self, labels: Tensor) -> None:
         """Measure the action gap on labels `[..., P]`, once."""
         if self.action_gap is None:
-            is_q = self.head.action_values
-            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy()) if is_q else 1.0
+            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy())
 
     def __call__(self, output: PolicyOutput, labels: Labels, progress: float) -> Tensor:
         """Return the weighted sum of the losses, unreduced."""

@@ -259,7 +259,13 @@ def new_policy(
         ConfigError: the student does not learn by gradient.
         SpecMismatchError: a loss compares Q values.
     """
-    policy = build_student(student, _stochastic_spec(env, head, losses))
+    head = head or env.head
+    if not (head.discrete or head.stochastic):
+        head = head.as_kind("gaussian")
+    spec = student_spec(dataclasses.replace(env, head=head), losses)
+    if spec.head.action_values:
+        raise SpecMismatchError("distill.losses: a student of PPO has no Q values. Use losses on the policy.")
+    policy = build_student(student, spec)
     if not capability(student, "trains_from_reward"):
         raise ConfigError(
             f"students: a {type(student).__name__.lower()} student does not learn by gradient, which learning from "
@@ -270,17 +276,6 @@ def new_policy(
         with torch.no_grad():
             policy.output.weight.mul_(0.01)
     return policy
-
-
-def _stochastic_spec(env: PolicySpec, head: ActionHead | None, terms: tuple[Term, ...]) -> PolicySpec:
-    """Return the environment's spec with a head that has a distribution over actions."""
-    head = head or env.head
-    if not (head.discrete or head.stochastic):
-        head = head.as_kind("gaussian")
-    spec = student_spec(dataclasses.replace(env, head=head), terms)
-    if spec.head.action_values:
-        raise SpecMismatchError("distill.losses: a student of PPO has no Q values. Use losses on the policy.")
-    return spec
 
 
 def _new_critic(critic: AnyStudent | None, spec: PolicySpec) -> NetworkPolicy:
