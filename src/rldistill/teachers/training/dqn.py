@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.dqn.policies import QNetwork
@@ -43,21 +42,21 @@ class DoubleDQN(DQN):
 
     def _setup_model(self) -> None:
         n_steps = self.n_steps
-        if _is_frame_stack(self.observation_space):
+        shape = self.observation_space.shape or ()
+        if len(shape) == 3 and shape[0] <= 8 and self.observation_space.dtype == np.uint8:  # a stack of frames
             self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
             self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
             self.n_steps = 1  # SB3 would warn about n_steps with another buffer class
         super()._setup_model()
         self.n_steps = n_steps
-        if len(self.observation_space.shape or ()) == 3:
+        if len(shape) == 3:
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._num_due = 0
         self._average: list[torch.Tensor] = []
         self._averaged = 0
-        # Each thread takes a part of the batch through the whole network, since threads within one operation wait for
-        # each other.
+        # Each thread has a part of the batch and the whole network: threads within one operation wait for each other.
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -72,39 +71,34 @@ class DoubleDQN(DQN):
     def _run_due_steps(self) -> None:
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        losses = [self._gradient_step() for _ in range(self._num_due)]
+        for _ in range(self._num_due):
+            self._gradient_step()
         self.policy.set_training_mode(False)
         self._n_updates += self._num_due
         self._num_due = 0
-        if losses:
-            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-            self.logger.record("train/loss", float(np.mean(losses)))
 
-    def _gradient_step(self) -> float:
-        assert self.replay_buffer is not None
-        data = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
+    def _gradient_step(self) -> None:
+        buffer = self.replay_buffer
+        assert buffer is not None
+        data = buffer.sample(self.batch_size, env=self._vec_normalize_env)
         discounts = torch.full_like(data.rewards, self.gamma) if data.discounts is None else data.discounts
-        buffer = self.replay_buffer if isinstance(self.replay_buffer, FrameReplayBuffer) else None
         weights = torch.ones_like(data.rewards)
-        if buffer is not None:
+        if isinstance(buffer, FrameReplayBuffer):
             weights = torch.from_numpy(buffer.weights[:, None]).to(self.device)
         fields = (*data[:5], discounts, weights)
         parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)
-        losses, td_errors, gradients = zip(*self._pool.map(self._loss_and_gradients, parts), strict=True)
+        td_errors, gradients = zip(*self._pool.map(self._errors_and_gradients, parts), strict=True)
         for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
             parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         if self.ema_decay:
             self._add_to_average()
-        if buffer is not None and buffer.config.alpha:
+        if isinstance(buffer, FrameReplayBuffer) and buffer.config.alpha:
             buffer.update_priorities(torch.cat(td_errors).cpu().numpy())
-        return float(sum(losses)) / len(data.rewards)
 
-    def _loss_and_gradients(
-        self, part: tuple[torch.Tensor, ...]
-    ) -> tuple[float, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return the sum of the losses of a part of a batch, its TD errors, and its gradients."""
+    def _errors_and_gradients(self, part: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Return the TD errors of a part of a batch, and the gradients of the sum of its losses."""
         obs, actions, next_obs, dones, rewards, discounts, weights = part
         with torch.no_grad():
             scaled = self._scaled(next_obs)
@@ -113,7 +107,7 @@ class DoubleDQN(DQN):
         current = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
         loss = (weights * F.smooth_l1_loss(current, target, reduction="none")).sum()
         td_errors = (target - current.detach()).squeeze(1)
-        return loss.item(), td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
+        return td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _add_to_average(self) -> None:
         parameters = [parameter.detach() for parameter in self.q_net.parameters()]
@@ -169,8 +163,7 @@ class DoubleDQN(DQN):
             explores = np.random.rand(len(action)) < self.exploration_rate
             random = np.random.randint(0, self.action_space.n, len(action))  # type: ignore[attr-defined]
             action = np.where(explores, random, action)
-        action = action if vectorized else action[0]
-        return action, state
+        return (action if vectorized else action[0]), state
 
 
 @cache
@@ -178,7 +171,3 @@ def _fastest_dtype(device: str) -> torch.dtype:
     # A CPU that only emulates bfloat16 takes ten times as long with it.
     cpu = torch.cpu.get_capabilities()
     return torch.bfloat16 if device == "cuda" or cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
-
-
-def _is_frame_stack(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[0] <= 8

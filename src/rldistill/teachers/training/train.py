@@ -33,6 +33,7 @@ from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.evaluation import EvalCheckpointCallback, training_env
 from rldistill.teachers.training.vec_env import SteppingVecEnv
 
+START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
 """Interval of SB3's own log, which is not used."""
 SET_BY_US = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
@@ -181,9 +182,7 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
     try:
         model = algorithm_class(config).load(path, env=vector, device=device, **changed)
     except Exception as error:
-        raise CorruptArtifactError(
-            f'{path}: SB3 cannot read it ({error}). Start again with mode="overwrite" (--overwrite).'
-        ) from None
+        raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}). {START_AGAIN}") from None
     if isinstance(model, OffPolicyAlgorithm):
         _refill_buffer(model, config)
     return model
@@ -191,14 +190,12 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
 
 def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None:
     """Continue from the policy and the curve, without a checkpoint; the optimizer starts anew."""
-    rows, start_again = read_jsonl(folder / "curve.jsonl"), 'Start again with mode="overwrite" (--overwrite).'
     if not isinstance(model, DQN):
-        raise ConfigError(
-            f"{folder}: there is no checkpoints/last.zip, and {config.algorithm} cannot continue without its critic. "
-            f"{start_again}"
-        )
+        problem = f"there is no checkpoints/last.zip, and {config.algorithm} cannot continue without its critic"
+        raise ConfigError(f"{folder}: {problem}. {START_AGAIN}")
+    rows = read_jsonl(folder / "curve.jsonl")
     if not rows:
-        raise ConfigError(f"{folder}: there is neither checkpoints/last.zip nor curve.jsonl. {start_again}")
+        raise ConfigError(f"{folder}: there is neither checkpoints/last.zip nor curve.jsonl. {START_AGAIN}")
     policy = load_native(folder)
     named = {name: value for name, value in policy.state_dict().items() if name.endswith((".weight", ".bias"))}
     weights = [named[name] for name in sorted(named, key=lambda name: name.startswith("output."))]  # SB3's last
@@ -217,9 +214,5 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
 def _refill_buffer(model: OffPolicyAlgorithm, config: TrainConfig) -> None:
     """Fill the new replay buffer with actions of the policy, not with random ones, before learning continues."""
     sample = type(model)._sample_action
-
-    def sample_action(learning_starts: int, *args: Any, **kwargs: Any) -> Any:
-        return sample(model, 0, *args, **kwargs)
-
     model.learning_starts = model.num_timesteps + int(config.hyperparameters.get("learning_starts", 100))
-    model._sample_action = sample_action  # type: ignore[method-assign]
+    model._sample_action = lambda _, *args: sample(model, 0, *args)  # type: ignore[method-assign]
