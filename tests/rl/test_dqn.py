@@ -26,8 +26,8 @@ from rldistill.io.atomic import Mode, sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
+from rldistill.rl.dqn import DuelingLayer
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.q_network import DuelingLayer
 from rldistill.rl.replay import TransitionBatch
 from rldistill.rl.task import LearningTask
 from rldistill.rl.train_state import TrainState

@@ -23,8 +23,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.minibatch import Minibatch, advantages
-from rldistill.rl.rollout import Rollout
+from rldistill.rl.rollout import Minibatch, Rollout, advantages
 from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardized, Standardizer

@@ -14,7 +14,7 @@ from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import FromReward
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.rl import dqn, q_network
+from rldistill.rl import dqn
 from rldistill.rl.task import LearningTask
 from rldistill.students import AnyStudent
 
@@ -50,7 +50,7 @@ class QDagger(FromReward):
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
         """Return the head of the Q network."""
-        return q_network.new_policy(student, spec, run.dqn).spec.head
+        return dqn.new_policy(student, spec, run.dqn).spec.head
 
     def learn(
         self, job: StudentJob, task: LearningTask, initial: NetworkPolicy | None, progress: Progress

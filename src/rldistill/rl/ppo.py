@@ -24,8 +24,7 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import proximal_weight
-from rldistill.rl.minibatch import Minibatch, advantages
-from rldistill.rl.rollout import Rollout
+from rldistill.rl.rollout import Minibatch, Rollout, advantages
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
 from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent, Cnn, Mlp
