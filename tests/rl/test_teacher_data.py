@@ -16,10 +16,10 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.env import EnvConfig
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import observation_moments
-from rldistill.core.env import EnvConfig
 from rldistill.io.atomic import sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.dqn import _Learner
