@@ -34,9 +34,9 @@ def fill(replay: ReplayBuffer, steps: int, ends: dict[int, str]) -> None:
 
 
 def test_n_step_returns_have_the_values_computed_by_hand() -> None:
-    replay = ReplayBuffer(SPEC, 20, 2)
+    replay = ReplayBuffer(SPEC, 20, 2, n_steps=3, gamma=0.5)
     fill(replay, 14, {8: "terminated", 11: "truncated"})
-    batch = replay.sample(500, 3, 0.5, np.random.default_rng(0))
+    batch = replay.sample(500, np.random.default_rng(0))
     assert set(batch.obs.flatten().int().tolist()) == {*range(4, 11), *range(104, 111)}  # 10 steps of 14, less 3
     for obs, reward, following, discount in zip(
         batch.obs.flatten(), batch.reward, batch.next_obs.flatten(), batch.discount, strict=True
@@ -65,7 +65,7 @@ def test_transitions_do_not_cross_a_dropped_episode() -> None:
         np.full((2, 1), 500.0, np.float32), {}, action=np.zeros(2, int), reward=np.ones(2),
         terminated=np.zeros(2, bool), truncated=np.zeros(2, bool), age=np.zeros(2, int),
     )  # fmt: skip
-    batch = replay.sample(2_000, 1, 0.5, np.random.default_rng(0))
+    batch = replay.sample(2_000, np.random.default_rng(0))
     pairs = {(int(a), int(b)) for a, b in zip(batch.obs.flatten() % 100, batch.next_obs.flatten() % 100, strict=True)}
     # Steps 6 to 11 of the first episodes, without their 12th, and 0 to 2 of the second ones, without their 3rd.
     assert pairs == {(step, step + 1) for step in (6, 7, 8, 9, 10, 11, 0, 1, 2)}
@@ -82,7 +82,7 @@ def test_frames_are_stored_once_and_stacked_in_samples() -> None:
             np.stack([stack, stack + 100]).astype(np.uint8), {}, action=np.zeros(2, int), reward=np.zeros(2),
             terminated=np.full(2, step == 6), truncated=np.zeros(2, bool), age=np.full(2, age),
         )  # fmt: skip
-    batch = replay.sample(300, 1, 0.9, np.random.default_rng(1))
+    batch = replay.sample(300, np.random.default_rng(1))
     for obs in batch.obs:
         newest = int(obs[2, 0, 0]) % 100
         age = newest if newest < 7 else newest - 7
@@ -107,7 +107,7 @@ def test_replay_restores_only_its_own_size() -> None:
     fill(replay, 4, {2: "truncated"})
     assert {len(column) for column in replay.state_dict()["columns"].values()} == {8}
     same.load_state_dict(replay.state_dict())
-    one, other = (buffer.sample(50, 1, 0.5, np.random.default_rng(0)) for buffer in (replay, same))
+    one, other = (buffer.sample(50, np.random.default_rng(0)) for buffer in (replay, same))
     assert torch.equal(one.next_obs, other.next_obs)
     fill(replay, 14, {})
     with pytest.raises(ValueError, match="20"):

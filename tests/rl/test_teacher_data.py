@@ -99,9 +99,9 @@ def test_replay_stores_features_of_frozen_layers_for_images(tmp_path: Path, monk
     replays: list[ReplayBuffer] = []
     init = ReplayBuffer.__init__
 
-    def recorded_init(replay: ReplayBuffer, spec: PolicySpec, *sizes: int) -> None:
+    def recorded_init(replay: ReplayBuffer, spec: PolicySpec, *settings: Any) -> None:
         replays.append(replay)
-        init(replay, spec, *sizes)
+        init(replay, spec, *settings)
 
     monkeypatch.setattr(ReplayBuffer, "__init__", recorded_init)
     params = []

@@ -148,8 +148,9 @@ class _Learner:
         self.needs_fit = dataset is None
         self.offline: OfflineTransitions | None = None
         num_labels = 0 if setup.teacher_loss is None else setup.teacher_loss.head.num_params
-        self.replay = ReplayBuffer(self.encoder.spec, config.buffer_size, config.num_envs, num_labels)
-        self.replay.require_room(config.n_steps)
+        self.replay = ReplayBuffer(
+            self.encoder.spec, config.buffer_size, config.num_envs, config.n_steps, config.gamma, num_labels
+        )
         self.no_loss = torch.zeros((), device=setup.device)
         self.weights = flatten_weights(self.policy)
         self.average_weights = flatten_weights(self.candidate) if config.ema_decay else None
@@ -203,11 +204,11 @@ class _Learner:
     def update(self) -> list[dict[str, Tensor]]:
         """Make the gradient steps of one environment step, if there is enough data; return their loss terms."""
         config, state = self.config, self.state
-        if state.steps < config.learning_starts or not self.replay.can_sample(config.n_steps):
+        if state.steps < config.learning_starts or self.replay.num_added < self.replay.min_steps:
             return []
         if self.needs_fit and not state.updates:
             rng = block_generator(self.task.seed, "train", 4, 0, 0)
-            sample = self.replay.sample(NORMALIZATION_SAMPLES, config.n_steps, config.gamma, rng)
+            sample = self.replay.sample(NORMALIZATION_SAMPLES, rng)
             fit_normalization([self.policy], sample.obs.to(self.setup.device))
             for network in (self.target, self.candidate):
                 network.load_state_dict(self.policy.state_dict())
@@ -223,7 +224,7 @@ class _Learner:
         if self.offline is not None:
             share = len(self.offline) / (len(self.offline) + len(self.replay))
             num_offline = rng.binomial(config.batch_size, share)
-        own = self.replay.sample(config.batch_size - num_offline, config.n_steps, config.gamma, rng)
+        own = self.replay.sample(config.batch_size - num_offline, rng)
         return own if self.offline is None else own.concat(self.offline.sample(num_offline, rng))
 
     def _step(self, batch: TransitionBatch, weight: float) -> dict[str, Tensor]:
@@ -264,8 +265,8 @@ class _Learner:
         row |= {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
         row["distillation_weight"] = self.state.weight.weight(self.state.progress)
         if self.setup.teacher_loss is not None:
-            config, rng = self.config, block_generator(self.task.seed, "train", 5, 0, self.state.steps)
-            batch = self.replay.sample(config.batch_size, config.n_steps, config.gamma, rng).to(self.setup.device)
+            rng = block_generator(self.task.seed, "train", 5, 0, self.state.steps)
+            batch = self.replay.sample(self.config.batch_size, rng).to(self.setup.device)
             assert batch.labels is not None
             with torch.no_grad():
                 row |= self.setup.teacher_loss.kl(self.encoder.q_values(self.policy, batch.obs), batch.labels)

@@ -74,11 +74,19 @@ class ReplayBuffer:
         columns: one array for each field of a transition.
         last_obs: last observation of each truncated episode by its row, since the next row shows another episode.
         num_added: number of all steps added so far.
+        min_steps: steps with at least one transition of n steps and whole stacks of frames.
     """
 
-    def __init__(self, spec: PolicySpec, capacity: int, num_envs: int, num_labels: int = 0) -> None:
+    def __init__(
+        self, spec: PolicySpec, capacity: int, num_envs: int, n_steps: int = 1, gamma: float = 0.99, num_labels: int = 0
+    ) -> None:
         self.frames, self.num_envs, self.num_steps = spec.frames, num_envs, max(capacity // num_envs, 1)
+        self.n_steps, self.gamma = n_steps, gamma
+        self.min_steps = n_steps + (self.frames.stack if self.frames else 1)
         rows = self.num_steps * num_envs
+        if self.num_steps < self.min_steps:
+            problem = f"{rows} transitions of {num_envs} environments hold no return of {n_steps} steps"
+            raise ConfigError(f"dqn.buffer_size: {problem}. Set at least {self.min_steps * num_envs}.")
         shape = spec.obs_shape[1:] if self.frames else spec.obs_shape
         self.columns: dict[str, NDArray[Any]] = {
             "obs": np.zeros((rows, *shape), spec.obs_dtype),
@@ -122,11 +130,11 @@ class ReplayBuffer:
                 self.columns["truncated"][row], self.last_obs[row] = True, obs[slot].copy()
         self.num_added = max(self.num_added - 1, 0)
 
-    def sample(self, count: int, n_steps: int, gamma: float, rng: np.random.Generator) -> TransitionBatch:
+    def sample(self, count: int, rng: np.random.Generator) -> TransitionBatch:
         """Return `count` random transitions; all their n steps and stacked frames are in the ring."""
+        n_steps, gamma = self.n_steps, self.gamma
         oldest = self.num_added - min(self.num_added, self.num_steps)
-        depth = self.frames.stack if self.frames else 1
-        step = rng.integers(oldest + depth - 1, self.num_added - n_steps, count)
+        step = rng.integers(oldest + self.min_steps - n_steps - 1, self.num_added - n_steps, count)
         row = step % self.num_steps * self.num_envs + rng.integers(0, self.num_envs, count)
         num_rows = len(self.columns["action"])
         window = (row[:, None] + np.arange(n_steps) * self.num_envs) % num_rows
@@ -146,18 +154,6 @@ class ReplayBuffer:
             torch.from_numpy(self.columns["labels"][row]) if "labels" in self.columns else None,
         )
 
-    def can_sample(self, n_steps: int) -> bool:
-        """Return True if there is a transition of n steps."""
-        return self.num_added >= self._min_steps(n_steps)
-
-    def require_room(self, n_steps: int) -> None:
-        """Raise ConfigError if the ring is too small for a transition of n steps."""
-        if self.num_steps < self._min_steps(n_steps):
-            raise ConfigError(
-                f"dqn.buffer_size: {self.num_steps * self.num_envs} transitions of {self.num_envs} environments hold "
-                f"no return of {n_steps} steps. Set at least {self._min_steps(n_steps) * self.num_envs}."
-            )
-
     def observations(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return the observations of some rows, frames stacked."""
         obs: NDArray[Any] = self.columns["obs"]
@@ -167,9 +163,6 @@ class ReplayBuffer:
 
     def _first_row(self, step: int) -> int:
         return step % self.num_steps * self.num_envs
-
-    def _min_steps(self, n_steps: int) -> int:
-        return n_steps + (self.frames.stack if self.frames else 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the contents by name."""
