@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,3 @@ class SteppingVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """Return False for each environment."""
         return [False] * len(list(self._get_indices(indices)))
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Ignore the seed: every episode has its own."""
-        return [None] * self.num_envs
