@@ -50,7 +50,7 @@ def test_killed_and_resumed_run_has_the_same_student(tmp_path: Path, teacher: Ne
     hashes = []
     for name in ("whole", "killed"):
         run = tmp_path / f"{name}.yaml"
-        run.write_text(yaml.safe_dump(document | {"folder": str(tmp_path / name)}))
+        run.write_text(yaml.safe_dump(document | {"out": str(tmp_path / name)}))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
         command = [sys.executable, "-c", COMMAND]
         if recipe != "ppd":
