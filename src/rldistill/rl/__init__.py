@@ -1,0 +1,1 @@
+"""Learning from reward by PPO and DQN, with or without a teacher."""
