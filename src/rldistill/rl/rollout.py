@@ -222,7 +222,7 @@ class Minibatch(Steps):
     """Steps of a rollout, `[B, ...]`; for a recurrent student whole sequences, `[T, B, ...]`.
 
     Attributes:
-        old_log_prob: log-probability of each action when it was drawn.
+        old_log_prob: log-probability of each action when it was sampled.
         advantage: advantage of each action.
         returns: target of the critic.
     """
