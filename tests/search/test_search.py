@@ -20,10 +20,11 @@ from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
 from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.document import to_document
 from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search
 from rldistill.run.config import load_run
 from rldistill.run.search import run_search as search
-from rldistill.search.candidates import Candidate, make_candidates, student_document
+from rldistill.search.candidates import Candidate, make_candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import promote
 from rldistill.students import Linear, Mlp, Tree
@@ -54,12 +55,12 @@ def test_candidates_are_smaller_than_the_teacher_except_own_ones(teacher: Networ
     assert "mlp-8" not in found  # it is one of the user's
     assert {"linear", "mlp-4", "tree-4"} <= set(found)
     assert "mlp-64" not in found
-    assert student_document(Linear(Fourier(64))) == {
+    assert to_document(Linear(Fourier(64))) == {
         "type": "linear",
         "features": {"type": "fourier", "num_features": 64},
     }
-    assert student_document(Mlp((8, 8))) == {"type": "mlp", "hidden": [8, 8]}
-    assert student_document(Tree()) == {"type": "tree"}
+    assert to_document(Mlp((8, 8))) == {"type": "mlp", "hidden": [8, 8]}
+    assert to_document(Tree()) == "tree"
 
 
 def run_file(tmp_path: Path, teacher: NetworkPolicy) -> Path:

@@ -8,7 +8,7 @@ import traceback
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,7 @@ from rldistill.cli.options import (
     parse_share,
     print_json,
     print_result,
+    read_options,
     require_new,
     show,
 )
@@ -163,10 +164,6 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Find the smallest student that keeps the return of its teacher."""
-    from pydantic import ValidationError
-
-    from rldistill.core.errors import ConfigError
-    from rldistill.core.fields import explain, read
     from rldistill.io.atomic import write_json
     from rldistill.run.config import load_run
     from rldistill.run.search import run_search
@@ -175,10 +172,7 @@ def search(
     mode = mode_of(resume, overwrite)
     require_new(json_file, "--json", overwrite=mode != "new")
     options = {"margin": parse_share(margin), "by": by, "own": own, "behavior_policy": behavior_policy}
-    try:
-        config = read(SearchConfig, options)
-    except ValidationError as error:
-        raise ConfigError(f"--{explain(error.errors()[0])}") from None
+    config = read_options("--", SearchConfig, options)
     with output(quiet):
         result = run_search(load_run(file, overrides or ()), config, mode, quiet)
     if json_file is not None:
@@ -233,23 +227,12 @@ def doctor(as_json: AsJson = False) -> None:
     show(examine(), as_json)
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    typer.echo(f"warning: {message}", err=True)
-
-
 def main() -> None:
     """Run the command line; the entry point `rldistill`."""
     # A scheduler's SIGTERM stops a run like Ctrl-C, also where a shell started the process with SIGINT ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
     try:
         app(prog_name="rldistill")
     except Exception:  # not 1, which is the answer that a claim does not hold

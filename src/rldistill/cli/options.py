@@ -61,7 +61,8 @@ def mode_of(resume: bool, overwrite: bool) -> Mode:
     return "resume" if resume else "overwrite" if overwrite else "new"
 
 
-def _read(option: str, kind: Any, values: Any) -> Any:
+def read_options(prefix: str, kind: Any, values: Any) -> Any:
+    """Return an instance of a configuration class; raise ConfigError, which begins with `prefix`, for a wrong value."""
     from pydantic import ValidationError
 
     from rldistill.core.fields import USER_CODE, explain, read
@@ -69,7 +70,7 @@ def _read(option: str, kind: Any, values: Any) -> Any:
     try:
         return read(kind, values, USER_CODE)
     except ValidationError as error:
-        raise ConfigError(f"{option}.{explain(error.errors()[0])}") from None
+        raise ConfigError(f"{prefix}{explain(error.errors()[0])}") from None
 
 
 def _parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def parse_env(text: str, kwargs: Sequence[str] | None) -> EnvConfig:
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
     if kwargs:
         values["kwargs"] = (values.get("kwargs") or {}) | _parse_pairs("--env-kwarg", kwargs)
-    env: EnvConfig = _read("env", EnvField, values)
+    env: EnvConfig = read_options("env.", EnvField, values)
     return env
 
 
@@ -112,7 +113,7 @@ def parse_teacher(text: str, **options: Any) -> SavedTeacher:
     path, *pairs = re.split(r",(?=[a-z]+=)", text)
     values = {"path": path, **_parse_pairs("teacher", pairs)}
     values |= {key: value for key, value in options.items() if value is not None}
-    teacher: SavedTeacher = _read("teacher", SavedTeacher, values)
+    teacher: SavedTeacher = read_options("teacher.", SavedTeacher, values)
     return teacher
 
 

@@ -11,8 +11,6 @@ from rldistill.recipes.offline import Offline
 from rldistill.recipes.on_policy import OnPolicy
 from rldistill.recipes.qdagger import QDagger
 
-AnyRecipe = Offline | Dagger | OnPolicy | BornAgain | Ppd | Kickstart | JumpStart | Finetune | QDagger | FromScratch
-
 RECIPES.update(
     offline=Offline,
     dagger=Dagger,
@@ -28,7 +26,6 @@ RECIPES.update(
 
 __all__ = [
     "RECIPES",
-    "AnyRecipe",
     "BornAgain",
     "Dagger",
     "Finetune",

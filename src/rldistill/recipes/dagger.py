@@ -52,12 +52,7 @@ def distill_in_rounds(
 ) -> NetworkPolicy:
     """Distill on the teacher's dataset, then in each round on data that the student has collected.
 
-    Args:
-        job: student with its training seed.
-        recipe: number of rounds, and the acting policy.
-        mode: treatment of the student's folder.
-        progress: receives the number of finished epochs.
-        newest_only: True if a round learns from its own steps only, not from all data so far.
+    With `newest_only`, a round learns from its own steps only, not from all data so far.
     """
     folder, run = job.folder, job.run
     if job.inputs().open_folder(folder, "policy.json", mode):

@@ -6,7 +6,6 @@ The result is the best policy by validation episodes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -168,25 +167,19 @@ class FromScratch(FromReward):
 
 def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Progress) -> NetworkPolicy:
     """Train the student of a job from reward alone into `controls/`, with ten times its environment steps."""
-    run, total = job.run, CONTROL_BUDGET * student_steps
+    run, learner = job.run, job.run.recipe.learner or "ppo"
     folder = run.out / "controls" / job.name / f"seed-{job.seed}"
-    is_dqn, score = run.recipe.learner == "dqn", partial(validation_returns, run, job.teacher)
-    head = None if is_dqn else job.teacher.spec.head
-    env = adapt_env(run.env, job.teacher)
-    task = LearningTask(env, job.student, folder, head=head, score=score, seed=job.seed)
-    learn: Callable[..., NetworkPolicy]
-    if is_dqn:
-        dqn_config = dataclasses.replace(run.dqn, total_steps=total)
-        learn, values = partial(dqn.learn, task, dqn_config), dict[str, Any](dqn=dqn_config)
-    else:
-        ppo_config = dataclasses.replace(run.ppo, total_steps=total)
-        learn, values = partial(ppo.learn, task, ppo_config), dict[str, Any](ppo=ppo_config)
-    inputs = StageInputs("distill", values | {f"students.{job.name}": job.student, "env": run.env})
+    head = None if learner == "dqn" else job.teacher.spec.head
+    score = partial(validation_returns, run, job.teacher)
+    task = LearningTask(adapt_env(run.env, job.teacher), job.student, folder, head=head, score=score, seed=job.seed)
+    config: Any = dataclasses.replace(getattr(run, learner), total_steps=CONTROL_BUDGET * student_steps)
+    inputs = StageInputs("distill", {learner: config, f"students.{job.name}": job.student, "env": run.env})
     inputs.open_folder(folder, "policy.json", mode)
-    return learn(mode="resume", progress=progress)
+    learn = dqn.learn if learner == "dqn" else ppo.learn
+    return learn(task, config, mode="resume", progress=progress)
 
 
 def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:
     """Return the returns of the episodes that select the best policy, which are not those of the evaluation."""
-    episodes = (run.dqn if run.recipe.learner == "dqn" else run.ppo).eval_episodes
+    episodes = getattr(run, run.recipe.learner or "ppo").eval_episodes
     return play(adapt_env(run.env, teacher), policy, episodes, PlayConfig(run.seed, VALIDATION, side=side)).returns

@@ -20,12 +20,7 @@ RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html",
 
 @contextmanager
 def record_run(run: Run, *stages: str) -> Iterator[None]:
-    """Write `config.yaml` and `provenance.json`; restore the old ones if the work within fails without any change.
-
-    Args:
-        run: the run.
-        *stages: names of the folders in which a change keeps the new record.
-    """
+    """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage."""
     _require_own_folder(run.out)
     paths = run.out / "config.yaml", run.out / "provenance.json"
     old = {path: path.read_text() if path.exists() else None for path in paths}

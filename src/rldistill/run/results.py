@@ -12,6 +12,7 @@ from rldistill.evaluation.evaluate import PolicyRuns
 from rldistill.io.atomic import read_json
 from rldistill.io.jsonl import read_jsonl
 from rldistill.recipes.job import Run
+from rldistill.reporting.curves import CONTROL_SUFFIX
 from rldistill.students.storage import load_native
 from rldistill.teachers.training.config import TrainConfig
 
@@ -43,7 +44,7 @@ def training_curves(run: Run) -> dict[str, Curve]:
     for name in run.students:
         curves[name] = _mean_curve(run, run.out / "students" / name, _teacher_steps(run))
         if run.control != "none":
-            curves[f"{name}-scratch"] = _mean_curve(run, run.out / "controls" / name, 0)
+            curves[name + CONTROL_SUFFIX] = _mean_curve(run, run.out / "controls" / name, 0)
     return {name: curve for name, curve in curves.items() if curve}
 
 

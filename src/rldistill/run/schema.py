@@ -7,23 +7,15 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from rldistill.core.fields import MAX_COUNT, OneOf, json_schema, run_file_keys
-from rldistill.core.schedules import SCHEDULES, Constant
-from rldistill.losses import LOSSES
 from rldistill.losses.objective import Term
-from rldistill.recipes import RECIPES
+from rldistill.recipes.document import NAMES, TABLES, to_document
 from rldistill.recipes.job import Run
-from rldistill.students import STUDENTS
-from rldistill.students.features import FEATURES
-
-TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}
-NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
 
 
 def run_schema() -> dict[str, Any]:
@@ -59,14 +51,15 @@ class _RunFileSchema(GenerateJsonSchema):
         owner = getattr(schema["function"]["function"], "__self__", None)
         if not isinstance(owner, OneOf):
             return super().function_plain_schema(schema)
-        choices = []
+        names, choices = [], []
         for name, cls in owner.classes.items():
             choices.append(self.generate_inner(owner.core_schema(cls)))
             definition = self._definition(choices[-1]["$ref"])
+            if definition.get("required", [owner.key]) == [owner.key]:
+                names.append(name)
             if owner.key not in definition["properties"]:
                 definition["properties"] = {owner.key: {"const": name}, **definition["properties"]}
                 definition["required"] = [owner.key, *definition.get("required", [])]
-        names = [name for name, cls in owner.classes.items() if not _required_fields(cls)]
         own = {"type": "object", "properties": {owner.key: {"type": "string", "pattern": ":"}}, "required": [owner.key]}
         number = [{"type": "number"}] if owner.number is not None else []
         title = next(title for title, table in TABLES.items() if table is owner.classes)
@@ -86,28 +79,7 @@ class _RunFileSchema(GenerateJsonSchema):
         return result
 
     def encode_default(self, dft: Any) -> Any:
-        return _written(dft)
-
-
-def _written(value: Any) -> Any:
-    """Return a value as a run file writes it, without the fields that have their default."""
-    if isinstance(value, tuple):
-        return [_written(item) for item in value]
-    if isinstance(value, Constant):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Term):
-        return _written(value.loss)
-    if type(value) not in NAMES:
-        return value
-    fields = {
-        field.name: _written(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    }
-    key = "type" if type(value) in {*SCHEDULES.values(), *STUDENTS.values(), *FEATURES.values()} else "name"
-    return {key: NAMES[type(value)], **fields} if fields else NAMES[type(value)]
+        return to_document(dft)
 
 
 def _summary(cls: type) -> str:
@@ -125,12 +97,6 @@ def _attributes(cls: type) -> dict[str, str]:
             name, _, text = " ".join(entry.split()).partition(": ")
             texts[name] = text
     return texts
-
-
-def _required_fields(cls: Any) -> list[str]:
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(cls)
-    return [field.name for field in fields if field.default is missing and field.default_factory is missing]
 
 
 def run_tables() -> str:

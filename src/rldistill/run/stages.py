@@ -26,6 +26,7 @@ from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
+from rldistill.reporting.curves import CONTROL_SUFFIX
 from rldistill.run.folder import record_run
 from rldistill.run.results import control_runs, student_runs, student_steps, training_curves
 from rldistill.run.teachers import load_fitting
@@ -38,15 +39,12 @@ from rldistill.teachers.zoo import ZOO
 
 
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
-    """Run all stages of a run.
+    """Run all stages of a run and return the path of the report.
 
     Args:
-        run: the run.
+        run: Run with `verify=False` to skip the check of a teacher that was trained elsewhere.
         mode: "new" refuses stages that exist, "resume" continues them, "overwrite" discards them.
         quiet: True to show no progress.
-
-    Returns:
-        The path of the report.
     """
     require_mode(mode)
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
@@ -147,7 +145,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
         policies = {
             "teacher": PolicyRuns("teacher", {None: teacher}, trained),
             **{name: student_runs(run, name) for name in run.students},
-            **{f"{name}-scratch": control_runs(run, name) for name in run.students if run.control != "none"},
+            **{name + CONTROL_SUFFIX: control_runs(run, name) for name in run.students if run.control != "none"},
         }
         has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
         with track("evaluate", "episodes", quiet) as progress:

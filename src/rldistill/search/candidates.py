@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +11,11 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.cost import measure_cost
+from rldistill.recipes.document import to_document
 from rldistill.search.config import Measure
-from rldistill.students import STUDENTS, AnyStudent, Linear, Mlp, Tree
+from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.budget import fit_budget
-from rldistill.students.features import FEATURES, AnyFeatures, Fourier, RandomConv
+from rldistill.students.features import Fourier, RandomConv
 from rldistill.students.student import capability
 
 CNN_BUDGETS = (3_000, 6_000, 10_000, 16_000, 25_000, 40_000, 62_000)
@@ -46,7 +46,7 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of `search.json`."""
-        return {**vars(self), "student": student_document(self.student)}
+        return {**vars(self), "student": to_document(self.student)}
 
 
 def make_candidates(
@@ -88,18 +88,3 @@ def policy_sizes(policy: Policy) -> dict[str, float | None]:
     cost = measure_cost(policy)
     latency = None if cost.latency_us is None else cost.latency_us["p50"]
     return {"parameters": cost.parameters, "bytes": cost.bytes, "macs": cost.macs, "latency": latency}
-
-
-def student_document(student: AnyStudent | AnyFeatures) -> dict[str, Any]:
-    """Return a student in the form of a run file: its type, and the fields that differ from their defaults."""
-    names = {cls: name for name, cls in {**STUDENTS, **FEATURES}.items()}
-    cls = type(student)
-    document: dict[str, Any] = {"type": names.get(cls, f"{cls.__module__}:{cls.__qualname__}")}
-    for setting in dataclasses.fields(student):
-        value = getattr(student, setting.name)
-        if not setting.compare or value == setting.default:
-            continue
-        if dataclasses.is_dataclass(value):
-            value = student_document(value)  # type: ignore[arg-type]
-        document[setting.name] = list(value) if isinstance(value, tuple) else value
-    return document

@@ -9,7 +9,6 @@ from typing import Any
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
@@ -42,14 +41,7 @@ def search(
     All candidates learn from one dataset: that of the teacher, and rounds in which a student of medium size acts.
     Successive halving drops the candidates that are too weak or too large. The finalists are tested from the smallest
     on, with several training seeds and on fresh episodes; all tests together have a risk of 5% of a false yes.
-
-    Args:
-        run: the run.
-        config: settings of the search.
-        teacher: teacher of the run.
-        collect: function that returns the dataset of the teacher, and collects it first if it is missing.
-        mode: "new" refuses a search that exists, "resume" continues it, "overwrite" discards it.
-        quiet: True to show no progress.
+    `collect` returns the dataset of the teacher, and collects it first if it is missing.
 
     Returns:
         `env margin by env_steps teacher winner tried front seconds`, as in `search/search.json`.
@@ -69,8 +61,11 @@ def search(
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
     evaluator = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
     _require_lead(evaluator, config.episodes)
-    sizes = policy_sizes(teacher)
-    candidates = _candidates(run, config, dataset.spec, sizes["parameters"])
+    sizes, students = policy_sizes(teacher), run.students
+    if not config.own:
+        spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
+        students = make_candidates(spec, students, sizes["parameters"])
+    candidates = [Candidate(name, student) for name, student in students.items()]
     stage = SearchStage(run, config, dataset, evaluator)
     with track("search", "students", quiet) as progress:
         finalists = select_finalists(stage, candidates, sizes[config.by], progress)
@@ -104,13 +99,6 @@ def _require_lead(evaluator: SearchEvaluator, episodes: int) -> None:
             f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
             "there is no lead to keep. Use another teacher."
         )
-
-
-def _candidates(run: Run, config: SearchConfig, spec: PolicySpec, max_parameters: float | None) -> list[Candidate]:
-    students = run.students
-    if not config.own:
-        students = make_candidates(dataclasses.replace(spec, head=spec.head.neutral), students, max_parameters)
-    return [Candidate(name, student) for name, student in students.items()]
 
 
 def _find_winner(stage: SearchStage, finalists: Sequence[Candidate], quiet: bool) -> str | None:

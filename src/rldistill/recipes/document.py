@@ -1,0 +1,47 @@
+"""Values as a run file has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rldistill.core.schedules import SCHEDULES, Constant
+from rldistill.losses import LOSSES
+from rldistill.losses.objective import Term
+from rldistill.recipes import RECIPES
+from rldistill.students import STUDENTS
+from rldistill.students.features import FEATURES
+
+TABLES: dict[str, dict[str, Any]] = {
+    "Recipes": RECIPES,
+    "Losses": LOSSES,
+    "Schedules": SCHEDULES,
+    "Students": STUDENTS,
+    "Features": FEATURES,
+}
+"""Classes that a run file selects by name."""
+NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
+
+
+def to_document(value: Any) -> Any:
+    """Return a value as a run file has it, without the fields that have their default."""
+    if isinstance(value, tuple):
+        return [to_document(item) for item in value]
+    if isinstance(value, Constant):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Term):
+        return to_document(value.loss)
+    if not dataclasses.is_dataclass(value):
+        return value
+    cls: Any = type(value)
+    name = NAMES.get(cls, f"{cls.__module__}:{cls.__qualname__}")
+    fields = {
+        field.name: to_document(getattr(value, field.name))
+        for field in dataclasses.fields(cls)
+        if field.compare and getattr(value, field.name) != field.default
+    }
+    key = "name" if cls in {*RECIPES.values(), *LOSSES.values()} else "type"
+    return {key: name, **fields} if fields else name
