@@ -1,4 +1,4 @@
-"""The command line: verbs reach their stage, and what goes wrong ends in one line."""
+"""Command line: stages, options, and errors of one line."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "collect", "distill", "evaluate"])
-def test_a_verb_calls_its_stage(verb: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", ["run", "train", "collect", "distill", "evaluate"])
+def test_command_calls_its_stage(command: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    stage = "run_all" if verb == "run" else f"run_{verb}"
+    stage = "run_all" if command == "run" else f"run_{command}"
     monkeypatch.setattr(pipeline, stage, lambda *args: calls.append(args))
-    result = CliRunner().invoke(app, [verb, str(file), "collect.steps=64", "--resume", "--quiet"])
+    result = CliRunner().invoke(app, [command, str(file), "collect.steps=64", "--resume", "--quiet"])
     assert result.exit_code == 0, result.output
     ((plan, mode, quiet),) = calls
     assert plan.collect.steps == 64
     assert (mode, quiet) == ("resume", True)
 
 
-def test_sequential_counts_over_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequential_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.sequential))
-    for asked in ([], ["--sequential"], ["evaluate.max_episodes=120", "--sequential"]):
-        result = CliRunner().invoke(app, ["evaluate", str(file), *asked])
+    for arguments in ([], ["--sequential"], ["evaluate.max_episodes=120", "--sequential"]):
+        result = CliRunner().invoke(app, ["evaluate", str(file), *arguments])
         assert result.exit_code == 0, result.output
     assert calls == [False, True, True]
 
 
-def test_report_is_written_from_what_is_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_reads_the_results_of_other_stages(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.out))
     assert CliRunner().invoke(app, ["report", str(file), "out=elsewhere"]).exit_code == 0
@@ -72,7 +72,7 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("failure", "code", "said"),
+    ("failure", "code", "message"),
     [
         (CorruptArtifactError("x.parquet: cut\nshort"), 2, "error: x.parquet: cut short\n"),
         (KeyboardInterrupt(), 130, "stopped; continue with --resume\n"),
@@ -88,7 +88,7 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_failures_end_in_one_line(
-    failure: BaseException, code: int, said: str, file: Path, monkeypatch: pytest.MonkeyPatch
+    failure: BaseException, code: int, message: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise failure
@@ -96,11 +96,11 @@ def test_failures_end_in_one_line(
     monkeypatch.setattr(pipeline, "run_all", fail)
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == code
-    assert result.stderr.startswith(said)
+    assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
 
 
-def test_our_own_mistakes_keep_their_traceback(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
@@ -108,23 +108,23 @@ def test_our_own_mistakes_keep_their_traceback(file: Path, monkeypatch: pytest.M
     assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, ZeroDivisionError)
 
 
-def test_a_file_that_is_asked_for_is_looked_at_before_any_work(tmp_path: Path) -> None:
+def test_output_files_are_checked_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "there.png").write_text("mine")
-    for place, said in (("there.png", "exists"), ("", "is a folder")):
-        result = CliRunner().invoke(app, ["explain", str(tmp_path / "none"), "--out", str(tmp_path / place)])
+    for name, message in (("there.png", "exists"), ("", "is a folder")):
+        result = CliRunner().invoke(app, ["explain", str(tmp_path / "none"), "--out", str(tmp_path / name)])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-        assert said in result.stderr
+        assert message in result.stderr
     result = CliRunner().invoke(app, ["search", "none.yaml", "--json", str(tmp_path)])
     assert "--json" in result.stderr
     assert (tmp_path / "there.png").read_text() == "mine"
 
 
-def test_it_says_which_version_it_is() -> None:
+def test_version_is_printed() -> None:
     result = CliRunner().invoke(app, ["--version"])
     assert (result.exit_code, result.stdout.strip()) == (0, metadata.version("rldistill"))
 
 
-def test_a_verb_that_cannot_go_on_does_not_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_without_resume_does_not_suggest_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -139,7 +139,7 @@ def test_resume_and_overwrite_exclude_each_other(file: Path) -> None:
     assert "choose one" in result.stderr
 
 
-def test_a_bad_file_ends_the_process_without_a_traceback(tmp_path: Path) -> None:
+def test_bad_file_ends_the_process_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "rldistill", "run", str(tmp_path / "none.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -156,20 +156,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_doctor_knows_every_extra() -> None:
+def test_doctor_lists_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
     result = CliRunner().invoke(app, ["doctor", "--json"])
-    found = json.loads(result.stdout)
-    assert found["cores"] >= 1
-    assert found["versions"]["torch"].startswith("2.")
-    assert "with Pong" in found["roms"]
-    assert set(found["extras"]) == set(EXTRAS)
+    report = json.loads(result.stdout)
+    assert report["cores"] >= 1
+    assert report["versions"]["torch"].startswith("2.")
+    assert "with Pong" in report["roms"]
+    assert set(report["extras"]) == set(EXTRAS)
     assert "python" in CliRunner().invoke(app, ["doctor"]).stdout
 
 
-@pytest.mark.parametrize("verb", ["info", "check"])
-def test_dataset_verbs_name_what_is_missing(verb: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["dataset", verb, str(tmp_path)])
+@pytest.mark.parametrize("command", ["info", "check"])
+def test_dataset_commands_name_the_missing_file(command: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["dataset", command, str(tmp_path)])
     assert result.exit_code == 2
     assert "manifest.json: there is no such file" in result.stderr

@@ -1,4 +1,4 @@
-"""`rldistill teachers`, as a person runs it."""
+"""`rldistill teachers`, and options of teachers in other commands."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 
 import rldistill
 from rldistill.cli.main import app
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import short_names
 from rldistill.policies.network import NetworkPolicy
@@ -29,74 +32,74 @@ def teachers(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_those_that_ship_are_listed() -> None:
+def test_shipped_teachers_are_listed() -> None:
     code, out = teachers("list", "--json")
     assert code == 0
-    (ours,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
+    (row_of_pong,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
     folder = Path(rldistill.__file__).parent / "zoo" / "pong-dqn"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert ours["mean_return"] == evaluation["policies"]["teacher"]["mean"]
+    assert row_of_pong["mean_return"] == evaluation["policies"]["teacher"]["mean"]
     assert "zoo:pong-dqn" in teachers("list")[1]
 
 
-def test_a_claim_that_holds_and_one_that_does_not(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_exit_code_of_true_and_false_claims(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path, {})
-    asked = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5", "--quiet", "--json"]
-    code, out = teachers(*[word for word in asked if word != "--quiet"])
-    found = json.loads(out)
+    arguments = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5", "--quiet", "--json"]
+    code, out = teachers(*[word for word in arguments if word != "--quiet"])
+    result = json.loads(out)
     assert code == 0
-    assert teachers(*asked, "--claimed", str(found["mean"]))[0] == 0
-    assert teachers(*asked, "--claimed", str(found["mean"] * 3 + 1000))[0] == 1
+    assert teachers(*arguments, "--claimed", str(result["mean"]))[0] == 0
+    assert teachers(*arguments, "--claimed", str(result["mean"] * 3 + 1000))[0] == 1
     assert "verified" in teachers("verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5")[1]
 
 
-def test_a_teacher_of_another_environment_is_told_by_its_folder(tmp_path: Path) -> None:
+def test_teacher_of_another_environment_is_recognized_by_its_folder(tmp_path: Path) -> None:
     agent = tmp_path / "CartPole-v1_1" / "CartPole-v1.zip"
     agent.parent.mkdir()
     PPO("MlpPolicy", "CartPole-v1", seed=0).save(agent)
     agent.with_suffix("").mkdir()
     (agent.with_suffix("") / "args.yml").write_text("env: Balance-v3")
-    asked = ["--episodes", "1", "--json"]
-    found = json.loads(teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1])
-    assert "trained on Balance-v3" in found["suspicious"][-1]
-    assert not found["ok"]
+    arguments = ["--episodes", "1", "--json"]
+    result = json.loads(teachers("verify", str(agent), "--env", "CartPole-v1", *arguments)[1])
+    assert "trained on Balance-v3" in result["suspicious"][-1]
+    assert not result["ok"]
     (agent.with_suffix("") / "args.yml").write_text("env: CartPole-v0")
-    assert "trained" not in teachers("verify", str(agent), "--env", "CartPole-v1", *asked)[1]
-    code, out = teachers("verify", str(agent), "--env", "Acrobot-v1", *asked)
+    assert "trained" not in teachers("verify", str(agent), "--env", "CartPole-v1", *arguments)[1]
+    code, out = teachers("verify", str(agent), "--env", "Acrobot-v1", *arguments)
     assert code == 1
     (first, second) = json.loads(out)["suspicious"]
     assert first.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
     assert "trained on CartPole-v0" in second
     small = ["--env", "Acrobot-v1", "--episodes", "1", "--steps", "64"]
-    said = CliRunner().invoke(app, ["teachers", "compare", str(agent), *small]).stderr
-    assert said.startswith(f"error: {agent} and Acrobot-v1 do not fit")
-    assert "trained on CartPole-v0" in said
+    message = CliRunner().invoke(app, ["teachers", "compare", str(agent), *small]).stderr
+    assert message.startswith(f"error: {agent} and Acrobot-v1 do not fit")
+    assert "trained on CartPole-v0" in message
 
 
-def test_two_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_two_teachers_are_compared(teacher: NetworkPolicy, tmp_path: Path) -> None:
     save_policy(teacher, tmp_path / "a", {})
     save_policy(teacher, tmp_path / "b", {})
     paths = [str(tmp_path / name) for name in "ab"]
     small = ["--env", "CartPole-v1", "--episodes", "3", "--steps", "600"]
-    files = ["--out", str(tmp_path / "found.json"), "--page", str(tmp_path / "teachers.html")]
+    files = ["--out", str(tmp_path / "result.json"), "--page", str(tmp_path / "teachers.html")]
     code, out = teachers("compare", *paths, *small, *files)
     assert code == 0
     page = (tmp_path / "teachers.html").read_text()
     assert f"Take {paths[0]}" in page or f"Take {paths[1]}" in page or "Take ensemble" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "take " in out
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["agreement"] == {f"{paths[0]} / {paths[1]}": 1.0}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["agreement"] == {f"{paths[0]} / {paths[1]}": 1.0}
 
 
-def test_a_wrong_name_is_one_line(tmp_path: Path) -> None:
+def test_wrong_name_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["teachers", "verify", "zoo:pong-dqm", "--env", "ALE/Pong-v5"])
     assert result.exit_code == 2
     assert "Did you mean 'pong-dqn'?" in result.stderr
-    asked = ["teachers", "verify", "q.onnx,head=probs", "--env", "CartPole-v1"]
-    said = CliRunner().invoke(app, asked).stderr
-    assert "teacher.head: found 'probs'" in said
-    assert "q_values" in said
+    arguments = ["teachers", "verify", "q.onnx,head=probs", "--env", "CartPole-v1"]
+    message = CliRunner().invoke(app, arguments).stderr
+    assert "teacher.head: found 'probs'" in message
+    assert "q_values" in message
 
 
 def test_check_of_a_teacher_from_elsewhere_can_be_skipped(tmp_path: Path) -> None:
@@ -116,7 +119,7 @@ def test_check_of_a_teacher_from_elsewhere_can_be_skipped(tmp_path: Path) -> Non
 
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> str:
-    """A graph with two outputs that fit CartPole."""
+    """Write a graph with two outputs that fit CartPole."""
     pytest.importorskip("onnx")
     from onnx import TensorProto, helper, save_model
 
@@ -144,6 +147,23 @@ def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp
     small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300", "--json"]
     code, out = teachers("compare", written, str(tmp_path / "native"), *small)
     assert (code, list(json.loads(out)["teachers"])[:2]) == (0, [onnx_file, str(tmp_path / "native")])
+
+
+def test_teacher_options_of_relabel(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
+    collect(CARTPOLE, teacher, CollectConfig(steps=64, block_steps=8), tmp_path / "dataset")
+    relabel = ["dataset", "relabel", str(tmp_path / "dataset"), onnx_file, "--out", str(tmp_path / "new"), "--quiet"]
+    result = CliRunner().invoke(app, [*relabel, "--output", "left"])
+    assert result.exit_code == 0, result.output
+    assert [head_of(tmp_path / name) for name in ("dataset", "new")] == ["q_values", "categorical"]
+    result = CliRunner().invoke(app, [*relabel, "--overwrite", "--output", "left", "--head", "q_values"])
+    assert result.exit_code == 0, result.output
+    assert head_of(tmp_path / "new") == "q_values"
+    result = CliRunner().invoke(app, [*relabel, "--overwrite", "--activation", "tanh"])
+    assert (result.exit_code, "teacher.activation:" in result.output) == (2, True), result.output
+
+
+def head_of(folder: Path) -> str:
+    return Manifest.read(folder).spec.head.kind
 
 
 def test_options_that_do_not_apply_are_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -176,7 +196,7 @@ def test_keyword_arguments_of_the_environment(teacher: NetworkPolicy, tmp_path: 
     assert json.loads(teachers("verify", str(tmp_path), "--env", text, *verify[4:])[1])["mean"] == changed
 
 
-def test_paths_are_told_apart_without_what_they_share() -> None:
+def test_short_names_leave_out_the_common_folder() -> None:
     assert short_names(["/a/b/c/x.zip", "/a/b/d/x.zip", "ensemble"]) == ["c/x.zip", "d/x.zip", "ensemble"]
     assert short_names(["a/x.zip", "/b/x.zip"]) == ["a/x.zip", "/b/x.zip"]
     assert short_names(["/a/b/x.zip"]) == ["/a/b/x.zip"]

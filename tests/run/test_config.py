@@ -1,4 +1,4 @@
-"""The run file: what it builds, what counts over what, and what is said of mistakes."""
+"""Run files: settings, precedence of overrides, and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
+def test_run_consists_of_the_settings_of_the_stages(file: Path) -> None:
     plan = load_run(file, environment={})
     assert plan.name == "cartpole"
     assert plan.out == Path("runs/cartpole")
@@ -73,21 +73,21 @@ def test_plan_is_made_of_the_stages_dataclasses(file: Path) -> None:
         ),
     ],
 )
-def test_a_teacher_may_need_more_than_a_path(file: Path, teacher: str, planned: object) -> None:
+def test_teacher_with_options(file: Path, teacher: str, planned: object) -> None:
     assert load_run(file, [f"teacher={teacher}"], {}).teacher == planned
 
 
-def test_perturbations_are_asked_for_in_the_file(file: Path) -> None:
-    def asked(*overrides: str) -> RobustnessConfig | None:
+def test_perturbations_are_settings_of_the_file(file: Path) -> None:
+    def robustness(*overrides: str) -> RobustnessConfig | None:
         return load_run(file, overrides, {}).evaluate.robustness
 
-    assert asked() is None
-    assert asked("evaluate.robustness={}") == RobustnessConfig()
-    own = asked("evaluate={robustness: {sticky: 0.3, noop_max: 0, env_kwargs: {wind: {enable_wind: true}}}}")
+    assert robustness() is None
+    assert robustness("evaluate.robustness={}") == RobustnessConfig()
+    own = robustness("evaluate={robustness: {sticky: 0.3, noop_max: 0, env_kwargs: {wind: {enable_wind: true}}}}")
     assert own == RobustnessConfig(sticky=0.3, noop_max=0, env_kwargs={"wind": {"enable_wind": True}})
 
 
-def test_command_line_counts_over_environment_over_file_over_default(file: Path) -> None:
+def test_precedence_of_command_line_environment_file_and_defaults(file: Path) -> None:
     environment = {"RLDISTILL__COLLECT__STEPS": "2_000", "RLDISTILL__DISTILL__EPOCHS": "7", "HOME": "/"}
     config = load_run(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
     assert config.collect.steps == 2_000
@@ -171,7 +171,7 @@ def test_command_line_counts_over_environment_over_file_over_default(file: Path)
         ("seeds", "found 'seeds', expected key=value"),
     ],
 )
-def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, expected: str) -> None:
+def test_errors_name_key_value_and_expected_value(file: Path, override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_run(file, [override], {})
     assert str(caught.value).startswith("command line: ")
@@ -197,7 +197,7 @@ def test_mistakes_say_where_what_and_what_instead(file: Path, override: str, exp
         (RUN.replace("teacher: teacher.zip\n", ""), "teacher: is missing"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -206,7 +206,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in str(caught.value)
 
 
-def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
+def test_key_beside_a_merged_mapping_overrides_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "env: {id: CartPole-v1}\nteacher: teacher.zip\nstudents:\n  one: &one {type: mlp, hidden: [8]}\n"
@@ -222,7 +222,7 @@ def test_a_key_beside_a_merged_mapping_counts_over_it(tmp_path: Path) -> None:
         load_run(path, environment={})
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path, file: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no such file\. Did you mean '.*cartpole.yaml'"):
         load_run(tmp_path / "cartpol.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -232,7 +232,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, file: Path) -> None:
         load_run(tmp_path / "binary.yaml")
 
 
-def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
+def test_error_names_the_environment_variable(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"environment variable RLDISTILL__DISTILL__EPOCHS: distill\.epochs: found 0"):
         load_run(file, environment={"RLDISTILL__DISTILL__EPOCHS": "0"})
 
@@ -248,17 +248,16 @@ def test_a_mistake_in_the_environment_names_the_variable(file: Path) -> None:
         ("students.t", Tree),
     ],
 )
-def test_what_is_so_by_default_can_be_said(file: Path, key: str, stage: type) -> None:
+def test_default_values_can_be_written(file: Path, key: str, stage: type) -> None:
     numbers = {field.name: field.default for field in dataclasses.fields(stage) if type(field.default) in (int, float)}
-    numbers.pop("nodes", None)  # a file of weights says it, no run file
+    numbers.pop("nodes", None)  # it comes from a file of weights, not from a run file
     assert numbers
-    said = load_run(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
-    planned = said
-    whole = planned.students["t"] if stage is Tree else getattr(planned, key)
+    run = load_run(file, ["students.t.type=tree", *(f"{key}.{name}={value}" for name, value in numbers.items())])
+    whole = run.students["t"] if stage is Tree else getattr(run, key)
     assert {name: getattr(whole, name) for name in numbers} == numbers
 
 
-def test_features_go_by_name_alone_or_with_their_settings(tmp_path: Path) -> None:
+def test_features_are_a_name_or_a_mapping(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     text = """
 env: {id: CartPole-v1}

@@ -1,4 +1,4 @@
-"""Losses and students of the user's own, named in a run file and never by a policy's file."""
+"""Classes of the user's own, which a run file may name and the file of a policy may not."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def rldistill(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rldistill", *args], capture_output=True, text=True)
 
 
-def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> None:
+def test_run_with_own_loss_and_student(run_file: Path) -> None:
     done = rldistill("run", str(run_file))
     assert done.returncode == 0, done.stderr
     policy = json.loads(Path("runs/own/students/sines/seed-0/policy.json").read_text())
@@ -136,8 +136,8 @@ def test_a_run_with_a_loss_and_a_student_of_the_users_own(run_file: Path) -> Non
     own.write_text(
         own.read_text().replace("    whole: bool = False\n", "    whole: bool = False\n    power: float = 2.0\n")
     )
-    for verb in ("distill", "evaluate"):
-        later = rldistill(verb, str(run_file), "--resume")
+    for command in ("distill", "evaluate"):
+        later = rldistill(command, str(run_file), "--resume")
         assert later.returncode == 0, later.stderr
     refused = rldistill("distill", str(run_file), "--resume", "distill.losses.0.power=3.0")
     assert "distill.losses.0.loss.power was 2.0, now it is 3.0" in " ".join(refused.stderr.split())
@@ -163,7 +163,7 @@ def test_features_schedules_and_recipes_may_be_classes_of_the_user(run_file: Pat
         load_run(run_file, ["recipe={name: 'own_parts:Twice', tims: 3}"])
 
 
-def test_limits_are_those_of_the_class_and_not_of_its_names(run_file: Path) -> None:
+def test_limits_of_own_classes_do_not_depend_on_names_of_fields(run_file: Path) -> None:
     overrides = ["distill.losses.0.margin=0", "distill.losses.0.epochs=-1", "distill.losses.0.scale=-2.5"]
     loss: Any = load_run(run_file, overrides).distill.losses[0].loss
     assert (loss.margin, loss.epochs, loss.scale) == (0.0, -1, -2.5)
@@ -185,7 +185,7 @@ def test_limits_are_those_of_the_class_and_not_of_its_names(run_file: Path) -> N
         ("distill.losses.0.whole=1", "whole: found 1, expected true or false"),
     ],
 )
-def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str) -> None:
+def test_unusable_class_or_setting_is_named(run_file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_run(run_file, [override])
 
@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_named(run_file: Path, override: str, message: str)
         ("students={bare: {type: 'own_parts:Bare'}}", "expected a rldistill.NetworkPolicy"),
     ],
 )
-def test_what_breaks_the_contract_is_named(run_file: Path, override: str, message: str) -> None:
+def test_broken_contract_is_named(run_file: Path, override: str, message: str) -> None:
     done = rldistill("run", str(run_file), override)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())

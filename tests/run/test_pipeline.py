@@ -70,14 +70,14 @@ RECIPES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
-def test_a_run_ends_with_a_report_that_opens_offline(
+def test_run_ends_with_a_report_that_opens_offline(
     tmp_path: Path, teacher: NetworkPolicy, recipe: dict[str, object]
 ) -> None:
-    epochs = 25 if recipe["name"] == "born_again" else 8  # what one generation has not learned, the next cannot
+    epochs = 25 if recipe["name"] == "born_again" else 8  # a generation learns no more than the one before it
     distill = {"epochs": epochs, "batch_size": 64, "losses": [{"name": "forward_kl"}]}
     films = recipe["name"] == "offline"  # which are made the same way, and slowly, whatever the recipe
-    asked = {"recipe": recipe, "distill": distill, "evaluate": {"episodes": 10, "videos": films}}
-    result = run_cli("run", str(write_run(tmp_path, teacher, **asked)))
+    settings = {"recipe": recipe, "distill": distill, "evaluate": {"episodes": 10, "videos": films}}
+    result = run_cli("run", str(write_run(tmp_path, teacher, **settings)))
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -93,19 +93,21 @@ def test_a_run_ends_with_a_report_that_opens_offline(
 
 
 def test_losses_that_do_not_fit_the_next_generation_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
-    asked = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
-    run = load_run(write_run(tmp_path, teacher, **asked), [], {})
+    settings = {"recipe": {"name": "born_again", "rounds": 1}, "distill": {"losses": ["gap_weighted_nll"]}}
+    run = load_run(write_run(tmp_path, teacher, **settings), [], {})
     assert teacher.spec.head.kind == "q_values"
     with pytest.raises(SpecMismatchError, match=r"distill\.losses: GapWeightedNLL"):
         run_collect(run, quiet=True)
 
 
-def hashes_of_whole_and_killed(tmp_path: Path, teacher: NetworkPolicy, kills: int, **asked: object) -> list[list[str]]:
-    """Of the student and its data: once in one go, once killed at random moments and resumed."""
+def hashes_of_whole_and_killed(
+    tmp_path: Path, teacher: NetworkPolicy, kills: int, **settings: object
+) -> list[list[str]]:
+    """Return hashes of the student and its data, of a run without a break and of one killed at random and resumed."""
     hashes = []
     rng = random.Random(1)
     for name in ("whole", "killed"):
-        run = write_run(tmp_path, teacher, **asked, seeds=[0], out=str(tmp_path / name))
+        run = write_run(tmp_path, teacher, **settings, seeds=[0], out=str(tmp_path / name))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
         assert run_cli("collect", str(run)).returncode == 0
         for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
@@ -131,7 +133,7 @@ def test_distillation_killed_at_random_ends_with_the_same_student(
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v3", "ALE/Pong-v5"])
-def test_dagger_killed_at_random_ends_with_the_same_student_there_too(tmp_path: Path, env_id: str) -> None:
+def test_dagger_killed_at_random_ends_with_the_same_student(tmp_path: Path, env_id: str) -> None:
     torch.manual_seed(0)
     atari = env_id.startswith("ALE/")
     if atari:
@@ -160,20 +162,20 @@ def test_best_round_is_the_result(tmp_path: Path, teacher: NetworkPolicy) -> Non
     run = load_run(path, [], {})
     run_collect(run, quiet=True)
     run_distill(run, quiet=True)
-    place = run.out / "students" / "tree" / "seed-0"
-    rounds = [load_native(place / f"round-{number}") for number in range(4)]
+    folder = run.out / "students" / "tree" / "seed-0"
+    rounds = [load_native(folder / f"round-{number}") for number in range(4)]
     scores = [play(run.env, student, 5, PlayConfig(run.seed, VALIDATION)).returns.mean() for student in rounds]
     best = int(np.argmax(scores))
     assert min(scores) < scores[best]
-    assert [json.loads((place / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores
-    assert json.loads((place / "policy.json").read_text())["provenance"]["round"] == best
-    assert torch.equal(load_native(place).threshold, rounds[best].threshold)
+    assert [json.loads((folder / f"round-{n}" / "score.json").read_text())["score"] for n in range(4)] == scores
+    assert json.loads((folder / "policy.json").read_text())["provenance"]["round"] == best
+    assert torch.equal(load_native(folder).threshold, rounds[best].threshold)
     # Killed before the end, it goes on without playing again.
     worst = int(np.argmin(scores))
-    (place / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
-    (place / "policy.json").unlink()
+    (folder / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
+    (folder / "policy.json").unlink()
     run_distill(run, mode="resume", quiet=True)
-    assert torch.equal(load_native(place).threshold, rounds[worst].threshold)
+    assert torch.equal(load_native(folder).threshold, rounds[worst].threshold)
 
 
 def student_inputs(run: Run, teacher: NetworkPolicy) -> StageInputs:
@@ -245,14 +247,14 @@ def test_failing_student_and_wrong_setting_cost_no_other_student(
         run_distill(run, mode="resume", quiet=True)
 
 
-def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: NetworkPolicy) -> None:
+def test_refused_command_does_not_change_the_record(tmp_path: Path, teacher: NetworkPolicy) -> None:
     path, run = write_run(tmp_path, teacher, collect={"steps": 100}, seeds=[0]), tmp_path / "run"
     other = copy.deepcopy(teacher)
     torch.nn.init.ones_(other.output.bias)
     save_policy(other, tmp_path / "other", {})
 
-    def invoke(verb: str, *arguments: str) -> str:
-        return CliRunner().invoke(app, [verb, str(path), "verify=false", "--quiet", *arguments]).output
+    def invoke(command: str, *arguments: str) -> str:
+        return CliRunner().invoke(app, [command, str(path), "verify=false", "--quiet", *arguments]).output
 
     def record() -> list[bytes]:
         return [(run / name).read_bytes() for name in ("config.yaml", "provenance.json")]
@@ -262,10 +264,10 @@ def test_a_refused_command_leaves_the_record_as_it_was(tmp_path: Path, teacher: 
     invoke("collect")
     before = record()
     assert "epsilon" in invoke("collect", "collect.epsilon=0.5", "--resume")
-    for verb in ("collect", "run"):
-        said = invoke(verb, f"teacher={tmp_path / 'other'}", "--resume")
-        assert "collected with the teacher" in said
-        assert said.count("\n") == 1
+    for command in ("collect", "run"):
+        message = invoke(command, f"teacher={tmp_path / 'other'}", "--resume")
+        assert "collected with the teacher" in message
+        assert message.count("\n") == 1
     assert record() == before
     plan = load_run(path, [f"teacher={tmp_path / 'other'}"])
     with pytest.raises(ConfigError, match="collected with the teacher"):
@@ -292,10 +294,10 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
         "students.mlp={type: mlp, hidden: [8]}": r"students\.mlp\.hidden was .*, now it is \[8\]",
         "recipe={name: dagger, rounds: 1, steps_per_round: 64}": "recipe was Offline, now it is Dagger",
     }
-    for change, said in changes.items():
+    for change, message in changes.items():
         changed = load_run(path, [change])
         for stage in (run_distill, run_evaluate):
-            with pytest.raises(ConfigError, match=said):
+            with pytest.raises(ConfigError, match=message):
                 stage(changed, mode="resume", quiet=True)
     faster = load_run(path, ["distill.num_threads=2"])
     assert student_inputs(faster, teacher).open_folder(folder, "policy.json", "resume")

@@ -1,4 +1,4 @@
-"""The smallest student that holds: ranking by hand, and a whole search on CartPole."""
+"""Search for the smallest student: ranking of candidates, and a whole search on CartPole."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def test_small_sufficient_candidates_are_promoted_first() -> None:
 
 def test_candidates_are_smaller_than_the_teacher_except_own_ones(teacher: NetworkPolicy) -> None:
     own = {"mine": Mlp((500, 500)), "same": Mlp((8, 8))}
-    found = make_candidates(teacher.spec, own, 500)
-    assert found["mine"] == Mlp((500, 500))
-    assert "mlp-8" not in found  # it is one of the user's
-    assert {"linear", "mlp-4", "tree-4"} <= set(found)
-    assert "mlp-64" not in found
+    result = make_candidates(teacher.spec, own, 500)
+    assert result["mine"] == Mlp((500, 500))
+    assert "mlp-8" not in result  # it is one of the user's
+    assert {"linear", "mlp-4", "tree-4"} <= set(result)
+    assert "mlp-64" not in result
     assert to_document(Linear(Fourier(64))) == {
         "type": "linear",
         "features": {"type": "fourier", "num_features": 64},
@@ -85,24 +85,24 @@ def test_search_finds_a_small_student_and_resumes(
         run_file(tmp_path, teacher), ["students.small=linear", "students.hidden={type: linear, features: teacher}"]
     )
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small")
-    found = search(run, config, quiet=True)
-    assert found["winner"] is not None
-    tried = {entry["name"]: entry for entry in found["tried"]}
+    result = search(run, config, quiet=True)
+    assert result["winner"] is not None
+    tried = {entry["name"]: entry for entry in result["tried"]}
     assert tried["hidden"]["rungs"][0]["normalized"] > 0.5
-    winner = tried[found["winner"]]
-    assert winner["size"]["parameters"] < found["teacher"]["parameters"]
+    winner = tried[result["winner"]]
+    assert winner["size"]["parameters"] < result["teacher"]["parameters"]
     assert winner["test"]["decision"] == "yes"
     assert winner["test"]["lower"] > 0
     assert (Path(winner["test"]["folder"]) / "seed-0" / "policy.json").exists()
-    last = tmp_path / "run/search/trials" / found["winner"] / "rung-2/policy.safetensors"
+    last = tmp_path / "run/search/trials" / result["winner"] / "rung-2/policy.safetensors"
     assert last.read_bytes() == (Path(winner["test"]["folder"]) / "seed-0" / "policy.safetensors").read_bytes()
-    smaller = [e for e in found["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
+    smaller = [e for e in result["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
     assert all(entry["test"]["decision"] != "yes" for entry in smaller)
     console = Console(width=100, record=True)
-    console.print(search_table(found), search_verdict(found))
-    assert found["winner"] in console.export_text()
-    assert yaml.safe_load(as_students(found))["students"][found["winner"]]["type"]
-    write_search(found, tmp_path / "search.html")
+    console.print(search_table(result), search_verdict(result))
+    assert result["winner"] in console.export_text()
+    assert yaml.safe_load(as_students(result))["students"][result["winner"]]["type"]
+    write_search(result, tmp_path / "search.html")
     assert "<script" not in (tmp_path / "search.html").read_text()
 
     folder = tmp_path / "run" / "search"
@@ -120,7 +120,7 @@ def test_search_finds_a_small_student_and_resumes(
         search(more, config, mode="overwrite", quiet=True)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
     again = search(run, config, mode="resume", quiet=True)
-    assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
+    assert again | {"seconds": 0, "teacher": 0} == result | {"seconds": 0, "teacher": 0}
     assert stamp == {path: path.stat().st_mtime_ns for path in folder.rglob("policy.safetensors")}
 
     def never(*arguments: Any, **settings: Any) -> None:
@@ -130,7 +130,7 @@ def test_search_finds_a_small_student_and_resumes(
     for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
         file.unlink()
     again = search(run, config, mode="resume", quiet=True)
-    assert again | {"seconds": 0, "teacher": 0} == found | {"seconds": 0, "teacher": 0}
+    assert again | {"seconds": 0, "teacher": 0} == result | {"seconds": 0, "teacher": 0}
 
 
 def test_own_students_of_any_name_are_searched(
@@ -146,12 +146,12 @@ def test_own_students_of_any_name_are_searched(
     monkeypatch.setattr("rldistill.search.evaluator.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
     run = load_run(run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"])
-    found = search(run, config, quiet=True)
-    assert [entry["name"] for entry in found["tried"]] == ["behavior-policy", "mlp"]
-    assert found["winner"] == "behavior-policy"
+    result = search(run, config, quiet=True)
+    assert [entry["name"] for entry in result["tried"]] == ["behavior-policy", "mlp"]
+    assert result["winner"] == "behavior-policy"
     # Each seed, the first too, and the teacher: on other episodes than the student was chosen by.
-    (tested,) = {entry["test"]["episodes"] for entry in found["tried"] if entry["test"]}
-    of_seeds = sum(len(entry["test"]["seeds"]) for entry in found["tried"] if entry["test"])
+    (tested,) = {entry["test"]["episodes"] for entry in result["tried"] if entry["test"]}
+    of_seeds = sum(len(entry["test"]["seeds"]) for entry in result["tried"] if entry["test"])
     assert sum(judged) == tested * (of_seeds + 1)
     with pytest.raises(ConfigError, match="own: the run has no students"):
         search(dataclasses.replace(run, students={}), config, mode="overwrite", quiet=True)
@@ -165,8 +165,8 @@ def test_run_settings_set_seeds_and_episodes_of_the_test(
 ) -> None:
     settings = ["students.small=linear", f"seeds={seeds}", "evaluate={episodes: 15, max_episodes: 30}"]
     run = load_run(run_file(tmp_path, teacher), settings)
-    found = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True)
-    (small,) = found["tried"]
+    result = search(run, SearchConfig(0.2, episodes=4, own=True, behavior_policy="small"), quiet=True)
+    (small,) = result["tried"]
     assert small["test"]["seeds"] == tested
     assert small["test"]["episodes"] in (15, 30)
     assert (Path(small["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
@@ -182,10 +182,10 @@ def test_seed_that_learns_nothing_fails_the_test(
 
     monkeypatch.setattr("rldistill.search.halving.distill", fails)
     run = load_run(run_file(tmp_path, teacher), ["students.small=linear"])
-    found = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
-    assert found["winner"] is None
-    assert {entry["test"]["failed"] for entry in found["tried"] if entry["test"]} == {"nothing was learned"}
-    Console(record=True).print(search_table(found), search_verdict(found))
+    result = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
+    assert result["winner"] is None
+    assert {entry["test"]["failed"] for entry in result["tried"] if entry["test"]} == {"nothing was learned"}
+    Console(record=True).print(search_table(result), search_verdict(result))
 
 
 def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
@@ -205,8 +205,8 @@ def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> No
 def test_search_without_a_winner_is_reported() -> None:
     row = {"epochs": 1, "episodes": 2, "normalized": None, "ci95": None, "failed": "nothing was learned"}
     entry = {"name": "a", "student": {"type": "linear"}, "size": {}, "rungs": [row], "test": None}
-    found = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
-    found |= {"tried": [entry], "front": []}
-    assert search_verdict(found).startswith("No student is known to keep 95%")
-    Console(record=True).print(search_table(found))
-    assert json.dumps(found)
+    result = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
+    result |= {"tried": [entry], "front": []}
+    assert search_verdict(result).startswith("No student is known to keep 95%")
+    Console(record=True).print(search_table(result))
+    assert json.dumps(result)
