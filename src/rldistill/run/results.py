@@ -17,6 +17,13 @@ from rldistill.students.storage import load_native
 from rldistill.teachers.training.config import TrainConfig
 
 
+def require_result(file: Path, noun: str, verb: str) -> None:
+    """Raise ConfigError if an earlier stage has not written its result."""
+    if not file.exists():
+        command = f"run_{verb}(run), or `rldistill {verb} FILE`"
+        raise ConfigError(f"{file.parent}: there is no {noun} yet. {verb.capitalize()} it first: {command}.")
+
+
 def student_runs(run: Run, name: str) -> PolicyRuns:
     """Return the policies of a student."""
     return PolicyRuns("student", _policies(run, run.out / "students" / name), student_steps(run, name))
@@ -51,10 +58,7 @@ def training_curves(run: Run) -> dict[str, Curve]:
 def _policies(run: Run, folder: Path) -> dict[int | None, Policy | None]:
     folders = {seed: folder / f"seed-{seed}" for seed in run.seeds}
     for path in folders.values():
-        if not (path / "policy.json").exists():
-            raise ConfigError(
-                f"{path}: there is no student yet. Distill it first: run_distill(run), or `rldistill distill FILE`."
-            )
+        require_result(path / "policy.json", "student", "distill")
     return {seed: load_native(path) for seed, path in folders.items()}
 
 

@@ -28,7 +28,7 @@ from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
 from rldistill.reporting.curves import CONTROL_SUFFIX
 from rldistill.run.folder import record_run
-from rldistill.run.results import control_runs, student_runs, student_steps, training_curves
+from rldistill.run.results import control_runs, require_result, student_runs, student_steps, training_curves
 from rldistill.run.teachers import load_fitting
 from rldistill.students.features import TeacherFeatures
 from rldistill.teachers.fingerprint import fingerprint
@@ -166,11 +166,7 @@ def run_report(run: Run) -> Path:
 def load_teacher(run: Run) -> Policy:
     """Load the teacher of a run."""
     if isinstance(run.teacher, TrainConfig):
-        if not (run.out / "teacher" / "policy.json").exists():
-            raise ConfigError(
-                f"{run.out / 'teacher'}: there is no teacher yet. Train it first: run_train(run), or `rldistill "
-                "train FILE`."
-            )
+        require_result(run.out / "teacher" / "policy.json", "teacher", "train")
         return load_policy(run.out / "teacher")
     if isinstance(run.teacher, SavedTeacher):
         return load_fitting(run.teacher, run.env)
@@ -203,11 +199,7 @@ def _path_of_teacher(run: Run, student: str) -> str:
 
 
 def _read_dataset(run: Run, teacher: Policy) -> Dataset:
-    if not (run.dataset_folder / "manifest.json").exists():
-        raise ConfigError(
-            f"{run.dataset_folder}: there is no dataset yet. Collect it first: run_collect(run), or `rldistill collect "
-            "FILE`."
-        )
+    require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
     Manifest.read(run.dataset_folder).require_teacher(fingerprint(teacher))
     return run.read_dataset()
 
