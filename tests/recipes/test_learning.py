@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rldistill.collection.config import CollectConfig
-from rldistill.core.schedules import Constant
-from rldistill.distillation.config import DistillConfig
-from rldistill.evaluation.episodes import play
-from rldistill.io.progress import SILENT
-from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes import (
-    RECIPES,
+from rldistill import (
     BornAgain,
     Dagger,
     Finetune,
@@ -25,6 +18,13 @@ from rldistill.recipes import (
     Ppd,
     QDagger,
 )
+from rldistill.collection.config import CollectConfig
+from rldistill.core.schedules import Constant
+from rldistill.distillation.config import DistillConfig
+from rldistill.evaluation.episodes import play
+from rldistill.io.progress import SILENT
+from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes import RECIPES
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.rl.config import DQNConfig, PPOConfig

@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill import CollectConfig, ConfigError, DistillConfig, EnvConfig, EvaluateConfig, Mlp, NetworkPolicy, collect
+from rldistill import (
+    CollectConfig,
+    ConfigError,
+    Dagger,
+    DistillConfig,
+    EnvConfig,
+    EvaluateConfig,
+    Mlp,
+    NetworkPolicy,
+    collect,
+)
 from rldistill.collection.relabel import relabel
 from rldistill.data.info import open_dataset
 from rldistill.data.merge import merge
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
-from rldistill.recipes import Dagger
 from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate, run_train
 from rldistill.students.storage import load_native

@@ -21,6 +21,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from rldistill import Offline
 from rldistill.cli.main import app
 from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
@@ -30,7 +31,6 @@ from rldistill.io.atomic import sha256_file
 from rldistill.io.progress import SILENT
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes import Offline
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import load_run

@@ -24,16 +24,4 @@ RECIPES.update(
     from_scratch=FromScratch,
 )
 
-__all__ = [
-    "RECIPES",
-    "BornAgain",
-    "Dagger",
-    "Finetune",
-    "FromScratch",
-    "JumpStart",
-    "Kickstart",
-    "Offline",
-    "OnPolicy",
-    "Ppd",
-    "QDagger",
-]
+__all__ = ["RECIPES"]

@@ -13,13 +13,7 @@ from rldistill.recipes import RECIPES
 from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES
 
-TABLES: dict[str, dict[str, Any]] = {
-    "Recipes": RECIPES,
-    "Losses": LOSSES,
-    "Schedules": SCHEDULES,
-    "Students": STUDENTS,
-    "Features": FEATURES,
-}
+TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}
 """Classes that a run file selects by name."""
 NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
 
