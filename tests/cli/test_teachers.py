@@ -152,7 +152,7 @@ def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp
 def test_teacher_options_of_relabel(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, CollectConfig(steps=64, block_steps=8), tmp_path / "dataset")
     relabel = ["dataset", "relabel", str(tmp_path / "dataset"), onnx_file, "--out", str(tmp_path / "new"), "--quiet"]
-    result = CliRunner().invoke(app, [*relabel, "--output", "left"])
+    result = CliRunner().invoke(app, [*relabel, "--output", "left", "--head", "categorical"])
     assert result.exit_code == 0, result.output
     assert [head_of(tmp_path / name) for name in ("dataset", "new")] == ["q_values", "categorical"]
     result = CliRunner().invoke(app, [*relabel, "--overwrite", "--output", "left", "--head", "q_values"])
