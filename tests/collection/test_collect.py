@@ -44,7 +44,7 @@ def make_teacher(env: EnvConfig) -> NetworkPolicy:
     return (Linear() if spec.frames else Mlp((8,))).build(spec).eval()
 
 
-def test_what_other_processes_cannot_be_given_is_said(tmp_path: Path) -> None:
+def test_policy_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
     class Within:
         spec = q_spec(CARTPOLE)
 
@@ -59,7 +59,7 @@ def test_what_other_processes_cannot_be_given_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 4])
-def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
+def test_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
     config = CollectConfig(steps=1_500, num_streams=4, envs_per_stream=2, block_steps=50, epsilon=0.2)
     collect(CARTPOLE, teacher, config, tmp_path / "one", seed=5)
     collect(CARTPOLE, teacher, dataclasses.replace(config, workers=workers), tmp_path / "many", seed=5)
@@ -67,7 +67,7 @@ def test_the_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tm
 
 
 @pytest.mark.parametrize(("env_id", "steps"), [("CartPole-v1", 1_000), ("BipedalWalker-v3", 600), ("ALE/Pong-v5", 600)])
-def test_blocks_lost_in_the_middle_are_made_again_as_they_were(tmp_path: Path, env_id: str, steps: int) -> None:
+def test_blocks_lost_in_the_middle_are_restored_exactly(tmp_path: Path, env_id: str, steps: int) -> None:
     env = EnvConfig(env_id)
     config = CollectConfig(steps=steps, num_streams=1, envs_per_stream=2, block_steps=50, epsilon=0.1)
     collect(env, make_teacher_for(env), config, tmp_path)
@@ -113,7 +113,7 @@ class Grid(gymnasium.Env[Any, Any]):
 
 
 @pytest.mark.parametrize("bits", [False, True])
-def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, tmp_path: Path) -> None:
+def test_actions_of_two_dimensions_are_explored_and_resumed(bits: bool, tmp_path: Path) -> None:
     gymnasium.register("Grid-v0", Grid, max_episode_steps=15)
     env = EnvConfig("Grid-v0", {"bits": bits})
     torch.manual_seed(0)
@@ -122,11 +122,11 @@ def test_actions_of_two_dimensions_are_explored_and_taken_up_again(bits: bool, t
     data = collect(env, teacher, config, tmp_path)
     assert data.columns["action"].shape == (120, 4)
     np.testing.assert_array_equal(data.columns["reward"], data.columns["action"][:, 2])  # [1, 0] is the third of four
-    said = data.batch(np.arange(120)).teacher.mode().numpy()
+    expected = data.batch(np.arange(120)).teacher.mode().numpy()
     random = data.columns["actor"] == ACTORS.index("random")
-    np.testing.assert_array_equal(data.columns["action"][~random], said[~random])
-    assert (data.columns["action"][random] != said[random]).any()
-    record_video(env, 0, 0, list(said[:3]), tmp_path / "film.mp4")
+    np.testing.assert_array_equal(data.columns["action"][~random], expected[~random])
+    assert (data.columns["action"][random] != expected[random]).any()
+    record_video(env, 0, 0, list(expected[:3]), tmp_path / "film.mp4")
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()
@@ -146,9 +146,7 @@ def make_teacher_for(env: EnvConfig) -> NetworkPolicy:
 @pytest.mark.parametrize(
     ("env_id", "steps", "kills"), [("CartPole-v1", 40_000, 8), ("LunarLander-v3", 20_000, 6), ("ALE/Pong-v5", 6_000, 6)]
 )
-def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
-    tmp_path: Path, env_id: str, steps: int, kills: int
-) -> None:
+def test_random_kills_do_not_change_the_hashes(tmp_path: Path, env_id: str, steps: int, kills: int) -> None:
     env = EnvConfig(env_id)
     save_policy(make_teacher(env), tmp_path / "teacher", {})
     run = tmp_path / "run.yaml"
@@ -157,7 +155,7 @@ def test_killed_at_random_and_resumed_it_ends_with_the_same_hashes(
             "env": {"id": env_id},
             "teacher": str(tmp_path / "teacher"),
             "collect": {"steps": steps, "block_steps": 100, "epsilon": 0.1},
-            "folder": str(tmp_path / name),
+            "out": str(tmp_path / name),
         }
         run.write_text(yaml.safe_dump(document))
         if name == "whole":
@@ -181,13 +179,13 @@ def command(run: Path) -> list[str]:
     return [sys.executable, "-m", "rldistill", "collect", str(run), "--quiet"]
 
 
-def test_labels_are_what_the_teacher_says_of_the_stored_observations(dataset: Dataset, teacher: NetworkPolicy) -> None:
+def test_labels_are_the_outputs_for_the_stored_observations(dataset: Dataset, teacher: NetworkPolicy) -> None:
     batch = dataset.batch(np.arange(len(dataset)))
     output, _ = teacher(batch.obs)
     torch.testing.assert_close(output.params, batch.teacher.params)
 
 
-def test_successors_are_labelled_across_steps_and_not_across_episodes(tmp_path: Path) -> None:
+def test_next_labels_stay_within_episodes(tmp_path: Path) -> None:
     data = collect(
         CARTPOLE,
         make_teacher(CARTPOLE),
@@ -206,7 +204,7 @@ def test_successors_are_labelled_across_steps_and_not_across_episodes(tmp_path: 
     assert followed > 300
 
 
-def test_pong_stacks_are_those_the_emulator_shows(tmp_path: Path) -> None:
+def test_stacks_of_pong_equal_those_of_the_emulator(tmp_path: Path) -> None:
     env = EnvConfig("ALE/Pong-v5")
     data = collect(
         env,
@@ -228,12 +226,12 @@ def test_pong_stacks_are_those_the_emulator_shows(tmp_path: Path) -> None:
     vector.close()
 
 
-def test_a_student_needs_to_be_there_to_act(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_beta_below_1_needs_a_student(teacher: NetworkPolicy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="beta"):
         collect(CARTPOLE, teacher, CollectConfig(beta=0.5), tmp_path)
 
 
-def test_a_teacher_of_another_environment_is_refused_before_the_first_step(
+def test_teacher_of_another_environment_is_refused_before_the_first_step(
     teacher: NetworkPolicy, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecMismatchError, match="observation shape"):
@@ -241,13 +239,13 @@ def test_a_teacher_of_another_environment_is_refused_before_the_first_step(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_game_that_repeats_itself_needs_noise(tmp_path: Path) -> None:
+def test_deterministic_game_needs_exploration(tmp_path: Path) -> None:
     env = EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 0.0})
     with pytest.raises(ConfigError, match=r"collect\.epsilon: 0\.0 without sticky actions"):
         collect(env, make_teacher(env), CollectConfig(), tmp_path)
 
 
-def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_existing_dataset_is_not_overwritten(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = CollectConfig(steps=100, block_steps=10)
     collect(CARTPOLE, teacher, config, tmp_path)
     before = manifest_bytes(tmp_path)
@@ -259,7 +257,7 @@ def test_what_is_there_is_not_written_over(teacher: NetworkPolicy, tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage: str) -> None:
+def test_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage: str) -> None:
     collect(CARTPOLE, teacher, CollectConfig(steps=100, block_steps=10), tmp_path)
     path = sorted((tmp_path / "blocks").iterdir())[0]
     content = path.read_bytes()
@@ -277,7 +275,7 @@ def test_a_damaged_block_is_named(teacher: NetworkPolicy, tmp_path: Path, damage
 
 
 @pytest.mark.parametrize("number", [0, 4])
-def test_a_lost_block_is_played_again(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
+def test_lost_block_is_collected_again(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
     config = CollectConfig(steps=800, envs_per_stream=4, block_steps=20, epsilon=0.1)
     collect(CARTPOLE, teacher, config, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
@@ -289,7 +287,7 @@ def test_a_lost_block_is_played_again(teacher: NetworkPolicy, tmp_path: Path, nu
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "blocks").iterdir()}
 
 
-def test_a_manifest_cut_short_says_what_helps(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_truncated_manifest_names_the_remedy(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = CollectConfig(steps=100)
     collect(CARTPOLE, teacher, config, tmp_path)
     (tmp_path / "manifest.json").write_text('{"schema"')
@@ -298,7 +296,7 @@ def test_a_manifest_cut_short_says_what_helps(teacher: NetworkPolicy, tmp_path: 
     assert len(collect(CARTPOLE, teacher, config, tmp_path, mode="overwrite"))
 
 
-def test_some_episodes_are_always_left_to_learn_from(
+def test_some_episodes_are_always_for_training(
     teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.data.dataset.HELDOUT_FRACTION", 1.0)
@@ -331,7 +329,7 @@ def recurrent_teacher() -> NetworkPolicy:
     return Actor(lstm=(6, 1), hidden=(5,)).build(spec_from_env(CARTPOLE)).eval()
 
 
-def test_a_recurrent_teacher_remembers_over_blocks_and_forgets_at_the_end_of_an_episode(tmp_path: Path) -> None:
+def test_recurrent_state_spans_blocks_and_resets_at_the_end_of_an_episode(tmp_path: Path) -> None:
     teacher = recurrent_teacher()
     config = CollectConfig(steps=320, num_streams=1, envs_per_stream=2, block_steps=20, epsilon=0.3)
     data = collect(CARTPOLE, teacher, config, tmp_path)
@@ -348,7 +346,7 @@ def test_a_recurrent_teacher_remembers_over_blocks_and_forgets_at_the_end_of_an_
             np.testing.assert_allclose(data.columns["next_teacher"][row], data.columns["teacher"][after], atol=1e-5)
 
 
-def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
+def test_recurrent_state_is_resumed(tmp_path: Path) -> None:
     config = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=20, epsilon=0.3)
     collect(CARTPOLE, recurrent_teacher(), config, tmp_path)
     before = manifest_bytes(tmp_path)
@@ -362,7 +360,9 @@ def test_a_recurrent_teacher_is_taken_up_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrappers", [(), (Wrapper("TimeLimit", {"max_episode_steps": 7}),)], ids=["ended", "cut"])
-def test_what_a_step_led_to_is_kept_also_where_an_episode_ends(wrappers: tuple[Wrapper, ...], tmp_path: Path) -> None:
+def test_next_observations_are_stored_also_at_the_end_of_an_episode(
+    wrappers: tuple[Wrapper, ...], tmp_path: Path
+) -> None:
     env = EnvConfig("CartPole-v1", wrappers=wrappers)
     teacher = Mlp((4,)).build(spec_from_env(env)).eval()
     data = collect(
@@ -379,7 +379,7 @@ def test_what_a_step_led_to_is_kept_also_where_an_episode_ends(wrappers: tuple[W
         np.testing.assert_allclose(alone.step(data.columns["action"][row])[0], after[row], atol=1e-5)
 
 
-def test_what_a_step_of_a_game_led_to_is_kept(tmp_path: Path) -> None:
+def test_next_frames_of_a_game_are_stored(tmp_path: Path) -> None:
     env = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 100})
     teacher = Linear().build(spec_from_env(env)).eval()
     data = collect(
@@ -411,7 +411,7 @@ def test_labels_of_two_teachers_do_not_mix(teacher: NetworkPolicy, tmp_path: Pat
     assert manifest_bytes(tmp_path) == before
     save_policy(teacher, tmp_path / "elsewhere", {})
     collect(CARTPOLE, load_native(tmp_path / "elsewhere"), config, tmp_path, round=1, mode="resume")
-    assert Manifest.read(tmp_path).has_round(1)
+    assert Manifest.read(tmp_path).blocks_of(1)
 
 
 def test_dataset_of_unknown_teacher_is_continued_with_a_warning(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_dataset_of_unknown_teacher_is_continued_with_a_warning(teacher: Network
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
+def test_teacher_that_fails_at_once_leaves_the_dataset(teacher: NetworkPolicy, tmp_path: Path, number: int) -> None:
     def fail(obs: Any) -> int:
         raise ValueError("no")
 
@@ -443,7 +443,7 @@ def test_a_teacher_that_fails_at_once_takes_nothing(teacher: NetworkPolicy, tmp_
     Manifest.read(tmp_path / "old").check()
 
 
-def test_a_reward_that_is_no_number_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_reward_that_is_no_number_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     class Unrewarding(gymnasium.Wrapper[Any, Any, Any, Any]):
         def step(self, action: Any) -> Any:
             obs, _, *rest = self.env.step(action)

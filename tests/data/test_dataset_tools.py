@@ -66,23 +66,23 @@ def block_hashes(folder: Path) -> list[str]:
     ],
     ids=["vectors", "recurrent", "frames"],
 )
-def test_the_teacher_that_recorded_them_says_the_same_again(env: EnvConfig, teacher: Any, tmp_path: Path) -> None:
+def test_recording_teacher_gives_the_same_blocks_again(env: EnvConfig, teacher: Any, tmp_path: Path) -> None:
     policy = teacher()
     collect(env, policy, SMALL, tmp_path / "first")
     relabel(tmp_path / "first", policy, tmp_path / "again")
     assert block_hashes(tmp_path / "again") == block_hashes(tmp_path / "first")
 
 
-def test_another_teacher_says_what_it_would_have_said(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_labels_are_the_outputs_of_the_new_teacher(teacher: NetworkPolicy, tmp_path: Path) -> None:
     before = collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     other = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
     after = relabel(tmp_path / "first", other, tmp_path / "other", features=True)
     assert (before.spec.head.kind, after.spec.head.kind) == ("q_values", "categorical")
     rows = np.arange(len(after))
     with torch.no_grad():
-        said, then = other(after.observations(rows))[0], other(after.next_observations(rows))[0]
-    np.testing.assert_allclose(after.columns["teacher"], said.params, atol=1e-5)
-    np.testing.assert_allclose(after.columns["features"], said.features, atol=1e-5)
+        expected, then = other(after.observations(rows))[0], other(after.next_observations(rows))[0]
+    np.testing.assert_allclose(after.columns["teacher"], expected.params, atol=1e-5)
+    np.testing.assert_allclose(after.columns["features"], expected.features, atol=1e-5)
     np.testing.assert_allclose(after.columns["next_teacher"], then.params, atol=1e-5)
     for name in ("action", "reward", "terminated", "truncated", "step", "episode"):
         np.testing.assert_array_equal(after.columns[name], before.columns[name])
@@ -108,7 +108,7 @@ def test_observations_of_students_are_refused_for_a_privileged_teacher(tmp_path:
         relabel(tmp_path / "first", seeing, tmp_path / "again")
 
 
-def test_file_without_a_spec_is_read_with_that_of_the_teachers_view(tmp_path: Path) -> None:
+def test_file_without_a_spec_is_read_with_the_view_of_the_teacher(tmp_path: Path) -> None:
     doubled = (Wrapper("StackFrames", {"stack": 2}),)
     env = EnvConfig("CartPole-v1", views=Views(student=doubled))
     seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
@@ -124,8 +124,8 @@ def test_file_without_a_spec_is_read_with_that_of_the_teachers_view(tmp_path: Pa
         relabel_dataset(tmp_path / source, agent, tmp_path / out, False, "new", True)
         after = Dataset.read([tmp_path / out])
         with torch.no_grad():
-            said = network(torch.from_numpy(after.columns["teacher_obs"]))
-        np.testing.assert_allclose(after.columns["teacher"], said, atol=1e-5)
+            expected = network(torch.from_numpy(after.columns["teacher_obs"]))
+        np.testing.assert_allclose(after.columns["teacher"], expected, atol=1e-5)
 
 
 def test_only_a_teacher_with_the_same_wrappers_relabels(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_only_a_teacher_with_the_same_wrappers_relabels(tmp_path: Path) -> None:
         relabel(tmp_path / name, policy, tmp_path / "out", mode="overwrite")
 
 
-def test_a_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_teacher_of_another_environment_is_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     with pytest.raises(SpecMismatchError, match="observation shape"):
         relabel(tmp_path / "first", recurrent(EnvConfig("Acrobot-v1")), tmp_path / "other")
@@ -171,7 +171,7 @@ def test_merged_datasets_hold_the_steps_of_all(teacher: NetworkPolicy, tmp_path:
     assert sorted(Manifest.read(tmp_path / "all").rounds) == [0, 1, 2]
 
 
-def test_different_datasets_are_not_merged(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_datasets_of_different_kinds_are_not_merged(teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, SMALL, tmp_path / "a")
     collect(CARTPOLE, recurrent(), SMALL, tmp_path / "b")
     with pytest.raises(SpecMismatchError, match=r"cannot be merged: spec\.head is Categorical.* and QValues"):
@@ -256,7 +256,7 @@ def test_to_minari_and_back_without_loss(env: EnvConfig, teacher: Any, minari: A
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_the_teacher_alone_saw_goes_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
+def test_observations_of_teachers_survive_minari(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.export import export_minari
     from rldistill.data.minari.read import import_minari
 
@@ -274,9 +274,7 @@ def test_what_the_teacher_alone_saw_goes_to_minari_and_back(minari: Any, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_was_recorded_elsewhere_is_labelled_and_learned(
-    teacher: NetworkPolicy, minari: Any, tmp_path: Path
-) -> None:
+def test_data_from_elsewhere_are_labeled_and_learned(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
     env, buffers = gymnasium.make("CartPole-v1"), []
@@ -302,8 +300,8 @@ def test_what_was_recorded_elsewhere_is_labelled_and_learned(
     assert student.spec.head.kind == "categorical"
     soft = relabel(tmp_path / "in", teacher, tmp_path / "soft")
     with torch.no_grad():
-        said = teacher(soft.observations(np.arange(len(soft))))[0].params
-    np.testing.assert_allclose(soft.columns["teacher"], said, atol=1e-5)
+        expected = teacher(soft.observations(np.arange(len(soft))))[0].params
+    np.testing.assert_allclose(soft.columns["teacher"], expected, atol=1e-5)
 
 
 class Bits(gymnasium.ActionWrapper[Any, Any, Any]):
@@ -318,7 +316,7 @@ class Bits(gymnasium.ActionWrapper[Any, Any, Any]):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_bits_go_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
+def test_binary_actions_survive_minari(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.export import export_minari
     from rldistill.data.minari.read import import_minari
 
@@ -332,7 +330,7 @@ def test_bits_go_to_minari_and_back(minari: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(after.columns[name][theirs], column[ours], err_msg=name)
 
 
-def foreign(
+def record_elsewhere(
     minari: Any,
     name: str,
     actions: Any,
@@ -365,7 +363,7 @@ def foreign(
 def test_infos_from_elsewhere_are_not_taken_for_ours(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
-    foreign(
+    record_elsewhere(
         minari, "other/info-v0", gymnasium.spaces.Discrete(3), {"teacher": 0.5, "cut": True, "actor": 2, "value": 1.0}
     )
     with warnings.catch_warnings():
@@ -381,7 +379,7 @@ def test_infos_from_elsewhere_are_not_taken_for_ours(minari: Any, tmp_path: Path
 def test_actions_that_do_not_start_at_0_are_refused(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
-    foreign(minari, "other/start-v0", gymnasium.spaces.Discrete(3, start=-1))
+    record_elsewhere(minari, "other/start-v0", gymnasium.spaces.Discrete(3, start=-1))
     with pytest.raises(ConfigError, match=r"start=-1.*MultiDiscrete from 0"):
         import_minari("minari:other/start-v0", tmp_path / "in")
     assert not (tmp_path / "in").exists()
@@ -392,7 +390,7 @@ def test_grids_of_numbers_are_flat_and_rounding_is_a_warning(minari: Any, tmp_pa
     from rldistill.data.minari.export import export_minari
     from rldistill.data.minari.read import import_minari
 
-    foreign(minari, "other/grid-v0", gymnasium.spaces.Box(-1, 1, (2, 2)), rewards=[0.5, 0.1, 0.25, 1.0])
+    record_elsewhere(minari, "other/grid-v0", gymnasium.spaces.Box(-1, 1, (2, 2)), rewards=[0.5, 0.1, 0.25, 1.0])
     with pytest.warns(UserWarning, match="other/grid-v0: rewards were rounded from float64"):
         data = import_minari("minari:other/grid-v0", tmp_path / "in")
     assert data.columns["action"].shape == data.columns["teacher"].shape == (12, 4)
@@ -421,9 +419,11 @@ def test_labels_of_ours_that_do_not_fit_are_named(teacher: NetworkPolicy, minari
 
 
 @pytest.mark.parametrize("error", [AssertionError(), TypeError("no such column"), KeyboardInterrupt()])
-def test_an_export_that_fails_leaves_nothing(
+def test_export_that_fails_leaves_nothing(
     teacher: NetworkPolicy, minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
+    from minari.dataset._storages import arrow_storage
+
     from rldistill.data.minari.export import export_minari
     from rldistill.data.minari.read import import_minari
 
@@ -432,7 +432,7 @@ def test_an_export_that_fails_leaves_nothing(
 
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     with monkeypatch.context() as patch:
-        patch.setattr(minari.dataset._storages.arrow_storage.ArrowStorage, "update_episodes", fail)
+        patch.setattr(arrow_storage.ArrowStorage, "update_episodes", fail)
         expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ConfigError
         with pytest.raises(expected, match=f"{str(error) or type(error).__name__}|^$"):
             export_minari(tmp_path / "first", "minari:test/it-v0")
@@ -444,7 +444,7 @@ def test_an_export_that_fails_leaves_nothing(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_a_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Path) -> None:
+def test_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
     box = gymnasium.spaces.Box(-1, 1, (2,))
@@ -456,8 +456,8 @@ def test_a_minari_dataset_without_episodes_is_refused(minari: Any, tmp_path: Pat
     assert not (tmp_path / "in").exists()
 
 
-def told(**fields: Any) -> Callable[[Path], None]:
-    """A dataset whose metadata tell something else; None takes a field away."""
+def with_metadata(**fields: Any) -> Callable[[Path], None]:
+    """Return a change of the metadata of a dataset; None removes a field."""
 
     def change(data: Path) -> None:
         metadata = json.loads((data / "metadata.json").read_text()) | fields
@@ -467,53 +467,56 @@ def told(**fields: Any) -> Callable[[Path], None]:
     return change
 
 
-def cut(file: str) -> Callable[[Path], None]:
+def truncated(file: str) -> Callable[[Path], None]:
     return lambda data: (data / file).write_bytes((data / file).read_bytes()[:-200])
 
 
-def gone(file: str) -> Callable[[Path], None]:
+def without(file: str) -> Callable[[Path], None]:
     return lambda data: (data / file).unlink()
 
 
 DAMAGED = {
-    "few steps": (told(total_steps=8), "found 12 steps in its episodes, expected 8"),
-    "many steps": (told(total_steps=16), "found 12 steps in its episodes, expected 16"),
-    "no steps told": (told(total_steps=None), "total_steps: found None, expected a whole number"),
-    "few episodes": (told(total_episodes=2, total_steps=8), "found 3 episodes, expected 2"),
-    "many episodes": (told(total_episodes=99), "found 3 episodes, expected 99"),
-    "half a spec": (told(env_spec='{"id": "Cart'), "env_spec: expected JSON with an id and kwargs"),
-    "a list as spec": (told(env_spec="[]"), "env_spec: expected JSON with an id and kwargs"),
+    "few steps": (with_metadata(total_steps=8), "found 12 steps in its episodes, expected 8"),
+    "many steps": (with_metadata(total_steps=16), "found 12 steps in its episodes, expected 16"),
+    "no number of steps": (with_metadata(total_steps=None), "total_steps: found None, expected a whole number"),
+    "few episodes": (with_metadata(total_episodes=2, total_steps=8), "found 3 episodes, expected 2"),
+    "many episodes": (with_metadata(total_episodes=99), "found 3 episodes, expected 99"),
+    "half a spec": (with_metadata(env_spec='{"id": "Cart'), "env_spec: expected JSON with an id and kwargs"),
+    "a list as spec": (with_metadata(env_spec="[]"), "env_spec: expected JSON with an id and kwargs"),
     "a number as id": (
-        told(env_spec='{"id": 5}'),
+        with_metadata(env_spec='{"id": 5}'),
         "env_spec: expected JSON with an id and kwargs .*EnvConfig.id: found 5",
     ),
-    "no wrappers told": (told(env_spec='{"id": "A-v0"}'), "Minari cannot read it .*additional_wrappers"),
-    "half a space": (told(observation_space='{"type": "Box'), "observation_space: found .* expected a space"),
-    "no such space": (told(action_space='{"type": "Bax"}'), "action_space: found .*Bax.* expected a space"),
-    "another format": (told(data_format="csv"), "data_format: found 'csv', expected one of arrow, hdf5, parquet"),
-    "another version": (told(minari_version="9.9.9"), "Minari cannot read it .*9.9.9"),
-    "half the metadata": (cut("metadata.json"), "metadata.json: not valid JSON"),
+    "no wrappers": (with_metadata(env_spec='{"id": "A-v0"}'), "Minari cannot read it .*additional_wrappers"),
+    "half a space": (with_metadata(observation_space='{"type": "Box'), "observation_space: found .* expected a space"),
+    "no such space": (with_metadata(action_space='{"type": "Bax"}'), "action_space: found .*Bax.* expected a space"),
+    "another format": (
+        with_metadata(data_format="csv"),
+        "data_format: found 'csv', expected one of arrow, hdf5, parquet",
+    ),
+    "another version": (with_metadata(minari_version="9.9.9"), "Minari cannot read it .*9.9.9"),
+    "half the metadata": (truncated("metadata.json"), "metadata.json: not valid JSON"),
     "metadata of text": (lambda data: (data / "metadata.json").write_text('"it"'), "found 'it', expected an object"),
-    "half an episode": (cut("1/part-0.arrow"), "episode 1: found nothing that can be read"),
-    "no episode": (gone("1/part-0.arrow"), "episode 1: found nothing that can be read"),
+    "half an episode": (truncated("1/part-0.arrow"), "episode 1: found nothing that can be read"),
+    "no episode": (without("1/part-0.arrow"), "episode 1: found nothing that can be read"),
 }
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_minari_dataset_is_named_and_leaves_nothing(damage: str, minari: Any, tmp_path: Path) -> None:
+def test_damaged_minari_dataset_is_named_and_leaves_nothing(damage: str, minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
     change, expected = DAMAGED[damage]
-    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
     change(tmp_path / "minari" / "other" / "it-v0" / "data")
     with pytest.raises(CorruptArtifactError, match=f"^minari:other/it-v0: .*{expected}"):
         import_minari("minari:other/it-v0", tmp_path / "in")
     assert not (tmp_path / "in").exists()
 
 
-def put(array: str, content: Any) -> Callable[[Any], None]:
-    """A Minari HDF5 file with something else in its second episode; None takes an array away."""
+def with_array(array: str, content: Any) -> Callable[[Any], None]:
+    """Return a change of the second episode of an HDF5 file of Minari; None removes the array."""
 
     def change(file: Any) -> None:
         del file[f"episode_1/{array}"]
@@ -525,26 +528,35 @@ def put(array: str, content: Any) -> Callable[[Any], None]:
 
 def empty(file: Any) -> None:
     for array in ("actions", "rewards", "terminations", "truncations"):
-        put(array, np.zeros(0))(file)
+        with_array(array, np.zeros(0))(file)
 
 
 NAN = [0.0, 1.0, np.nan, 2.0]
 IMPOSSIBLE = {
-    "no such action": (put("actions", [0, 1, -1, 2]), "actions: found -1 at step 2, expected 0 to 2"),
-    "one action too high": (put("actions", [0, 1, 2, 3]), "actions: found 3 at step 3, expected 0 to 2"),
-    "half an action": (put("actions", [0, 1, 0.5, 2]), "actions: found float64 numbers, expected those of int64"),
-    "actions of two": (put("actions", np.zeros((4, 2), int)), r"actions: found shape \(4, 2\), expected \(4,\)"),
+    "no such action": (with_array("actions", [0, 1, -1, 2]), "actions: found -1 at step 2, expected 0 to 2"),
+    "one action too high": (with_array("actions", [0, 1, 2, 3]), "actions: found 3 at step 3, expected 0 to 2"),
+    "half an action": (
+        with_array("actions", [0, 1, 0.5, 2]),
+        "actions: found float64 numbers, expected those of int64",
+    ),
+    "actions of two": (with_array("actions", np.zeros((4, 2), int)), r"actions: found shape \(4, 2\), expected \(4,\)"),
     "few observations": (
-        put("observations", np.zeros((4, 2))),
+        with_array("observations", np.zeros((4, 2))),
         r"observations: found shape \(4, 2\), expected \(5, 2\)",
     ),
-    "an observation of NaN": (put("observations", np.full((5, 2), np.nan)), "observations: found NaN or infinite"),
-    "a reward of NaN": (put("rewards", NAN), "rewards: found NaN or infinite"),
-    "a reward beyond float32": (put("rewards", [1e300] * 4), "rewards: found NaN or infinite"),
-    "rewards of text": (put("rewards", ["a"] * 4), "rewards: found object, expected numbers"),
-    "few terminations": (put("terminations", [False]), r"terminations: found shape \(1,\), expected \(4,\)"),
-    "truncated twice": (put("truncations", [0, 0, 0, 2]), "truncations: found int64 numbers, expected those of bool"),
-    "no rewards": (put("rewards", None), "found nothing that can be read .*rewards"),
+    "an observation of NaN": (
+        with_array("observations", np.full((5, 2), np.nan)),
+        "observations: found NaN or infinite",
+    ),
+    "a reward of NaN": (with_array("rewards", NAN), "rewards: found NaN or infinite"),
+    "a reward beyond float32": (with_array("rewards", [1e300] * 4), "rewards: found NaN or infinite"),
+    "rewards of text": (with_array("rewards", ["a"] * 4), "rewards: found object, expected numbers"),
+    "few terminations": (with_array("terminations", [False]), r"terminations: found shape \(1,\), expected \(4,\)"),
+    "truncated twice": (
+        with_array("truncations", [0, 0, 0, 2]),
+        "truncations: found int64 numbers, expected those of bool",
+    ),
+    "no rewards": (with_array("rewards", None), "found nothing that can be read .*rewards"),
     "no steps": (empty, "found no steps, expected at least one"),
 }
 
@@ -563,7 +575,7 @@ def test_invalid_numbers_are_refused(case: str, minari: Any, tmp_path: Path) -> 
     from rldistill.data.minari.read import import_minari
 
     change, expected = IMPOSSIBLE[case]
-    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
     change_hdf5(tmp_path, change)
     with pytest.raises(CorruptArtifactError, match=f"^minari:other/it-v0: episode 1: {expected}"):
         import_minari("minari:other/it-v0", tmp_path / "in")
@@ -573,7 +585,7 @@ def test_invalid_numbers_are_refused(case: str, minari: Any, tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("size", [0, -200])
 def test_half_an_hdf5_file_is_one_line(size: int, minari: Any, tmp_path: Path) -> None:
-    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
     path = tmp_path / "minari" / "other" / "it-v0" / "data" / "main_data.hdf5"
     path.write_bytes(path.read_bytes()[:size])
     result = CliRunner().invoke(app, ["dataset", "import", "minari:other/it-v0", "--out", str(tmp_path / "in")])
@@ -586,7 +598,7 @@ def test_half_an_hdf5_file_is_one_line(size: int, minari: Any, tmp_path: Path) -
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("kind", ["storage", "external", "soft", "virtual", "claim"])
-def test_a_minari_file_that_leads_to_other_files_is_refused(kind: str, minari: Any, tmp_path: Path) -> None:
+def test_minari_file_with_links_out_of_it_is_refused(kind: str, minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
     h5py = pytest.importorskip("h5py", reason="needs the extra minari")
@@ -609,7 +621,7 @@ def test_a_minari_file_that_leads_to_other_files_is_refused(kind: str, minari: A
             elsewhere = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/rewards")
             group["rewards"] = elsewhere if kind == "external" else h5py.SoftLink("/episode_0/rewards")
 
-    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3), data_format="hdf5")
     change_hdf5(tmp_path, change)
     with pytest.raises(UntrustedFileError, match=r"^minari:other/it-v0: main_data.hdf5: episode_1/rewards .*"):
         import_minari("minari:other/it-v0", tmp_path / "in")
@@ -617,7 +629,7 @@ def test_a_minari_file_that_leads_to_other_files_is_refused(kind: str, minari: A
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_nothing_in_a_minari_dataset_is_run(minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_a_minari_dataset_is_executed(minari: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rldistill.data.minari.read import import_minari
 
     marker = tmp_path / "ran"
@@ -647,7 +659,7 @@ def test_nothing_in_a_minari_dataset_is_run(minari: Any, tmp_path: Path, monkeyp
             name, buffers, observation_space=box, action_space=gymnasium.spaces.Discrete(2), data_format="arrow"
         )
         data = tmp_path / "minari" / name / "data"
-        told(env_spec=json.dumps(spec))(data)
+        with_metadata(env_spec=json.dumps(spec))(data)
         if picture is None:
             assert len(import_minari(name, tmp_path / "in")) == 4
             assert Manifest.read(tmp_path / "in").env.id == "evil:It-v0"
@@ -667,7 +679,7 @@ def test_failed_import_deletes_nothing(
 ) -> None:
     from rldistill.data.minari import read as minari_read
 
-    foreign(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
     monkeypatch.setattr(minari_read, "BLOCK_STEPS", 4)
     with monkeypatch.context() as patch:
         patch.setattr(Manifest, "add_blocks", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -678,7 +690,7 @@ def test_failed_import_deletes_nothing(
     assert not (tmp_path / "new").exists()
     assert not any((tmp_path / "empty").iterdir())
     collect(CARTPOLE, teacher, SMALL, tmp_path / "mine")
-    told(total_steps=16)(tmp_path / "minari" / "other" / "it-v0" / "data")
+    with_metadata(total_steps=16)(tmp_path / "minari" / "other" / "it-v0" / "data")
     with pytest.raises(CorruptArtifactError, match="found 12 steps"):
         minari_read.import_minari("minari:other/it-v0", tmp_path / "mine", mode="overwrite")
     assert len(Dataset.read([tmp_path / "mine"])) == 320
@@ -688,14 +700,14 @@ def test_failed_import_deletes_nothing(
 def test_actions_outside_bounds_are_a_warning_and_unbounded_ones_are_refused(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
-    foreign(minari, "other/it-v0", gymnasium.spaces.Box(-1, 1, (2,)), data_format="hdf5")
-    change_hdf5(tmp_path, put("actions", np.full((4, 2), 1.5, np.float32)))
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Box(-1, 1, (2,)), data_format="hdf5")
+    change_hdf5(tmp_path, with_array("actions", np.full((4, 2), 1.5, np.float32)))
     with pytest.warns(UserWarning, match="other/it-v0: some actions are outside the bounds"):
         assert import_minari("minari:other/it-v0", tmp_path / "in").columns["action"].max() == 1.5
-    change_hdf5(tmp_path, put("actions", np.full((4, 2), np.nan)))
+    change_hdf5(tmp_path, with_array("actions", np.full((4, 2), np.nan)))
     with pytest.raises(CorruptArtifactError, match="episode 1: actions: found NaN"):
         import_minari("minari:other/it-v0", tmp_path / "in", mode="overwrite")
-    foreign(minari, "other/free-v0", gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
+    record_elsewhere(minari, "other/free-v0", gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
     with pytest.raises(ConfigError, match="other/free-v0: found infinite numbers"):
         import_minari("minari:other/free-v0", tmp_path / "free")
     assert not (tmp_path / "free").exists()
@@ -705,10 +717,10 @@ def test_actions_outside_bounds_are_a_warning_and_unbounded_ones_are_refused(min
 def test_grids_of_choices_are_flat_and_start_at_0(minari: Any, tmp_path: Path) -> None:
     from rldistill.data.minari.read import import_minari
 
-    foreign(minari, "other/grid-v0", gymnasium.spaces.MultiDiscrete([[2, 3], [4, 2]]))
+    record_elsewhere(minari, "other/grid-v0", gymnasium.spaces.MultiDiscrete([[2, 3], [4, 2]]))
     data = import_minari("minari:other/grid-v0", tmp_path / "in")
     assert (data.columns["action"].shape, data.columns["teacher"].shape) == ((12, 4), (12, 11))
-    foreign(minari, "other/start-v0", gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 1]))
+    record_elsewhere(minari, "other/start-v0", gymnasium.spaces.MultiDiscrete([2, 3], start=[1, 1]))
     with pytest.raises(ConfigError, match="MultiDiscrete from 0"):
         import_minari("minari:other/start-v0", tmp_path / "start")
 
@@ -729,7 +741,7 @@ def test_missing_minari_dataset_is_named(minari: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
+def test_commands_of_datasets(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(app, ["dataset", *arguments])
         assert result.exit_code == 0, result.output
@@ -742,7 +754,7 @@ def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
             {
                 "env": {"id": "CartPole-v1"},
                 "teacher": str(tmp_path / "teacher"),
-                "folder": str(tmp_path / "run"),
+                "out": str(tmp_path / "run"),
                 "collect": {"steps": 160, "envs_per_stream": 2, "epsilon": 0.3},
             }
         )
@@ -765,11 +777,11 @@ def test_the_verbs(teacher: NetworkPolicy, minari: Any, tmp_path: Path) -> None:
 
 
 def pushes(spec: object) -> Any:
-    """A heuristic on Pendulum: against the swing."""
+    """Return a heuristic for Pendulum, which acts against the swing."""
     return lambda obs: -np.sign(obs[2:3]) * np.ones(1, np.float32)
 
 
-def test_a_teacher_whose_file_tells_no_head_has_the_neutral_one(tmp_path: Path) -> None:
+def test_teacher_without_a_head_in_its_file_has_the_neutral_one(tmp_path: Path) -> None:
     env = EnvConfig("Pendulum-v1")
     torch.manual_seed(0)
     spec = dataclasses.replace(spec_from_env(env), head=spec_from_env(env).head.as_kind("gaussian"))
@@ -823,14 +835,14 @@ def test_labels_that_are_not_finite_are_refused(teacher: NetworkPolicy, tmp_path
         collect(CARTPOLE, broken, SMALL, tmp_path / "nan")
 
 
-def test_a_file_for_a_folder_is_one_line(tmp_path: Path) -> None:
+def test_file_for_a_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("env: {id: CartPole-v1}")
     for verb in ("info", "check"):
         result = CliRunner().invoke(app, ["dataset", verb, str(tmp_path / "run.yaml")])
         assert (result.exit_code, "there is no such file" in result.output) == (2, True)
 
 
-def test_what_only_the_student_saw_is_not_relabelled_by_who_sees_otherwise(tmp_path: Path) -> None:
+def test_views_of_students_are_refused_for_teachers_with_other_views(tmp_path: Path) -> None:
     env = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("StackFrames", {"stack": 2}),)))
     seeing = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
     collect(env, seeing, SMALL, tmp_path / "first")
@@ -843,19 +855,19 @@ def test_what_only_the_student_saw_is_not_relabelled_by_who_sees_otherwise(tmp_p
 
 
 @pytest.mark.parametrize("calls", [0, 70], ids=["at once", "later"])
-def test_a_teacher_that_fails_leaves_no_half_of_a_dataset(teacher: NetworkPolicy, tmp_path: Path, calls: int) -> None:
-    asked = 0
+def test_failing_teacher_leaves_no_partial_dataset(teacher: NetworkPolicy, tmp_path: Path, calls: int) -> None:
+    num_calls = 0
 
     def fail(obs: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        return np.zeros(len(obs), np.int64) if asked <= calls else 1 / 0
+        nonlocal num_calls
+        num_calls += 1
+        return np.zeros(len(obs), np.int64) if num_calls <= calls else 1 / 0
 
     failing = FunctionPolicy(fail, spec_from_env(CARTPOLE), batched=True)
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     relabel(tmp_path / "first", teacher, tmp_path / "old")
     for name in ("new", "old"):
-        asked = 0
+        num_calls = 0
         with pytest.raises(ConfigError, match="ZeroDivisionError"):
             relabel(tmp_path / "first", failing, tmp_path / name, mode="overwrite" if name == "old" else "new")
     assert not (tmp_path / "new").exists()
@@ -863,7 +875,7 @@ def test_a_teacher_that_fails_leaves_no_half_of_a_dataset(teacher: NetworkPolicy
     assert (tmp_path / "old" / "blocks").exists() == (calls == 0)
 
 
-def test_relabelled_steps_are_the_new_teachers(teacher: NetworkPolicy, tmp_path: Path) -> None:
+def test_relabeled_dataset_names_the_new_teacher(teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, SMALL, tmp_path / "first")
     other = Mlp((8,)).build(teacher.spec).eval()
     relabel(tmp_path / "first", other, tmp_path / "other")

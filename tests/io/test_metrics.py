@@ -28,7 +28,7 @@ def test_tensorboard_reads_the_rows_under_sb3s_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "curve.jsonl"])
-def test_rows_that_are_written_at_once_take_the_place_of_others(tmp_path: Path, file: str) -> None:
+def test_written_rows_replace_earlier_ones(tmp_path: Path, file: str) -> None:
     metrics = Metrics(tmp_path, file)
     metrics.write([{"step": 1, "mean": 2.0}, {"step": 2, "mean": 3.0}])
     metrics.write([{"step": 1, "mean": 2.0}])

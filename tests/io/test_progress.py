@@ -60,7 +60,7 @@ def test_simultaneous_reports_have_no_rate(clock: list[float], capsys: pytest.Ca
     assert capsys.readouterr().err.splitlines() == ["collect: 3,000/9,000 steps", "collect: 9,000/9,000 steps"]
 
 
-def test_the_latest_score_is_shown(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_latest_score_is_shown(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with track("learn", "steps") as report:
         clock[0] += 30
         report.update(0, 40)

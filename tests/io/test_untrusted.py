@@ -1,4 +1,4 @@
-"""Files that hold more than a state dict are refused with what to do instead."""
+"""Refusals of files that hold more than a state dict, each with its remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rldistill.io.untrusted import read_state_dict
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("content", "words"),
     [
         ({"epoch": 3, "model": torch.nn.Linear(2, 2).state_dict()}, r"torch\.load\(FILE\)\['model'\]"),
         ({"epoch": 3}, r"torch\.save\(network\.state_dict\(\), FILE\)"),
@@ -21,7 +21,7 @@ from rldistill.io.untrusted import read_state_dict
     ],
     ids=["a checkpoint", "numbers", "a whole network"],
 )
-def test_what_to_save_instead_is_said(found: Any, words: str, tmp_path: Path) -> None:
-    torch.save(found, tmp_path / "agent.pt")
-    with pytest.raises(UntrustedFileError, match=rf"agent\.pt: the file holds more than tensors; .*{words}"):
+def test_refusal_of_other_objects_names_the_remedy(content: Any, words: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "agent.pt")
+    with pytest.raises(UntrustedFileError, match=rf"agent\.pt: the file holds more than tensors.*{words}"):
         read_state_dict(tmp_path / "agent.pt")

@@ -1,4 +1,4 @@
-"""A full disk and a stop from outside: one line is said, nothing is lost, `--resume` goes on."""
+"""A full disk and a stop from outside: one line of output, no loss, and `--resume` continues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rldistill.students.storage import save_policy
 from ..conftest import manifest_bytes
 
 CLI = [sys.executable, "-m", "rldistill"]
-IN_A_SMALL_DISK = ["unshare", "--user", "--mount", "--map-root-user", "sh", "-c"]
+ON_SMALL_DISK = ["unshare", "--user", "--mount", "--map-root-user", "sh", "-c"]
 
 
 def write_run(tmp_path: Path, teacher: NetworkPolicy, out: Path) -> Path:
@@ -28,30 +28,30 @@ def write_run(tmp_path: Path, teacher: NetworkPolicy, out: Path) -> Path:
         "env": {"id": "CartPole-v1"},
         "teacher": str(tmp_path / "teacher"),
         "collect": {"steps": 20_000, "block_steps": 50, "epsilon": 0.2},
-        "folder": str(out),
+        "out": str(out),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
 
 
-def can_make_a_small_disk() -> bool:
+def can_mount_small_disk() -> bool:
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run([*IN_A_SMALL_DISK, "mount -t tmpfs none /mnt"], capture_output=True).returncode == 0
+    return subprocess.run([*ON_SMALL_DISK, "mount -t tmpfs none /mnt"], capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not can_make_a_small_disk(), reason="a file system of its own cannot be mounted here")
-def test_a_full_disk_is_said_and_what_was_written_is_whole(tmp_path: Path, teacher: NetworkPolicy) -> None:
+@pytest.mark.skipif(not can_mount_small_disk(), reason="a file system of its own cannot be mounted here")
+def test_full_disk_is_one_line_and_complete_blocks_remain(tmp_path: Path, teacher: NetworkPolicy) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     run = write_run(tmp_path, teacher, disk / "run")
     collect = " ".join([*CLI, "collect", str(run), "--quiet"])
-    # What is left of the small disk is copied out of it, to be gone on with where there is room.
+    # Copy the content of the small disk to a place with room, where the collection continues.
     script = (
         f"mount -t tmpfs -o size=300k none {disk}; {collect}; echo $? > {tmp_path}/code; cp -r {disk}/run {tmp_path}"
     )
-    done = subprocess.run([*IN_A_SMALL_DISK, script], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*ON_SMALL_DISK, script], cwd=tmp_path, capture_output=True, text=True)
     assert (tmp_path / "code").read_text() == "2\n"
     assert done.stderr.startswith("error: the disk is full"), done.stderr
     assert done.stderr.count("\n") == 1
@@ -66,7 +66,7 @@ def test_a_full_disk_is_said_and_what_was_written_is_whole(tmp_path: Path, teach
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_clean(tmp_path: Path, teacher: NetworkPolicy, stop: signal.Signals, workers: int) -> None:
+def test_stop_is_clean(tmp_path: Path, teacher: NetworkPolicy, stop: signal.Signals, workers: int) -> None:
     run = write_run(tmp_path, teacher, tmp_path / "run")
     blocks = tmp_path / "run" / "dataset" / "blocks"
     command = [*CLI, "collect", str(run), "--quiet", f"collect.workers={workers}"]
@@ -74,8 +74,8 @@ def test_a_stop_is_clean(tmp_path: Path, teacher: NetworkPolicy, stop: signal.Si
     while process.poll() is None and len(list(blocks.glob("round*.parquet"))) < 2:
         time.sleep(0.002)
     os.killpg(process.pid, stop) if stop == signal.SIGINT else process.send_signal(stop)  # as a terminal does
-    _, said = process.communicate(timeout=30)
-    assert (process.returncode, said) == (130, "stopped; go on with --resume\n")
+    _, output = process.communicate(timeout=30)
+    assert (process.returncode, output) == (130, "stopped; continue with --resume\n")
     if workers == 1:  # others are stopped at once, as a kill would
         assert not [path for path in blocks.iterdir() if ".tmp." in path.name]
     subprocess.run([*CLI, "collect", str(run), "--resume", "--quiet"], check=True)

@@ -8,7 +8,6 @@ after any interruption.
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 from rldistill.collection.config import CollectConfig
@@ -20,9 +19,8 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import FILE, Manifest, Round, discard
+from rldistill.data.manifest import FILE, Manifest, Origin, Round, discard
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.envs.views import ObservationViews
 from rldistill.io.atomic import Mode, open_stage, require_mode
@@ -47,13 +45,12 @@ def collect(
     mode: Mode = "new",
     progress: Progress | bool = True,
 ) -> Dataset:
-    """Play, label and store.
+    """Play, label every observation, and store the steps as a dataset.
 
-    An earlier dataset is discarded only after the teacher has labeled the first observations, and a teacher that fails
-    before the first block leaves nothing.
+    A teacher that fails before the first block leaves the folder as it was.
 
     Args:
-        env: Environment.
+        env: Environment, to which the wrappers of the teacher are added.
         teacher: Policy that labels every observation, and acts with probability `config.beta`.
         config: Amount of data, and who acts.
         folder: Folder of the dataset; rounds after the first are appended.
@@ -64,47 +61,30 @@ def collect(
         progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
     Raises:
-        SpecMismatchError: The teacher or the student does not fit the environment.
+        SpecMismatchError: A policy does not fit the environment.
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
     require_mode(mode)
-    if config.beta < 1 and student is None:
-        raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")
-    resolve_device(config.device, "collect.device")
     inputs = StageInputs("collect", {"seed": seed, "collect": config})
     record = Round(envs_per_stream=config.envs_per_stream, teacher=fingerprint(teacher), inputs=inputs.to_json())
     env = adapt_env(env, teacher)
-    if is_deterministic(env) and config.epsilon < MIN_EPSILON and not config.sample:
-        raise ConfigError(
-            f"collect.epsilon: {config.epsilon} without sticky actions repeats the same few episodes. Use at "
-            f"least {MIN_EPSILON}."
-        )
     views = observation_views(env)
     teacher = with_action_mask(teacher, views.teacher)
-    teacher.spec.require_same_input(views.teacher, "the teacher", env.id)
-    if student is not None:
-        student.spec.require_same_input(views.student, "the student", env.id)
-        student = views.policy_on("student", student)
-    new = Manifest.new(
-        folder,
-        env,
-        _stored_spec(views, teacher),
-        views.teacher if views.packed and config.teacher_obs else None,
-        {round: record},
-    )
-    num_threads = max(1, (os.cpu_count() or 1) // config.workers)
+    _require_fit(env, views, teacher, student, config)
+    teacher_spec = views.teacher if views.packed and config.teacher_obs else None
+    origin = Origin(env=env, spec=_stored_spec(views, teacher), teacher_spec=teacher_spec)
     teacher = views.policy_on("teacher", teacher)
-    job = CollectJob(env, views, teacher, student, config, seed, round, folder, num_threads)
+    student = None if student is None else views.policy_on("student", student)
+    job = CollectJob(env, views, teacher, student, config, seed, round, folder)
     existed = folder.exists()
     if round == 0:
         if mode == "overwrite" and (folder / FILE).exists():
-            with inference_threads(1):
-                job.streams[0].try_teacher()
+            job.streams[0].try_teacher()
         open_stage(folder, folder / FILE, mode)
     before = Manifest.read(folder) if (folder / FILE).exists() else None
-    manifest = new.begin_round(round, inputs)
-    if not manifest.has_files_of(round):
+    manifest = Manifest.new(folder, origin, {round: record}).begin_round(round, inputs)
+    if not (blocks := manifest.blocks_of(round)) or not all((folder / block.file).exists() for block in blocks):
         try:
             with stage_progress(progress, "collect", "steps") as report:
                 manifest.add_blocks(run_streams(job, report))
@@ -113,6 +93,23 @@ def collect(
                 discard(folder, keep_folder=existed) if before is None else before.write()
             raise
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
+
+
+def _require_fit(
+    env: EnvConfig, views: ObservationViews, teacher: Policy, student: Policy | None, config: CollectConfig
+) -> None:
+    """Raise an error if the policies do not fit the environment, or the config does not fit them."""
+    resolve_device(config.device, "collect.device")
+    if config.beta < 1 and student is None:
+        raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")
+    if is_deterministic(env) and config.epsilon < MIN_EPSILON and not config.sample:
+        raise ConfigError(
+            f"collect.epsilon: {config.epsilon} without sticky actions repeats the same few episodes. Use at "
+            f"least {MIN_EPSILON}."
+        )
+    teacher.spec.require_same_input(views.teacher, "the teacher", env.id)
+    if student is not None:
+        student.spec.require_same_input(views.student, "the student", env.id)
 
 
 def collected_spec(env: EnvConfig, teacher: Policy) -> PolicySpec:

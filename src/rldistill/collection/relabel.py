@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ def relabel(
     teacher that takes them first. `folder` is discarded only after the first block is labeled.
 
     Args:
-        source: Dataset with the states, which stays as it is.
+        source: Folder of the dataset with the states, which stays as it is.
         teacher: Teacher of the new labels.
         folder: Folder of the new dataset.
         features: Store the last hidden layer of the teacher.
@@ -70,7 +69,7 @@ def relabel(
     rounds = {number: round.model_copy(update=new) for number, round in before.rounds.items()}
     teacher = _adapt_teacher(teacher, before)
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
-    manifest = Manifest.new(folder, before.env, spec, before.teacher_spec, rounds)
+    manifest = Manifest.new(folder, before.model_copy(update={"spec": spec}), rounds)
     entries = []
     with inference_threads(1):
         blocks = _labeled_blocks(before, teacher, features)
@@ -142,10 +141,10 @@ def _label(block: Block, teacher: StatefulPolicy, manifest: Manifest, features: 
     columns = {name: column for name, column in block.columns.items() if name not in LABELS}
     kind = columns["kind"]
     labeler = TeacherLabeler(teacher, features)
-    for recorded in _replay(columns, manifest.spec):
-        labeler.label(recorded.obs)
-        labeler.end(recorded.step)
-    for name, labels in labeler.columns(recorded.step.obs).items():
+    for obs, step in _replay(columns, manifest.spec):
+        labeler.label(obs)
+        labeler.end(step)
+    for name, labels in labeler.columns(step.obs).items():
         flat = labels.reshape(-1, *labels.shape[2:])
         columns[name] = np.zeros((len(kind), *flat.shape[1:]), flat.dtype)
         columns[name][kind == STEP] = flat
@@ -153,16 +152,8 @@ def _label(block: Block, teacher: StatefulPolicy, manifest: Manifest, features: 
     return Block(columns, block.end_hash, block.exact, states)
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """Recorded step of all slots, and the observations before it."""
-
-    obs: NDArray[Any]
-    step: Step
-
-
-def _replay(columns: Columns, spec: PolicySpec) -> Iterator[_Recorded]:
-    """Yield the steps of a block in order of time, as the environments returned them."""
+def _replay(columns: Columns, spec: PolicySpec) -> Iterator[tuple[NDArray[Any], Step]]:
+    """Yield the steps of a block in order of time, as the environments returned them, and the observations before."""
     kind, obs = columns["kind"], columns.get("teacher_obs", columns["obs"])
     slots = int(columns["slot"].max()) + 1
     rows = np.flatnonzero(kind == STEP).reshape(slots, -1)
@@ -183,4 +174,4 @@ def _replay(columns: Columns, spec: PolicySpec) -> Iterator[_Recorded]:
             after[ended] = before(rows[ended, number + 1])
         ends = columns["terminated"][at], columns["truncated"][at]
         step = Step(after, columns["reward"][at], *ends, ended, last_obs, np.full(len(ended), np.nan))
-        yield _Recorded(before(at), step)
+        yield before(at), step

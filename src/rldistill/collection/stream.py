@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from rldistill.core.env import EnvConfig
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
-from rldistill.envs.rollout import StatefulPolicy, rollout, to_env_action
+from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.envs.views import ObservationViews
@@ -43,7 +44,6 @@ class CollectJob:
     seed: int
     round: int
     folder: Path
-    num_threads: int
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +106,7 @@ class Stream:
             obs = env.reset()
             teacher = StatefulPolicy(self.job.teacher, self._config.envs_per_stream, device=self.job.device)
             labeler = TeacherLabeler(teacher, self._config.features)
-            with on_device(self.job.device, self.job.teacher):
+            with inference_threads(1), on_device(self.job.device, self.job.teacher):
                 labeler.label(obs)
                 labeler.columns(obs)
         finally:
@@ -124,7 +124,8 @@ class Stream:
         return BlockKey(self.job.round, self.number, block)
 
     def _make_env(self) -> SeededVectorEnv:
-        return make_vector_env(self.job.env, self._config.envs_per_stream, self._episode_seed, self.job.num_threads)
+        num_threads = max(1, (os.cpu_count() or 1) // self._config.workers)
+        return make_vector_env(self.job.env, self._config.envs_per_stream, self._episode_seed, num_threads)
 
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.job.seed, "collect", self.job.round, self.number, slot, episode)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import require_regular, write_atomic
 
 Columns = dict[str, NDArray[Any]]
 ACTORS = ("teacher", "student", "random")
@@ -87,6 +87,7 @@ def write_block(path: Path, block: Block) -> None:
 def read_block(path: Path, columns: list[str] | None = None) -> Block:
     """Read a block, or some of its columns; raise CorruptArtifactError if it is missing or damaged."""
     try:
+        require_regular(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = file.schema_arrow.metadata or {}
             shapes = json.loads(metadata[b"shapes"])

@@ -26,7 +26,7 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import LABELS, STEP, Columns, next_rows, read_block
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import BlockEntry, Manifest
 
 HELDOUT_FRACTION = 0.1
 BATCHED = ("action", "reward", "return_to_go", "terminated", *LABELS)
@@ -67,12 +67,12 @@ class Dataset:
         memory_gb: float = np.inf,
         only_round: int | None = None,
     ) -> Dataset:
-        """Read the blocks of one or several datasets of the same spec.
+        """Read the blocks of one or several datasets of the same spec, and compare them with their hashes.
 
         Args:
             folders: Folders of the datasets.
             gamma: Discount of the returns-to-go.
-            verify: Compare every block with its hash.
+            verify: False skips the hashes.
             memory_gb: Larger observations stay on disk, in an unnamed file beside the first dataset that is mapped into
                 memory; the batches are the same.
             only_round: Round of collection to read; all rounds by default.
@@ -92,30 +92,13 @@ class Dataset:
         blocks = [
             (number, manifest.folder, block)
             for number, manifest in enumerate(manifests)
-            for block in manifest.blocks
-            if only_round is None or block.round == only_round
+            for block in manifest.blocks_of(only_round)
         ]
         num_rows = sum(block.rows for _, _, block in blocks)
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
         obs = _allocate((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
-        parts: list[Columns] = []
-        start = 0
-        for number, folder, block in blocks:
-            part = read_block(folder / block.file).columns
-            part_obs, kind = part.pop("obs"), part.pop("kind")
-            obs[start : start + len(part_obs)] = part_obs
-            steps = np.flatnonzero(kind == STEP)
-            rows = {"row": start + steps, "next_row": start + next_rows(kind, part["ended"])}
-            source = np.tile([number, block.round, block.stream], (len(steps), 1))
-            parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
-            start += len(part_obs)
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        dtype = np.int32 if num_rows <= np.iinfo(np.int32).max else np.int64
-        row: NDArray[np.integer[Any]] = columns.pop("row").astype(dtype)
-        next_row: NDArray[np.integer[Any]] = columns.pop("next_row").astype(dtype)
-        key = np.column_stack([columns.pop("source"), columns.pop("slot"), columns["episode"]])
-        columns["episode"] = np.unique(key, axis=0, return_inverse=True)[1].astype(np.int32)
-        columns.pop("ended")
+        columns = _read_columns(blocks, obs)
+        row, next_row = columns.pop("row"), columns.pop("next_row")
         episodes = episode_rows(columns)
         columns["return_to_go"] = _returns_to_go(columns, episodes, gamma)
         num_steps = sum(block.steps for _, _, block in blocks)
@@ -200,6 +183,27 @@ def action_gap(values: NDArray[np.floating[Any]]) -> float:
     top = np.partition(values, -2, axis=1)[:, -2:]
     choices = top[top[:, 0] > ILLEGAL / 2]  # with one legal action, there is no second
     return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
+
+
+def _read_columns(blocks: Sequence[tuple[int, Path, BlockEntry]], obs: NDArray[Any]) -> Columns:
+    """Read blocks, given with the numbers of their datasets: their observations into `obs`, and their other columns."""
+    parts: list[Columns] = []
+    start = 0
+    for number, folder, block in blocks:
+        part = read_block(folder / block.file).columns
+        part_obs, kind = part.pop("obs"), part.pop("kind")
+        obs[start : start + len(part_obs)] = part_obs
+        steps = np.flatnonzero(kind == STEP)
+        rows = {"row": start + steps, "next_row": start + next_rows(kind, part.pop("ended"))}
+        source = np.tile([number, block.round, block.stream], (len(steps), 1))
+        parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
+        start += len(part_obs)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    dtype = np.int32 if len(obs) <= np.iinfo(np.int32).max else np.int64
+    columns |= {name: columns[name].astype(dtype) for name in ("row", "next_row")}
+    key = np.column_stack([columns.pop("source"), columns.pop("slot"), columns["episode"]])
+    columns["episode"] = np.unique(key, axis=0, return_inverse=True)[1].astype(np.int32)
+    return columns
 
 
 def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, folder: Path) -> NDArray[Any]:

@@ -67,13 +67,24 @@ class Round(Document):
     inputs: dict[str, Any]
 
 
-class Manifest(Document):
-    """`manifest.json` in the folder of a dataset.
+class Origin(Document):
+    """Origin of the data.
 
     Attributes:
         env: Environment in which the data were collected.
         spec: Observations of the student, and the head of the labels.
         teacher_spec: Observations of the teacher, if they are stored beside those of the student.
+    """
+
+    env: Env
+    spec: Spec
+    teacher_spec: Spec | None
+
+
+class Manifest(Origin):
+    """`manifest.json` in the folder of a dataset.
+
+    Attributes:
         rounds: Rounds of collection, of which the last may be incomplete.
         blocks: Blocks of the complete rounds.
     """
@@ -82,24 +93,15 @@ class Manifest(Document):
     advice = "Collect again: `rldistill collect FILE --overwrite`."
 
     schema_version: Literal[3] = Field(alias="schema")
-    env: Env
-    spec: Spec
-    teacher_spec: Spec | None
     rounds: dict[int, Round]
     blocks: list[BlockEntry]
     _folder: Path = PrivateAttr()
 
     @classmethod
-    def new(
-        cls,
-        folder: Path,
-        env: EnvConfig,
-        spec: PolicySpec,
-        teacher_spec: PolicySpec | None,
-        rounds: Mapping[int, Round],
-    ) -> Manifest:
+    def new(cls, folder: Path, origin: Origin, rounds: Mapping[int, Round]) -> Manifest:
         """Return a manifest without blocks, which is not written yet."""
-        manifest = cls(schema=SCHEMA, env=env, spec=spec, teacher_spec=teacher_spec, rounds={**rounds}, blocks=[])
+        fields = {name: getattr(origin, name) for name in Origin.model_fields}
+        manifest = cls(schema=SCHEMA, **fields, rounds={**rounds}, blocks=[])
         manifest._folder = folder
         return manifest
 
@@ -172,19 +174,14 @@ class Manifest(Document):
                 "with the new teacher (`rldistill dataset relabel`)."
             )
 
+    def blocks_of(self, number: int | None = None) -> list[BlockEntry]:
+        """Return the blocks of the round `number`, or of all rounds; none if the round is not complete."""
+        return [block for block in self.blocks if number is None or block.round == number]
+
     def require_complete(self, number: int | None = None) -> None:
         """Raise CorruptArtifactError if the round `number`, or every round by default, has no blocks."""
-        if not any(number is None or block.round == number for block in self.blocks):
+        if not self.blocks_of(number):
             raise CorruptArtifactError(f"{self.folder}: the collection is not complete. Continue it with --resume.")
-
-    def has_round(self, number: int) -> bool:
-        """Return True if the round is complete."""
-        return any(block.round == number for block in self.blocks)
-
-    def has_files_of(self, number: int) -> bool:
-        """Return True if the round is complete and the files of all its blocks exist."""
-        files = [self.folder / block.file for block in self.blocks if block.round == number]
-        return bool(files) and all(file.exists() for file in files)
 
     def add_blocks(self, entries: Iterable[BlockEntry]) -> None:
         """Add blocks, in place of the earlier ones of the same rounds, and write the manifest."""

@@ -48,8 +48,7 @@ def merge(
                 write_atomic(folder / key.file, partial(shutil.copyfile, manifest.folder / entry.file))
                 entries.append(entry.model_copy(update={"file": key.file, "round": key.round}))
                 report.update(sum(entry.steps for entry in entries), total)
-        first = manifests[0]
-        Manifest.new(folder, first.env, first.spec, first.teacher_spec, rounds).add_blocks(entries)
+        Manifest.new(folder, manifests[0], rounds).add_blocks(entries)
 
 
 def _require_same_kind(manifests: Sequence[Manifest]) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, hashes, provenance, folders of stages."""
+"""Files that are whole or not there: atomic writes, checked reads, hashes, and folders of stages."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError, did_you_mean, short_repr
 
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
+MAX_JSON_BYTES = 1 << 28
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,10 +42,39 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def require_regular(path: Path) -> int:
+    """Return the size of a file in bytes; raise UntrustedFileError for a pipe or a device, which may have no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # to open a folder is an error anyway
+        raise UntrustedFileError(f"{path}: not a regular file. Replace it by one.")
+    return status.st_size
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file; raise UntrustedFileError if it is none or has more than `max_bytes` bytes."""
+    size = require_regular(path)
+    if size > max_bytes:
+        raise UntrustedFileError(f"{path}: {size:,} bytes, above the limit of {max_bytes:,}. Use a smaller file.")
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def read_own(path: Path) -> bytes:
+    """Read a JSON file of this package; raise UntrustedFileError for a link out of its folder, too."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
+        raise UntrustedFileError(f"{path}: a link out of its folder. Replace it by a copy of the file.")
+    return read_regular(path, MAX_JSON_BYTES)
+
+
 def read_json(path: Path) -> Any:
-    """Read one of our JSON files; raises CorruptArtifactError if it is missing or is not JSON."""
+    """Read one of our JSON files.
+
+    Raises:
+        CorruptArtifactError: It is missing or not JSON.
+        UntrustedFileError: It is no regular file, a link out of its folder, or larger than `MAX_JSON_BYTES`.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_own(path).decode())
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except OSError as error:
@@ -54,6 +85,7 @@ def read_json(path: Path) -> Any:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
+    require_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Rows of numbers that a stage appends while it runs: JSON Lines, each with its `step`."""
+"""Metrics of a stage as JSON Lines, each with its `step`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.atomic import read_own
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -15,11 +16,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     An incomplete last line, which a kill during a write leaves, is ignored.
 
     Raises:
-        CorruptArtifactError: another line is not a JSON object with a `step`.
+        CorruptArtifactError: Another line is not a JSON object with a `step`.
     """
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().split(b"\n")
+    *lines, rest = read_own(path).split(b"\n")
     rows = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
     try:
         return [*rows, _parse(path, len(lines) + 1, rest)]

@@ -1,4 +1,4 @@
-"""A stage's numbers over time: `metrics.jsonl`, and the same as TensorBoard's scalars under SB3's names."""
+"""Metrics of a stage over time: `metrics.jsonl`, and the same as scalars of TensorBoard under the names of SB3."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ NAMES = {
     "update": "train/n_updates",
     "seconds": "time/time_elapsed",
 }
-"""Of our columns; any other is `train/` and its own name."""
+"""Names of our columns in TensorBoard; any other column is `train/` and its own name."""
 
 
 class Metrics:
-    """Rows that a stage adds while it runs; after a resume, those beyond its checkpoint are dropped."""
+    """Rows of metrics that a stage appends while it runs."""
 
     def __init__(self, folder: Path, file: str = "metrics.jsonl") -> None:
         self.path, self.events = folder / file, folder / EVENTS
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """These rows and no others."""
+        """Write `rows` in place of all earlier ones."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_atomic(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         write_atomic(self.events, lambda temporary: _write_events(temporary, rows))
 
     def keep(self, rows: int) -> None:
-        """Go on after so many of the rows that are there; none if the stage begins."""
+        """Drop all but the first `rows` rows, as after a resume."""
         self.write(read_jsonl(self.path)[:rows])
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row; its `step` is where its scalars stand."""
+        """Append a row at its `step`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         with self.events.open("ab") as file:

@@ -1,4 +1,4 @@
-"""Provenance of artifacts: versions, seed, commit and machine."""
+"""Provenance of artifacts: versions, seed, command and machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("rldistill", "torch", "numpy", "gymnasium", "ale-py", "stable-baseli
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """What a result depends on besides its config: versions, seed, command, machine."""
+    """Return the versions, the seed, the command and the machine of a result."""
     return {
         "seed": seed,
         "versions": {"python": platform.python_version(), **_versions()},

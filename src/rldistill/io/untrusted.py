@@ -22,8 +22,9 @@ from rldistill.core.errors import (
     error_text,
     short_repr,
 )
+from rldistill.io.atomic import read_regular
 
-MAX_WEIGHTS = 1 << 30
+MAX_WEIGHTS_BYTES = 1 << 30
 MAX_PARAMETERS = 1 << 28
 SAVE_STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)."
 NUMBERS = (
@@ -39,16 +40,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         UntrustedFileError: A script, an exported program, or anything but plain tensors.
         CorruptArtifactError: A truncated or altered file.
     """
-    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
+    content = read_regular(path, MAX_WEIGHTS_BYTES)
     if path.suffix == ".safetensors":
         try:
-            tensors = load_safetensors(path.read_bytes())
+            tensors = load_safetensors(content)
         except (SafetensorError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{path}: not a whole safetensors file ({error_text(error)}); {DOWNLOAD_HINT}"
             ) from None
         return _checked(tensors, path)
-    return read_tensors(path.read_bytes(), path, "the file")
+    return read_tensors(content, path, "the file")
 
 
 def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
@@ -73,9 +74,9 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
 
 
 def _repack(content: bytes, path: Path, name: str) -> bytes:
-    """Return the archive with the members that Python finds, since PyTorch's own reader may find others."""
-    copy_bytes, remaining = io.BytesIO(), MAX_WEIGHTS
-    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(copy_bytes, "w") as copy:
+    # PyTorch's own reader may find other members than Python, so it gets only those that Python reads.
+    copied, remaining = io.BytesIO(), MAX_WEIGHTS_BYTES
+    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(copied, "w") as copy:
         if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
             raise UntrustedFileError(
                 f"{path}: {name} is a TorchScript or an exported program, which runs code when read. "
@@ -85,7 +86,7 @@ def _repack(content: bytes, path: Path, name: str) -> bytes:
             member_content = read_member(path, inner, member, remaining)
             remaining -= len(member_content)
             copy.writestr(member, member_content)
-    return copy_bytes.getvalue()
+    return copied.getvalue()
 
 
 def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:

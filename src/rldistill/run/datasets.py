@@ -50,12 +50,12 @@ def extend_dataset(run: Run, steps: int, quiet: bool) -> dict[str, Any]:
     """Collect another round into the dataset of a run; return its description."""
     folder = run.out / "dataset"
     manifest = Manifest.read(folder)
-    if not manifest.has_round(0):
+    if not manifest.blocks_of(0):
         raise ConfigError(
             f'{folder}: the collection is not complete. Continue it with mode="resume" (`rldistill collect FILE '
             "--resume`)."
         )
-    number = 1 + max(number for number in manifest.rounds if manifest.has_round(number))
+    number = 1 + max(number for number in manifest.rounds if manifest.blocks_of(number))
     with track("collect", "steps", quiet) as progress:
         config = dataclasses.replace(run.collect, steps=steps)
         collect(

@@ -36,9 +36,9 @@ from rldistill.core.fields import validated_dataclass
 from rldistill.core.imports import import_name
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import read_regular, write_atomic
 from rldistill.io.hdf5 import iterate_arrays
-from rldistill.io.untrusted import MAX_WEIGHTS, read_member, require_small
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 
@@ -197,8 +197,7 @@ def read_keras(path: Path) -> Any:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file")
-    require_small(path, "it", path.stat().st_size, MAX_WEIGHTS)
-    content = path.read_bytes()
+    content = read_regular(path, MAX_WEIGHTS_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             config, weights = _members(path, archive)
@@ -274,7 +273,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
     for name in (CONFIG, WEIGHTS):
         if name not in names:
             raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
-    return read_member(path, archive, CONFIG, MAX_CONFIG_BYTES), read_member(path, archive, WEIGHTS, MAX_WEIGHTS)
+    return read_member(path, archive, CONFIG, MAX_CONFIG_BYTES), read_member(path, archive, WEIGHTS, MAX_WEIGHTS_BYTES)
 
 
 def _require_known(path: Path, document: Any) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.io.atomic import read_json, write_atomic, write_json
+from rldistill.io.atomic import read_json, require_regular, write_atomic, write_json
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.documents import NETWORKS, USER_CLASSES, PolicyDocument, kind_name, read_config, write_config
@@ -139,6 +139,7 @@ def _build(document: PolicyDocument, path: Path) -> NetworkPolicy:
 
 def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
     try:
+        require_regular(path)
         tensors = load_file(path)
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path}: there is no such file") from None

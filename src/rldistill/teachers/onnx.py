@@ -25,7 +25,8 @@ from rldistill.core.errors import (
 )
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
-from rldistill.io.untrusted import MAX_WEIGHTS, require_small
+from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
 from rldistill.teachers.file_policy import FilePolicy, require_scalable, synthetic_observations, with_head
 
 LOOPS = ("Loop", "Scan")
@@ -74,8 +75,7 @@ def load_onnx(
         import onnx
     except ImportError:
         raise MissingExtraError("Reading ONNX", "export") from None
-    require_small(Path(path), "it", Path(path).stat().st_size, MAX_WEIGHTS)
-    content = Path(path).read_bytes()
+    content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf raises errors of its own

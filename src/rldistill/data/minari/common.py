@@ -10,21 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError, MissingExtraError
-from rldistill.data.manifest import Env, Spec
-from rldistill.io.documents import Document
 
 PREFIX = "minari:"
 TEACHER_OBS = "teacher_obs"
 ORIGIN = "rldistill"
 """Key of our entry in the metadata of Minari."""
-
-
-class Origin(Document):
-    """Our entry in the metadata of a dataset that we exported: its environment and its specifications."""
-
-    env: Env
-    spec: Spec
-    teacher_spec: Spec | None
 
 
 def import_package() -> Any:

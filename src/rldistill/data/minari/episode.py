@@ -19,14 +19,9 @@ ADVICE = "Download or export it again."
 
 
 def episode_columns(where: str, episode: Any, number: int, spec: PolicySpec, infos: Columns) -> Columns:
-    """Return the rows of a block for an episode: its steps, and one row for its last observation.
+    """Return the rows of a block for an episode of Minari: its steps, and one row for its last observation.
 
-    Args:
-        where: Name of the episode in errors.
-        episode: Episode of Minari.
-        number: Number of the episode.
-        spec: Specification that its arrays must fit.
-        infos: Our infos; empty for an episode that we did not export.
+    `where` is its name in errors, and `infos` are empty for an episode that we did not export.
 
     Raises:
         CorruptArtifactError: An array does not fit the spec.

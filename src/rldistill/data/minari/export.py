@@ -19,12 +19,11 @@ from rldistill.core.heads import BernoulliHead, MultiCategoricalHead
 from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.data.blocks import LABELS, read_block
 from rldistill.data.dataset import Dataset, episode_rows
-from rldistill.data.manifest import Manifest
+from rldistill.data.manifest import Manifest, Origin
 from rldistill.data.minari.common import (
     ORIGIN,
     PREFIX,
     TEACHER_OBS,
-    Origin,
     append_row,
     datasets_root,
     import_package,

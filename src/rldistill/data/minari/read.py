@@ -13,11 +13,18 @@ from typing import Any
 import numpy as np
 
 from rldistill.core.env import EnvConfig
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, did_you_mean, short_repr
+from rldistill.core.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    RLDistillError,
+    did_you_mean,
+    error_text,
+    short_repr,
+)
 from rldistill.data.blocks import FINAL, STEP, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import FILE, BlockEntry, Manifest, Round, open_derived, store_block
-from rldistill.data.minari.common import ORIGIN, PREFIX, Origin, datasets_root, import_package, parse_name
+from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, open_derived, store_block
+from rldistill.data.minari.common import ORIGIN, PREFIX, datasets_root, import_package, parse_name
 from rldistill.data.minari.episode import ADVICE, conversion_notes, episode_columns, exported_infos
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Mode, read_json
@@ -45,8 +52,7 @@ def import_minari(name: str, folder: Path | str, *, mode: Mode = "new", progress
     import_package()
     source = _Source.open(parse_name(name))
     rounds = {0: Round(envs_per_stream=1, teacher=None, inputs={"source": source.where})}
-    origin = source.origin
-    manifest = Manifest.new(folder, origin.env, origin.spec, origin.teacher_spec, rounds)
+    manifest = Manifest.new(folder, source.origin, rounds)
     source.require_finite(manifest)
     if mode == "overwrite" and (folder / FILE).exists():
         for _ in source.episodes():  # before anything is discarded, since the source may be damaged
@@ -66,15 +72,7 @@ def import_minari(name: str, folder: Path | str, *, mode: Mode = "new", progress
 
 @dataclasses.dataclass
 class _Source:
-    """Minari's dataset.
-
-    Attributes:
-        where: Name in errors.
-        metadata: Its checked `metadata.json`.
-        minari: Minari's own object.
-        origin: Environment and specifications, ours if we exported it.
-        notes: Notes on episodes that are not exactly as recorded.
-    """
+    """Dataset of Minari with its checked `metadata.json`, and notes on episodes that are not exactly as recorded."""
 
     where: str
     metadata: dict[str, Any]
@@ -136,7 +134,7 @@ class _Source:
             raise
         except Exception as error:  # h5py, Arrow and Minari raise any error for damaged files
             raise CorruptArtifactError(
-                f"{where}: found nothing that can be read ({_describe(error)}), expected an episode in its "
+                f"{where}: found nothing that can be read ({error_text(error)}), expected an episode in its "
                 f"observation_space and action_space. {ADVICE}"
             ) from None
         return columns
@@ -165,7 +163,7 @@ def _metadata(name: str) -> dict[str, Any]:
         except Exception as error:  # Gymnasium raises any error for a damaged space
             found = short_repr(metadata.get(field))
             raise CorruptArtifactError(
-                f"{where}: {field}: found {found}, expected a space as Minari writes it ({_describe(error)}). {ADVICE}"
+                f"{where}: {field}: found {found}, expected a space as Minari writes it ({error_text(error)}). {ADVICE}"
             ) from None
     for field in ("total_episodes", "total_steps"):
         if type(metadata.get(field)) is not int:
@@ -188,7 +186,7 @@ def _open(name: str, metadata: dict[str, Any]) -> Any:
     except RLDistillError:
         raise
     except Exception as error:  # h5py, Arrow and Minari raise any error for damaged files
-        raise CorruptArtifactError(f"{PREFIX}{name}: Minari cannot read it ({_describe(error)}). {ADVICE}") from None
+        raise CorruptArtifactError(f"{PREFIX}{name}: Minari cannot read it ({error_text(error)}). {ADVICE}") from None
     if not total:
         raise CorruptArtifactError(f"{PREFIX}{name}: it has no episodes. Choose another dataset.")
     return source
@@ -217,7 +215,7 @@ def _env(name: str, metadata: dict[str, Any]) -> EnvConfig:
         env = EnvConfig(env_spec["id"], env_spec.get("kwargs") or {})
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptArtifactError(
-            f"{PREFIX}{name}: metadata.json: env_spec: expected JSON with an id and kwargs ({_describe(error)}). "
+            f"{PREFIX}{name}: metadata.json: env_spec: expected JSON with an id and kwargs ({error_text(error)}). "
             f"{ADVICE}"
         ) from None
     return env
@@ -230,7 +228,7 @@ def _origin(name: str, metadata: dict[str, Any], env: EnvConfig, minari: Any) ->
         try:
             return Origin.parse(json.loads(metadata[ORIGIN]), path)
         except (ValueError, RecursionError) as error:
-            raise CorruptArtifactError(f"{path}: {_describe(error)}. {ADVICE}") from None
+            raise CorruptArtifactError(f"{path}: {error_text(error)}. {ADVICE}") from None
     spec = spec_from_spaces(env.id, minari.observation_space, minari.action_space)
     return Origin(env=env, spec=spec, teacher_spec=None)
 
@@ -258,10 +256,6 @@ def _no_ghostscript() -> Iterator[None]:
         yield
     finally:
         EpsImagePlugin.gs_binary = before
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def _write(folder: Path, number: int, episodes: list[Columns]) -> BlockEntry:

@@ -24,7 +24,8 @@ from rldistill.core.errors import (
 )
 from rldistill.core.spec import PolicySpec, Wrapper
 from rldistill.envs.spaces import spec_from_spaces
-from rldistill.io.untrusted import MAX_WEIGHTS, read_member, read_tensors
+from rldistill.io.atomic import require_regular
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member, read_tensors
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, import_activation
 from rldistill.teachers.sb3.extractor import Extractor
@@ -148,10 +149,11 @@ def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     """Return `data` as JSON and `policy.pth` as tensors; refuse any other file."""
+    require_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             data = json.loads(_read_member(path, archive, "data", MAX_DATA_BYTES))
-            weights = _read_member(path, archive, "policy.pth", MAX_WEIGHTS)
+            weights = _read_member(path, archive, "policy.pth", MAX_WEIGHTS_BYTES)
     except RLDistillError:
         raise
     except Exception as error:  # zlib, zipfile and json raise many kinds of errors for damaged bytes

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text, short_repr
 from rldistill.core.spec import PolicySpec
-from rldistill.io.untrusted import require_small
+from rldistill.io.atomic import read_regular
 from rldistill.policies.encoding import moments_shape
 
 MAX_BYTES = 64 << 20
@@ -64,9 +64,9 @@ class Normalizer:
 
 def read_normalizer(path: Path) -> Normalizer:
     """Read the normalization of observations and rewards; refuse anything but numpy's arrays and SB3's records."""
-    require_small(path, "it", path.stat().st_size, MAX_BYTES)
+    content = read_regular(path, MAX_BYTES)
     try:
-        state = _fields(_Unpickler(io.BytesIO(path.read_bytes())).load())
+        state = _fields(_Unpickler(io.BytesIO(content)).load())
         epsilon, scale, statistics = float(state["epsilon"]), 1.0, {}
         if state.get("norm_obs", True):
             rms = state["obs_rms"]

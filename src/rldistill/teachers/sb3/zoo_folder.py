@@ -14,7 +14,7 @@ import yaml
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper
-from rldistill.io.untrusted import require_small
+from rldistill.io.atomic import read_regular
 
 NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
 SETTINGS = (*NORMALIZERS, "args.yml")
@@ -148,9 +148,9 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.Order
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    require_small(path, "it", path.stat().st_size, MAX_YAML_BYTES)
+    content = read_regular(path, MAX_YAML_BYTES)
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a subclass of SafeLoader
+        value = yaml.load(content.decode(), _Loader)  # a subclass of SafeLoader
     except yaml.constructor.ConstructorError as error:
         raise UntrustedFileError(f"{path}: {error.problem}; read as data only, nothing was run") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
