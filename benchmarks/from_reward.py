@@ -22,8 +22,8 @@ from torch import nn
 
 from rldistill import EvaluateConfig, Policy, load_policy
 from rldistill.data.manifest import Manifest
-from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, play
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate_runs
+from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
+from rldistill.evaluation.evaluate import evaluate
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import track
 from rldistill.policies.network import NetworkPolicy
@@ -205,7 +205,7 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
         players[CORRUPTED] = PolicyRuns("student", {None: load_policy(run.out / CORRUPTED)}, 0)
     asked = EvaluateConfig(about["episodes"], videos=False)
     with track(f"evaluate {name}", "episodes") as report:
-        said = evaluate_runs(run.env, players, asked, run.out, progress=report).to_dict()["policies"]
+        said = evaluate(run.env, players, asked, run.out, progress=report).to_dict()["policies"]
     row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
     row |= {"normalized": said[student]["normalized"], "ci95": said[student]["normalized_ci95"]}
     row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}

@@ -62,7 +62,7 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             sizes.append(data.num_steps)
         config = EvaluateConfig(asked.episodes, videos=False)
-        evaluation = evaluate(run.env, teacher, {"mlp": students}, config, Path(temporary))
+        evaluation = evaluate(run.env, {"teacher": teacher, "mlp": students}, config, Path(temporary))
     policies = evaluation.to_dict()["policies"]
     row("rldistill", seconds, policies["mlp"]["normalized"], policies["mlp"]["normalized_ci95"], max(sizes))
 

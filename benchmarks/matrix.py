@@ -24,7 +24,8 @@ from rldistill import (
     train_teacher,
 )
 from rldistill.data.manifest import Manifest
-from rldistill.evaluation.evaluate import PolicyRuns, evaluate_runs
+from rldistill.evaluation.episodes import PolicyRuns
+from rldistill.evaluation.evaluate import evaluate
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run, StudentJob
@@ -216,7 +217,7 @@ def rows_of(
     players = {"teacher": PolicyRuns("teacher", {None: load_teacher(some)}, 0), **entrants}
     with track(f"evaluate {env}", "episodes") as report:
         config = EvaluateConfig(episodes, videos=False)
-        found = evaluate_runs(some.env, players, config, out / env, progress=report).to_dict()
+        found = evaluate(some.env, players, config, out / env, progress=report).to_dict()
     rows = []
     for _, name, _, loss, recipe in cells:
         row: dict[str, Any] = {"env": env, "student": name, "loss": loss, "recipe": recipe}

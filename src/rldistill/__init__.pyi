@@ -39,6 +39,8 @@ from .evaluation.compare_teachers import compare_teachers as compare_teachers
 from .evaluation.config import CompareConfig as CompareConfig
 from .evaluation.config import EvaluateConfig as EvaluateConfig
 from .evaluation.config import RobustnessConfig as RobustnessConfig
+from .evaluation.episodes import PolicyRuns as PolicyRuns
+from .evaluation.evaluate import RunContext as RunContext
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.results import Evaluation as Evaluation
 from .evaluation.verify import Claim as Claim

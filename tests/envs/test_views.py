@@ -141,7 +141,9 @@ def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None
 def test_teacher_and_student_are_evaluated_on_their_own_views(teacher: NetworkPolicy, tmp_path: Path) -> None:
     data = collect(BLIND, teacher, CollectConfig(steps=2_000, epsilon=0.3), tmp_path / "dataset")
     student = distill(data, Mlp((16,)), DistillConfig(epochs=3), tmp_path / "student")
-    found = evaluate(BLIND, teacher, {"mlp": student}, EvaluateConfig(episodes=4), tmp_path).to_dict()["policies"]
+    found = evaluate(BLIND, {"teacher": teacher, "mlp": student}, EvaluateConfig(episodes=4), tmp_path).to_dict()[
+        "policies"
+    ]
     np.testing.assert_array_equal(found["teacher"]["runs"][0]["returns"], play(CARTPOLE, teacher, 4).returns)
     blind = EnvConfig("CartPole-v1", wrappers=(Wrapper("MaskVelocity"),))
     np.testing.assert_array_equal(found["mlp"]["runs"][0]["returns"], play(blind, student, 4).returns)

@@ -26,7 +26,9 @@ from ..conftest import CARTPOLE
 
 
 def row(mean: float, teachability: float | None, macs: int | None) -> TeacherScore:
-    return TeacherScore([mean], mean, (mean, mean), None, None, None, macs, None, 0.0, teachability)
+    unknown = dict.fromkeys(("entropy", "action_gap", "parameters", "latency_us"))
+    score = {"returns": [mean], "mean": mean, "ci95": (mean, mean), "macs": macs, "probe_mean": 0.0}
+    return TeacherScore.model_validate({**unknown, **score, "teachability": teachability})
 
 
 def test_the_best_teacher_is_the_one_that_teaches_best() -> None:

@@ -134,7 +134,7 @@ def test_environment_without_pictures_has_no_videos(tmp_path: Path) -> None:
         (tmp_path / "videos" / "of-before-best.mp4").touch()
         (tmp_path / "videos" / "of-before-worst-teacher.mp4").touch()
         with pytest.warns(UserWarning, match="no videos: Plain-v0"):
-            evaluate(EnvConfig("Plain-v0"), teacher, {}, EvaluateConfig(episodes=2), tmp_path)
+            evaluate(EnvConfig("Plain-v0"), {"teacher": teacher}, EvaluateConfig(episodes=2), tmp_path)
         assert (tmp_path / "evaluation.json").exists()
         assert not (tmp_path / "videos").exists()
     finally:

@@ -14,8 +14,8 @@ import torch
 from rldistill.core.errors import ConfigError
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import Episodes, PlayConfig, play
-from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate, evaluate_runs
+from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, play
+from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.non_inferiority import RISK, least_episodes
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.policies.network import NetworkPolicy
@@ -35,7 +35,9 @@ def leaning(angle: float) -> FunctionPolicy:
 
 
 def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    found = evaluate(CARTPOLE, teacher, {"poor": poor()}, EvaluateConfig(12, videos=False), tmp_path).to_dict()
+    found = evaluate(
+        CARTPOLE, {"teacher": teacher, "poor": poor()}, EvaluateConfig(12, videos=False), tmp_path
+    ).to_dict()
     student, best, random = (found["policies"][name] for name in ("poor", "teacher", "random"))
     returns = np.array(student["runs"][0]["returns"])
     assert student["mean"] == pytest.approx(returns.mean())
@@ -68,14 +70,14 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
 
 def test_too_few_episodes_and_seeds_are_warnings(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(9, videos=False)
-    found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
+    found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher}, config, tmp_path).to_dict()
     episodes, seeds = found["warnings"]
     assert (episodes["name"], seeds["name"]) == ("few-episodes", "few-seeds")
     assert "fewer than 10" in episodes["text"]
     assert "same has 9" in episodes["text"]
     assert seeds["text"].endswith("same has 1")
-    several = {"different": [leaning(angle) for angle in (0.0, 0.1, 0.2)]}
-    assert evaluate(CARTPOLE, teacher, several, EvaluateConfig(10, videos=False), tmp_path).warnings == []
+    several = {"teacher": teacher, "different": [leaning(angle) for angle in (0.0, 0.1, 0.2)]}
+    assert evaluate(CARTPOLE, several, EvaluateConfig(10, videos=False), tmp_path).warnings == []
 
 
 def test_sequential_evaluation_stops_after_the_decision(
@@ -92,7 +94,7 @@ def test_sequential_evaluation_stops_after_the_decision(
     config = EvaluateConfig(20, videos=False, sequential=True, max_episodes=100, margin=0.1)
     shown: list[tuple[int, int]] = []
     policies = {"teacher": PolicyRuns("teacher", {None: teacher}), "same": PolicyRuns("student", {0: teacher})}
-    found = evaluate_runs(
+    found = evaluate(
         CARTPOLE, policies, config, tmp_path, RunContext(), Reports(lambda *done: shown.append(done))
     ).to_dict()
     answer = found["policies"]["same"]["non_inferiority"]
@@ -108,7 +110,9 @@ def test_sequential_evaluation_stops_after_the_decision(
 
 def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(60, videos=False)
-    found = evaluate(CARTPOLE, teacher, {"same": teacher, "again": teacher}, config, tmp_path).to_dict()["policies"]
+    found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher, "again": teacher}, config, tmp_path).to_dict()[
+        "policies"
+    ]
     answers = [found[name]["non_inferiority"] for name in ("same", "again")]
     # 0.95^71 = 0.0262, 0.95^72 = 0.0249: half of 5% takes 72 episodes
     assert [(answer["risk"], answer["decision"], answer["episodes_needed"]) for answer in answers] == [
@@ -118,7 +122,7 @@ def test_several_students_share_the_risk_of_a_false_yes(teacher: NetworkPolicy, 
 
 def test_undecided_evaluation_ends_with_max_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(4, videos=False, sequential=True, max_episodes=10)
-    found = evaluate(CARTPOLE, teacher, {"same": teacher}, config, tmp_path).to_dict()
+    found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher}, config, tmp_path).to_dict()
     answer = found["policies"]["same"]["non_inferiority"]
     assert (answer["decision"], answer["analysis"], found["episodes"]) == ("undecided", 3, 10)
     assert answer["episodes_needed"] >= 59 - 10
@@ -129,7 +133,7 @@ def test_teacher_no_better_than_random_has_no_decision(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in falls.parameters():
             parameter.zero_()
-    found = evaluate(CARTPOLE, falls, {"same": falls}, EvaluateConfig(10, videos=False), tmp_path).to_dict()
+    found = evaluate(CARTPOLE, {"teacher": falls, "same": falls}, EvaluateConfig(10, videos=False), tmp_path).to_dict()
     same = found["policies"]["same"]
     assert (
         same["normalized"] is same["optimality_gap"] is same["optimality_gap_ci95"] is same["non_inferiority"] is None
@@ -148,15 +152,22 @@ def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> 
         EvaluateConfig(**options)
 
 
-@pytest.mark.parametrize("name", ["teacher", "random"])
-def test_reserved_names_are_refused(teacher: NetworkPolicy, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"students: '{name}' is a reserved name"):
-        evaluate(CARTPOLE, teacher, {name: teacher}, EvaluateConfig(2, videos=False), tmp_path)
+def test_policies_without_one_teacher_or_with_a_reserved_name_are_refused(
+    teacher: NetworkPolicy, tmp_path: Path
+) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"teacher": teacher, "random": teacher}, "policies: 'random' is a reserved name"),
+        ({"student": teacher}, "policies: there is no teacher"),
+        ({"teacher": [teacher, teacher]}, "policies.teacher: expected one policy, found several"),
+    ]
+    for policies, message in refused:
+        with pytest.raises(ConfigError, match=message):
+            evaluate(CARTPOLE, policies, EvaluateConfig(2, videos=False), tmp_path)
 
 
 def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    students = {"poor": poor(), "pair": [poor(0), poor(1)]}
-    found = evaluate(CARTPOLE, teacher, students, EvaluateConfig(8, videos=False), tmp_path, seed=3)
+    policies = {"teacher": teacher, "poor": poor(), "pair": [poor(0), poor(1)]}
+    found = evaluate(CARTPOLE, policies, EvaluateConfig(8, videos=False), tmp_path, RunContext(3))
     text = str(found)
     for word in ("CartPole-v1, 8 episodes", "mean return", "agreement", "poor", "pair", "random", "warning: few-seeds"):
         assert word in text
@@ -168,7 +179,7 @@ def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_pat
 
 
 def test_identical_training_seeds_count_as_one(teacher: NetworkPolicy, tmp_path: Path) -> None:
-    found = evaluate(CARTPOLE, teacher, {"same": [teacher] * 3}, EvaluateConfig(10, videos=False), tmp_path)
+    found = evaluate(CARTPOLE, {"teacher": teacher, "same": [teacher] * 3}, EvaluateConfig(10, videos=False), tmp_path)
     assert found.policies["same"].distinct_runs == 1
     assert [doubt.name for doubt in found.warnings] == ["few-seeds", "same-seeds"]
     assert "same has 1" in found.warnings[0].text
@@ -177,7 +188,7 @@ def test_identical_training_seeds_count_as_one(teacher: NetworkPolicy, tmp_path:
 
 def test_too_few_episodes_are_not_a_failure(teacher: NetworkPolicy, tmp_path: Path) -> None:
     """A yes takes 59 episodes: with fewer, the verdict does not claim that nothing was learned."""
-    found = evaluate(CARTPOLE, teacher, {"same": teacher}, EvaluateConfig(6, videos=False), tmp_path)
+    found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher}, EvaluateConfig(6, videos=False), tmp_path)
     answer = found.policies["same"].non_inferiority
     assert answer is not None
     assert (answer.decision, answer.min_episodes) == ("undecided", 59)

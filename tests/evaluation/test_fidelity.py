@@ -34,8 +34,8 @@ from rldistill.evaluation.disagreements import (
     value_names,
     write_gallery,
 )
-from rldistill.evaluation.episodes import ComparedStep
-from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
+from rldistill.evaluation.episodes import ComparedStep, PolicyRuns
+from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.fidelity import OutputPair, differences, heldout_outputs, regret, state_metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru
@@ -180,7 +180,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
         "contrary": PolicyRuns("student", {0: contrary}, 0),
     }
     config = EvaluateConfig(episodes=4, videos=False)
-    found = evaluate_runs(CARTPOLE, policies, config, tmp_path, RunContext(dataset=dataset)).to_dict()["policies"]
+    found = evaluate(CARTPOLE, policies, config, tmp_path, RunContext(dataset=dataset)).to_dict()["policies"]
     assert (found["teacher"]["fidelity"], found["random"]["fidelity"]) == (None, None)
     same, other = found["same"]["fidelity"], found["contrary"]["fidelity"]
     for states in ("teacher_states", "own_states"):
@@ -199,7 +199,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     assert all(len(moment["obs"]) == 4 for some in shown["groups"] for moment in some)
     regrets = [moment["regret"] for some in shown["groups"] for moment in some]
     assert max(regrets) >= other["own_states"]["regret"]
-    alone = evaluate_runs(CARTPOLE, policies, config, tmp_path).to_dict()["policies"]["contrary"]["fidelity"]
+    alone = evaluate(CARTPOLE, policies, config, tmp_path).to_dict()["policies"]["contrary"]["fidelity"]
     assert alone["teacher_states"] is None
     assert alone["own_states"]["regret"] == other["own_states"]["regret"]
 

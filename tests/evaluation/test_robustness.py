@@ -137,7 +137,7 @@ def test_loss_under_perturbations(teacher: NetworkPolicy, tmp_path: Path) -> Non
     poor = Linear().build(spec_from_env(CARTPOLE)).eval()
     perturbed = only(episodes=4, sticky=0.8, noise=3.0, noop_max=30, env_kwargs={"same": {}})
     config = EvaluateConfig(episodes=6, videos=False, robustness=perturbed)
-    evaluation = evaluate(CARTPOLE, teacher, {"poor": [poor, poor]}, config, tmp_path)
+    evaluation = evaluate(CARTPOLE, {"teacher": teacher, "poor": [poor, poor]}, config, tmp_path)
     found = evaluation.to_dict()
     section = found["robustness"]
     assert (section["episodes"], set(section["left_out"])) == (4, {"no-op starts up to 30", "same"})

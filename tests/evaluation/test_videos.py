@@ -76,7 +76,7 @@ def test_any_failure_of_a_renderer_is_one_warning(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(CartPoleEnv, "render", no_display)
     teacher = FunctionPolicy(lambda obs: 1, spec_from_env(CARTPOLE))
     with pytest.warns(UserWarning, match="no videos: gladLoadGL error$") as caught:
-        found = evaluate(CARTPOLE, teacher, {"same": teacher}, EvaluateConfig(2), tmp_path)
+        found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher}, EvaluateConfig(2), tmp_path)
     assert sum("no videos" in str(warning.message) for warning in caught) == 1
     assert write_report(tmp_path).exists()
     assert found.episodes == 2

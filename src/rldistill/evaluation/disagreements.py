@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
 from collections.abc import Sequence
@@ -33,14 +32,7 @@ MAX_VALUES = 1_024
 class Moment:
     """State in which the student chose another action than the teacher.
 
-    Attributes:
-        training_seed: training seed of the student.
-        episode, step: numbers within the evaluation.
-        regret: loss in the teacher's estimate.
-        head: head of the teacher.
-        student_action, teacher_action: both actions.
-        student, teacher: parameters of both heads.
-        obs: observation of the student.
+    `regret` is the loss in the teacher's estimate; `student` and `teacher` are the parameters of both heads.
     """
 
     training_seed: int | None
@@ -54,6 +46,26 @@ class Moment:
     teacher: list[float]
     obs: NDArray[Any]
 
+    def features(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the observation and both actions as vectors, for `group`."""
+        actions = [_action_vector(action, self.head) for action in (self.teacher_action, self.student_action)]
+        return _observation_vector(self.obs), np.concatenate(actions)
+
+    def write(self, folder: Path, name: str) -> dict[str, Any]:
+        """Return the content for JSON; write a picture as `<name>.png`."""
+        picture = as_picture(self.obs)
+        if picture is not None:
+            import imageio.v2 as imageio
+
+            write_atomic(folder / f"{name}.png", lambda temporary: imageio.imwrite(temporary, picture, format="PNG"))
+        shown = picture is None and self.obs.size <= MAX_VALUES
+        return {key: value for key, value in vars(self).items() if key != "head"} | {
+            "student_action": self.student_action.tolist(),
+            "teacher_action": self.teacher_action.tolist(),
+            "frame": None if picture is None else f"{name}.png",
+            "obs": self.obs.ravel().tolist() if shown else None,
+        }
+
 
 class Moments:
     """The MAX_MOMENTS moments of largest regret, at most one in each MOMENT_STEPS steps of an episode."""
@@ -64,9 +76,11 @@ class Moments:
 
     def offer(self, regret: NDArray[np.floating[Any]], states: ComparedStep) -> None:
         """Keep the states, `[N]`, that are among the largest so far."""
-        student, teacher = states.student.mode().numpy(), states.teacher.mode().numpy()
+        student, teacher, smallest = states.student.mode().numpy(), states.teacher.mode().numpy(), 0.0
         for row in np.argsort(-regret, kind="stable"):
-            if not regret[row] > self._smallest():
+            if len(self._kept) == MAX_MOMENTS:
+                smallest = min(moment.regret for moment in self._kept.values())
+            if not regret[row] > smallest:
                 break
             key = int(states.episode[row]), int(states.step[row]) // MOMENT_STEPS
             if key in self._kept and self._kept[key].regret >= regret[row]:
@@ -86,9 +100,6 @@ class Moments:
             if len(self._kept) > MAX_MOMENTS:
                 del self._kept[min(self._kept, key=lambda key: self._kept[key].regret)]
 
-    def _smallest(self) -> float:
-        return min(moment.regret for moment in self._kept.values()) if len(self._kept) == MAX_MOMENTS else 0.0
-
     @staticmethod
     def largest(runs: Sequence[Moments]) -> list[Moment]:
         """Return the largest moments of all training seeds, in descending order."""
@@ -106,10 +117,9 @@ def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[
         return []
     from sklearn.cluster import KMeans
 
-    seen = np.stack([_observation_vector(moment.obs) for moment in moments])
+    seen, actions = map(np.stack, zip(*(moment.features() for moment in moments), strict=True))
     seen = (seen - seen.mean(0)) / np.where(seen.std(0) < 1e-6, 1.0, seen.std(0)) / math.sqrt(seen.shape[1])
-    actions = [(_action_vector(m.teacher_action, m.head), _action_vector(m.student_action, m.head)) for m in moments]
-    features = np.hstack([seen, np.stack([np.concatenate(pair) for pair in actions])]).round(9)
+    features = np.hstack([seen, actions]).round(9)
     count = min(max_groups, len(np.unique(features, axis=0)))
     labels = KMeans(count, n_init=10, random_state=0).fit_predict(features)
     groups = [[moment for moment, own in zip(moments, labels, strict=True) if own == label] for label in range(count)]
@@ -120,7 +130,7 @@ def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder
     """Write `disagreements.json`, and a PNG for each picture, in place of the folder's content."""
     shutil.rmtree(folder, ignore_errors=True)
     groups = [
-        [_entry(moment, f"{number}-{rank}.png", folder) for rank, moment in enumerate(some, 1)]
+        [moment.write(folder, f"{number}-{rank}") for rank, moment in enumerate(some, 1)]
         for number, some in enumerate(group(moments), 1)
     ]
     values = any(moment["obs"] is not None for some in groups for moment in some)
@@ -135,24 +145,6 @@ def value_names(spec: PolicySpec) -> list[str]:
         for key, part in spec.entries.items()
         for index in (np.ndindex(*part.shape) if part.shape else [(0,)])
     ]
-
-
-def _entry(moment: Moment, name: str, folder: Path) -> dict[str, Any]:
-    entry = {field.name: getattr(moment, field.name) for field in dataclasses.fields(moment)}
-    for key in ("student_action", "teacher_action"):
-        entry[key] = entry[key].tolist()
-    del entry["head"], entry["obs"]
-    picture = as_picture(moment.obs)
-    if picture is not None:
-        _write_png(folder / name, picture)
-    values = moment.obs.ravel().tolist() if picture is None and moment.obs.size <= MAX_VALUES else None
-    return {**entry, "frame": None if picture is None else name, "obs": values}
-
-
-def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    import imageio.v2 as imageio
-
-    write_atomic(path, lambda temporary: imageio.imwrite(temporary, picture, format="PNG"))
 
 
 def as_picture(obs: NDArray[Any]) -> NDArray[np.uint8] | None:

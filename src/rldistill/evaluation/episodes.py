@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rldistill.core.device import CPU, on_device
 from rldistill.core.env import EnvConfig, Side
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import PolicySpec
 from rldistill.envs.atari import is_atari
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
@@ -61,6 +60,25 @@ class PlayConfig:
     device: torch.device = CPU
 
 
+@dataclass(frozen=True)
+class PolicyRuns:
+    """One policy, or the same student with several training seeds; a policy of None plays at random."""
+
+    kind: Literal["teacher", "student", "random"]
+    runs: Mapping[int | None, Policy | None]
+    env_steps: int = 0
+
+    @property
+    def side(self) -> Side:
+        """View of the environment that the policy sees."""
+        return "teacher" if self.kind == "teacher" else "student"
+
+    @property
+    def first(self) -> Policy | None:
+        """Policy of the first training seed."""
+        return next(iter(self.runs.values()))
+
+
 @dataclass
 class Episodes:
     """Results of n episodes from number `first` on; `success` is NaN if the environment does not report it."""
@@ -72,22 +90,11 @@ class Episodes:
     actions: list[list[Any]]
     first: int = 0
 
-    @classmethod
-    def empty(cls, count: int, first: int) -> Episodes:
-        """Return `count` episodes without a step."""
-        lengths, success = np.zeros(count, np.int64), np.full(count, np.nan)
-        return cls(np.zeros(count), np.zeros(count), lengths, success, [[] for _ in range(count)], first)
-
     def followed_by(self, more: Episodes) -> Episodes:
         """Concatenate two ranges of episodes."""
-        return Episodes(
-            np.concatenate([self.returns, more.returns]),
-            np.concatenate([self.discounted, more.discounted]),
-            np.concatenate([self.lengths, more.lengths]),
-            np.concatenate([self.success, more.success]),
-            [*self.actions, *more.actions],
-            self.first,
-        )
+        names = ("returns", "discounted", "lengths", "success")
+        arrays = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in names}
+        return Episodes(**arrays, actions=[*self.actions, *more.actions], first=self.first)
 
     @property
     def success_rate(self) -> float | None:
@@ -130,17 +137,13 @@ def play(
     query: TeacherQuery | None = None,
     progress: Progress = SILENT,
 ) -> Episodes:
-    """Play full episodes.
+    """Play full episodes; a policy of None acts uniformly at random.
 
-    Args:
-        env_config: environment.
-        policy: policy that acts; None acts uniformly at random.
-        episodes: number of episodes.
-        config: seeds and other settings.
-        query: teacher to compare with in every state.
-        progress: receiver of the number of finished episodes.
+    The teacher of `query` is evaluated in every state. `progress` receives the number of finished episodes.
     """
-    out = Episodes.empty(episodes, config.first)
+    lengths, success = np.zeros(episodes, np.int64), np.full(episodes, np.nan)
+    actions: list[list[Any]] = [[] for _ in range(episodes)]
+    out = Episodes(np.zeros(episodes), np.zeros(episodes), lengths, success, actions, config.first)
     # Two groups of emulators take turns, so that the policy computes for one while the other is stepped.
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     ranges = [range(config.first + group, config.first + episodes, groups) for group in range(groups)]
@@ -166,7 +169,7 @@ def _play(
     config: PlayConfig,
     query: TeacherQuery | None,
 ) -> Iterator[int | None]:
-    """Play the episodes with these numbers; yield how many have ended, and None while the environments are busy."""
+    """Yield the number of episodes that a step ended, and None while the environments are busy."""
     slots = num_slots(env_config, len(numbers))
     remaining, started = iter(numbers), np.full(slots, NO_EPISODE)
 
@@ -252,7 +255,6 @@ class _ActionLog:
         self.used = CHUNK_STEPS
 
     def add(self, playing: NDArray[np.int64], action: NDArray[Any]) -> None:
-        """Add the actions of one step, with the episode of each slot."""
         if self.used == CHUNK_STEPS:
             numbers = np.full((CHUNK_STEPS, len(playing)), NO_EPISODE)
             self.chunks.append((numbers, np.zeros((CHUNK_STEPS, *action.shape), action.dtype)))
@@ -262,7 +264,6 @@ class _ActionLog:
         self.used += 1
 
     def copy_to(self, out: Episodes) -> None:
-        """Copy the actions to their episodes."""
         number = np.concatenate([numbers.reshape(-1) for numbers, _ in self.chunks])
         actions = np.concatenate([chunk.reshape(-1, *chunk.shape[2:]) for _, chunk in self.chunks])
         number, actions = number[number != NO_EPISODE], actions[number != NO_EPISODE]
@@ -270,9 +271,3 @@ class _ActionLog:
         bounds = np.flatnonzero(np.diff(number[order])) + 1
         for episode, rows in zip(number[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
             out.actions[episode - out.first] = list(actions[rows])
-
-
-def require_fit(policy: Policy, name: str, env_config: EnvConfig, side: Side) -> None:
-    """Raise SpecMismatchError unless the policy can play in the environment."""
-    spec: PolicySpec = getattr(observation_views(env_config), side)
-    with_action_mask(policy, spec).spec.require_same_input(spec, name, env_config.id)

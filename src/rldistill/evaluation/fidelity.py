@@ -51,16 +51,18 @@ def regret(student: PolicyOutput, teacher: PolicyOutput) -> Tensor | None:
 
 def action_distance(student: PolicyOutput, teacher: PolicyOutput) -> Tensor:
     """Return the root mean squared difference of continuous actions, `[N]`, as a share of finite action ranges."""
-    low, high = (teacher.params.new_tensor(end) for end in (teacher.head.low, teacher.head.high))
-    size = torch.where(torch.isfinite(high - low), high - low, torch.ones_like(low))
-    return (((student.mode() - teacher.mode()) / size) ** 2).mean(-1).sqrt()
+    return (((student.mode() - teacher.mode()) / action_ranges(teacher)) ** 2).mean(-1).sqrt()
+
+
+def action_ranges(output: PolicyOutput) -> Tensor:
+    """Return the range of each part of a continuous action; 1 for infinite ones."""
+    low, high = (output.params.new_tensor(end) for end in (output.head.low, output.head.high))
+    return torch.where(torch.isfinite(high - low), high - low, torch.ones_like(low))
 
 
 def state_value(output: PolicyOutput) -> Tensor | None:
     """Return the value of each state, `[N]`, by the critic or the highest Q-value; None without either."""
-    if output.value is not None:
-        return output.value
-    return output.params.amax(-1) if output.head.action_values else None
+    return output.params.amax(-1) if output.value is None and output.head.action_values else output.value
 
 
 def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -70,23 +72,23 @@ def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float
     softened by `temperature`; `regret`; `random_regret`, the regret of a uniformly random legal action;
     `squared_error` of continuous actions; `squared_value_error`.
     """
-    found: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     if teacher.head.discrete:
-        found["agreement"] = agreement(student, teacher)
+        metrics["agreement"] = agreement(student, teacher)
     else:
-        found["squared_error"] = squared_error(student, teacher)
+        metrics["squared_error"] = squared_error(student, teacher)
     if teacher.head.discrete or (teacher.head.stochastic and teacher.head.same_space(student.head)):
-        found["kl"] = kl(teacher, student, temperature, student_temperature(student.head, temperature))
+        metrics["kl"] = kl(teacher, student, temperature, student_temperature(student.head, temperature))
     if (lost := regret(student, teacher)) is not None:
-        found["regret"] = lost
+        metrics["regret"] = lost
     if teacher.head.single_choice:
         legal = teacher.params > ILLEGAL / 2
         behind = (teacher.params.amax(-1, keepdim=True) - teacher.params).masked_fill(~legal, 0)
-        found["random_regret"] = behind.sum(-1) / legal.sum(-1)
+        metrics["random_regret"] = behind.sum(-1) / legal.sum(-1)
     own, target = state_value(student), state_value(teacher)
     if own is not None and target is not None:
-        found["squared_value_error"] = (own - target) ** 2
-    return found
+        metrics["squared_value_error"] = (own - target) ** 2
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -99,40 +101,29 @@ class OutputPair:
     @classmethod
     def concat(cls, pairs: Sequence[OutputPair]) -> OutputPair:
         """Concatenate pairs along the states."""
-        return cls(_concat([pair.student for pair in pairs]), _concat([pair.teacher for pair in pairs]))
+        sides = []
+        for outputs in ([pair.student for pair in pairs], [pair.teacher for pair in pairs]):
+            # Illegal actions are marked in the params too, so masks and features can be left out.
+            values = [output.value for output in outputs if output.value is not None]
+            params = torch.cat([output.params for output in outputs])
+            sides.append(PolicyOutput(outputs[0].head, params, torch.cat(values) if values else None))
+        return cls(*sides)
 
     def at(self, rows: Tensor) -> OutputPair:
         """Return the pair for some of the states."""
         return OutputPair(self.student.rows(rows), self.teacher.rows(rows))
 
 
-def _concat(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
-    # Illegal actions are marked in the params too, so masks and features can be left out.
-    values = [output.value for output in outputs if output.value is not None]
-    params = torch.cat([output.params for output in outputs])
-    return PolicyOutput(outputs[0].head, params, torch.cat(values) if values else None)
-
-
 def state_metrics(pairs: Sequence[OutputPair], temperature: float = 1.0) -> StateMetrics:
     """Return the metrics over the states of several training seeds."""
-    found = [differences(pair.student, pair.teacher, temperature) for pair in pairs]
-
-    def mean(name: str) -> float | None:
-        value = float(torch.cat([part[name].double() for part in found]).mean()) if name in found[0] else math.nan
-        return value if math.isfinite(value) else None
-
-    def root(name: str) -> float | None:
-        value = mean(name)
-        return None if value is None else math.sqrt(value)
-
+    parts = [differences(pair.student, pair.teacher, temperature) for pair in pairs]
+    means = {name: float(torch.cat([part[name].double() for part in parts]).mean()) for name in parts[0]}
+    means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    roots = {"action_rmse": "squared_error", "value_rmse": "squared_value_error"}
     return StateMetrics(
         states=sum(len(pair.student.params) for pair in pairs),
-        agreement=mean("agreement"),
-        action_rmse=root("squared_error"),
-        kl=mean("kl"),
-        value_rmse=root("squared_value_error"),
-        regret=mean("regret"),
-        random_regret=mean("random_regret"),
+        **{name: mean for name, mean in means.items() if name not in roots.values()},
+        **{name: math.sqrt(means[squared]) for name, squared in roots.items() if squared in means},
     )
 
 
@@ -184,30 +175,25 @@ def heldout_outputs(policy: Policy, dataset: Dataset, max_states: int = MAX_HELD
     rows = np.flatnonzero(dataset.heldout)
     with torch.no_grad(), inference_threads(1):
         if policy.initial_state(1) is not None:
-            return OutputPair.concat(
-                list(_recurrent_outputs(policy, dataset, _whole_episodes(dataset, rows, max_states)))
-            )
+            return OutputPair.concat(list(_recurrent_outputs(policy, dataset, rows, max_states)))
         spread = rows[np.linspace(0, len(rows) - 1, min(max_states, len(rows))).astype(np.int64)]
         batches = dataset.batches(spread, BATCH_SIZE)
         return OutputPair.concat([OutputPair(policy(batch.obs)[0], batch.teacher) for batch in batches])
 
 
-def _whole_episodes(dataset: Dataset, rows: NDArray[np.int64], max_states: int) -> NDArray[np.int64]:
+def _recurrent_outputs(
+    policy: Policy, dataset: Dataset, rows: NDArray[np.int64], max_states: int
+) -> Iterator[OutputPair]:
     numbers, lengths = np.unique(dataset.columns["episode"][rows], return_counts=True)
-    count = max(1, int((np.cumsum(lengths) <= max_states).sum()))
-    return rows[np.isin(dataset.columns["episode"][rows], numbers[:count])]
-
-
-def _recurrent_outputs(policy: Policy, dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[OutputPair]:
-    lanes = min(LANES, len(np.unique(dataset.columns["episode"][rows])))
+    numbers = numbers[: max(1, int((np.cumsum(lengths) <= max_states).sum()))]
+    rows, lanes = rows[np.isin(dataset.columns["episode"][rows], numbers)], min(LANES, len(numbers))
     stateful = StatefulPolicy(policy, lanes)
     for window in windows(dataset, rows, 1, lanes):
         stateful.reset(np.flatnonzero(window.starts[0].numpy()))
-        batch = window.batch
+        batch, label = window.batch, window.batch.teacher
         assert isinstance(batch.obs, Tensor)
         output = stateful.step(batch.obs[0].numpy())
-        value = None if batch.teacher.value is None else batch.teacher.value[0]
-        teacher = PolicyOutput(batch.teacher.head, batch.teacher.params[0], value)
+        teacher = PolicyOutput(label.head, label.params[0], None if label.value is None else label.value[0])
         yield OutputPair(output, teacher).at(batch.weight[0] > 0)
 
 
@@ -218,25 +204,19 @@ def fidelity(
     folder: Path,
     temperature: float | None = None,
 ) -> Fidelity:
-    """Compare a student with its teacher and write `disagreements/<name>/`.
+    """Compare a student with its teacher, for each training seed, and write `disagreements/<name>/`.
 
-    Args:
-        name: name of the student.
-        students: policy of each training seed, with the states that it visited.
-        dataset: the teacher's labels of its own states, if any were collected.
-        folder: folder of the run.
-        temperature: temperature that the student learned with. None is half the mean action gap for Q-values, which
-            are those of `dataset` if there is one, and 1 otherwise.
+    A temperature of None is half the mean action gap for Q-values, which are those of `dataset` if there is one, and 1
+    otherwise.
     """
     own = [states.outputs() for _, states in students]
-    spec = students[0][0].spec
-    head = own[0].teacher.head
-    values = own[0].teacher.params.numpy() if dataset is None else dataset.columns["teacher"]
+    head, labels = own[0].teacher.head, own[0].teacher.params.numpy() if dataset is None else dataset.columns["teacher"]
     if temperature is None:
-        temperature = default_temperature(head, lambda: action_gap(values))
+        temperature = default_temperature(head, lambda: action_gap(labels))
     path = Path("disagreements") / name
     moments = Moments.largest([states.moments for _, states in students])
-    write_gallery(moments, head.regret_unit or "share of the action range", spec, folder / path)
+    unit = head.regret_unit or "share of the action range"
+    write_gallery(moments, unit, students[0][0].spec, folder / path)
     heldout = None
     if dataset is not None:
         heldout = state_metrics([heldout_outputs(policy, dataset) for policy, _ in students], temperature)

@@ -14,11 +14,8 @@ from scipy.stats import norm
 SEQUENTIAL_RISK = 0.045
 """Risk of a false yes over all analyses: a little below 5%, since means of few returns are only roughly normal."""
 
-NUM_POINTS = 300
-"""Number of nodes of the numerical integration."""
-
-MAX_STD = 9.0
-"""Bound of the integration in standard deviations."""
+NUM_POINTS, MAX_STD = 300, 9.0
+"""Number of nodes of the numerical integration, and its bound in standard deviations."""
 
 
 def analysis_times(interval: int, max_episodes: int) -> list[int]:

@@ -19,14 +19,12 @@ from rldistill.evaluation.statistics import Returns
 
 RISK = 0.05
 
+# At least 80% with skewed returns, whose spread is underestimated in small samples.
 PLANNED_POWER = 0.88
-"""Power in planning, for at least 80% with skewed returns, whose spread is underestimated in small samples."""
-
+# More episodes than this count as a question that episodes cannot decide.
 MAX_EPISODES = 1_000_000
-"""Number of episodes beyond which a question counts as one that episodes cannot decide."""
-
+# In 30 to 100 returns with a long tail, the skewness is strongly underestimated.
 SKEW_FACTOR = 2.0
-"""Factor of a sample's skewness: in 30 to 100 returns with a long tail, it is strongly underestimated."""
 Decision = Literal["yes", "no", "undecided"]
 
 
@@ -64,13 +62,7 @@ class NonInferiorityResult:
 
 @dataclass(frozen=True)
 class RiskLevels:
-    """Risks of a wrong decision.
-
-    Attributes:
-        risk: risk at this analysis.
-        total_risk: risk of all analyses together; None is `risk`.
-        analysis: number of this analysis.
-    """
+    """Risks of a wrong decision, at this analysis and (None: the same) of all analyses together, and its number."""
 
     risk: float = RISK
     total_risk: float | None = None
@@ -109,9 +101,8 @@ class _Error:
         """Return the risk with the quantile `score`."""
         if self.of_runs == 0 or score <= 0:
             return float(stdtr(self.freedom, -score))
-        # The risk lies between those of both components.
+        # The risk lies between those of both components, but rounding may put it outside if one component is 0.
         low, high = sorted(float(stdtr(freedom, -score)) for freedom in (self.episodes - 1, self.runs - 1))
-        # If one component is 0, rounding may put the score outside.
         if self.quantile(low) <= score:
             return low
         if self.quantile(high) >= score:
@@ -130,18 +121,19 @@ class _Spread:
     skew: float
 
     @classmethod
-    def fit(cls, found: NDArray[np.float64]) -> _Spread:
-        runs, episodes = found.shape
-        columns = found.mean(0)
+    def fit(cls, lead: NDArray[np.float64]) -> _Spread:
+        runs, episodes = lead.shape
+        columns = lead.mean(0)
         episode = float(columns.var(ddof=1))
-        centred = columns - columns.mean()
-        cube = float((centred**3).mean()) / float((centred**2).mean()) ** 1.5 if episode > 0 else 0.0
-        skew = cube * math.sqrt(episodes * (episodes - 1)) / (episodes - 2) if episodes > 2 else 0.0
-        if runs == 1:
-            return cls(runs, episode, 0.0, 0.0, skew)
-        residual = found - found.mean(1, keepdims=True) - columns + found.mean()
-        noise = float((residual**2).sum()) / ((runs - 1) * (episodes - 1))
-        run = max(0.0, float(found.mean(1).var(ddof=1)) - noise / episodes)
+        skew, run, noise = 0.0, 0.0, 0.0
+        if episode > 0 and episodes > 2:
+            centered = columns - columns.mean()
+            cube = float((centered**3).mean()) / float((centered**2).mean()) ** 1.5
+            skew = cube * math.sqrt(episodes * (episodes - 1)) / (episodes - 2)
+        if runs > 1:
+            residual = lead - lead.mean(1, keepdims=True) - columns + lead.mean()
+            noise = float((residual**2).sum()) / ((runs - 1) * (episodes - 1))
+            run = max(0.0, float(lead.mean(1).var(ddof=1)) - noise / episodes)
         return cls(runs, episode, run, noise, skew)
 
     def at(self, episodes: int) -> _Error:
@@ -177,25 +169,20 @@ def non_inferior(
     Hall (1992), corrected for skewness: T + k T^2 / 3 + k^2 T^3 / 27 + k / 6, k the skewness of the mean, doubled.
     And it needs `least_episodes`, for failures so rare that none was seen.
 
-    Args:
-        student: returns `[runs, episodes]`.
-        teacher: returns `[runs, episodes]` of episodes with the same seeds.
-        random: returns of random play likewise.
-        margin: largest acceptable loss.
-        distinct: number of distinct episodes, if some repeat others.
-        levels: risks of a false yes, and of a false no.
+    All three are returns `[runs, episodes]`, of episodes with the same seeds, of which only `distinct` may differ.
+    `levels` holds the risks of a false yes and of a false no.
     """
     risk, total_risk = levels.risk, levels.risk if levels.total_risk is None else levels.total_risk
-    found = np.asarray(student - (1 - margin) * teacher.mean(0) - margin * random.mean(0), np.float64)
-    played = found.shape[1]
+    lead = np.asarray(student - (1 - margin) * teacher.mean(0) - margin * random.mean(0), np.float64)
+    played = lead.shape[1]
     episodes, least = min(distinct or played, played), least_episodes(margin, total_risk)
-    estimate = float(found.mean())
+    estimate = float(lead.mean())
     decision: Decision = "undecided"
     lower = upper = p = None
     # More episodes do not help if those played only repeat a few.
     needed = least - 1 if played == 1 else None
     if episodes > 1:
-        spread = _Spread.fit(found)
+        spread = _Spread.fit(lead)
         error = spread.at(episodes)
         quantile = error.quantile(risk) if error.std > 0 else 0.0
         lower = estimate - error.std * _needed_score(quantile, error.skew)

@@ -1,20 +1,49 @@
-"""Parts of `evaluation.json`."""
+"""Typed results that are read from and written as JSON, and the parts of `evaluation.json`."""
 
 from __future__ import annotations
 
-from typing import Literal
+import io
+import shutil
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
 
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-
-Interval = tuple[float, float]
+from rldistill.evaluation.statistics import Interval
 
 
 class Record(BaseModel):
-    """Part of `evaluation.json`."""
+    """Part of a result."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the JSON file."""
+        return self.model_dump(mode="json")
+
+
+class Result(Record):
+    """Result that prints as tables and lines of text."""
+
+    def blocks(self) -> Sequence[Table | str]:
+        """Return the tables and lines in order."""
+        raise NotImplementedError
+
+    def __rich__(self) -> Group:
+
+        return Group(*(Text(block) if isinstance(block, str) else block for block in self.blocks()))
+
+    def __str__(self) -> str:
+
+        console = Console(file=io.StringIO(), width=shutil.get_terminal_size((120, 24)).columns, record=True)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+    __repr__ = __str__
 
 
 class RunReturns(Record):
@@ -52,14 +81,9 @@ class StateMetrics(Record):
 
 
 class Fidelity(Record):
-    """Fidelity of a student on the teacher's held-out states and on its own states.
+    """Fidelity of a student on the teacher's held-out states (None without a dataset) and on its own states.
 
-    Attributes:
-        temperature: temperature of the teacher's distribution in the KL.
-        regret_unit: unit of regret; None for continuous actions.
-        teacher_states: metrics on held-out episodes of the dataset; None without a dataset.
-        own_states: metrics on the states that the student visited.
-        disagreements: folder of the largest disagreements.
+    `temperature` softens the teacher's distribution in the KL; `disagreements` is the folder of the largest ones.
     """
 
     temperature: float

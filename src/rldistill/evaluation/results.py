@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError, model_validator
+from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.records import Doubt, Efficiency, PolicyResult, Record, Robustness
-from rldistill.evaluation.tables import (
-    NONE,
-    Printable,
-    Rows,
-    TableCell,
-    interval_text,
-    number_text,
-    optional_text,
-    percent_text,
-    rich_table,
-)
+from rldistill.evaluation.records import Doubt, Efficiency, PolicyResult, Result, Robustness
+from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, number_text, percent_text, rich_table
 from rldistill.io.atomic import read_json
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-TERMINAL_COLUMNS = (
-    "policy",
-    "mean return",
-    "normalized",
-    "agreement",
-    "action RMSE",
-    "parameters",
-    "latency",
-    "env steps",
-)
-NOTED_COLUMNS = ("mean return", "normalized", "parameters")
+REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy", "latency")
+"""Columns, and columns of the notes, that a terminal has no space for."""
 
 
-class Evaluation(Printable, Record):
+class Evaluation(Result):
     """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json."""
 
     env: str
@@ -61,11 +41,7 @@ class Evaluation(Printable, Record):
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
-        """Read `evaluation.json`.
-
-        Raises:
-            CorruptArtifactError: the file is missing or incomplete.
-        """
+        """Read `evaluation.json`; raise CorruptArtifactError if it is missing or incomplete."""
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
         try:
@@ -76,10 +52,6 @@ class Evaluation(Printable, Record):
             raise CorruptArtifactError(
                 f"{path}: {where + ': ' if where else ''}{first['msg']}. Run `rldistill evaluate` again."
             ) from None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of `evaluation.json`."""
-        return self.model_dump(mode="json")
 
     @property
     def teacher(self) -> PolicyResult:
@@ -96,71 +68,58 @@ class Evaluation(Printable, Record):
         """Name and result of the student with the highest mean return; None without students."""
         return max(self.students.items(), key=lambda item: item[1].mean, default=None)
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.text import Text
-
-        rows = [[cell for cell in row if cell.column in TERMINAL_COLUMNS] for row in policy_rows(self)]
-        parts: list[RenderableType] = [rich_table(rows, f"{self.env}, {self.episodes} episodes", NOTED_COLUMNS)]
-        if robustness := robustness_rows(self):
-            assert self.robustness is not None
-            parts.append(rich_table(robustness, f"robustness, {self.robustness.episodes} episodes"))
-        parts.append(Text(verdict(self)))
-        return Group(*parts, *(Text(f"warning: {doubt.name}: {doubt.text}") for doubt in self.warnings))
+    def blocks(self) -> list[Table | str]:
+        """Return the table of the policies, the one of perturbations, the verdict and the warnings."""
+        tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes")]
+        if self.robustness is not None and self.robustness.perturbations:
+            tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
+        return [*tables, verdict(self), *(f"warning: {doubt.name}: {doubt.text}" for doubt in self.warnings)]
 
 
 def policy_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each policy, under the same columns."""
-    teacher = evaluation.teacher
+    rows, teacher = [], evaluation.teacher
     continuous = any(entry.action_rmse is not None for entry in evaluation.policies.values())
-    return [_policy_cells(name, entry, teacher, continuous) for name, entry in evaluation.policies.items()]
+    for name, entry in evaluation.policies.items():
+        kind = entry.kind + (f", {len(entry.runs)} seeds" if len(entry.runs) > 1 else "")
+        if entry.distinct_runs == 1 < len(entry.runs):
+            kind += ", all alike"
+        agreement, rmse = figure("agreement", entry.agreement, ".1%"), figure("action RMSE", entry.action_rmse, ".3g")
+        macs, latency = entry.macs or None, entry.latency_us
+        row = [
+            TableCell("policy", name, kind if kind != name else ""),
+            figure("mean return", entry.mean, ci95=entry.ci95),
+            figure("IQM", entry.iqm),
+            figure("discounted", entry.discounted_mean),
+            figure("normalized", entry.normalized, ".3f", entry.normalized_ci95),
+            rmse if continuous else agreement,
+            figure("parameters", entry.parameters or None, ",", note=_size_note(entry, teacher)),
+            TableCell("multiply-adds", f"{macs / 1e6:,.1f}M" if macs and macs >= 1e6 else number_text(macs, ",")),
+            TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
+            if latency
+            else TableCell("latency", NONE),
+            figure("env steps", entry.env_steps or None, ","),
+        ]
+        rows.append(row)
+    return rows
 
 
-def _policy_cells(name: str, entry: PolicyResult, teacher: PolicyResult, continuous: bool) -> list[TableCell]:
-    seeds = f", {len(entry.runs)} seeds" if len(entry.runs) > 1 else ""
-    if seeds and entry.distinct_runs == 1:
-        seeds = f", {len(entry.runs)} seeds, all alike"
-    kind = entry.kind + seeds
-    latency = entry.latency_us
-    return [
-        TableCell("policy", name, kind if kind != name else ""),
-        TableCell("mean return", number_text(entry.mean), interval_text(entry.ci95, number_text)),
-        TableCell("IQM", number_text(entry.iqm)),
-        TableCell("discounted", number_text(entry.discounted_mean)),
-        TableCell(
-            "normalized",
-            optional_text(entry.normalized, "{:.3f}"),
-            interval_text(entry.normalized_ci95, "{:.3f}".format),
-        ),
-        TableCell("action RMSE", optional_text(entry.action_rmse, "{:.3g}"))
-        if continuous
-        else TableCell("agreement", optional_text(entry.agreement, "{:.1%}")),
-        _parameters(entry, teacher),
-        TableCell("multiply-adds", _large_count(entry.macs) if entry.macs else NONE),
-        TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
-        if latency
-        else TableCell("latency", NONE),
-        TableCell("env steps", f"{entry.env_steps:,}" if entry.env_steps else NONE),
-    ]
+def terminal_rows(evaluation: Evaluation) -> Rows:
+    """Return the rows of `policy_rows`, without the figures and notes that a terminal has no space for."""
+    rows = [[cell for cell in row if cell.column not in REPORT_COLUMNS] for row in policy_rows(evaluation)]
+    return [[replace(cell, note="") if cell.column in REPORT_NOTES else cell for cell in row] for row in rows]
 
 
-def _parameters(entry: PolicyResult, teacher: PolicyResult) -> TableCell:
+def _size_note(entry: PolicyResult, teacher: PolicyResult) -> str:
     if not entry.parameters:
-        return TableCell("parameters", NONE)
-    size = entry.bytes or 0
-    note = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    if entry.kind == "student" and teacher.parameters:
-        if entry.parameters > teacher.parameters:
-            note = "larger than the teacher"
-        elif entry.parameters < teacher.parameters:
-            note = f"{teacher.parameters / entry.parameters:.1f} times smaller"
-        else:
-            note = "the teacher's size"
-    return TableCell("parameters", f"{entry.parameters:,}", note)
-
-
-def _large_count(count: int) -> str:
-    return f"{count / 1e6:,.1f}M" if count >= 1e6 else f"{count:,}"
+        return ""
+    if entry.kind != "student" or not teacher.parameters:
+        size = entry.bytes or 0
+        return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    if entry.parameters > teacher.parameters:
+        return "larger than the teacher"
+    times = teacher.parameters / entry.parameters
+    return f"{times:.1f} times smaller" if times > 1 else "the teacher's size"
 
 
 def robustness_rows(evaluation: Evaluation) -> Rows:
@@ -169,7 +128,7 @@ def robustness_rows(evaluation: Evaluation) -> Rows:
     return [
         [
             TableCell("perturbation", name),
-            *(TableCell(who, number_text(row.mean), f"lost {number_text(row.lost)}") for who, row in rows.items()),
+            *(figure(policy, row.mean, note=f"lost {number_text(row.lost)}") for policy, row in rows.items()),
         ]
         for name, rows in perturbations.items()
     ]
@@ -189,39 +148,35 @@ def verdict(evaluation: Evaluation) -> str:
             "Evaluate more episodes, or use another teacher."
         )
     low, high = student.normalized_ci95
-    score = f"normalized score {student.normalized:.3f}, 95% interval {low:.3f} to {high:.3f}"
+    score = f"(normalized score {student.normalized:.3f}, 95% interval {low:.3f} to {high:.3f})"
     steps = f" from {student.env_steps:,} environment steps" if student.env_steps else ""
-    answer = student.non_inferiority
+    test = student.non_inferiority
     if low <= 0:
-        if answer is not None and answer.episodes < answer.min_episodes:
-            return (
-                f"Too few episodes to decide: after {answer.episodes}, the best student, {name}, is not clearly better "
-                f"than random play ({score}). Evaluate at least {answer.min_episodes} episodes."
-            )
-        return (
-            f"Nothing was learned: the best student, {name}, is not clearly better than random play ({score}){steps}."
-        )
-    result = f"{student.normalized:.1%}"
-    size = _size_clause(student.parameters, teacher.parameters)
-    if answer is None:
-        return f"The student {name} reaches {result} of its teacher's lead over random play ({score}){steps}{size}."
-    return f"{_decision_clause(name, answer)}: it reaches {result} ({score}){steps}{size}{_needed_clause(answer)}."
+        unclear = f"the best student, {name}, is not clearly better than random play {score}"
+        if test is None or test.episodes >= test.min_episodes:
+            return f"Nothing was learned: {unclear}{steps}."
+        least = f"Evaluate at least {test.min_episodes} episodes."
+        return f"Too few episodes to decide: after {test.episodes}, {unclear}. {least}"
+    lead, result = "its teacher's lead over random play", f"{student.normalized:.1%}"
+    facts = f"{score}{steps}{_size_clause(student.parameters, teacher.parameters)}"
+    if test is None:
+        return f"The student {name} reaches {result} of {lead} {facts}."
+    decision = {
+        "yes": f"The student {name} keeps",
+        "no": f"The student {name} does not keep",
+        "undecided": f"It is undecided whether the student {name} keeps",
+    }[test.decision]
+    kept = percent_text(1 - test.margin)
+    return f"{decision} {kept} of {lead}: it reaches {result} {facts}{_needed_clause(test)}."
 
 
-def _decision_clause(name: str, answer: NonInferiorityResult) -> str:
-    lead = f"{percent_text(1 - answer.margin)} of its teacher's lead over random play"
-    if answer.decision == "undecided":
-        return f"It is undecided whether the student {name} keeps {lead}"
-    return f"The student {name} {'keeps' if answer.decision == 'yes' else 'does not keep'} {lead}"
-
-
-def _needed_clause(answer: NonInferiorityResult) -> str:
-    if answer.decision != "undecided":
+def _needed_clause(test: NonInferiorityResult) -> str:
+    if test.decision != "undecided":
         return ""
-    if not answer.episodes_needed:
+    if not test.episodes_needed:
         return "; more episodes would not decide it"
-    least = f"; a yes takes at least {answer.min_episodes} episodes" if answer.episodes < answer.min_episodes else ""
-    return f"{least}; run {answer.episodes_needed:,} more episodes"
+    least = f"; a yes takes at least {test.min_episodes} episodes" if test.episodes < test.min_episodes else ""
+    return f"{least}; run {test.episodes_needed:,} more episodes"
 
 
 def _size_clause(student: int | None, teacher: int | None) -> str:
@@ -229,6 +184,8 @@ def _size_clause(student: int | None, teacher: int | None) -> str:
         return ""
     if student > teacher:
         return f", but is larger than its teacher: {student:,} parameters against {teacher:,}"
-    if student < teacher:
-        return f", and is {teacher / student:.1f} times smaller than its teacher"
-    return ", at its teacher's size"
+    return (
+        f", and is {teacher / student:.1f} times smaller than its teacher"
+        if student < teacher
+        else (", at its teacher's size")
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import first_legal, make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
-from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, play
+from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.records import PerturbedReturns, Robustness
 from rldistill.evaluation.statistics import Returns, mean_interval, normalized_score
-from rldistill.io.progress import SILENT, Part, Progress
+from rldistill.io.progress import Part, Progress
 from rldistill.policies.wrappers import has_mask, with_action_mask
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
@@ -49,66 +49,49 @@ PROBE_STEPS, PROBE_EPISODES = 100, 3
 SCALE_EPISODES, MAX_SCALE_STATES = 4, 2_000
 
 
-@dataclass(frozen=True)
-class Player:
-    """One policy with several training seeds, its view, and its returns `[runs, episodes]` without perturbation."""
-
-    runs: Sequence[Policy]
-    side: Side
-    returns: Returns
-
-
 def robustness(
     env: EnvConfig,
-    players: Mapping[str, Player],
-    random: Returns,
+    policies: Mapping[str, PolicyRuns],
+    returns: Mapping[str, Returns],
     config: RobustnessConfig,
-    base: PlayConfig = PlayConfig(),  # noqa: B008 - it is frozen
-    progress: Progress = SILENT,
+    base: PlayConfig,
+    progress: Progress,
 ) -> Robustness:
-    """Play the same episodes under each perturbation.
+    """Play the same episodes under each perturbation, with the teacher and the students.
 
-    Args:
-        env: environment.
-        players: policies, `teacher` among them.
-        random: returns of random play without perturbation, `[1, episodes]`; with the teacher's returns they
-            define the scores 0 and 1.
-        config: perturbations.
-        base: seed and action selection of the evaluation.
-        progress: receiver of the number of finished episodes.
+    `returns` are those of all policies without perturbation, and `base` the settings of these episodes.
     """
+    policies = {name: entry for name, entry in policies.items() if entry.kind != "random"}
     envs, left_out = perturbed_envs(env, config)
     views = observation_views(env)
     noise = f"observation noise {config.pixel_noise if views.student.obs_dtype == 'uint8' else config.noise:g}"
-    scales = _noise_scales(env, players, config, base.seed)
+    scales = _noise_scales(env, policies, config, base.seed)
     if all(bool((scale > 0).any()) for scale in scales.values()):
         envs = {noise: env, **envs}
     elif config.noise or config.pixel_noise:
         left_out[noise] = f"no value of an observation of {env.id} can have noise of this size"
-    episodes = min(config.episodes, *(player.returns.shape[1] for player in players.values()))
-    total, done = episodes * len(envs) * sum(len(player.runs) for player in players.values()), 0
-    found: dict[str, dict[str, PerturbedReturns]] = {}
+    episodes = min(config.episodes, returns["teacher"].shape[1])
+    total, done = episodes * len(envs) * sum(len(entry.runs) for entry in policies.values()), 0
+    results: dict[str, dict[str, PerturbedReturns]] = {name: {} for name in envs}
     for number, (perturbation, perturbed) in enumerate(envs.items()):
-        found[perturbation] = {}
-        for name, player in players.items():
-            returns = []
-            for run, policy in enumerate(player.runs):
-                acting = with_action_mask(policy, getattr(views, player.side))
+        for name, entry in policies.items():
+            runs = []
+            for run, policy in enumerate(filter(None, entry.runs.values())):
+                acting = with_action_mask(policy, getattr(views, entry.side))
                 if perturbation == noise:
                     seed = int(block_generator(base.seed, "evaluate", CALIBRATION, number, run).integers(2**62))
                     acting = noisy(acting, scales[name], torch.Generator().manual_seed(seed))
-                plan = dataclasses.replace(base, side=player.side)
-                played = play(perturbed, acting, episodes, plan, progress=Part(progress, done, total))
-                returns.append(played.returns)
+                side = dataclasses.replace(base, side=entry.side)
+                runs.append(play(perturbed, acting, episodes, side, progress=Part(progress, done, total)).returns)
                 done += episodes
-            own = np.stack(returns)
-            found[perturbation][name] = PerturbedReturns(
+            own = np.stack(runs)
+            results[perturbation][name] = PerturbedReturns(
                 mean=float(own.mean()),
                 ci95=mean_interval(own),
-                normalized=normalized_score(own, players["teacher"].returns, random),
-                lost=float(player.returns[:, :episodes].mean() - own.mean()),
+                normalized=normalized_score(own, returns["teacher"], returns["random"]),
+                lost=float(returns[name][:, :episodes].mean() - own.mean()),
             )
-    return Robustness(episodes=episodes, perturbations=found, left_out=left_out)
+    return Robustness(episodes=episodes, perturbations=results, left_out=left_out)
 
 
 def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, EnvConfig], dict[str, str]]:
@@ -143,10 +126,7 @@ def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str,
         if current >= config.sticky:
             yield name, f"{env.id} already has sticky actions of {current:g}"
         else:
-            yield (
-                name,
-                _with_kwargs(env, kwargs) if atari else _with_inner_wrapper(env, Wrapper("StickyAction", kwargs)),
-            )
+            yield name, _changed(env, kwargs) if atari else _changed(env, wrapper=Wrapper("StickyAction", kwargs))
     if config.noop_max:
         name = f"no-op starts up to {config.noop_max}"
         if not atari:
@@ -154,34 +134,30 @@ def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str,
         elif settings["noop_max"] == config.noop_max:
             yield name, f"{env.id} already has this number"
         else:
-            yield name, _with_kwargs(env, {"noop_max": config.noop_max})
-    if config.physics:
+            yield name, _changed(env, {"noop_max": config.noop_max})
+    if config.physics and atari:
+        yield "physics", f"{env.id} is a game in a ROM, whose physics cannot be changed"
+    elif config.physics:
         yield from _physics_candidates(env)
     for name, own in config.env_kwargs.items():
-        yield name, _with_kwargs(env, own)
+        yield name, _changed(env, own)
 
 
 def _physics_candidates(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
-    if is_atari(env.id):
-        yield "physics", f"{env.id} is a game in a ROM, whose physics cannot be changed"
-        return
     bare = make_env(env.view_of("student"))
-    known = [entry for entry in PHYSICS if has_number(bare, entry[1])]
+    changes = [entry for entry in PHYSICS if has_number(bare, entry[1])]
     bare.close()
-    for name, attribute, change in known:
+    for name, attribute, change in changes:
         kwargs = {"attribute": attribute, "value" if isinstance(change, bool) else "factor": change}
-        yield name, _with_inner_wrapper(env, Wrapper(PHYSICS_WRAPPER, kwargs))
-    if not known:
+        yield name, _changed(env, wrapper=Wrapper(PHYSICS_WRAPPER, kwargs))
+    if not changes:
         yield "physics", f"{env.id} has none of {', '.join(dict.fromkeys(path for _, path, _ in PHYSICS))}"
 
 
-def _with_kwargs(env: EnvConfig, kwargs: Mapping[str, Any]) -> EnvConfig:
-    return dataclasses.replace(env, kwargs={**env.kwargs, **kwargs})
-
-
-def _with_inner_wrapper(env: EnvConfig, wrapper: Wrapper) -> EnvConfig:
-    """Return the environment with a wrapper below all others, so that both views show its effect."""
-    return dataclasses.replace(env, wrappers=(wrapper, *env.wrappers))
+def _changed(env: EnvConfig, kwargs: Mapping[str, Any] = {}, wrapper: Wrapper | None = None) -> EnvConfig:
+    """Return the environment with other arguments, or a wrapper below all others: both views show its effect."""
+    wrappers = env.wrappers if wrapper is None else (wrapper, *env.wrappers)
+    return dataclasses.replace(env, kwargs={**env.kwargs, **kwargs}, wrappers=wrappers)
 
 
 def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
@@ -191,9 +167,8 @@ def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
     )
     views = observation_views(env)
     vector.single_action_space.seed(0)
-    try:
-        obs = vector.reset()
-        yield obs
+    with closing(vector):
+        yield (obs := vector.reset())
         for _ in range(PROBE_STEPS):
             action = np.stack([vector.single_action_space.sample() for _ in range(PROBE_EPISODES)])
             if has_mask(views.student):
@@ -201,17 +176,12 @@ def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
             step = vector.step(action)
             obs = step.obs
             yield np.concatenate([obs.reshape(PROBE_EPISODES, -1), step.reward[:, None]], 1)
-    finally:
-        vector.close()
 
 
 def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTransformPolicy:
-    """Return a policy that observes through Gaussian noise, drawn anew in every step.
+    """Return a policy that observes through Gaussian noise, drawn anew in every step; pixels stay between 0 and 255.
 
-    Args:
-        policy: policy.
-        scale: standard deviation of each value, `[*obs_shape]`.
-        generator: generator of the noise. Pixels stay between 0 and 255.
+    `scale` is the standard deviation of each value, `[*obs_shape]`.
     """
     entries = policy.spec.entries.values()
     pixels = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in entries])
@@ -234,32 +204,28 @@ def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, 
 
     Integers that stand for categories and action masks have none.
     """
-    scales, start = [], 0
-    for key, part in spec.entries.items():
-        size = math.prod(part.shape)
-        scale: NDArray[np.floating[Any]] = np.zeros(size)
-        if part.dtype == "uint8":
-            scale[:] = pixel_noise * 255
-        elif np.dtype(part.dtype).kind == "f" and key != MASK:
-            scale = noise * std.ravel()[start : start + size]
-        scales.append(scale)
-        start += size
+    stds = np.split(std.ravel(), np.cumsum([math.prod(part.shape) for part in spec.entries.values()])[:-1])
+    scales = [
+        np.full(own.shape, pixel_noise * 255.0)
+        if part.dtype == "uint8"
+        else noise * own * (np.dtype(part.dtype).kind == "f" and key != MASK)
+        for (key, part), own in zip(spec.entries.items(), stds, strict=True)
+    ]
     return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
 
 
 def _noise_scales(
-    env: EnvConfig, players: Mapping[str, Player], config: RobustnessConfig, seed: int
+    env: EnvConfig, policies: Mapping[str, PolicyRuns], config: RobustnessConfig, seed: int
 ) -> dict[str, Tensor]:
     """Return the scale of the noise for each policy; policies with the same view have the same."""
-    views = observation_views(env)
+    views, by_view = observation_views(env), {}
     scales: dict[str, Tensor] = {}
-    stds: dict[str, NDArray[np.float64]] = {}
-    for name, player in players.items():
-        spec = getattr(views, player.side)
-        view = player.side if views.packed else "both"
-        if view not in stds:
-            stds[view] = _observation_std(env, with_action_mask(player.runs[0], spec), player.side, seed)
-        scales[name] = noise_scale(spec, stds[view], config.noise, config.pixel_noise)
+    for name, entry in policies.items():
+        spec, view = getattr(views, entry.side), entry.side if views.packed else "both"
+        if view not in by_view and entry.first is not None:
+            std = _observation_std(env, with_action_mask(entry.first, spec), entry.side, seed)
+            by_view[view] = noise_scale(spec, std, config.noise, config.pixel_noise)
+        scales[name] = by_view[view]
     return scales
 
 

@@ -60,8 +60,7 @@ def performance_profile(scores: Returns, thresholds: Sequence[float] | Returns) 
 
 def normalized_mean(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
     """Return (policy - random) / (teacher - random) of the means; NaN if the teacher is no better than random."""
-    span = _positive(mean(teacher) - mean(random))
-    return np.asarray((mean(policy) - mean(random)) / span)
+    return np.asarray((mean(policy) - mean(random)) / _positive(mean(teacher) - mean(random)))
 
 
 def normalized_gap(policy: Returns, teacher: Returns, random: Returns) -> Estimate:
@@ -81,26 +80,39 @@ def bootstrap(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: 
     same seed everywhere (the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111: with several runs a little wide, never
     too narrow). If only `distinct` episodes differ, only that many are drawn, since repetitions carry no information.
     """
-    episodes = _num_columns(samples)
 
-    def draw(count: int, rng: np.random.Generator) -> list[Returns]:
-        column = rng.integers(0, episodes, (count, 1, distinct or episodes))
+    def draw(count: int, columns: int, rng: np.random.Generator) -> list[Returns]:
+        column = rng.integers(0, columns, (count, 1, distinct or columns))
         return [sample[rng.integers(0, len(sample), (count, len(sample), 1)), column] for sample in samples]
 
     return _resampled(statistic, samples, draw, seed)
 
 
 def bootstrap_within_tasks(statistic: Statistic, *scores: Returns, seed: int = 0) -> Estimate:
-    """Return `statistic` of scores `[runs, tasks]` with runs resampled within each task, `[NUM_RESAMPLES, ...]`.
+    """Return `statistic` of scores `[runs, tasks]` with runs resampled within each task: rliable's bootstrap."""
 
-    This is rliable's stratified bootstrap.
-    """
-    tasks = np.arange(_num_columns(scores))
-
-    def draw(count: int, rng: np.random.Generator) -> list[Returns]:
-        return [score[rng.integers(0, len(score), (count, *score.shape)), tasks] for score in scores]
+    def draw(count: int, tasks: int, rng: np.random.Generator) -> list[Returns]:
+        return [score[rng.integers(0, len(score), (count, *score.shape)), np.arange(tasks)] for score in scores]
 
     return _resampled(statistic, scores, draw, seed)
+
+
+def _resampled(
+    statistic: Statistic,
+    samples: Sequence[Returns],
+    draw: Callable[[int, int, np.random.Generator], list[Returns]],
+    seed: int,
+) -> Estimate:
+    columns = sorted({int(sample.shape[1]) for sample in samples})
+    if len(columns) > 1:
+        raise ValueError(f"expected the same number of columns in all samples, found {columns}")
+    rng, batch = np.random.default_rng(seed), _batch_size(samples)
+    counts = [min(batch, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, batch)]
+    return np.concatenate([statistic(*draw(count, columns[0], rng)) for count in counts])
+
+
+def _batch_size(samples: Sequence[Returns]) -> int:
+    return max(1, CHUNK_SIZE // max(sample.size for sample in samples))
 
 
 def percentile_interval(draws: Estimate) -> Interval:
@@ -114,10 +126,8 @@ def interval(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: i
 
     A bootstrap of a small sample is too narrow: its variance lacks a factor n / (n - 1), and its quantiles are normal
     instead of Student's. As in Hesterberg (2015, arXiv 1411.5279), wider quantiles make up for both.
-
-    Returns:
-        None if the statistic is NaN, or in over 2.5% of the resamples: a ratio has no finite interval if its
-        denominator may be 0 (Fieller 1954), and an interval of the other resamples would be too narrow.
+    It is None if the statistic is NaN, or in over 2.5% of the resamples: a ratio has no finite interval if its
+    denominator may be 0 (Fieller 1954), and an interval of the other resamples would be too narrow.
     """
     estimate = float(statistic(*samples))
     draws = bootstrap(statistic, *samples, seed=seed, distinct=distinct)
@@ -126,10 +136,9 @@ def interval(statistic: Statistic, *samples: Returns, seed: int = 0, distinct: i
         return None
     below = ((valid < estimate).mean() + (valid <= estimate).mean()) / 2
     bias = float(norm.ppf(np.clip(below, 1 / NUM_RESAMPLES, 1 - 1 / NUM_RESAMPLES)))
-    acceleration = _acceleration(statistic, samples)
-    if distinct is not None:
-        acceleration *= math.sqrt(samples[0].shape[1] / distinct)
-    half = _half_width(samples[0], distinct or samples[0].shape[1])
+    episodes = samples[0].shape[1]
+    acceleration = _acceleration(statistic, samples) * math.sqrt(episodes / (distinct or episodes))
+    half = _half_width(samples[0], distinct or episodes)
     ends = []
     for z in (bias - half, bias + half):
         bend = 1 - acceleration * z
@@ -165,56 +174,31 @@ def normalized_interval(
     return interval(normalized_mean, policy, teacher, random, seed=seed, distinct=distinct)
 
 
-def _num_columns(samples: Sequence[Returns]) -> int:
-    columns = {int(sample.shape[1]) for sample in samples}
-    if len(columns) > 1:
-        raise ValueError(f"expected the same number of columns in all samples, found {sorted(columns)}")
-    return columns.pop()
-
-
-def _resampled(
-    statistic: Statistic,
-    samples: Sequence[Returns],
-    draw: Callable[[int, np.random.Generator], list[Returns]],
-    seed: int,
-) -> Estimate:
-    rng = np.random.default_rng(seed)
-    batch = max(1, CHUNK_SIZE // max(sample.size for sample in samples))
-    counts = [min(batch, NUM_RESAMPLES - done) for done in range(0, NUM_RESAMPLES, batch)]
-    return np.concatenate([statistic(*draw(count, rng)) for count in counts])
-
-
 def _acceleration(statistic: Statistic, samples: Sequence[Returns]) -> float:
     """Return a sixth of the skewness of the estimate, by the jackknife over episodes and over runs."""
-    influence = np.concatenate([_influence(values) for values in _jackknife(statistic, samples)] or [np.zeros(1)])
+    influences = [np.zeros(1)]
+    for values in _jackknife(statistic, samples):
+        # A ratio may be undefined without some episode; the influence of that episode then counts as 0.
+        if len(defined := values[~np.isnan(values)]):
+            influences.append((defined.mean() - defined) * (1 - 1 / len(values)))
+    influence = np.concatenate(influences)
     spread = float((influence**2).sum())
     return float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
 
 
 def _jackknife(statistic: Statistic, samples: Sequence[Returns]) -> Iterator[Estimate]:
-    if samples[0].shape[1] > 1:
-        yield _leave_one_episode_out(statistic, samples)
+    """Yield the statistic without each episode, and without each run of each sample."""
+    episodes, batch, parts = samples[0].shape[1], _batch_size(samples), []
+    for first in range(0, episodes, batch) if episodes > 1 else ():
+        omitted = np.arange(first, min(first + batch, episodes))[:, None]
+        kept = np.arange(episodes - 1) + (np.arange(episodes - 1) >= omitted)
+        parts.append(statistic(*(np.moveaxis(sample[:, kept], 0, 1) for sample in samples)))
+    if parts:
+        yield np.concatenate(parts)
     for number, sample in enumerate(samples):
         if len(sample) > 1:
             fewer = (np.delete(sample, run, 0) for run in range(len(sample)))
             yield np.array([float(statistic(*samples[:number], part, *samples[number + 1 :])) for part in fewer])
-
-
-def _leave_one_episode_out(statistic: Statistic, samples: Sequence[Returns]) -> Estimate:
-    episodes = samples[0].shape[1]
-    batch = max(1, CHUNK_SIZE // max(sample.size for sample in samples))
-    found = []
-    for first in range(0, episodes, batch):
-        omitted = np.arange(first, min(first + batch, episodes))[:, None]
-        kept = np.arange(episodes - 1) + (np.arange(episodes - 1) >= omitted)
-        found.append(statistic(*(np.moveaxis(sample[:, kept], 0, 1) for sample in samples)))
-    return np.concatenate(found)
-
-
-def _influence(values: Estimate) -> Estimate:
-    # A ratio may be undefined without some episode; the influence of that episode then counts as 0.
-    defined = values[~np.isnan(values)]
-    return (defined.mean() - defined) * (1 - 1 / len(values)) if len(defined) else defined
 
 
 def _half_width(sample: Returns, episodes: int) -> float:

@@ -37,16 +37,9 @@ def notable_episodes(returns: Sequence[float]) -> dict[str, int]:
 def record_videos(
     env: EnvConfig, seed: int, episodes: Mapping[str, Episodes], students: Collection[str], folder: Path
 ) -> None:
-    """Write `<policy>-<label>.mp4` and, for students, `<policy>-<label>-teacher.mp4`.
+    """Write `<policy>-<label>.mp4` and, for `students`, `<policy>-<label>-teacher.mp4`; `teacher` has that name.
 
     A failure of the renderer or the codec ends in a warning, since the evaluation is complete without videos.
-
-    Args:
-        env: environment.
-        seed: seed of the run.
-        episodes: episodes of each policy, the teacher's under `teacher`.
-        students: names of the students.
-        folder: folder of the videos.
     """
     try:
         if not has_pictures(env):
@@ -97,18 +90,13 @@ def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[A
     """Replay an episode from its seed and actions, in color, and write it as an H.264 file."""
     import imageio.v2 as imageio
 
-    frames = (_atari_frames if is_atari(env_config.id) else _rendered_frames)(
-        env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES]
-    )
+    replay = _atari_frames if is_atari(env_config.id) else _rendered_frames
+    frames = replay(env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES])
 
     def write(temporary: Path) -> None:
+        options = ["-f", "mp4", "-crf", "30", "-movflags", "+faststart"]
         with imageio.get_writer(
-            temporary,
-            format="FFMPEG",
-            fps=30,
-            codec="libx264",
-            macro_block_size=2,
-            ffmpeg_params=["-f", "mp4", "-crf", "30", "-movflags", "+faststart"],
+            temporary, format="FFMPEG", fps=30, codec="libx264", macro_block_size=2, ffmpeg_params=options
         ) as writer:
             for frame in frames:
                 writer.append_data(frame)  # type: ignore[attr-defined]

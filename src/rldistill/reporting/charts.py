@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,6 +18,7 @@ from markupsafe import Markup
 
 from rldistill.evaluation.records import PolicyResult
 from rldistill.evaluation.tables import number_text
+from rldistill.io.atomic import write_atomic
 
 Line = list[tuple[float, float]]
 Series = dict[str, Line]
@@ -103,7 +105,11 @@ def rows_chart(rows: Mapping[str, ReturnsRow]) -> Markup:
             "ci95": row.ci95,
             "mark": position(row.mean),
             "ends": [position(end) for end in row.ci95],
-            "dots": [(position(x), _jitter(k), x) for k, x in enumerate(_thinned(row.returns))],
+            # Multiples of the golden ratio spread evenly, so that dots of equal returns do not cover each other.
+            "dots": [
+                (position(x), 2 * (k * GOLDEN_RATIO % 1) - 1, x)
+                for k, x in enumerate(row.returns[:: math.ceil(len(row.returns) / MAX_DOTS)])
+            ],
             "opacity": max(0.14, min(0.55, 4 / math.sqrt(len(row.returns)))),
         }
         for number, (name, row) in enumerate(rows.items())
@@ -224,19 +230,16 @@ def templates() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 
 
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a template, filled with values, as one HTML file that opens offline."""
+    page = templates().get_template(template).render(values)
+    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
 def _draw(macro: str, **values: Any) -> Markup:
     module = templates().get_template("charts.html.jinja").module
     draw: Callable[..., Markup] = getattr(module, macro)
     return draw(**values)
-
-
-def _thinned(values: Sequence[float]) -> Sequence[float]:
-    return values[:: math.ceil(len(values) / MAX_DOTS)]
-
-
-def _jitter(number: int) -> float:
-    """Return a deterministic offset from -1 to 1, evenly spread over the numbers."""
-    return 2 * (number * GOLDEN_RATIO % 1) - 1
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

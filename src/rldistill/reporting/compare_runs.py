@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from rich.table import Table
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.evaluation.results import Evaluation, policy_rows
-from rldistill.evaluation.tables import NONE, Printable, Rows, TableCell, rich_table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from rldistill.evaluation.records import Result
+from rldistill.evaluation.results import Evaluation, terminal_rows
+from rldistill.evaluation.tables import NONE, Rows, TableCell, rich_table
 
 IGNORED_KEYS = ("name", "out")
 COLUMNS = ("policy", "mean return", "normalized", "parameters", "env steps")
 
 
-@dataclass(frozen=True, repr=False)
-class RunComparison(Printable):
+class RunComparison(Result):
     """Evaluations of several runs by folder, and by key the values that differ (None: not set)."""
 
     env: str
     runs: dict[str, Evaluation]
     differences: dict[str, dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as plain data."""
-        runs = {name: evaluation.to_dict() for name, evaluation in self.runs.items()}
-        return {"env": self.env, "runs": runs, "differences": self.differences}
 
     @property
     def rows(self) -> Rows:
@@ -39,7 +31,7 @@ class RunComparison(Printable):
         rows, seen = [], []
         for name, evaluation in self.runs.items():
             label = name
-            for entry, row in zip(evaluation.policies.values(), policy_rows(evaluation), strict=True):
+            for entry, row in zip(evaluation.policies.values(), terminal_rows(evaluation), strict=True):
                 if entry.kind != "student" and entry.runs in seen:
                     continue
                 seen.append(entry.runs)
@@ -47,18 +39,17 @@ class RunComparison(Printable):
                 label = ""
         return rows
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        tables: list[RenderableType] = [self.env, rich_table(self.rows, notes=("mean return", "normalized"))]
+    def blocks(self) -> list[Table | str]:
+        """Return the environment, the table of all policies and the one of the differences."""
+        blocks: list[Table | str] = [self.env, rich_table(self.rows)]
         if self.differences:
             rows = [
                 [TableCell("setting", key)]
                 + [TableCell(run, NONE if value is None else str(value)) for run, value in values.items()]
                 for key, values in self.differences.items()
             ]
-            tables.append(rich_table(rows, left=True))
-        return Group(*tables)
+            blocks.append(rich_table(rows, left=True))
+        return blocks
 
 
 def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
@@ -85,7 +76,7 @@ def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
     keys = dict.fromkeys(key for own in settings.values() for key in own if key.split(".")[0] not in IGNORED_KEYS)
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}
-    return RunComparison(reference.env, found, differences)
+    return RunComparison(env=reference.env, runs=found, differences=differences)
 
 
 def _config(folder: Path) -> Any:

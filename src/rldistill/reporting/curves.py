@@ -39,7 +39,9 @@ def learning_charts(run: Path, evaluation: Evaluation) -> Iterator[TitledChart]:
         title = "Teacher: mean return during training"
         style = LineStyle(colors={"teacher": "teacher"})
         yield title, lines_chart({"teacher": curve}, "environment steps", title, style)
-    folders = {name: path for name in colors if (path := _folder(run, name)).is_dir()}
+    places = ((run / "controls", CONTROL_SUFFIX), (run / "students", ""))
+    folders = {f"{own.name}{suffix}": own for folder, suffix in places for own in folder.glob("*") if own.is_dir()}
+    folders = {name: folders[name] for name in colors if name in folders}
     for metrics, across, lines_of in (
         (EPOCH_METRICS, "epochs", epoch_lines),
         (STEP_METRICS, "environment steps", step_lines),
@@ -94,11 +96,6 @@ def step_lines(student: Path, key: str) -> list[Line]:
         for seed in sorted(student.glob("seed-*"))
     ]
     return [line for line in lines if line]
-
-
-def _folder(run: Path, name: str) -> Path:
-    own = run / "students" / name
-    return own if own.is_dir() else run / "controls" / name.removesuffix(CONTROL_SUFFIX)
 
 
 def _mean_line(lines: Sequence[Line]) -> Line:

@@ -19,25 +19,12 @@ MAX_PICTURE_BYTES = 100_000
 
 
 @dataclass(frozen=True)
-class ShownMoment:
-    """One moment, with a picture, or the first values of the observation by name and the number of further ones."""
-
-    title: str
-    regret: str
-    student: str
-    teacher: str
-    picture: str
-    values: list[tuple[str, str]]
-    more: int
-
-
-@dataclass(frozen=True)
 class Gallery:
     """Moments of one student, in groups of similar ones."""
 
     policy: str
     unit: str
-    groups: list[list[ShownMoment]]
+    groups: list[list[dict[str, Any]]]
 
 
 def gallery(run: Path, policy: str) -> Gallery | None:
@@ -61,23 +48,21 @@ def gallery(run: Path, policy: str) -> Gallery | None:
     return Gallery(policy, unit, groups) if groups else None
 
 
-def _shown(moment: dict[str, Any], names: list[str], folder: Path) -> ShownMoment:
+def _shown(moment: dict[str, Any], names: list[str], folder: Path) -> dict[str, Any]:
+    """Return the texts of a moment, with its picture, or its first values by name and the number of further ones."""
     values = moment["obs"] or []
     frame = folder / Path(moment["frame"]).name if moment["frame"] else None
-    picture = ""
-    if frame is not None and frame.is_file() and frame.stat().st_size <= MAX_PICTURE_BYTES:
-        picture = data_url(frame, "image/png")
+    fits = frame is not None and frame.is_file() and frame.stat().st_size <= MAX_PICTURE_BYTES
     seed = "" if moment["training_seed"] is None else f"training seed {moment['training_seed']}, "
-    shown = zip(names, values[:MAX_VALUES], strict=False)
-    return ShownMoment(
-        f"{seed}episode {moment['episode']}, step {moment['step']}",
-        f"{moment['regret']:.3g}",
-        action_text(moment["student_action"]),
-        action_text(moment["teacher_action"]),
-        picture,
-        [(name, f"{value:.3g}") for name, value in shown],
-        max(0, len(values) - MAX_VALUES),
-    )
+    return {
+        "title": f"{seed}episode {moment['episode']}, step {moment['step']}",
+        "regret": f"{moment['regret']:.3g}",
+        "student": action_text(moment["student_action"]),
+        "teacher": action_text(moment["teacher_action"]),
+        "picture": data_url(frame, "image/png") if frame is not None and fits else "",
+        "numbers": [(name, f"{value:.3g}") for name, value in zip(names, values[:MAX_VALUES], strict=False)],
+        "more": max(0, len(values) - MAX_VALUES),
+    }
 
 
 def action_text(action: Any) -> str:

@@ -114,10 +114,8 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
 
 def _picture_shape(policy: NetworkPolicy) -> tuple[int, ...] | None:
     """Return channels, height and width of weights on pixels; None for other weights."""
-    features, shape = policy.config.features, policy.spec.obs_shape
-    if len(shape) != 3 or not isinstance(features, Raw | Standardized):
-        return None
-    return shape
+    shape = policy.spec.obs_shape
+    return shape if len(shape) == 3 and isinstance(policy.config.features, Raw | Standardized) else None
 
 
 def _linear(policy: NetworkPolicy) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -208,8 +206,5 @@ def _entries(spec: PolicySpec) -> list[str]:
 
 
 def _outputs(spec: PolicySpec) -> list[str]:
-    head = spec.head
-    word = "Q" if head.action_values else "action"
-    if head.single_choice:
-        return [f"{word} {number}" for number in range(head.num_params)]
-    return [f"output {number}" for number in range(head.num_params)]
+    word = "output" if not spec.head.single_choice else "Q" if spec.head.action_values else "action"
+    return [f"{word} {number}" for number in range(spec.head.num_params)]

@@ -28,7 +28,7 @@ def model_card(evaluation: Evaluation, config: str) -> str:
         "intervals are in brackets. Normalized score: 0 is random play, 1 is the teacher. The environment steps of "
         "students include their teacher's data.",
         _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
-        *_robustness(evaluation),
+        *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
         "## Limits",
         "\n".join(f"- {escaped(limit)}" for limit in _limits(evaluation)),
         "## How to reproduce",
@@ -76,11 +76,6 @@ def _table(table: Rows) -> str:
     lines = [map(escaped, row) for row in (head, *body)]
     first, *rest = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([first, "|" + "|".join([" --- ", *[" ---: "] * (len(head) - 1)]) + "|", *rest])
-
-
-def _robustness(evaluation: Evaluation) -> list[str]:
-    rows = robustness_rows(evaluation)
-    return ["### Perturbed environments", _table(rows)] if rows else []
 
 
 def _limits(evaluation: Evaluation) -> list[str]:

@@ -10,7 +10,7 @@ from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.io.atomic import write_atomic
 from rldistill.reporting import tables
-from rldistill.reporting.charts import returns_chart, templates
+from rldistill.reporting.charts import returns_chart, templates, write_page
 from rldistill.reporting.curves import efficiency_charts, learning_charts, profiles_chart
 from rldistill.reporting.disagreements import gallery
 from rldistill.reporting.front import run_front, search_front
@@ -44,14 +44,12 @@ def write_report(run: Path | str) -> Path:
     run = Path(run)
     evaluation = Evaluation.read(run / "evaluation.json")
     content = _content(run, evaluation)
-    template = templates().get_template("report.html.jinja")
     # Videos get the space that the rest of the page leaves.
-    rest = template.render(content, videos={}, left_out=0, paired=False)
-    shown, left_out = embedded_videos(run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES)
-    paired = any(len(pair.videos) > 1 for pairs in shown.values() for pair in pairs)
-    page = template.render(content, videos=shown, left_out=left_out, paired=paired)
+    rest = templates().get_template("report.html.jinja").render(content, videos={}, left_out=0, paired=False)
+    videos, left_out = embedded_videos(run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES)
+    paired = any(len(pair.videos) > 1 for pairs in videos.values() for pair in pairs)
     path = run / "report.html"
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired)
     card = model_card(evaluation, content["config"])
     write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     return path

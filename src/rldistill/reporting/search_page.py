@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from markupsafe import Markup
+from rich.table import Table
 
 from rldistill.evaluation.non_inferiority import least_episodes
-from rldistill.evaluation.tables import NONE, Rows, TableCell, optional_text, percent_text, rich_table
-from rldistill.io.atomic import write_atomic
-from rldistill.reporting.charts import scatter_chart, templates
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, percent_text, rich_table
+from rldistill.reporting.charts import scatter_chart, write_page
 
 
 def search_verdict(found: dict[str, Any]) -> str:
@@ -44,22 +41,18 @@ def as_students(found: dict[str, Any]) -> str:
 
 def search_rows(found: dict[str, Any]) -> Rows:
     """Return a list of cells for each student, in order of size."""
-
-    def size(trial: dict[str, Any]) -> float:
-        own = trial["size"].get(found["by"])
-        return float("inf") if own is None else own
-
-    return [_cells(trial, found) for trial in sorted(found["tried"], key=size)]
+    sizes = {trial["name"]: trial["size"].get(found["by"]) for trial in found["tried"]}
+    ordered = sorted(found["tried"], key=lambda trial: (sizes[trial["name"]] is None, sizes[trial["name"]] or 0))
+    return [_cells(trial, found) for trial in ordered]
 
 
 def _cells(trial: dict[str, Any], found: dict[str, Any]) -> list[TableCell]:
     test, last = trial["test"], trial["rungs"][-1]
     result = test or last
-    interval = "{:.2f} to {:.2f}".format(*result["ci95"]) if result["ci95"] else ""
     return [
         TableCell("student", trial["name"]),
-        TableCell(found["by"], optional_text(trial["size"].get(found["by"]), "{:,.0f}")),
-        TableCell("normalized", optional_text(result["normalized"], "{:.3f}"), interval),
+        figure(found["by"], trial["size"].get(found["by"]), ",.0f"),
+        figure("normalized", result["normalized"], ".3f", result["ci95"]),
         TableCell("front", "yes" if trial["name"] in found["front"] else ""),
         TableCell("episodes", f"{result['episodes']}"),
         TableCell("keeps it", test["decision"] if test else "failed" if "failed" in last else NONE),
@@ -84,15 +77,6 @@ def front_chart(found: dict[str, Any]) -> Markup:
 
 def write_search(found: dict[str, Any], path: Path) -> None:
     """Write the result of a search as one HTML file that opens offline."""
-    page = (
-        templates()
-        .get_template("search.html.jinja")
-        .render(
-            found=found,
-            verdict=search_verdict(found),
-            rows=search_rows(found),
-            chart=front_chart(found),
-            students=as_students(found) if found["winner"] else "",
-        )
-    )
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    students = as_students(found) if found["winner"] else ""
+    values = {"verdict": search_verdict(found), "rows": search_rows(found), "chart": front_chart(found)}
+    write_page(path, "search.html.jinja", found=found, students=students, **values)

@@ -5,65 +5,43 @@ from __future__ import annotations
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.records import PolicyResult, StateMetrics
 from rldistill.evaluation.results import Evaluation, policy_rows
-from rldistill.evaluation.tables import (
-    NONE,
-    Rows,
-    TableCell,
-    interval_text,
-    number_text,
-    optional_text,
-    percent_text,
-)
+from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, interval_text, percent_text
 
 HIGHLIGHTS = ("normalized", "agreement", "action RMSE", "parameters", "latency", "env steps")
 
 
 def highlights(evaluation: Evaluation) -> list[TableCell]:
     """Return the figures of the best student under the verdict."""
-    if evaluation.best_student is None:
-        return []
-    name, _ = evaluation.best_student
-    (row,) = (row for row in policy_rows(evaluation) if row[0].text == name)
-    return [cell for cell in row if cell.column in HIGHLIGHTS]
+    best = evaluation.best_student
+    rows = [row for row in policy_rows(evaluation) if best is not None and row[0].text == best[0]]
+    return [cell for row in rows for cell in row if cell.column in HIGHLIGHTS]
 
 
 def statistics_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each policy; the success rate only if the environment reports it."""
     rows = [_statistics(name, entry) for name, entry in evaluation.policies.items()]
-    if any(entry.success_rate is not None for entry in evaluation.policies.values()):
-        for row, entry in zip(rows, evaluation.policies.values(), strict=True):
-            row.append(TableCell("success", optional_text(entry.success_rate, "{:.0%}")))
-    return rows
+    reported = any(entry.success_rate is not None for entry in evaluation.policies.values())
+    return rows if reported else [row[:-1] for row in rows]
 
 
 def _statistics(name: str, entry: PolicyResult) -> list[TableCell]:
     better = entry.probability_of_improvement
-    probability, probability_ci95 = (better.estimate, better.ci95) if better else (None, None)
     return [
         TableCell("policy", name),
         _decision(entry.non_inferiority),
-        TableCell("median", number_text(entry.median), interval_text(entry.median_ci95, number_text)),
-        TableCell("IQM", number_text(entry.iqm), interval_text(entry.iqm_ci95, number_text)),
-        TableCell(
-            "optimality gap",
-            optional_text(entry.optimality_gap, "{:.3f}"),
-            interval_text(entry.optimality_gap_ci95, "{:.3f}".format),
-        ),
-        TableCell(
-            "P(improvement)",
-            optional_text(probability, "{:.0%}"),
-            interval_text(probability_ci95, "{:.0%}".format),
-        ),
+        figure("median", entry.median, ci95=entry.median_ci95),
+        figure("IQM", entry.iqm, ci95=entry.iqm_ci95),
+        figure("optimality gap", entry.optimality_gap, ".3f", entry.optimality_gap_ci95),
+        figure("P(improvement)", better.estimate, ".0%", better.ci95) if better else TableCell("P(improvement)", NONE),
+        figure("success", entry.success_rate, ".0%"),
     ]
 
 
-def _decision(answer: NonInferiorityResult | None) -> TableCell:
-    if answer is None:
+def _decision(test: NonInferiorityResult | None) -> TableCell:
+    if test is None:
         return TableCell("kept", NONE)
-    bounds = None if answer.lower is None or answer.upper is None else (answer.lower, answer.upper)
-    return TableCell(
-        "kept", f"{percent_text(1 - answer.margin)}: {answer.decision}", interval_text(bounds, number_text)
-    )
+    bounds = None if test.lower is None or test.upper is None else (test.lower, test.upper)
+    return TableCell("kept", f"{percent_text(1 - test.margin)}: {test.decision}", interval_text(bounds))
 
 
 def fidelity_rows(evaluation: Evaluation) -> Rows:
@@ -81,15 +59,13 @@ def fidelity_rows(evaluation: Evaluation) -> Rows:
 def _fidelity(name: str, states: str, metrics: StateMetrics) -> list[TableCell]:
     return [
         TableCell("student", name, states),
-        TableCell("states", f"{metrics.states:,}"),
-        TableCell("agreement", optional_text(metrics.agreement, "{:.1%}")),
-        TableCell("action RMSE", optional_text(metrics.action_rmse, "{:.3g}")),
-        TableCell("KL", optional_text(metrics.kl, "{:.3g}")),
-        TableCell("value RMSE", optional_text(metrics.value_rmse, "{:.3g}")),
-        TableCell(
-            "regret",
-            optional_text(metrics.regret, "{:.3g}"),
-            optional_text(metrics.random_regret or None, "random {:.3g}", ""),
+        figure("states", metrics.states, ","),
+        figure("agreement", metrics.agreement, ".1%"),
+        figure("action RMSE", metrics.action_rmse, ".3g"),
+        figure("KL", metrics.kl, ".3g"),
+        figure("value RMSE", metrics.value_rmse, ".3g"),
+        figure(
+            "regret", metrics.regret, ".3g", note=f"random {metrics.random_regret:.3g}" if metrics.random_regret else ""
         ),
     ]
 
@@ -101,8 +77,8 @@ def unit_text(unit: str | None) -> str:
 
 def regret_unit(evaluation: Evaluation) -> str:
     """Return the unit of regret; empty without regret."""
-    found = [entry.fidelity.regret_unit for entry in evaluation.students.values() if entry.fidelity]
-    return unit_text(next(filter(None, found), None))
+    units = [entry.fidelity.regret_unit for entry in evaluation.students.values() if entry.fidelity]
+    return unit_text(next(filter(None, units), None))
 
 
 def efficiency_rows(evaluation: Evaluation) -> Rows:
@@ -110,7 +86,10 @@ def efficiency_rows(evaluation: Evaluation) -> Rows:
     return [
         [
             TableCell("policy", name),
-            *(TableCell(f"to {share}%", optional_text(steps, "{:,}", "never")) for share, steps in found.to.items()),
+            *(
+                TableCell(f"to {share}%", "never" if steps is None else f"{steps:,}")
+                for share, steps in reached.to.items()
+            ),
         ]
-        for name, found in evaluation.efficiency.items()
+        for name, reached in evaluation.efficiency.items()
     ]

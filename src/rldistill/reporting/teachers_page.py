@@ -6,8 +6,7 @@ from pathlib import Path
 
 from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.tables import number_text
-from rldistill.io.atomic import write_atomic
-from rldistill.reporting.charts import NUM_COLORS, ReturnsRow, rows_chart, templates
+from rldistill.reporting.charts import NUM_COLORS, ReturnsRow, rows_chart, write_page
 
 
 def write_comparison(comparison: TeacherComparison, path: Path) -> None:
@@ -16,6 +15,5 @@ def write_comparison(comparison: TeacherComparison, path: Path) -> None:
         name: ReturnsRow(score.returns, score.mean, score.ci95, f"c{number % NUM_COLORS}")
         for number, (name, score) in enumerate(comparison.teachers.items())
     }
-    template = templates().get_template("teachers.html.jinja")
-    page = template.render(comparison=comparison, rows=comparison.rows, returns=rows_chart(returns), number=number_text)
-    write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    values = {"comparison": comparison, "rows": comparison.rows, "returns": rows_chart(returns), "number": number_text}
+    write_page(path, "teachers.html.jinja", **values)

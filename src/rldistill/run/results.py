@@ -7,8 +7,8 @@ from pathlib import Path
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.manifest import Manifest
-from rldistill.evaluation.efficiency import Curve
-from rldistill.evaluation.evaluate import PolicyRuns
+from rldistill.evaluation.episodes import PolicyRuns
+from rldistill.evaluation.summary import Curve
 from rldistill.io.atomic import read_json
 from rldistill.io.jsonl import read_jsonl
 from rldistill.recipes.job import Run

@@ -16,8 +16,8 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
-from rldistill.evaluation.evaluate import PolicyRuns, RunContext, evaluate_runs
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
+from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.verify import quick_check
 from rldistill.io.atomic import Mode, read_json, require_mode
@@ -151,7 +151,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
         with track("evaluate", "episodes", quiet) as progress:
             dataset = run.read_dataset() if has_dataset else None
             context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run))
-            evaluation = evaluate_runs(run.env, policies, run.evaluate, run.out, context, progress)
+            evaluation = evaluate(run.env, policies, run.evaluate, run.out, context, progress)
     Console().print(evaluation)
     return evaluation
 

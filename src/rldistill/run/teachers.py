@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def verify_teacher(teacher: SavedTeacher, env: EnvConfig, config: VerifyConfig, 
     with track("verify", "episodes", quiet) as progress:
         result = verify(env, policy, config, seed=seed, name=teacher.path, progress=progress)
     if (problem := other_training_env(teacher.path, env.id)) is not None:
-        result = dataclasses.replace(result, suspicious=[*result.suspicious, problem])
+        result = result.model_copy(update={"suspicious": [*result.suspicious, problem]})
     return result
 
 
