@@ -44,8 +44,12 @@ class PolicyOutput:
         """Return the output with its tensors on `device`."""
         if self.params.device == device:
             return self
-        others = (None if part is None else part.to(device) for part in (self.value, self.features, self.mask))
-        return PolicyOutput(self.head, self.params.to(device), *others)
+        return self.map(lambda part: part.to(device))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> PolicyOutput:
+        """Return the output with `function` applied to each of its tensors."""
+        others = (None if part is None else function(part) for part in (self.value, self.features, self.mask))
+        return PolicyOutput(self.head, function(self.params), *others)
 
     def rows(self, rows: Tensor) -> PolicyOutput:
         """Return the output for some observations of the batch, without features."""

@@ -11,9 +11,6 @@ class FlatAdamW:
     """AdamW (Loshchilov 2017, arXiv 1711.05101) as `torch.optim.AdamW(fused=True)` computes it.
 
     It calls PyTorch's function instead of its class, whose hooks take longer than the arithmetic of a small student.
-
-    Attributes:
-        learning_rate: Learning rate of the next step.
     """
 
     def __init__(self, weights: Tensor, learning_rate: float, weight_decay: float) -> None:
@@ -24,22 +21,12 @@ class FlatAdamW:
     @torch.no_grad()
     def step(self, gradient: Tensor) -> None:
         """Update the weights."""
+        first, second, step = ([self.state[name]] for name in ("exp_avg", "exp_avg_sq", "step"))
         adamw(
-            [self.weights],
-            [gradient],
-            [self.state["exp_avg"]],
-            [self.state["exp_avg_sq"]],
-            [],
-            [self.state["step"]],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+            [self.weights], [gradient], first, second, [], step,
+            fused=True, amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, eps=1e-8,
+            lr=self.learning_rate, weight_decay=self.weight_decay,
+        )  # fmt: skip
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore a `state`; raise KeyError if a part of it is missing, RuntimeError if one has another shape."""

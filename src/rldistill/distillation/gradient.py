@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,9 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.student import build_student
 
+Rows = NDArray[np.int64]
 Weights = dict[str, Tensor]
+Output = tuple[float, Batch, PolicyOutput]
 MAX_HELDOUT_ROWS = 5_000
 CHECKPOINT_INTERVAL_S = 2.0
 """Checkpoints are fsynced, and so cost as much as some epochs of a small student."""
@@ -64,17 +66,10 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
         stale_epochs = 0 if heldout_loss < best_loss else stale_epochs + 1
         if stale_epochs == 0:
             best_loss, best = heldout_loss, trainer.copy_weights()
-        metrics.add(
-            {
-                "epoch": epoch,
-                "step": epoch * len(trainer.train_rows),
-                "train_loss": train_loss,
-                "heldout_loss": heldout_loss,
-                "agreement": agreement,
-                "learning_rate": trainer.optimizer.learning_rate,
-                "seconds": round(time.monotonic() - started, 3),
-            }
-        )
+        row: dict[str, float | None] = {"epoch": epoch, "step": epoch * len(trainer.train_rows)}
+        row |= {"train_loss": train_loss, "heldout_loss": heldout_loss, "agreement": agreement}
+        row |= {"learning_rate": trainer.optimizer.learning_rate}
+        metrics.add(row | {"seconds": round(time.monotonic() - started, 3)})
         if time.monotonic() - saved_at > CHECKPOINT_INTERVAL_S:
             save_checkpoint(checkpoint, trainer, best, (epoch, best_loss, stale_epochs))
             saved_at = time.monotonic()
@@ -175,9 +170,7 @@ class Trainer:
         count = len(self.heldout_rows)
         return loss / count, agreement / count if discrete else None
 
-    def outputs(
-        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
-    ) -> Iterator[tuple[float, Batch, PolicyOutput]]:
+    def outputs(self, rows: Rows, size: int, rng: np.random.Generator | None = None) -> Iterator[Output]:
         """Yield batches of about `size` transitions, in random order if there is `rng`, with the student's outputs.
 
         The first value is the share of the rows before the batch. A recurrent student takes whole episodes, window
@@ -196,9 +189,7 @@ class Trainer:
                 output = self.policy(batch.obs)[0]
             yield number / count, batch, output
 
-    def _window_outputs(
-        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None
-    ) -> Iterator[tuple[float, Batch, PolicyOutput]]:
+    def _window_outputs(self, rows: Rows, size: int, rng: np.random.Generator | None) -> Iterator[Output]:
         length = self.policy.window
         state: Tensor | None = None
         for window in windows(self.dataset, rows, length, max(1, size // length), rng):
@@ -256,10 +247,9 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
 
-    def move(value: object) -> object:
+    def move(value: Any) -> Any:
         if isinstance(value, PolicyOutput):
-            names = ("params", "value", "features", "mask")
-            return PolicyOutput(value.head, **{name: move(getattr(value, name)) for name in names})  # type: ignore[arg-type]
-        return value.pin_memory().to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            return value.map(move)
+        return value.pin_memory().to(device, non_blocking=True)
 
-    return Batch(**{field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
+    return Batch(**{name: move(value) for name, value in vars(batch).items()})

@@ -39,13 +39,17 @@ class Regression:
         outputs: Outputs, all or one.
         train: Rows of the training transitions.
         heldout: Rows of the held-out transitions.
-        labels: Function of a batch that returns the labels, `[B, P]`.
+        targets: Labels of all outputs for a batch, `[B, P]`.
     """
 
     outputs: slice
     train: Rows
     heldout: Rows
-    labels: Callable[[Batch], Tensor]
+    targets: Callable[[Batch], Tensor]
+
+    def labels(self, batch: Batch) -> Tensor:
+        """Return the labels of the regression's own outputs."""
+        return self.targets(batch)[:, self.outputs]
 
 
 def fit_ridge(dataset: Dataset, student: Ridge, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> NetworkPolicy:
@@ -63,22 +67,25 @@ def fit_ridge(dataset: Dataset, student: Ridge, losses: tuple[AnyLoss, ...], fol
     prepare(policy, dataset)
     layer = policy.output
     assert isinstance(layer, nn.Linear)
+    size = layer.in_features
     error = variance = 0.0
     count = 0
     for regression in regressions(dataset, losses):
         outputs = regression.outputs
         count += len(regression.heldout)
-        if not len(regression.train):  # an action that was never legal
-            with torch.no_grad():
-                layer.weight[outputs], layer.bias[outputs] = 0.0, ILLEGAL
-            continue
-        gram, cross, mean, target_mean = moments(dataset, policy, regression)
-        weight = torch.linalg.solve(gram + student.l2 * torch.eye(len(gram), dtype=gram.dtype), cross)
         with torch.no_grad():
-            layer.weight[outputs] = weight.T.to(torch.float32)
-            layer.bias[outputs] = (target_mean - mean @ weight).to(torch.float32)
-        errors = _heldout_errors(dataset, policy, regression, target_mean)
-        error, variance = error + errors[0], variance + errors[1]
+            if not len(regression.train):  # an action that was never legal
+                layer.weight[outputs], layer.bias[outputs] = 0.0, ILLEGAL
+                continue
+            covariance, mean = moments(dataset, policy, regression)
+            gram = covariance[:size, :size] + student.l2 * torch.eye(size, dtype=covariance.dtype)
+            weight = torch.linalg.solve(gram, covariance[:size, size:])
+            layer.weight[outputs] = weight.T.float()
+            layer.bias[outputs] = (mean[size:] - mean[:size] @ weight).float()
+            for batch in dataset.batches(regression.heldout, ROWS_PER_BATCH):
+                labels = regression.labels(batch)
+                error += float(((policy(batch.obs)[0].params[:, outputs] - labels) ** 2).mean(-1).sum())
+                variance += float(((mean[size:].to(labels.dtype) - labels) ** 2).mean(-1).sum())
     row: dict[str, float | None] = {"epoch": 1, "step": int((~dataset.heldout).sum()), "heldout_loss": error / count}
     row |= {"agreement": _agreement(dataset, policy), "seconds": round(time.monotonic() - started, 3)}
     Metrics(folder).write([row])
@@ -94,33 +101,30 @@ def regressions(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> list[Regressio
     """Return the regressions of these losses: all outputs at once, or one for each."""
     require_solvable(losses, dataset.spec.head)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
-    if all(isinstance(loss, ForwardKL | QMSE) for loss in losses):
-        if MASK not in dataset.spec.entries:
-            return [Regression(slice(None), train, heldout, lambda batch: targets(batch.teacher))]
-        # The label of an illegal action has no information but that.
-        legal = np.abs(dataset.columns["teacher"]) < -ILLEGAL / 2
-        return [
-            _column(number, train[allowed[train]], heldout[allowed[heldout]]) for number, allowed in enumerate(legal.T)
-        ]
-    (loss,) = losses
-    assert isinstance(loss, BellmanTarget)
-    taken = dataset.columns["action"]
-    columns = []
-    for action in range(dataset.spec.head.num_params):
-        own_train, own_heldout = (part[taken[part] == action] for part in (train, heldout))
-        if not len(own_train):
+    if isinstance(loss := losses[0], BellmanTarget):
+        count = dataset.spec.head.num_params
+        used = dataset.columns["action"][:, None] == np.arange(count)
+        if not (present := used[train].any(0)).all():
             raise ConfigError(
-                f"distill.losses: bellman_target learns from the actions in the data, where action {action} is "
-                "missing. Collect with epsilon above 0, or more steps."
+                f"distill.losses: bellman_target learns from the actions in the data, where action {present.argmin()} "
+                "is missing. Collect with epsilon above 0, or more steps."
             )
-        only = slice(action, action + 1)
-        columns.append(Regression(only, own_train, own_heldout, lambda batch: loss.target(batch)[:, None]))
-    return columns
 
+        def targets(batch: Batch) -> Tensor:
+            return loss.target(batch)[:, None].expand(-1, count)
+    else:
 
-def _column(number: int, train: Rows, heldout: Rows) -> Regression:
-    only = slice(number, number + 1)
-    return Regression(only, train, heldout, lambda batch: targets(batch.teacher)[:, only])
+        def targets(batch: Batch) -> Tensor:
+            return centered_labels(batch.teacher)
+
+        if MASK not in dataset.spec.entries:
+            return [Regression(slice(None), train, heldout, targets)]
+        # The label of an illegal action has no information but that.
+        used = np.abs(dataset.columns["teacher"]) < -ILLEGAL / 2
+    return [
+        Regression(slice(number, number + 1), train[rows[train]], heldout[rows[heldout]], targets)
+        for number, rows in enumerate(used.T)
+    ]
 
 
 def require_solvable(losses: tuple[AnyLoss, ...], teacher: ActionHead) -> None:
@@ -142,7 +146,7 @@ def solvable_spec(spec: PolicySpec) -> PolicySpec:
     return spec if spec.head.discrete else dataclasses.replace(spec, head=spec.head.neutral)
 
 
-def targets(teacher: PolicyOutput) -> Tensor:
+def centered_labels(teacher: PolicyOutput) -> Tensor:
     """Return the labels `[B, P]`; from logits their mean over the legal actions is subtracted."""
     if isinstance(teacher.head, CategoricalHead):
         legal = teacher.params > ILLEGAL / 2
@@ -151,40 +155,23 @@ def targets(teacher: PolicyOutput) -> Tensor:
     return teacher.params if teacher.head.discrete else teacher.mode()
 
 
-def moments(dataset: Dataset, policy: NetworkPolicy, regression: Regression) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return Phi' Phi / N and Phi' Y / N of centered features and labels, and the means of both."""
-    sums: list[Tensor] = []
-    shifts: list[Tensor] = []
+def moments(dataset: Dataset, policy: NetworkPolicy, regression: Regression) -> tuple[Tensor, Tensor]:
+    """Return the covariance of features and labels, `[F + P, F + P]`, and their means."""
+    shift = products = total = torch.empty(0)
     with torch.no_grad():
         for batch in dataset.batches(regression.train, ROWS_PER_BATCH):
-            features, labels = policy.hidden(batch.obs), regression.labels(batch)
-            if not sums:
+            features = policy.hidden(batch.obs)
+            columns = torch.cat([features, regression.labels(batch)], 1)
+            if not len(shift):
                 # Around their means, float32 is exact enough for the products of one batch, and twice as fast.
-                shifts = [features.mean(0), labels.mean(0)]
+                shift = columns.mean(0)
                 dtype = torch.float32 if features.shape[1] > MAX_FLOAT64_FEATURES else torch.float64
-                sizes = [(features.shape[1],) * 2, (features.shape[1], labels.shape[1])]
-                sums = [torch.zeros(size, dtype=dtype) for size in [*sizes, features.shape[1:], labels.shape[1:]]]
-            features, labels = features - shifts[0], labels - shifts[1]
-            sums[0] += features.T @ features
-            sums[1] += features.T @ labels
-            sums[2] += features.sum(0)
-            sums[3] += labels.sum(0)
-    gram, cross, mean, target_mean = (total / len(regression.train) for total in sums)
-    gram.addr_(mean, mean, alpha=-1)
-    return gram, cross.addr_(mean, target_mean, alpha=-1), mean + shifts[0], target_mean + shifts[1]
-
-
-def _heldout_errors(
-    dataset: Dataset, policy: NetworkPolicy, regression: Regression, mean_label: Tensor
-) -> tuple[float, float]:
-    """Return sums over held-out transitions: of the mean squared error, and of that of the mean label."""
-    error = variance = 0.0
-    with torch.no_grad():
-        for batch in dataset.batches(regression.heldout, ROWS_PER_BATCH):
-            params, labels = policy(batch.obs)[0].params[:, regression.outputs], regression.labels(batch)
-            error += float(((params - labels) ** 2).mean(-1).sum())
-            variance += float(((mean_label.to(labels.dtype) - labels) ** 2).mean(-1).sum())
-    return error, variance
+                products, total = torch.zeros(len(shift), len(shift), dtype=dtype), torch.zeros(len(shift), dtype=dtype)
+            columns -= shift
+            products += columns.T @ columns
+            total += columns.sum(0)
+    mean = total / len(regression.train)
+    return products.div_(len(regression.train)).addr_(mean, mean, alpha=-1), mean + shift
 
 
 def _agreement(dataset: Dataset, policy: NetworkPolicy) -> float | None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
@@ -35,13 +34,7 @@ ILLEGAL_ADVANTAGE = -1.0
 
 @dataclass(frozen=True)
 class TreeData:
-    """Features and labels of all transitions.
-
-    Attributes:
-        features: Compared features, `[N, F]`.
-        actions: The teacher's actions, `[N, parts]`.
-        weights: Weights of the transitions, `[N]`.
-    """
+    """Compared features `[N, F]`, the teacher's actions `[N, parts]` and weights `[N]` of all transitions."""
 
     features: NDArray[np.float32]
     actions: NDArray[Any]
@@ -75,21 +68,25 @@ def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folde
     else:
         temperature = advantage_loss.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         labels = torch.from_numpy(dataset.columns["teacher"][train])
-        target, leaf_labels = bounded_advantages(labels, temperature).numpy(), _advantages(labels, temperature)
+        target = bounded_advantages(labels, temperature).numpy()
+        advantages = (labels - labels.amax(1, keepdim=True)) / temperature
+        leaf_labels = advantages.masked_fill(labels <= ILLEGAL / 2, ILLEGAL_ADVANTAGE).double().numpy()
         weights = np.ones_like(weights)
     fitted = sklearn_tree(student, head.discrete and advantage_loss is None, seed)
     fitted.fit(x, target, sample_weight=weights)
     nodes = Nodes.from_sklearn(fitted.tree_)
-    leaf_labels *= weights[:, None]
+    leaf_labels = leaf_labels * weights[:, None]
     if student.alternating_passes:
         loss_fn, leaf_fn = alternating_loss(head, leaf_labels, weights)
         nodes = improve_splits(nodes, x, loss_fn, leaf_fn, student.alternating_passes, student.min_samples)
     means = _node_means(nodes, x, leaf_labels, weights)
-    policy = _policy(empty, nodes, _log_shares(head, means) if advantage_loss is None else means)
+    if advantage_loss is None and head.discrete:
+        means = np.log(means + SHARE_EPSILON)
+        means = means[:, 1::2] - means[:, ::2] if isinstance(head, BernoulliHead) else means
+    policy = _policy(empty, nodes, means)
     score, constant_score = _scores(policy, data, train, heldout)
-    discrete = head.discrete
-    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - score if discrete else -score}
-    row |= {"agreement": score if discrete else None, "nodes": len(nodes.feature)}
+    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - score if head.discrete else -score}
+    row |= {"agreement": score if head.discrete else None, "nodes": len(nodes.feature)}
     Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
     if not score > constant_score:
         raise NothingLearnedError(
@@ -140,12 +137,11 @@ def tree_data(dataset: Dataset, policy: TreePolicy, losses: tuple[AnyLoss, ...])
     weighted = dataset.spec.head.action_values and not any(isinstance(loss, ActionNLL) for loss in losses)
     features = np.empty((len(dataset), policy.num_features), np.float32)
     actions, weights = [], []
-    rows = np.arange(len(dataset))
     with torch.no_grad():
-        for start in range(0, len(rows), ROWS_PER_BATCH):
-            batch = dataset.batch(rows[start : start + ROWS_PER_BATCH])
-            features[start : start + ROWS_PER_BATCH] = policy.hidden(batch.obs).numpy()
-            actions.append(batch.teacher.mode().numpy().reshape(len(batch.action), -1))
+        for rows in np.array_split(np.arange(len(dataset)), -(-len(dataset) // ROWS_PER_BATCH)):
+            batch = dataset.batch(rows)
+            features[rows] = policy.hidden(batch.obs).numpy()
+            actions.append(batch.teacher.mode().numpy().reshape(len(rows), -1))
             labels = batch.teacher.params
             weights.append(GapWeightedNLL.weights(labels).numpy() if weighted else np.ones(len(labels)))
     # scikit-learn cannot split data without any weight.
@@ -159,23 +155,13 @@ def one_hot_choices(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float
     return np.concatenate([np.eye(size)[column] for size, column in zip(head.choices, actions.T, strict=True)], 1)
 
 
-def _advantages(labels: Tensor, temperature: float) -> NDArray[np.float64]:
-    """Return (Q(s, a) - max_a' Q(s, a')) / temperature, `[N, A]`."""
-    advantages = (labels - labels.amax(1, keepdim=True)) / temperature
-    return advantages.masked_fill(labels <= ILLEGAL / 2, ILLEGAL_ADVANTAGE).double().numpy()
-
-
 def alternating_loss(
     head: ActionHead, leaf_labels: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[LossFn, LeafFn]:
     """Return the loss that alternating passes lower, and the best choices of the leaves.
 
-    The loss is the value of the best choice less that of the leaf's choice, or the squared error of the actions.
-
-    Args:
-        head: Head of the tree.
-        leaf_labels: Values of the choices, or actions, times the weights, `[N, K]`.
-        weights: Weights of the transitions, `[N]`.
+    The loss is the value of the best choice less that of the leaf's choice, or the squared error of the actions; the
+    labels `[N, K]` are the values of the choices, or the actions, times the weights `[N]`.
     """
     ends = np.cumsum(head.choices) if head.discrete else np.array([leaf_labels.shape[1]])
     parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -214,14 +200,6 @@ def _node_means(
         node = nodes.descend(x, node, 1)
         rows = np.flatnonzero(levels[node] == level + 1)
     return total / np.maximum(weight, MIN_WEIGHT)[:, None]
-
-
-def _log_shares(head: ActionHead, means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the head's parameters at each node: log shares of the choices, or the mean action."""
-    if not head.discrete:
-        return means
-    logs = np.log(means + SHARE_EPSILON)
-    return logs[:, 1::2] - logs[:, ::2] if isinstance(head, BernoulliHead) else logs
 
 
 def _policy(empty: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:

@@ -69,15 +69,8 @@ def improve_splits(
 
     In a pass, from the deepest nodes to the root, each node takes the feature and the threshold with the lowest loss
     of its transitions, given the leaves below it (Carreira-Perpinan and Tavallali 2018, NeurIPS 31). No pass raises the
-    total loss. Each takes about as long as the greedy fit.
-
-    Args:
-        nodes: The tree.
-        x: Features, `[N, F]`.
-        loss_fn: The loss.
-        leaf_fn: The choices of the leaves.
-        passes: Largest number of passes.
-        min_samples: Least number of transitions in a leaf of the result.
+    total loss. Each takes about as long as the greedy fit. A leaf of the result has at least `min_samples` of the
+    transitions with features `x`, `[N, F]`.
     """
     order = [np.argsort(column, kind="stable").astype(np.int32) for column in x.T]
     root, rows_all = np.zeros(len(x), np.intp), np.arange(len(x))
@@ -103,15 +96,7 @@ def improve_splits(
 
 
 def _prune(nodes: Nodes, leaf_counts: NDArray[np.intp], min_samples: int) -> Nodes:
-    """Remove splits with a branch of fewer than `min_samples` transitions.
-
-    They appear since a node is split anew after the nodes below it.
-
-    Args:
-        nodes: The tree.
-        leaf_counts: Number of transitions in each leaf.
-        min_samples: Least number of transitions in a branch.
-    """
+    """Remove splits with fewer transitions in a branch, which appear since a node is split after the nodes below it."""
     count = leaf_counts.copy()
     for node in np.flatnonzero(nodes.feature >= 0)[::-1]:
         count[node] = count[nodes.left[node]] + count[nodes.right[node]]
@@ -144,13 +129,8 @@ def _best_splits(
 ) -> Nodes:
     """Choose the best splits of the nodes of one level.
 
-    Args:
-        nodes: The tree.
-        columns: Features, `[N, F]`, and for each feature the rows in ascending order.
-        rows: Rows of the transitions that reach the level.
-        node: Node of each of these rows.
-        gain_left: Loss of each of these rows on the right less that on the left.
-        min_samples: Least number of transitions in a branch.
+    `columns` are the features `[N, F]` and, for each, the rows in ascending order; `rows` reach the level at the nodes
+    `node`, and `gain_left` is their loss on the right less that on the left.
     """
     x, order = columns
     splits, number, count = np.unique(node, return_inverse=True, return_counts=True)

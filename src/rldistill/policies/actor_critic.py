@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Len
@@ -118,72 +118,45 @@ class ActorPolicy(NetworkPolicy):
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-class FreeNoise(nn.Module):
-    """mean ++ log_std, the latter the same in all states."""
+class NoisyOutput(nn.Module):
+    """mean ++ log_std, with the `noise` of an `Actor`."""
 
-    def __init__(self, width: int, actions: int) -> None:
+    def __init__(self, config: Actor, width: int, actions: int) -> None:
         super().__init__()
+        self.noise, self.expln, self.clip_mean = config.noise, config.expln, config.clip_mean
         self.mean = nn.Linear(width, actions)
-        self.log_std = nn.Parameter(torch.zeros(actions))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return mean ++ log_std, `[B, 2 A]`."""
-        return torch.cat([self.mean(features), self.log_std.expand(len(features), -1)], -1)
-
-
-class LearnedNoise(nn.Module):
-    """mean ++ log_std, each a linear function of the state."""
-
-    def __init__(self, width: int, actions: int) -> None:
-        super().__init__()
-        self.mean, self.log_std = nn.Linear(width, actions), nn.Linear(width, actions)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return mean ++ log_std, `[B, 2 A]`."""
-        return torch.cat([self.mean(features), self.log_std(features).clamp(*LOG_STD_RANGE)], -1)
-
-
-class StateNoise(nn.Module):
-    """mean ++ log_std of gSDE; see `Actor`."""
-
-    def __init__(self, width: int, actions: int, expln: bool, clip_mean: float) -> None:
-        super().__init__()
-        self.mean, self.log_std = nn.Linear(width, actions), nn.Parameter(torch.zeros(width, actions))
-        self.expln, self.clip_mean = expln, clip_mean
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return mean ++ log_std, `[B, 2 A]`."""
-        std = self.log_std.exp()
-        if self.expln:
-            std = torch.where(self.log_std > 0, torch.log1p(self.log_std.clamp_min(0) + 1e-6) + 1, std)
-        mean = self.mean(features)
-        if self.clip_mean:
-            mean = mean.clamp(-self.clip_mean, self.clip_mean)
-        return torch.cat([mean, (features**2 @ std**2 + 1e-6).log() / 2], -1)
-
-
-class NoNoise(nn.Module):
-    """mean ++ a negligible log_std, for actions that are squashed without noise."""
-
-    def __init__(self, width: int, actions: int) -> None:
-        super().__init__()
-        self.mean = nn.Linear(width, actions)
+        self.log_std: Any = None
+        if config.noise == "learned":
+            self.log_std = nn.Linear(width, actions)
+        elif config.noise != "none":
+            self.log_std = nn.Parameter(torch.zeros((actions,) if config.noise == "free" else (width, actions)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return mean ++ log_std, `[B, 2 A]`."""
         mean = self.mean(features)
-        return torch.cat([mean, torch.full_like(mean, NO_NOISE_LOG_STD)], -1)
+        if self.noise == "none":
+            log_std = torch.full_like(mean, NO_NOISE_LOG_STD)
+        elif self.noise == "free":
+            log_std = self.log_std.expand_as(mean)
+        elif self.noise == "learned":
+            log_std = self.log_std(features).clamp(*LOG_STD_RANGE)
+        else:
+            std = self.log_std.exp()
+            if self.expln:
+                std = torch.where(self.log_std > 0, torch.log1p(self.log_std.clamp_min(0) + 1e-6) + 1, std)
+            if self.clip_mean:
+                mean = mean.clamp(-self.clip_mean, self.clip_mean)
+            log_std = (features**2 @ std**2 + 1e-6).log() / 2
+        return torch.cat([mean, log_std], -1)
 
 
 def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:
-    head, actions = spec.head, len(spec.head.low)
-    if config.noise == "none":
-        return NoNoise(width, actions) if isinstance(head, SquashedGaussianHead) else nn.Linear(width, head.num_params)
+    head = spec.head
+    if config.noise == "none" and not isinstance(head, SquashedGaussianHead):
+        return nn.Linear(width, head.num_params)
     if not isinstance(head, GaussianHead):
         raise SpecMismatchError(f"noise: {config.noise} needs a Gaussian head, and this one is {head.kind}")
-    if config.noise == "state":
-        return StateNoise(width, actions, config.expln, config.clip_mean)
-    return (FreeNoise if config.noise == "free" else LearnedNoise)(width, actions)
+    return NoisyOutput(config, width, len(head.low))
 
 
 def _convolutions(config: Actor, spec: PolicySpec, key: str) -> nn.Module:

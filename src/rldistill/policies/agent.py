@@ -37,7 +37,8 @@ class Agent:
             self.state = None
         elif self.state is not None:
             ended = torch.as_tensor(np.asarray(done, bool), device=self.state.device)
-            initial = self._initial_state(len(ended))
+            initial = self.policy.initial_state(len(ended))
+            assert initial is not None
             self.state = torch.where(ended.view(-1, *[1] * (self.state.ndim - 1)), initial, self.state)
 
     def act(self, obs: Any) -> Any:
@@ -58,7 +59,7 @@ class Agent:
         device = "cpu" if tensor is None else tensor.device
         batch = torch.from_numpy(self._batch(obs, batched)).to(device)
         if self.state is None:
-            self.state = self._initial_state(len(batch))
+            self.state = self.policy.initial_state(len(batch))
         elif len(self.state) != len(batch):
             raise SpecMismatchError(
                 f"act: the agent has the state of {len(self.state)} episodes, found {len(batch)} observations. "
@@ -70,9 +71,6 @@ class Agent:
         if not np.isfinite(action).all():
             raise SpecMismatchError("act: the policy returned an action that is NaN or infinite. Check its weights.")
         return action
-
-    def _initial_state(self, count: int) -> Any:
-        return self.policy.initial_state(count)
 
     def _batch(self, obs: Any, batched: bool) -> NDArray[Any]:
         """Return observations `[B, *obs_shape]`, in which the entries of a dict follow one another."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +26,15 @@ BATCH_TIMING_S, MIN_CALLS = 0.25, 10
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory and time of one policy.
+    """Memory and time of one policy; only the latency of a policy that is not made of PyTorch networks.
 
     Attributes:
-        parameters: Number of trained parameters; None if a part of the policy is no PyTorch network.
-        bytes: Memory of these parameters; None likewise.
-        macs: Multiply-adds of matrix products and convolutions for one observation; None likewise.
-        latency_us: p50 and p99 of one call with one observation on one thread, in microseconds; None for no policy.
-        activations: Number of outputs of these products and convolutions for one observation, summed over the layers
-            (Dollar 2021, arXiv 2103.06877); None likewise.
-        batch_latency_us: Latency of one call with a batch of observations, by the size of the batch ("64", "256"), in
-            microseconds for the whole batch.
+        parameters: Number of trained parameters.
+        bytes: Memory of these parameters.
+        macs: Multiply-adds of matrix products and convolutions for one observation.
+        latency_us: p50 and p99 of one call with one observation on one thread, in microseconds.
+        activations: Number of outputs of these products and convolutions (Dollar 2021, arXiv 2103.06877).
+        batch_latency_us: Latency of one call with a batch, by the size of the batch ("64", "256").
     """
 
     parameters: int | None
@@ -49,10 +46,7 @@ class Cost:
 
 
 def measure_cost(policy: Policy | None) -> Cost:
-    """Measure a policy; None (the random one) costs nothing.
-
-    An ensemble costs the sum of its members. Only the latency is known for a policy that is no PyTorch network.
-    """
+    """Measure a policy; None (the random one) costs nothing, and an ensemble the sum of its members."""
     if policy is None:
         return Cost(0, 0, 0, None, 0)
     spec = policy.spec
@@ -62,15 +56,12 @@ def measure_cost(policy: Policy | None) -> Cost:
     with torch.no_grad(), inference_threads(1):
         only_networks = len(networks) == len(parts)
         macs, activations = _products(policy, networks, obs[1]) if only_networks else (None, None)
-        parameters = [parameter for parameter in networks.parameters() if parameter.requires_grad]
-        return Cost(
-            sum(parameter.numel() for parameter in parameters) if only_networks else None,
-            sum(parameter.numel() * parameter.element_size() for parameter in parameters) if only_networks else None,
-            macs,
-            _latency(policy, obs[1], WARM_UP_CALLS),
-            activations,
-            {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in BATCH_SIZES},
-        )
+        trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
+        count = sum(parameter.numel() for parameter in trained) if only_networks else None
+        num_bytes = sum(parameter.nbytes for parameter in trained) if only_networks else None
+        latency = _latency(policy, obs[1], WARM_UP_CALLS)
+        batch_latency = {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in BATCH_SIZES}
+        return Cost(count, num_bytes, macs, latency, activations, batch_latency)
 
 
 def _parts(policy: Policy) -> list[Policy]:
@@ -85,21 +76,13 @@ def _parts(policy: Policy) -> list[Policy]:
 class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counter of the outputs of matrix products and convolutions."""
 
-    PRODUCTS = (
-        torch.ops.aten.mm.default,
-        torch.ops.aten.addmm.default,
-        torch.ops.aten.bmm.default,
-        torch.ops.aten.baddbmm.default,
-        torch.ops.aten.convolution.default,
-    )
+    PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "convolution"))
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in self.PRODUCTS:
             self.count += out.numel()

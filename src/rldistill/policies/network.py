@@ -32,6 +32,8 @@ class NetworkPolicy(nn.Module):
     steps.
 
     Attributes:
+        config: Configuration of the student or of the actor.
+        spec: Observations and actions.
         obs_clip: Limit of the absolute value of standardized entries, by name (an empty one without a dict).
         normalizes_itself: True if the body takes observations that are neither encoded nor standardized.
         num_frozen_layers: Layers at the start of the body that are not trained.
@@ -47,7 +49,7 @@ class NetworkPolicy(nn.Module):
         self, config: Any, spec: PolicySpec, body: nn.Module, width: int, output: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.config, self._spec, self.body = config, spec, body
+        self.config, self.spec, self.body = config, spec, body
         gaussian = type(spec.head) is GaussianHead and output is None
         self.output = output or nn.Linear(width, spec.head.num_params // (2 if gaussian else 1))
         self.log_std = nn.Parameter(torch.zeros(spec.head.num_params // 2)) if gaussian else None
@@ -59,15 +61,6 @@ class NetworkPolicy(nn.Module):
         self.width = width
         self.value_head: nn.Linear | None = None
         self.feature_head: nn.Linear | None = None
-
-    @property
-    def spec(self) -> PolicySpec:
-        """Observations and actions of the policy."""
-        return self._spec
-
-    def set_spec(self, spec: PolicySpec) -> None:
-        """Replace the spec by another one of the same shapes, such as one with another view."""
-        self._spec = spec
 
     def require_storable(self) -> None:
         """Raise ConfigError if a file cannot hold the policy; any can by default."""
@@ -134,7 +127,7 @@ class NetworkPolicy(nn.Module):
                 x = layer(x)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the output for observations `[B, *obs_shape]`, or for a dict of such, and None as next state."""
+        """Return the output for observations `[B, *obs_shape]`, or for a dict of such, and the next state or None."""
         entries = self._entries(obs)
         return self._legal(self.outputs(self.body(self.standardized(entries))), entries), None
 
@@ -185,19 +178,19 @@ class NetworkPolicy(nn.Module):
         """Return the output for the last hidden layer `[B, width]`, with no action ruled out."""
         value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)
         features = hidden if self.feature_head is None else self.feature_head(hidden)
-        return PolicyOutput(self._spec.head, self._params(hidden), value, features)
+        return PolicyOutput(self.spec.head, self._params(hidden), value, features)
 
     def _params(self, hidden: Tensor) -> Tensor:
         params: Tensor = self.output(hidden)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
-        if isinstance(self._spec.head, SquashedGaussianHead):
+        if isinstance(self.spec.head, SquashedGaussianHead):
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
         return params
 
     def _entries(self, obs: Obs) -> Obs:
-        return split_parts(obs, self._spec) if self._spec.parts and isinstance(obs, Tensor) else obs
+        return split_parts(obs, self.spec) if self.spec.parts and isinstance(obs, Tensor) else obs
 
     def _legal(self, output: PolicyOutput, entries: Obs) -> PolicyOutput:
         return output if isinstance(entries, Tensor) or MASK not in entries else output.masked(entries[MASK])
@@ -217,28 +210,23 @@ class NetworkPolicy(nn.Module):
         Raises:
             SpecMismatchError: A dict, for a policy that takes one tensor.
         """
-        if not self._spec.parts:
+        if not self.spec.parts:
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
-            return self._scaled(obs)
+            if obs.dtype == torch.uint8 and not self.spec.nvec:
+                # Converted first: an operation on bytes and floats at once is slower, and for a small student this is
+                # much of a step.
+                return torch.addcmul(-self.obs_mean / self.obs_std, obs.float(), 1 / (255 * self.obs_std))
+            return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).float()
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
         scaled = {}
         offset = 0
-        for key, part in self._spec.parts:
+        for key, part in self.spec.parts:
             entry = encode(entries[key], part)
             own = slice(offset, offset := offset + part.width)
             scaled[key] = ((entry.flatten(1) - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
         return scaled
-
-    def _scaled(self, obs: Tensor) -> Tensor:
-        if self._spec.nvec:
-            return (encode(obs, self._spec.entries[""]) - self.obs_mean) / self.obs_std
-        if obs.dtype == torch.uint8:
-            # Converted first: an operation on bytes and floats at once is slower, and for a small student this is much
-            # of a step.
-            return torch.addcmul(-self.obs_mean / self.obs_std, obs.float(), 1 / (255 * self.obs_std))
-        return ((obs - self.obs_mean) / self.obs_std).float()
 
     def _clipped(self, scaled: Tensor, key: str) -> Tensor:
         return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled

@@ -98,9 +98,4 @@ class GruPolicy(NetworkPolicy):
             state = self.cell(x[step], state.masked_fill(starts[step, :, None], 0.0))
             states.append(state)
         output = self._legal(self.outputs(torch.cat(states)), entries)
-        params, value, features, mask = (
-            None if part is None else part.reshape(steps, lanes, *part.shape[1:])
-            for part in (output.params, output.value, output.features, output.mask)
-        )
-        assert params is not None
-        return PolicyOutput(output.head, params, value, features, mask), state
+        return output.map(lambda part: part.reshape(steps, lanes, *part.shape[1:])), state

@@ -23,16 +23,6 @@ AnyFeatures = Annotated[
 ]
 
 __all__ = [
-    "CLIP_STD",
-    "FEATURES",
-    "AnyFeatures",
-    "Features",
-    "Fourier",
-    "Objects",
-    "RandomConv",
-    "RandomFourierFeatures",
-    "Raw",
-    "Standardized",
-    "Standardizer",
-    "TeacherFeatures",
-]
+    "CLIP_STD", "FEATURES", "AnyFeatures", "Features", "Fourier", "Objects", "RandomConv", "RandomFourierFeatures",
+    "Raw", "Standardized", "Standardizer", "TeacherFeatures",
+]  # fmt: skip

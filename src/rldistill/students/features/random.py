@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from rldistill.core.fields import Positive, PositiveFloat, validated_dataclass
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.encoding import flat_width
-from rldistill.policies.layers import (
-    Flat,
-    convolutions,
-    keep_scale,
-    require_convolutions,
-    require_images,
-)
+from rldistill.policies.layers import Flat, convolutions, keep_scale, require_convolutions, require_images
 from rldistill.students.features.features import Features, Standardizer
 
 

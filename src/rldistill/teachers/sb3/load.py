@@ -119,7 +119,7 @@ def _normalize(policy: ActorPolicy, path: Path) -> None:
         mean, std = normalizer.flat(spec)
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path}: {error}. Use the normalizer that was saved beside this agent.") from None
-    policy.set_spec(spec)
+    policy.spec = spec
     policy.standardize(mean, std * policy.obs_std)
     policy.obs_clip = dict.fromkeys(normalizer.moments, normalizer.clip)
 
