@@ -84,8 +84,8 @@ def test_it_goes_on_where_it_was_stopped(with_features: Dataset, tmp_path: Path)
 def test_a_warm_start_begins_where_the_student_was(with_features: Dataset, tmp_path: Path) -> None:
     before = distill(with_features, Mlp((8,)), config(ForwardKL()), tmp_path / "before")
     agreement = {}
-    for name, initial in (("warm", before), ("cold", None)):
-        distill(with_features, Mlp((8,)), config(ForwardKL(), FeatureMSE()), tmp_path / name, initial=initial)
+    for name, student in (("warm", before), ("cold", Mlp((8,)))):
+        distill(with_features, student, config(ForwardKL(), FeatureMSE()), tmp_path / name)
         agreement[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["agreement"]
     assert agreement["warm"] > agreement["cold"]
 

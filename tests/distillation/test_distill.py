@@ -68,7 +68,7 @@ def test_interrupted_and_resumed_it_has_the_same_bytes(
 def test_a_warm_start_is_kept_where_nothing_better_comes(dataset: Dataset, tmp_path: Path) -> None:
     first = distill(dataset, Mlp((16,)), CONFIG, tmp_path / "first")
     wild = DistillConfig(epochs=1, learning_rate=0.5)
-    second = distill(dataset, Mlp((16,)), wild, tmp_path / "second", initial=first)
+    second = distill(dataset, first, wild, tmp_path / "second")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 

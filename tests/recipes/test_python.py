@@ -78,7 +78,7 @@ class Twice(Recipe):
         job.inputs().open_folder(job.folder, "policy.json", mode)
         first = distill(job.data, job.student, job.run.distill, job.folder / "first", seed=job.seed, progress=False)
         config = dataclasses.replace(job.run.distill, epochs=self.epochs)
-        return distill(job.data, job.student, config, job.folder, initial=first, mode="resume", progress=progress)
+        return distill(job.data, first, config, job.folder, mode="resume", progress=progress)
 
 
 def test_recipe_of_the_user(tmp_path: Path, teacher: NetworkPolicy) -> None:

@@ -128,6 +128,17 @@ def test_features_of_a_network_that_has_features_and_a_value(tmp_path: Path) -> 
     assert torch.equal(load_native(tmp_path / "student")(obs)[0].params, policy(obs)[0].params)
 
 
+def test_features_of_a_network_keep_the_limits_of_its_observations(tmp_path: Path) -> None:
+    spec = PolicySpec((4,), "float32", HEAD)
+    network, obs = Mlp((5,)).build(spec), 9 * torch.randn(7, 4)
+    network.obs_clip = {"": 0.5}
+    policy = Linear(TeacherFeatures().load(network)).build(spec)
+    save_policy(policy, tmp_path, {})
+    loaded = load_native(tmp_path)
+    assert torch.equal(loaded(obs)[0].params, policy(obs)[0].params)
+    assert torch.equal(loaded(obs)[0].params, loaded(obs.clamp(-0.5, 0.5))[0].params)
+
+
 def test_objects_by_hand() -> None:
     regions = (("left", 0, 12, 0, 6), ("right", 0, 12, 6, 16))
     obs = torch.full((1, 2, 12, 16), 87, dtype=torch.uint8)

@@ -29,12 +29,11 @@ from rldistill.students.tree import Tree
 
 def distill(
     dataset: Dataset,
-    student: AnyStudent,
+    student: AnyStudent | NetworkPolicy,
     config: DistillConfig,
     folder: Path | str,
     *,
     seed: int = 0,
-    initial: NetworkPolicy | None = None,
     mode: Mode = "new",
     progress: Progress | bool = True,
 ) -> NetworkPolicy:
@@ -44,11 +43,10 @@ def distill(
 
     Args:
         dataset: Observations with the teacher's labels.
-        student: The student.
+        student: The student; a policy instead gives the first weights (DAgger's warm start) of a student like it.
         config: Losses and optimizer.
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
         seed: Training seed: initial weights and the order of the data.
-        initial: Weights to start from, instead of new ones (DAgger's warm start).
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
 
@@ -57,6 +55,8 @@ def distill(
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
     folder = Path(folder)
+    initial = student if isinstance(student, NetworkPolicy) else None
+    student = student.config if isinstance(student, NetworkPolicy) else student
     trust(type(student))
     trust(type(getattr(student, "features", student)))
     if open_stage(folder, folder / "policy.json", mode):
@@ -94,12 +94,7 @@ def _teacher_is_constant(dataset: Dataset) -> bool:
 
 
 def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) -> None:
-    """Raise the errors of `distill` about a student and its losses, before there are any data.
-
-    Args:
-        student: The student.
-        config: Losses.
-        spec: Spec of the data to come: the observations and the teacher's head.
+    """Raise the errors of `distill` about a student and its losses, before there are any data of this `spec`.
 
     Raises:
         ConfigError: A student that cannot be built for these observations, or a loss that it cannot minimize.

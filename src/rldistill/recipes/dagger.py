@@ -74,9 +74,8 @@ def distill_in_rounds(
         is_result = number == recipe.rounds and recipe.eval_episodes is None  # else the best round is the result
         round_folder = folder if is_result else folder / f"round-{number}"
         part = Round(progress, number, recipe.rounds + 1)
-        student = distill(
-            data, job.student, run.distill, round_folder, seed=job.seed, initial=student, mode="resume", progress=part
-        )
+        start = job.student if student is None else student
+        student = distill(data, start, run.distill, round_folder, seed=job.seed, mode="resume", progress=part)
         if recipe.eval_episodes is not None:
             score = _validation_score(job, student, recipe.eval_episodes, round_folder)
             candidates.append((score, student))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -31,14 +30,8 @@ def fit_budget(
 ) -> Mlp | Cnn | Impala:
     """Return the widest student of a family within all given limits.
 
-    All widths of the family's default shape are scaled by the same factor, to at least 1.
-
-    Args:
-        spec: Observations and actions of the student.
-        family: `mlp`, `cnn` or `impala`.
-        parameters: Limit of the number of parameters.
-        bytes: Limit of their memory, four bytes each.
-        macs: Limit of the multiply-adds for one observation.
+    All widths of the family's default shape are scaled by the same factor, to at least 1. The limits are the number of
+    parameters, their memory of four bytes each, and the multiply-adds for one observation.
 
     Raises:
         ConfigError: No limit is given, or no shape of the family is within it.
@@ -50,12 +43,8 @@ def fit_budget(
     if family not in SHAPES:
         raise ConfigError(f"fit_budget: there is no family {family!r}.{did_you_mean(str(family), SHAPES)}")
     best: Mlp | Cnn | Impala | None = None
-    previous: Mlp | Cnn | Impala | None = None
-    for step in range(-12 * STEPS_PER_DOUBLING, 12 * STEPS_PER_DOUBLING):
-        student = SHAPES[family](2.0 ** (step / STEPS_PER_DOUBLING))
-        if student == previous:
-            continue
-        previous = student
+    steps = range(-12 * STEPS_PER_DOUBLING, 12 * STEPS_PER_DOUBLING)
+    for student in dict.fromkeys(SHAPES[family](2.0 ** (step / STEPS_PER_DOUBLING)) for step in steps):
         cost = costs(student, spec)
         if any(cost[name] > limit for name, limit in given.items()):
             break
@@ -82,16 +71,8 @@ def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
     return tuple(max(1, min(MAX_WIDTH, round(width * factor))) for width in widths)
 
 
-def _mlp(factor: float) -> Mlp:
-    return dataclasses.replace(Mlp(), hidden=_scaled((64, 64), factor))
-
-
-def _cnn(factor: float) -> Cnn:
-    return Cnn(_scaled((16, 32, 32), factor), (8, 4, 3), (4, 2, 1), _scaled((64,), factor))
-
-
-def _impala(factor: float) -> Impala:
-    return Impala(_scaled((16, 32, 32), factor), _scaled((256,), factor))
-
-
-SHAPES: dict[str, Callable[[float], Mlp | Cnn | Impala]] = {"mlp": _mlp, "cnn": _cnn, "impala": _impala}
+SHAPES: dict[str, Callable[[float], Mlp | Cnn | Impala]] = {
+    "mlp": lambda factor: Mlp(_scaled((64, 64), factor)),
+    "cnn": lambda factor: Cnn(_scaled((16, 32, 32), factor), (8, 4, 3), (4, 2, 1), _scaled((64,), factor)),
+    "impala": lambda factor: Impala(_scaled((16, 32, 32), factor), _scaled((256,), factor)),
+}

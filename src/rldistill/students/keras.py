@@ -114,7 +114,7 @@ class KerasStudent(NetworkPolicy):
         return self.outputs(self.body(self.standardized(obs), training=self.training)), None
 
     def train(self, mode: bool = True) -> KerasStudent:
-        """Set the mode as in every module, and seed Keras' generators of dropout from PyTorch's seed."""
+        """Set the mode, and seed Keras' generators of dropout from PyTorch's seed."""
         super().train(mode)
         if mode:
             trained_or_counted = {id(variable) for variable in self._model[0].weights}
@@ -125,13 +125,10 @@ class KerasStudent(NetworkPolicy):
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
         """Set the mean and the standard deviation of the Normalization."""
-        scale = 255 if self.spec.obs_dtype == "uint8" else 1
-        for variable, value in (
-            (self._normalization.adapt_mean, mean * scale),
-            (self._normalization.adapt_variance, (std * scale) ** 2),
-        ):
-            variable.assign(value.broadcast_to(variable.shape))
-        self._normalization.finalize_state()
+        scale, layer = 255 if self.spec.obs_dtype == "uint8" else 1, self._normalization
+        layer.adapt_mean.assign((mean * scale).broadcast_to(layer.adapt_mean.shape))
+        layer.adapt_variance.assign(((std * scale) ** 2).broadcast_to(layer.adapt_variance.shape))
+        layer.finalize_state()
 
     def standardized(self, obs: Obs) -> Obs:
         """Return the input of the model's first layer after the Normalization."""
@@ -144,11 +141,13 @@ class KerasStudent(NetworkPolicy):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Copy tensors into the variables; raise RuntimeError if their names or shapes differ."""
-        own = {name: value for name, value in self.state_dict().items() if value.is_floating_point()}
-        given = {name: value for name, value in state_dict.items() if value.is_floating_point()}
-        shapes = [{name: tuple(value.shape) for name, value in tensors.items()} for tensors in (own, given)]
-        if shapes[0] != shapes[1]:
-            raise RuntimeError(f"expected {shapes[0]}, found {shapes[1]}")
+        own, given = (
+            {name: value for name, value in tensors.items() if value.is_floating_point()}
+            for tensors in (self.state_dict(), state_dict)
+        )
+        expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, given))
+        if expected != found:
+            raise RuntimeError(f"expected {expected}, found {found}")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(given[name])
@@ -201,10 +200,11 @@ def read_keras(path: Path) -> Any:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             config, weights = _members(path, archive)
-        document = json.loads(config)
+        document, keras = json.loads(config), keras_on_torch()
         _require_known(path, document)
         _require_size(path, document, _count_stored(path, weights))
-        model = _load_model(path)
+        with keras.device("cpu"):
+            model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise errors of any class
@@ -257,12 +257,6 @@ def keras_on_torch() -> Any:
             f"Keras runs on {keras.backend.backend()} here; set KERAS_BACKEND=torch in the environment and start again"
         )
     return keras
-
-
-def _load_model(path: Path) -> Any:
-    keras = keras_on_torch()
-    with keras.device("cpu"):
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.fields import PYTHON_ONLY, validated_dataclass
+from rldistill.core.fields import PYTHON_ONLY, PositiveFloat, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
@@ -33,12 +33,14 @@ class TeacherFeatures(Features):
         policy: Path of the network in a run file; empty for the teacher of the run.
         network: Configuration of the network: an actor, mlp, cnn or impala.
         head: Action head of the network.
+        obs_clip: Limits of the network's standardized observations by entry; see `NetworkPolicy`.
         source: The network itself; not stored, because its weights are part of the student.
     """
 
     policy: str = ""
     network: Annotated[Any, PYTHON_ONLY] = None
     head: Annotated[ActionHead | None, PYTHON_ONLY] = None
+    obs_clip: Annotated[tuple[tuple[str, PositiveFloat], ...], PYTHON_ONLY] = ()
     source: Annotated[NetworkPolicy | None, PYTHON_ONLY] = field(
         default=None, repr=False, compare=False, metadata=NOT_STORED
     )
@@ -60,7 +62,8 @@ class TeacherFeatures(Features):
             raise ConfigError(f"features.policy: {name} is no actor, mlp, cnn or impala. Use one of these networks.")
         if network.recurrent:
             raise ConfigError(f"features.policy: {name} is recurrent. Use a feed-forward network.")
-        return TeacherFeatures(self.policy, network.config, network.spec.head, network)
+        obs_clip = tuple(network.obs_clip.items())
+        return TeacherFeatures(self.policy, network.config, network.spec.head, obs_clip, network)
 
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the frozen network and the number of features.
@@ -80,6 +83,7 @@ class TeacherFeatures(Features):
             )
         else:
             network = self.network.build(dataclasses.replace(spec, head=self.head))
+            network.obs_clip = dict(self.obs_clip)
         network.requires_grad_(False)
         return nn.Sequential(LastHidden(network), Standardizer(network.width)), network.width
 
