@@ -21,7 +21,7 @@ from rldistill.io.provenance import provenance
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
-from rldistill.students.ridge import Ridge
+from rldistill.students.linear import Ridge
 from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.tree import Tree

@@ -23,7 +23,7 @@ from rldistill.distillation.prepare import prepare
 from rldistill.io.metrics import Metrics
 from rldistill.losses import QMSE, AnyLoss, BellmanTarget, ForwardKL
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.ridge import Ridge
+from rldistill.students.linear import Ridge
 
 Rows = NDArray[np.int64]
 ROWS_PER_BATCH = 2_048

@@ -79,14 +79,16 @@ def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folde
     if student.alternating_passes:
         loss_fn, leaf_fn = alternating_loss(head, leaf_labels, weights)
         nodes = improve_splits(nodes, x, loss_fn, leaf_fn, student.alternating_passes, student.min_samples)
-    means = _node_means(nodes, x, leaf_labels, weights)
+    leaf, num_nodes = nodes.leaves(x), len(nodes.feature)
+    means = _sums(leaf, leaf_labels, num_nodes)
+    means /= np.maximum(np.bincount(leaf, weights, num_nodes), MIN_WEIGHT)[:, None]
     if advantage_loss is None and head.discrete:
         means = np.log(means + SHARE_EPSILON)
         means = means[:, 1::2] - means[:, ::2] if isinstance(head, BernoulliHead) else means
     policy = _policy(empty, nodes, means)
     score, constant_score = _scores(policy, data, train, heldout)
     row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - score if head.discrete else -score}
-    row |= {"agreement": score if head.discrete else None, "nodes": len(nodes.feature)}
+    row |= {"agreement": score if head.discrete else None, "nodes": num_nodes}
     Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
     if not score > constant_score:
         raise NothingLearnedError(
@@ -185,21 +187,6 @@ def alternating_loss(
 def _sums(index: NDArray[np.intp], values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Return the sums of values `[N, K]` by index, `[count, K]`."""
     return np.stack([np.bincount(index, column, count) for column in values.T], 1)
-
-
-def _node_means(
-    nodes: Nodes, x: NDArray[np.float32], values: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the weighted mean at each node, `[nodes, K]`, of values that are already times the weights."""
-    levels = nodes.levels
-    total, weight = np.zeros((len(levels), values.shape[1])), np.zeros(len(levels))
-    node, rows = np.zeros(len(x), np.intp), np.arange(len(x))
-    for level in range(int(levels.max()) + 1):
-        total += _sums(node[rows], values[rows], len(levels))
-        weight += np.bincount(node[rows], weights[rows], len(levels))
-        node = nodes.descend(x, node, 1)
-        rows = np.flatnonzero(levels[node] == level + 1)
-    return total / np.maximum(weight, MIN_WEIGHT)[:, None]
 
 
 def _policy(empty: TreePolicy, nodes: Nodes, params: NDArray[np.float64]) -> TreePolicy:

@@ -61,6 +61,10 @@ class Nodes:
             node[moving] = np.where(goes_left, self.left[split], self.right[split])
         return node
 
+    def leaves(self, x: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Return the leaves that features `[N, F]` reach."""
+        return self.descend(x, np.zeros(len(x), np.intp), len(self.feature))
+
 
 def improve_splits(
     nodes: Nodes, x: NDArray[np.float32], loss_fn: LossFn, leaf_fn: LeafFn, passes: int, min_samples: int
@@ -78,7 +82,7 @@ def improve_splits(
     depth = int(levels.max())
     previous = np.inf
     for _ in range(passes):
-        leaf = nodes.descend(x, root, depth)
+        leaf = nodes.leaves(x)
         choices = leaf_fn(leaf, len(levels))
         total = float(loss_fn(rows_all, choices[leaf]).sum())
         if previous - total <= MIN_IMPROVEMENT * total:
@@ -92,7 +96,7 @@ def improve_splits(
                 for child in (nodes.left, nodes.right)
             )
             nodes = _best_splits(nodes, (x, order), rows, node[rows], right_loss - left_loss, min_samples)
-    return _prune(nodes, np.bincount(nodes.descend(x, root, depth), minlength=len(levels)), min_samples)
+    return _prune(nodes, np.bincount(nodes.leaves(x), minlength=len(levels)), min_samples)
 
 
 def _prune(nodes: Nodes, leaf_counts: NDArray[np.intp], min_samples: int) -> Nodes:

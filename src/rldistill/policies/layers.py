@@ -107,14 +107,10 @@ def convolutions(
 ) -> tuple[list[nn.Module], int]:
     """Return convolutions without padding, an activation after each, and the number of values after the last.
 
-    Args:
-        shape: Channels, height and width of the input.
-        sizes: Channels, kernels and strides, one of each for every convolution.
-        act: Activation.
-        field: Name of the kernels in an error.
+    `shape` is that of the input, `[channels, height, width]`; `sizes` are the channels, kernels and strides.
 
     Raises:
-        ConfigError: A kernel is larger than its input.
+        ConfigError: A kernel is larger than its input; the message begins with `field`.
     """
     depth, height, width = shape
     layers: list[nn.Module] = []

@@ -19,8 +19,7 @@ from rldistill.io.atomic import read_json, write_atomic
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.videos import data_url
 from rldistill.students.features import CLIP_STD, AnyFeatures, Objects, Raw, Standardized, Standardizer
-from rldistill.students.linear import Linear
-from rldistill.students.ridge import Ridge
+from rldistill.students.linear import Linear, Ridge
 from rldistill.students.storage import load_native
 from rldistill.students.tree import TreePolicy
 

@@ -7,9 +7,8 @@ from rldistill.students.cnn import Cnn
 from rldistill.students.gru import Gru
 from rldistill.students.impala import Impala
 from rldistill.students.keras import Keras
-from rldistill.students.linear import Linear
+from rldistill.students.linear import Linear, Ridge
 from rldistill.students.mlp import Mlp
-from rldistill.students.ridge import Ridge
 from rldistill.students.student import Student
 from rldistill.students.tree import Tree
 

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 from rldistill.core.fields import OneOf
-from rldistill.students.features.features import CLIP_STD, Features, Standardizer
+from rldistill.students.features.features import CLIP_STD, Features, Raw, Standardized, Standardizer
 from rldistill.students.features.objects import Objects
 from rldistill.students.features.random import Fourier, RandomConv, RandomFourierFeatures
-from rldistill.students.features.raw import Raw, Standardized
 from rldistill.students.features.teacher import TeacherFeatures
 
 FEATURES: dict[str, type] = {

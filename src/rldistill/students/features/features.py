@@ -1,4 +1,4 @@
-"""Features: fixed functions of the observation that linear students, mlps and trees take as input."""
+"""Features: fixed functions of the observation that linear students, mlps and trees take as input, and the simplest."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rldistill.core.fields import validated_dataclass
 from rldistill.core.spec import PolicySpec
-from rldistill.policies.layers import DataDependentLayer
+from rldistill.policies.encoding import flat_width
+from rldistill.policies.layers import DataDependentLayer, Flat
 
 CLIP_STD = 20.0
 """Limit of the absolute value of a standardized feature."""
@@ -66,3 +68,25 @@ class Standardizer(DataDependentLayer):
         """Return the standardized features `[B, width]`."""
         scaled: Tensor = (x - self.mean) / self.std
         return scaled.clamp(-CLIP_STD, CLIP_STD)
+
+
+@validated_dataclass
+class Raw(Features):
+    """The flattened observation; pixels are standardized with one number for all."""
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
+        """Return the layers and the number of features."""
+        return nn.Sequential(Flat()), flat_width(spec)
+
+
+@validated_dataclass
+class Standardized(Features):
+    """The flattened observation, each entry standardized over the data and clipped to 20 standard deviations.
+
+    For pixels this weighs a rare flicker as much as a paddle; other observations are standardized for every student.
+    """
+
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
+        """Return the layers and the number of features."""
+        width = flat_width(spec)
+        return nn.Sequential(Flat(), Standardizer(width)), width

@@ -127,12 +127,7 @@ def _meeting(
 ) -> tuple[Tensor, Tensor]:
     """Return 1 / (1 + frames) until an object is level with its target along an axis, and their distance across it.
 
-    Args:
-        position: Row and column of the object, `[B, 2]`.
-        speed: Movement of the object in a frame, `[B, 2]`.
-        target: Row and column of the target, `[B, 2]`.
-        along: The axis.
-        walls: Least and largest position of the object across the axis.
+    Positions and movements in a frame are rows and columns, `[B, 2]`; `walls` limit the object's position across.
     """
     across, (low, high) = 1 - along, walls
     distance = target[:, along] - position[:, along]
