@@ -1,4 +1,4 @@
-"""Losses on what is not the policy: a value that stays with the student, features that do not."""
+"""Losses on other outputs than the policy: a value that stays with the student, features that do not."""
 
 from __future__ import annotations
 
@@ -65,23 +65,23 @@ def test_features_are_a_function_of_the_students_only_while_it_learns(with_featu
     assert last["heldout_loss"] < 0.5 * first["heldout_loss"]
 
 
-def test_it_goes_on_where_it_was_stopped(with_features: Dataset, tmp_path: Path) -> None:
+def test_resumed_fit_has_the_same_weights(with_features: Dataset, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
     def stop(done: int, total: int) -> None:
         raise Stop
 
-    asked = config(ForwardKL(), FeatureMSE(), ValueMSE())
-    whole = distill(with_features, Mlp((8,)), asked, tmp_path / "whole")
+    settings = config(ForwardKL(), FeatureMSE(), ValueMSE())
+    whole = distill(with_features, Mlp((8,)), settings, tmp_path / "whole")
     with pytest.raises(Stop):
-        distill(with_features, Mlp((8,)), asked, tmp_path / "cut", progress=Reports(stop))
-    cut = distill(with_features, Mlp((8,)), asked, tmp_path / "cut", mode="resume")
+        distill(with_features, Mlp((8,)), settings, tmp_path / "cut", progress=Reports(stop))
+    cut = distill(with_features, Mlp((8,)), settings, tmp_path / "cut", mode="resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, cut.state_dict()[name])
 
 
-def test_a_warm_start_begins_where_the_student_was(with_features: Dataset, tmp_path: Path) -> None:
+def test_a_warm_start_begins_with_the_weights_of_the_policy(with_features: Dataset, tmp_path: Path) -> None:
     before = distill(with_features, Mlp((8,)), config(ForwardKL()), tmp_path / "before")
     agreement = {}
     for name, student in (("warm", before), ("cold", Mlp((8,)))):
@@ -95,7 +95,7 @@ def test_they_train_no_policy_by_themselves(with_features: Dataset, tmp_path: Pa
         distill(with_features, Mlp((8,)), config(ValueMSE(), FeatureMSE()), tmp_path)
 
 
-def test_features_that_were_not_stored_are_asked_for(dataset: Dataset, tmp_path: Path) -> None:
+def test_missing_features_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match=r"collect\.features"):
         distill(dataset, Mlp((8,)), config(ForwardKL(), FeatureMSE()), tmp_path)
 

@@ -34,7 +34,7 @@ BALL = Objects((("ball", 0, 8, 0, 10),))
 CONFIG = DistillConfig(epochs=4, batch_size=64, num_threads=1)
 
 
-def test_a_student_learns_what_the_teacher_does(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_student_learns_the_actions_of_the_teacher(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Mlp((32,)), dataclasses.replace(CONFIG, epochs=15), tmp_path)
     rows = np.flatnonzero(dataset.heldout)
     output, _ = student(dataset.observations(rows))
@@ -49,7 +49,7 @@ class StopAfter(Exception):
 
 
 @pytest.mark.parametrize(("student", "epochs_before"), [(Mlp((16,)), 1), (Mlp((16,)), 3), (Gru(8, (8,), window=8), 1)])
-def test_interrupted_and_resumed_it_has_the_same_bytes(
+def test_an_interrupted_and_resumed_fit_has_the_same_bytes(
     dataset: Dataset, tmp_path: Path, student: AnyStudent, epochs_before: int
 ) -> None:
     distill(dataset, student, CONFIG, tmp_path / "whole", seed=3)
@@ -65,7 +65,7 @@ def test_interrupted_and_resumed_it_has_the_same_bytes(
     assert hashes[0] == hashes[1]
 
 
-def test_a_warm_start_is_kept_where_nothing_better_comes(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_warm_start_is_kept_if_no_epoch_is_better(dataset: Dataset, tmp_path: Path) -> None:
     first = distill(dataset, Mlp((16,)), CONFIG, tmp_path / "first")
     wild = DistillConfig(epochs=1, learning_rate=0.5)
     second = distill(dataset, first, wild, tmp_path / "second")
@@ -140,7 +140,7 @@ def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
     assert given.loss == ForwardKL(temperature=0.01)
 
 
-def test_advantages_are_divided_by_what_returns_are_away_from_values(dataset: Dataset, tmp_path: Path) -> None:
+def test_advantages_are_divided_by_their_scale(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(AdvantageWeightedNLL()),))
     away = np.where(np.arange(len(dataset)) % 2 == 0, 7.0, -1.0)  # sqrt((49 + 1) / 2) = 5
     columns = {**dataset.columns, "value": (dataset.columns["return_to_go"] - away).astype(np.float32)}

@@ -36,13 +36,13 @@ def test_the_solution_is_scikit_learns(dataset: Dataset, tmp_path: Path) -> None
     scaled = (obs - student.obs_mean.numpy()) / student.obs_std.numpy()
     reference = Reference(alpha=0.01 * len(train)).fit(scaled[train], dataset.columns["teacher"][train])
     with torch.no_grad():
-        said = student(dataset.observations(np.arange(len(dataset))))[0].params
-    np.testing.assert_allclose(said, reference.predict(scaled), rtol=1e-4, atol=1e-5)
+        prediction = student(dataset.observations(np.arange(len(dataset))))[0].params
+    np.testing.assert_allclose(prediction, reference.predict(scaled), rtol=1e-4, atol=1e-5)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["agreement"] > 0.9
 
 
-def test_fourier_features_see_what_a_line_does_not(tmp_path: Path) -> None:
+def test_fourier_features_fit_a_nonlinear_function(tmp_path: Path) -> None:
     # On Pendulum the best torque is no linear function of the observation.
     env = EnvConfig("Pendulum-v1")
     torch.manual_seed(0)
@@ -78,11 +78,11 @@ def test_fitted_q_regresses_each_action_on_its_own_targets(dataset: Dataset, tmp
     obs = dataset.observations(np.arange(len(dataset))).double().numpy()
     scaled = (obs - student.obs_mean.numpy()) / student.obs_std.numpy()
     with torch.no_grad():
-        said = student(dataset.observations(np.arange(len(dataset))))[0].params.numpy()
+        prediction = student(dataset.observations(np.arange(len(dataset))))[0].params.numpy()
     for action in range(2):
         rows = train & (column["action"] == action)
         reference = Reference(alpha=1e-3 * rows.sum()).fit(scaled[rows], targets[rows])
-        np.testing.assert_allclose(said[:, action], reference.predict(scaled), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(prediction[:, action], reference.predict(scaled), rtol=1e-3, atol=1e-4)
 
 
 def test_an_action_that_was_never_taken_has_no_target(teacher: NetworkPolicy, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_decisions_by_hand() -> None:
         policy.left.copy_(torch.tensor([1.0, 0, 3, 0, 0]))
         policy.right.copy_(torch.tensor([2.0, 0, 4, 0, 0]))
         policy.value.copy_(torch.tensor([[0.0, 0], [1, 2], [0, 0], [3, 4], [5, 6]]))
-        said = policy(torch.tensor([[1.0, 9], [1.1, -2], [1.1, -1.9]]))[0].params
-    assert said.tolist() == [[1, 2], [3, 4], [5, 6]]
+        output = policy(torch.tensor([[1.0, 9], [1.1, -2], [1.1, -1.9]]))[0].params
+    assert output.tolist() == [[1, 2], [3, 4], [5, 6]]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6, width=32))
@@ -61,9 +61,9 @@ def test_predictions_are_those_of_scikit_learn(dataset: Dataset, tmp_path: Path)
     train = ~dataset.heldout
     reference = sklearn_tree(Tree(max_depth=5), True, 0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():
-        said = student(dataset.observations(np.arange(len(dataset))))[0]
-    np.testing.assert_array_equal(said.mode(), reference.predict(obs))
-    chances = said.params.softmax(-1).numpy()
+        output = student(dataset.observations(np.arange(len(dataset))))[0]
+    np.testing.assert_array_equal(output.mode(), reference.predict(obs))
+    chances = output.params.softmax(-1).numpy()
     np.testing.assert_allclose(chances, reference.predict_proba(obs), atol=1e-5)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["agreement"] > 0.8
@@ -80,8 +80,8 @@ def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path
     train = ~dataset.heldout
     plain = sklearn_tree(Tree(max_depth=3), True, 0).fit(obs[train], actions[train])
     with torch.no_grad():
-        said = student(dataset.observations(np.arange(len(dataset))))[0]
-    np.testing.assert_allclose(said.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
+        output = student(dataset.observations(np.arange(len(dataset))))[0]
+    np.testing.assert_allclose(output.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
 
 
 def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path
     costs = np.tanh((labels - labels.max(1, keepdims=True)) / 0.5)
     reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
     with torch.no_grad():
-        said = student(dataset.observations(np.arange(len(dataset))))[0]
-    assert said.head.kind == "categorical"
+        output = student(dataset.observations(np.arange(len(dataset))))[0]
+    assert output.head.kind == "categorical"
     leaf = reference.apply(obs)
     lost = (labels - labels.max(1, keepdims=True)) / 0.5
     mean = {one: lost[train & (leaf == one)].mean(0) for one in np.unique(leaf)}
-    np.testing.assert_allclose(said.params.numpy(), np.stack([mean[one] for one in leaf]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.params.numpy(), np.stack([mean[one] for one in leaf]), rtol=1e-4, atol=1e-5)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["agreement"] > 0.8
     # Not given, the temperature is half of what the best action has before the next one.
@@ -137,8 +137,8 @@ def test_illegal_actions_keep_their_value_where_they_are_legal(dataset: Dataset,
     student = distill(hidden, Tree(max_depth=5, alternating_passes=passes), config, tmp_path)
     clear = np.abs(labels[:, 0] - labels[:, 1]) > 0.1
     with torch.no_grad():
-        told = student(dataset.observations(np.flatnonzero(clear)))[0].mode().numpy()
-    assert (told == labels[clear].argmax(1)).mean() > 0.95
+        predicted = student(dataset.observations(np.flatnonzero(clear)))[0].mode().numpy()
+    assert (predicted == labels[clear].argmax(1)).mean() > 0.95
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,16 @@ def test_illegal_actions_keep_their_value_where_they_are_legal(dataset: Dataset,
 def test_mistakes_in_several_choices_by_hand(head: ActionHead, actions: list[list[int]]) -> None:
     # Two transitions come to leaf 0, the second with four times the weight, and one to leaf 1.
     weights, made = np.array([1.0, 4.0, 2.0]), np.array(actions)
-    costs, says = alternating_loss(head, one_hot_choices(head, made) * weights[:, None], weights)
-    said = says(np.array([0, 0, 1]), 2)
-    chosen = said - [0, 2]  # of columns for both choices, one after the other
+    loss_fn, leaf_fn = alternating_loss(head, one_hot_choices(head, made) * weights[:, None], weights)
+    choices = leaf_fn(np.array([0, 0, 1]), 2)
+    chosen = choices - [0, 2]  # of columns for both choices, one after the other
     assert chosen.tolist() == actions[1:]
-    assert costs(np.array([0, 1, 2]), said[[0, 0, 1]]).tolist() == [1, 0, 0]  # the first choice of the first is wrong
-    assert costs(np.array([0, 1, 2]), said[[1, 1, 0]]).tolist() == [2, 4, 2]
+    assert loss_fn(np.array([0, 1, 2]), choices[[0, 0, 1]]).tolist() == [
+        1,
+        0,
+        0,
+    ]  # the first choice of the first is wrong
+    assert loss_fn(np.array([0, 1, 2]), choices[[1, 1, 0]]).tolist() == [2, 4, 2]
 
 
 def test_a_continuous_teacher(tmp_path: Path) -> None:

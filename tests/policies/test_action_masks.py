@@ -143,12 +143,12 @@ def test_least_squares_fits_the_legal_actions_alone(kind: Any, env: EnvConfig, t
     )
     rows = np.arange(500)
     batch = data.batch(rows)
-    said, wanted = student(batch.obs)[0].params, batch.teacher.params
+    params, wanted = student(batch.obs)[0].params, batch.teacher.params
     legal = wanted > ILLEGAL / 2
-    assert (said[~legal] <= ILLEGAL / 2).all()
-    assert float((said.argmax(1) == wanted.argmax(1)).float().mean()) > (0.99 if kind == "q_values" else 0.9)
+    assert (params[~legal] <= ILLEGAL / 2).all()
+    assert float((params.argmax(1) == wanted.argmax(1)).float().mean()) > (0.99 if kind == "q_values" else 0.9)
     if kind == "q_values":  # which are linear in what it sees, so that nothing is lost
-        torch.testing.assert_close(said[legal], wanted[legal], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(params[legal], wanted[legal], rtol=1e-3, atol=1e-3)
 
 
 class Plane:
@@ -201,7 +201,7 @@ def test_a_teacher_without_a_mask_is_restricted(env: EnvConfig, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("inner", [(), (Wrapper("TimeFeature"),)], ids=["outermost", "further in"])
-def test_a_wrapper_may_tell_what_is_legal(inner: tuple[Wrapper, ...], tmp_path: Path) -> None:
+def test_a_wrapper_may_add_the_mask(inner: tuple[Wrapper, ...], tmp_path: Path) -> None:
     gymnasium.register("Unasked-v0", Unasked)
     try:
         env = EnvConfig("Unasked-v0", wrappers=(Wrapper(f"{__name__}:Asked"), *inner))

@@ -50,8 +50,8 @@ def test_labels_are_those_of_the_pictures_turned_round(inside: bool, zoo: bool, 
     obs, _ = model.policy.obs_to_tensor(raw)
     with torch.no_grad():
         expected = model.policy.get_distribution(obs).distribution.logits
-    said = torch.from_numpy(data.columns["teacher"]).log_softmax(-1)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    found = torch.from_numpy(data.columns["teacher"]).log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_so_are_those_of_the_teachers_own_view(tmp_path: Path) -> None:
@@ -64,5 +64,5 @@ def test_so_are_those_of_the_teachers_own_view(tmp_path: Path) -> None:
     obs, _ = model.policy.obs_to_tensor(data.columns["teacher_obs"])
     with torch.no_grad():
         expected = model.policy.get_distribution(obs).distribution.logits
-    said = torch.from_numpy(data.columns["teacher"]).log_softmax(-1)
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
+    found = torch.from_numpy(data.columns["teacher"]).log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -84,7 +84,7 @@ def test_a_large_batch_takes_longer_than_one_observation() -> None:
     assert one < many < 256 * one  # all of them together, not each
 
 
-def test_what_fails_leaves_nothing_behind_either() -> None:
+def test_a_failed_measurement_removes_its_hooks() -> None:
     policy, threads = Broken(), torch.get_num_threads()
     with pytest.raises(RuntimeError):
         measure_cost(policy)
@@ -92,7 +92,7 @@ def test_what_fails_leaves_nothing_behind_either() -> None:
     assert not policy.layer._forward_hooks
 
 
-def test_of_what_is_no_network_the_time_alone_is_known() -> None:
+def test_only_the_latency_of_a_policy_without_network_is_measured() -> None:
     for policy in (FirstAction(), Ensemble((Mlp((16,)).build(LANDER), FirstAction()))):
         cost = measure_cost(policy)
         assert (cost.parameters, cost.bytes, cost.macs, cost.activations) == (None, None, None, None)
@@ -111,7 +111,7 @@ def test_an_ensemble_costs_the_sum_of_its_members() -> None:
     assert (cost.parameters, cost.bytes) == (8 * 4 + 4 + one, 4 * (8 * 4 + 4 + one))  # what runs twice is there once
 
 
-def test_a_policy_confined_to_legal_actions_costs_what_it_does_alone() -> None:
+def test_an_action_mask_does_not_change_the_cost() -> None:
     parts = (("obs", ObsPart((8,), "float32")), (MASK, ObsPart((4,), "int8")))
     confined = with_action_mask(Mlp((16,)).build(LANDER), PolicySpec.from_parts(parts, LANDER.head))
     cost = measure_cost(confined)

@@ -66,7 +66,7 @@ BOX = DeterministicHead(low=(-1.0,), high=(1.0,))
 OBS = torch.zeros(3, 2)
 
 
-def says(*members: Fixed, vote: str = "mean") -> PolicyOutput:
+def combined(*members: Fixed, vote: str = "mean") -> PolicyOutput:
     return Ensemble(members, vote)(OBS)[0]  # type: ignore[arg-type]
 
 
@@ -81,35 +81,35 @@ def chances(p: float) -> tuple[float, float]:
 
 
 def test_probabilities_are_averaged() -> None:
-    output = says(Fixed(LOGITS, chances(0.9)), Fixed(LOGITS, chances(0.3)))
+    output = combined(Fixed(LOGITS, chances(0.9)), Fixed(LOGITS, chances(0.3)))
     torch.testing.assert_close(output.params.exp()[0], torch.tensor([0.6, 0.4]))
 
 
 def test_q_values_are_averaged() -> None:
-    output = says(Fixed(VALUES, (1.0, 2.0)), Fixed(VALUES, (5.0, 0.0)))
+    output = combined(Fixed(VALUES, (1.0, 2.0)), Fixed(VALUES, (5.0, 0.0)))
     assert output.head.kind == "q_values"
     assert output.params[0].tolist() == [3.0, 1.0]
 
 
 def test_actions_are_averaged() -> None:
-    assert says(Fixed(BOX, (0.5,)), Fixed(BOX, (-1.0,))).mode()[0].tolist() == [-0.25]
+    assert combined(Fixed(BOX, (0.5,)), Fixed(BOX, (-1.0,))).mode()[0].tolist() == [-0.25]
 
 
 def test_the_majority_outvotes_the_one_that_is_surest() -> None:
     members = Fixed(LOGITS, chances(0.99)), Fixed(LOGITS, chances(0.4)), Fixed(LOGITS, chances(0.4))
-    assert says(*members).mode()[0] == 0
-    majority = says(*members, vote="majority")
+    assert combined(*members).mode()[0] == 0
+    majority = combined(*members, vote="majority")
     assert majority.mode()[0] == 1
     torch.testing.assert_close(majority.params.exp()[0], torch.tensor([1 / 3, 2 / 3]))
 
 
-def test_confidence_weighs_by_what_is_known() -> None:
-    output = says(Fixed(LOGITS, chances(0.5)), Fixed(LOGITS, chances(1 - 1e-7)), vote="confidence")
+def test_confidence_weights_by_entropy() -> None:
+    output = combined(Fixed(LOGITS, chances(0.5)), Fixed(LOGITS, chances(1 - 1e-7)), vote="confidence")
     torch.testing.assert_close(output.params.exp()[0], torch.tensor([1.0, 0.0]), atol=1e-4, rtol=0)
 
 
 def test_heads_that_differ_meet_as_probabilities() -> None:
-    output = says(Fixed(LOGITS, chances(0.5)), Fixed(VALUES, (2.0, 0.0)))  # a gap of 2, a temperature of 1
+    output = combined(Fixed(LOGITS, chances(0.5)), Fixed(VALUES, (2.0, 0.0)))  # a gap of 2, a temperature of 1
     expected = (0.5 + 1 / (1 + torch.tensor(-2.0).exp())) / 2
     torch.testing.assert_close(output.params.exp()[0, 0], expected)
 
@@ -133,7 +133,7 @@ def test_the_temperature_of_values_is_a_state_s_own() -> None:
 
 def test_actions_that_are_nearly_as_good_stay_nearly_as_likely() -> None:
     members = Fixed(QValuesHead((3,)), (1.0, 0.999, 0.0)), Fixed(CategoricalHead((3,)), (0.0,) * 3)
-    p = says(*members).params[0].exp() * 2 - 1 / 3  # T = (0.001 + 1) / 2 / 2, so p(1) / p(0) = e^(-0.001 / T)
+    p = combined(*members).params[0].exp() * 2 - 1 / 3  # T = (0.001 + 1) / 2 / 2, so p(1) / p(0) = e^(-0.001 / T)
     assert float(p[1] / p[0]) == pytest.approx(math.exp(-0.001 * 4 / 1.001), abs=1e-5)
 
 
@@ -141,12 +141,12 @@ def test_values_that_differ_by_rounding_count_as_equal() -> None:
     value = torch.tensor(100.0)
     above = float(torch.nextafter(value, torch.tensor(200.0)))
     members = Fixed(VALUES, (100.0, above)), Fixed(LOGITS, (0.0, 0.0))
-    torch.testing.assert_close(says(*members).params[0].exp(), torch.tensor([0.5, 0.5]), atol=0.01, rtol=0)
+    torch.testing.assert_close(combined(*members).params[0].exp(), torch.tensor([0.5, 0.5]), atol=0.01, rtol=0)
 
 
 def test_bits_are_averaged_as_probabilities() -> None:
     bits = BernoulliHead((2,))
-    output = says(Fixed(bits, (10.0, -40.0)), Fixed(bits, (-1.0, -40.0)))
+    output = combined(Fixed(bits, (10.0, -40.0)), Fixed(bits, (-1.0, -40.0)))
     # (sigmoid(10) + sigmoid(-1)) / 2 = (0.9999546 + 0.2689414) / 2
     assert float(output.params[0, 0].sigmoid()) == pytest.approx(0.6344480, abs=1e-6)
     assert output.params[0, 1] < -18
@@ -155,7 +155,7 @@ def test_bits_are_averaged_as_probabilities() -> None:
 
 def test_each_part_of_an_action_is_averaged_as_probabilities() -> None:
     parts = MultiCategoricalHead((2, 3))
-    output = says(Fixed(parts, (10.0, 0.0, 0.0, 0.0, 0.0)), Fixed(parts, (0.0, 1.0, *chances(0.75), -99.0)))
+    output = combined(Fixed(parts, (10.0, 0.0, 0.0, 0.0, 0.0)), Fixed(parts, (0.0, 1.0, *chances(0.75), -99.0)))
     chance = output.params[0].exp()
     # sigmoid(10) and sigmoid(-1) again; (1/3 + 3/4) / 2, (1/3 + 1/4) / 2 and 1/3 / 2
     torch.testing.assert_close(chance, torch.tensor([0.634448, 0.365552, 0.541667, 0.291667, 0.166667]))
@@ -241,7 +241,7 @@ def test_members_remember_each_for_itself() -> None:
     with torch.no_grad():
         for step in obs:
             output, state = together(step, state)
-            said = [member(step, mine) for member, mine in zip(members, own, strict=True)]
-            own = [mine for _, mine in said]
-            chances = torch.stack([alone.params.softmax(-1) for alone, _ in said]).mean(0)
+            results = [member(step, mine) for member, mine in zip(members, own, strict=True)]
+            own = [mine for _, mine in results]
+            chances = torch.stack([alone.params.softmax(-1) for alone, _ in results]).mean(0)
             torch.testing.assert_close(output.params.exp(), chances)

@@ -40,7 +40,7 @@ def test_every_limit_counts() -> None:
     assert cost["parameters"] <= 62_000
 
 
-def test_a_budget_that_no_shape_meets_says_what_would() -> None:
+def test_a_budget_below_the_smallest_shape_is_refused() -> None:
     with pytest.raises(ConfigError, match="the smallest has parameters"):
         fit_budget(FRAMES, "cnn", parameters=5)
     with pytest.raises(ConfigError, match="give a limit"):

@@ -146,9 +146,9 @@ def test_objects_by_hand() -> None:
     obs[0, 1, 6:8, 12:14] = 236
     obs[0, 1, 3, 0], obs[0, 1, 3, 1] = 127, 207  # which differ by 40 and by 120
     features = Objects(regions)
-    said = Linear(features).build(SCREEN)(obs)[0].features
-    assert said is not None
-    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    values = Linear(features).build(SCREEN)(obs)[0].features
+    assert values is not None
+    named = dict(zip(features.names(2), values[0].tolist(), strict=True))
     assert named == {
         "left row": 3, "left column": 0.75, "left row moved": 0, "left column moved": 0,
         "right row": 6.5, "right column": 12.5, "right row moved": 2, "right column moved": 4,
@@ -167,17 +167,17 @@ def test_meetings_of_objects_by_hand() -> None:
     obs = torch.zeros(1, 2, 12, 16, dtype=torch.uint8)
     obs[0, 0, 6, 1] = obs[0, 1, 8, 4] = obs[0, :, 2, 13] = 200
     features = Objects((("ball", 0, 12, 0, 12), ("paddle", 0, 12, 12, 16)))
-    said = Linear(features).build(SCREEN)(obs)[0].features
-    assert said is not None
-    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    values = Linear(features).build(SCREEN)(obs)[0].features
+    assert values is not None
+    named = dict(zip(features.names(2), values[0].tolist(), strict=True))
     assert named["ball soon in paddle column"] == 1 / (1 + 3)
     assert named["ball row - paddle row when in paddle column"] == 6
     assert named["ball soon in paddle row"] == named["ball column - paddle column when in paddle row"] == 0
     assert named["paddle soon in ball column"] == 0
     obs[0, 1, 8, 4], obs[0, 1, 2, 9] = 0, 200  # in the paddle's row now
-    said = Linear(features).build(SCREEN)(obs)[0].features
-    assert said is not None
-    named = dict(zip(features.names(2), said[0].tolist(), strict=True))
+    values = Linear(features).build(SCREEN)(obs)[0].features
+    assert values is not None
+    named = dict(zip(features.names(2), values[0].tolist(), strict=True))
     assert named["ball soon in paddle row"] == 1
     assert named["ball column - paddle column when in paddle row"] == 9 - 13
 

@@ -73,8 +73,8 @@ def test_padding_does_not_count_in_the_loss(dataset: Dataset) -> None:
         torch.testing.assert_close(total_loss(terms, PolicyOutput(dataset.spec.head, params), batch, 1.0), loss)
         is_step = batch.weight > 0
         steps = PolicyOutput(dataset.spec.head, params[is_step])
-        taught = PolicyOutput(dataset.spec.head, batch.teacher.params[is_step])
-        alone = dataclasses.replace(batch, teacher=taught, weight=batch.weight[is_step], reward=batch.reward[is_step])
+        labels = PolicyOutput(dataset.spec.head, batch.teacher.params[is_step])
+        alone = dataclasses.replace(batch, teacher=labels, weight=batch.weight[is_step], reward=batch.reward[is_step])
         torch.testing.assert_close(total_loss(terms, steps, alone, 1.0), loss)
 
 

@@ -154,7 +154,7 @@ def softmaxed_within(shape: tuple[int, ...], outputs: int) -> Any:
         (f"{__name__}:softmaxed_within", "softmax"),
     ],
 )
-def test_what_cannot_be_a_student_says_why(model: str, words: str) -> None:
+def test_unsuitable_models_are_refused(model: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Keras(model).build(spec_from_env(CARTPOLE))
 
