@@ -72,6 +72,11 @@ def test_a_warm_start_is_kept_if_no_epoch_is_better(dataset: Dataset, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def test_other_objects_than_students_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="str has no build"):
+        distill(dataset, "mlp", CONFIG, tmp_path / "student")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("student", [Mlp((8,)), Gru(8, (8,), window=8)], ids=["mlp", "gru"])
 def test_schedules_run_once_from_start_to_end(
     dataset: Dataset, tmp_path: Path, student: AnyStudent, monkeypatch: pytest.MonkeyPatch

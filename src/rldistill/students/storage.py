@@ -25,9 +25,15 @@ TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
 
 
 def trust(kind: type[Any]) -> None:
-    """Let policy files name your own class of students, features or activations, which `load_policy` then builds."""
+    """Let policy files name your own class of students, features or activations, which `load_policy` then builds.
+
+    Raises:
+        ConfigError: A class of another kind.
+    """
     if issubclass(kind, nn.Module):
         ACTIVATIONS[f"{kind.__module__}:{kind.__qualname__}"] = kind
+    elif not callable(getattr(kind, "build", None)):
+        raise ConfigError(f"{kind.__name__} has no build. Use a class of students or features, such as rldistill.Mlp.")
     elif kind not in NETWORKS.values() and kind not in FEATURES.values():
         USER_CLASSES[f"{kind.__module__}:{kind.__qualname__}"] = kind
 
