@@ -25,6 +25,7 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, best_constant_loss, with_temperatures
+from rldistill.policies.actor_critic import Actor
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Objects
 
@@ -70,6 +71,11 @@ def test_a_warm_start_is_kept_if_no_epoch_is_better(dataset: Dataset, tmp_path: 
     wild = DistillConfig(epochs=1, learning_rate=0.5)
     second = distill(dataset, first, wild, tmp_path / "second")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_an_actor_is_a_warm_start_too(dataset: Dataset, tmp_path: Path) -> None:
+    network = Actor(hidden=(8,)).build(dataset.spec)
+    assert distill(dataset, network, CONFIG, tmp_path / "student").config == network.config
 
 
 def test_other_objects_than_students_are_refused(dataset: Dataset, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from rldistill.losses.objective import policy_terms, require_comparable, student
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.linear import Ridge
-from rldistill.students.storage import load_native, save_policy, trust
+from rldistill.students.storage import load_native, save_policy, trust_student
 from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.tree import Tree
 
@@ -57,8 +57,7 @@ def distill(
     folder = Path(folder)
     initial = student if isinstance(student, NetworkPolicy) else None
     student = student.config if isinstance(student, NetworkPolicy) else student
-    trust(type(student))
-    trust(type(getattr(student, "features", student)))
+    trust_student(student)
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     threads = torch.get_num_threads()

@@ -29,7 +29,7 @@ from rldistill.rl.replay import OfflineTransitions, ReplayBuffer, ReplayObsEncod
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
 from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent
-from rldistill.students.storage import load_native, trust
+from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
 LOG_INTERVAL_STEPS = 2_000
@@ -57,7 +57,7 @@ def learn(
         ConfigError: the student does not learn by gradient, or it is recurrent.
         SpecMismatchError: an action is not one integer; or teacher, student and environment do not fit.
     """
-    trust(type(task.student))
+    trust_student(task.student)
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
     device = resolve_device(config.device, "dqn.device")

@@ -28,7 +28,7 @@ from rldistill.rl.rollout import Minibatch, Rollout, advantages
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
 from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent, Cnn, Mlp
-from rldistill.students.storage import load_native, trust
+from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
 
@@ -49,7 +49,7 @@ def learn(
         ConfigError: the student does not learn by gradient, or there is guidance without a teacher.
         SpecMismatchError: teacher, student and environment do not fit.
     """
-    trust(type(task.student))
+    trust_student(task.student)
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
     device = resolve_device(config.device, "ppo.device")

@@ -19,7 +19,7 @@ from rldistill.core.fields import USER_CODE, explain, read
 from rldistill.recipes.job import Run
 from rldistill.run.overrides import apply_overrides
 from rldistill.run.yaml import read_yaml
-from rldistill.students.storage import trust
+from rldistill.students.storage import trust_student
 
 
 def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Run:
@@ -56,8 +56,7 @@ def read_run(document: dict[str, Any], source: str = "run", overrides: Mapping[s
         where = _source(problem.partition(": ")[0], overrides or {}) or source
         raise ConfigError(f"{where}: {problem}{more}") from None
     for student in run.students.values():
-        trust(type(student))
-        trust(type(getattr(student, "features", student)))
+        trust_student(student)
     return dataclasses.replace(run, document=document)
 
 

@@ -38,6 +38,13 @@ def trust(kind: type[Any]) -> None:
         USER_CLASSES[f"{kind.__module__}:{kind.__qualname__}"] = kind
 
 
+def trust_student(student: object) -> None:
+    """Trust the class of a student, and that of its features if it has some."""
+    trust(type(student))
+    if isinstance(features := getattr(student, "features", None), Features):
+        trust(type(features))
+
+
 def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any], half: bool = False) -> None:
     """Write a policy; `half` stores weights as float16, which loading converts to float32.
 
