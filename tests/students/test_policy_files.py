@@ -70,7 +70,7 @@ def test_a_missing_or_senseless_field_is_named(folder: Path, field: str, value: 
         ("spec.obs_shape", [2**40, 2**40], "config: no network can have these sizes"),
         ("config.hidden", [10**30], r"config\.hidden\.0: found 10+"),
         ("sha256", KeyError, "sha256: is missing"),
-        ("sha256", None, "sha256: found None, expected a valid string"),
+        ("sha256", None, "sha256: found None, expected text"),
         ("config.more", 1, "config.more is no field of Mlp"),
         ("student", "cnn", "config.channels is missing"),
         ("config.hidden", [5], "not the weights"),

@@ -251,6 +251,10 @@ def explain(error: ErrorDetails) -> str:
         problem = context["problem"]
     elif kind in ("missing", "missing_argument"):
         problem = "is missing"
+    elif kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        problem = "is an unknown field"
+    elif kind == "value_error":
+        problem = str(context["error"])
     elif kind in EXPECTED:
         limits = {name: f"{limit:g}" if isinstance(limit, float) else limit for name, limit in context.items()}
         problem = f"{found} {EXPECTED[kind].format(**limits)}"

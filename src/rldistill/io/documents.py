@@ -8,7 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from rldistill.core.errors import CorruptArtifactError, short_repr
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.fields import explain
 
 CHANGED = "The file was changed; write it again."
 
@@ -39,8 +40,9 @@ def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice:
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(filter(None, [field, *_location(first["loc"], value)]))
-        raise CorruptArtifactError(f"{path}: {where}: {_problem(first)}. {advice}") from None
+        first["loc"] = tuple(filter(None, [field, *_location(first["loc"], value)]))
+        problem = explain(first)
+        raise CorruptArtifactError(f"{path}: {problem}{'' if problem.endswith('?') else '.'} {advice}") from None
 
 
 def _location(loc: tuple[int | str, ...], value: Any) -> list[str]:
@@ -54,14 +56,3 @@ def _location(loc: tuple[int | str, ...], value: Any) -> list[str]:
             if inside or number == len(loc):
                 parts.append(str(part))
     return parts
-
-
-def _problem(error: Any) -> str:
-    match error["type"]:
-        case "missing":
-            return "is missing"
-        case "extra_forbidden" | "unexpected_keyword_argument":
-            return "is an unknown field"
-        case "value_error":
-            return str(error["ctx"]["error"])
-    return f"found {short_repr(error['input'])}, expected {error['msg'].removeprefix('Input should be ')}"
