@@ -1,4 +1,4 @@
-"""Steps a second of `collect` over the limit 1 / (1 / emulator + 1 / inference), all measured in this run.
+"""Measure steps per second of `collect` relative to the limit 1 / (1 / emulator + 1 / inference).
 
 The emulator plays full episodes with the same seeded resets and the collector's slots; inference is the teacher's
 forward pass at the collector's batch on one thread.
@@ -26,7 +26,7 @@ from rldistill.envs.vector import make_vector_env
 
 
 def inference_rate(policy: Policy, batches: Sequence[NDArray[Any]], calls: int = 500) -> float:
-    """Observations a second that go through `policy` on one thread, a batch at a time."""
+    """Return the observations per second of `policy` on one thread, one batch at a time."""
     tensors = [torch.from_numpy(batch) for batch in batches]
     with inference_threads(1), torch.no_grad():
         started = time.perf_counter()
@@ -36,7 +36,7 @@ def inference_rate(policy: Policy, batches: Sequence[NDArray[Any]], calls: int =
 
 
 def limit_of(*rates: float) -> float:
-    """What is done a second if one follows the other: 1 / sum 1 / rate."""
+    """Return the rate of steps in sequence: 1 / sum 1 / rate."""
     return 1 / sum(1 / rate for rate in rates)
 
 

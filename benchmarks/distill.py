@@ -1,4 +1,4 @@
-"""Samples a second of `distill` over a bare PyTorch loop with the same network, batch and data in memory."""
+"""Compare samples per second of `distill` and of a plain PyTorch loop with the same network and data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rldistill.students import AnyStudent
 
 
 def bare(dataset, student: AnyStudent, config: DistillConfig) -> float:  # type: ignore[no-untyped-def]
-    """The least that a person would write: shuffled batches of whole observations, forward, backward, AdamW."""
+    """Fit with a minimal loop: shuffled batches of whole observations, forward, backward, AdamW."""
     network = student.build(dataset.spec)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, fused=True)
     rows = np.flatnonzero(~dataset.heldout)

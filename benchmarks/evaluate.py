@@ -1,4 +1,4 @@
-"""Steps a second of evaluation over the limit 1 / (1 / emulator + 1 / inference), all measured in this run.
+"""Measure steps per second of evaluation relative to the limit 1 / (1 / emulator + 1 / inference).
 
 The emulator is given the actions that the policy took, in the same episodes, with the same seeded resets and slots;
 inference is the policy's forward pass at the batch of evaluation on one thread. Each of them is measured in turn,
@@ -28,7 +28,7 @@ THREADS = 2
 
 
 def emulator_rate(env: EnvConfig, played: Episodes) -> tuple[float, float, list[NDArray[Any]]]:
-    """Steps a second of the emulators alone, the share of them that count, and some of what they showed."""
+    """Return the steps per second of the emulators alone, the share of useful steps, and sample observations."""
     episodes = len(played.returns)
     slots = num_slots(env, episodes)
     scripts = [np.concatenate(played.actions[slot::slots]) for slot in range(slots)]

@@ -33,7 +33,7 @@ FIRST, MOST = 30, 300
 
 
 def coverage(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> dict[str, float]:
-    """How often the interval of each statistic holds what a sample of four million has."""
+    """Return the share of intervals that contain the value of a sample of four million."""
     everyone = law(rng, (1, 4_000_000))
     truths = {name: float(statistic(everyone)) for name, statistic in STATISTICS.items()}
     hits = dict.fromkeys(STATISTICS, 0)
@@ -46,19 +46,19 @@ def coverage(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> 
 
 
 def asked(lead: NDArray[np.float64], risk: float = 0.05) -> NonInferiorityResult:
-    """The answer for a teacher that scores 100, random play that scores 0 and a student that scores 95 and `lead`."""
+    """Return the result for a teacher of score 100, random play of 0 and a student of 95 plus `lead`."""
     episodes = lead.shape[1]
     return non_inferior(95 + lead, np.full((1, episodes), 100.0), np.zeros((1, episodes)), levels=RiskLevels(risk))
 
 
 def at_the_margin(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> float:
-    """How often a student that loses just 5% is said to have kept 95%; below 59 episodes, how often p is below 0.05."""
+    """Return the rate of false yes for a student at the margin; below 59 episodes, the rate of p < 0.05."""
     answers = [asked(law(rng, (1, episodes))) for _ in range(draws)]
     return sum(answer.lower is not None and answer.lower > 0 for answer in answers) / draws
 
 
 def seeds_at_the_margin(runs: int, between: float, episodes: int, draws: int, rng: np.random.Generator) -> float:
-    """The same of a recipe: its runs differ by `between`, and episode seeds by as much as what is left, 1."""
+    """Return the same rate for several training seeds with standard deviation `between`."""
     yes = 0
     for _ in range(draws):
         lead = between * rng.normal(size=(runs, 1)) + rng.normal(size=(1, episodes))
@@ -67,7 +67,7 @@ def seeds_at_the_margin(runs: int, between: float, episodes: int, draws: int, rn
 
 
 def sequential(law: Draw, effect: float, draws: int, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Shares of yes and of no, and the mean number of episodes, where the first answer ends it."""
+    """Return the rates of yes and no and the mean number of episodes of a sequential test."""
     counts = analysis_times(FIRST, MOST)
     risks = boundary(counts)
     ends: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""Learning from reward beside a teacher: where each recipe ends, on real environments, as a share of its teacher.
+"""Measure recipes that learn from reward with a teacher: final normalized scores on real environments.
 
 `corrupted` adds Gaussian noise to the teacher's weights until it scores about 0.34 of itself, and lets that teach.
 `finetune` also says how far the student ever fell below where it began. Every run goes on after an interruption.
@@ -120,7 +120,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 
 
 def classic_network() -> nn.Module:
-    """Of Mnih 2015, for the six actions of Pong."""
+    """Q-network of Mnih 2015 for the six actions of Pong."""
     return nn.Sequential(
         nn.Conv2d(4, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU(),
         nn.Flatten(), nn.Linear(3136, 512), nn.ReLU(), nn.Linear(512, 6),
@@ -128,7 +128,7 @@ def classic_network() -> nn.Module:
 
 
 def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy]:
-    """The run of an experiment, and the sound teacher that its student is compared with."""
+    """Return the run of an experiment and the undamaged teacher."""
     about = EXPERIMENTS[name]
     teacher: str | dict[str, str]
     if "weights" in about:
@@ -145,7 +145,7 @@ def planned(name: str, out: Path, agents: Path, seeds: int) -> tuple[Run, Policy
 
 
 def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
-    """Store the teacher with just so much noise on its weights that little of its score is left."""
+    """Store the teacher with enough weight noise to remove most of its score."""
     if (folder / "policy.json").exists():
         return
     assert isinstance(teacher, NetworkPolicy)
@@ -175,7 +175,7 @@ def corrupt(run: Run, teacher: Policy, folder: Path) -> None:
 
 
 def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
-    """The lowest score in fine-tuning, less that at its start, over the way from random play to the teacher."""
+    """Return the lowest score of fine-tuning minus its first score, normalized."""
     folder = run.out / "students" / name / f"seed-{seed}"
     began, worst, best = (
         float(validation_returns(run, teacher, one).mean())

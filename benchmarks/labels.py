@@ -1,4 +1,4 @@
-"""What the teacher's labels cost in the collector, over a bare batched forward pass for each step, in one run.
+"""Measure the time of the teacher's labels in the collector relative to a plain batched forward pass.
 
 Every other time that the collector asks the teacher, the network is called alone instead, on the same observations and
 in the same state of the machine's caches; both are measured in the thread's own time, as the emulators run beside it.
@@ -51,7 +51,7 @@ def measure(name: str, env: EnvConfig, teacher: Policy, steps: int, turns: int) 
 
 
 def while_collecting(work: Callable[[], Any]) -> tuple[list[float], list[float]]:
-    """Seconds of each time that `work` asked the teacher, and of each time that the network was called alone."""
+    """Return the seconds of each labeling call and of each plain network call."""
     spent: tuple[list[float], list[float]] = ([], [])
     ask = StatefulPolicy._forward
 
@@ -75,7 +75,7 @@ def while_collecting(work: Callable[[], Any]) -> tuple[list[float], list[float]]
 
 
 def balancing(env: EnvConfig) -> Policy:
-    """A classic-sized network that pushes the cart under the pole, so that episodes are as long as a teacher's."""
+    """Return a network of classic size that balances the pole, so that episodes are as long as a teacher's."""
     policy = Mlp((64, 64)).build(spec_from_env(env)).eval()
     first, second, last = policy.body[1], policy.body[3], policy.output
     with torch.no_grad():

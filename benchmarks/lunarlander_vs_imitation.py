@@ -1,4 +1,4 @@
-"""LunarLander: seconds and normalised score of ours and of imitation's DAgger, same teacher, steps and student size.
+"""Compare rldistill and imitation's DAgger on LunarLander: seconds and normalized score.
 
 The clock runs over collecting and distilling in one process, after imports. imitation runs in `.venv-imitation`, which
 is made at the first run.
@@ -87,7 +87,7 @@ def row(name: str, seconds: list[float], score: float | None, interval: object, 
 
 
 def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dict[str, object]:
-    """imitation's DAgger in a process and a virtual environment of its own."""
+    """Run imitation's DAgger in its own process and virtual environment."""
     python = VENV / "bin/python"
     if not (VENV / "ready").exists():
         print(f"making {VENV.name} for imitation; some minutes", file=sys.stderr)

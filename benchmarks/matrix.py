@@ -1,4 +1,4 @@
-"""Environment x student x loss x recipe, on real environments: the normalised score of each with its interval.
+"""Measure normalized scores with intervals for environments x students x losses x recipes.
 
 Teachers are those of a folder of rl-baselines3-zoo agents where it is there, else they are trained here first. Every
 cell is a run that goes on after an interruption. `--quick` is one training seed, no Pong, and nothing that takes long.
@@ -135,12 +135,12 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
 FITS: dict[str, dict[str, Any]] = {"cnn-10k": {"epochs": 24}}
 
 LONG = ("wide", "ppd")
-"""What takes minutes for each training seed."""
+"""Cells that take minutes per training seed."""
 Cell = tuple[str, str, dict[str, Any], str, str]
 
 
 def teacher_of(env: str, out: Path, agents: Path) -> str:
-    """Where the teacher is: it ships, it is one of the zoo's agents, or it is trained now."""
+    """Return the teacher's path: shipped, from the zoo's agents, or trained now."""
     about = ENVIRONMENTS[env]
     if "zoo" in about:
         return str(about["zoo"])
@@ -154,7 +154,7 @@ def teacher_of(env: str, out: Path, agents: Path) -> str:
 
 
 def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
-    """The run that a cell is."""
+    """Return the run of a cell."""
     env, name, student, loss, recipe = cell
     about = ENVIRONMENTS[env]
     first, rounds, more, *chosen_by = about.get(recipe, about["rounds"])
@@ -183,7 +183,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
 
 
 def fill(run: Run) -> PolicyRuns:
-    """Collect and distil what is not there yet; beside the students, how long that took."""
+    """Collect and distill missing students, and store the seconds beside them."""
     started = time.monotonic()
     (name,) = run.students
     place = run.out / "students" / name
@@ -203,7 +203,7 @@ def fill(run: Run) -> PolicyRuns:
 def rows_of(
     env: str, cells: list[Cell], out: Path, agents: Path, seeds: list[int], episodes: int
 ) -> list[dict[str, Any]]:
-    """Fill the cells of one environment and play all of their students at once."""
+    """Fill the cells of one environment and evaluate all their students together."""
     teacher = teacher_of(env, out, agents)
     entrants: dict[str, PolicyRuns] = {}
     failed: dict[str, str] = {}

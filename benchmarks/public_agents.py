@@ -1,4 +1,4 @@
-"""Agents of the public rl-baselines3-zoo collection, read without their libraries and scored against what is published.
+"""Score agents of the public rl-baselines3-zoo collection against their published returns.
 
 The claims, with their numbers of episodes, are those of the collection's own `benchmark.md`. LunarLander, Hopper and
 HalfCheetah have moved up a version since. `rldistill teachers verify` says what consistent is.

@@ -55,7 +55,7 @@ EPISODES = 50
 
 
 class Planes(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """MinAtar's planes of bits, channels first and as numbers."""
+    """MinAtar's bit planes as float32, channels first."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -67,7 +67,7 @@ class Planes(gymnasium.ObservationWrapper[Any, Any, Any]):
 
 
 class SmallCnn(BaseFeaturesExtractor):
-    """Of MinAtar's paper (Young 2019, arXiv 1903.03176), for SB3."""
+    """Network of the MinAtar paper (Young 2019, arXiv 1903.03176) for SB3."""
 
     def __init__(self, observation_space: gymnasium.spaces.Box) -> None:
         super().__init__(observation_space, 128)
@@ -82,7 +82,7 @@ class SmallCnn(BaseFeaturesExtractor):
 
 
 class Taught(ActorCriticPolicy):
-    """SB3 subtracts ent_coef times the entropy: here that is minus the divergence from the teacher."""
+    """PPO of SB3 whose entropy term is minus the divergence from the teacher."""
 
     teacher: Policy
     head: ActionHead
@@ -95,7 +95,7 @@ class Taught(ActorCriticPolicy):
 
 @dataclass(frozen=True)
 class Task:
-    """What both learn."""
+    """Task that both libraries learn."""
 
     name: str
     env: EnvConfig
@@ -106,7 +106,7 @@ class Task:
 
 
 def ppo_task(name: str, env: str, config: PPOConfig, teacher: Path | None = None) -> Task:
-    """PPO with a tanh network of 64x64 beside a critic of the same size."""
+    """Return a PPO task with tanh networks of 64x64 for policy and critic."""
 
     def of_sb3(vector: Any, seed: int) -> PPO:
         policy: str | type[ActorCriticPolicy] = "MlpPolicy"
@@ -123,7 +123,7 @@ def ppo_task(name: str, env: str, config: PPOConfig, teacher: Path | None = None
 
 
 def dqn_task(name: str, env: EnvConfig, student: AnyStudent, config: DQNConfig, **policy: Any) -> Task:
-    """DQN whose every setting that SB3 has is the same there."""
+    """Return a DQN task with the same settings in both libraries."""
 
     def of_sb3(vector: Any, seed: int) -> DQN:
         share = config.epsilon_schedule
@@ -190,7 +190,7 @@ def ours(task: Task, seed: int, folder: Path) -> tuple[Policy, float]:
 
 
 def theirs(task: Task, seed: int, folder: Path) -> tuple[Policy, float]:
-    """The same of SB3, whose policy is read as any teacher is."""
+    """Train with SB3 and load the policy as a teacher."""
     wrapper = Planes if task.env.wrappers else None
     vector = make_vec_env(task.env.id, task.config.num_envs, seed=seed, wrapper_class=wrapper)
     model = task.of_sb3(vector, seed)
@@ -204,7 +204,7 @@ def theirs(task: Task, seed: int, folder: Path) -> tuple[Policy, float]:
 
 
 class _Asked:
-    """A model of SB3's with a network of the user's own, as a policy."""
+    """Policy of an SB3 model with a custom network."""
 
     def __init__(self, model: PPO | DQN, task: Task) -> None:
         self.spec, self.model = spec_from_env(task.env), model

@@ -1,4 +1,4 @@
-"""Environment steps to 90% of the teacher: by distillation, the teacher's data counted, and from reward alone.
+"""Measure environment steps to 90% of the teacher: distillation (teacher's data included) and reward alone.
 
 The student's steps are the smallest budget, of the teacher's and its own, from which its mean over the training seeds
 reaches a normalised score of 0.9; the control, the same network, is taken to need those at which an evaluation of its
@@ -69,7 +69,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 
 
 def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
-    """The distillation with one budget and one seed, of data and of weights."""
+    """Distill with one budget and one seed for data and weights."""
     about = ENVIRONMENTS[name]["run"]
     document = {
         **about,
@@ -86,7 +86,7 @@ def planned(name: str, out: Path, teacher: str, steps: int, seed: int) -> Run:
 
 
 def scores(run: Run, teacher: Policy, policy: Policy) -> float:
-    """A policy's normalised score, on episodes that it was not chosen by."""
+    """Return a policy's normalized score on test episodes."""
     worst, own, best = (
         float(play(adapt_env(run.env, teacher), one, EPISODES, PlayConfig(run.seed)).returns.mean())
         for one in (None, policy, teacher)
@@ -95,7 +95,7 @@ def scores(run: Run, teacher: Policy, policy: Policy) -> float:
 
 
 def distilled(name: str, out: Path, teacher: str, seeds: range) -> tuple[int | None, dict[int, list[float]]]:
-    """The smallest budget that is enough, and the score of each seed with each budget up to it."""
+    """Return the smallest sufficient budget, and the scores of all seeds for each budget up to it."""
     found: dict[int, list[float]] = {}
     for steps in ENVIRONMENTS[name]["budgets"]:
         found[steps] = []

@@ -1,4 +1,4 @@
-"""Time of students and losses relative to bare PyTorch: gradient steps, the pass of ridge, features of a screen.
+"""Measure the time of students and losses relative to plain PyTorch.
 
 A gradient step: forward, loss, backward, clipping and AdamW, over the network's layers, the loss in one line and AdamW.
 """
@@ -84,11 +84,11 @@ BARE: dict[str, Callable[[Tensor, Tensor, Any, Any], Tensor]] = {
     "feature_mse": lambda x, t, b, o: F.cross_entropy(x, t.softmax(-1)) + F.mse_loss(o.features, b.teacher.features),
 }
 BESIDE = ("value_mse", "feature_mse")
-"""Losses that are taken with another one, since they train no policy."""
+"""Losses that need a second loss, because they do not train the policy."""
 
 
 def seconds_each(steps: list[Callable[[], Any]], turns: int, repeats: int) -> list[float]:
-    """The median time of each, turn about, so that what else the machine does falls on all alike."""
+    """Return the median time of each function, measured in turns to spread other load evenly."""
     times: list[list[float]] = [[] for _ in steps]
     for _ in range(turns):
         for step, taken in zip(steps, times, strict=True):

@@ -1,4 +1,4 @@
-"""A teacher and a view of one's own: the recurrent Pong agent of github.com/greydanus/baby-a3c (MIT licence).
+"""Teacher and view of your own: the recurrent Pong agent of github.com/greydanus/baby-a3c (MIT licence).
 
 It looks at one 80x80 picture a step and remembers the rest, and was trained where 2 to 4 frames pass between actions.
 `examples/pong-a3c.yaml` distils it into a feed-forward student on 84x84x4 frames.
@@ -22,14 +22,14 @@ from rldistill.core.spec import Obs, PolicySpec
 
 
 class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint8]]):
-    """The 160 rows of the court, the mean over colours stretched to 0..255, as `[1, 80, 80]`."""
+    """Observation wrapper to the 160 rows of the court, as a gray image `[1, 80, 80]` from 0 to 255."""
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
         super().__init__(env)
         self.observation_space = gymnasium.spaces.Box(0, 255, (1, 80, 80), np.uint8)
 
     def observation(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One picture of 210x160x3."""
+        """Return the gray image of a frame of 210x160x3."""
         grey = observation[35:195].mean(2)
         low, high = grey.min(), grey.max()
         stretched = (grey - low) * (255 / max(high - low, 1e-6))
@@ -38,7 +38,7 @@ class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint
 
 
 class BabyA3C(nn.Module):
-    """Four convolutions, a GRU cell of 256, six logits and a value."""
+    """Network of four convolutions, a GRU cell of 256, six logits and a value."""
 
     spec = PolicySpec((1, 80, 80), "uint8", CategoricalHead((6,)))
 
@@ -54,7 +54,7 @@ class BabyA3C(nn.Module):
         return torch.zeros(batch_size, 256)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor]:
-        """Logits and value of `[B, 1, 80, 80]`, and what is remembered."""
+        """Return the logits and values of `[B, 1, 80, 80]`, and the new state."""
         assert isinstance(obs, Tensor)
         x = obs.float() / 255
         for layer in (self.conv1, self.conv2, self.conv3, self.conv4):

@@ -1,0 +1,1 @@
+"""Data collection: teacher, student or a mixture acts, and the teacher labels."""

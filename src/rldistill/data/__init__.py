@@ -1,0 +1,1 @@
+"""Datasets: hashed blocks, manifest, reading, merging, Minari."""

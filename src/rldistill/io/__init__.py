@@ -1,0 +1,1 @@
+"""Files: atomic writes, JSON documents, metrics, progress, files from elsewhere."""
