@@ -52,6 +52,7 @@ class CollectJob:
 
     @property
     def streams(self) -> list[Stream]:
+        """All streams of the round."""
         return [Stream(self, number) for number in range(self.config.num_streams)]
 
 
@@ -114,6 +115,7 @@ class Stream:
 
     @property
     def has_blocks(self) -> bool:
+        """True if the first block is stored."""
         return (self.job.folder / self._key(0).file).exists()
 
     @property

@@ -39,6 +39,7 @@ class BlockKey:
 
     @property
     def file(self) -> str:
+        """Path of the block below the folder of the dataset."""
         return f"blocks/round-{self.round:03d}-stream-{self.stream:03d}-block-{self.block:05d}.parquet"
 
 

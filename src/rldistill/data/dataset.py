@@ -109,6 +109,7 @@ class Dataset:
 
     @property
     def num_episodes(self) -> int:
+        """Number of episodes, unfinished ones included."""
         return int(self.columns["episode"].max()) + 1
 
     def spread(self, count: int) -> NDArray[np.int64]:

@@ -146,6 +146,7 @@ class Manifest(Origin):
 
     @property
     def folder(self) -> Path:
+        """Folder of the dataset."""
         return self._folder
 
     @property

@@ -51,7 +51,6 @@ def percent_text(share: float) -> str:
 
 def rich_table(rows: Rows, title: str = "", left: bool = False) -> Table:
     """Return a table for a terminal, with the notes under the figures."""
-
     table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for number, cell in enumerate(rows[0]):
         width = min(len(cell.column), 16)

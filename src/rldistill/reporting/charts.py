@@ -45,6 +45,7 @@ class Scale:
         return cls(ends[0] - margin, ends[1] + margin, log)
 
     def __call__(self, value: float) -> float:
+        """Return the position of a value on the axis, from 0 to 1."""
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
