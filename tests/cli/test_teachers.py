@@ -149,6 +149,12 @@ def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp
     assert (code, list(json.loads(out)["teachers"])[:2]) == (0, [onnx_file, str(tmp_path / "native")])
 
 
+def test_teacher_is_verified_with_its_own_view(onnx_file: str) -> None:
+    env = "{id: CartPole-v1, views: {student: [{name: TimeFeature}]}}"
+    options = ["--episodes", "2", "--head", "q_values", "--output", "left", "--json"]
+    assert json.loads(teachers("verify", onnx_file, "--env", env, *options)[1])["mean"] > 0
+
+
 def test_teacher_options_of_relabel(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, CollectConfig(steps=64, block_steps=8), tmp_path / "dataset")
     relabel = ["dataset", "relabel", str(tmp_path / "dataset"), onnx_file, "--out", str(tmp_path / "new"), "--quiet"]

@@ -164,7 +164,7 @@ def verify(
     except SpecMismatchError as error:
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
-        hint = f"It may have been trained in {other}; set kwargs and wrappers in --env."
+        hint = f"It may have been trained in {other}; set --env-kwarg, or wrappers in --env."
         return Verification(teacher=name, env=env.id, suspicious=[f"{error}. {hint}"])
     modes = [False, True] if policy.spec.head.stochastic else [False]
     returns = []

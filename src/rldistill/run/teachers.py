@@ -55,7 +55,7 @@ def load_fitting(teacher: SavedTeacher, env: EnvConfig) -> Policy:
 
 def verify_teacher(teacher: SavedTeacher, env: EnvConfig, config: VerifyConfig, seed: int, quiet: bool) -> Verification:
     """Load a teacher and verify it; see `rldistill.evaluation.verify.verify`."""
-    policy = teacher.load(spec_from_env(env))
+    policy = teacher.load(spec_from_env(env.view_of("teacher")))
     with track("verify", "episodes", quiet) as progress:
         result = verify(env, policy, config, seed=seed, name=teacher.path, progress=progress)
     if (problem := other_training_env(teacher.path, env.id)) is not None:
