@@ -16,6 +16,7 @@ from rich.console import Console
 from rldistill.cli.options import parse_share
 from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError
+from rldistill.core.fields import read
 from rldistill.core.policy import Policy
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
@@ -27,7 +28,7 @@ from rldistill.run.search import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import promote
-from rldistill.students import Linear, Mlp, Tree
+from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.storage import save_policy
 
@@ -101,7 +102,8 @@ def test_search_finds_a_small_student_and_resumes(
     console = Console(width=100, record=True)
     console.print(search_table(result), search_verdict(result))
     assert result["winner"] in console.export_text()
-    assert yaml.safe_load(as_students(result))["students"][result["winner"]]["type"]
+    students = read(dict[str, AnyStudent], yaml.safe_load(as_students(result))["students"])
+    assert list(students) == [result["winner"]]
     write_search(result, tmp_path / "search.html")
     assert "<script" not in (tmp_path / "search.html").read_text()
 
