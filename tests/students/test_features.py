@@ -212,7 +212,7 @@ def test_features_of_another_environment_are_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"network": {"type": "keras", "model": "os:getcwd"}}, r"network: expected one of actor, mlp, cnn, impala"),
-        ({"network": {"type": "cnn", "channels": [4]}}, r"network\.kernels is missing"),
+        ({"network": {"type": "cnn", "channels": [4]}}, r"network\.Cnn\.kernels"),
         ({"type": "module:Class"}, "expected one of raw"),
         ({"head": {"kind": "q_values", "nvec": ["many"], "low": [], "high": []}}, r"head\.nvec\.0"),
         ({"surprise": 1}, "surprise"),

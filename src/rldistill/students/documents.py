@@ -170,16 +170,19 @@ def read_config(kind: type[Any], value: dict[str, Any], path: Path, where: str =
     """Return a configuration of `kind` from the JSON values of its stored fields.
 
     Features and networks in it are of the kinds in our tables, or of classes that the user trusts: a name in a file
-    never imports code.
+    never imports code. A field with a default may be missing, because older files do not hold fields that were added
+    later; a damaged name is refused as an unknown field.
 
     Raises:
-        CorruptArtifactError: A field is missing, unknown or not valid.
+        CorruptArtifactError: A field without a default is missing, or a field is unknown or not valid.
     """
-    names = [field.name for field in stored_fields(kind)]
-    for name in [*names, *value]:
-        if name not in value or name not in names:
-            problem = "is missing" if name in names else f"is no field of {kind.__name__}"
-            raise CorruptArtifactError(f"{path}: {where}.{name} {problem}. {CHANGED}")
+    fields = {field.name: field for field in stored_fields(kind)}
+    for name in [*fields, *value]:
+        if name not in fields:
+            raise CorruptArtifactError(f"{path}: {where}.{name} is no field of {kind.__name__}. {CHANGED}")
+        if name not in value and fields[name].default is fields[name].default_factory is dataclasses.MISSING:
+            raise CorruptArtifactError(f"{path}: {where}.{name} is missing. {CHANGED}")
+    names = [name for name in fields if name in value]
     hints, values = get_type_hints(kind, include_extras=True), {}
     trusted = {name: cls for name, cls in USER_CLASSES.items() if issubclass(cls, Features)}
     for name in names:
