@@ -189,5 +189,5 @@ def test_file_from_before_a_field_with_a_default_was_added_is_read(folder: Path)
     change(folder, "config.activation", KeyError)
     assert load_native(folder).config == before.config
     change(folder, "config.activatioo", "relu")
-    with pytest.raises(CorruptArtifactError, match="config.activatioo is no field of Mlp"):
+    with pytest.raises(CorruptArtifactError, match=r"config\.activatioo is no field of Mlp"):
         load_native(folder)
