@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import rldistill
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.reporting import write_report
@@ -17,6 +18,8 @@ from rldistill.reporting.charts import LineStyle, Scale, bulk, lines_chart, pale
 from rldistill.reporting.curves import epoch_lines, step_lines
 from rldistill.reporting.front import pareto_front
 from rldistill.reporting.page import MAX_BYTES
+
+ZOO = Path(rldistill.__file__ or "").parent / "zoo"
 
 
 @pytest.fixture
@@ -302,6 +305,13 @@ def test_scales_by_hand() -> None:
     assert [text for _, text in log.ticks()] == ["0.001", "0.01", "0.1", "1", "10", "100", "1k"]
     assert [place for place, _ in log.ticks()] == pytest.approx([n / 6 for n in range(7)])
     assert Scale.covering([3, 3])(3) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("path", list(ZOO.glob("*/evaluation.json")), ids=lambda path: path.parent.name)
+def test_shipped_evaluations_are_read(path: Path) -> None:
+    evaluation = Evaluation.read(path)
+    assert evaluation.teacher.mean > evaluation.policies["random"].mean
+    assert verdict(evaluation) == "No student was evaluated."
 
 
 def test_each_student_has_its_colour(evaluation: dict[str, Any]) -> None:
