@@ -61,7 +61,7 @@ def page(teacher: NetworkPolicy, tmp_path_factory: pytest.TempPathFactory) -> It
         "students": {LONG: {"type": "tree"}, "mlp": {"type": "mlp", "hidden": [16]}},
         "seeds": [0, 1],
         "evaluate": {"episodes": 4, "robustness": {"episodes": 1}},
-        "folder": str(folder / "run"),
+        "out": str(folder / "run"),
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(document))
     result = CliRunner().invoke(app, ["run", str(folder / "run.yaml"), "--quiet"])

@@ -14,7 +14,7 @@ from rldistill.reporting.compare_runs import compare_runs
 def run(folder: Path, evaluation: dict[str, Any], config: dict[str, Any], **changes: Any) -> Path:
     folder.mkdir()
     (folder / "evaluation.json").write_text(json.dumps(evaluation | changes))
-    (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "folder": str(folder), **config}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "out": str(folder), **config}))
     return folder
 
 

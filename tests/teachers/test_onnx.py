@@ -204,7 +204,7 @@ def test_one_of_several_outputs_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match=rf"no output '{second}x' of 2 numbers.*Did you mean '{second}'"):
         load_policy(path, spec=SPEC, output=f"{second}x")
     obs = torch.randn(5, 4)
-    teacher = parse_teacher(f"{{path: {path}, output: {second}, head: q_values}}")
+    teacher = parse_teacher(f"{path},output={second},head=q_values")
     torch.testing.assert_close(teacher.load(SPEC)(obs)[0].params, network(obs)[0].params, atol=1e-5, rtol=1e-4)
 
 
