@@ -26,6 +26,8 @@ from rldistill.students.storage import save_policy
 
 from ..conftest import CARTPOLE
 
+pytestmark = pytest.mark.slow
+
 
 def teachers(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["teachers", *arguments])

@@ -37,6 +37,8 @@ from rldistill.teachers.python import FunctionPolicy
 
 from ..conftest import CARTPOLE, manifest_bytes, q_spec
 
+pytestmark = pytest.mark.slow
+
 
 def make_teacher(env: EnvConfig) -> NetworkPolicy:
     torch.manual_seed(1)

@@ -15,6 +15,8 @@ from stable_baselines3 import PPO
 from rldistill.run.config import load_run
 from rldistill.run.stages import run_all
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 INTRODUCTION, *PARTS = PAGE.split("\n## ")
 SECTIONS = {part.partition("\n")[0]: part for part in PARTS}

@@ -39,6 +39,8 @@ from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
 
+pytestmark = pytest.mark.slow
+
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.remove", "os.rename", "os.mkdir", "os.link")
 FORBIDDEN += (
     "subprocess.Popen",

@@ -28,6 +28,8 @@ from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Li
 from rldistill.students.features import Fourier
 from rldistill.students.storage import load_native, save_policy
 
+pytestmark = pytest.mark.slow
+
 os.environ.setdefault("KERAS_BACKEND", "torch")
 LOW, HIGH = (-1.0, -2.0), (1.0, 2.0)
 HEADS = [

@@ -43,6 +43,8 @@ from rldistill.teachers.python import FunctionPolicy
 
 from ..conftest import CARTPOLE, manifest_bytes
 
+pytestmark = pytest.mark.slow
+
 PONG = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 120})
 SMALL = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=32, epsilon=0.4)
 LABELS = ("teacher", "next_teacher", "value", "next_value")

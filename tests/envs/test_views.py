@@ -36,6 +36,8 @@ from rldistill.teachers.load import load_policy
 
 from ..conftest import CARTPOLE, manifest_bytes
 
+pytestmark = pytest.mark.slow
+
 BLIND = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
 SIDES = Views(teacher=(Wrapper("TimeFeature"),), student=(Wrapper("MaskVelocity"), Wrapper("TimeFeature")))
 BOTH = EnvConfig("CartPole-v1", views=SIDES)

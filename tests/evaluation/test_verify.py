@@ -21,6 +21,8 @@ from rldistill.teachers.load import load_policy
 
 from ..conftest import CARTPOLE
 
+pytestmark = pytest.mark.slow
+
 REAL = Path(__file__).parents[3] / "shared" / "teachers" / "sb3"
 
 

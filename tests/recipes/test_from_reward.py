@@ -23,6 +23,8 @@ from rldistill.run.config import read_run
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
 
+pytestmark = pytest.mark.slow
+
 RECIPES: list[dict[str, Any]] = [
     {"name": "ppd", "weight": 2.0},
     {"name": "kickstart", "gate": "performance"},

@@ -34,6 +34,8 @@ from rldistill.students.storage import load_native
 
 from ..conftest import CARTPOLE
 
+pytestmark = pytest.mark.slow
+
 MIN_RETURN = 100.0
 INSTANCES: list[Recipe] = [
     Offline(),

@@ -38,6 +38,8 @@ from rldistill.teachers.load import load_policy
 from ..conftest import Reports
 from .conftest import CARTPOLE, KL, SHORT, learn_dqn
 
+pytestmark = pytest.mark.slow
+
 
 class TestDQNLoss:
     """Loss of two transitions: e^2 / 2 up to an error of 1, and |e| - 1/2 beyond."""

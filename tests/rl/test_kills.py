@@ -17,6 +17,8 @@ from rldistill.io.atomic import sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
+pytestmark = pytest.mark.slow
+
 # A checkpoint after every update, so that kills also meet those.
 COMMAND = """
 import rldistill.rl.dqn, rldistill.rl.train_state

@@ -32,6 +32,8 @@ from rldistill.teachers.load import load_policy
 
 from .conftest import CARTPOLE, KL, SHORT, learn_dqn
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("score", [None, lambda policy: np.ones(1)], ids=["last", "best"])
 def test_dataset_is_learned_first(

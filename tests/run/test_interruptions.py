@@ -18,6 +18,8 @@ from rldistill.students.storage import save_policy
 
 from ..conftest import manifest_bytes
 
+pytestmark = pytest.mark.slow
+
 CLI = [sys.executable, "-m", "rldistill"]
 ON_SMALL_DISK = ["unshare", "--user", "--mount", "--map-root-user", "sh", "-c"]
 

@@ -13,6 +13,8 @@ import pytest
 from rldistill.core.errors import ConfigError
 from rldistill.run.config import load_run
 
+pytestmark = pytest.mark.slow
+
 OWN = '''
 from __future__ import annotations
 

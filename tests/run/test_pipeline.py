@@ -39,6 +39,8 @@ from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import load_policy
 
+pytestmark = pytest.mark.slow
+
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rldistill", *arguments], capture_output=True, text=True)

@@ -32,6 +32,8 @@ from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.storage import save_policy
 
+pytestmark = pytest.mark.slow
+
 
 def candidate(name: str, parameters: int, score: float | None) -> Candidate:
     return Candidate(name, Linear(), {"parameters": parameters}, [{"normalized": score}])

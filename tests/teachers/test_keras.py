@@ -23,6 +23,8 @@ from rldistill.teachers.load import load_policy
 
 from ..conftest import CARTPOLE
 
+pytestmark = pytest.mark.slow
+
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras = pytest.importorskip("keras", reason="needs the extra keras")
 layers = keras.layers

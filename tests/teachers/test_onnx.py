@@ -25,6 +25,8 @@ from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy
 
 from ..conftest import CARTPOLE
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx", reason="needs the extra export")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
 

@@ -23,6 +23,8 @@ from rldistill.teachers.load import load_policy
 from rldistill.teachers.sb3.load import load_sb3, to_native
 from rldistill.teachers.training.dqn import DoubleDQN
 
+pytestmark = pytest.mark.slow
+
 BOX = spaces.Box(-2, 2, (5,), np.float64)
 PICTURE = spaces.Box(0, 255, (3, 40, 44), np.uint8)
 DICT = spaces.Dict(

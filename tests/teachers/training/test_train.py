@@ -27,6 +27,8 @@ from rldistill.teachers.training.train import train_teacher
 
 from ...conftest import Reports
 
+pytestmark = pytest.mark.slow
+
 CARTPOLE = EnvConfig("CartPole-v1")
 
 
