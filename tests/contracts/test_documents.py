@@ -100,3 +100,4 @@ def test_other_examples_start(file: Path, tmp_path: Path) -> None:
         (tmp_path / "pong-v4.tar").symlink_to(agent)
     verb = "train" if file.parent.name == "teachers" else "collect"
     run([verb, str(file), *SMALLER[file.name], "verify=false", f"out={tmp_path / 'run'}"], tmp_path)
+    assert (tmp_path / "run" / ("teacher/policy.json" if verb == "train" else "dataset/manifest.json")).exists()

@@ -64,7 +64,7 @@ WIDTHS = {
 OURS = [name for name in STUDENTS if name not in ("keras", "tree", "gru")]
 """Students that scale pixels: a Keras model takes them as they are (students/test_keras.py), a tree compares them,
 the body of a GRU is not followed by its output."""
-GROWN = "a tree is grown, and has no weights to train (test_tree_fit.py)"
+GROWN = "a tree is fitted without weights; see tests/distillation/test_tree.py"
 
 
 def keras_model(shape: tuple[int, ...], outputs: int) -> Any:

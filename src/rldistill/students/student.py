@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 
 from rldistill.core.errors import ConfigError
@@ -11,7 +12,7 @@ from rldistill.policies.network import NetworkPolicy
 Fit = Literal["gradient", "closed_form", "tree"]
 
 
-class Student:
+class Student(ABC):
     """Base of the configurations of students, with the default capabilities.
 
     A student of your own is a frozen dataclass with `build`. It inherits from this class, or it declares the attributes
@@ -29,9 +30,9 @@ class Student:
     trains_from_reward: ClassVar[bool] = True
     hidden_as_features: ClassVar[bool] = False
 
+    @abstractmethod
     def build(self, spec: PolicySpec) -> NetworkPolicy:
         """Return the policy for `spec`, with new weights; raise ConfigError if it cannot be built."""
-        raise NotImplementedError
 
 
 def capability(config: object, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,7 @@ CLIP_STD = 20.0
 """Limit of the absolute value of a standardized feature."""
 
 
-class Features:
+class Features(ABC):
     """Base of the configurations of features.
 
     Features of your own are a frozen dataclass that inherits from this class (`examples/features/` has two).
@@ -30,6 +31,7 @@ class Features:
     normalizes_itself: ClassVar[bool] = False
     standardized_for_weights: ClassVar[bool] = False
 
+    @abstractmethod
     def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
         """Return the layers that compute the features of observations of `spec`, and the number of features.
 
@@ -38,7 +40,6 @@ class Features:
         Raises:
             ConfigError: The features cannot be computed for these observations.
         """
-        raise NotImplementedError
 
 
 class Standardizer(DataDependentLayer):
