@@ -11,8 +11,7 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.network import NetworkPolicy

@@ -5,7 +5,6 @@ from .core import schedules as schedules
 from .core.batch import Batch as Batch
 from .core.batch import Labels as Labels
 from .core.device import resolve_device as resolve_device
-from .core.env import EnvConfig as EnvConfig
 from .core.errors import ConfigError as ConfigError
 from .core.errors import CorruptArtifactError as CorruptArtifactError
 from .core.errors import MissingExtraError as MissingExtraError
@@ -24,6 +23,7 @@ from .core.heads import QValuesHead as QValuesHead
 from .core.heads import SquashedGaussianHead as SquashedGaussianHead
 from .core.policy import Policy as Policy
 from .core.policy import PolicyOutput as PolicyOutput
+from .core.spec import EnvConfig as EnvConfig
 from .core.spec import PolicySpec as PolicySpec
 from .core.spec import Views as Views
 from .core.spec import Wrapper as Wrapper

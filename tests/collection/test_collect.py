@@ -19,9 +19,8 @@ import yaml
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.data.blocks import ACTORS, read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest

@@ -25,10 +25,9 @@ from stable_baselines3 import DQN, PPO, SAC
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import CategoricalHead
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.info import describe
 from rldistill.data.info import verify as check
 from rldistill.data.merge import merge

@@ -13,11 +13,10 @@ from annotated_types import MinLen
 from pydantic import ValidationError
 
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import PYTHON_ONLY, Positive, explain, read, run_file_keys, validated_dataclass
 from rldistill.core.schedules import SCHEDULES
-from rldistill.core.spec import Views, Wrapper
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.evaluation.config import CompareConfig, EvaluateConfig, RobustnessConfig
 from rldistill.losses import LOSSES, ForwardKL

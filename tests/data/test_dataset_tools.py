@@ -22,9 +22,8 @@ from rldistill.cli.main import app
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
-from rldistill.core.spec import Views, Wrapper
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge

@@ -12,11 +12,10 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
 from rldistill.core.heads import CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill

@@ -17,10 +17,9 @@ from sklearn.tree import DecisionTreeRegressor
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead, CategoricalHead, MultiCategoricalHead
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill

@@ -14,8 +14,8 @@ from stable_baselines3 import PPO
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import SpecMismatchError
+from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env

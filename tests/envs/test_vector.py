@@ -10,9 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, MissingExtraError
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs.make import make_env, wrapper_class
 from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.spaces import spec_from_env

@@ -15,9 +15,8 @@ from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, Resi
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.spec import Views, Wrapper
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.make import make_env

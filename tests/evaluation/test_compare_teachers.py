@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.heads import HeadKind
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import TeacherScore, compare_teachers, recommend
 from rldistill.evaluation.config import CompareConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig

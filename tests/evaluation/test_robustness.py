@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import MASK, CategoricalHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import ObsPart, PolicySpec
+from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig

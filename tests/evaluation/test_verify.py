@@ -11,8 +11,8 @@ from gymnasium import spaces
 from scipy.stats import ttest_ind
 from torch import nn
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.verify import Claim, VerifyConfig, _welch, quick_check, verify
 from rldistill.policies.network import NetworkPolicy

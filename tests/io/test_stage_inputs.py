@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
+from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.stage_inputs import StageInputs, canonical

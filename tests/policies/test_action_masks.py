@@ -16,11 +16,10 @@ from stable_baselines3 import PPO
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import HEADS, ILLEGAL, MASK, BernoulliHead, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env

@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.policies.agent import Agent

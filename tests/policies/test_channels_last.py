@@ -15,8 +15,7 @@ from stable_baselines3 import PPO
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
-from rldistill.core.env import EnvConfig
-from rldistill.core.spec import Views, Wrapper
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.students import Linear
 from rldistill.teachers.load import load_policy

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.io.progress import SILENT

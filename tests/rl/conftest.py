@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy

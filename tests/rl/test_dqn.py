@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.schedules import Constant
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, sha256_file

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, Normal
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import BernoulliHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.schedules import Constant, Linear
+from rldistill.core.spec import EnvConfig
 from rldistill.io.atomic import sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import observation_views
 from rldistill.policies.network import NetworkPolicy

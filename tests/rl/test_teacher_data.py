@@ -16,8 +16,7 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import observation_moments
 from rldistill.io.atomic import sha256_file

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from rldistill import Offline
 from rldistill.cli.main import app
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError, SpecMismatchError
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import sha256_file

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 
 

@@ -14,10 +14,10 @@ import yaml
 from rich.console import Console
 
 from rldistill.cli.options import parse_share
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.fields import read
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
 from rldistill.policies.network import NetworkPolicy

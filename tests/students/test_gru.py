@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import Views, Wrapper
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig

@@ -12,9 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.envs.spaces import spec_from_env
 from rldistill.teachers.load import load_policy
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.heads import QValuesHead
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.ensemble import Ensemble

@@ -14,9 +14,9 @@ from torch import nn
 from rldistill.cli.options import parse_teacher
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.core.heads import ILLEGAL, MASK
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import with_action_mask

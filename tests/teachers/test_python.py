@@ -15,10 +15,9 @@ from torch import nn
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.core.heads import ILLEGAL, MASK
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.rollout import StatefulPolicy

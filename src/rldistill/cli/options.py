@@ -18,7 +18,7 @@ import typer
 from rldistill.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rldistill.core.env import EnvConfig
+    from rldistill.core.spec import EnvConfig
     from rldistill.io.atomic import Mode
     from rldistill.teachers.load import SavedTeacher
 

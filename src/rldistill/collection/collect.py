@@ -14,10 +14,9 @@ from rldistill.collection.config import CollectConfig
 from rldistill.collection.executor import run_streams
 from rldistill.collection.stream import CollectJob
 from rldistill.core.device import resolve_device
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, Manifest, Origin, Round, discard
 from rldistill.envs.atari import is_deterministic

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.env import Side
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Side
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, Columns
 from rldistill.envs.rollout import StatefulPolicy, Transition
 from rldistill.envs.vector import Step

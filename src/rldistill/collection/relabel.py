@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.collection.recorder import TeacherLabeler
-from rldistill.core.env import SIDES, Side
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec, Wrapper
+from rldistill.core.spec import SIDES, PolicySpec, Side, Wrapper
 from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, Columns, next_rows, read_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
 from rldistill.core.device import on_device, resolve_device
-from rldistill.core.env import EnvConfig
 from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import EnvConfig
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action

@@ -1,4 +1,4 @@
-"""Specifications of observations, actions and frame pipelines."""
+"""Environments by name, and specifications of observations, actions and frame pipelines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import MASK, ActionHead
 
 Obs = Tensor | Mapping[str, Tensor]
+Side = Literal["student", "teacher"]
+SIDES: tuple[Side, ...] = ("student", "teacher")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,32 @@ class Views:
 
     teacher: tuple[Wrapper, ...] = ()
     student: tuple[Wrapper, ...] = ()
+
+
+@validated_dataclass
+class EnvConfig:
+    """Environment and its wrappers.
+
+    Attributes:
+        id: Gymnasium id, or `module:function`, which returns a `gymnasium.Env`.
+        kwargs: Keyword arguments of the environment.
+        wrappers: Wrappers around the environment, innermost first.
+        views: Further wrappers for each side, if teacher and student observe differently.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    wrappers: tuple[Wrapper, ...] = ()
+    views: Views | None = None
+
+    def view_of(self, side: Side) -> EnvConfig:
+        """Return the environment as one side observes it."""
+        if self.views is None:
+            return self
+        return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
+
+
+CHANNELS_FIRST = Wrapper("ChannelsFirst")
 
 
 @dataclass(frozen=True)

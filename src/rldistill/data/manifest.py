@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, ValidationError
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text
 from rldistill.core.fields import explain, read
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import STEP, Block, BlockKey, write_block
 from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
 from rldistill.io.documents import Document

@@ -8,9 +8,8 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
-from rldistill.core.spec import FramePipeline
+from rldistill.core.spec import EnvConfig, FramePipeline
 
 FRAME_SETTINGS = ("img_height", "img_width", "stack_num", "frameskip", "maxpool", "grayscale")
 """Names of ale-py for the fields of a `FramePipeline`, in their order."""

@@ -11,10 +11,9 @@ import gymnasium.wrappers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
 from rldistill.core.imports import import_name, look_here
-from rldistill.core.spec import Wrapper
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
 from rldistill.envs.views import Tap, TwoViews

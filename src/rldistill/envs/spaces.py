@@ -12,11 +12,10 @@ import gymnasium.wrappers
 import numpy as np
 from gymnasium import spaces
 
-from rldistill.core.env import CHANNELS_FIRST, SIDES, EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, DeterministicHead, MultiCategoricalHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec
+from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, ObsPart, PolicySpec
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
 from rldistill.envs.make import make_env
 from rldistill.envs.views import ObservationViews

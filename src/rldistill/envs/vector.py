@@ -14,9 +14,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.heads import MASK
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env

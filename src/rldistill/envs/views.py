@@ -14,10 +14,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.env import Side
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import ObsTransformPolicy, Policy
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import PolicySpec, Side
 from rldistill.envs.wrappers import Env, Step
 
 Reset = tuple[Any, dict[str, Any]]

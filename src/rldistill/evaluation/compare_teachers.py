@@ -17,10 +17,10 @@ from rich.table import Table
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill

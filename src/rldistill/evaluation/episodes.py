@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.core.device import CPU, on_device
-from rldistill.core.env import EnvConfig, Side
 from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import EnvConfig, Side
 from rldistill.envs.atari import is_atari
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.env import EnvConfig, Side
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import MASK
 from rldistill.core.policy import ObsTransformPolicy, Policy
-from rldistill.core.spec import PolicySpec, Wrapper
+from rldistill.core.spec import EnvConfig, PolicySpec, Side, Wrapper
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.perturbations import ChangedPhysics, has_number

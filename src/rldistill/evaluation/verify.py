@@ -17,9 +17,9 @@ from rich.table import Table
 from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import preprocessed_id
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
 from rldistill.envs.spaces import adapt_env, spec_from_env

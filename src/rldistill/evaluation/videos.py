@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed

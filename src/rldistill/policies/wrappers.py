@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.env import CHANNELS_FIRST
 from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
-from rldistill.core.spec import Obs, PolicySpec
+from rldistill.core.spec import CHANNELS_FIRST, Obs, PolicySpec
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 

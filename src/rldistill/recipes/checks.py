@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainValidator, ValidationInfo
 
-from rldistill.core.env import SIDES, EnvConfig
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
 from rldistill.core.fields import from_error, invalid, read, validated_dataclass
 from rldistill.core.policy import Policy
+from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.envs.atari import is_atari, register_atari, rom_name
 from rldistill.envs.make import wrapper_class
 from rldistill.students import AnyStudent

@@ -12,12 +12,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.env import Side
 from rldistill.core.fields import Positive, PositiveFraction, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import PolicySpec, Side
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode

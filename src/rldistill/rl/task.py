@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.device import on_device
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari
 from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.spaces import adapt_env, observation_views

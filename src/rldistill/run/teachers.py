@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import TeacherComparison, compare_teachers
 from rldistill.evaluation.config import CompareConfig

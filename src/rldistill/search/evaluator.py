@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.env import EnvConfig, Side
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig, Side
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.statistics import Returns, normalized_interval, normalized_score
 from rldistill.io.atomic import read_json, write_json

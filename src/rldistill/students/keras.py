@@ -37,8 +37,7 @@ from rldistill.core.imports import import_name
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import read_regular, write_atomic
-from rldistill.io.hdf5 import iterate_arrays
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, iterate_arrays, read_member
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 

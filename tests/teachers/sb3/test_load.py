@@ -15,8 +15,8 @@ from sb3_contrib import CrossQ
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.core.spec import EnvConfig
 from rldistill.evaluation.episodes import play
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy

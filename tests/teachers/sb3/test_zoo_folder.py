@@ -15,9 +15,8 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
-from rldistill.core.spec import FramePipeline, Wrapper
+from rldistill.core.spec import EnvConfig, FramePipeline, Wrapper
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.episodes import play

@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
+from rldistill.core.spec import EnvConfig
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN

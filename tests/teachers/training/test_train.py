@@ -15,8 +15,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
 from rldistill.teachers.load import load_policy

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import (
     ConfigError,
     CorruptArtifactError,
@@ -21,6 +20,7 @@ from rldistill.core.errors import (
     error_text,
     short_repr,
 )
+from rldistill.core.spec import EnvConfig
 from rldistill.data.blocks import FINAL, STEP, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, open_derived, store_block
@@ -28,8 +28,8 @@ from rldistill.data.minari.common import ORIGIN, PREFIX, datasets_root, import_p
 from rldistill.data.minari.episode import ADVICE, conversion_notes, episode_columns, exported_infos
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Mode, read_json
-from rldistill.io.hdf5 import iterate_arrays
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.untrusted import iterate_arrays
 
 BLOCK_STEPS = 4_096
 FORMATS = ("arrow", "hdf5", "parquet")

@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rldistill.core.env import EnvConfig
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
