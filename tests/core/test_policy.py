@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import Stored
 from rldistill.core.heads import CategoricalHead, DeterministicHead, GaussianHead, MultiCategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Wrapper
@@ -77,9 +79,10 @@ def test_values_unknown_frames_and_rounded_bounds_fit() -> None:
     ],
 )
 def test_specs_are_read_as_they_were_written(spec: PolicySpec) -> None:
-    document = json.loads(json.dumps(spec.to_json()))
-    assert [*document] == [field.name for field in dataclasses.fields(PolicySpec)]
-    assert PolicySpec.from_json(document) == spec
+    document = json.dumps(spec.to_json())
+    assert [*json.loads(document)] == [field.name for field in dataclasses.fields(PolicySpec)]
+    adapter: TypeAdapter[PolicySpec] = TypeAdapter(Annotated[PolicySpec, Stored()])
+    assert adapter.validate_json(document) == spec
 
 
 @pytest.mark.parametrize(

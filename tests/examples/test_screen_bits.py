@@ -19,8 +19,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
 from rldistill.run.config import load_run
 from rldistill.students import Linear, Mlp, Ridge, Tree
-from rldistill.students.documents import USER_CLASSES
-from rldistill.students.storage import load_native, save_policy, trust
+from rldistill.students.storage import USER_CLASSES, load_native, save_policy, trust
 
 FILE = Path(__file__).parents[2] / "examples" / "features" / "screen_bits.py"
 HEAD = CategoricalHead((3,))

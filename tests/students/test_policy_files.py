@@ -79,6 +79,7 @@ def test_a_missing_or_senseless_field_is_named(folder: Path, field: str, value: 
         ("config.hidden", [10**30], r"config\.hidden\.0: found 10+"),
         ("sha256", KeyError, "sha256: is missing"),
         ("sha256", None, "sha256: found None, expected text"),
+        ("config.features", "raw", "config.features: expected one of raw, .*found 'raw'"),
         ("config.more", 1, "config.more is no field of Mlp"),
         ("student", "cnn", "config.features is no field of Cnn"),
         ("config.hidden", [5], "not the weights"),

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.heads import (
@@ -19,8 +21,11 @@ from rldistill.core.heads import (
 )
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import Actor
+from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
-from rldistill.students.storage import load_native, save_policy
+from rldistill.students.storage import USER_CLASSES, load_native, save_policy
+from rldistill.students.student import Student
+from rldistill.teachers.fingerprint import fingerprint
 
 FRAMES = PolicySpec((4, 84, 84), "uint8", QValuesHead((6,)))
 VECTOR = PolicySpec((8,), "float32", CategoricalHead((4,)))
@@ -152,4 +157,38 @@ def test_a_policy_file_names_only_harmless_wrappers(tmp_path: Path, wrapper: obj
     document["spec"]["view"] = [wrapper]
     (tmp_path / "policy.json").write_text(json.dumps(document))
     with pytest.raises(CorruptArtifactError, match=words):
+        load_native(tmp_path)
+
+
+@dataclass(frozen=True)
+class Own(Student):
+    """Student of a user, whose body holds a table of some dtype."""
+
+    dtype: str
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        body = nn.Sequential(nn.Linear(8, 4))
+        body.register_buffer("table", torch.ones(3, dtype=getattr(torch, self.dtype)))
+        return NetworkPolicy(self, spec, body, 4)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "bfloat16", "float32", "float64"])
+def test_tensors_of_own_students_are_stored_in_any_dtype(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(USER_CLASSES, f"{__name__}:Own", Own)
+    policy = Own(dtype).build(VECTOR)
+    table = torch.tensor([0, 1, 1], dtype=getattr(torch, dtype))
+    policy.body.table.copy_(table)
+    save_policy(policy, tmp_path, {})
+    again = load_native(tmp_path)
+    assert again.body.table.dtype == table.dtype
+    assert torch.equal(again.body.table, table)
+    assert fingerprint(again) == fingerprint(policy)
+    policy.body.table.zero_()
+    assert fingerprint(again) != fingerprint(policy)
+    document = json.loads((tmp_path / "policy.json").read_text())
+    document["config"]["dtype"] = "int32"
+    (tmp_path / "policy.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptArtifactError, match=rf"table is of torch\.{dtype}; expected int32"):
         load_native(tmp_path)

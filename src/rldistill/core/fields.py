@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, create_model
 from pydantic.dataclasses import dataclass
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
@@ -95,6 +95,34 @@ class Checked:
         schema = handler(source)
         _make_strict(handler.resolve_ref_schema(schema))
         return core_schema.no_info_wrap_validator_function(functools.partial(_check, source), schema)
+
+
+class Stored:
+    """Annotation of a dataclass in a JSON file: an object with all of its fields and no others.
+
+    Args:
+        make: Constructor, called with the fields; by default the annotated class.
+        fields: Types of further fields that `make` takes.
+    """
+
+    def __init__(self, make: Callable[..., Any] | None = None, **fields: Any) -> None:
+        self.make, self.fields = make, fields
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        hints = get_type_hints(source, include_extras=True)
+        fields = self.fields | {field.name: hints[field.name] for field in dataclasses.fields(source)}
+        config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+        required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
+        model = create_model(source.__name__, __config__=config, **required)
+
+        def make(document: BaseModel) -> Any:
+            try:
+                return (self.make or source)(**dict(document))
+            except RLDistillError as error:
+                raise ValueError(str(error)) from None
+
+        document = core_schema.no_info_after_validator_function(make, handler.generate_schema(model))
+        return core_schema.json_or_python_schema(document, core_schema.is_instance_schema(source))
 
 
 def _make_strict(schema: Any) -> None:

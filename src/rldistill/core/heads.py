@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,8 @@ from rldistill.core.errors import SpecMismatchError
 HeadKind = Literal[
     "categorical", "q_values", "multi_categorical", "bernoulli", "gaussian", "squashed_gaussian", "deterministic"
 ]
+
+Size = Annotated[int, Ge(1)]
 
 MASK = "action_mask"
 """The key of the action mask in a dict observation."""
@@ -54,7 +57,7 @@ class ActionHead(ABC):
         regret_unit: the unit of `regret`.
     """
 
-    nvec: tuple[int, ...] = ()
+    nvec: tuple[Size, ...] = ()
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
@@ -82,11 +85,6 @@ class ActionHead(ABC):
     def to_json(self) -> dict[str, Any]:
         """Return the head as it is stored in `policy.json` and `manifest.json`."""
         return {"kind": self.kind, **asdict(self)}
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> ActionHead:
-        """Return the head that `to_json` wrote; raise KeyError or TypeError for other values."""
-        return HEADS[value["kind"]](**{key: tuple(item) for key, item in value.items() if key != "kind"})
 
     def as_kind(self, kind: HeadKind, where: str = "head") -> ActionHead:
         """Return the head of `kind` for the same actions.

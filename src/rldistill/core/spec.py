@@ -5,27 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, short_repr
-from rldistill.core.fields import validated_dataclass
-from rldistill.core.heads import MASK, ActionHead
+from rldistill.core.fields import Stored, validated_dataclass
+from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 
 Obs = Tensor | Mapping[str, Tensor]
 Side = Literal["student", "teacher"]
 SIDES: tuple[Side, ...] = ("student", "teacher")
 
 
+def _require_dtype(name: str) -> str:
+    if not isinstance(getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"expected a dtype, found {name!r}")
+    return name
+
+
+Dtype = Annotated[str, AfterValidator(_require_dtype)]
+Head = Annotated[ActionHead, Stored(lambda kind, **sizes: HEADS[kind](**sizes), kind=HeadKind)]
+
+
 @dataclass(frozen=True)
 class FramePipeline:
     """Preprocessing of frames (Mnih 2015); a `skip` of two numbers is a range to sample from, the second excluded."""
 
-    height: int = 84
-    width: int = 84
-    stack: int = 4
-    skip: int | tuple[int, int] = 4
+    height: Size = 84
+    width: Size = 84
+    stack: Size = 4
+    skip: Size | tuple[Size, Size] = 4
     max_pool: bool = True
     grayscale: bool = True
     padding: Literal["zero", "repeat"] = "zero"
@@ -96,9 +108,9 @@ CHANNELS_FIRST = Wrapper("ChannelsFirst")
 class ObsPart:
     """One entry of an observation; integers with sizes `nvec` become one-hot vectors."""
 
-    shape: tuple[int, ...]
-    dtype: str
-    nvec: tuple[int, ...] = ()
+    shape: tuple[Size, ...]
+    dtype: Dtype
+    nvec: tuple[Size, ...] = ()
 
     @property
     def width(self) -> int:
@@ -121,14 +133,14 @@ class PolicySpec:
         env_kwargs: the keyword arguments of that environment.
     """
 
-    obs_shape: tuple[int, ...]
-    obs_dtype: str
-    head: ActionHead
-    frames: FramePipeline | None = None
-    nvec: tuple[int, ...] = ()
-    parts: tuple[tuple[str, ObsPart], ...] = ()
-    view: tuple[Wrapper, ...] = ()
-    env_kwargs: tuple[tuple[str, Any], ...] = ()
+    obs_shape: tuple[Size, ...]
+    obs_dtype: Dtype
+    head: Head
+    frames: Annotated[FramePipeline, Stored()] | None = None
+    nvec: tuple[Size, ...] = ()
+    parts: tuple[tuple[str, Annotated[ObsPart, Stored()]], ...] = ()
+    view: tuple[Annotated[Wrapper, Stored()], ...] = ()
+    env_kwargs: tuple[tuple[str, bool | int | float], ...] = ()
 
     @classmethod
     def from_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
@@ -155,21 +167,6 @@ class PolicySpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""
         return asdict(self) | {"head": self.head.to_json()}
-
-    @classmethod
-    def from_json(cls, value: Any) -> PolicySpec:
-        """Return the spec that `to_json` wrote; raise KeyError, TypeError or SpecMismatchError for other values."""
-
-        def tuples(fields: dict[str, Any]) -> dict[str, Any]:
-            return {key: tuple(item) if isinstance(item, list) else item for key, item in fields.items()}
-
-        fields = tuples(value)
-        fields["head"] = ActionHead.from_json(fields["head"])
-        fields["frames"] = FramePipeline(**tuples(fields["frames"])) if fields["frames"] is not None else None
-        fields["parts"] = tuple((key, ObsPart(**tuples(part))) for key, part in fields.get("parts", ()))
-        fields["env_kwargs"] = tuple((str(key), item) for key, item in fields.get("env_kwargs", ()))
-        fields["view"] = tuple(Wrapper(**wrapper) for wrapper in fields.get("view", ()))
-        return cls(**fields)
 
     def transposed_images(self, other: PolicySpec) -> tuple[str, ...]:
         """Return the names of images with channels first here and channels last in `other`."""

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, ValidationError
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, error_text
-from rldistill.core.fields import explain, read
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import STEP, Block, BlockKey, write_block
 from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
@@ -34,15 +34,8 @@ def _parse_env(value: Any) -> EnvConfig:
     return env
 
 
-def _parse_spec(value: Any) -> PolicySpec:
-    try:
-        return value if isinstance(value, PolicySpec) else PolicySpec.from_json(value)
-    except (KeyError, TypeError, AttributeError, SpecMismatchError) as error:
-        raise ValueError(f"is not the specification of a policy ({error_text(error)})") from None
-
-
 Env = Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
-Spec = Annotated[PolicySpec, PlainValidator(_parse_spec), PlainSerializer(PolicySpec.to_json)]
+Spec = Annotated[PolicySpec, Stored(), PlainSerializer(PolicySpec.to_json)]
 
 
 class BlockEntry(Document):

@@ -85,7 +85,7 @@ class Keras(Student):
             if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.model):
                 inner = import_name(self.model, "model")(shape, spec.head.num_params)
             else:
-                inner = keras.models.clone_model(read_keras(Path(self.model)))
+                inner = keras.models.clone_model(read_keras(self.model))
             inputs = keras.Input(tuple(inner.inputs[0].shape[1:]))
             model = keras.Sequential([inputs, keras.layers.Normalization(axis=-1 if len(shape) == 1 else None), inner])
         student = KerasStudent(self, spec, model)
@@ -98,9 +98,13 @@ class KerasStudent(NetworkPolicy):
 
     def __init__(self, config: Keras, spec: PolicySpec, model: Any) -> None:
         normalization, inner = model.layers
-        last = inner.layers[-1]
+        last = innermost = inner.layers[-1]
         require_keras_fit(config.model, model, spec)
-        if (act := last_activation(inner)) not in ("", "linear"):
+        while hasattr(innermost, "layers"):
+            innermost = innermost.layers[-1]
+        act = getattr(getattr(innermost, "activation", None), "__name__", "")
+        act = "softmax" if type(innermost).__name__ == "Softmax" else act
+        if act not in ("", "linear"):
             raise ConfigError(f"{config.model}: the last layer has the activation {act}, expected none")
         with keras_on_torch().device("cpu"):
             body = keras_on_torch().Model(inner.inputs, last.input)
@@ -136,20 +140,18 @@ class KerasStudent(NetworkPolicy):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the variables by number, since the names of Keras' layers change in every process."""
-        return {f"weights.{number}": variable.value for number, variable in enumerate(self._model[0].weights)}
+        values = [variable.value for variable in self._model[0].weights]
+        return {f"weights.{number}": value for number, value in enumerate(values) if value.is_floating_point()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Copy tensors into the variables; raise RuntimeError if their names or shapes differ."""
-        own, given = (
-            {name: value for name, value in tensors.items() if value.is_floating_point()}
-            for tensors in (self.state_dict(), state_dict)
-        )
-        expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, given))
+        own = self.state_dict()
+        expected, found = ({name: tuple(value.shape) for name, value in part.items()} for part in (own, state_dict))
         if expected != found:
             raise RuntimeError(f"expected {expected}, found {found}")
         with torch.no_grad():
             for name, value in own.items():
-                value.copy_(given[name])
+                value.copy_(state_dict[name])
         self._normalization.finalize_state()
 
     def save_model(self, folder: Path) -> None:
@@ -165,45 +167,55 @@ class KerasStudent(NetworkPolicy):
     def __reduce__(self) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             self.save_model(Path(folder))
-            return _from_content, (self.config, self.spec, (Path(folder) / FILE).read_bytes())
+            return keras_student, (self.config, self.spec, FILE, (Path(folder) / FILE).read_bytes())
 
 
-def _from_content(config: Keras, spec: PolicySpec, content: bytes) -> KerasStudent:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / FILE).write_bytes(content)
-        return load_keras_student(config, spec, Path(folder))
-
-
-def load_keras_student(config: Keras, spec: PolicySpec, folder: Path) -> KerasStudent:
-    """Return the student whose `policy.keras` is in `folder`; the model that `config` names is not imported or read."""
-    model = read_keras(folder / FILE)
+def keras_student(config: Keras, spec: PolicySpec, path: Path | str, content: bytes | None = None) -> KerasStudent:
+    """Return the student that `save_model` wrote; the model that `config` names is not imported or read."""
+    model = read_keras(path, content)
     if len(model.layers) != 2 or type(model.layers[0]).__name__ != "Normalization":
-        raise CorruptArtifactError(f"{folder / FILE}: expected a Normalization and a model, as a student is saved")
+        raise CorruptArtifactError(f"{path}: expected a Normalization and a model, as a student is saved")
     student = KerasStudent(config, spec, model)
     student.eval()
     return student
 
 
-def read_keras(path: Path) -> Any:
-    """Return the model in a `.keras` file.
+def read_keras(path: Path | str, content: bytes | None = None) -> Any:
+    """Return the model in a `.keras` file, or in its `content`.
 
     Raises:
+        ConfigError: There is no such file.
         MissingExtraError: Keras is not installed.
         UntrustedFileError: Layers that can run code or read other files, or files that no model needs.
         SpecMismatchError: More than one input or output.
         CorruptArtifactError: The file is truncated or changed.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    content = read_regular(path, MAX_WEIGHTS_BYTES)
+    if content is None:
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: there is no such file")
+        content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            config, weights = _members(path, archive)
+            names = archive.namelist()
+            for name in names:
+                if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
+                    raise UntrustedFileError(
+                        f"{path}: holds {short_repr(name)}, which plain layers do not need; refused"
+                    )
+            for name in (CONFIG, WEIGHTS):
+                if name not in names:
+                    raise CorruptArtifactError(
+                        f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3"
+                    )
+            config = read_member(Path(path), archive, CONFIG, MAX_CONFIG_BYTES)
+            weights = read_member(Path(path), archive, WEIGHTS, MAX_WEIGHTS_BYTES)
         document, keras = json.loads(config), keras_on_torch()
         _require_known(path, document)
-        _require_size(path, document, _count_stored(path, weights))
-        with keras.device("cpu"):
-            model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        _require_size(path, document, weights)
+        with keras.device("cpu"), tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / FILE  # Keras reads from a path only, and the file could change after the checks
+            copy.write_bytes(content)
+            model = keras.saving.load_model(copy, compile=False, safe_mode=True)
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise errors of any class
@@ -234,16 +246,6 @@ def require_keras_fit(name: str, model: Any, spec: PolicySpec) -> None:
         raise SpecMismatchError(f"{name}: returns {output}, expected ({spec.head.num_params},) for {spec.head.kind}")
 
 
-def last_activation(model: Any) -> str:
-    """Return the name of the activation of the last layer; empty for none."""
-    last = model.layers[-1]
-    if hasattr(last, "layers"):
-        return last_activation(last)
-    if type(last).__name__ == "Softmax":
-        return "softmax"
-    return str(getattr(getattr(last, "activation", None), "__name__", ""))
-
-
 def keras_on_torch() -> Any:
     """Return Keras on the torch backend; raise ConfigError if it already runs on another."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
@@ -258,18 +260,7 @@ def keras_on_torch() -> Any:
     return keras
 
 
-def _members(path: Path, archive: zipfile.ZipFile) -> tuple[bytes, bytes]:
-    names = archive.namelist()
-    for name in names:
-        if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
-            raise UntrustedFileError(f"{path}: holds {short_repr(name)}, which plain layers do not need; refused")
-    for name in (CONFIG, WEIGHTS):
-        if name not in names:
-            raise CorruptArtifactError(f"{path}: not a Keras 3 file: it has no {name}; save it again with Keras 3")
-    return read_member(path, archive, CONFIG, MAX_CONFIG_BYTES), read_member(path, archive, WEIGHTS, MAX_WEIGHTS_BYTES)
-
-
-def _require_known(path: Path, document: Any) -> None:
+def _require_known(path: Path | str, document: Any) -> None:
     """Refuse every class in the configuration that is not one of the plain layers."""
     if not isinstance(document, dict) or document.get("class_name") not in MODELS:
         found = document.get("class_name") if isinstance(document, dict) else type(document).__name__
@@ -295,21 +286,16 @@ def _require_known(path: Path, document: Any) -> None:
             )
 
 
-def _count_stored(path: Path, weights: bytes) -> int:
-    """Return the number of weights in the file; refuse links to other files."""
+def _require_size(path: Path | str, document: dict[str, Any], weights: bytes) -> None:
+    """Build the model on "meta", where it takes no memory, and compare its size with the stored weights."""
     import h5py
 
-    count = 0
+    stored = 0
     with h5py.File(io.BytesIO(weights), "r") as file:
-        for name, item in iterate_arrays(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, max_ratio=64):
+        for name, item in iterate_arrays(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, max_ratio=64):  # refuses links
             if item.dtype.kind not in "fiu":
                 raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
-            count += math.prod(item.shape)
-    return count
-
-
-def _require_size(path: Path, document: dict[str, Any], stored: int) -> None:
-    """Build the model on "meta", where it takes no memory, and compare its size with the stored weights."""
+            stored += math.prod(item.shape)
     keras = keras_on_torch()
     with keras.device("meta"):
         model = keras.saving.deserialize_keras_object(document, safe_mode=True)

@@ -2,26 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
+from rldistill.core.fields import PositiveFloat, Stored
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import read_json, require_regular, write_atomic, write_json
+from rldistill.io.documents import CHANGED, Document, read_value
+from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.documents import NETWORKS, USER_CLASSES, PolicyDocument, kind_name, read_config, write_config
+from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES, Features
-from rldistill.students.keras import Keras, KerasStudent, load_keras_student
+from rldistill.students.features.teacher import NOT_STORED
+from rldistill.students.keras import FILE, Keras, KerasStudent, keras_student
 from rldistill.students.tree import TreePolicy
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 TENSORS, DOCUMENT = "policy.safetensors", "policy.json"
+NETWORKS: dict[str, type[Any]] = {"actor": Actor, **STUDENTS}
+FEATURE_NETWORKS = {name: kind for name, kind in NETWORKS.items() if getattr(kind, "hidden_as_features", False)}
+NAMES = {kind: name for name, kind in [*NETWORKS.items(), *FEATURES.items()]}
+VIEWS = (
+    "ActionSmoothing", "ChannelsFirst", "FilterObservation", "FlattenObservation", "FrameSkip", "FrameStackObservation",
+    "GrayscaleObservation", "History", "MaskVelocity", "RescaleAction", "RescaleObservation", "ReshapeObservation",
+    "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature", "TimeLimit",
+)  # fmt: skip
+"""Wrappers that a policy's file may name: none of them reads, writes or imports."""
+USER_CLASSES: dict[str, type[Any]] = {}
+"""Students and features of the user's own by `module:Class`; only `trust` adds to them, never a file."""
+
+
+class PolicyDocument(Document):
+    """The content of `policy.json`."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    student: str
+    config: dict[str, Any]
+    spec: Annotated[PolicySpec, Stored()]
+    obs_clip: dict[str, PositiveFloat]
+    value: bool
+    provenance: dict[str, Any]
+    sha256: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicyDocument:
+        for wrapper in self.spec.view:
+            if wrapper.name not in VIEWS or not wrapper.has_small_kwargs:
+                known = ", ".join(VIEWS)
+                raise ValueError(
+                    f"spec.view: {wrapper.name} is not allowed; a policy may name {known} with short arguments"
+                )
+        if self.spec.parts and self.spec.obs_dtype != "float32":
+            raise ValueError(f"spec.obs_dtype: expected float32 for a dict observation, found {self.spec.obs_dtype}")
+        if unknown := [*(self.obs_clip.keys() - self.spec.entries.keys())]:
+            raise ValueError(f"obs_clip: {unknown[0]!r} is no entry of the observation")
+        return self
 
 
 def trust(kind: type[Any]) -> None:
@@ -31,11 +78,15 @@ def trust(kind: type[Any]) -> None:
         ConfigError: A class of another kind.
     """
     if issubclass(kind, nn.Module):
-        ACTIVATIONS[f"{kind.__module__}:{kind.__qualname__}"] = kind
+        ACTIVATIONS[_name(kind)] = kind
     elif not callable(getattr(kind, "build", None)):
         raise ConfigError(f"{kind.__name__} has no build. Use a class of students or features, such as rldistill.Mlp.")
-    elif kind not in NETWORKS.values() and kind not in FEATURES.values():
-        USER_CLASSES[f"{kind.__module__}:{kind.__qualname__}"] = kind
+    elif kind not in NAMES:
+        USER_CLASSES[_name(kind)] = kind
+
+
+def _name(kind: type[Any]) -> str:
+    return NAMES.get(kind, f"{kind.__module__}:{kind.__qualname__}")
 
 
 def trust_student(student: object) -> None:
@@ -63,8 +114,8 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
             raise ConfigError(f"{folder}: not saved, since {name} has values that are not finite in {dtype}")
     document = {
         "schema": SCHEMA,
-        "student": kind_name(policy.config, NETWORKS),
-        "config": write_config(policy.config),
+        "student": _name(type(policy.config)),
+        "config": _config_to_json(policy.config),
         "spec": policy.spec.to_json(),
         "obs_clip": policy.obs_clip,
         "value": policy.value_head is not None,
@@ -90,11 +141,9 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
         raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
     document = PolicyDocument.parse(value, path)
     policy = _build(document, path)
-    tensors = _read_tensors(folder / TENSORS, document.sha256)
-    # Copies, since the file's own memory is neither aligned nor kept open.
-    weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    tensors = _read_tensors(folder / TENSORS, document.sha256, policy)
     try:
-        policy.load_state_dict(weights, assign=True)
+        policy.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CorruptArtifactError(f"{folder / TENSORS}: not the weights of {path}: {reason}") from None
@@ -115,32 +164,85 @@ def content_hash(tensors: dict[str, Tensor]) -> str:
 
 
 def stored_tensors(policy: NetworkPolicy) -> dict[str, Tensor]:
-    """Return the tensors of a policy that its file holds; not the integer counters of Keras."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    return {
-        name: value
-        for name, value in tensors.items()
-        if value.is_floating_point() and not name.startswith("feature_head.")
-    }
+    """Return the tensors of a policy that its file holds."""
+    tensors = policy.state_dict().items()
+    return {name: value.detach().cpu().contiguous() for name, value in tensors if not name.startswith("feature_head.")}
+
+
+def _config_to_json(config: Any) -> dict[str, Any]:
+    """Return the stored fields of a configuration as JSON values; features and networks in it have a `type`."""
+    document = {}
+    for field in _stored_fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, ActionHead):
+            value = value.to_json()
+        elif isinstance(value, Features) or (field.name == "network" and value is not None):
+            if field.name == "network" and type(value) not in FEATURE_NETWORKS.values():
+                known = ", ".join(FEATURE_NETWORKS)
+                raise ConfigError(f"features.network: a {type(value).__name__} cannot be stored. Use {known}.")
+            value = {"type": _name(type(value)), **_config_to_json(value)}
+        document[field.name] = value
+    return document
+
+
+def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where: str = "config") -> Any:
+    """Return a configuration of `kind` from the JSON values of its stored fields.
+
+    Features and networks in it are of the kinds in our tables, or of classes that the user trusts: a name in a file
+    never imports code. A field with a default may be missing, because older files do not hold fields that were added
+    later; a damaged name is refused as an unknown field.
+
+    Raises:
+        CorruptArtifactError: A field without a default is missing, or a field is unknown or not valid.
+    """
+    fields = {field.name: field for field in _stored_fields(kind)}
+    for name in [*fields, *value]:
+        if name not in fields:
+            raise CorruptArtifactError(f"{path}: {where}.{name} is no field of {kind.__name__}. {CHANGED}")
+        if name not in value and fields[name].default is fields[name].default_factory is dataclasses.MISSING:
+            raise CorruptArtifactError(f"{path}: {where}.{name} is missing. {CHANGED}")
+    hints, values = get_type_hints(kind, include_extras=True), {}
+    tagged: dict[str, Mapping[str, type[Any]]] = {"network": FEATURE_NETWORKS}
+    if kind is not Actor:  # whose features are a number
+        tagged["features"] = FEATURES | {name: own for name, own in USER_CLASSES.items() if issubclass(own, Features)}
+    for name, item in value.items():
+        field = f"{where}.{name}"
+        if name not in tagged:
+            values[name] = read_value(hints[name], item, path, field)
+            continue
+        tag = item.get("type") if isinstance(item, dict) else None
+        if not isinstance(tag, str) or tag not in tagged[name]:
+            known = ", ".join(tagged[name])
+            found = short_repr(item if tag is None else tag)
+            raise CorruptArtifactError(f"{path}: {field}: expected one of {known}, found {found}. {CHANGED}")
+        inner = {key: part for key, part in item.items() if key != "type"}
+        values[name] = _config_from_json(tagged[name][tag], inner, path, field)
+    try:
+        return kind(**values)
+    except (ConfigError, SpecMismatchError) as error:
+        raise CorruptArtifactError(f"{path}: {where}.{error}") from None
+
+
+def _stored_fields(config: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(config) if field.metadata != NOT_STORED]
 
 
 def _build(document: PolicyDocument, path: Path) -> NetworkPolicy:
     """Return the policy of a document, with weights on "meta", which takes no memory and draws no random number."""
-    students = {name: kind for name, kind in USER_CLASSES.items() if not issubclass(kind, Features)}
-    kinds = {**NETWORKS, **students}
+    kinds = NETWORKS | {name: kind for name, kind in USER_CLASSES.items() if not issubclass(kind, Features)}
     if document.student not in kinds:
         raise CorruptArtifactError(
             f"{path}: student: found {document.student!r}, expected one of {', '.join(kinds)}, or one of your own "
             "after rldistill.trust(Class)"
         )
-    config, spec = read_config(kinds[document.student], document.config, path), document.spec.spec()
+    config = _config_from_json(kinds[document.student], document.config, path)
     policy: NetworkPolicy
     try:
         if isinstance(config, Keras):
-            policy = load_keras_student(config, spec, path.parent)
+            policy = keras_student(config, document.spec, path.parent / FILE)
         else:
             with torch.device("meta"):
-                policy = config.build(spec)
+                policy = config.build(document.spec)
         if document.value:
             policy.add_value("meta")
         return policy
@@ -150,7 +252,7 @@ def _build(document: PolicyDocument, path: Path) -> NetworkPolicy:
         raise CorruptArtifactError(f"{path}: config: no network can have these sizes") from None
 
 
-def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, expected_hash: str, policy: NetworkPolicy) -> dict[str, Tensor]:
     try:
         require_regular(path)
         tensors = load_file(path)
@@ -158,12 +260,16 @@ def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptArtifactError(f"{path}: not a complete safetensors file ({error})") from None
+    dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     for name, value in tensors.items():
-        if value.dtype not in (torch.float32, torch.float16):
-            raise CorruptArtifactError(f"{path}: {name} is of {value.dtype}; policies hold float32 or float16")
+        dtype = dtypes.setdefault(name, torch.float32)
+        if value.dtype != dtype and (dtype, value.dtype) != (torch.float32, torch.float16):
+            expected = "float32 or float16" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+            raise CorruptArtifactError(f"{path}: {name} is of {value.dtype}; expected {expected}")
     if content_hash(tensors) != expected_hash:
         raise CorruptArtifactError(f"{path}: its content is not the one that was saved (SHA-256 differs)")
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise CorruptArtifactError(f"{path}: {name} holds NaN or infinite weights")
-    return tensors
+    # Copies, since the file's own memory is neither aligned nor kept open.
+    return {name: value.to(dtypes[name], copy=True) for name, value in tensors.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, HeadKind
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import Obs, ObsPart, PolicySpec
+from rldistill.core.spec import Obs, PolicySpec
 
 EPSILON = 1e-8
 """Added to probabilities before the logarithm."""
@@ -29,9 +29,9 @@ class FilePolicy:
 
     probabilities = False
 
-    def __init__(self, content: bytes, spec: PolicySpec, *settings: Any) -> None:
+    def __init__(self, path: str, content: bytes, spec: PolicySpec, *settings: Any) -> None:
         super().__init__()
-        self.spec, self._arguments = spec, (content, spec, *settings)
+        self.spec, self.path, self._arguments = spec, path, (path, content, spec, *settings)
         self.content_parts = (hashlib.sha256(content).hexdigest(), *settings)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
@@ -41,19 +41,27 @@ class FilePolicy:
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for a batch of observations."""
         assert isinstance(obs, Tensor)
-        head, params = self.spec.head, self.compute(obs)
-        return PolicyOutput(head, to_logits(head, params) if self.probabilities else params), None
+        params = self.compute(obs)
+        if self.probabilities:
+            logits = (params + EPSILON).log()
+            bits = isinstance(self.spec.head, BernoulliHead)
+            params = logits - (1 - params + EPSILON).log() if bits else logits
+        return PolicyOutput(self.spec.head, params), None
 
     @abstractmethod
     def compute(self, obs: Tensor) -> Tensor:
         """Return the output of the network, `[B, P]`."""
 
-    def detect_probabilities(self, name: str, kind: HeadKind | None) -> None:
+    def apply_options(self, kind: HeadKind | None, scale: float, dtype: str) -> None:
         """Set `probabilities` if the outputs of each choice are such for synthetic observations, or warn of logits.
 
         The last layer may be a softmax by any name, or in another model, so the outputs decide. For bits, numbers from
-        0 to 1 are enough: the outputs of a sigmoid. The option `head`, or `kind`, makes a warning needless.
+        0 to 1 are enough: the outputs of a sigmoid. The option `head`, or `kind`, makes a warning needless. Raise
+        ConfigError for a `scale` of a network that takes integers.
         """
+        if scale != 1 and "int" in dtype:
+            problem = f"{self.path} has an input of {dtype}, which cannot be scaled"
+            raise ConfigError(f"teacher.scale: {problem}. Remove the option.")
         head = self.spec.head
         if head.discrete and head.stochastic:
             with torch.no_grad():
@@ -62,27 +70,15 @@ class FilePolicy:
             add_up = isinstance(head, BernoulliHead) or bool((sums - 1).abs().max() < 1e-3)
             self.probabilities = add_up and bool(((params >= 0) & (params <= 1)).all())
         if kind is None and not self.probabilities:
-            warn_of_logits(name, head)
+            warn_of_logits(self.path, head)
 
     def __reduce__(self) -> Any:
         return type(self), self._arguments, {"probabilities": self.probabilities}
 
 
-def require_scalable(path: str, scale: float, dtype: str) -> None:
-    """Raise ConfigError for the option `scale` of a network that takes integers."""
-    if scale != 1 and "int" in dtype:
-        raise ConfigError(f"teacher.scale: {path} has an input of {dtype}, which cannot be scaled. Remove the option.")
-
-
 def with_head(spec: PolicySpec, kind: HeadKind | None, name: str) -> PolicySpec:
     """Return the spec with a head of another kind; raise SpecMismatchError if it is for other actions."""
     return dataclasses.replace(spec, head=spec.head.as_kind(kind or spec.head.kind, name))
-
-
-def to_logits(head: ActionHead, probabilities: Tensor) -> Tensor:
-    """Return log(p + 1e-8), and for bits log(p + 1e-8) - log(1 - p + 1e-8)."""
-    logits = (probabilities + EPSILON).log()
-    return logits - (1 - probabilities + EPSILON).log() if isinstance(head, BernoulliHead) else logits
 
 
 def warn_of_logits(name: str, head: ActionHead) -> None:
@@ -97,12 +93,11 @@ def warn_of_logits(name: str, head: ActionHead) -> None:
 def synthetic_observations(spec: PolicySpec, count: int) -> Tensor:
     """Return random observations `[B, *obs_shape]` with a fixed seed, for which no environment is needed."""
     generator = torch.Generator().manual_seed(0)
-    entries = [_random(part, count, generator) for part in spec.entries.values()]
+    entries = []
+    for part in spec.entries.values():
+        dtype, shape = getattr(torch, part.dtype), (count, *part.shape)
+        if dtype.is_floating_point:
+            entries.append(torch.randn(shape, generator=generator))
+        else:
+            entries.append(torch.randint(0, min(part.nvec, default=256), shape, generator=generator).to(dtype))
     return torch.cat([entry.reshape(count, -1).float() for entry in entries], 1) if spec.parts else entries[0]
-
-
-def _random(part: ObsPart, count: int, generator: torch.Generator) -> Tensor:
-    dtype = getattr(torch, part.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(count, *part.shape, generator=generator)
-    return torch.randint(0, min(part.nvec, default=256), (count, *part.shape), generator=generator).to(dtype)

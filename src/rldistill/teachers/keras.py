@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
+from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
 from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
-from rldistill.teachers.file_policy import FilePolicy, require_scalable, with_head
+from rldistill.teachers.file_policy import FilePolicy, with_head
 
 
 class KerasPolicy(FilePolicy, nn.Module):
@@ -21,9 +21,9 @@ class KerasPolicy(FilePolicy, nn.Module):
     passed as 0 to 255, times `scale`.
     """
 
-    def __init__(self, content: bytes, spec: PolicySpec, scale: float, *, model: Any = None) -> None:
-        super().__init__(content, spec, scale)
-        self.model, self._scale = _read(content) if model is None else model, scale
+    def __init__(self, path: str, content: bytes, spec: PolicySpec, scale: float) -> None:
+        super().__init__(path, content, spec, scale)
+        self.model, self._scale = read_keras(path, content), scale
 
     def compute(self, obs: Tensor) -> Tensor:
         """Return the output of the model, `[B, P]`."""
@@ -33,19 +33,10 @@ class KerasPolicy(FilePolicy, nn.Module):
         return params
 
 
-def _read(content: bytes) -> Any:
-    with tempfile.TemporaryDirectory() as folder:  # Keras reads from a path only
-        copy = Path(folder) / "model.keras"
-        copy.write_bytes(content)
-        return read_keras(copy)
-
-
 def load_keras(path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
     """Load a `.keras` file; raise the errors of `load_policy`."""
-    model = read_keras(Path(path))
-    spec = with_head(spec, head, path)
-    require_keras_fit(path, model, spec)
-    require_scalable(path, scale, str(model.inputs[0].dtype))
-    policy = KerasPolicy(Path(path).read_bytes(), spec, scale, model=model).eval()
-    policy.detect_probabilities(path, head)
+    content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
+    policy = KerasPolicy(path, content, with_head(spec, head, path), scale).eval()
+    require_keras_fit(path, policy.model, policy.spec)
+    policy.apply_options(head, scale, str(policy.model.inputs[0].dtype))
     return policy

@@ -27,7 +27,7 @@ from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import read_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
-from rldistill.teachers.file_policy import FilePolicy, require_scalable, synthetic_observations, with_head
+from rldistill.teachers.file_policy import FilePolicy, synthetic_observations, with_head
 
 LOOPS = ("Loop", "Scan")
 MAX_VALUES = 1 << 26
@@ -49,8 +49,8 @@ class OnnxPolicy(FilePolicy):
     each. onnxruntime computes on the CPU.
     """
 
-    def __init__(self, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
-        super().__init__(content, spec, output, scale)
+    def __init__(self, path: str, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
+        super().__init__(path, content, spec, output, scale)
         self._output, self._scale, self._session = output, scale, _session(content)
 
     __call__ = FilePolicy.forward
@@ -89,10 +89,21 @@ def load_onnx(
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
     spec = with_head(spec, head, path)
-    policy = OnnxPolicy(content, spec, _output_name(path, session, spec, output), scale)
-    require_scalable(path, scale, session.get_inputs()[0].type)
-    _require_batches(path, policy)
-    policy.detect_probabilities(path, head)
+    policy = OnnxPolicy(path, content, spec, _output_name(path, session, spec, output), scale)
+    for count in (1, 3):
+        try:
+            params = policy(synthetic_observations(spec, count))[0].params
+        except Exception as error:  # onnxruntime has no base class of errors
+            reason = f"onnxruntime fails on {count} observations ({' '.join(str(error).split())})"
+            raise SpecMismatchError(f"{path}: {reason}. Export it with a batch of any size.") from None
+        if params.shape != (count, spec.head.num_params):
+            problem = f"returns {list(params.shape)} for {count} observations"
+            raise SpecMismatchError(f"{path}: {problem}. Export it with a batch of any size.")
+        if not torch.isfinite(params).all():
+            raise CorruptArtifactError(
+                f"{path}: returns NaN or infinite numbers for ordinary observations. Check its weights."
+            )
+    policy.apply_options(head, scale, session.get_inputs()[0].type)
     return policy
 
 
@@ -127,26 +138,6 @@ def _require_safe(path: str, model: Any) -> None:
             )
 
 
-def _require_batches(path: str, policy: OnnxPolicy) -> None:
-    """Refuse a graph that does not run on one and on three observations."""
-    for count in (1, 3):
-        try:
-            params = policy(synthetic_observations(policy.spec, count))[0].params
-        except Exception as error:  # onnxruntime has no base class of errors
-            reason = " ".join(str(error).split())
-            raise SpecMismatchError(
-                f"{path}: onnxruntime fails on {count} observations ({reason}). Export it with a batch of any size."
-            ) from None
-        if params.shape != (count, policy.spec.head.num_params):
-            raise SpecMismatchError(
-                f"{path}: returns {list(params.shape)} for {count} observations. Export it with a batch of any size."
-            )
-        if not torch.isfinite(params).all():
-            raise CorruptArtifactError(
-                f"{path}: returns NaN or infinite numbers for ordinary observations. Check its weights."
-            )
-
-
 def _session(content: bytes) -> Any:
     import onnxruntime
 
@@ -162,9 +153,8 @@ def _graphs(model: Any) -> Iterator[Any]:
     while pending:
         graph = pending.pop()
         yield graph
-        for node in graph.node:
-            for attribute in node.attribute:
-                pending += [attribute.g, *attribute.graphs]
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            pending += [attribute.g, *attribute.graphs]
 
 
 def _tensors(model: Any) -> Iterator[Any]:
@@ -172,9 +162,8 @@ def _tensors(model: Any) -> Iterator[Any]:
         yield from getattr(graph, "initializer", ())  # a function has nodes only
         for sparse in getattr(graph, "sparse_initializer", ()):
             yield from (sparse.values, sparse.indices)
-        for node in graph.node:
-            for attribute in node.attribute:
-                yield from [attribute.t, *attribute.tensors]
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            yield from [attribute.t, *attribute.tensors]
 
 
 def _output_name(path: str, session: Any, spec: PolicySpec, name: str | None) -> str:

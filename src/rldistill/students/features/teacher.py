@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import PYTHON_ONLY, PositiveFloat, validated_dataclass
-from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import Obs, PolicySpec
+from rldistill.core.spec import Head, Obs, PolicySpec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.features.features import Features, Standardizer
 from rldistill.students.student import capability
@@ -39,7 +38,7 @@ class TeacherFeatures(Features):
 
     policy: str = ""
     network: Annotated[Any, PYTHON_ONLY] = None
-    head: Annotated[ActionHead | None, PYTHON_ONLY] = None
+    head: Annotated[Head | None, PYTHON_ONLY] = None
     obs_clip: Annotated[tuple[tuple[str, PositiveFloat], ...], PYTHON_ONLY] = ()
     source: Annotated[NetworkPolicy | None, PYTHON_ONLY] = field(
         default=None, repr=False, compare=False, metadata=NOT_STORED
