@@ -145,6 +145,8 @@ class TestContract:
         whole = loss_of(name, teacher, label, student, params)
         rows = [loss_of(name, teacher, label[i : i + 1], student, params[i : i + 1]) for i in range(4)]
         torch.testing.assert_close(whole, torch.cat(rows))
+        sequence = loss_of(name, teacher, label.view(2, 2, -1), student, params.view(2, 2, -1))
+        torch.testing.assert_close(sequence, whole.view(2, 2))
 
 
 def test_every_loss_is_under_contract() -> None:

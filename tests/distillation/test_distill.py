@@ -13,17 +13,16 @@ import torch
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.core.heads import CategoricalHead, QValuesHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.distill import distill
+from rldistill.distillation.distill import distill, require_fit
 from rldistill.distillation.gradient import Trainer
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import sha256_file
-from rldistill.losses import QMSE, AdvantageMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
-from rldistill.losses.objective import Term, best_constant_loss, with_temperatures
+from rldistill.losses import QMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
+from rldistill.losses.objective import Term, with_temperatures
 from rldistill.policies.actor_critic import Actor
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Objects
@@ -121,25 +120,6 @@ def test_a_student_that_learned_nothing_fails(dataset: Dataset, tmp_path: Path) 
     assert not (tmp_path / "policy.json").exists()
 
 
-def test_the_best_constant_of_a_squared_error_is_the_mean(dataset: Dataset) -> None:
-    batch = dataset.batch(np.arange(200))
-    q_values = batch.teacher.params
-    expected = float(((q_values - q_values.mean(0)) ** 2).mean())
-    assert best_constant_loss((Term(QMSE()),), batch, dataset.spec.head) == pytest.approx(expected, rel=1e-4)
-
-
-def test_the_best_constant_of_a_bounded_loss_is_found_where_it_is_flat(dataset: Dataset) -> None:
-    """Values of 100 in a fifth of the states put their mean where tanh has no slope."""
-    head = QValuesHead((2,))
-    labels = PolicyOutput(head, torch.tensor([[0.0, 1.0]] * 4 + [[100.0, 0.0]]))
-    batch = dataclasses.replace(dataset.batch(np.arange(5)), teacher=labels)
-    # Always the second action, the first at the mean of -tanh(1) and 0: its variance, and 1 where the second is wrong.
-    costs = np.array([math.tanh(1)] * 4 + [0.0])
-    expected = (costs.var() + 0.2) / 2
-    found = best_constant_loss((Term(AdvantageMSE(1.0)),), batch, CategoricalHead((2,)))
-    assert found == pytest.approx(expected, rel=1e-3)
-
-
 def test_the_temperature_of_q_values_is_measured(dataset: Dataset) -> None:
     q_values = dataset.columns["teacher"]
     gap = np.abs(q_values[:, 0] - q_values[:, 1]).mean()  # two actions: best minus second
@@ -156,6 +136,7 @@ def test_advantages_are_divided_by_their_scale(dataset: Dataset, tmp_path: Path)
     columns = {**dataset.columns, "value": (dataset.columns["return_to_go"] - away).astype(np.float32)}
     logits = dataclasses.replace(dataset.spec, head=dataset.spec.head.as_kind("categorical"))
     valued = dataclasses.replace(dataset, spec=logits, columns=columns)
+    require_fit(Mlp((16,)), config, logits)
     for data, expected in ((dataset, dataset.action_gap() / 2), (valued, 5.0)):
         (term,) = Trainer(data, Mlp((16,)), config).terms
         assert isinstance(term.loss, AdvantageWeightedNLL)

@@ -132,6 +132,7 @@ def test_q_losses_by_hand() -> None:
     student = PolicyOutput(Q, torch.tensor([[1.5, 5.0]]))
     assert QMSE()(student, labels).item() == pytest.approx((0.5**2 + 3**2) / 2)
     assert QHuber()(student, labels).item() == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 2)
+    assert QHuber(delta=2.0)(student, labels).item() == pytest.approx((0.5 * 0.5**2 + 2 * (3 - 1)) / 2)
 
 
 @pytest.mark.parametrize(("terminated", "target"), [(True, 2.0), (False, 2 + 0.9 * 3)])
@@ -143,11 +144,11 @@ def test_bellman_target_bootstraps_at_truncation_only(terminated: bool, target: 
 
 
 def test_wasserstein_by_hand() -> None:
-    # means (1, -2) and (0, 0): 1 + 4; spreads (1, 1) and (2, 3): 1 + 4
-    head = GaussianHead(low=(-9.0, -9.0), high=(9.0, 9.0))
-    labels = make_labels(torch.tensor([[1.0, -2.0, 0.0, 0.0]]), head)
-    student = PolicyOutput(head, torch.tensor([[0.0, 0.0, math.log(2), math.log(3)]]))
-    assert Wasserstein()(student, labels).item() == pytest.approx(10.0, abs=1e-5)
+    # means (1, -2, 3) and (0, 0, 0): 1 + 4 + 9; standard deviations (1, 1, 1) and (2, 3, 1): 1 + 4 + 0
+    head = GaussianHead(low=(-9.0,) * 3, high=(9.0,) * 3)
+    labels = make_labels(torch.tensor([[1.0, -2.0, 3.0, 0.0, 0.0, 0.0]]), head)
+    student = PolicyOutput(head, torch.tensor([[0.0, 0.0, 0.0, math.log(2), math.log(3), 0.0]]))
+    assert Wasserstein()(student, labels).item() == pytest.approx(19.0, abs=1e-5)
 
 
 def test_entropy_by_hand() -> None:
@@ -186,6 +187,8 @@ def test_advantage_mse_by_hand() -> None:
     loss = AdvantageMSE(temperature=2.0)
     undecided = PolicyOutput(CategoricalHead((3,)), torch.full((1, 3), 7.0))
     assert loss(undecided, labels).item() == pytest.approx((math.tanh(1) ** 2 + 1) / 3, abs=1e-6)
+    # At temperature 1 the second action costs tanh(2).
+    assert AdvantageMSE()(undecided, labels).item() == pytest.approx((math.tanh(2) ** 2 + 1) / 3, abs=1e-6)
     # Values count by what they differ, and are divided as the teacher's are; logits are not.
     assert loss(PolicyOutput(head, torch.tensor([[1.0, -1.0, -1e8]])), labels).item() == pytest.approx(0.0, abs=1e-6)
     logits = PolicyOutput(CategoricalHead((3,)), torch.tensor([[1.0, 0.0, -1e8]]))

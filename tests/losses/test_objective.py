@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from rldistill.core.batch import Batch
 from rldistill.core.errors import SpecMismatchError
+from rldistill.core.fields import USER_CODE, read
 from rldistill.core.heads import ActionHead, CategoricalHead, GaussianHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.schedules import Linear
+from rldistill.core.schedules import Constant, Linear
 from rldistill.core.spec import PolicySpec
 from rldistill.losses import (
+    LOSSES,
     QMSE,
     ActionNLL,
     AdvantageMSE,
     AdvantageWeightedNLL,
     AnyLoss,
+    Entropy,
     FeatureMSE,
     ForwardKL,
     Jeffreys,
@@ -28,6 +35,7 @@ from rldistill.losses import (
 )
 from rldistill.losses.objective import (
     Term,
+    TermField,
     best_constant_loss,
     default_temperature,
     feature_size,
@@ -41,11 +49,37 @@ from rldistill.losses.objective import (
 )
 
 Q, LOGITS = QValuesHead((2,)), CategoricalHead((2,))
+GAUSSIAN = GaussianHead(low=(0.0,), high=(1.0,))
+
+
+@dataclasses.dataclass(frozen=True)
+class UserLoss(QMSE):
+    """Loss of a user."""
 
 
 def make_batch(params: list[list[float]], weight: list[float], head: ActionHead = Q) -> Batch:
     teacher, zeros = PolicyOutput(head, torch.tensor(params)), torch.zeros(len(params))
     return Batch(teacher, teacher, zeros.long(), zeros, zeros, zeros.bool(), zeros, torch.tensor(weight))
+
+
+@pytest.mark.parametrize(
+    ("value", "term"),
+    [
+        ("reverse_kl", Term(ReverseKL())),
+        ({"name": "forward_kl", "temperature": 2.0}, Term(ForwardKL(2.0), Constant(1.0))),
+        ({"name": "forward_kl", "weight": 3.0}, Term(ForwardKL(), Constant(3.0))),
+        (Term(QMSE(), Linear()), Term(QMSE(), Linear())),
+        (f"{__name__}:UserLoss", Term(UserLoss())),
+    ],
+    ids=["name", "settings", "weight", "term", "user code"],
+)
+def test_terms_of_run_files(value: Any, term: Term) -> None:
+    assert read(TermField, value, USER_CODE) == term
+
+
+def test_terms_of_code_that_the_user_did_not_write_are_refused() -> None:
+    with pytest.raises(ValidationError, match="UserLoss"):
+        read(TermField, f"{__name__}:UserLoss")
 
 
 def test_total_loss_is_the_weighted_mean_of_the_weighted_terms() -> None:
@@ -112,7 +146,7 @@ def test_advantages_without_scale_have_a_positive_temperature() -> None:
         (Q, [ForwardKL(), QMSE()], Q),
         (Q, [ValueMSE()], LOGITS),
         (LOGITS, [ForwardKL()], LOGITS),
-        (GaussianHead(low=(0.0,), high=(1.0,)), [ActionNLL()], GaussianHead(low=(0.0,), high=(1.0,))),
+        (GAUSSIAN, [ActionNLL()], GAUSSIAN),
     ],
 )
 def test_students_have_values_only_if_a_loss_needs_them(
@@ -128,17 +162,26 @@ def test_terms_on_values_and_features_compare_no_actions() -> None:
 
 
 def test_losses_that_do_not_fit_the_heads_are_refused() -> None:
-    require_comparable((Term(ForwardKL()), Term(QMSE())), Q, Q)
+    terms = tuple(Term(loss()) for name, loss in LOSSES.items() if name not in ("wasserstein", "entropy"))
+    require_comparable(policy_terms(terms), Q, Q)
+    require_comparable((Term(Wasserstein()), Term(Entropy())), GAUSSIAN, GAUSSIAN)
     with pytest.raises(SpecMismatchError, match=r"^distill\.losses: QMSE's .* Use losses that fit both heads\.$"):
         require_comparable((Term(ForwardKL()), Term(QMSE())), LOGITS, LOGITS)
     with pytest.raises(SpecMismatchError, match=r"^distill\.losses: Wasserstein: .*categorical"):
         require_comparable((Term(Wasserstein()),), LOGITS, LOGITS)
 
 
+def test_teachers_of_logits_may_have_values_for_advantages() -> None:
+    terms = (Term(AdvantageWeightedNLL()),)
+    require_comparable(terms, LOGITS, LOGITS, has_value=True)
+    with pytest.raises(SpecMismatchError, match="expected a teacher with Q values or a value"):
+        require_comparable(terms, LOGITS, LOGITS)
+
+
 def test_feature_size() -> None:
     output = PolicyOutput(Q, torch.zeros(4, 2))
     assert feature_size(output) == 0
-    assert feature_size(dataclasses.replace(output, features=torch.zeros(4, 7))) == 7
+    assert feature_size(dataclasses.replace(output, features=torch.zeros(4, 3, 7))) == 7
 
 
 def test_best_constants_include_values_and_features() -> None:
@@ -147,3 +190,22 @@ def test_best_constants_include_values_and_features() -> None:
     # Variances: 1 of the values; (4 + 0) / 2 of the features
     assert best_constant_loss((Term(ValueMSE()),), batch, LOGITS) == pytest.approx(1, abs=1e-4)
     assert best_constant_loss((Term(FeatureMSE()),), batch, LOGITS) == pytest.approx(2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"), [([[0.0, 2.0]], 0), ([[0.0, 2.0], [4.0, 2.0]], 2), ([[0.0] * 2] * 3, 0)]
+)
+def test_best_constants_of_squared_errors_are_means(params: list[list[float]], expected: float) -> None:
+    # Variances of the columns, 4 and 0, and their mean; three times that at the end of the schedule
+    terms = (Term(QMSE(), Linear(start=1.0, end=3.0)),)
+    assert best_constant_loss(terms, make_batch(params, [1.0] * len(params)), Q) == pytest.approx(
+        3 * expected, abs=1e-5
+    )
+
+
+def test_best_constants_of_bounded_losses_are_found_where_they_are_flat() -> None:
+    """Values of 100 in a fifth of the states put their mean where tanh has no slope."""
+    batch = make_batch([[0.0, 1.0]] * 4 + [[100.0, 0.0]], [1.0] * 5)
+    # Always the second action, the first at the mean of -tanh(1) and 0: its variance, and 1 where the second is wrong.
+    expected = (np.array([math.tanh(1)] * 4 + [0.0]).var() + 0.2) / 2
+    assert best_constant_loss((Term(AdvantageMSE(1.0)),), batch, LOGITS) == pytest.approx(expected, rel=1e-3)

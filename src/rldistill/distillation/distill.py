@@ -108,5 +108,5 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
         student.build(solvable_spec(spec))
     else:
         terms = policy_terms(config.losses)
-        require_comparable(terms, spec.head, student_spec(spec, terms).head)
+        require_comparable(terms, spec.head, student_spec(spec, terms).head, has_value=True)
         build_student(student, student_spec(spec, terms))

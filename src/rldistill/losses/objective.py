@@ -113,10 +113,13 @@ def policy_terms(terms: tuple[Term, ...]) -> tuple[Term, ...]:
     return tuple(term for term in terms if term.loss.student_head not in ("value", "features"))
 
 
-def require_comparable(terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead) -> None:
-    """Raise SpecMismatchError if a built-in loss cannot compare these heads, without values and features."""
+def require_comparable(
+    terms: tuple[Term, ...], teacher: ActionHead, student: ActionHead, has_value: bool = False
+) -> None:
+    """Raise SpecMismatchError if a built-in loss cannot compare these heads; `has_value` if labels may have values."""
     output, label = (PolicyOutput(head, torch.zeros(1, head.num_params)) for head in (student, teacher))
     number = torch.zeros(1)
+    label = dataclasses.replace(label, value=number if has_value else None)
     labels = Labels(label, label, output.mode(), number, number, number.bool())
     for term in with_temperatures(terms, teacher, lambda: 1.0):
         try:

@@ -42,7 +42,8 @@ class BornAgain(FromDataset):
         super().check(run, teacher)
         terms = policy_terms(run.distill.losses)
         second = student_spec(collected_spec(run.env, teacher), terms)
-        require_comparable(terms, second.head, student_spec(second, terms).head)
+        has_value = any(term.loss.student_head == "value" for term in run.distill.losses)
+        require_comparable(terms, second.head, student_spec(second, terms).head, has_value)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         """Distill one student with one training seed."""
