@@ -12,7 +12,7 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, Columns
-from rldistill.envs.rollout import StatefulPolicy, Transition
+from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.vector import Step
 from rldistill.envs.views import ObservationViews
 
@@ -74,35 +74,42 @@ class BlockRecorder:
     def __init__(
         self, labeler: TeacherLabeler, views: ObservationViews, obs: NDArray[Any], teacher_obs: bool = False
     ) -> None:
-        self.actors: list[NDArray[np.int8]] = []
         self.labeler = labeler
-        self._views = views
-        self._stacked = views.student.frames is not None
+        self.actors: list[NDArray[np.int8]] = []
+        self._views, self._stacked = views, views.student.frames is not None
         self._sides: dict[str, Side] = {"obs": "student"}
         if teacher_obs and views.packed:
             self._sides["teacher_obs"] = "teacher"
-        self._lead = views.select("student", obs)[:, :-1].copy() if self._stacked else None
         self._rows: list[Columns] = []
+        # Rows with nothing but observations, by slot: the older frames of the first stacks, and last observations.
+        lead = views.select("student", obs)[:, :-1].copy() if self._stacked else [()] * len(obs)
+        self._lead = [[{"obs": frame} for frame in frames] for frames in lead]
         self._final: list[list[Columns]] = [[] for _ in obs]
 
-    def add(self, transition: Transition, age: NDArray[np.int64], episode: NDArray[np.int64]) -> None:
-        """Record a step of all slots; `age` counts the earlier steps of their episodes."""
-        step = transition.step
+    def add(
+        self,
+        obs: NDArray[Any],
+        action: NDArray[Any],
+        step: Step,
+        age: NDArray[np.int64],
+        episode: NDArray[np.int64],
+    ) -> None:
+        """Record a step of all slots from the observations `obs`; `age` counts the earlier steps of their episodes."""
         self.labeler.end(step)
         last_obs = self._stored(step.last_obs)
         for index, slot in enumerate(step.ended):
-            self._final[slot].append({name: obs[index] for name, obs in last_obs.items()})
+            self._final[slot].append({name: part[index] for name, part in last_obs.items()})
         self._rows.append(
             {
                 "episode": episode.astype(np.int32),
                 "step": age.astype(np.int32),
-                "action": transition.action,
+                "action": action,
                 "reward": step.reward.astype(np.float32),
                 "terminated": step.terminated.copy(),
                 "truncated": step.truncated & ~step.terminated,
                 "ended": step.terminated | step.truncated,
                 "actor": self.actors[-1],
-                **self._stored(transition.obs),
+                **self._stored(obs),
             }
         )
 
@@ -115,31 +122,21 @@ class BlockRecorder:
 
     def block(self, obs: NDArray[Any]) -> Block:
         """Return the block; `obs` are the observations after its last step."""
-        columns = {name: np.stack([row[name] for row in self._rows], 1) for name in self._rows[0]}
-        columns |= self.labeler.columns(obs)
+        steps = {name: np.stack([row[name] for row in self._rows], 1) for name in self._rows[0]}
+        steps |= self.labeler.columns(obs)
         next_obs = self._stored(obs)
-        slots = []
-        for slot, final in enumerate(self._final):
+        parts: dict[str, list[NDArray[Any]]] = {name: [] for name in [*steps, "kind", "slot"]}
+        for slot, (lead, final) in enumerate(zip(self._lead, self._final, strict=True)):
             if not self._rows[-1]["ended"][slot]:
                 final.append({name: part[slot] for name, part in next_obs.items()})
-            lead = [] if self._lead is None else [{"obs": frame} for frame in self._lead[slot]]
-            slots.append(_slot_columns({name: column[slot] for name, column in columns.items()}, slot, lead, final))
-        return Block({name: np.concatenate([part[name] for part in slots]) for name in slots[0]}, obs_hash(obs))
-
-
-def _slot_columns(steps: Columns, slot: int, lead: list[Columns], final: list[Columns]) -> Columns:
-    """Return the columns of a slot: its steps, between rows that hold nothing but observations."""
-    columns = {}
-    for name, column in steps.items():
-        before, after = (
-            np.stack([np.asarray(row.get(name, np.zeros_like(column[0]))) for row in rows]) if rows else column[:0]
-            for rows in (lead, final)
-        )
-        columns[name] = np.concatenate([before, column, after])
-    counts = [len(lead), len(steps["action"]), len(final)]
-    columns["kind"] = np.repeat(np.array([LEAD, STEP, FINAL], np.int8), counts)
-    columns["slot"] = np.full(sum(counts), slot, np.int16)
-    return columns
+            for name, column in steps.items():
+                zeros = np.zeros_like(column[slot, 0])
+                before, after = ([row.get(name, zeros)[None] for row in rows] for rows in (lead, final))
+                parts[name] += [*before, column[slot], *after]
+            counts = [len(lead), len(self._rows), len(final)]
+            parts["kind"].append(np.repeat(np.array([LEAD, STEP, FINAL], np.int8), counts))
+            parts["slot"].append(np.full(sum(counts), slot, np.int16))
+        return Block({name: np.concatenate(arrays) for name, arrays in parts.items()}, obs_hash(obs))
 
 
 def obs_hash(obs: NDArray[Any]) -> str:

@@ -66,7 +66,10 @@ def relabel(
     before.require_complete()
     new = {"teacher": fingerprint(teacher)}
     rounds = {number: round.model_copy(update=new) for number, round in before.rounds.items()}
-    teacher = _adapt_teacher(teacher, before)
+    _require_view(teacher.spec.view, before)
+    own_spec = teacher_spec(before)
+    teacher = with_action_mask(with_recorded_channels(teacher, own_spec), own_spec)
+    teacher.spec.require_same_input(own_spec, "the teacher", f"the observations of teachers in {source}")
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
     manifest = Manifest.new(folder, before.model_copy(update={"spec": spec}), rounds)
     entries = []
@@ -86,22 +89,22 @@ def _labeled_blocks(before: Manifest, teacher: Policy, features: bool) -> Iterat
     for (number, stream), entries in groupby(before.blocks, key=lambda entry: (entry.round, entry.stream)):
         stateful = StatefulPolicy(teacher, before.rounds[number].envs_per_stream)
         for entry in entries:
-            block = read_block(before.folder / entry.file)
-            yield BlockKey(number, stream, entry.block), _label(block, stateful, before, features)
+            block, labeler = read_block(before.folder / entry.file), TeacherLabeler(stateful, features)
+            columns = {name: column for name, column in block.columns.items() if name not in LABELS}
+            for obs, step in _replay(columns, before.spec):
+                labeler.label(obs)
+                labeler.end(step)
+            is_step = columns["kind"] == STEP
+            for name, labels in labeler.columns(step.obs).items():
+                columns[name] = np.zeros((len(is_step), *labels.shape[2:]), labels.dtype)
+                columns[name][is_step] = labels.reshape(-1, *labels.shape[2:])
+            states = {"teacher": stateful.state.numpy()} if stateful.state is not None else {}
+            yield BlockKey(number, stream, entry.block), Block(columns, block.end_hash, block.exact, states)
 
 
 def teacher_spec(manifest: Manifest) -> PolicySpec:
     """Return the recorded observations and actions of a teacher, with the neutral head."""
     return manifest.teacher_spec or dataclasses.replace(manifest.spec, head=manifest.spec.head.neutral)
-
-
-def _adapt_teacher(teacher: Policy, manifest: Manifest) -> Policy:
-    """Return the teacher for the recorded observations, restricted to legal actions."""
-    _require_view(teacher.spec.view, manifest)
-    spec = teacher_spec(manifest)
-    teacher = with_action_mask(with_recorded_channels(teacher, spec), spec)
-    teacher.spec.require_same_input(spec, "the teacher", f"the observations of teachers in {manifest.folder}")
-    return teacher
 
 
 def _require_view(view: Sequence[Wrapper], manifest: Manifest) -> None:
@@ -134,21 +137,6 @@ def _comparable(wrappers: Sequence[Wrapper]) -> list[tuple[str, str]]:
     """Return names and arguments; not ChannelsFirst, which the shapes of images show."""
     kept = [wrapper for wrapper in wrappers if wrapper.name != "ChannelsFirst"]
     return [(wrapper.name, json.dumps(wrapper.kwargs, sort_keys=True)) for wrapper in kept]
-
-
-def _label(block: Block, teacher: StatefulPolicy, manifest: Manifest, features: bool) -> Block:
-    columns = {name: column for name, column in block.columns.items() if name not in LABELS}
-    kind = columns["kind"]
-    labeler = TeacherLabeler(teacher, features)
-    for obs, step in _replay(columns, manifest.spec):
-        labeler.label(obs)
-        labeler.end(step)
-    for name, labels in labeler.columns(step.obs).items():
-        flat = labels.reshape(-1, *labels.shape[2:])
-        columns[name] = np.zeros((len(kind), *flat.shape[1:]), flat.dtype)
-        columns[name][kind == STEP] = flat
-    states = {"teacher": teacher.state.numpy()} if teacher.state is not None else {}
-    return Block(columns, block.end_hash, block.exact, states)
 
 
 def _replay(columns: Columns, spec: PolicySpec) -> Iterator[tuple[NDArray[Any], Step]]:

@@ -1,15 +1,20 @@
-"""Stream: a fixed group of environments, played block by block and continued after an interruption."""
+"""Streams: fixed groups of environments that are played block by block, in one process or several."""
 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
+import pickle
+import signal
+import threading
 import warnings
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,63 +23,68 @@ from numpy.typing import NDArray
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
-from rldistill.core.device import on_device, resolve_device
+from rldistill.core.device import on_device
+from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
-from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
+from rldistill.envs.atari import is_deterministic
+from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
 from rldistill.envs.views import ObservationViews
+from rldistill.io.progress import Progress
 from rldistill.policies.wrappers import has_mask, random_legal
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
+MIN_EPSILON = 0.01
+"""Least exploration in a deterministic environment: 160 seeds of Pong with equal actions gave 29 distinct episodes."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CollectJob:
-    """One round of collection: all that a worker needs to play one of its streams."""
+    """One round of collection: all that a process needs to play one of its streams."""
 
     env: EnvConfig
     views: ObservationViews
     teacher: Policy
     student: Policy | None
     config: CollectConfig
+    device: torch.device
     seed: int
     round: int
     folder: Path
 
-    @property
-    def device(self) -> torch.device:
-        """Device on which the policies compute."""
-        return resolve_device(self.config.device, "collect.device")
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.beta < 1 and self.student is None:
+            raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")
+        if is_deterministic(self.env) and config.epsilon < MIN_EPSILON and not config.sample:
+            raise ConfigError(
+                f"collect.epsilon: {config.epsilon} without sticky actions repeats the same few episodes. Use at "
+                f"least {MIN_EPSILON}."
+            )
+        self.teacher.spec.require_same_input(self.views.teacher, "the teacher", self.env.id)
+        if self.student is not None:
+            self.student.spec.require_same_input(self.views.student, "the student", self.env.id)
 
-    @property
-    def streams(self) -> list[Stream]:
-        """All streams of the round."""
-        return [Stream(self, number) for number in range(self.config.num_streams)]
 
+class Stream:
+    """One group of environments of a job, and its state between two steps.
 
-@dataclass
-class _State:
-    """State of a stream between two steps: observations, ages of the episodes, and policies with their states."""
+    Attributes:
+        obs: Observations of all slots.
+        age: Steps of their open episodes.
+        policies: `teacher` and `student` with their recurrent states.
+    """
 
     obs: NDArray[Any]
     age: NDArray[np.int64]
-    policies: dict[str, StatefulPolicy]
 
-    def recurrent_states(self) -> dict[str, NDArray[np.float32]]:
-        states = {name: policy.state for name, policy in self.policies.items()}
-        return {name: state.numpy() for name, state in states.items() if state is not None}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One group of environments of a job."""
-
-    job: CollectJob
-    number: int
+    def __init__(self, job: CollectJob, number: int) -> None:
+        self.job, self.config, self.number = job, job.config, number
+        self.policies: dict[str, StatefulPolicy] = {}
 
     def run(self) -> Iterator[BlockEntry | None]:
         """Play and write the missing blocks.
@@ -82,162 +92,174 @@ class Stream:
         Yields:
             The entry of each block, and None while the environments are stepping.
         """
-        complete: list[Block] = []
-        env = self._make_env()
-        state: _State | None = None
-        for number, length in enumerate(self._config.block_lengths):
-            key = self._key(number)
-            path = self.job.folder / key.file
-            if state is None and path.exists():
-                complete.append(read_block(path, ["slot", "kind", "episode", "step", "action", "ended"]))
-                yield block_entry(self.job.folder, key, complete[-1])
-                continue
-            exact = True
-            if state is None:
-                state, exact = self._resume(env, complete)
-            block = yield from self._play(env, state, number, length)
-            block = dataclasses.replace(block, exact=exact, states=state.recurrent_states())
-            yield store_block(self.job.folder, key, block)
-        env.close()
+        folder, complete = self.job.folder, list[Block]()
+        with closing(self._make_env()) as env:
+            for number, length in enumerate(self.config.block_lengths):
+                key = BlockKey(self.job.round, self.number, number)
+                if not self.policies and (folder / key.file).exists():
+                    complete.append(
+                        read_block(folder / key.file, ["slot", "kind", "episode", "step", "action", "ended"])
+                    )
+                    yield block_entry(folder, key, complete[-1])
+                    continue
+                exact = bool(self.policies) or self._resume(env, complete)
+                block = yield from self._play(env, number, length)
+                states = {name: policy.state for name, policy in self.policies.items()}
+                arrays = {name: state.numpy() for name, state in states.items() if state is not None}
+                yield store_block(folder, key, dataclasses.replace(block, exact=exact, states=arrays))
 
     def try_teacher(self) -> None:
         """Label the first observations and discard the labels; raise the teacher's error if it fails."""
-        env = self._make_env()
-        try:
-            obs = env.reset()
-            teacher = StatefulPolicy(self.job.teacher, self._config.envs_per_stream, device=self.job.device)
-            labeler = TeacherLabeler(teacher, self._config.features)
-            with inference_threads(1), on_device(self.job.device, self.job.teacher):
-                labeler.label(obs)
-                labeler.columns(obs)
-        finally:
-            env.close()
-
-    @property
-    def has_blocks(self) -> bool:
-        """True if the first block is stored."""
-        return (self.job.folder / self._key(0).file).exists()
-
-    @property
-    def _config(self) -> CollectConfig:
-        return self.job.config
-
-    def _key(self, block: int) -> BlockKey:
-        return BlockKey(self.job.round, self.number, block)
+        with closing(self._make_env()) as env:
+            self._resume(env, [])
+        labeler = TeacherLabeler(self.policies["teacher"], self.config.features)
+        with inference_threads(1), on_device(self.job.device, self.job.teacher):
+            labeler.label(self.obs)
+            labeler.columns(self.obs)
 
     def _make_env(self) -> SeededVectorEnv:
-        num_threads = max(1, (os.cpu_count() or 1) // self._config.workers)
-        return make_vector_env(self.job.env, self._config.envs_per_stream, self._episode_seed, num_threads)
+        num_threads = max(1, (os.cpu_count() or 1) // self.config.workers)
+        return make_vector_env(self.job.env, self.config.envs_per_stream, self._episode_seed, num_threads)
 
     def _episode_seed(self, slot: int, episode: int) -> int:
         return episode_seed(self.job.seed, "collect", self.job.round, self.number, slot, episode)
 
-    def _resume(self, env: SeededVectorEnv, blocks: list[Block]) -> tuple[_State, bool]:
-        """Return the state after `blocks`, and True if it is exact: open episodes are replayed from their seeds."""
-        if not blocks:
-            return self._state(env.reset()), True
-        episodes, actions = [], []
-        for slot in range(self._config.envs_per_stream):
-            rows = [(b.columns, (b.columns["slot"] == slot) & (b.columns["kind"] == STEP)) for b in blocks]
-            episode = np.concatenate([columns["episode"][mask] for columns, mask in rows])
-            action = np.concatenate([columns["action"][mask] for columns, mask in rows])
-            ended = blocks[-1].columns["ended"][rows[-1][1]][-1]
-            episodes.append(int(episode[-1]) + int(ended))
-            actions.append(action[episode == episodes[-1]])
-        obs = env.replay(episodes, actions)
-        if obs_hash(obs) == blocks[-1].end_hash:
-            age = np.array([len(steps) for steps in actions])
-            return self._state(obs, age, blocks[-1].states), True
-        warnings.warn(
-            f"stream {self.number}: {self.job.env.id} did not repeat the open episodes exactly. They are dropped.",
-            stacklevel=2,
-        )
-        env.episode += 1
-        return self._state(env.reset()), False
-
-    def _state(
-        self,
-        obs: NDArray[Any],
-        age: NDArray[np.int64] | None = None,
-        states: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
-    ) -> _State:
-        slots = self._config.envs_per_stream
-        policies = {
-            name: StatefulPolicy(
-                policy, slots, torch.from_numpy(states[name]) if name in states else None, self.job.device
+    def _resume(self, env: SeededVectorEnv, blocks: list[Block]) -> bool:
+        """Restore the state after `blocks`; return True if it is exact: open episodes are replayed from their seeds."""
+        slots, exact = self.config.envs_per_stream, True
+        self.age, states = np.zeros(slots, np.int64), dict[str, NDArray[np.float32]]()
+        if blocks:
+            slot, episode, action, ended = (
+                np.concatenate([block.columns[name][block.columns["kind"] == STEP] for block in blocks])
+                for name in ("slot", "episode", "action", "ended")
             )
-            for name, policy in (("teacher", self.job.teacher), ("student", self.job.student))
-            if policy is not None
-        }
-        return _State(obs, np.zeros(slots, np.int64) if age is None else age, policies)
+            last = [np.flatnonzero(slot == number)[-1] for number in range(slots)]
+            current = episode[last] + ended[last]
+            actions = [action[(slot == number) & (episode == current[number])] for number in range(slots)]
+            self.obs = env.replay(current.tolist(), actions)
+            exact = obs_hash(self.obs) == blocks[-1].end_hash
+            if exact:
+                self.age, states = np.array([len(steps) for steps in actions]), blocks[-1].states
+            else:
+                warnings.warn(
+                    f"stream {self.number}: {self.job.env.id} did not repeat the open episodes exactly. They are "
+                    "dropped.",
+                    stacklevel=2,
+                )
+                env.episode += 1
+        if not blocks or not exact:
+            self.obs = env.reset()
+        sides: tuple[Side, ...] = ("teacher", "student")
+        for side in sides:
+            policy: Policy | None = getattr(self.job, side)
+            if policy is not None:
+                state = torch.from_numpy(states[side]) if side in states else None
+                own = self.job.views.policy_on(side, policy)
+                self.policies[side] = StatefulPolicy(own, slots, state, self.job.device)
+        return exact
 
-    def _play(self, env: SeededVectorEnv, state: _State, number: int, length: int) -> Generator[None, None, Block]:
+    def _play(self, env: SeededVectorEnv, number: int, length: int) -> Generator[None, None, Block]:
         rng = block_generator(self.job.seed, "collect", self.job.round, self.number, number)
-        labeler = TeacherLabeler(state.policies["teacher"], self._config.features)
-        recorder = BlockRecorder(labeler, self.job.views, state.obs, self._config.teacher_obs)
-        student = state.policies.get("student")
-        act = _Actor(self, env, recorder, student, rng)
-        for transition in islice(rollout(env, state.obs, act), 2 * length):
-            if transition is None:
+        labeler = TeacherLabeler(self.policies["teacher"], self.config.features)
+        recorder = BlockRecorder(labeler, self.job.views, self.obs, self.config.teacher_obs)
+        act = partial(self._act, env, recorder, rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        for result in islice(rollout(env, self.obs, act), 2 * length):
+            if result is None:
                 yield
                 continue
-            done = transition.step.terminated | transition.step.truncated
-            recorder.add(transition, state.age, env.episode - done)
-            state.age = np.where(done, 0, state.age + 1)
-            state.obs = transition.step.obs
-            if student is not None:
-                student.reset(transition.step.ended)
-        return recorder.block(state.obs)
+            action, step = result
+            done = step.terminated | step.truncated
+            recorder.add(self.obs, action, step, self.age, env.episode - done)
+            self.age, self.obs = np.where(done, 0, self.age + 1), step.obs
+            if "student" in self.policies:
+                self.policies["student"].reset(step.ended)
+        return recorder.block(self.obs)
 
-
-class _Actor:
-    """Choice of the actions of all slots in one block, by teacher, student or chance."""
-
-    def __init__(
+    def _act(
         self,
-        stream: Stream,
         env: SeededVectorEnv,
         recorder: BlockRecorder,
-        student: StatefulPolicy | None,
         rng: np.random.Generator,
-    ) -> None:
-        self.stream, self.job, self.config = stream, stream.job, stream.job.config
-        self.env, self.recorder, self.student, self.rng = env, recorder, student, rng
-        self.torch_rng = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        torch_rng: torch.Generator,
+        obs: NDArray[Any],
+    ) -> NDArray[Any]:
+        """Choose the actions of all slots, by teacher, student or chance."""
 
-    def __call__(self, obs: NDArray[Any]) -> NDArray[Any]:
+        def select(output: PolicyOutput) -> NDArray[Any]:
+            return to_env_action(output.sample(torch_rng) if self.config.sample else output.mode())
+
         # Every draw is made, used or not, so that no draw depends on an earlier choice.
-        action = self._select(self.recorder.labeler.label(obs))
+        action = select(recorder.labeler.label(obs))
         actor = np.full(len(obs), TEACHER, np.int8)
-        if self.student is not None:
-            by_student = self._select(self.student.step(obs))
-            actor[~self._teacher_acts()] = STUDENT
-            action = _where(actor == TEACHER, action, by_student)
-        explores = self.rng.random(len(obs)) < self.config.epsilon
+        if "student" in self.policies:
+            by_student = select(self.policies["student"].step(obs))
+            draws = rng.random(len(obs))
+            if self.config.mixture == "episode":
+                seeds = [self._episode_seed(slot, int(episode)) for slot, episode in enumerate(env.episode)]
+                draws = np.array([np.random.default_rng([seed, 1]).random() for seed in seeds])
+            actor[draws >= self.config.beta] = STUDENT
+            action[actor == STUDENT] = by_student[actor == STUDENT]
+        explores = rng.random(len(obs)) < self.config.epsilon
         if self.config.epsilon:
-            action = _where(explores, self._random_actions(obs, action), action)
+            space, spec = env.single_action_space, self.job.teacher.spec
+            space.seed(int(rng.integers(2**31)))
+            if has_mask(spec):
+                by_chance = random_legal(self.job.views.select("teacher", obs), spec, rng)
+            else:
+                by_chance = np.stack([space.sample() for _ in obs]).reshape(action.shape)
+            action[explores] = by_chance[explores]
         actor[explores] = RANDOM
-        self.recorder.actors.append(actor)
+        recorder.actors.append(actor)
         return action
 
-    def _select(self, output: PolicyOutput) -> NDArray[Any]:
-        return to_env_action(output.sample(self.torch_rng) if self.config.sample else output.mode())
 
-    def _random_actions(self, obs: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
-        space = self.env.single_action_space
-        space.seed(int(self.rng.integers(2**31)))
-        if has_mask(self.job.teacher.spec):
-            return random_legal(self.job.views.select("teacher", obs), self.job.teacher.spec, self.rng)
-        return np.stack([space.sample() for _ in range(len(obs))]).astype(like.dtype).reshape(like.shape)
-
-    def _teacher_acts(self) -> NDArray[np.bool_]:
-        per_step = self.rng.random(self.env.num_envs)
-        if self.config.mixture == "step":
-            return per_step < self.config.beta
-        seeds = [self.stream._episode_seed(slot, int(episode)) for slot, episode in enumerate(self.env.episode)]
-        return np.array([np.random.default_rng([seed, 1]).random() for seed in seeds]) < self.config.beta
+def run_streams(job: CollectJob, progress: Progress) -> list[BlockEntry]:
+    """Run all streams of a job; return the entries of their blocks in the order of their keys."""
+    config, entries = job.config, list[BlockEntry]()
+    total = sum(config.block_lengths) * config.envs_per_stream * config.num_streams
+    streams = [Stream(job, number) for number in range(config.num_streams)]
+    for entry in _in_turns(job, streams) if config.workers == 1 else _in_processes(job, streams):
+        entries.append(entry)
+        progress.update(sum(entry.steps for entry in entries), total)
+    return sorted(entries, key=lambda entry: entry.file)
 
 
-def _where(mask: NDArray[np.bool_], chosen: NDArray[Any], otherwise: NDArray[Any]) -> NDArray[Any]:
-    """Return `np.where` of whole actions `[B, ...]`, given a mask `[B]`."""
-    return np.where(mask.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, otherwise)
+def _in_turns(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
+    with inference_threads(1), on_device(job.device, job.teacher, job.student):
+        yield from take_turns(stream.run() for stream in streams)
+
+
+def _run_alone(stream: Stream) -> list[BlockEntry]:
+    return [*_in_turns(stream.job, [stream])]
+
+
+def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
+    try:
+        pickle.dumps(job)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
+        raise ConfigError(
+            f"collect.workers: a policy cannot be sent to other processes ({error}). Define it at the top level of its "
+            "module, or set workers: 1."
+        ) from None
+    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+    with ProcessPoolExecutor(job.config.workers, mp_context=context) as pool:
+        # The new processes inherit the handler: Ctrl-C reaches this process alone, which then stops them. Only the main
+        # thread can set handlers.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+        try:
+            pending = {pool.submit(_run_alone, stream) for stream in streams}
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, before)
+        try:
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()  # safe, since blocks are written atomically
+            raise

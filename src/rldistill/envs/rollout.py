@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -22,22 +21,13 @@ from rldistill.envs.vector import SeededVectorEnv, Step
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Transition:
-    """One step of all slots: the observations, the actions and their results."""
-
-    obs: NDArray[Any]
-    action: NDArray[Any]
-    step: Step
-
-
 def rollout(
     env: SeededVectorEnv, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
-) -> Iterator[Transition | None]:
+) -> Iterator[tuple[NDArray[Any], Step] | None]:
     """Step `env` without end, starting from the observations `obs` of its slots.
 
     Yields:
-        None while a step is in progress, so that the caller can do something else, and then its transition.
+        None while a step is in progress, so that the caller can do something else, then the actions and their results.
     """
     while True:
         action = act(obs)
@@ -46,7 +36,7 @@ def rollout(
         step = env.recv()
         if not np.isfinite(step.reward).all():
             raise SpecMismatchError("env: a reward is NaN or infinite. Check the reward of the environment.")
-        yield Transition(obs, action, step)
+        yield action, step
         obs = step.obs
 
 

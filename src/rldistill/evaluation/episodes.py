@@ -207,14 +207,15 @@ def _play(
         return to_env_action(action)
 
     left, actions = len(numbers), _ActionLog()
-    for transition in rollout(env, env.reset(), act):
-        if transition is None:
+    for result in rollout(env, env.reset(), act):
+        if result is None:
             yield None
             continue
+        action, step = result
         for stateful in filter(None, (player, teacher)):
-            stateful.reset(transition.step.ended)
-        actions.add(playing, transition.action)
-        if ended := _count(out, transition.step, playing, config.gamma):
+            stateful.reset(step.ended)
+        actions.add(playing, action)
+        if ended := _count(out, step, playing, config.gamma):
             left -= ended
             yield ended
             if left == 0:

@@ -230,8 +230,8 @@ def _observe(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDA
 
     vector = make_vector_env(env, NUM_SLOTS, lambda slot, episode: seed * 1000 + episode * NUM_SLOTS + slot)
     with inference_threads(1), closing(vector):
-        for transition in filter(None, rollout(vector, vector.reset(), act)):
-            stateful.reset(transition.step.ended)
+        for _, step in filter(None, rollout(vector, vector.reset(), act)):
+            stateful.reset(step.ended)
             if NUM_SLOTS * len(seen) >= steps:
                 break
     return np.concatenate(seen), PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
