@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_jsonl
 from rldistill.io.metrics import Metrics
 
 ROWS = [{"step": 1, "score": 2.5}, {"step": 20, "score": None}, {"step": 300, "score": -1.0}]

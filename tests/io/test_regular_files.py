@@ -12,8 +12,7 @@ import pytest
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.data.blocks import read_block
 from rldistill.io import atomic
-from rldistill.io.atomic import read_json, sha256_file
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_json, read_jsonl, sha256_file
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_state_dict
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import _read_zip

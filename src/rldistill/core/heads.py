@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Annotated, Any, ClassVar, Literal
@@ -18,7 +18,6 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.core import categorical
 from rldistill.core.errors import SpecMismatchError
 
 HeadKind = Literal[
@@ -29,15 +28,11 @@ Size = Annotated[int, Ge(1)]
 
 MASK = "action_mask"
 """The key of the action mask in a dict observation."""
-
 ILLEGAL = -1e8
 """The logit or value of an illegal action; finite, so that no loss becomes NaN."""
-
 CERTAIN_LOGIT = 20.0
 """The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
-
-HEADS: dict[str, type[ActionHead]] = {}
-"""The class of each kind."""
+HEADS: dict[str, type[ActionHead]] = {}  # by kind
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,8 @@ class ActionHead(ABC):
 
     def __post_init__(self) -> None:
         choices, low, high = len(self.nvec), len(self.low), len(self.high)
-        if self.discrete:
-            fits = choices > 0 == low == high and (choices == 1 or not self.single_choice)
-        else:
-            fits = choices == 0 < low == high
-        if not fits:
+        fits = choices > 0 == low == high if self.discrete else choices == 0 < low == high
+        if not fits or (self.single_choice and choices != 1):
             raise SpecMismatchError(f"nvec, low, high: they do not make a {self.kind} head")
 
     def to_json(self) -> dict[str, Any]:
@@ -87,23 +79,17 @@ class ActionHead(ABC):
         return {"kind": self.kind, **asdict(self)}
 
     def as_kind(self, kind: HeadKind, where: str = "head") -> ActionHead:
-        """Return the head of `kind` for the same actions.
-
-        Raises:
-            SpecMismatchError: `kind` is for other actions; the message begins with `where`.
-        """
+        """Return the head of `kind` for the same actions; raise SpecMismatchError at `where` if it is for others."""
         kinds = [name for name, head in HEADS.items() if head.neutral_kind == self.neutral_kind]
         if kind not in kinds:
             raise SpecMismatchError(f"{where}: a {kind} head does not fit these actions; expected {' or '.join(kinds)}")
         return HEADS[kind](self.nvec, self.low, self.high)
 
     def same_space(self, other: ActionHead) -> bool:
-        """Return True if both heads are distributions over the same actions.
-
-        The KL divergence of squashed Gaussians equals that before tanh, so they compare without their bounds.
-        """
+        """Return True if both heads are distributions over the same actions."""
         if self.discrete:
             return self.neutral == other.neutral
+        # Without bounds, since the KL divergence of squashed Gaussians equals that before tanh.
         return type(self) is type(other) and len(self.low) == len(other.low)
 
     @property
@@ -174,7 +160,11 @@ class _ChoiceHead(ActionHead):
         return self._join([part.argmax(-1) for part in self._split(params)])
 
     def raw_sample(self, params: Tensor, generator: torch.Generator) -> Tensor:
-        return self._join([categorical.sample(part, generator) for part in self._split(params)])
+        choices = []
+        for part in self._split(params):  # the Gumbel-max trick (Maddison 2014, arXiv 1411.0030)
+            uniform = torch.rand(part.shape, generator=generator).clamp_min(1e-20)
+            choices.append((part - (-uniform.log()).log()).argmax(-1))
+        return self._join(choices)
 
     def certain(self, action: Tensor) -> Tensor:
         pairs = zip(self._choices(action), self.nvec, strict=True)
@@ -184,16 +174,22 @@ class _ChoiceHead(ActionHead):
         return -self.nll(params, action)
 
     def nll(self, params: Tensor, action: Tensor) -> Tensor:
-        return _total(categorical.cross_entropy, self._split(params), self._choices(action))
+        pairs = zip(self._split(params), self._choices(action), strict=True)
+        return _sum(-_pick(F.log_softmax(part, -1), choice) for part, choice in pairs)
 
     def entropy(self, params: Tensor) -> Tensor:
-        return _total(categorical.entropy, self._split(params))
+        log_probs = [F.log_softmax(part, -1) for part in self._split(params)]
+        return _sum(-(log_p.exp() * log_p).sum(-1) for log_p in log_probs)
 
     def kl(self, p: Tensor, q: Tensor) -> Tensor:
-        return _total(categorical.kl, self._split(p), self._split(q))
+        pairs = zip(self._split(p), self._split(q), strict=True)
+        logs = [(F.log_softmax(a, -1), F.log_softmax(b, -1)) for a, b in pairs]
+        # kl_div takes its arguments in the opposite order.
+        return _sum(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1) for log_p, log_q in logs)
 
     def regret(self, params: Tensor, action: Tensor) -> Tensor | None:
-        return _total(categorical.regret, self._split(params), self._choices(action))
+        pairs = zip(self._split(params), self._choices(action), strict=True)
+        return _sum(part.amax(-1) - _pick(part, choice) for part, choice in pairs)
 
     def _split(self, params: Tensor) -> Sequence[Tensor]:
         return [params] if self.single_choice else params.split_with_sizes(self.nvec, -1)
@@ -344,5 +340,9 @@ class DeterministicHead(ActionHead):
         return ((params - action) ** 2).sum(-1)
 
 
-def _total(function: Callable[..., Tensor], *parts: Sequence[Tensor]) -> Tensor:
-    return reduce(torch.add, map(function, *parts))
+def _pick(values: Tensor, choice: Tensor) -> Tensor:
+    return values.gather(-1, choice[..., None]).squeeze(-1)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)

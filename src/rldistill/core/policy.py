@@ -32,18 +32,12 @@ class PolicyOutput:
     mask: Tensor | None = None
 
     def masked(self, mask: Tensor) -> PolicyOutput:
-        """Return the output without illegal actions: they are never chosen, and no loss depends on them.
-
-        Args:
-            mask: `[..., sum(head.choices)]`.
-        """
+        """Return the output without actions that `mask`, `[..., sum(head.choices)]`, excludes, also from losses."""
         params, legal = self.head.masked(self.params, mask.bool())
         return replace(self, params=params, mask=legal)
 
     def to(self, device: torch.device) -> PolicyOutput:
         """Return the output with its tensors on `device`."""
-        if self.params.device == device:
-            return self
         return self.map(lambda part: part.to(device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PolicyOutput:
@@ -53,8 +47,7 @@ class PolicyOutput:
 
     def rows(self, rows: Tensor) -> PolicyOutput:
         """Return the output for some observations of the batch, without features."""
-        parts = (None if part is None else part[rows] for part in (self.value, None, self.mask))
-        return PolicyOutput(self.head, self.params[rows], *parts)
+        return replace(self, features=None).map(lambda part: part[rows])
 
     def mode(self) -> Tensor:
         """Return the most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""

@@ -83,6 +83,31 @@ def read_json(path: Path) -> Any:
         raise CorruptArtifactError(f"{path}: not valid JSON ({error}). The file was cut or changed.") from None
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of `metrics.jsonl` or `curve.jsonl`; an empty list if there is no such file.
+
+    An incomplete last line, which a kill during a write leaves, is ignored.
+
+    Raises:
+        CorruptArtifactError: Another line is not a JSON object with a `step`.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = read_own(path).split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            problem = "expected a JSON object with a step"
+        except (ValueError, RecursionError) as error:
+            row, problem = None, str(error)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):
+            raise CorruptArtifactError(
+                f"{path}: line {number}: {problem}. Delete the line, or start again with --overwrite."
+            )
+    return rows
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     require_regular(path)
@@ -111,18 +136,12 @@ def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = 
             resume = 'Continue it with mode="resume" (--resume), or discard' if "resume" in allowed else "Discard"
             raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')
     folder.mkdir(parents=True, exist_ok=True)
-    for temporary in folder.rglob(".*.tmp.*"):  # of a process that was killed while it wrote
+    for temporary in folder.rglob(".*.tmp.*"):
         pid = temporary.name[1:].partition(".")[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        try:
+            os.kill(int(pid), 0)  # raises no error, or PermissionError, for a process that is running
+        except ProcessLookupError:  # killed while it wrote
             temporary.unlink(missing_ok=True)
+        except (ValueError, OverflowError, OSError):
+            continue
     return result.exists()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        return True
-    return True

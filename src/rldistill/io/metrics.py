@@ -12,8 +12,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rldistill.io.atomic import write_atomic
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_jsonl, write_atomic
 
 EVENTS = "events.out.tfevents.0.rldistill"
 NAMES = {

@@ -61,11 +61,12 @@ class Round:
 
 
 class _Display:
-    """Progress with its rate, the remaining time and the score."""
+    """Progress with its rate, the remaining time and the score, within `stack`."""
 
     def __init__(self, title: str, unit: str, stack: ExitStack) -> None:
         self.title, self.unit, self.stack = title, unit, stack
-        self.started = time.monotonic()
+        self.started = self.last_line = time.monotonic()
+        self.finished = -1  # the total at the end; a task may turn out to have more
         self.first: tuple[float, int] | None = None
 
     def update(self, done: int, total: int, score: float | None = None) -> None:
@@ -75,34 +76,20 @@ class _Display:
         elapsed = now - self.first[0]
         # A resumed task does not count the work of its earlier runs.
         rate = (done - self.first[1]) / elapsed if elapsed > MIN_RATE_INTERVAL_S else 0.0
-        if now - self.started >= MIN_DURATION_S:
-            self.show(now, done, total, rate, "" if score is None else f"score {score:.4g}")
-
-    def show(self, now: float, done: int, total: int, rate: float, score: str) -> None:
-        raise NotImplementedError
-
-    def rate_text(self, rate: float) -> str:
-        if rate >= 1:
-            return f"{rate:,.0f} {self.unit}/s"
-        return f"{1 / rate:,.0f} s each" if rate else ""
-
-
-class _Lines(_Display):
-    last = 0.0
-    finished = -1  # the total at the end; a task may turn out to have more
-
-    def show(self, now: float, done: int, total: int, rate: float, score: str) -> None:
-        if self.finished >= total or (now - (self.last or self.started) < LINE_INTERVAL_S and done < total):
+        rate_text = f"{rate:,.0f} {self.unit}/s" if rate >= 1 else f"{1 / rate:,.0f} s each" if rate else ""
+        score_text = "" if score is None else f"score {score:.4g}"
+        if now - self.started < MIN_DURATION_S:
             return
-        self.last, self.finished = now, total if done >= total else self.finished
-        left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        details = ", ".join(filter(None, [self.rate_text(rate), left, score]))
-        text = f"{self.title}: {done:,}/{total:,} {self.unit}" + f" ({details})" * bool(details)
-        print(text, file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            self.show_bar(done, total, ", ".join(filter(None, [rate_text, score_text])))
+        elif self.finished < total and (done >= total or now - self.last_line >= LINE_INTERVAL_S):
+            self.last_line, self.finished = now, total if done >= total else self.finished
+            left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
+            details = ", ".join(filter(None, [rate_text, left, score_text]))
+            text = f"{self.title}: {done:,}/{total:,} {self.unit}" + f" ({details})" * bool(details)
+            print(text, file=sys.stderr, flush=True)
 
-
-class _Bar(_Display):
-    def show(self, now: float, done: int, total: int, rate: float, score: str) -> None:
+    def show_bar(self, done: int, total: int, details: str) -> None:
         if not hasattr(self, "bar"):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -111,7 +98,6 @@ class _Bar(_Display):
             more = TextColumn("{task.fields[details]}"), TimeRemainingColumn()
             self.bar = self.stack.enter_context(Progress(*columns, *more, console=Console(stderr=True)))
             self.task = self.bar.add_task(self.title, total=None, details="")
-        details = ", ".join(filter(None, [self.rate_text(rate), score]))
         self.bar.update(self.task, completed=done, total=total, details=details)
 
 
@@ -119,7 +105,7 @@ class _Bar(_Display):
 def track(title: str, unit: str, quiet: bool = False) -> Iterator[Progress]:
     """Show the progress of a task on stderr, as a bar on a terminal and as lines elsewhere."""
     with ExitStack() as stack:
-        yield SILENT if quiet else (_Bar if sys.stderr.isatty() else _Lines)(title, unit, stack)
+        yield SILENT if quiet else _Display(title, unit, stack)
 
 
 @contextmanager

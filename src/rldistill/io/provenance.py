@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from functools import cache
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,13 @@ PACKAGES = ("rldistill", "torch", "numpy", "gymnasium", "ale-py", "stable-baseli
 
 def provenance(seed: int) -> dict[str, Any]:
     """Return the versions, the seed, the command and the machine of a result."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         "seed": seed,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": {"system": platform.system(), "cpu": platform.machine(), "cores": os.cpu_count()},
     }
-
-
-@cache
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

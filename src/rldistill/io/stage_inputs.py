@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -89,15 +89,14 @@ class StageInputs:
 def canonical(value: Any) -> Any:
     """Return `value` as JSON; of a dataclass, its type and the fields that differ from their defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {name: canonical(getattr(value, name)) for name, _ in _fields(value)}
-        changed = {name: fields[name] for name, default in _fields(value) if fields[name] != default}
-        return {"type": _name(type(value)), **changed}
+        fields = {name: (canonical(getattr(value, name)), default) for name, default in _defaults(value).items()}
+        return {"type": _name(type(value))} | {name: now for name, (now, default) in fields.items() if now != default}
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
+        return canonical(value.tolist())
+    if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
-    if isinstance(value, np.generic):
-        return canonical(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such numbers
     if value is None or isinstance(value, bool | int | float | str):
@@ -107,18 +106,13 @@ def canonical(value: Any) -> Any:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def _fields(record: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a dataclass that count, each with the canonical JSON of its default."""
-    is_own = _is_own(type(record))
-    for field in dataclasses.fields(record):
-        if not field.compare or (is_own and field.name in SPEED_ONLY):
-            continue
-        if field.default is not dataclasses.MISSING:
-            yield field.name, canonical(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            yield field.name, canonical(field.default_factory())
-        else:
-            yield field.name, dataclasses.MISSING
+def _defaults(record: Any) -> dict[str, Any]:
+    """Return the canonical defaults of the fields that count; MISSING as text for a field without one."""
+    return {
+        field.name: canonical(field.default if field.default_factory is MISSING else field.default_factory())
+        for field in dataclasses.fields(record)
+        if field.compare and not (field.name in SPEED_ONLY and _is_own(type(record)))
+    }
 
 
 def _is_own(cls: Any) -> bool:
@@ -132,26 +126,26 @@ def _name(cls: Any) -> str:
 
 def first_difference(known: Any, now: Any, key: str) -> tuple[str, Any, Any] | None:
     """Return the first difference between JSON and a value: its key and both values; None if they are equal."""
-    pairs: Iterator[tuple[Any, Any, Any]]
+    pairs: list[tuple[Any, Any, Any]]
     if dataclasses.is_dataclass(now) and isinstance(known, dict) and known.get("type") == _name(type(now)):
-        defaults = dict(_fields(now))
-        removed = [(name, item, None) for name, item in known.items() if name not in {*defaults, "type"}]
-        values = [(name, known.get(name, default), getattr(now, name)) for name, default in defaults.items()]
-        pairs = iter(values + removed)
+        defaults = _defaults(now)
+        pairs = [(name, known.get(name, default), getattr(now, name)) for name, default in defaults.items()]
+        pairs += [(name, item, None) for name, item in known.items() if name not in {*defaults, "type"}]
     elif isinstance(now, Mapping) and isinstance(known, dict):
         items = {str(name): item for name, item in now.items()}
-        pairs = ((name, known.get(name), items.get(name)) for name in {**known, **items})
-    elif _holds_records(known) and isinstance(now, list | tuple) and len(now) == len(known):
-        pairs = ((number, *pair) for number, pair in enumerate(zip(known, now, strict=True)))
+        pairs = [(name, known.get(name), items.get(name)) for name in {**known, **items}]
+    elif (
+        isinstance(now, list | tuple)
+        and isinstance(known, list)
+        and len(now) == len(known)
+        and dict in map(type, known)
+    ):
+        pairs = [(number, *pair) for number, pair in enumerate(zip(known, now, strict=True))]
     else:
         value = canonical(now)
         return None if known == value else (key, known, value)
     differences = (first_difference(was, is_now, f"{key}.{name}") for name, was, is_now in pairs)
     return next((difference for difference in differences if difference is not None), None)
-
-
-def _holds_records(known: Any) -> bool:
-    return isinstance(known, list) and any(isinstance(item, dict) for item in known)
 
 
 def format_json(value: Any) -> str:

@@ -91,43 +91,30 @@ def _repack(content: bytes, path: Path, name: str) -> bytes:
 
 
 def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Read a member of an archive, and unpack at most `limit` bytes, whatever size its header claims."""
+    """Read a member of an archive, whose header has the most bytes that zipfile unpacks; `limit` is their limit."""
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UntrustedFileError(
             f"{path}: {name} is compressed in an unusual way. Compress it again as an ordinary zip."
         )
-    require_small(path, name, info.file_size, limit)
-    with archive.open(info) as file:
-        content = file.read(limit + 1)
-    require_small(path, name, len(content), limit)
-    return content
-
-
-def require_small(path: Path, name: str, size: int, limit: int) -> None:
-    """Raise UntrustedFileError if a member unpacks to more than `limit` bytes."""
-    if size > limit:
+    if info.file_size > limit:
         raise UntrustedFileError(
-            f"{path}: {name} unpacks to {size:,} bytes, above the limit of {limit:,}. Use a smaller file."
+            f"{path}: {name} unpacks to {info.file_size:,} bytes, above the limit of {limit:,}. Use a smaller file."
         )
+    return archive.read(info)
 
 
-def _advice(checkpoint: dict[Any, Any]) -> str:
-    """Return the way to extract the state dict from a checkpoint of a training."""
-    key = next((key for key, item in checkpoint.items() if isinstance(item, dict) and isinstance(key, str)), None)
-    if key is None:
-        return SAVE_STATE_DICT
-    return (
-        f"If the state dict is {short_repr(key)} in it, save that alone: "
-        f"torch.save(torch.load(FILE)[{short_repr(key)}], NEW)."
-    )
-
-
-def _checked(tensors: dict[str, Tensor], path: Path, name: str = "the file") -> dict[str, Tensor]:
+def _checked(tensors: dict[Any, Any], path: Path, name: str = "the file") -> dict[str, Tensor]:
     total = 0
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise UntrustedFileError(f"{path}: {name} holds more than tensors. {_advice(tensors)}")
+            advice, parts = SAVE_STATE_DICT, [part for part, item in tensors.items() if isinstance(item, dict)]
+            if parts:  # a checkpoint of a training
+                part = short_repr(parts[0])
+                advice = (
+                    f"If the state dict is {part} in it, save that alone: torch.save(torch.load(FILE)[{part}], NEW)."
+                )
+            raise UntrustedFileError(f"{path}: {name} holds more than tensors. {advice}")
         plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in NUMBERS
         stored = value.untyped_storage().nbytes() // value.element_size() if plain else 0
         total += value.numel()

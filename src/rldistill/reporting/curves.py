@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rldistill.evaluation.results import Evaluation
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_jsonl
 from rldistill.reporting.charts import Line, LineStyle, Series, bulk, lines_chart, palette
 
 TitledChart = tuple[str, Markup]

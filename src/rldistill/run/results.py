@@ -9,8 +9,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.manifest import Manifest
 from rldistill.evaluation.episodes import PolicyRuns
 from rldistill.evaluation.summary import Curve
-from rldistill.io.atomic import read_json
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_json, read_jsonl
 from rldistill.recipes.job import Run
 from rldistill.reporting.curves import CONTROL_SUFFIX
 from rldistill.students.storage import load_native

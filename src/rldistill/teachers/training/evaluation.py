@@ -17,8 +17,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.io.atomic import write_atomic
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import read_jsonl, write_atomic
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.provenance import provenance

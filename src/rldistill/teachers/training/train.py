@@ -21,8 +21,7 @@ from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
-from rldistill.io.atomic import Mode, open_stage, read_json
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import Mode, open_stage, read_json, read_jsonl
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.layers import activation
