@@ -23,12 +23,13 @@ from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
+from rldistill.envs.vector import legal_actions
 from rldistill.envs.wrappers import ActionMask
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.encoding import split_parts
-from rldistill.policies.wrappers import random_legal, with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp, Ridge
 from rldistill.teachers.load import load_policy
 
@@ -182,7 +183,7 @@ def test_random_actions_are_legal_and_even(env: EnvConfig) -> None:
     spec = spec_from_env(env)
     assert list(spec.entries) == [MASK, "obs"]
     obs = np.tile(np.array([1, 0, 1, 0, 0, 0, 0], np.float32), (4_000, 1))
-    actions = random_legal(obs, spec, np.random.default_rng(0))
+    actions = legal_actions(obs, spec, np.random.default_rng(0))
     assert set(actions) == {0, 2}
     assert np.mean(actions == 2) == pytest.approx(0.5, abs=0.03)
 

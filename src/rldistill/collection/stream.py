@@ -32,10 +32,10 @@ from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import is_deterministic
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import SeededVectorEnv, make_vector_env
+from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import Progress
-from rldistill.policies.wrappers import has_mask, random_legal
+from rldistill.policies.wrappers import has_mask
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
 MIN_EPSILON = 0.01
@@ -204,7 +204,7 @@ class Stream:
             space, spec = env.single_action_space, self.job.teacher.spec
             space.seed(int(rng.integers(2**31)))
             if has_mask(spec):
-                by_chance = random_legal(self.job.views.select("teacher", obs), spec, rng)
+                by_chance = legal_actions(self.job.views.select("teacher", obs), spec, rng)
             else:
                 by_chance = np.stack([space.sample() for _ in obs]).reshape(action.shape)
             action[explores] = by_chance[explores]

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import re
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import Any
 
 from gymnasium.vector import VectorEnv
 
-from rldistill.core.errors import ConfigError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.fields import Fraction, NonNegative, Positive, validated_dataclass
 from rldistill.core.spec import EnvConfig, FramePipeline
 
-FRAME_SETTINGS = ("img_height", "img_width", "stack_num", "frameskip", "maxpool", "grayscale")
-"""Names of ale-py for the fields of a `FramePipeline`, in their order."""
-ATARI_DEFAULTS: dict[str, Any] = {
-    "img_height": 84,
-    "img_width": 84,
-    "stack_num": 4,
-    "frameskip": 4,
-    "maxpool": True,
-    "grayscale": True,
-    "noop_max": 30,
-    "use_fire_reset": True,
-    "repeat_action_probability": 0.25,
-    "full_action_space": False,
-    "episodic_life": False,
-    "reward_clipping": False,
-    "max_num_frames_per_episode": 108_000,
-}
+
+@validated_dataclass
+class AtariSettings:
+    """Settings of ale-py's vector environment; the first six are, in this order, those of a `FramePipeline`."""
+
+    img_height: Positive = 84
+    img_width: Positive = 84
+    stack_num: Positive = 4
+    frameskip: Positive = 4
+    maxpool: bool = True
+    grayscale: bool = True
+    noop_max: NonNegative = 30
+    use_fire_reset: bool = True
+    repeat_action_probability: Fraction = 0.25
+    full_action_space: bool = False
+    episodic_life: bool = False
+    reward_clipping: bool = False
+    max_num_frames_per_episode: Positive = 108_000
+
+
+ATARI_DEFAULTS: dict[str, Any] = asdict(AtariSettings())
 
 
 def register_atari() -> None:
@@ -57,12 +62,12 @@ def preprocessed_id(env_id: str) -> str | None:
 
 def preprocessing(frames: FramePipeline) -> dict[str, Any]:
     """Return the keyword arguments of ale-py's vector environment for `frames`, without sticky actions."""
-    return dict(zip(FRAME_SETTINGS, astuple(frames), strict=False)) | {"repeat_action_probability": 0.0}
+    return dict(zip(ATARI_DEFAULTS, astuple(frames)[:6], strict=False)) | {"repeat_action_probability": 0.0}
 
 
 def frame_pipeline(kwargs: dict[str, Any]) -> FramePipeline:
     """Return the frame pipeline of ale-py's vector environment with these keyword arguments."""
-    return FramePipeline(*({**ATARI_DEFAULTS, **kwargs}[name] for name in FRAME_SETTINGS))
+    return FramePipeline(*astuple(AtariSettings(**kwargs))[:6])
 
 
 def rom_name(env_id: str) -> str:
@@ -88,26 +93,8 @@ def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[
             f"env.wrappers: {config.id} runs on ale-py's vector environment, which accepts no wrappers and no views. "
             f"Use env.kwargs, or {game}NoFrameskip-v4 with AtariPreprocessing."
         )
-    for name, value in config.kwargs.items():
-        _require_valid(config.id, name, value)
-    kwargs = {**ATARI_DEFAULTS, **config.kwargs}
-    return AtariVectorEnv(rom_name(config.id), num_envs, num_threads=num_threads, **kwargs)
-
-
-def _require_valid(env_id: str, name: str, value: Any) -> None:
-    """Raise ConfigError for an unknown setting, or an invalid value that the emulator would accept without an error."""
-    if name not in ATARI_DEFAULTS:
-        hint = did_you_mean(name, ATARI_DEFAULTS)
-        raise ConfigError(
-            f"env.kwargs.{name}: {env_id} has no such setting.{hint} Use one of {', '.join(ATARI_DEFAULTS)}."
-        )
-    default = ATARI_DEFAULTS[name]
-    minimum = 0 if name == "noop_max" else 1
-    if isinstance(default, bool):
-        valid, expected = isinstance(value, bool), "true or false"
-    elif isinstance(default, float):
-        valid, expected = type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"
-    else:
-        valid, expected = type(value) is int and value >= minimum, f"an integer of at least {minimum}"
-    if not valid:
-        raise ConfigError(f"env.kwargs.{name}: expected {expected}, found {short_repr(value)}.")
+    try:
+        settings = AtariSettings(**config.kwargs)
+    except ConfigError as error:  # the emulator would accept some invalid settings without an error
+        raise ConfigError(f"env.kwargs{str(error).removeprefix(AtariSettings.__name__)}") from None
+    return AtariVectorEnv(rom_name(config.id), num_envs, num_threads=num_threads, **asdict(settings))

@@ -54,7 +54,13 @@ def make_env(config: EnvConfig, **kwargs: Any) -> Env:
         except ImportError:
             raise MissingExtraError(config.id, "driving") from None
         gymnasium.register_envs(highway_env)
-    spec = _factory_spec(config.id) or config.id
+    spec: EnvSpec | str = config.id
+    # `module:function` comes from the user alone: the ids in datasets and policies are compared, never made.
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.id):
+        function = import_name(config.id, "env.id")
+        if not callable(function):
+            raise ConfigError(f"env.id: {config.id}: expected a function, found {type(function).__name__}.")
+        spec = EnvSpec(config.id, entry_point=function)
     try:
         env = gymnasium.make(spec, **{**config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
@@ -73,19 +79,6 @@ def make_env(config: EnvConfig, **kwargs: Any) -> Env:
     sides = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_flatten(_wrap(tap, wrappers)) for tap, wrappers in sides)
     return TwoViews(env, taps, (student, teacher))
-
-
-def _factory_spec(env_id: str) -> EnvSpec | None:
-    """Return the specification for `module:function`, and None for any other id.
-
-    The id comes from the user alone: those in datasets and policies are compared, never made.
-    """
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", env_id) is None:
-        return None
-    function = import_name(env_id, "env.id")
-    if not callable(function):
-        raise ConfigError(f"env.id: {env_id}: expected a function, found {type(function).__name__}.")
-    return EnvSpec(env_id, entry_point=function)
 
 
 def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:

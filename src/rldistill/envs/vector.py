@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
@@ -43,11 +42,6 @@ class Step:
     ended: NDArray[np.int64]
     last_obs: NDArray[Any]
     success: NDArray[np.float64]
-
-    def final_obs(self, slot: int) -> NDArray[Any]:
-        """Return the last observation of the episode that ended in `slot`."""
-        obs: NDArray[Any] = self.last_obs[int(np.flatnonzero(self.ended == slot)[0])]
-        return obs
 
 
 class SeededVectorEnv:
@@ -83,7 +77,7 @@ class SeededVectorEnv:
 
     def send(self, actions: NDArray[Any]) -> None:
         """Begin a step with `[num_envs, A]`; ale-py's emulators run in their own threads from here on."""
-        actions = reshape_action(actions, self.vector.action_space)
+        actions = actions.reshape(self.vector.action_space.shape)
         if isinstance(self.vector, SyncVectorEnv):
             self._actions = actions
         else:
@@ -147,7 +141,7 @@ class SeededVectorEnv:
                 batch = self._idle_actions(obs)
             for slot in np.flatnonzero(lengths >= total - step):
                 action = actions[int(slot)][step - total + lengths[slot]]
-                batch[slot] = reshape_action(action, self.single_action_space)
+                batch[slot] = action.reshape(batch[slot].shape)
             obs, _, terminated, truncated, _ = self.vector.step(batch)
             idle_ended = (terminated | truncated) & (lengths < total - step)
             if idle_ended.any():
@@ -183,11 +177,6 @@ def _success(info: Mapping[str, Any], slots: NDArray[np.int64]) -> NDArray[np.fl
     return np.full(len(slots), np.nan)
 
 
-def reshape_action(action: NDArray[Any], space: spaces.Space[Any]) -> NDArray[Any]:
-    """Return a policy's action `[A]` in the shape of its space, which may have more dimensions."""
-    return action.reshape(space.shape) if space.shape and len(space.shape) > 1 else action
-
-
 def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threads: int = 1) -> SeededVectorEnv:
     """Return `num_envs` environments, where slot s plays its n-th episode with seed `seed_fn(s, n)`."""
     if is_atari(config.id):
@@ -197,18 +186,18 @@ def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threa
     views = observation_views(config)
 
     def idle_actions(obs: NDArray[Any]) -> NDArray[Any]:
-        return first_legal(views.select("student", obs), views.student)
+        return legal_actions(views.select("student", obs), views.student)
 
     rebuild = build if keeps_state_across_reset(config.view_of("student")) else None
     return SeededVectorEnv(vector, seed_fn, rebuild, idle_actions if MASK in views.student.entries else None)
 
 
-def first_legal(obs: NDArray[Any], spec: PolicySpec) -> NDArray[np.int64]:
-    """Return the first legal action for each observation of an environment with action masks and this spec."""
+def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
+    """Return a legal action for each observation with an action mask: the first, or with `rng` a random one."""
     sizes = {key: math.prod(part.shape) for key, part in spec.parts}
     start = sum(list(sizes.values())[: [*sizes].index(MASK)])
-    mask = obs[..., start : start + sizes[MASK]]
-    actions = [part.argmax(-1) for part in np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=-1)]
+    masks = np.split(obs[..., start : start + sizes[MASK]], np.cumsum(spec.head.choices)[:-1], axis=-1)
+    actions = [(mask if rng is None else rng.random(mask.shape) * mask).argmax(-1) for mask in masks]
     return actions[0] if spec.head.single_choice else np.stack(actions, -1)
 
 
@@ -233,7 +222,7 @@ def keeps_state_across_reset(config: EnvConfig) -> bool:
 def _play(env: Env, seed: int, actions: Sequence[Any], masked: PolicySpec | None) -> list[Any]:
     observations = [env.reset(seed=seed)[0]]
     for action in actions:
-        legal = action if masked is None else first_legal(observations[-1], masked)
+        legal = action if masked is None else legal_actions(observations[-1], masked)
         obs, _, terminated, truncated, _ = env.step(legal)
         observations.append(obs)
         if terminated or truncated:

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError
@@ -108,8 +109,8 @@ class History(EpisodeWrapper):
         self._obs[-1] = obs
 
     def _update(self, obs: Any, action: Any) -> None:
-        _push(self._obs, obs)
-        _push(self._actions, action)
+        self._obs[:-1], self._actions[:-1] = self._obs[1:], self._actions[1:]
+        self._obs[-1], self._actions[-1] = obs, action
 
     def _observation(self, obs: Any) -> Array:
         return np.concatenate([self._obs.ravel(), self._actions.ravel()])
@@ -131,7 +132,8 @@ class StackFrames(EpisodeWrapper):
         self._frames[-1] = obs
 
     def _update(self, obs: Any, action: Any) -> None:
-        _push(self._frames, obs)
+        self._frames[:-1] = self._frames[1:]
+        self._frames[-1] = obs
 
     def _observation(self, obs: Any) -> Array:
         return np.concatenate(list(self._frames), -1)
@@ -199,40 +201,33 @@ class ActionSmoothing(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.step(self._action)
 
 
-class MaskVelocity(gymnasium.ObservationWrapper[Array, Any, Array]):
+class MaskVelocity(TransformObservation):
     """Wrapper that sets velocities to 0, so that the state is only partly observed."""
 
     def __init__(self, env: Env) -> None:
-        super().__init__(env)
         name = env.spec.id.split("-")[0] if env.spec is not None else ""
         if name not in POSITIONS:
             raise ValueError(f"expected one of {', '.join(POSITIONS)}, found {name or 'another environment'}")
-        self._mask = np.zeros(_require_box(env).shape, np.float32)
-        self._mask[list(POSITIONS[name])] = 1
-
-    def observation(self, observation: Array) -> Array:
-        """Set velocities to 0."""
-        return observation * self._mask
+        mask = np.zeros(_require_box(env).shape, np.float32)
+        mask[list(POSITIONS[name])] = 1
+        super().__init__(env, lambda obs: obs * mask, None)
 
 
-class ChannelsFirst(gymnasium.ObservationWrapper[Any, Any, Any]):
+class ChannelsFirst(TransformObservation):
     """Wrapper that turns images `[H, W, C]` into `[C, H, W]`; in a dict, all images of bytes."""
 
     def __init__(self, env: Env) -> None:
-        super().__init__(env)
         space = env.observation_space
         if not isinstance(space, spaces.Dict):
-            self.observation_space = _channels_first(space)
+            super().__init__(env, _to_front, _channels_first(space))
             return
-        self._images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
-        moved = {key: _channels_first(part) if key in self._images else part for key, part in space.items()}
-        self.observation_space = spaces.Dict(moved)
-
-    def observation(self, observation: Any) -> Any:
-        """Move the channels to the front."""
-        if isinstance(self.observation_space, spaces.Dict):
-            return {key: _to_front(obs) if key in self._images else obs for key, obs in observation.items()}
-        return _to_front(observation)
+        images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
+        moved = {key: _channels_first(part) if key in images else part for key, part in space.items()}
+        super().__init__(
+            env,
+            lambda obs: {key: _to_front(part) if key in images else part for key, part in obs.items()},
+            spaces.Dict(moved),
+        )
 
 
 class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
@@ -260,11 +255,6 @@ def _num_choices(actions: spaces.Space[Any]) -> int:
     if isinstance(actions, spaces.MultiBinary):
         return 2 * math.prod(actions.shape)
     raise ConfigError(f"env: action_masks() need discrete actions, found {actions}. Remove action_masks().")
-
-
-def _push(history: Array, latest: Any) -> None:
-    history[:-1] = history[1:].copy()
-    history[-1] = latest
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Box:

@@ -17,10 +17,10 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import SeededVectorEnv, Step, make_vector_env
+from rldistill.envs.vector import SeededVectorEnv, Step, legal_actions, make_vector_env
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import SILENT, Progress
-from rldistill.policies.wrappers import has_mask, random_legal, with_action_mask
+from rldistill.policies.wrappers import has_mask, with_action_mask
 
 TEST, VALIDATION, CALIBRATION = 0, 1, 2
 """Splits of episode seeds: a policy is never selected by the episodes of its test."""
@@ -228,7 +228,7 @@ def _random_action(
     env: SeededVectorEnv, views: ObservationViews, obs: NDArray[Any], rng: np.random.Generator
 ) -> NDArray[Any]:
     if has_mask(views.student):
-        return random_legal(views.select("student", obs), views.student, rng)
+        return legal_actions(views.select("student", obs), views.student, rng)
     return np.stack([env.single_action_space.sample() for _ in obs])
 
 

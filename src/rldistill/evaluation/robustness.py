@@ -22,7 +22,7 @@ from rldistill.envs.make import make_env
 from rldistill.envs.perturbations import ChangedPhysics, has_number
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import first_legal, make_vector_env
+from rldistill.envs.vector import legal_actions, make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.records import PerturbedReturns, Robustness
@@ -171,7 +171,7 @@ def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
         for _ in range(PROBE_STEPS):
             action = np.stack([vector.single_action_space.sample() for _ in range(PROBE_EPISODES)])
             if has_mask(views.student):
-                action = first_legal(views.select("student", obs), views.student)
+                action = legal_actions(views.select("student", obs), views.student)
             step = vector.step(action)
             obs = step.obs
             yield np.concatenate([obs.reshape(PROBE_EPISODES, -1), step.reward[:, None]], 1)

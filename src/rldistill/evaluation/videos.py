@@ -19,7 +19,6 @@ from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
-from rldistill.envs.vector import reshape_action
 from rldistill.evaluation.episodes import TEST, Episodes
 from rldistill.io.atomic import write_atomic
 
@@ -123,5 +122,5 @@ def _rendered_frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> It
         env.reset(seed=seed)
         yield np.asarray(env.render())
         for action in actions:
-            env.step(reshape_action(action, env.action_space))
+            env.step(action.reshape(env.action_space.shape) if action.shape else action)
             yield np.asarray(env.render())

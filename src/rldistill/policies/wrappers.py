@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.heads import MASK
@@ -59,14 +56,6 @@ def with_action_mask(policy: Policy, env_spec: PolicySpec) -> Policy:
 def has_mask(spec: PolicySpec) -> bool:
     """Return True if observations include the mask of legal actions."""
     return MASK in spec.entries
-
-
-def random_legal(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw one legal action for each observation, uniformly: `[B]` for one choice, `[B, A]` otherwise."""
-    mask = split_parts(torch.from_numpy(obs), spec)[MASK].bool().numpy()
-    parts = np.split(mask, np.cumsum(spec.head.choices)[:-1], axis=1)
-    chosen = [(rng.random(part.shape) * part).argmax(1) for part in parts]
-    return chosen[0] if spec.head.single_choice else np.stack(chosen, 1)
 
 
 @dataclasses.dataclass(frozen=True)

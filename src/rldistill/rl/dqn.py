@@ -19,11 +19,12 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import prepare
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
+from rldistill.envs.vector import legal_actions
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
-from rldistill.policies.wrappers import has_mask, random_legal
+from rldistill.policies.wrappers import has_mask
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import OfflineTransitions, ReplayBuffer, ReplayObsEncoder, TransitionBatch
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
@@ -181,7 +182,7 @@ class _Learner:
         labels = {} if teacher is None else {"labels": teacher.step(worker.obs).params.numpy()}
         random = rng.integers(0, spec.head.nvec[0], len(age))
         if has_mask(spec):
-            random = random_legal(obs.numpy(), spec, rng)
+            random = legal_actions(obs.numpy(), spec, rng)
         explores = rng.random(len(age)) < self.config.epsilon_schedule(self.state.progress)
         action = np.where(explores, random, greedy)
         stored = self.encoder.encode(obs)  # before the step, after which `obs` may be overwritten
