@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, Policy, collect
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
+from rldistill.policies.agent import inference_threads
 
 
 def inference_rate(policy: Policy, batches: Sequence[NDArray[Any]], calls: int = 500) -> float:

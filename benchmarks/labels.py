@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from rldistill import CollectConfig, EnvConfig, Policy, collect, load_policy
-from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env
+from rldistill.policies.agent import StatefulPolicy
 from rldistill.students import Mlp
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rldistill.core.spec import EnvConfig
-from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import observation_views
+from rldistill.policies.agent import StatefulPolicy
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.rollout import Rollout, RolloutWorker
 from rldistill.students import Linear

@@ -20,10 +20,10 @@ from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.verify import VerifyConfig, verify
+from rldistill.policies.agent import StatefulPolicy
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp
 from rldistill.teachers.load import load_policy

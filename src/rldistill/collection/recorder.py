@@ -12,9 +12,9 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, Columns
-from rldistill.envs.rollout import StatefulPolicy
 from rldistill.envs.vector import Step
 from rldistill.envs.views import ObservationViews
+from rldistill.policies.agent import StatefulPolicy
 
 
 class TeacherLabeler:

@@ -20,10 +20,10 @@ from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, Columns, next_r
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, open_derived, store_block
-from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.wrappers import with_action_mask, with_recorded_channels
 from rldistill.teachers.fingerprint import fingerprint
 

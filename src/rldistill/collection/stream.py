@@ -30,11 +30,12 @@ from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
+from rldistill.envs.rollout import rollout, take_turns
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import Progress
+from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.wrappers import has_mask
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))

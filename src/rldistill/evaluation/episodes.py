@@ -14,12 +14,13 @@ from rldistill.core.device import CPU, on_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.envs.atari import is_atari
-from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, take_turns, to_env_action
+from rldistill.envs.rollout import rollout, take_turns
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import SeededVectorEnv, Step, legal_actions, make_vector_env
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import SILENT, Progress
+from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.wrappers import has_mask, with_action_mask
 
 TEST, VALIDATION, CALIBRATION = 0, 1, 2

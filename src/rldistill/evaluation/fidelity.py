@@ -16,12 +16,12 @@ from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.data.sequences import windows
-from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
 from rldistill.evaluation.records import Fidelity, StateMetrics
 from rldistill.losses.functional import kl, student_temperature
 from rldistill.losses.objective import default_temperature
+from rldistill.policies.agent import StatefulPolicy, inference_threads
 
 MAX_HELDOUT_STATES, MAX_OWN_STATES = 5_000, 50_000
 """Numbers of states that metrics are averaged over; beyond, every second, fourth, ... step of an episode counts."""

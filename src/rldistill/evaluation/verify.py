@@ -21,7 +21,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import preprocessed_id
-from rldistill.envs.rollout import StatefulPolicy, inference_threads, rollout, to_env_action
+from rldistill.envs.rollout import rollout
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import PlayConfig, play
@@ -30,6 +30,7 @@ from rldistill.evaluation.records import Record, Result
 from rldistill.evaluation.statistics import Interval, mean_interval
 from rldistill.evaluation.tables import TableCell, rich_table
 from rldistill.io.progress import Part, Progress, stage_progress
+from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.load import settings_source

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rldistill.core.policy import Policy
-from rldistill.envs.rollout import inference_threads
+from rldistill.policies.agent import inference_threads
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import ActionMaskedPolicy
 

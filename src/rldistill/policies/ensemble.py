@@ -19,7 +19,6 @@ Vote = Literal["mean", "majority", "confidence"]
 
 MIN_PROBABILITY = 1e-8
 """Lower bound of probabilities before their logarithm is taken."""
-
 ROUNDING_ERROR = 1e-5
 """Relative float32 error of Q values, which depends on the size of the batch."""
 
@@ -100,7 +99,13 @@ class Ensemble:
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the combined output for a batch of observations, and the next state."""
         results = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
-        return self._combine([output for output, _ in results]), self._join([own for _, own in results])
+        outputs, after = [output for output, _ in results], self._join([own for _, own in results])
+        head = self._head
+        if not head.discrete:
+            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0)), after
+        combined = PolicyOutput(head, self._params(head, outputs))
+        masks = [output.mask for output in outputs if output.mask is not None]
+        return combined.masked(torch.stack(masks).all(0)) if masks else combined, after
 
     @staticmethod
     def _join(states: list[Tensor | None]) -> Tensor | None:
@@ -117,14 +122,6 @@ class Ensemble:
             offset += 0 if own is None else own.numel()
         return parts
 
-    def _combine(self, outputs: list[PolicyOutput]) -> PolicyOutput:
-        head = self._head
-        if not head.discrete:
-            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0))
-        combined = PolicyOutput(head, self._params(head, outputs))
-        masks = [output.mask for output in outputs if output.mask is not None]
-        return combined.masked(torch.stack(masks).all(0)) if masks else combined
-
     def _params(self, head: ActionHead, outputs: list[PolicyOutput]) -> Tensor:
         """Return the head's parameters `[B, P]` with no action ruled out."""
         params = torch.stack([output.params for output in outputs])
@@ -138,40 +135,25 @@ class Ensemble:
         if self.vote == "majority":
             votes = torch.stack([output.mode() for output in outputs])
             return _log(F.one_hot(votes, params.shape[-1]).to(params.dtype).mean(0))
-        probabilities = torch.stack([_probabilities(output) for output in outputs])
-        weight = torch.ones_like(probabilities[..., :1])
-        if self.vote == "confidence":
-            weight = torch.stack([_confidence(*pair) for pair in zip(probabilities, outputs, strict=True)])
-        return _log((weight * probabilities).sum(0) / weight.sum(0))
+        probabilities, weights = zip(*map(_probabilities, outputs), strict=True)
+        weight = torch.stack(weights) if self.vote == "confidence" else torch.ones_like(params[..., :1])
+        return _log((weight * torch.stack(probabilities)).sum(0) / weight.sum(0))
 
 
 def _log(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(MIN_PROBABILITY).log()
 
 
-def _legal(output: PolicyOutput) -> Tensor:
-    return torch.ones_like(output.params, dtype=torch.bool) if output.mask is None else output.mask
-
-
-def _probabilities(output: PolicyOutput) -> Tensor:
-    """Return probabilities `[B, A]`, 0 for illegal actions."""
-    legal = _legal(output)
-    logits = output.params
+def _probabilities(output: PolicyOutput) -> tuple[Tensor, Tensor]:
+    """Return probabilities `[B, A]`, 0 for illegal actions, and their confidence `[B, 1]`."""
+    legal = torch.ones_like(output.params, dtype=torch.bool) if output.mask is None else output.mask
+    logits, num_legal = output.params, legal.sum(-1, keepdim=True)
     if output.head.action_values:
-        logits = logits / _temperature(logits, legal)
-    return logits.masked_fill(~legal, -torch.inf).softmax(-1)
-
-
-def _temperature(values: Tensor, legal: Tensor) -> Tensor:
-    """Return T(s) of Q values, `[B, 1]`; differences within the rounding error count as none."""
-    best = values.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)
-    others = (legal.sum(-1, keepdim=True) - 1).clamp_min(1)
-    gap = (best - values).masked_fill(~legal, 0).sum(-1, keepdim=True) / others
-    return (gap / 2).clamp_min(1e-6).maximum(ROUNDING_ERROR * best.abs())
-
-
-def _confidence(probabilities: Tensor, output: PolicyOutput) -> Tensor:
-    """Return 1 - H / log A, `[B, 1]`: 1 where one action is legal, and never quite 0."""
-    max_entropy = _legal(output).sum(-1, keepdim=True).clamp_min(2).log()
+        best = logits.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)
+        gap = (best - logits).masked_fill(~legal, 0).sum(-1, keepdim=True) / (num_legal - 1).clamp_min(1)
+        # Differences within the rounding error count as none.
+        logits = logits / (gap / 2).clamp_min(1e-6).maximum(ROUNDING_ERROR * best.abs())
+    probabilities = logits.masked_fill(~legal, -torch.inf).softmax(-1)
     entropy: Tensor = torch.special.entr(probabilities).sum(-1, keepdim=True)
-    return 1 - entropy / max_entropy + 1e-6
+    # 1 where one action is legal, and never quite 0.
+    return probabilities, 1 - entropy / num_legal.clamp_min(2).log() + 1e-6

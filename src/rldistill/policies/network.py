@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -152,7 +151,11 @@ class NetworkPolicy(nn.Module):
                 )
             state = after
             outputs.append(output)
-        return stack_outputs(outputs), state
+        columns = {
+            name: [getattr(output, name) for output in outputs] for name in ("params", "value", "features", "mask")
+        }
+        stacked = {name: torch.stack(parts) for name, parts in columns.items() if parts[0] is not None}
+        return PolicyOutput(outputs[0].head, **stacked), state
 
     def hidden(self, obs: Obs) -> Tensor:
         """Return the last hidden layer of a feed-forward policy, `[B, width]`."""
@@ -200,9 +203,10 @@ class NetworkPolicy(nn.Module):
         if self.normalizes_itself:
             return obs
         scaled = self.scaled(obs)
-        if isinstance(scaled, Tensor):
-            return self._clipped(scaled, "")
-        return {key: self._clipped(entry, key) for key, entry in scaled.items()}
+        clipped = {"": scaled} if isinstance(scaled, Tensor) else {**scaled}
+        for key, limit in self.obs_clip.items():
+            clipped[key] = clipped[key].clamp(-limit, limit)
+        return clipped[""] if isinstance(scaled, Tensor) else clipped
 
     def scaled(self, obs: Obs) -> Obs:
         """Return standardized observations before `obs_clip`.
@@ -227,18 +231,3 @@ class NetworkPolicy(nn.Module):
             own = slice(offset, offset := offset + part.width)
             scaled[key] = ((entry.flatten(1) - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
         return scaled
-
-    def _clipped(self, scaled: Tensor, key: str) -> Tensor:
-        return scaled.clamp(-self.obs_clip[key], self.obs_clip[key]) if key in self.obs_clip else scaled
-
-
-def stack_outputs(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
-    """Return the outputs of T steps as one output of tensors `[T, B, ...]`."""
-
-    def stacked(name: str) -> Tensor | None:
-        parts = [getattr(output, name) for output in outputs]
-        return None if parts[0] is None else torch.stack(parts)
-
-    params = stacked("params")
-    assert params is not None
-    return PolicyOutput(outputs[0].head, params, *map(stacked, ("value", "features", "mask")))

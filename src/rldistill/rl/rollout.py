@@ -19,10 +19,10 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import EnvConfig
-from rldistill.envs.rollout import StatefulPolicy, to_env_action
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import Step, make_vector_env
 from rldistill.envs.views import ObservationViews
+from rldistill.policies.agent import StatefulPolicy, to_env_action
 
 NUM_RECENT_EPISODES = 100
 """Episodes in the mean return that is logged."""

@@ -19,9 +19,9 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari
-from rldistill.envs.rollout import StatefulPolicy, inference_threads
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.provenance import provenance
+from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.rl.config import LearningConfig

@@ -17,8 +17,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.spec import EnvConfig
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
+from rldistill.policies.agent import inference_threads
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN

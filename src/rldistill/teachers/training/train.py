@@ -19,11 +19,11 @@ from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, open_stage, read_json, read_jsonl
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import StageInputs
+from rldistill.policies.agent import inference_threads
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native

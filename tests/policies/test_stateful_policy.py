@@ -8,7 +8,7 @@ from torch import Tensor
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.envs.rollout import StatefulPolicy
+from rldistill.policies.agent import StatefulPolicy
 
 META = torch.device("meta")
 """Device that every machine has beside the CPU."""
