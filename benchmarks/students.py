@@ -36,7 +36,7 @@ from rldistill import (
     collect,
     load_policy,
 )
-from rldistill.core.batch import Batch
+from rldistill.core.policy import Batch
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.gradient import Trainer

@@ -2,8 +2,6 @@ from .collection.collect import collect as collect
 from .collection.config import CollectConfig as CollectConfig
 from .collection.relabel import relabel as relabel
 from .core import schedules as schedules
-from .core.batch import Batch as Batch
-from .core.batch import Labels as Labels
 from .core.device import resolve_device as resolve_device
 from .core.errors import ConfigError as ConfigError
 from .core.errors import CorruptArtifactError as CorruptArtifactError
@@ -21,6 +19,8 @@ from .core.heads import GaussianHead as GaussianHead
 from .core.heads import MultiCategoricalHead as MultiCategoricalHead
 from .core.heads import QValuesHead as QValuesHead
 from .core.heads import SquashedGaussianHead as SquashedGaussianHead
+from .core.policy import Batch as Batch
+from .core.policy import Labels as Labels
 from .core.policy import Policy as Policy
 from .core.policy import PolicyOutput as PolicyOutput
 from .core.spec import EnvConfig as EnvConfig

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import (
     ActionHead,
@@ -20,7 +19,7 @@ from rldistill.core.heads import (
     MultiCategoricalHead,
     QValuesHead,
 )
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.losses import (
     LOSSES,
     AdvantageMSE,

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import (
     ActionHead,
@@ -22,7 +21,7 @@ from rldistill.core.heads import (
     QValuesHead,
     SquashedGaussianHead,
 )
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.losses import (
     QMSE,
     ActionNLL,

@@ -11,11 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from rldistill.core.batch import Batch
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import USER_CODE, read
 from rldistill.core.heads import ActionHead, CategoricalHead, GaussianHead, QValuesHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.schedules import Constant, Linear
 from rldistill.core.spec import PolicySpec
 from rldistill.losses import (

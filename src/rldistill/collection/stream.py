@@ -30,9 +30,8 @@ from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import is_deterministic
-from rldistill.envs.rollout import rollout, take_turns
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env
+from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
@@ -164,7 +163,7 @@ class Stream:
         labeler = TeacherLabeler(self.policies["teacher"], self.config.features)
         recorder = BlockRecorder(labeler, self.job.views, self.obs, self.config.teacher_obs)
         act = partial(self._act, env, recorder, rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
-        for result in islice(rollout(env, self.obs, act), 2 * length):
+        for result in islice(env.rollout(self.obs, act), 2 * length):
             if result is None:
                 yield
                 continue

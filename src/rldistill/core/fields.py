@@ -224,9 +224,12 @@ class OneOf:
         if isinstance(value, str):
             value = {self.key: value}
         elif self.number is not None and type(value) in (int, float):
-            value = {self.key: self.name_of(self.number), "value": value}
+            return read(self.number, {"value": value}, info.context)
         if not isinstance(value, Mapping):
-            return self._require_methods(value)
+            of_user = dataclasses.is_dataclass(value) and all(hasattr(value, method) for method in self.methods)
+            if of_user or type(value) in self.classes.values():
+                return value
+            raise invalid(f"found {short_repr(value)}, expected keys and values, or one of {', '.join(self.classes)}")
         if (name := value.get(self.key)) is None:
             raise invalid("is missing", self.key)
         cls = self._class_of(str(name), user_code=info.context == USER_CODE)
@@ -235,11 +238,6 @@ class OneOf:
     def core_schema(self, cls: type) -> CoreSchema:
         """Return the schema of the fields of one of our classes."""
         return _adapter(cls).core_schema
-
-    def name_of(self, cls: type) -> str:
-        """Return the name of a class in run files."""
-        names = {known: name for name, known in self.classes.items()}
-        return names.get(cls, f"{cls.__module__}:{cls.__qualname__}")
 
     def _class_of(self, name: str, user_code: bool) -> type:
         if name in self.classes:
@@ -262,12 +260,6 @@ class OneOf:
         except PydanticUserError as error:
             raise invalid(f"{name}: {str(error).splitlines()[0]}", self.key) from error
         return cls
-
-    def _require_methods(self, value: Any) -> Any:
-        of_user = dataclasses.is_dataclass(value) and all(hasattr(value, method) for method in self.methods)
-        if of_user or type(value) in self.classes.values():
-            return value
-        raise invalid(f"found {short_repr(value)}, expected keys and values, or one of {', '.join(self.classes)}")
 
 
 def explain(error: ErrorDetails) -> str:

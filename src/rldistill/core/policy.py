@@ -1,4 +1,4 @@
-"""Policies and their outputs."""
+"""Policies, their outputs, and batches of these as labels."""
 
 from __future__ import annotations
 
@@ -76,6 +76,35 @@ class PolicyOutput:
 
     def _legal_params(self) -> Tensor:
         return self.params if self.mask is None else self.params.masked_fill(~self.mask, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Data that losses compare a student with; leading dimensions `[B]`, or `[T, B]` for sequences.
+
+    Attributes:
+        teacher: the teacher's output for the observation.
+        next_teacher: its output for the next observation; the last one of an episode that ended.
+        action: the recorded action.
+        reward: the reward of that action.
+        return_to_go: the discounted return from there.
+        terminated: booleans; a truncated episode did not terminate.
+    """
+
+    teacher: PolicyOutput
+    next_teacher: PolicyOutput
+    action: Tensor
+    reward: Tensor
+    return_to_go: Tensor
+    terminated: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(Labels):
+    """Labelled observations, and the weight of each in the mean loss."""
+
+    obs: Obs
+    weight: Tensor
 
 
 class Policy(Protocol):

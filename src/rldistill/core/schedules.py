@@ -1,4 +1,4 @@
-"""Schedules: functions of the progress of training, from 0 to 1."""
+"""Schedules: values as functions of the progress of training, from 0 to 1."""
 
 from __future__ import annotations
 

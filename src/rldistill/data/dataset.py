@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor
 
-from rldistill.core.batch import Batch
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import LABELS, STEP, Columns, next_rows, read_block
 from rldistill.data.frames import stack_frames

@@ -17,8 +17,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import STEP, Block, BlockKey, write_block
-from rldistill.io.atomic import Mode, open_stage, read_json, sha256_file, write_json
-from rldistill.io.documents import Document
+from rldistill.io.atomic import Document, Mode, open_stage, read_json, sha256_file, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 
 FILE = "manifest.json"

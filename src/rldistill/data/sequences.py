@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.batch import Batch
 from rldistill.core.heads import ActionHead
+from rldistill.core.policy import Batch
 from rldistill.data.dataset import Dataset
 
 PADDING = -1

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rldistill.core.batch import Batch
 from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, MASK, ActionHead, CategoricalHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import prepare

@@ -1,24 +1,28 @@
-"""Vector environments in which every episode has its own seed."""
+"""Vector environments in which every episode has its own seed, and the loop that steps them with a policy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import MASK
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 
+T = TypeVar("T")
 Env = gymnasium.Env[Any, Any]
 SeedFn = Callable[[int, int], int | None]
 """Seed of a slot's n-th episode, or None if the slot has no episode left. Called once, when the episode begins."""
@@ -102,6 +106,25 @@ class SeededVectorEnv:
         self.send(actions)
         return self.recv()
 
+    def rollout(
+        self, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> Iterator[tuple[NDArray[Any], Step] | None]:
+        """Step without end, starting from the observations `obs` of the slots.
+
+        Yields:
+            None while a step is in progress, so that the caller can do something else, then the actions and their
+            results.
+        """
+        while True:
+            action = act(obs)
+            self.send(action)
+            yield None
+            step = self.recv()
+            if not np.isfinite(step.reward).all():
+                raise SpecMismatchError("env: a reward is NaN or infinite. Check the reward of the environment.")
+            yield action, step
+            obs = step.obs
+
     def _reset(self, mask: NDArray[np.bool_], obs: NDArray[Any] | None = None) -> NDArray[Any]:
         """Begin the next episodes of these slots; a slot without one idles with its current observation of `obs`."""
         seeds = [self._seed_fn(slot, int(self.episode[slot])) if mask[slot] else None for slot in range(self.num_envs)]
@@ -153,6 +176,24 @@ class SeededVectorEnv:
     def close(self) -> None:
         """Close the environments."""
         self.vector.close()
+
+
+def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
+    """Yield the items of all iterators, two of which run in turns: None passes the turn to the other.
+
+    While the emulators of one iterator step, the policy of the other computes.
+    """
+    waiting = iter(rollouts)
+    running = deque(islice(waiting, 2))
+    while running:
+        current = running.popleft()
+        for item in current:
+            if item is None:
+                running.append(current)
+                break
+            yield item
+        else:
+            running.extend(islice(waiting, 1))
 
 
 class _IdleEnv(gymnasium.Env[Any, Any]):

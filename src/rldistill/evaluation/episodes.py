@@ -14,10 +14,9 @@ from rldistill.core.device import CPU, on_device
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.envs.atari import is_atari
-from rldistill.envs.rollout import rollout, take_turns
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import SeededVectorEnv, Step, legal_actions, make_vector_env
+from rldistill.envs.vector import SeededVectorEnv, Step, legal_actions, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
@@ -208,7 +207,7 @@ def _play(
         return to_env_action(action)
 
     left, actions = len(numbers), _ActionLog()
-    for result in rollout(env, env.reset(), act):
+    for result in env.rollout(env.reset(), act):
         if result is None:
             yield None
             continue

@@ -21,7 +21,6 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import preprocessed_id
-from rldistill.envs.rollout import rollout
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import PlayConfig, play
@@ -231,7 +230,7 @@ def _observe(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDA
 
     vector = make_vector_env(env, NUM_SLOTS, lambda slot, episode: seed * 1000 + episode * NUM_SLOTS + slot)
     with inference_threads(1), closing(vector):
-        for _, step in filter(None, rollout(vector, vector.reset(), act)):
+        for _, step in filter(None, vector.rollout(vector.reset(), act)):
             stateful.reset(step.ended)
             if NUM_SLOTS * len(seen) >= steps:
                 break

@@ -6,10 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import validated_dataclass
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 
 
 @validated_dataclass

@@ -11,11 +11,10 @@ import torch
 from pydantic import BeforeValidator, ValidationInfo
 from torch import Tensor
 
-from rldistill.core.batch import Batch, Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import read, validated_dataclass
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Batch, Labels, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.core.spec import PolicySpec
 from rldistill.losses import LOSSES, AdvantageWeightedNLL, AnyLoss

@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import PositiveFloat, validated_dataclass
 from rldistill.core.heads import ILLEGAL, ActionHead, GaussianHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.losses.functional import (
     Softened,
     detached,

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import Fraction, PositiveFloat, validated_dataclass
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.losses.functional import Softened, require_q_values, require_same_space, student_temperature
 
 

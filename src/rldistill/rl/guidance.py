@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import action_gap
 from rldistill.losses import BellmanTarget, functional

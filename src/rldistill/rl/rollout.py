@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.batch import Labels
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import Step, make_vector_env

@@ -18,8 +18,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.io.atomic import read_json, require_regular, write_atomic, write_json
-from rldistill.io.documents import CHANGED, Document, read_value
+from rldistill.io.atomic import CHANGED, Document, read_json, read_value, require_regular, write_atomic, write_json
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
