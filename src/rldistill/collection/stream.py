@@ -71,13 +71,7 @@ class CollectJob:
 
 
 class Stream:
-    """One group of environments of a job, and its state between two steps.
-
-    Attributes:
-        obs: Observations of all slots.
-        age: Steps of their open episodes.
-        policies: `teacher` and `student` with their recurrent states.
-    """
+    """One group of environments of a job; `age` are the steps of its open episodes."""
 
     obs: NDArray[Any]
     age: NDArray[np.int64]
@@ -87,11 +81,7 @@ class Stream:
         self.policies: dict[str, StatefulPolicy] = {}
 
     def run(self) -> Iterator[BlockEntry | None]:
-        """Play and write the missing blocks.
-
-        Yields:
-            The entry of each block, and None while the environments are stepping.
-        """
+        """Play and write the missing blocks; yield the entry of each, and None while the environments are stepping."""
         folder, complete = self.job.folder, list[Block]()
         with closing(self._make_env()) as env:
             for number, length in enumerate(self.config.block_lengths):

@@ -17,11 +17,7 @@ CPU = torch.device("cpu")
 
 
 def resolve_device(name: str, where: str = "device") -> torch.device:
-    """Return the device of a setting, where `auto` is a GPU if PyTorch finds one.
-
-    Raises:
-        ConfigError: No such device; `where` is the setting in the message.
-    """
+    """Return the device `name`; `auto` is a GPU if there is one. Raise ConfigError at `where` if it is missing."""
     if name not in get_args(Device):
         raise ConfigError(f"{where}: expected {', '.join(get_args(Device))}, found {name!r}. Use one of these.")
     if name == "cuda" and not torch.cuda.is_available():

@@ -109,12 +109,7 @@ class SeededVectorEnv:
     def rollout(
         self, obs: NDArray[Any], act: Callable[[NDArray[Any]], NDArray[Any]]
     ) -> Iterator[tuple[NDArray[Any], Step] | None]:
-        """Step without end, starting from the observations `obs` of the slots.
-
-        Yields:
-            None while a step is in progress, so that the caller can do something else, then the actions and their
-            results.
-        """
+        """Step without end from the observations `obs`; yield None while a step runs, then actions and results."""
         while True:
             action = act(obs)
             self.send(action)
@@ -179,10 +174,8 @@ class SeededVectorEnv:
 
 
 def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
-    """Yield the items of all iterators, two of which run in turns: None passes the turn to the other.
-
-    While the emulators of one iterator step, the policy of the other computes.
-    """
+    """Yield the items of all iterators, two of which run in turns: None passes the turn to the other."""
+    # While the emulators of one iterator step, the policy of the other computes.
     waiting = iter(rollouts)
     running = deque(islice(waiting, 2))
     while running:

@@ -127,11 +127,7 @@ class Document(BaseModel):
 
 
 def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice: str = CHANGED) -> Any:
-    """Return a JSON value as its annotated type.
-
-    Raises:
-        CorruptArtifactError: The value is not valid; the message has the path, the field and the problem in one line.
-    """
+    """Return a JSON value as its annotated type; raise CorruptArtifactError, with its path and field, if it is none."""
     try:
         # From JSON, where a list is a tuple and nothing else is converted.
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
@@ -170,11 +166,7 @@ def require_mode(mode: str, allowed: Sequence[str] = get_args(Mode)) -> None:
 
 
 def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = get_args(Mode)) -> bool:
-    """Prepare the folder of a stage; return True if its `result` exists already and can be used.
-
-    Raises:
-        ConfigError: `mode` is not one of `allowed`, or it is "new" and the folder is not empty.
-    """
+    """Prepare the folder of a stage; return True if `result` can be used. Raise ConfigError if `mode` forbids it."""
     require_mode(mode, allowed)
     if folder.exists() and any(folder.iterdir()):
         if mode == "overwrite":

@@ -110,11 +110,7 @@ def track(title: str, unit: str, quiet: bool = False) -> Iterator[Progress]:
 
 @contextmanager
 def stage_progress(progress: Progress | bool, title: str, unit: str) -> Iterator[Progress]:
-    """Resolve the `progress` argument of a stage: True shows a bar if stderr is a terminal, False shows nothing.
-
-    Raises:
-        ConfigError: `progress` has no method `update`.
-    """
+    """Resolve the `progress` of a stage, where True shows a bar on a terminal; raise ConfigError if it is none."""
     if isinstance(progress, bool):
         with track(title, unit, quiet=not (progress and sys.stderr.isatty())) as bar:
             yield bar

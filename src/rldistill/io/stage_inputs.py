@@ -70,11 +70,7 @@ class StageInputs:
                 )
 
     def open_folder(self, folder: Path, result: str, mode: Mode) -> bool:
-        """Prepare the folder and write `inputs.json`; return True if its `result` exists already and can be used.
-
-        Raises:
-            ConfigError: the folder was made from other inputs, or `mode` is "new" and the folder is not empty.
-        """
+        """Prepare the folder as `open_stage` does and write `inputs.json`; raise ConfigError for other inputs, too."""
         if folder.exists() and [*folder.iterdir()] == [folder / FILE]:
             (folder / FILE).unlink()  # an earlier attempt failed before it made anything
         if mode != "overwrite":

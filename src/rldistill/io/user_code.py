@@ -19,11 +19,7 @@ LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "pure
 
 
 def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Tensor:
-    """Return the actions of the function `name` for `count` observations as parameters of `head`, `[B, P]`.
-
-    Raises:
-        SpecMismatchError: Invalid actions, or another number of them.
-    """
+    """Return the actions of a function as parameters `[count, P]`; raise SpecMismatchError if they are invalid."""
     size = head.nvec[0] if isinstance(head, BernoulliHead) else len(head.nvec) or len(head.low)
     expected = f"expected {_description(head)} for each observation. Correct its actions."
     try:

@@ -105,11 +105,7 @@ class Agent:
             self._stateful.reset(np.flatnonzero(done))
 
     def act(self, obs: Any) -> Any:
-        """Return the action for one observation: an integer, or an array `[A]`.
-
-        Raises:
-            SpecMismatchError: The observation does not have the entries, shapes or dtypes of the policy's spec.
-        """
+        """Return the action for one observation: an integer, or `[A]`; raise SpecMismatchError if it does not fit."""
         action = self._actions(obs, batched=False)[0]
         return action if action.shape else action.item()
 

@@ -75,13 +75,8 @@ def activation(name: str, field: str = "activation") -> type[nn.Module]:
 
 
 def import_activation(name: str, field: str) -> None:
-    """Import an activation of the user's own, `module:Class`, so that networks can be built with it.
-
-    The name comes from a run file, Python or the command line: files of policies only use imported activations.
-
-    Raises:
-        ConfigError: No such activation, or one that is not a `torch.nn.Module`.
-    """
+    """Import an activation of the user's own, `module:Class`; raise ConfigError if it is no `torch.nn.Module`."""
+    # The name comes from a run file, Python or the command line: files of policies only use imported activations.
     if ":" in name and name not in ACTIVATIONS:
         cls = import_name(name, field)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
@@ -107,10 +102,8 @@ def convolutions(
 ) -> tuple[list[nn.Module], int]:
     """Return convolutions without padding, an activation after each, and the number of values after the last.
 
-    `shape` is that of the input, `[channels, height, width]`; `sizes` are the channels, kernels and strides.
-
-    Raises:
-        ConfigError: A kernel is larger than its input; the message begins with `field`.
+    `shape` is that of the input, `[channels, height, width]`; `sizes` are the channels, kernels and strides. Raise
+    ConfigError at `field` if a kernel is larger than its input.
     """
     depth, height, width = shape
     layers: list[nn.Module] = []

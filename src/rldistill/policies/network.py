@@ -74,11 +74,7 @@ class NetworkPolicy(nn.Module):
         return self.initial_state(1) is not None
 
     def act(self, obs: Any) -> Any:
-        """Return the most likely action for one observation, both as the environment has them.
-
-        Raises:
-            ConfigError: The policy is recurrent; `Agent` keeps the state of an episode.
-        """
+        """Return the most likely action for one observation; raise ConfigError if the policy is recurrent."""
         return self._agent().act(obs)
 
     def act_batch(self, obs: Any) -> Any:
@@ -173,24 +169,17 @@ class NetworkPolicy(nn.Module):
         assert isinstance(self.body, nn.Sequential)
         return self.outputs(self.body[self.num_frozen_layers :](features))
 
-    def unmasked_params(self, obs: Obs) -> Tensor:
-        """Return the head's parameters `[B, P]` with no action ruled out."""
-        return self._params(self.hidden(obs))
-
     def outputs(self, hidden: Tensor) -> PolicyOutput:
         """Return the output for the last hidden layer `[B, width]`, with no action ruled out."""
         value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)
         features = hidden if self.feature_head is None else self.feature_head(hidden)
-        return PolicyOutput(self.spec.head, self._params(hidden), value, features)
-
-    def _params(self, hidden: Tensor) -> Tensor:
         params: Tensor = self.output(hidden)
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if isinstance(self.spec.head, SquashedGaussianHead):
             mean, log_std = params.chunk(2, -1)
             params = torch.cat([mean, log_std.clamp(*LOG_STD_RANGE)], -1)
-        return params
+        return PolicyOutput(self.spec.head, params, value, features)
 
     def _entries(self, obs: Obs) -> Obs:
         return split_parts(obs, self.spec) if self.spec.parts and isinstance(obs, Tensor) else obs
@@ -209,11 +198,7 @@ class NetworkPolicy(nn.Module):
         return clipped[""] if isinstance(scaled, Tensor) else clipped
 
     def scaled(self, obs: Obs) -> Obs:
-        """Return standardized observations before `obs_clip`.
-
-        Raises:
-            SpecMismatchError: A dict, for a policy that takes one tensor.
-        """
+        """Return standardized observations before `obs_clip`; raise SpecMismatchError for an unexpected dict."""
         if not self.spec.parts:
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")

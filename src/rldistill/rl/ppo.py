@@ -246,7 +246,7 @@ class _Learner:
 
     def _value(self, obs: Tensor) -> Tensor:
         # Without the action mask, which rules out parameters of illegal actions: a value is no action.
-        return self.critic.unmasked_params(obs).squeeze(-1)
+        return self.critic.outputs(self.critic.hidden(obs)).params.squeeze(-1)
 
 
 def new_policy(
