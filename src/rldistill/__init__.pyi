@@ -2,7 +2,6 @@ from .collection.collect import collect as collect
 from .collection.config import CollectConfig as CollectConfig
 from .collection.relabel import relabel as relabel
 from .core import schedules as schedules
-from .core.device import resolve_device as resolve_device
 from .core.errors import ConfigError as ConfigError
 from .core.errors import CorruptArtifactError as CorruptArtifactError
 from .core.errors import MissingExtraError as MissingExtraError
@@ -23,6 +22,7 @@ from .core.policy import Batch as Batch
 from .core.policy import Labels as Labels
 from .core.policy import Policy as Policy
 from .core.policy import PolicyOutput as PolicyOutput
+from .core.policy import resolve_device as resolve_device
 from .core.spec import EnvConfig as EnvConfig
 from .core.spec import PolicySpec as PolicySpec
 from .core.spec import Views as Views

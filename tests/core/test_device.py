@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from rldistill.core.device import CPU, on_device, resolve_device
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import CategoricalHead
-from rldistill.core.policy import ObsTransformPolicy
+from rldistill.core.policy import CPU, ObsTransformPolicy, on_device, resolve_device
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import ActionMaskedPolicy

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.stream import CollectJob, Stream, run_streams
-from rldistill.core.device import resolve_device
-from rldistill.core.policy import Policy
+from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import BlockKey
 from rldistill.data.dataset import Dataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from rldistill.core.device import Device
 from rldistill.core.fields import Fraction, NumEnvs, NumThreads, Positive, PositiveFloat, validated_dataclass
+from rldistill.core.policy import Device
 
 
 @validated_dataclass

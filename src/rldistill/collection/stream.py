@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
-from rldistill.core.device import on_device
 from rldistill.core.errors import ConfigError
-from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.policy import Policy, PolicyOutput, on_device
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import re
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError, create_model
 from pydantic.dataclasses import dataclass
 from pydantic.errors import PydanticUserError
-from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, short_repr
-from rldistill.core.imports import import_name
 
 T = TypeVar("T")
 
@@ -184,16 +185,12 @@ def read(kind: Any, value: Any, context: dict[str, bool] | None = None) -> Any:
     Raises:
         pydantic.ValidationError: a key or a value is not valid; `explain` makes a message of it.
     """
-    return _adapter(kind).validate_python(value, context=context)
-
-
-def json_schema(kind: Any, generator: type[GenerateJsonSchema]) -> dict[str, Any]:
-    """Return the JSON Schema of the values that `read` accepts."""
-    return _adapter(kind).json_schema(schema_generator=generator)
+    return adapter(kind).validate_python(value, context=context)
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's adapter for the values that `read` accepts."""
     of_user = dataclasses.is_dataclass(kind) and not hasattr(kind, "__get_pydantic_core_schema__")
     return TypeAdapter(Annotated[kind, Checked()] if of_user else kind)
 
@@ -235,10 +232,6 @@ class OneOf:
         cls = self._class_of(str(name), user_code=info.context == USER_CODE)
         return read(cls, {key: item for key, item in value.items() if key != self.key}, info.context)
 
-    def core_schema(self, cls: type) -> CoreSchema:
-        """Return the schema of the fields of one of our classes."""
-        return _adapter(cls).core_schema
-
     def _class_of(self, name: str, user_code: bool) -> type:
         if name in self.classes:
             return self.classes[name]
@@ -256,10 +249,32 @@ class OneOf:
         if missing := [method for method in self.methods if not hasattr(cls, method)]:
             raise invalid(f"{name} has no {missing[0]}; expected {', '.join(self.methods)}", self.key)
         try:
-            _adapter(cls)
+            adapter(cls)
         except PydanticUserError as error:
             raise invalid(f"{name}: {str(error).splitlines()[0]}", self.key) from error
         return cls
+
+
+def look_here() -> None:
+    """Let modules be found in the working directory, as `python -m` does."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+
+
+def import_name(name: str, where: str) -> Any:
+    """Return the object at `module:Name`; raise ConfigError, which starts with `where`, if there is none.
+
+    The name is one that a person wrote in a run file or on the command line, never one of a downloaded file.
+    """
+    module, _, attribute = name.partition(":")
+    look_here()
+    try:
+        place = importlib.import_module(module)
+    except Exception as error:  # the module of a user may raise any error
+        raise ConfigError(f"{where}: {name}: cannot be imported ({error})") from error
+    if not hasattr(place, attribute):
+        raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(place))}")
+    return getattr(place, attribute)
 
 
 def explain(error: ErrorDetails) -> str:

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from rldistill.core.device import Device
 from rldistill.core.fields import (
     NonNegative,
     NonNegativeFloat,
@@ -15,6 +14,7 @@ from rldistill.core.fields import (
     PositiveFloat,
     validated_dataclass,
 )
+from rldistill.core.policy import Device
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, TermField
 

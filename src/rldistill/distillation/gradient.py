@@ -14,9 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.core.policy import Batch, PolicyOutput
+from rldistill.core.policy import Batch, PolicyOutput, resolve_device
 from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
-from rldistill.core.imports import import_name, look_here
+from rldistill.core.fields import import_name, look_here
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari

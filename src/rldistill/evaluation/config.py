@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from rldistill.core.device import Device
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import (
     Fraction,
@@ -16,6 +15,7 @@ from rldistill.core.fields import (
     Positive,
     validated_dataclass,
 )
+from rldistill.core.policy import Device
 
 
 @validated_dataclass

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.core.device import CPU, on_device
-from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.policy import CPU, Policy, PolicyOutput, on_device
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator, episode_seed

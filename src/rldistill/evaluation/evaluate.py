@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError
-from rldistill.core.policy import Policy
+from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env, observation_views

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rldistill.core.device import CPU
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.policy import CPU, Policy, PolicyOutput
 from rldistill.core.spec import ObsPart
 
 

@@ -11,8 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, did_you_mean
-from rldistill.core.fields import invalid
-from rldistill.core.imports import import_name
+from rldistill.core.fields import import_name, invalid
 from rldistill.core.spec import Obs, PolicySpec
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

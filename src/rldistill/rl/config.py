@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rldistill.core.device import Device
 from rldistill.core.fields import (
     Fraction,
     FractionBelow1,
@@ -16,6 +15,7 @@ from rldistill.core.fields import (
     PositiveFloat,
     validated_dataclass,
 )
+from rldistill.core.policy import Device
 from rldistill.core.schedules import FractionSchedule, Linear
 from rldistill.students import AnyStudent
 

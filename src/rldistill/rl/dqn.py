@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.policy import resolve_device
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.prepare import prepare

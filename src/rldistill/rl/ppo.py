@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ActionHead, DeterministicHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import PolicyOutput, resolve_device
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode, open_stage

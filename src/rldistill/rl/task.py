@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.device import on_device
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import Policy
+from rldistill.core.policy import Policy, on_device
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import adapt_env, observation_views

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from rldistill.core.fields import MAX_COUNT, OneOf, json_schema, run_file_keys
+from rldistill.core.fields import MAX_COUNT, OneOf, adapter, run_file_keys
 from rldistill.losses.objective import Term
 from rldistill.recipes.document import NAMES, TABLES, to_document
 from rldistill.recipes.job import Run
@@ -20,7 +20,7 @@ from rldistill.recipes.job import Run
 
 def run_schema() -> dict[str, Any]:
     """Return the JSON Schema of a run file."""
-    schema = json_schema(Run, _RunFileSchema)
+    schema = adapter(Run).json_schema(schema_generator=_RunFileSchema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "rldistill run file"}
 
 
@@ -53,7 +53,7 @@ class _RunFileSchema(GenerateJsonSchema):
             return super().function_plain_schema(schema)
         names, choices = [], []
         for name, cls in owner.classes.items():
-            choices.append(self.generate_inner(owner.core_schema(cls)))
+            choices.append(self.generate_inner(adapter(cls).core_schema))
             definition = self._definition(choices[-1]["$ref"])
             if definition.get("required", [owner.key]) == [owner.key]:
                 names.append(name)

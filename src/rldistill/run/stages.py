@@ -10,9 +10,8 @@ from typing import Any, cast
 from rich.console import Console
 
 from rldistill.collection.collect import collect
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, NothingLearnedError
-from rldistill.core.policy import Policy
+from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env

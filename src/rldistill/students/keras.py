@@ -32,8 +32,7 @@ from rldistill.core.errors import (
     error_text,
     short_repr,
 )
-from rldistill.core.fields import validated_dataclass
-from rldistill.core.imports import import_name
+from rldistill.core.fields import import_name, validated_dataclass
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import read_regular, write_atomic

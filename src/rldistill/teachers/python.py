@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK, HeadKind
-from rldistill.core.imports import import_name
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.untrusted import read_state_dict

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.imports import import_name
+from rldistill.core.fields import import_name
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-from rldistill.core.device import Device
 from rldistill.core.fields import NumEnvs, NumThreads, Positive, validated_dataclass
+from rldistill.core.policy import Device
 
 ALGORITHMS = {
     "DQN": "stable_baselines3",

@@ -15,8 +15,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
-from rldistill.core.device import resolve_device
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
+from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
