@@ -18,7 +18,7 @@ from rldistill.data.blocks import BlockKey
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, Manifest, Origin, Round, discard
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.io.atomic import Mode, open_stage, require_mode
+from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.wrappers import with_action_mask
@@ -57,7 +57,6 @@ def collect(
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
-    require_mode(mode)
     inputs = StageInputs("collect", {"seed": seed, "collect": config})
     record = Round(envs_per_stream=config.envs_per_stream, teacher=fingerprint(teacher), inputs=inputs.to_json())
     env = adapt_env(env, teacher)

@@ -24,7 +24,7 @@ from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads
-from rldistill.policies.wrappers import with_action_mask, with_recorded_channels
+from rldistill.policies.wrappers import ChannelsLastPolicy, with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
 
@@ -68,7 +68,9 @@ def relabel(
     rounds = {number: round.model_copy(update=new) for number, round in before.rounds.items()}
     _require_view(teacher.spec.view, before)
     own_spec = teacher_spec(before)
-    teacher = with_action_mask(with_recorded_channels(teacher, own_spec), own_spec)
+    if images := teacher.spec.transposed_images(own_spec):
+        teacher = ChannelsLastPolicy(teacher, images)
+    teacher = with_action_mask(teacher, own_spec)
     teacher.spec.require_same_input(own_spec, "the teacher", f"the observations of teachers in {source}")
     spec = dataclasses.replace(before.spec, head=teacher.spec.head)
     manifest = Manifest.new(folder, before.model_copy(update={"spec": spec}), rounds)

@@ -28,7 +28,7 @@ from rldistill.core.policy import Policy, PolicyOutput, on_device
 from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
-from rldistill.envs.atari import is_deterministic
+from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
@@ -59,7 +59,8 @@ class CollectJob:
         config = self.config
         if config.beta < 1 and self.student is None:
             raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")
-        if is_deterministic(self.env) and config.epsilon < MIN_EPSILON and not config.sample:
+        sticky = self.env.kwargs.get("repeat_action_probability", ATARI_DEFAULTS["repeat_action_probability"])
+        if is_atari(self.env.id) and not sticky and config.epsilon < MIN_EPSILON and not config.sample:
             raise ConfigError(
                 f"collect.epsilon: {config.epsilon} without sticky actions repeats the same few episodes. Use at "
                 f"least {MIN_EPSILON}."

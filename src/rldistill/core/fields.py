@@ -27,7 +27,6 @@ T = TypeVar("T")
 
 MAX_COUNT = 10**12
 """Upper limit of all counts, so that a typing error ends in a message and not in a lack of memory."""
-
 Count = Annotated[int, Le(MAX_COUNT)]
 Positive = Annotated[Count, Ge(1)]
 NonNegative = Annotated[Count, Ge(0)]
@@ -40,10 +39,8 @@ Fraction = Annotated[float, Ge(0), Le(1)]
 FractionBelow1 = Annotated[float, Ge(0), Lt(1)]
 PositiveFraction = Annotated[float, Gt(0), Le(1)]
 OpenFraction = Annotated[float, Gt(0), Lt(1)]
-
 PYTHON_ONLY = object()
 """Marker, within `Annotated`, of a field that Python code sets and a run file cannot."""
-
 EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "greater_than": "more than {gt}",

@@ -49,11 +49,6 @@ def is_atari(env_id: str) -> bool:
     return env_id.startswith("ALE/")
 
 
-def is_deterministic(config: EnvConfig) -> bool:
-    """Return True if equal actions lead to equal episodes, except for the number of no-ops at the start."""
-    return is_atari(config.id) and {**ATARI_DEFAULTS, **config.kwargs}["repeat_action_probability"] == 0
-
-
 def preprocessed_id(env_id: str) -> str | None:
     """Return `ALE/Pong-v5` for `PongNoFrameskip-v4`, the bare screen of the same game, and None for other ids."""
     match = re.fullmatch(r"(\w+)NoFrameskip-v4", env_id)

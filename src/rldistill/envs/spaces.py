@@ -67,7 +67,20 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
 
 def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:
     """Return the specification for these spaces; raise ConfigError for spaces that are not supported."""
-    head = _neutral_head(env_id, action_space)
+    head: ActionHead
+    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
+        head = CategoricalHead((int(action_space.n),))
+    elif isinstance(action_space, spaces.MultiDiscrete) and not np.any(action_space.start):
+        head = MultiCategoricalHead(tuple(action_space.nvec.ravel().tolist()))
+    elif isinstance(action_space, spaces.MultiBinary):
+        head = BernoulliHead((math.prod(action_space.shape),))
+    elif isinstance(action_space, spaces.Box):
+        low, high = (tuple(bound.ravel().tolist()) for bound in (action_space.low, action_space.high))
+        head = DeterministicHead(low=low, high=high)
+    else:
+        raise ConfigError(
+            f"env.id: {env_id} has actions {action_space}. Use Box, MultiBinary, or Discrete or MultiDiscrete from 0."
+        )
     if isinstance(obs_space, spaces.Dict):
         return PolicySpec.from_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
     part = _obs_part(env_id, obs_space)
@@ -103,19 +116,4 @@ def _obs_part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
     raise ConfigError(
         f"env.id: {env_id} has observations {space}. Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict "
         "of these."
-    )
-
-
-def _neutral_head(env_id: str, space: spaces.Space[Any]) -> ActionHead:
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return CategoricalHead((int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
-        return MultiCategoricalHead(tuple(int(n) for n in space.nvec.ravel()))
-    if isinstance(space, spaces.MultiBinary):
-        return BernoulliHead((math.prod(space.shape),))
-    if isinstance(space, spaces.Box):
-        low, high = (tuple(bound.ravel().tolist()) for bound in (space.low, space.high))
-        return DeterministicHead(low=low, high=high)
-    raise ConfigError(
-        f"env.id: {env_id} has actions {space}. Use Box, MultiBinary, or Discrete or MultiDiscrete from 0."
     )

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.spaces import flatdim
 from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 
@@ -149,7 +150,10 @@ class ActionMask(EpisodeWrapper):
         super().__init__(env)
         space = env.observation_space
         entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"obs": space}
-        self._size, self._is_dict = _num_choices(env.action_space), isinstance(space, spaces.Dict)
+        actions, self._is_dict = env.action_space, isinstance(space, spaces.Dict)
+        if not isinstance(actions, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise ConfigError(f"env: action_masks() need discrete actions, found {actions}. Remove action_masks().")
+        self._size = flatdim(actions) * (2 if isinstance(actions, spaces.MultiBinary) else 1)
         self.observation_space = spaces.Dict({**entries, MASK: spaces.MultiBinary(self._size)})
 
     def _observation(self, obs: Any) -> dict[str, Any]:
@@ -245,16 +249,6 @@ class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
     def observation(self, observation: Any) -> Array:
         """Join the entries."""
         return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
-
-
-def _num_choices(actions: spaces.Space[Any]) -> int:
-    if isinstance(actions, spaces.Discrete):
-        return int(actions.n)
-    if isinstance(actions, spaces.MultiDiscrete):
-        return int(actions.nvec.sum())
-    if isinstance(actions, spaces.MultiBinary):
-        return 2 * math.prod(actions.shape)
-    raise ConfigError(f"env: action_masks() need discrete actions, found {actions}. Remove action_masks().")
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Box:

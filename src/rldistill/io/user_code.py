@@ -21,7 +21,15 @@ LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "pure
 def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Tensor:
     """Return the actions of a function as parameters `[count, P]`; raise SpecMismatchError if they are invalid."""
     size = head.nvec[0] if isinstance(head, BernoulliHead) else len(head.nvec) or len(head.low)
-    expected = f"expected {_description(head)} for each observation. Correct its actions."
+    if not head.discrete:
+        form = f"{size} numbers"
+    elif isinstance(head, BernoulliHead):
+        form = f"{size} numbers, 0 or 1"
+    elif size == 1:
+        form = f"an integer from 0 to {head.nvec[0] - 1}"
+    else:
+        form = f"{size} integers, below {', '.join(map(str, head.nvec))}"
+    expected = f"expected {form} for each observation. Correct its actions."
     try:
         array = np.asarray(actions)
     except ValueError:  # of different shapes
@@ -42,17 +50,6 @@ def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Ten
             raise SpecMismatchError(f"teacher: {name} returns action {invalid[0]:g}, {expected}")
     choices = torch.from_numpy(array.astype(np.int64))
     return head.certain(choices[:, 0] if head.single_choice else choices)
-
-
-def _description(head: ActionHead) -> str:
-    """Return the form of one action in words."""
-    if not head.discrete:
-        return f"{len(head.low)} numbers"
-    if isinstance(head, BernoulliHead):
-        return f"{head.nvec[0]} numbers, 0 or 1"
-    if len(head.nvec) == 1:
-        return f"an integer from 0 to {head.nvec[0] - 1}"
-    return f"{len(head.nvec)} integers, below {', '.join(map(str, head.nvec))}"
 
 
 @contextmanager

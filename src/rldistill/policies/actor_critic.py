@@ -77,7 +77,16 @@ class ActorPolicy(NetworkPolicy):
         width = config.lstm[0] if config.lstm else config.features_width(spec)
         layers, last = dense(width, config.hidden, act)
         super().__init__(config, spec, nn.Sequential(*layers), last, _output(config, spec, last))
-        self.extractors = nn.ModuleDict({f"image_{key}": _convolutions(config, spec, key) for key in config.images})
+        self.extractors = nn.ModuleDict()
+        for key in config.images:
+            if key not in spec.entries or len(spec.entries[key].shape) != 3:
+                raise ConfigError(f"images: {key!r} is no image among {', '.join(spec.entries) or 'the observation'}")
+            depth, height, width = spec.entries[key].shape
+            sizes = (config.channels, KERNELS, STRIDES)
+            convs, size = convolutions((depth, height, width), sizes, nn.ReLU, "images")
+            self.extractors[f"image_{key}"] = nn.Sequential(
+                *convs, nn.Flatten(), nn.Linear(size, config.features), nn.ReLU()
+            )
         self.lstm = nn.LSTM(config.features_width(spec), *config.lstm) if config.lstm else None
         self.critic: nn.Sequential | None = None
         if config.critic is not None:
@@ -157,11 +166,3 @@ def _output(config: Actor, spec: PolicySpec, width: int) -> nn.Module:
     if not isinstance(head, GaussianHead):
         raise SpecMismatchError(f"noise: {config.noise} needs a Gaussian head, and this one is {head.kind}")
     return NoisyOutput(config, width, len(head.low))
-
-
-def _convolutions(config: Actor, spec: PolicySpec, key: str) -> nn.Module:
-    if key not in spec.entries or len(spec.entries[key].shape) != 3:
-        raise ConfigError(f"images: {key!r} is no image among {', '.join(spec.entries) or 'the observation'}")
-    depth, height, width = spec.entries[key].shape
-    layers, size = convolutions((depth, height, width), (config.channels, KERNELS, STRIDES), nn.ReLU, "images")
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, config.features), nn.ReLU())

@@ -87,11 +87,5 @@ class ChannelsLastPolicy(PolicyWrapper):
         return self.policy(transposed, state)
 
 
-def with_recorded_channels(policy: Policy, recorded: PolicySpec) -> Policy:
-    """Adapt a policy for images with channels first to `recorded` observations with channels last."""
-    images = policy.spec.transposed_images(recorded)
-    return ChannelsLastPolicy(policy, images) if images else policy
-
-
 def _channels_to_back(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[1:], shape[0])
