@@ -128,9 +128,9 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
         (EnvConfig("ALE/Pong-v5", {"frame_skip": 4}), "Did you mean 'frameskip'"),
         (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": "abc"}), "found 'abc', expected a number"),
         (EnvConfig("ALE/Pong-v5", {"repeat_action_probability": 2}), "found 2, expected at most 1"),
-        (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: expected an integer of at least 0, found 3\.5"),
-        (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: expected an integer of at least 1, found -3"),
-        (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: expected true or false, found 1"),
+        (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: found 3\.5, expected an integer"),
+        (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: found -3, expected at least 1"),
+        (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: found 1, expected true or false"),
         (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],
 )
