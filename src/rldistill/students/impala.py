@@ -39,7 +39,7 @@ class Impala(Student):
                     f"channels: {len(self.channels)} stages are too many for images of {spec.obs_shape}. Use fewer."
                 )
             stages += [nn.Conv2d(depth, channels, 3, padding=1), nn.MaxPool2d(3, 2, 1)]
-            stages += [_Residual(channels), _Residual(channels)]
+            stages += [Residual(channels), Residual(channels)]
             depth, height, width = channels, (height + 1) // 2, (width + 1) // 2
         hidden, size = dense(depth * height * width, self.hidden, nn.ReLU)
         policy = NetworkPolicy(self, spec, nn.Sequential(*stages, nn.ReLU(), nn.Flatten(), *hidden), size)
@@ -47,7 +47,7 @@ class Impala(Student):
         return policy
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """x + conv(relu(conv(relu(x))))."""
 
     def __init__(self, channels: int) -> None:
