@@ -70,7 +70,7 @@ class _Writer:
         self.functions: dict[str, str] = {}
         self.tables: list[str] = []
         self.work_size = 0
-        self.inputs = _input_names(program)
+        self.inputs = input_names(program)
         self._users: dict[Node, list[Node]] = {}
         for node in program.nodes:
             for source in node.inputs:
@@ -169,7 +169,7 @@ class _Writer:
 
     def _table(self, values: NDArray[np.generic], kind: str = "float") -> str:
         """Add an array and return its name; equal arrays are one."""
-        numbers = [_number(value) if kind == "float" else str(value) for value in values.ravel().tolist()]
+        numbers = [c_number(value, kind) for value in values.ravel().tolist()]
         lines = [", ".join(numbers[at : at + NUMBERS_PER_LINE]) for at in range(0, len(numbers), NUMBERS_PER_LINE)]
         text = f"[{len(numbers)}] = {{\n    " + ",\n    ".join(lines) + "\n};"
         for number, table in enumerate(self.tables):
@@ -267,7 +267,7 @@ class _Writer:
 
     def _mask(self, node: Node, out: str) -> list[str]:
         params, legal = node.inputs
-        illegal = _number(node.settings["value"])
+        illegal = c_number(node.settings["value"], "float")
         arguments = self._pointer(params), self._pointer(legal), illegal, node.size
         return [self._call("mask", self._type(legal), *arguments, out)]
 
@@ -283,17 +283,19 @@ class _Writer:
         return [f"for (int32_t i = 0; i < {node.size}; i++) {out}[i] = {params}[i] > 0.0f;"]
 
 
-def _number(value: float) -> str:
-    """Return a float32 as a literal of C99, exact in hexadecimal."""
+def c_number(value: float, kind: str) -> str:
+    """Return a number as a literal of C99; floating-point numbers are exact, in hexadecimal."""
+    if kind not in ("float", "double"):
+        return str(int(value))
     if math.isinf(value):
         return "INFINITY" if value > 0 else "-INFINITY"
-    mantissa, exponent = float(np.float32(value)).hex().split("p")
+    mantissa, exponent = float(value).hex().split("p")
     whole, _, fraction = mantissa.partition(".")
     fraction = fraction.rstrip("0")
-    return f"{whole}{'.' + fraction if fraction else ''}p{exponent}f"
+    return f"{whole}{'.' + fraction if fraction else ''}p{exponent}{'f' if kind == 'float' else ''}"
 
 
-def _input_names(program: Program) -> dict[Node, str]:
+def input_names(program: Program) -> dict[Node, str]:
     """Return the C names of the inputs: `obs`, or `obs_<key>` for the entries of a dict."""
     names: dict[Node, str] = {} if program.state is None else {program.state: "policy->state"}
     for number, (key, node) in enumerate(program.entries.items()):

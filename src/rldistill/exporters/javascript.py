@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
 from importlib import resources
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rldistill.exporters.program import Program
+from rldistill.exporters.vectors import Vectors
 
 
 def program_json(program: Program) -> dict[str, Any]:
@@ -40,3 +43,42 @@ def program_json(program: Program) -> dict[str, Any]:
 def runtime() -> str:
     """Return the JavaScript that runs a program."""
     return (resources.files("rldistill.exporters") / "templates" / "policy.js").read_text("utf-8")
+
+
+def write_html(program: Program, vectors: Vectors, facts: dict[str, Any]) -> str:
+    """Return a page that runs the policy offline: a form for the observation, the action, and the test vectors.
+
+    `facts` has `title`, `text`, `env` (the id of the environment) and `names` (of the numbers of each entry).
+    """
+    head = program.spec.head
+    document = {
+        "program": program_json(program),
+        "facts": {"kind": head.kind, "nvec": head.nvec or None, **facts},
+        "vectors": {
+            "entries": {name: [_runs(step) for step in values] for name, values in vectors.entries.items()},
+            "starts": vectors.starts.tolist(),
+            "action": vectors.action.reshape(len(vectors.starts), -1).tolist(),
+            "params": vectors.params.tolist(),
+        },
+    }
+    page = (resources.files("rldistill.exporters") / "templates" / "policy.html").read_text("utf-8")
+    # No text in the document ends the script, whatever its names contain.
+    text = json.dumps(_finite(document), ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
+    return page.replace("/*POLICY*/", runtime()).replace("/*DOCUMENT*/", text)
+
+
+def _runs(values: NDArray[Any]) -> list[float]:
+    """Return numbers as runs: value, length, value, length."""
+    flat = values.astype(np.float64).ravel()
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
+    return [number for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+            for number in (float(flat[start]), int(end - start))]
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value without infinite numbers, which JSON does not have: bounds are in the weights."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

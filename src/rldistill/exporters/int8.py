@@ -1,0 +1,67 @@
+"""Static quantization of an ONNX model to 8 bits."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill.core.errors import MissingExtraError
+from rldistill.exporters.program import ExportError
+
+CALIBRATION_BATCH = 64
+OPERATORS = ("Conv", "Gemm", "MatMul")
+
+
+def quantize_onnx(content: bytes, inputs: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Return the model with weights and activations of 8 bits (QDQ), calibrated on observations `inputs` `[N, ...]`.
+
+    Weights and activations are unsigned: on x86 without VNNI, the sums of signed weights saturate in 16 bits without
+    any error, and a model measured 7% wrong instead of 1%.
+
+    Raises:
+        ExportError: The model has no layer that can be quantized.
+        MissingExtraError: onnxruntime's quantization is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError:
+        raise MissingExtraError("Quantizing ONNX", "export") from None
+    model = onnx.load_model_from_string(content)
+    if not any(node.op_type in OPERATORS for node in model.graph.node):
+        raise ExportError("int8: the policy has no dense layer or convolution, so there is nothing to quantize")
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches = _batches(inputs)
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self._batches, None)
+
+    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
+    with tempfile.TemporaryDirectory() as name:
+        source, prepared, target = (Path(name) / file for file in ("float.onnx", "prepared.onnx", "int8.onnx"))
+        source.write_bytes(content)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=[*OPERATORS],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8, per_channel=False,
+        )  # fmt: skip
+        quantized = onnx.load(str(target))
+    quantized.ClearField("metadata_props")
+    onnx.helper.set_model_props(quantized, dict(metadata))
+    result: bytes = quantized.SerializeToString(deterministic=True)
+    return result
+
+
+def _batches(inputs: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, CALIBRATION_BATCH):
+        yield {name: np.ascontiguousarray(values[start : start + CALIBRATION_BATCH]) for name, values in inputs.items()}

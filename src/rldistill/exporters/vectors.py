@@ -1,0 +1,46 @@
+"""Test vectors: consecutive steps of a policy, to check an exported file on its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.core.policy import Policy
+from rldistill.exporters.runtimes import raw_entries
+
+NUM_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Observations of T consecutive steps, and the outputs of the policy.
+
+    Attributes:
+        entries: Entries of the observations by name, `[T, ...]`; `obs` if they are not dicts.
+        starts: True at the first step of an episode, `[T]`.
+        action: Most likely actions, `[T, ...]`.
+        params: Parameters of the head, `[T, P]`.
+    """
+
+    entries: dict[str, NDArray[Any]]
+    starts: NDArray[np.bool_]
+    action: NDArray[Any]
+    params: NDArray[np.float32]
+
+
+def compute_vectors(policy: Policy, obs: NDArray[Any], starts: NDArray[np.bool_]) -> Vectors:
+    """Return the outputs of a policy for consecutive observations `[T, *obs_shape]`."""
+    actions, params = [], []
+    state = policy.initial_state(1)
+    with torch.no_grad():
+        for step_obs, start in zip(torch.from_numpy(obs), starts, strict=True):
+            if start:
+                state = policy.initial_state(1)
+            output, state = policy(step_obs[None], state)
+            actions.append(output.mode()[0].numpy())
+            params.append(output.params[0].float().numpy())
+    return Vectors(raw_entries(torch.from_numpy(obs), policy.spec), starts, np.stack(actions), np.stack(params))
