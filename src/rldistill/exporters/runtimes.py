@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import shutil
 import subprocess
 import tempfile
@@ -21,9 +22,10 @@ from torch import Tensor
 from rldistill.core.errors import CorruptArtifactError, error_text
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
+from rldistill.exporters.javascript import program_json, runtime
 from rldistill.exporters.onnx import params_names
 from rldistill.exporters.program import Program
-from rldistill.policies.encoding import split_parts
+from rldistill.exporters.vectors import raw_entries
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 COMPILE_TIMEOUT_S = 300
@@ -66,15 +68,6 @@ class ExportedPolicy(ABC):
         self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Return actions, parameters of the head, and next states for a batch of observations."""
-
-
-def raw_entries(obs: Obs, spec: PolicySpec) -> dict[str, NDArray[Any]]:
-    """Return the entries of observations as the environment has them; `obs` if it is not a dict."""
-    if not spec.parts:
-        assert isinstance(obs, Tensor)
-        return {"obs": np.ascontiguousarray(obs.numpy().astype(spec.obs_dtype, copy=False))}
-    entries = split_parts(obs, spec) if isinstance(obs, Tensor) else obs
-    return {key: np.ascontiguousarray(entries[key].numpy().astype(part.dtype)) for key, part in spec.parts}
 
 
 class OnnxRuntime(ExportedPolicy):
@@ -156,3 +149,49 @@ def compile_c(sources: list[Path], output: Path, flags: tuple[str, ...]) -> None
     if result.returncode:
         first = next((line for line in result.stderr.splitlines() if "error" in line), result.stderr[:200])
         raise CorruptArtifactError(f"{sources[0]}: the C compiler refuses it ({first}). Export it again.")
+
+
+class NodeRuntime(ExportedPolicy):
+    """The JavaScript of an exported page, in Node."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._recurrent = self.state_shape is not None
+        self._script = runtime() + NODE_SCRIPT
+        self._program = program_json(program)
+        self._action_dtype = program.action.dtype
+
+    def run(
+        self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
+        """Run the policy on each observation of a batch."""
+        size = len(next(iter(entries.values())))
+        steps = [{name: values[row].ravel().tolist() for name, values in entries.items()} for row in range(size)]
+        states = None if state is None else state.reshape(size, -1).tolist()
+        request = json.dumps({"program": self._program, "steps": steps, "states": states})
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "run.js"
+            script.write_text(self._script, encoding="utf-8")
+            result = subprocess.run(
+                ["node", str(script)], input=request, capture_output=True, text=True, check=False, timeout=600
+            )
+        if result.returncode:
+            raise CorruptArtifactError(f"student.html: Node refuses it ({result.stderr.strip()[-200:]}). Export again.")
+        results = json.loads(result.stdout)
+        actions = np.array([step["action"] for step in results], self._action_dtype).reshape(size, *self.action_shape)
+        params = np.array([step["params"] for step in results], np.float32)
+        after = None if state is None else np.array([step["state"] for step in results], np.float32)
+        return actions, params, None if after is None or state is None else after.reshape(state.shape)
+
+
+NODE_SCRIPT = """
+const { program, steps, states } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const policy = new Policy(program);
+const results = steps.map((step, i) => {
+  policy.reset();
+  if (states) policy.state = Float32Array.from(states[i]);
+  const result = policy.step(step);
+  return { ...result, state: [...policy.state] };
+});
+console.log(JSON.stringify(results));
+"""

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from rldistill.core.policy import Policy
-from rldistill.exporters.runtimes import raw_entries
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.policies.encoding import split_parts
 
 NUM_STEPS = 64
 
@@ -44,3 +46,12 @@ def compute_vectors(policy: Policy, obs: NDArray[Any], starts: NDArray[np.bool_]
             actions.append(output.mode()[0].numpy())
             params.append(output.params[0].float().numpy())
     return Vectors(raw_entries(torch.from_numpy(obs), policy.spec), starts, np.stack(actions), np.stack(params))
+
+
+def raw_entries(obs: Obs, spec: PolicySpec) -> dict[str, NDArray[Any]]:
+    """Return the entries of observations as the environment has them; `obs` if it is not a dict."""
+    if not spec.parts:
+        assert isinstance(obs, Tensor)
+        return {"obs": np.ascontiguousarray(obs.numpy().astype(spec.obs_dtype, copy=False))}
+    entries = split_parts(obs, spec) if isinstance(obs, Tensor) else obs
+    return {key: np.ascontiguousarray(entries[key].numpy().astype(part.dtype)) for key, part in spec.parts}

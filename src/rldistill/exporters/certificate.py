@@ -1,0 +1,178 @@
+"""The certificate of an export, `parity.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.evaluation.records import Result
+from rldistill.evaluation.tables import TableCell, rich_table
+from rldistill.exporters.config import FLOAT_FORMATS
+from rldistill.io.atomic import read_json, sha256_file, write_json
+from rldistill.io.documents import Document
+
+FILE = "parity.json"
+MAX_DIFFERENCE = 1e-5
+MIN_INT8_AGREEMENT = 0.9
+
+
+class DifferenceRecord(Document):
+    """Difference over N states; see `rldistill.exporters.comparison.Difference`."""
+
+    states: int
+    largest: float
+    mean: float
+    agreement: float
+    ties: int
+    unequal: int
+
+
+class ClosedLoop(Document):
+    """Full episodes with the same seeds as the original."""
+
+    episodes: int
+    mean: float
+    ci95: tuple[float, float] | None
+    original_mean: float
+    equal_actions: float
+    keeps_95: str
+
+
+class FormatRecord(Document):
+    """One exported format.
+
+    Attributes:
+        files: SHA-256 of each file by its name.
+        bytes: Size of the main file.
+        refused: Reason why there is no file; None if there is one.
+        remark: Part of the certificate that could not be computed, such as "not compiled: no C compiler".
+        differences: By the source of the states: `dataset`, `own`, and one for each kind of extreme state.
+        batches: Largest difference with a batch of 1 and of 64.
+        consecutive: Largest difference over consecutive steps with a state of its own; None if feed-forward.
+        closed_loop: Play in the environment; None where the format is only compared.
+        latency_us: p50 and p99 of one decision in microseconds.
+        flash: Bytes of code and constants, compiled for size.
+        ram: Bytes of the struct.
+    """
+
+    files: dict[str, str] = {}
+    bytes: int = 0
+    refused: str | None = None
+    remark: str | None = None
+    differences: dict[str, DifferenceRecord] = {}
+    batches: float | None = None
+    consecutive: float | None = None
+    closed_loop: ClosedLoop | None = None
+    latency_us: dict[str, float] | None = None
+    flash: int | None = None
+    ram: int | None = None
+
+    def failures(self, name: str) -> list[str]:
+        """Return the reasons why the format does not pass."""
+        found = [f"{name}: refused: {self.refused}"] if self.refused else []
+        for source, record in self.differences.items():
+            if name in FLOAT_FORMATS and (record.unequal or record.largest > MAX_DIFFERENCE):
+                found.append(
+                    f"{name}: {record.unequal} of {record.states:,} actions differ on states {source!r}; largest "
+                    f"difference {record.largest:.1e}"
+                )
+        for quantity in ("batches", "consecutive"):
+            value = getattr(self, quantity)
+            if name in FLOAT_FORMATS and value is not None and value > 10 * MAX_DIFFERENCE:
+                found.append(f"{name}: the largest difference over {quantity} is {value:.1e}")
+        if self.closed_loop is not None and self.closed_loop.keeps_95 == "no":
+            found.append(f"{name}: does not keep 95% of the original ({self.closed_loop.mean:.4g})")
+        return found
+
+
+class Certificate(Document, Result):
+    """Content of `parity.json`: how the exported files compare with the original policy."""
+
+    policy: str
+    kind: str
+    env: str
+    parameters: int | None
+    macs: int | None
+    torch_latency_us: dict[str, float] | None
+    formats: dict[str, FormatRecord]
+    versions: dict[str, str]
+    sha256: str = ""
+
+    @property
+    def failures(self) -> list[str]:
+        """Reasons why a format does not pass; formats that were refused have no file and do not count."""
+        return [text for name, record in self.formats.items() if not record.refused for text in record.failures(name)]
+
+    def blocks(self) -> list[Table | str]:
+        """Return the table of the formats, and the failures."""
+        rows = [_row(name, record) for name, record in self.formats.items()]
+        torch_row = [TableCell(column, "-") for column in COLUMNS]
+        torch_row[0] = TableCell("format", "torch")
+        torch_row[5] = _latency_cell(self.torch_latency_us)
+        remarks = [f"{name}: {text}" for name, record in self.formats.items()
+                   if (text := record.refused or record.remark)]
+        passed = "passed" if not self.failures else "failed"
+        return [rich_table([torch_row, *rows], f"{self.kind} for {self.env}"), *remarks, *self.failures,
+                f"certificate: {passed}"]
+
+    def write(self, folder: Path) -> None:
+        """Write the certificate, with its hash."""
+        write_json(folder / FILE, self.model_dump(mode="json") | {"sha256": self._hash()})
+
+    @classmethod
+    def read(cls, folder: Path) -> Certificate:
+        """Read the certificate of a folder and compare the files with their hashes.
+
+        Raises:
+            CorruptArtifactError: It is missing or changed, or one of its files is.
+        """
+        path = folder / FILE
+        certificate = cls.parse(read_json(path), path)
+        if certificate.sha256 != certificate._hash():
+            raise CorruptArtifactError(f"{path}: its content is not the one that was written. Export again.")
+        for record in certificate.formats.values():
+            for name, digest in record.files.items():
+                if not (folder / name).is_file() or sha256_file(folder / name) != digest:
+                    raise CorruptArtifactError(f"{folder / name}: missing or changed since the export. Export again.")
+        return certificate
+
+    def _hash(self) -> str:
+        content = self.model_dump(mode="json", exclude={"sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+COLUMNS = ("format", "size", "largest difference", "equal actions", "return", "latency", "keeps 95%")
+
+
+def _row(name: str, record: FormatRecord) -> list[TableCell]:
+    if record.refused:
+        return [TableCell("format", name), *(TableCell(column, "refused" if column == "size" else "-")
+                                              for column in COLUMNS[1:])]
+    own, loop = record.differences.get("own"), record.closed_loop
+    memory = f"flash {record.flash:,}, RAM {record.ram:,}" if record.flash and record.ram else ""
+    return [
+        TableCell("format", name),
+        TableCell("size", f"{record.bytes:,} B", memory),
+        TableCell("largest difference", "-" if own is None else f"{own.largest:.1e}"),
+        TableCell("equal actions", "-" if own is None else f"{own.agreement:.2%}",
+                  f"{own.ties} ties" if own is not None and own.ties else ""),
+        TableCell("return", "-" if loop is None else f"{loop.mean:.4g}"),
+        _latency_cell(record.latency_us),
+        TableCell("keeps 95%", "-" if loop is None else loop.keeps_95),
+    ]
+
+
+def _latency_cell(latency: dict[str, float] | None) -> TableCell:
+    if latency is None:
+        return TableCell("latency", "-")
+    return TableCell("latency", f"{latency['p50']:.3g} µs", f"p99 {latency['p99']:.3g} µs")
+
+
+def metadata_text(value: Any) -> str:
+    """Return metadata as canonical JSON."""
+    return json.dumps(value, sort_keys=True, allow_nan=False)

@@ -1,0 +1,193 @@
+"""Comparison of an exported policy with the original, observation by observation."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.core.env import EnvConfig
+from rldistill.core.heads import MASK
+from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
+from rldistill.core.spec import Obs, PolicySpec
+from rldistill.envs.make import make_env
+from rldistill.evaluation.episodes import CALIBRATION, Episodes, PlayConfig, play
+from rldistill.exporters.runtimes import ExportedPolicy
+
+TIE = 1e-5
+"""Relative difference of two numbers that count as equal."""
+
+BATCH = 256
+CONSECUTIVE_STEPS = 500
+BEYOND_CLIP = 1e3
+"""Factor of the observations beyond every limit."""
+
+ONE_OF_A_KIND = ("first step", "zeros", "at the low bounds", "at the high bounds", "beyond the clip", "all 255")
+
+
+@dataclass
+class States:
+    """Observations, and the recurrent states before them, of consecutive steps.
+
+    Attributes:
+        obs: Observations `[N, *obs_shape]`.
+        starts: True at the first step of an episode, `[N]`.
+        state: States `[N, ...]`; None for a feed-forward policy.
+    """
+
+    obs: Tensor
+    starts: NDArray[np.bool_]
+    state: Tensor | None
+
+    def first(self, count: int) -> States:
+        """Return the first `count` of them."""
+        return States(self.obs[:count], self.starts[:count], None if self.state is None else self.state[:count])
+
+
+@dataclass(frozen=True)
+class _Recorder(PolicyWrapper):
+    """Policy that keeps its observations and states."""
+
+    seen: list[tuple[Tensor, Tensor | None]]
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the output of the policy, and its next state."""
+        assert isinstance(obs, Tensor)
+        self.seen.append((obs.clone(), None if state is None else state.clone()))
+        return self.policy(obs, state)
+
+
+def own_states(env: EnvConfig, policy: Policy, count: int, seed: int) -> States:
+    """Return `count` consecutive steps of the policy in its environment, one episode after the other."""
+    seen: list[tuple[Tensor, Tensor | None]] = []
+    starts: list[int] = []
+    while len(seen) < count:
+        starts.append(len(seen))
+        play(env, _Recorder(policy, seen), 1, PlayConfig(seed, CALIBRATION, first=len(starts) - 1))
+    obs = torch.cat([obs for obs, _ in seen[:count]])
+    marks = np.zeros(count, bool)
+    marks[starts] = True
+    has_state = seen[0][1] is not None
+    return States(obs, marks, torch.cat([state for _, state in seen[:count] if state is not None]) if has_state else None)
+
+
+def states_of(policy: Policy, obs: Tensor) -> States:
+    """Return observations without an order; a recurrent policy sees each as a first step."""
+    return States(obs, np.ones(len(obs), bool), policy.initial_state(len(obs)))
+
+
+def extreme_states(env: EnvConfig, policy: Policy, like: States) -> dict[str, States]:
+    """Return observations at the limits by name, made from recorded ones: an action mask stays as it was."""
+    spec, space = policy.spec, make_env(env).observation_space
+    low, high = (np.asarray(getattr(space, name, np.nan), np.float64).ravel() for name in ("low", "high"))
+    base = like.obs[:1]
+    variants: dict[str, NDArray[Any]] = {"zeros": np.zeros(base[0].numel())}
+    for name, bound in (("at the low bounds", low), ("at the high bounds", high)):
+        if bound.size == base[0].numel() and np.isfinite(bound).all():
+            variants[name] = bound
+    if spec.obs_dtype == "uint8":
+        variants["all 255"] = np.full(base[0].numel(), 255.0)
+    elif not any(part.nvec or part.dtype == "uint8" for part in spec.entries.values()):
+        variants["beyond the clip"] = BEYOND_CLIP * np.where(np.arange(base[0].numel()) % 2, -1.0, 1.0)
+    states = {name: states_of(policy, _with_values(base, values, spec)) for name, values in variants.items()}
+    starts = np.flatnonzero(like.starts)
+    return {**states, "first step": states_of(policy, like.obs[starts])}
+
+
+def _with_values(base: Tensor, values: NDArray[Any], spec: PolicySpec) -> Tensor:
+    obs = torch.from_numpy(values).to(base.dtype).reshape(base.shape)
+    start = 0
+    for key, part in spec.parts:
+        stop = start + int(np.prod(part.shape))
+        if key == MASK:
+            obs[:, start:stop] = base[:, start:stop]
+        start = stop
+    return obs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of an exported policy and the original over N states.
+
+    Attributes:
+        states: N.
+        largest: Largest difference of a parameter of the head, relative to the largest parameter of its state, or 1.
+        mean: Mean of these differences.
+        agreement: Share of states with equal actions.
+        ties: States with different actions whose parameters are equal within 1e-5.
+        unequal: All other states with different actions.
+    """
+
+    states: int
+    largest: float
+    mean: float
+    agreement: float
+    ties: int
+    unequal: int
+
+
+def compare(policy: Policy, exported: ExportedPolicy, states: States, batch: int = BATCH) -> Difference:
+    """Compare both policies on the same observations and states."""
+    largest, total, unequal, ties = 0.0, 0.0, 0, 0
+    count = len(states.obs)
+    with torch.no_grad():
+        for start in range(0, count, batch):
+            rows = slice(start, start + batch)
+            state = None if states.state is None else states.state[rows]
+            expected, found = policy(states.obs[rows], state)[0], exported(states.obs[rows], state)[0]
+            difference = _relative(expected.params, found.params)
+            largest, total = max(largest, float(difference.max())), total + float(difference.mean(1).sum())
+            differs = ~_equal_actions(expected, found)
+            tied = differs & _is_tie(expected, found)
+            unequal, ties = unequal + int((differs & ~tied).sum()), ties + int(tied.sum())
+    return Difference(count, largest, total / count, 1 - (unequal + ties) / count, ties, unequal)
+
+
+def consecutive_difference(policy: Policy, exported: ExportedPolicy, states: States) -> float:
+    """Return the largest relative difference over consecutive steps, in which each policy keeps its own state."""
+    largest, own, other = 0.0, policy.initial_state(1), exported.initial_state(1)
+    with torch.no_grad():
+        for obs, start in zip(states.obs[:CONSECUTIVE_STEPS], states.starts, strict=False):
+            if start:
+                own, other = policy.initial_state(1), exported.initial_state(1)
+            expected, own = policy(obs[None], own)
+            found, other = exported(obs[None], other)
+            largest = max(largest, float(_relative(expected.params, found.params).max()))
+    return largest
+
+
+def equal_actions(a: Episodes, b: Episodes) -> float:
+    """Return the share of equal actions of the same episodes, until one of them ends."""
+    same = total = 0
+    for left, right in zip(a.actions, b.actions, strict=True):
+        pairs = min(len(left), len(right))
+        equal = np.isclose(np.asarray(left[:pairs]), np.asarray(right[:pairs]), TIE, TIE).reshape(pairs, -1).all(1)
+        same, total = same + int(equal.sum()), total + max(len(left), len(right))
+    return same / max(total, 1)
+
+
+def _relative(expected: Tensor, found: Tensor) -> Tensor:
+    """Return `[B, P]`; infinite numbers that are equal have no difference."""
+    scale = expected.abs().nan_to_num(posinf=1.0).amax(-1, keepdim=True).clamp(1.0, 1e6)
+    return torch.where(expected == found, 0.0, (expected - found).abs() / scale)
+
+
+def _equal_actions(expected: PolicyOutput, found: PolicyOutput) -> Tensor:
+    a, b = expected.mode(), found.mode()
+    same = a == b if expected.head.discrete else torch.isclose(a, b, TIE, TIE)
+    return same.reshape(len(same), -1).all(-1)
+
+
+def _is_tie(expected: PolicyOutput, found: PolicyOutput) -> Tensor:
+    """Return True where the parameters of both actions are equal in the original, within 1e-5."""
+    head = expected.head
+    if not head.discrete:
+        return torch.zeros(len(expected.params), dtype=torch.bool)
+    lost = head.regret(dataclasses.replace(expected).params, found.mode())
+    assert lost is not None
+    return lost <= TIE * expected.params.abs().amax(-1).clamp_min(1.0)

@@ -1,0 +1,27 @@
+"""Settings of an export."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from rldistill.core.fields import Positive, validated_dataclass
+
+Format = Literal["onnx", "int8", "c", "html", "sb3"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+FLOAT_FORMATS: tuple[Format, ...] = ("onnx", "c", "html", "sb3")
+
+
+@validated_dataclass
+class ExportConfig:
+    """Formats of an export, and the size of its certificate.
+
+    Attributes:
+        formats: `onnx`, `int8` (quantized ONNX), `c` (C99), `html` (a page with JavaScript) and `sb3` (a zip of
+            Stable-Baselines3); by default `onnx`, and `c` where it applies.
+        states: Observations of the student's own play, and as many of the dataset, that are compared.
+        episodes: Full episodes that the original and each exported file play; a yes takes at least 59.
+    """
+
+    formats: tuple[Format, ...] = ()
+    states: Positive = 10_000
+    episodes: Positive = 60

@@ -1,0 +1,101 @@
+"""Time and memory of exported policies, one decision at a time."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from rldistill.exporters.c_source import input_names
+from rldistill.exporters.program import Program
+from rldistill.exporters.runtimes import OnnxRuntime, compile_c, compiler
+
+WARM_UP, CALLS = 20, 2_000
+MAX_SECONDS = 1.0
+C_BENCHMARK = """
+#define _POSIX_C_SOURCE 199309L
+#include <stdio.h>
+#include <time.h>
+#include "student.h"
+static policy_t policy;
+INPUTS
+int main(void) {
+    ACTION action[POLICY_NUM_ACTIONS];
+    float params[POLICY_NUM_PARAMS], sum = 0.0f;
+    struct timespec from, to;
+    policy_reset(&policy);
+    for (int32_t call = -20; call < CALLS; call++) {
+        clock_gettime(CLOCK_MONOTONIC, &from);
+        for (int32_t i = 0; i < REPEAT; i++) {
+            policy_step(&policy, ARGUMENTS, action, params);
+            sum += params[0];
+        }
+        clock_gettime(CLOCK_MONOTONIC, &to);
+        if (call >= 0)
+            printf("%.1f\\n", ((double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec)) / REPEAT);
+    }
+    return sum == 12345.0f;
+}
+"""
+
+
+def onnx_latency(runtime: OnnxRuntime, program: Program) -> dict[str, float]:
+    """Return p50 and p99 of one decision in onnxruntime, in microseconds."""
+    feed = {node.settings["name"]: np.zeros((1, *node.shape), node.dtype) for node in program.entries.values()}
+    if program.state is not None:
+        feed["state_in"] = np.zeros((1, *program.state.shape), np.float32)
+    return _percentiles(_timed(lambda: runtime.session.run(None, feed)))
+
+
+def _timed(call: Callable[[], object]) -> list[float]:
+    for _ in range(WARM_UP):
+        call()
+    times: list[float] = []
+    while len(times) < CALLS and sum(times) < MAX_SECONDS * 1e6:
+        started = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - started) * 1e6)
+    return times
+
+
+def c_latency(folder: Path, program: Program, flags: tuple[str, ...], macs: int) -> dict[str, float]:
+    """Return p50 and p99 of one decision of the compiled source in `folder`, in microseconds."""
+    repeat = max(1, 20_000 // max(macs, 1))  # a clock is read once for some microseconds of work
+    calls = max(20, min(CALLS, 400_000_000 // max(macs * repeat, 1)))
+    names = {node: name for node, name in input_names(program).items() if node is not program.state}
+    from rldistill.exporters.c_source import TYPES
+
+    text = C_BENCHMARK.replace("REPEAT", str(repeat)).replace("CALLS", str(calls))
+    text = text.replace("ARGUMENTS", ", ".join(names.values()))
+    text = text.replace("INPUTS", "\n".join(f"static {TYPES[node.dtype]} {name}[{max(node.size, 1)}];"
+                                            for node, name in names.items()))
+    text = text.replace("ACTION action", f"{'int64_t' if program.action.dtype == 'int64' else 'float'} action")
+    with tempfile.TemporaryDirectory() as temporary:
+        source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"
+        source.write_text(text)
+        compile_c([folder / "student.c", source], binary, (f"-I{folder}", *flags))
+        result = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=True)
+    return _percentiles([float(line) / 1e3 for line in result.stdout.split()])
+
+
+def flash_bytes(folder: Path) -> int | None:
+    """Return the size of code and constants, compiled for size; None without the command `size`."""
+    if shutil.which("size") is None:
+        return None
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary) / "student.o"
+        command = [str(compiler()), "-std=c99", "-Os", "-c", str(folder / "student.c"), "-o", str(output)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        result = subprocess.run(["size", str(output)], capture_output=True, text=True, check=True, timeout=60)
+    text, data = map(int, result.stdout.splitlines()[1].split()[:2])
+    return text + data
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(times, [50, 99])
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}

@@ -1,0 +1,369 @@
+"""Export of a policy to files that run without this package, with a certificate."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.core.env import EnvConfig
+from rldistill.core.errors import ConfigError, RLDistillError
+from rldistill.core.policy import Policy
+from rldistill.data.dataset import Dataset
+from rldistill.envs.rollout import inference_threads
+from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.episodes import Episodes, PlayConfig, play
+from rldistill.evaluation.non_inferiority import non_inferior
+from rldistill.evaluation.statistics import mean_interval
+from rldistill.exporters.c_source import write_c
+from rldistill.exporters.c_test import write_c_test
+from rldistill.exporters.certificate import (
+    MIN_INT8_AGREEMENT,
+    Certificate,
+    ClosedLoop,
+    DifferenceRecord,
+    FormatRecord,
+    metadata_text,
+)
+from rldistill.exporters.comparison import (
+    States,
+    compare,
+    consecutive_difference,
+    equal_actions,
+    extreme_states,
+    own_states,
+    states_of,
+)
+from rldistill.exporters.config import ExportConfig, Format
+from rldistill.exporters.cost import c_latency, flash_bytes, onnx_latency
+from rldistill.exporters.int8 import quantize_onnx
+from rldistill.exporters.javascript import write_html
+from rldistill.exporters.onnx import params_names, write_onnx
+from rldistill.exporters.program import ExportError, Program, lower_policy
+from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, NodeRuntime, OnnxRuntime, compiler
+from rldistill.exporters.sb3 import Sb3Runtime, write_sb3
+from rldistill.exporters.vectors import NUM_STEPS, Vectors, compute_vectors, raw_entries
+from rldistill.io.atomic import Mode, open_stage, require_mode, sha256_file, write_atomic
+from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.provenance import provenance
+from rldistill.policies.cost import Cost, measure_cost
+from rldistill.policies.wrappers import with_action_mask
+from rldistill.teachers.fingerprint import fingerprint
+
+MAX_NODE_STATES = 256
+"""States that are compared in JavaScript, where a picture takes a second."""
+
+CALIBRATION_STATES = 1_024
+
+
+@dataclass(frozen=True)
+class ExportContext:
+    """Facts about the origin of a policy, for its metadata and its certificate.
+
+    Attributes:
+        name: Path of the policy, or its name.
+        seed: Seed of the episodes.
+        dataset: Dataset that it was distilled from; its held-out observations are compared.
+        facts: Further metadata: scores, hash of the dataset, fingerprint of the teacher.
+    """
+
+    name: str = "policy"
+    seed: int = 0
+    dataset: Dataset | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def export_policy(
+    policy: Policy,
+    env: EnvConfig,
+    folder: Path | str,
+    config: ExportConfig = ExportConfig(),  # noqa: B008 - it is frozen
+    context: ExportContext = ExportContext(),
+    mode: Mode = "new",
+    progress: Progress | bool = True,
+) -> Certificate:
+    """Write a policy in several formats into `folder`, and the certificate `parity.json`.
+
+    Nothing is left behind by an export that fails.
+
+    Args:
+        policy: Any policy that `load_policy` returns.
+        env: Environment as the policy observes it.
+        folder: Folder for the files.
+        config: Formats, and the size of the certificate.
+        context: Origin of the policy.
+        mode: "new" refuses a folder that exists, "overwrite" discards it.
+        progress: True for a bar on a terminal, False for none, or a receiver.
+
+    Raises:
+        ConfigError: The folder exists.
+        ExportError: No translation of the policy, or a format that does not fit it.
+        MissingExtraError: A package that a format needs is not installed.
+    """
+    folder = Path(folder)
+    require_mode(mode, ("new", "overwrite"))
+    if mode == "new" and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f'{folder} exists. Discard it with mode="overwrite" (--overwrite).')
+    with stage_progress(progress, "export", "episodes") as report, inference_threads(1), _whole_folder(folder) as work:
+        return _Export(with_action_mask(policy, spec_from_env(env)), env, work, config, context, report).run()
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder` at the end, unless there is an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield work
+        shutil.rmtree(folder, ignore_errors=True)
+        work.chmod(0o755)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Export:
+    """One export; each method `_<format>` writes the files of a format and returns its runtime."""
+
+    def __init__(
+        self, policy: Policy, env: EnvConfig, folder: Path, config: ExportConfig, context: ExportContext,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.policy, self.env, self.folder, self.config, self.context = policy, env, folder, config, context
+        self.progress = progress
+        self.program = lower_policy(policy)
+        self.cost: Cost = measure_cost(policy)
+        self.records: dict[str, FormatRecord] = {}
+
+    def run(self) -> Certificate:
+        """Write all formats and the certificate."""
+        for name in self.formats():
+            self.records[name] = self.format(name)
+        certificate = Certificate(
+            policy=self.context.name,
+            kind=kind_of(self.policy),
+            env=self.env.id,
+            parameters=self.cost.parameters,
+            macs=self.cost.macs,
+            torch_latency_us=self.cost.latency_us,
+            formats=self.records,
+            versions=provenance(self.context.seed)["versions"],
+        )
+        certificate.write(self.folder)
+        return Certificate.read(self.folder)
+
+    def formats(self) -> tuple[Format, ...]:
+        """Return the formats in the order of their work."""
+        return self.config.formats or ("onnx", "c")
+
+    def format(self, name: Format) -> FormatRecord:
+        """Write one format and compare it with the original."""
+        try:
+            runtime, files = getattr(self, f"_{name}")()
+        except ExportError as error:
+            if self.config.formats:
+                raise
+            return FormatRecord(refused=str(error))
+        record = FormatRecord(
+            files={file: sha256_file(self.folder / file) for file in files},
+            bytes=(self.folder / files[0]).stat().st_size,
+        )
+        if isinstance(runtime, str):
+            return record.model_copy(update={"remark": runtime})
+        record = record.model_copy(update=self.measurements(name, runtime))
+        if name == "int8":
+            return self.accepted_int8(record)
+        return record
+
+    def measurements(self, name: Format, runtime: ExportedPolicy) -> dict[str, Any]:
+        """Return the fields of a record that compare a runtime with the original."""
+        limit = MAX_NODE_STATES if name == "html" else self.config.states
+        sources = {"own": self.own.first(limit)}
+        if self.heldout is not None:
+            sources["dataset"] = self.heldout.first(limit)
+        sources |= extreme_states(self.env, self.policy, self.own)
+        found: dict[str, Any] = {
+            "differences": {
+                source: DifferenceRecord(**dataclasses.asdict(compare(self.policy, runtime, states)))
+                for source, states in sources.items()
+            },
+            "batches": max(compare(self.policy, runtime, self.own.first(64), size).largest for size in (1, 64)),
+        }
+        if self.program.state is not None:
+            found["consecutive"] = consecutive_difference(self.policy, runtime, self.own.first(limit))
+        if name != "html":
+            found["closed_loop"] = self.closed_loop(runtime)
+        if isinstance(runtime, OnnxRuntime):
+            found["latency_us"] = onnx_latency(runtime, self.program)
+        if isinstance(runtime, CRuntime):
+            found["latency_us"] = c_latency(self.folder, self.program, ("-O2",), self.cost.macs or 0)
+            found["flash"], found["ram"] = flash_bytes(self.folder), self.c_memory
+        return found
+
+    def closed_loop(self, runtime: ExportedPolicy) -> ClosedLoop:
+        """Play the same episodes with an exported file as with the original."""
+        episodes = self.play(runtime)
+        test = non_inferior(episodes.returns[None], self.original.returns[None], self.random.returns[None])
+        return ClosedLoop(
+            episodes=len(episodes.returns),
+            mean=float(episodes.returns.mean()),
+            ci95=mean_interval(episodes.returns[None]),
+            original_mean=float(self.original.returns.mean()),
+            equal_actions=equal_actions(self.original, episodes),
+            keeps_95="identical" if np.array_equal(episodes.returns, self.original.returns) else test.decision,
+        )
+
+    def accepted_int8(self, record: FormatRecord) -> FormatRecord:
+        """Return the record of an int8 model; remove the file if the model does not play like the original."""
+        assert record.closed_loop is not None
+        agreement, decision = record.differences["own"].agreement, record.closed_loop.keeps_95
+        # Continuous actions are never equal, so that only the returns count.
+        if decision != "no" and (agreement >= MIN_INT8_AGREEMENT or not self.policy.spec.head.discrete):
+            return record
+        (self.folder / "student.int8.onnx").unlink()
+        reason = (
+            f"the quantized policy chooses {agreement:.1%} of the actions of the original and returns "
+            f"{record.closed_loop.mean:.4g} of {record.closed_loop.original_mean:.4g}. Use onnx."
+        )
+        return record.model_copy(update={"files": {}, "bytes": 0, "refused": reason})
+
+    # States and episodes that all formats share.
+
+    @cached_property
+    def own(self) -> States:
+        """Consecutive steps of the original."""
+        return own_states(self.env, self.policy, self.config.states, self.context.seed)
+
+    @cached_property
+    def heldout(self) -> States | None:
+        """Held-out observations of the dataset, which are those of the teacher's play."""
+        dataset = self.context.dataset
+        if dataset is None or dataset.spec.obs_shape != self.policy.spec.obs_shape or not dataset.heldout.any():
+            return None
+        rows = np.flatnonzero(dataset.heldout)[: self.config.states]
+        return states_of(self.policy, dataset.observations(rows))
+
+    @cached_property
+    def original(self) -> Episodes:
+        """Episodes of the original."""
+        return self.play(self.policy)
+
+    @cached_property
+    def random(self) -> Episodes:
+        """Episodes of random play."""
+        return self.play(None)
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """Test vectors."""
+        count = min(NUM_STEPS, len(self.own.obs))
+        return compute_vectors(self.policy, self.own.obs[:count].numpy(), self.own.starts[:count])
+
+    def play(self, policy: Policy | None) -> Episodes:
+        """Play the episodes of the certificate."""
+        return play(self.env, policy, self.config.episodes, PlayConfig(self.context.seed), progress=self.progress)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata of an ONNX file: all facts as JSON, and flat keys that robot runtimes read."""
+        spec, head = self.policy.spec, self.policy.spec.head
+        names = value_names(self.policy)
+        facts = {
+            "observation": [
+                {"name": key or "obs", "shape": part.shape, "dtype": part.dtype, "order": names[key or "obs"][:64]}
+                for key, part in spec.entries.items()
+            ],
+            "action": {"head": head.kind, "nvec": head.nvec, "low": _texts(head.low), "high": _texts(head.high),
+                       "selection": "greedy"},
+            "outputs": params_names(self.program),
+            "environment": {"id": self.env.id, "kwargs": self.env.kwargs,
+                            "wrappers": [dataclasses.asdict(wrapper) for wrapper in self.env.wrappers]},
+            "frames": None if spec.frames is None else dataclasses.asdict(spec.frames),
+            "state": None if self.program.state is None else {
+                "shape": self.program.state.shape, "reset": "zeros at the first step of an episode"},
+            "policy": {"name": self.context.name, "kind": kind_of(self.policy), "fingerprint": fingerprint(self.policy)},
+            "versions": provenance(self.context.seed)["versions"],
+            **self.context.facts,
+        }  # fmt: skip
+        flat = {"observation_names": ",".join(name for own in names.values() for name in own[:64])}
+        if not head.discrete:
+            flat["action_scale"] = ",".join(f"{(high - low) / 2:g}" for low, high in zip(head.low, head.high, strict=True))
+        return {"rldistill": metadata_text(facts), **flat}
+
+    # Formats
+
+    @cached_property
+    def onnx_bytes(self) -> bytes:
+        """Content of `student.onnx`."""
+        return write_onnx(self.program, self.metadata())
+
+    def _onnx(self) -> tuple[ExportedPolicy | str, list[str]]:
+        self.write("student.onnx", self.onnx_bytes)
+        return OnnxRuntime(self.program, self.onnx_bytes), ["student.onnx"]
+
+    def _int8(self) -> tuple[ExportedPolicy | str, list[str]]:
+        states = (self.heldout or self.own).first(CALIBRATION_STATES)
+        inputs: dict[str, NDArray[Any]] = raw_entries(states.obs, self.policy.spec)
+        if states.state is not None:
+            inputs["state_in"] = states.state.numpy().astype(np.float32)
+        content = quantize_onnx(self.onnx_bytes, inputs, self.metadata())
+        self.write("student.int8.onnx", content)
+        return OnnxRuntime(self.program, content), ["student.int8.onnx"]
+
+    def _c(self) -> tuple[ExportedPolicy | str, list[str]]:
+        source = write_c(self.program, f"{kind_of(self.policy)} for {self.env.id}, written by rldistill")
+        self.c_memory = source.memory
+        files = {"student.c": source.source, "student.h": source.header,
+                 "student_test.c": write_c_test(self.program, self.vectors)}  # fmt: skip
+        for name, text in files.items():
+            self.write(name, text.encode("ascii"))
+        if compiler() is None:
+            return "not compiled: there is no C compiler. Install gcc or clang.", [*files]
+        return CRuntime(self.program, self.folder), [*files]
+
+    def _html(self) -> tuple[ExportedPolicy | str, list[str]]:
+        facts = {"title": f"{kind_of(self.policy)} for {self.env.id}", "env": self.env.id,
+                 "text": f"{self.cost.parameters or 0:,} parameters", "names": value_names(self.policy)}  # fmt: skip
+        self.write("student.html", write_html(self.program, self.vectors, facts).encode("ascii"))
+        if shutil.which("node") is None:
+            return "not run: there is no Node. Open the page and check its test vectors.", ["student.html"]
+        return NodeRuntime(self.program), ["student.html"]
+
+    def _sb3(self) -> tuple[ExportedPolicy | str, list[str]]:
+        path = self.folder / "student.zip"
+        algorithm = write_sb3(self.policy, self.env, path)
+        return Sb3Runtime(self.program, path, algorithm), ["student.zip"]
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write one file."""
+        write_atomic(self.folder / name, lambda temporary: temporary.write_bytes(content))
+
+
+def kind_of(policy: Policy) -> str:
+    """Return the family of a policy, such as `mlp`."""
+    while hasattr(policy, "policy"):
+        policy = policy.policy
+    return type(getattr(policy, "config", policy)).__name__.lower()
+
+
+def value_names(policy: Policy) -> dict[str, list[str]]:
+    """Return the names of the numbers of each entry: `speed[0]`."""
+    return {
+        key or "obs": [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in np.ndindex(*part.shape)]
+        if int(np.prod(part.shape)) <= 64 and part.shape else [key or "obs"]
+        for key, part in policy.spec.entries.items()
+    }
+
+
+def _texts(bounds: tuple[float, ...]) -> list[str]:
+    """Return bounds as text, since JSON has no infinite numbers."""
+    return [f"{bound:.9g}" for bound in bounds]
