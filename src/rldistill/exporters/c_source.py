@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,10 @@ class _Writer:
         self.functions: dict[str, str] = {}
         self.tables: list[str] = []
         self.work_size = 0
-        self.inputs = input_names(program)
+        names = input_names(program.entries)
+        self.inputs = {node: names[key] for key, node in program.entries.items()}
+        if program.state is not None:
+            self.inputs[program.state] = "policy->state"
         self._users: dict[Node, list[Node]] = {}
         for node in program.nodes:
             for source in node.inputs:
@@ -295,10 +299,10 @@ def c_number(value: float, kind: str) -> str:
     return f"{whole}{'.' + fraction if fraction else ''}p{exponent}{'f' if kind == 'float' else ''}"
 
 
-def input_names(program: Program) -> dict[Node, str]:
-    """Return the C names of the inputs: `obs`, or `obs_<key>` for the entries of a dict."""
-    names: dict[Node, str] = {} if program.state is None else {program.state: "policy->state"}
-    for number, (key, node) in enumerate(program.entries.items()):
+def input_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return the C names of the entries of an observation: `obs`, or `obs_<key>` for those of a dict."""
+    names: dict[str, str] = {}
+    for number, key in enumerate(keys):
         name = f"obs_{re.sub(r'[^a-zA-Z0-9_]', '_', key)}" if key else "obs"
-        names[node] = name if name not in names.values() else f"{name}_{number}"
+        names[key] = name if name not in names.values() else f"{name}_{number}"
     return names

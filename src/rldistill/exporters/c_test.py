@@ -18,7 +18,7 @@ MIN_RUN_BYTES = 1_000
 
 def write_c_test(program: Program, vectors: Vectors) -> str:
     """Return `student_test.c`, which exits with 1 if an action differs or a parameter by more than 1e-4 relative."""
-    names = [name for node, name in input_names(program).items() if node is not program.state]
+    names = input_names(program.entries).values()
     steps, discrete = len(vectors.starts), program.action.dtype == "int64"
     action_type = "int64_t" if discrete else "float"
     tables, decode, arguments = [], [], []

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.env import EnvConfig
+from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.core.spec import Wrapper
 from rldistill.evaluation.records import Result
 from rldistill.evaluation.tables import TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
+from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import read_json, sha256_file, write_json
 from rldistill.io.documents import Document
+from rldistill.students.documents import SpecDocument
 
 FILE = "parity.json"
 MAX_DIFFERENCE = 1e-5
@@ -43,6 +48,22 @@ class ClosedLoop(Document):
     keeps_95: str
 
 
+class EnvRecord(Document):
+    """Environment of the certificate, as the policy observes it."""
+
+    id: str
+    kwargs: dict[str, Any]
+    wrappers: list[dict[str, Any]]
+
+    def config(self, path: Path) -> EnvConfig:
+        """Return the environment; raise UntrustedFileError if it names code, which a file may not."""
+        names = [self.id, *(str(wrapper.get("name")) for wrapper in self.wrappers)]
+        if code := [name for name in names if ":" in name]:
+            raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
+        wrappers = tuple(Wrapper(**wrapper) for wrapper in self.wrappers)
+        return EnvConfig(self.id, self.kwargs, wrappers)
+
+
 class FormatRecord(Document):
     """One exported format.
 
@@ -51,6 +72,7 @@ class FormatRecord(Document):
         bytes: Size of the main file.
         refused: Reason why there is no file; None if there is one.
         remark: Part of the certificate that could not be computed, such as "not compiled: no C compiler".
+        wrong_vectors: Steps of the test vectors with another action or other parameters.
         differences: By the source of the states: `dataset`, `own`, and one for each kind of extreme state.
         batches: Largest difference with a batch of 1 and of 64.
         consecutive: Largest difference over consecutive steps with a state of its own; None if feed-forward.
@@ -64,6 +86,7 @@ class FormatRecord(Document):
     bytes: int = 0
     refused: str | None = None
     remark: str | None = None
+    wrong_vectors: int = 0
     differences: dict[str, DifferenceRecord] = {}
     batches: float | None = None
     consecutive: float | None = None
@@ -74,9 +97,13 @@ class FormatRecord(Document):
 
     def failures(self, name: str) -> list[str]:
         """Return the reasons why the format does not pass."""
-        found = [f"{name}: refused: {self.refused}"] if self.refused else []
+        found = []
+        if self.wrong_vectors:
+            found.append(f"{name}: {self.wrong_vectors} test vectors do not match. Export again.")
         for source, record in self.differences.items():
-            if name in FLOAT_FORMATS and (record.unequal or record.largest > MAX_DIFFERENCE):
+            # Beyond every limit, rounding may grow: there only the actions count.
+            limit = MAX_DIFFERENCE if source in ("own", "dataset") else math.inf
+            if name in FLOAT_FORMATS and (record.unequal or record.largest > limit):
                 found.append(
                     f"{name}: {record.unequal} of {record.states:,} actions differ on states {source!r}; largest "
                     f"difference {record.largest:.1e}"
@@ -94,12 +121,19 @@ class Certificate(Document, Result):
     """Content of `parity.json`: how the exported files compare with the original policy."""
 
     policy: str
+    fingerprint: str
     kind: str
-    env: str
+    env: EnvRecord
+    seed: int
+    spec: SpecDocument
+    state_shape: tuple[int, ...] | None
+    states: int
+    episodes: int
     parameters: int | None
     macs: int | None
     torch_latency_us: dict[str, float] | None
     formats: dict[str, FormatRecord]
+    vectors: str
     versions: dict[str, str]
     sha256: str = ""
 
@@ -117,7 +151,7 @@ class Certificate(Document, Result):
         remarks = [f"{name}: {text}" for name, record in self.formats.items()
                    if (text := record.refused or record.remark)]
         passed = "passed" if not self.failures else "failed"
-        return [rich_table([torch_row, *rows], f"{self.kind} for {self.env}"), *remarks, *self.failures,
+        return [rich_table([torch_row, *rows], f"{self.kind} for {self.env.id}"), *remarks, *self.failures,
                 f"certificate: {passed}"]
 
     def write(self, folder: Path) -> None:
@@ -135,8 +169,9 @@ class Certificate(Document, Result):
         certificate = cls.parse(read_json(path), path)
         if certificate.sha256 != certificate._hash():
             raise CorruptArtifactError(f"{path}: its content is not the one that was written. Export again.")
-        for record in certificate.formats.values():
-            for name, digest in record.files.items():
+        records = [{VECTORS: certificate.vectors}, *(record.files for record in certificate.formats.values())]
+        for files in records:
+            for name, digest in files.items():
                 if not (folder / name).is_file() or sha256_file(folder / name) != digest:
                     raise CorruptArtifactError(f"{folder / name}: missing or changed since the export. Export again.")
         return certificate

@@ -27,9 +27,6 @@ CONSECUTIVE_STEPS = 500
 BEYOND_CLIP = 1e3
 """Factor of the observations beyond every limit."""
 
-ONE_OF_A_KIND = ("first step", "zeros", "at the low bounds", "at the high bounds", "beyond the clip", "all 255")
-
-
 @dataclass
 class States:
     """Observations, and the recurrent states before them, of consecutive steps.
@@ -63,17 +60,31 @@ class _Recorder(PolicyWrapper):
 
 
 def own_states(env: EnvConfig, policy: Policy, count: int, seed: int) -> States:
-    """Return `count` consecutive steps of the policy in its environment, one episode after the other."""
+    """Return `count` states of the policy's play, of as many episodes as that takes."""
+    seen: list[tuple[Tensor, Tensor | None]] = []
+    first, episodes = 0, 4
+    while sum(len(obs) for obs, _ in seen) < count:
+        play(env, _Recorder(policy, seen), episodes, PlayConfig(seed, CALIBRATION, first=first))
+        first, episodes = first + episodes, 2 * episodes
+    return _joined(seen, count)
+
+
+def consecutive_states(env: EnvConfig, policy: Policy, count: int, seed: int) -> States:
+    """Return `count` consecutive steps of the policy, one episode after the other."""
     seen: list[tuple[Tensor, Tensor | None]] = []
     starts: list[int] = []
     while len(seen) < count:
         starts.append(len(seen))
         play(env, _Recorder(policy, seen), 1, PlayConfig(seed, CALIBRATION, first=len(starts) - 1))
-    obs = torch.cat([obs for obs, _ in seen[:count]])
-    marks = np.zeros(count, bool)
-    marks[starts] = True
-    has_state = seen[0][1] is not None
-    return States(obs, marks, torch.cat([state for _, state in seen[:count] if state is not None]) if has_state else None)
+    states = _joined(seen, count)
+    states.starts[:] = np.isin(np.arange(count), starts)
+    return states
+
+
+def _joined(seen: list[tuple[Tensor, Tensor | None]], count: int) -> States:
+    states = [state for _, state in seen if state is not None]
+    obs = torch.cat([obs for obs, _ in seen])[:count]
+    return States(obs, np.zeros(count, bool), torch.cat(states)[:count] if states else None)
 
 
 def states_of(policy: Policy, obs: Tensor) -> States:
@@ -82,7 +93,7 @@ def states_of(policy: Policy, obs: Tensor) -> States:
 
 
 def extreme_states(env: EnvConfig, policy: Policy, like: States) -> dict[str, States]:
-    """Return observations at the limits by name, made from recorded ones: an action mask stays as it was."""
+    """Return observations at the limits by name, made from consecutive ones: an action mask stays as it was."""
     spec, space = policy.spec, make_env(env).observation_space
     low, high = (np.asarray(getattr(space, name, np.nan), np.float64).ravel() for name in ("low", "high"))
     base = like.obs[:1]
@@ -95,8 +106,7 @@ def extreme_states(env: EnvConfig, policy: Policy, like: States) -> dict[str, St
     elif not any(part.nvec or part.dtype == "uint8" for part in spec.entries.values()):
         variants["beyond the clip"] = BEYOND_CLIP * np.where(np.arange(base[0].numel()) % 2, -1.0, 1.0)
     states = {name: states_of(policy, _with_values(base, values, spec)) for name, values in variants.items()}
-    starts = np.flatnonzero(like.starts)
-    return {**states, "first step": states_of(policy, like.obs[starts])}
+    return {**states, "first step": states_of(policy, like.obs[like.starts])}
 
 
 def _with_values(base: Tensor, values: NDArray[Any], spec: PolicySpec) -> Tensor:
@@ -152,7 +162,7 @@ def consecutive_difference(policy: Policy, exported: ExportedPolicy, states: Sta
     """Return the largest relative difference over consecutive steps, in which each policy keeps its own state."""
     largest, own, other = 0.0, policy.initial_state(1), exported.initial_state(1)
     with torch.no_grad():
-        for obs, start in zip(states.obs[:CONSECUTIVE_STEPS], states.starts, strict=False):
+        for obs, start in zip(states.obs, states.starts, strict=True):
             if start:
                 own, other = policy.initial_state(1), exported.initial_state(1)
             expected, own = policy(obs[None], own)

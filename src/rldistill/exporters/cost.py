@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import tempfile
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rldistill.exporters.c_source import input_names
-from rldistill.exporters.program import Program
+from rldistill.core.spec import PolicySpec
+from rldistill.exporters.c_source import TYPES, input_names
 from rldistill.exporters.runtimes import OnnxRuntime, compile_c, compiler
 
 WARM_UP, CALLS = 20, 2_000
@@ -44,11 +45,12 @@ int main(void) {
 """
 
 
-def onnx_latency(runtime: OnnxRuntime, program: Program) -> dict[str, float]:
+def onnx_latency(runtime: OnnxRuntime) -> dict[str, float]:
     """Return p50 and p99 of one decision in onnxruntime, in microseconds."""
-    feed = {node.settings["name"]: np.zeros((1, *node.shape), node.dtype) for node in program.entries.values()}
-    if program.state is not None:
-        feed["state_in"] = np.zeros((1, *program.state.shape), np.float32)
+    parts = runtime.spec.entries.items()
+    feed = {key or "obs": np.zeros((1, *part.shape), part.dtype) for key, part in parts}
+    if runtime.state_shape is not None:
+        feed["state_in"] = np.zeros((1, *runtime.state_shape), np.float32)
     return _percentiles(_timed(lambda: runtime.session.run(None, feed)))
 
 
@@ -63,18 +65,17 @@ def _timed(call: Callable[[], object]) -> list[float]:
     return times
 
 
-def c_latency(folder: Path, program: Program, flags: tuple[str, ...], macs: int) -> dict[str, float]:
+def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int) -> dict[str, float]:
     """Return p50 and p99 of one decision of the compiled source in `folder`, in microseconds."""
     repeat = max(1, 20_000 // max(macs, 1))  # a clock is read once for some microseconds of work
     calls = max(20, min(CALLS, 400_000_000 // max(macs * repeat, 1)))
-    names = {node: name for node, name in input_names(program).items() if node is not program.state}
-    from rldistill.exporters.c_source import TYPES
-
+    names = input_names(spec.entries)
     text = C_BENCHMARK.replace("REPEAT", str(repeat)).replace("CALLS", str(calls))
     text = text.replace("ARGUMENTS", ", ".join(names.values()))
-    text = text.replace("INPUTS", "\n".join(f"static {TYPES[node.dtype]} {name}[{max(node.size, 1)}];"
-                                            for node, name in names.items()))
-    text = text.replace("ACTION action", f"{'int64_t' if program.action.dtype == 'int64' else 'float'} action")
+    text = text.replace("INPUTS", "\n".join(
+        f"static {TYPES[part.dtype]} {names[key]}[{max(math.prod(part.shape), 1)}];" for key, part in spec.entries.items()
+    ))
+    text = text.replace("ACTION action", f"{'int64_t' if spec.head.discrete else 'float'} action")
     with tempfile.TemporaryDirectory() as temporary:
         source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"
         source.write_text(text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,55 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rldistill.core.env import EnvConfig
-from rldistill.core.errors import ConfigError, RLDistillError
+from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.episodes import Episodes, PlayConfig, play
-from rldistill.evaluation.non_inferiority import non_inferior
-from rldistill.evaluation.statistics import mean_interval
 from rldistill.exporters.c_source import write_c
 from rldistill.exporters.c_test import write_c_test
-from rldistill.exporters.certificate import (
-    MIN_INT8_AGREEMENT,
-    Certificate,
-    ClosedLoop,
-    DifferenceRecord,
-    FormatRecord,
-    metadata_text,
-)
-from rldistill.exporters.comparison import (
-    States,
-    compare,
-    consecutive_difference,
-    equal_actions,
-    extreme_states,
-    own_states,
-    states_of,
-)
+from rldistill.exporters.certificate import MIN_INT8_AGREEMENT, Certificate, EnvRecord, FormatRecord, metadata_text
 from rldistill.exporters.config import ExportConfig, Format
-from rldistill.exporters.cost import c_latency, flash_bytes, onnx_latency
+from rldistill.exporters.formats import FILES, missing_tool, open_runtime
 from rldistill.exporters.int8 import quantize_onnx
 from rldistill.exporters.javascript import write_html
+from rldistill.exporters.measures import Measures
 from rldistill.exporters.onnx import params_names, write_onnx
 from rldistill.exporters.program import ExportError, Program, lower_policy
-from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, NodeRuntime, OnnxRuntime, compiler
-from rldistill.exporters.sb3 import Sb3Runtime, write_sb3
+from rldistill.exporters.runtimes import Interface
+from rldistill.exporters.sb3 import write_sb3
+from rldistill.exporters.traced import trace_onnx
+from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.exporters.vectors import NUM_STEPS, Vectors, compute_vectors, raw_entries
-from rldistill.io.atomic import Mode, open_stage, require_mode, sha256_file, write_atomic
+from rldistill.io.atomic import Mode, require_mode, sha256_file, write_atomic
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
-from rldistill.policies.cost import Cost, measure_cost
 from rldistill.policies.wrappers import with_action_mask
+from rldistill.students.documents import SpecDocument
 from rldistill.teachers.fingerprint import fingerprint
-
-MAX_NODE_STATES = 256
-"""States that are compared in JavaScript, where a picture takes a second."""
 
 CALIBRATION_STATES = 1_024
 
@@ -140,23 +121,33 @@ class _Export:
         progress: Progress,
     ) -> None:  # fmt: skip
         self.policy, self.env, self.folder, self.config, self.context = policy, env, folder, config, context
-        self.progress = progress
-        self.program = lower_policy(policy)
-        self.cost: Cost = measure_cost(policy)
+        initial = policy.initial_state(1)
+        self.interface = Interface(policy.spec, None if initial is None else tuple(initial.shape[1:]))
+        self.measures = Measures(policy, env, self.interface, config, context.seed, context.dataset, progress)
+        self.cost = self.measures.cost
+        self.c_memory = 0
         self.records: dict[str, FormatRecord] = {}
 
     def run(self) -> Certificate:
         """Write all formats and the certificate."""
+        self.vectors.write(self.folder / VECTORS)
         for name in self.formats():
             self.records[name] = self.format(name)
         certificate = Certificate(
             policy=self.context.name,
+            fingerprint=fingerprint(self.policy),
             kind=kind_of(self.policy),
-            env=self.env.id,
+            env=EnvRecord(id=self.env.id, kwargs=self.env.kwargs, wrappers=[*map(dataclasses.asdict, self.env.wrappers)]),
+            seed=self.context.seed,
+            spec=SpecDocument.model_validate_json(json.dumps(self.policy.spec.to_json())),
+            state_shape=self.interface.state_shape,
+            states=self.config.states,
+            episodes=self.config.episodes,
             parameters=self.cost.parameters,
             macs=self.cost.macs,
             torch_latency_us=self.cost.latency_us,
             formats=self.records,
+            vectors=sha256_file(self.folder / VECTORS),
             versions=provenance(self.context.seed)["versions"],
         )
         certificate.write(self.folder)
@@ -169,59 +160,22 @@ class _Export:
     def format(self, name: Format) -> FormatRecord:
         """Write one format and compare it with the original."""
         try:
-            runtime, files = getattr(self, f"_{name}")()
+            getattr(self, f"_{name}")()
         except ExportError as error:
             if self.config.formats:
                 raise
             return FormatRecord(refused=str(error))
+        files = FILES[name]
         record = FormatRecord(
             files={file: sha256_file(self.folder / file) for file in files},
             bytes=(self.folder / files[0]).stat().st_size,
+            ram=self.c_memory if name == "c" else None,
         )
-        if isinstance(runtime, str):
-            return record.model_copy(update={"remark": runtime})
-        record = record.model_copy(update=self.measurements(name, runtime))
-        if name == "int8":
-            return self.accepted_int8(record)
-        return record
-
-    def measurements(self, name: Format, runtime: ExportedPolicy) -> dict[str, Any]:
-        """Return the fields of a record that compare a runtime with the original."""
-        limit = MAX_NODE_STATES if name == "html" else self.config.states
-        sources = {"own": self.own.first(limit)}
-        if self.heldout is not None:
-            sources["dataset"] = self.heldout.first(limit)
-        sources |= extreme_states(self.env, self.policy, self.own)
-        found: dict[str, Any] = {
-            "differences": {
-                source: DifferenceRecord(**dataclasses.asdict(compare(self.policy, runtime, states)))
-                for source, states in sources.items()
-            },
-            "batches": max(compare(self.policy, runtime, self.own.first(64), size).largest for size in (1, 64)),
-        }
-        if self.program.state is not None:
-            found["consecutive"] = consecutive_difference(self.policy, runtime, self.own.first(limit))
-        if name != "html":
-            found["closed_loop"] = self.closed_loop(runtime)
-        if isinstance(runtime, OnnxRuntime):
-            found["latency_us"] = onnx_latency(runtime, self.program)
-        if isinstance(runtime, CRuntime):
-            found["latency_us"] = c_latency(self.folder, self.program, ("-O2",), self.cost.macs or 0)
-            found["flash"], found["ram"] = flash_bytes(self.folder), self.c_memory
-        return found
-
-    def closed_loop(self, runtime: ExportedPolicy) -> ClosedLoop:
-        """Play the same episodes with an exported file as with the original."""
-        episodes = self.play(runtime)
-        test = non_inferior(episodes.returns[None], self.original.returns[None], self.random.returns[None])
-        return ClosedLoop(
-            episodes=len(episodes.returns),
-            mean=float(episodes.returns.mean()),
-            ci95=mean_interval(episodes.returns[None]),
-            original_mean=float(self.original.returns.mean()),
-            equal_actions=equal_actions(self.original, episodes),
-            keeps_95="identical" if np.array_equal(episodes.returns, self.original.returns) else test.decision,
-        )
+        if (reason := missing_tool(name)) is not None:
+            return record.model_copy(update={"remark": reason})
+        runtime = open_runtime(name, self.folder, self.interface, self.c_memory)
+        record = record.model_copy(update=self.measures.fields(name, runtime, self.folder))
+        return self.accepted_int8(record) if name == "int8" else record
 
     def accepted_int8(self, record: FormatRecord) -> FormatRecord:
         """Return the record of an int8 model; remove the file if the model does not play like the original."""
@@ -237,41 +191,16 @@ class _Export:
         )
         return record.model_copy(update={"files": {}, "bytes": 0, "refused": reason})
 
-    # States and episodes that all formats share.
-
     @cached_property
-    def own(self) -> States:
-        """Consecutive steps of the original."""
-        return own_states(self.env, self.policy, self.config.states, self.context.seed)
-
-    @cached_property
-    def heldout(self) -> States | None:
-        """Held-out observations of the dataset, which are those of the teacher's play."""
-        dataset = self.context.dataset
-        if dataset is None or dataset.spec.obs_shape != self.policy.spec.obs_shape or not dataset.heldout.any():
-            return None
-        rows = np.flatnonzero(dataset.heldout)[: self.config.states]
-        return states_of(self.policy, dataset.observations(rows))
-
-    @cached_property
-    def original(self) -> Episodes:
-        """Episodes of the original."""
-        return self.play(self.policy)
-
-    @cached_property
-    def random(self) -> Episodes:
-        """Episodes of random play."""
-        return self.play(None)
+    def program(self) -> Program:
+        """Program of the policy; raises ExportError if it has a layer of the user's own."""
+        return lower_policy(self.policy)
 
     @cached_property
     def vectors(self) -> Vectors:
         """Test vectors."""
-        count = min(NUM_STEPS, len(self.own.obs))
-        return compute_vectors(self.policy, self.own.obs[:count].numpy(), self.own.starts[:count])
-
-    def play(self, policy: Policy | None) -> Episodes:
-        """Play the episodes of the certificate."""
-        return play(self.env, policy, self.config.episodes, PlayConfig(self.context.seed), progress=self.progress)
+        steps = self.measures.consecutive.first(NUM_STEPS)
+        return compute_vectors(self.policy, steps.obs.numpy(), steps.starts)
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of an ONNX file: all facts as JSON, and flat keys that robot runtimes read."""
@@ -284,12 +213,12 @@ class _Export:
             ],
             "action": {"head": head.kind, "nvec": head.nvec, "low": _texts(head.low), "high": _texts(head.high),
                        "selection": "greedy"},
-            "outputs": params_names(self.program),
+            "outputs": params_names(self.policy.spec.head),
             "environment": {"id": self.env.id, "kwargs": self.env.kwargs,
                             "wrappers": [dataclasses.asdict(wrapper) for wrapper in self.env.wrappers]},
             "frames": None if spec.frames is None else dataclasses.asdict(spec.frames),
-            "state": None if self.program.state is None else {
-                "shape": self.program.state.shape, "reset": "zeros at the first step of an episode"},
+            "state": None if self.interface.state_shape is None else {
+                "shape": self.interface.state_shape, "reset": "zeros at the first step of an episode"},
             "policy": {"name": self.context.name, "kind": kind_of(self.policy), "fingerprint": fingerprint(self.policy)},
             "versions": provenance(self.context.seed)["versions"],
             **self.context.facts,
@@ -304,44 +233,36 @@ class _Export:
     @cached_property
     def onnx_bytes(self) -> bytes:
         """Content of `student.onnx`."""
-        return write_onnx(self.program, self.metadata())
+        try:
+            return write_onnx(self.program, self.metadata())
+        except ExportError:
+            return trace_onnx(self.policy, self.interface, self.metadata())
 
-    def _onnx(self) -> tuple[ExportedPolicy | str, list[str]]:
+    def _onnx(self) -> None:
         self.write("student.onnx", self.onnx_bytes)
-        return OnnxRuntime(self.program, self.onnx_bytes), ["student.onnx"]
 
-    def _int8(self) -> tuple[ExportedPolicy | str, list[str]]:
-        states = (self.heldout or self.own).first(CALIBRATION_STATES)
+    def _int8(self) -> None:
+        states = (self.measures.heldout or self.measures.own).first(CALIBRATION_STATES)
         inputs: dict[str, NDArray[Any]] = raw_entries(states.obs, self.policy.spec)
         if states.state is not None:
             inputs["state_in"] = states.state.numpy().astype(np.float32)
-        content = quantize_onnx(self.onnx_bytes, inputs, self.metadata())
-        self.write("student.int8.onnx", content)
-        return OnnxRuntime(self.program, content), ["student.int8.onnx"]
+        self.write("student.int8.onnx", quantize_onnx(self.onnx_bytes, inputs, self.metadata()))
 
-    def _c(self) -> tuple[ExportedPolicy | str, list[str]]:
+    def _c(self) -> None:
         source = write_c(self.program, f"{kind_of(self.policy)} for {self.env.id}, written by rldistill")
         self.c_memory = source.memory
         files = {"student.c": source.source, "student.h": source.header,
                  "student_test.c": write_c_test(self.program, self.vectors)}  # fmt: skip
         for name, text in files.items():
             self.write(name, text.encode("ascii"))
-        if compiler() is None:
-            return "not compiled: there is no C compiler. Install gcc or clang.", [*files]
-        return CRuntime(self.program, self.folder), [*files]
 
-    def _html(self) -> tuple[ExportedPolicy | str, list[str]]:
+    def _html(self) -> None:
         facts = {"title": f"{kind_of(self.policy)} for {self.env.id}", "env": self.env.id,
                  "text": f"{self.cost.parameters or 0:,} parameters", "names": value_names(self.policy)}  # fmt: skip
         self.write("student.html", write_html(self.program, self.vectors, facts).encode("ascii"))
-        if shutil.which("node") is None:
-            return "not run: there is no Node. Open the page and check its test vectors.", ["student.html"]
-        return NodeRuntime(self.program), ["student.html"]
 
-    def _sb3(self) -> tuple[ExportedPolicy | str, list[str]]:
-        path = self.folder / "student.zip"
-        algorithm = write_sb3(self.policy, self.env, path)
-        return Sb3Runtime(self.program, path, algorithm), ["student.zip"]
+    def _sb3(self) -> None:
+        write_sb3(self.policy, self.env, self.folder / "student.zip")
 
     def write(self, name: str, content: bytes) -> None:
         """Write one file."""

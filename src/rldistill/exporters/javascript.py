@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import json
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.errors import CorruptArtifactError
 from rldistill.exporters.program import Program
 from rldistill.exporters.vectors import Vectors
+from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
+
+DOCUMENT_PREFIX = "const DOCUMENT = "
 
 
 def program_json(program: Program) -> dict[str, Any]:
@@ -65,6 +71,21 @@ def write_html(program: Program, vectors: Vectors, facts: dict[str, Any]) -> str
     # No text in the document ends the script, whatever its names contain.
     text = json.dumps(_finite(document), ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     return page.replace("/*POLICY*/", runtime()).replace("/*DOCUMENT*/", text)
+
+
+def read_program(path: Path) -> dict[str, Any]:
+    """Return the program in an exported page, as data.
+
+    Raises:
+        CorruptArtifactError: The page holds none.
+    """
+    text = read_regular(path, MAX_WEIGHTS_BYTES).decode("ascii", "replace")
+    line = next((line for line in text.splitlines() if line.startswith(DOCUMENT_PREFIX)), "")
+    try:
+        program: dict[str, Any] = json.loads(line.removeprefix(DOCUMENT_PREFIX).removesuffix(";"))["program"]
+    except (ValueError, KeyError, TypeError):
+        raise CorruptArtifactError(f"{path}: the page holds no program. Export again.") from None
+    return program
 
 
 def _runs(values: NDArray[Any]) -> list[float]:

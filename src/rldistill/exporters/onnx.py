@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.core.errors import MissingExtraError
-from rldistill.core.heads import GaussianHead
+from rldistill.core.heads import ActionHead, GaussianHead
 from rldistill.exporters.program import Node, Program
 
 OPSET, ML_OPSET, IR_VERSION = 20, 3, 9
@@ -31,9 +31,8 @@ ATTRIBUTES: dict[str, tuple[str, dict[str, Any]]] = {
 """Functions that are one operator with attributes."""
 
 
-def params_names(program: Program) -> list[str]:
+def params_names(head: ActionHead) -> list[str]:
     """Return the names of the outputs with the parameters of the head."""
-    head = program.spec.head
     if isinstance(head, GaussianHead):
         return ["mean", "log_std"]
     if head.action_values:
@@ -60,7 +59,7 @@ def write_onnx(program: Program, metadata: Mapping[str, str]) -> bytes:
         graph.names[node] = node.settings["name"] if node.kind == "input" else getattr(graph, f"_{node.kind}")(node)
     outputs = [("action", program.action.dtype, program.action.shape)]
     graph.add("Identity", [graph.names[program.action]], "action")
-    names = params_names(program)
+    names = params_names(program.spec.head)
     width = program.params.size // len(names)
     for number, name in enumerate(names):
         source = graph.names[program.params]
@@ -83,6 +82,14 @@ def write_onnx(program: Program, metadata: Mapping[str, str]) -> bytes:
         opset_imports=[onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
         ir_version=IR_VERSION,
     )
+    return finish(model, metadata)
+
+
+def finish(model: Any, metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a model with its metadata, after `onnx.checker`."""
+    import onnx
+
+    model.ClearField("metadata_props")
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError, error_text
+from rldistill.core.heads import BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.exporters.javascript import program_json, runtime
+from rldistill.exporters.javascript import read_program, runtime
 from rldistill.exporters.onnx import params_names
-from rldistill.exporters.program import Program
 from rldistill.exporters.vectors import raw_entries
+from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 COMPILE_TIMEOUT_S = 300
@@ -42,13 +45,35 @@ class ExportedOutput(PolicyOutput):
         return self.action
 
 
+@dataclass(frozen=True)
+class Interface:
+    """Observations, head and shape of the state of an exported policy; no state if it is feed-forward."""
+
+    spec: PolicySpec
+    state_shape: tuple[int, ...] | None = None
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of an action."""
+        head = self.spec.head
+        return () if head.single_choice else (sum(head.nvec) if isinstance(head, BernoulliHead) else len(head.nvec or head.low),)
+
+    @property
+    def action_dtype(self) -> str:
+        """Type of the numbers of an action."""
+        return "int64" if self.spec.head.discrete else "float32"
+
+    @property
+    def state_size(self) -> int:
+        """Number of the numbers of the state."""
+        return 0 if self.state_shape is None else math.prod(self.state_shape)
+
+
 class ExportedPolicy(ABC):
     """Policy that runs in another runtime."""
 
-    def __init__(self, program: Program) -> None:
-        self.spec: PolicySpec = program.spec
-        self.state_shape = None if program.state is None else program.state.shape
-        self.action_shape = program.action.shape
+    def __init__(self, interface: Interface) -> None:
+        self.interface, self.spec, self.state_shape = interface, interface.spec, interface.state_shape
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return zeros, or None for a feed-forward policy."""
@@ -73,18 +98,19 @@ class ExportedPolicy(ABC):
 class OnnxRuntime(ExportedPolicy):
     """Model in onnxruntime, on one thread."""
 
-    def __init__(self, program: Program, content: bytes) -> None:
+    def __init__(self, interface: Interface, path: Path) -> None:
         import onnxruntime
 
-        super().__init__(program)
+        super().__init__(interface)
+        content = read_regular(path, MAX_WEIGHTS_BYTES)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no base class of errors
-            raise CorruptArtifactError(f"onnxruntime refuses the model ({error_text(error)}). Export it again.") from None
-        self._params = params_names(program)
+            raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again.") from None
+        self._params = params_names(interface.spec.head)
         self._outputs = ["action", *self._params, *(["state_out"] if self.state_shape is not None else [])]
 
     def run(
@@ -100,37 +126,32 @@ class OnnxRuntime(ExportedPolicy):
 class CRuntime(ExportedPolicy):
     """Compiled C source, one observation after the other."""
 
-    def __init__(self, program: Program, folder: Path, flags: tuple[str, ...] = ("-O2",)) -> None:
-        super().__init__(program)
-        self._build = Path(tempfile.mkdtemp(prefix="rldistill-"))
-        weakref.finalize(self, shutil.rmtree, self._build, ignore_errors=True)
-        library = self._build / "student.so"
-        compile_c([folder / "student.c"], library, ("-shared", "-fPIC", *flags))
-        self._library = ctypes.CDLL(str(library))
-        self._num_params = program.params.size
-        self._action = np.zeros(max(program.action.size, 1), program.action.dtype)
-        state = 0 if self.state_shape is None else int(np.prod(self.state_shape))
-        self._state_size = state
-        # More than the struct needs: its size is known to the compiler only.
-        self._struct = np.zeros(state + sum(node.size for node in program.nodes) + 4_096, np.float32)
+    def __init__(self, interface: Interface, folder: Path, ram: int, flags: tuple[str, ...] = ("-O2",)) -> None:
+        super().__init__(interface)
+        build = Path(tempfile.mkdtemp(prefix="rldistill-"))
+        weakref.finalize(self, shutil.rmtree, build, ignore_errors=True)
+        compile_c([folder / "student.c"], build / "student.so", ("-shared", "-fPIC", *flags))
+        self._library = ctypes.CDLL(str(build / "student.so"))
+        self._struct = np.zeros(ram // 4, np.float32)
 
     def run(
         self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the function on each observation of a batch."""
         size = len(next(iter(entries.values())))
-        actions = np.zeros((size, *self._action.shape), self._action.dtype)
-        params = np.zeros((size, self._num_params), np.float32)
+        actions = np.zeros((size, max(1, math.prod(self.interface.action_shape))), self.interface.action_dtype)
+        params = np.zeros((size, self.spec.head.num_params), np.float32)
+        states = self.interface.state_size
         after = None if state is None else np.zeros_like(state)
         for row in range(size):
             if state is not None:
-                self._struct[: self._state_size] = state[row].ravel()
+                self._struct[:states] = state[row].ravel()
             arrays = [np.ascontiguousarray(entry[row]) for entry in entries.values()]
             pointers = [ctypes.c_void_p(array.ctypes.data) for array in (self._struct, *arrays, actions[row], params[row])]
             self._library.policy_step(*pointers)
             if after is not None:
-                after[row] = self._struct[: self._state_size].reshape(after.shape[1:])
-        return actions.reshape(size, *self.action_shape), params, after
+                after[row] = self._struct[:states].reshape(after.shape[1:])
+        return actions.reshape(size, *self.interface.action_shape), params, after
 
 
 def compiler() -> str | None:
@@ -152,46 +173,61 @@ def compile_c(sources: list[Path], output: Path, flags: tuple[str, ...]) -> None
 
 
 class NodeRuntime(ExportedPolicy):
-    """The JavaScript of an exported page, in Node."""
+    """The JavaScript of an exported page, in a process of Node that answers line by line."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
-        self._recurrent = self.state_shape is not None
-        self._script = runtime() + NODE_SCRIPT
-        self._program = program_json(program)
-        self._action_dtype = program.action.dtype
+    def __init__(self, interface: Interface, path: Path) -> None:
+        super().__init__(interface)
+        folder = Path(tempfile.mkdtemp(prefix="rldistill-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        (folder / "run.js").write_text(runtime() + NODE_SCRIPT, encoding="utf-8")
+        self._errors = (folder / "errors.txt").open("w+", encoding="utf-8")
+        self._process = subprocess.Popen(
+            ["node", str(folder / "run.js")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        weakref.finalize(self, self._process.kill)
+        self._path = path
+        self._ask(read_program(path))
 
     def run(
         self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the policy on each observation of a batch."""
         size = len(next(iter(entries.values())))
-        steps = [{name: values[row].ravel().tolist() for name, values in entries.items()} for row in range(size)]
-        states = None if state is None else state.reshape(size, -1).tolist()
-        request = json.dumps({"program": self._program, "steps": steps, "states": states})
-        with tempfile.TemporaryDirectory() as folder:
-            script = Path(folder) / "run.js"
-            script.write_text(self._script, encoding="utf-8")
-            result = subprocess.run(
-                ["node", str(script)], input=request, capture_output=True, text=True, check=False, timeout=600
-            )
-        if result.returncode:
-            raise CorruptArtifactError(f"student.html: Node refuses it ({result.stderr.strip()[-200:]}). Export again.")
-        results = json.loads(result.stdout)
-        actions = np.array([step["action"] for step in results], self._action_dtype).reshape(size, *self.action_shape)
-        params = np.array([step["params"] for step in results], np.float32)
-        after = None if state is None else np.array([step["state"] for step in results], np.float32)
-        return actions, params, None if after is None or state is None else after.reshape(state.shape)
+        results = []
+        for row in range(size):
+            observation = {name: values[row].ravel().tolist() for name, values in entries.items()}
+            before = None if state is None else state[row].ravel().tolist()
+            results.append(self._ask({"observation": observation, "state": before}))
+        actions = np.array([result["action"] for result in results], self.interface.action_dtype)
+        params = np.array([result["params"] for result in results], np.float32)
+        after = None if state is None else np.array([result["state"] for result in results], np.float32)
+        shaped = actions.reshape(size, *self.interface.action_shape)
+        return shaped, params, None if after is None or state is None else after.reshape(state.shape)
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):
+            self._errors.seek(0)
+            reason = self._errors.read().strip()[-200:]
+            raise CorruptArtifactError(f"{self._path}: Node refuses it ({reason}). Export again.") from None
 
 
 NODE_SCRIPT = """
-const { program, steps, states } = JSON.parse(require("fs").readFileSync(0, "utf8"));
-const policy = new Policy(program);
-const results = steps.map((step, i) => {
+let policy = null;
+require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
+  const request = JSON.parse(line);
+  if (policy === null) {
+    policy = new Policy(request);
+    console.log("{}");
+    return;
+  }
   policy.reset();
-  if (states) policy.state = Float32Array.from(states[i]);
-  const result = policy.step(step);
-  return { ...result, state: [...policy.state] };
+  if (request.state) policy.state = Float32Array.from(request.state);
+  const result = policy.step(request.observation);
+  console.log(JSON.stringify({ ...result, state: [...policy.state] }));
 });
-console.log(JSON.stringify(results));
 """

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rldistill.core.env import EnvConfig
 from rldistill.core.heads import (
+    ActionHead,
     BernoulliHead,
     CategoricalHead,
     GaussianHead,
@@ -22,8 +23,8 @@ from rldistill.core.heads import (
 )
 from rldistill.core.policy import Policy
 from rldistill.envs.make import make_env
-from rldistill.exporters.program import ExportError, Program
-from rldistill.exporters.runtimes import ExportedPolicy
+from rldistill.exporters.program import ExportError
+from rldistill.exporters.runtimes import ExportedPolicy, Interface
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.layers import Flat
 from rldistill.policies.network import NetworkPolicy
@@ -34,8 +35,8 @@ NATURE_CNN = ((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,))
 """Channels, kernels, strides and dense layer of the only convolutions that every installation of SB3 has."""
 
 
-def write_sb3(policy: Policy, env: EnvConfig, path: Path) -> str:
-    """Write a zip that `PPO.load`, `DQN.load` or `SAC.load` reads; return the name of the algorithm.
+def write_sb3(policy: Policy, env: EnvConfig, path: Path) -> None:
+    """Write a zip that `PPO.load`, `DQN.load` or `SAC.load` reads.
 
     The standardization of observations is part of the first layer.
 
@@ -51,19 +52,23 @@ def write_sb3(policy: Policy, env: EnvConfig, path: Path) -> str:
             "sb3: its convolutions differ from those of SB3's NatureCNN (channels 32, 64, 64, hidden 512). Use onnx."
         )
     hidden = [] if convolutions else [layer.out_features for layer in body[:-1] if isinstance(layer, nn.Linear)]
-    if isinstance(head, QValuesHead):
-        algorithm, arch = "DQN", hidden
-    elif isinstance(head, SquashedGaussianHead):
-        algorithm, arch = "SAC", {"pi": hidden, "qf": [256, 256]}
-    elif isinstance(head, PPO_HEADS):
-        algorithm, arch = "PPO", {"pi": hidden, "vf": hidden}
-    else:
-        raise ExportError(f"sb3: no algorithm of SB3 has a {head.kind} head. Use onnx.")
+    algorithm = algorithm_of(head)
+    arch: Any = {"DQN": hidden, "SAC": {"pi": hidden, "qf": [256, 256]}, "PPO": {"pi": hidden, "vf": hidden}}[algorithm]
     model = _new_model(algorithm, env, arch, activation, "CnnPolicy" if convolutions else "MlpPolicy")
     layers = [layer for layer in body if isinstance(layer, nn.Linear | nn.Conv2d)]
     _copy_layers(algorithm, model.policy, layers, policy)
     write_atomic(path, lambda temporary: _save(model, temporary))
-    return algorithm
+
+
+def algorithm_of(head: ActionHead) -> str:
+    """Return the algorithm of SB3 for a head; raise ExportError if none has it."""
+    if isinstance(head, QValuesHead):
+        return "DQN"
+    if isinstance(head, SquashedGaussianHead):
+        return "SAC"
+    if isinstance(head, PPO_HEADS):
+        return "PPO"
+    raise ExportError(f"sb3: no algorithm of SB3 has a {head.kind} head. Use onnx.")
 
 
 def _dense_body(policy: Policy) -> tuple[list[nn.Module], type[nn.Module]]:
@@ -110,10 +115,9 @@ def _new_model(algorithm: str, env: EnvConfig, arch: Any, activation: type[nn.Mo
 
     options: dict[str, Any] = {"net_arch": arch, "activation_fn": activation}
     settings: dict[str, Any] = {"policy_kwargs": options, "device": "cpu", "seed": 0}
-    if algorithm == "DQN":
-        settings["buffer_size"] = 1  # the buffer is not stored; `load` makes a new one
-    if algorithm == "SAC":
-        settings["buffer_size"] = 1
+    if algorithm in ("DQN", "SAC"):
+        # Not stored, but `load` makes one of this size: a million pictures, SB3's default, take 56 GB.
+        settings["buffer_size"] = 10_000 if kind == "CnnPolicy" else 100_000
     return getattr(stable_baselines3, algorithm)(kind, make_env(env), **settings)
 
 
@@ -163,10 +167,11 @@ def _save(model: Any, path: Path) -> None:
 class Sb3Runtime(ExportedPolicy):
     """Zip in SB3: its actions; the parameters of the head are those of our own reader."""
 
-    def __init__(self, program: Program, path: Path, algorithm: str) -> None:
+    def __init__(self, interface: Interface, path: Path) -> None:
         import stable_baselines3
 
-        super().__init__(program)
+        super().__init__(interface)
+        algorithm = algorithm_of(interface.spec.head)
         self._model = getattr(stable_baselines3, algorithm).load(path, device="cpu")
         self._reader = load_sb3(path)
 
@@ -178,4 +183,4 @@ class Sb3Runtime(ExportedPolicy):
         with torch.no_grad():
             params = self._reader(torch.from_numpy(entries["obs"]))[0].params.numpy()
         dtype = np.int64 if self.spec.head.discrete else np.float32
-        return np.asarray(action).reshape(-1, *self.action_shape).astype(dtype), params, None
+        return np.asarray(action).reshape(-1, *self.interface.action_shape).astype(dtype), params, None

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
+from rldistill.io.atomic import require_regular, write_atomic
 from rldistill.policies.encoding import split_parts
 
 NUM_STEPS = 64
+FILE = "vectors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,25 @@ class Vectors:
     starts: NDArray[np.bool_]
     action: NDArray[Any]
     params: NDArray[np.float32]
+
+
+    def write(self, path: Path) -> None:
+        """Write the vectors as safetensors: `obs.<entry>`, `starts`, `action` and `params`."""
+        tensors = {f"obs.{name}": values for name, values in self.entries.items()}
+        tensors |= {"starts": self.starts.astype(np.uint8), "action": self.action, "params": self.params}
+        contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+        write_atomic(path, lambda temporary: save_file(contiguous, temporary))
+
+    @classmethod
+    def read(cls, path: Path) -> Vectors:
+        """Read the file that `write` wrote; raise CorruptArtifactError if it is damaged."""
+        require_regular(path)
+        try:
+            tensors = load_file(path)
+            entries = {name.removeprefix("obs."): array for name, array in tensors.items() if name.startswith("obs.")}
+            return cls(entries, tensors["starts"].astype(bool), tensors["action"], tensors["params"])
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise CorruptArtifactError(f"{path}: not a complete file of test vectors ({error}). Export again.") from None
 
 
 def compute_vectors(policy: Policy, obs: NDArray[Any], starts: NDArray[np.bool_]) -> Vectors:

@@ -1,0 +1,41 @@
+"""Files of each export format, and how they run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rldistill.exporters.config import Format
+from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
+from rldistill.exporters.sb3 import Sb3Runtime
+
+FILES: dict[Format, tuple[str, ...]] = {
+    "onnx": ("student.onnx",),
+    "int8": ("student.int8.onnx",),
+    "c": ("student.c", "student.h", "student_test.c"),
+    "html": ("student.html",),
+    "sb3": ("student.zip",),
+}
+
+
+def missing_tool(name: Format) -> str | None:
+    """Return the reason why a format cannot run on this machine; None if it can."""
+    if name == "c" and compiler() is None:
+        return "not compiled: there is no C compiler. Install gcc or clang."
+    if name == "html" and shutil.which("node") is None:
+        return "not run: there is no Node. Open the page and check its test vectors."
+    return None
+
+
+def open_runtime(name: Format, folder: Path, interface: Interface, ram: int) -> ExportedPolicy:
+    """Return the exported policy of a format; `ram` is the size of the struct of the C source.
+
+    Raises:
+        CorruptArtifactError: The file does not load or compile.
+    """
+    path = folder / FILES[name][0]
+    if name == "c":
+        return CRuntime(interface, folder, ram)
+    if name == "html":
+        return NodeRuntime(interface, path)
+    return Sb3Runtime(interface, path) if name == "sb3" else OnnxRuntime(interface, path)

@@ -1,0 +1,105 @@
+"""Verification of exported files: their hashes, their test vectors, and the certificate once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rldistill.core.env import EnvConfig
+from rldistill.core.errors import RLDistillError
+from rldistill.core.policy import Policy
+from rldistill.data.dataset import Dataset
+from rldistill.envs.rollout import inference_threads
+from rldistill.envs.spaces import spec_from_env
+from rldistill.exporters.certificate import Certificate, FormatRecord
+from rldistill.exporters.config import FORMATS, ExportConfig
+from rldistill.exporters.formats import missing_tool, open_runtime
+from rldistill.exporters.measures import Measures
+from rldistill.exporters.runtimes import ExportedPolicy, Interface
+from rldistill.exporters.vectors import FILE as VECTORS
+from rldistill.exporters.vectors import Vectors
+from rldistill.io.progress import Progress, stage_progress
+from rldistill.policies.wrappers import with_action_mask
+from rldistill.teachers.fingerprint import fingerprint
+from rldistill.teachers.load import load_policy
+
+TOLERANCE = 1e-4
+
+
+def verify_export(
+    folder: Path | str,
+    env: EnvConfig | None = None,
+    dataset: Dataset | None = None,
+    progress: Progress | bool = True,
+) -> Certificate:
+    """Compute the certificate of exported files again, from the files that are there.
+
+    The files are compared with their hashes and with the test vectors. If the original policy is where it was, the
+    states and episodes of the certificate are compared again, too.
+
+    Args:
+        folder: Folder of the export.
+        env: Environment of the policy, by default that of the certificate.
+        dataset: Dataset whose held-out observations are compared.
+        progress: True for a bar on a terminal, False for none, or a receiver.
+
+    Returns:
+        The new certificate; `failures` is empty if all is well.
+
+    Raises:
+        CorruptArtifactError: A file is missing or was changed.
+        UntrustedFileError: The certificate names code as its environment; pass `env`.
+    """
+    folder = Path(folder)
+    certificate = Certificate.read(folder)
+    vectors, measures = Vectors.read(folder / VECTORS), None
+    interface = Interface(certificate.spec.spec(), certificate.state_shape)
+    records: dict[str, FormatRecord] = {}
+    with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
+        if (policy := _original(folder, certificate)) is not None:
+            env = env or certificate.env.config(folder)
+            policy = with_action_mask(policy, spec_from_env(env))
+            config = ExportConfig((), certificate.states, certificate.episodes)
+            measures = Measures(policy, env, interface, config, certificate.seed, dataset, report)
+        for name in FORMATS:
+            if (record := certificate.formats.get(name)) is None or record.refused:
+                continue
+            if (reason := missing_tool(name)) is not None:
+                records[name] = record.model_copy(update={"remark": reason})
+                continue
+            runtime = open_runtime(name, folder, interface, record.ram or 0)
+            remark = "compared with the test vectors only: the original policy is not there"
+            fields = {"remark": remark} if measures is None else measures.fields(name, runtime, folder)
+            fields["wrong_vectors"] = wrong_steps(runtime, vectors) if name != "int8" else 0
+            records[name] = record.model_copy(update=fields)
+    return certificate.model_copy(update={"formats": records})
+
+
+def wrong_steps(runtime: ExportedPolicy, vectors: Vectors) -> int:
+    """Return the number of consecutive steps whose action or parameters differ by more than 1e-4 relative."""
+    wrong, state = 0, runtime.initial_state(1)
+    for step, start in enumerate(vectors.starts):
+        if start:
+            state = runtime.initial_state(1)
+        entries = {name: values[step : step + 1] for name, values in vectors.entries.items()}
+        before = None if state is None else state.numpy()
+        action, params, after = runtime.run(entries, before)
+        state = None if after is None else torch.from_numpy(after)
+        scale = TOLERANCE * np.maximum(1, np.abs(vectors.params[step]))
+        same = (np.abs(params[0] - vectors.params[step]) <= scale).all()
+        wrong += not (same and np.allclose(action[0], vectors.action[step], TOLERANCE, TOLERANCE))
+    return wrong
+
+
+def _original(folder: Path, certificate: Certificate) -> Policy | None:
+    """Return the policy that was exported, if it is where it was and did not change."""
+    path = folder / certificate.policy
+    if not path.exists():
+        return None
+    try:
+        policy = load_policy(path, spec=certificate.spec.spec())
+    except RLDistillError:
+        return None
+    return policy if fingerprint(policy) == certificate.fingerprint else None
