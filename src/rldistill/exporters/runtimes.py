@@ -180,11 +180,12 @@ class NodeRuntime(ExportedPolicy):
         folder = Path(tempfile.mkdtemp(prefix="rldistill-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         (folder / "run.js").write_text(runtime() + NODE_SCRIPT, encoding="utf-8")
-        self._errors = (folder / "errors.txt").open("w+", encoding="utf-8")
-        self._process = subprocess.Popen(
-            ["node", str(folder / "run.js")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
-        )
-        weakref.finalize(self, self._process.kill)
+        self._errors = folder / "errors.txt"
+        with self._errors.open("w", encoding="utf-8") as errors:
+            self._process = subprocess.Popen(
+                ["node", str(folder / "run.js")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        weakref.finalize(self, _stop, self._process)
         self._path = path
         self._ask(read_program(path))
 
@@ -211,9 +212,13 @@ class NodeRuntime(ExportedPolicy):
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError):
-            self._errors.seek(0)
-            reason = self._errors.read().strip()[-200:]
+            reason = self._errors.read_text("utf-8").strip()[-200:]
             raise CorruptArtifactError(f"{self._path}: Node refuses it ({reason}). Export again.") from None
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
 
 
 NODE_SCRIPT = """
