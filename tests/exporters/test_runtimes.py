@@ -36,7 +36,7 @@ from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import STUDENTS, Cnn, Gru, Impala, Linear, Mlp, Ridge, Tree
-from rldistill.students.features import Fourier, RandomConv, Standardized, TeacherFeatures
+from rldistill.students.features import Fourier, Objects, RandomConv, Standardized, TeacherFeatures
 from rldistill.teachers.file_policy import synthetic_observations
 
 pytestmark = pytest.mark.slow
@@ -233,6 +233,29 @@ def test_features_of_another_network(export: Any, tmp_path: Path) -> None:
     network = randomized(Mlp((7,)).build(spec))
     student = randomized(Linear(TeacherFeatures().load(network)).build(spec))
     require_same(student, export(student, tmp_path))
+
+
+def object_frames(count: int, frames: int) -> Tensor:
+    """Return pictures of two moving squares and a bar, each missing in a tenth of the frames."""
+    rng = np.random.default_rng(0)
+    pictures = np.full((count, frames, 40, 40), 87, np.uint8)
+    pictures[..., 20:] = 50
+    for picture in pictures.reshape(-1, 40, 40):
+        for left, right, size in ((3, 6, 3), (10, 16, 2), (30, 31, 4)):
+            row, column = rng.integers(5, 30), rng.integers(left, right)
+            if rng.random() < 0.9:
+                picture[row : row + size, column : column + 2] = rng.integers(120, 255)
+    return torch.from_numpy(pictures)
+
+
+@pytest.mark.parametrize("export", [in_onnx, in_c, in_javascript])
+@pytest.mark.parametrize("frames", [1, 2, 4])
+def test_objects(frames: int, export: Any, tmp_path: Path) -> None:
+    spec = PolicySpec((frames, 40, 40), "uint8", CategoricalHead((4,)))
+    objects = Objects((("a", 2, 38, 2, 8), ("b", 2, 38, 9, 19), ("c", 0, 40, 21, 39)))
+    policy = randomized(Mlp((16,), features=objects).build(spec))
+    states = States(object_frames(32, frames), np.ones(32, bool), None)
+    assert compare(policy, export(policy, tmp_path), states).largest <= 1e-5
 
 
 def test_bytes_are_deterministic() -> None:

@@ -135,6 +135,85 @@ static void max_pool(const float *in, int32_t depth, int32_t height, int32_t wid
             }
 }
 """,
+    "objects": """
+/* Positions, movements and sizes of the object in each region [top, bottom, left, right] of frames
+   [frames, height, width], distances, and meetings; `work` has room for 3 numbers per region and frame. */
+static float meeting(const float *position, const float *speed, const float *target, int32_t along, int32_t low,
+                     int32_t high, float *offset) {
+    const int32_t across = 1 - along, period = 2 * (high - low > 1 ? high - low : 1);
+    const float distance = target[along] - position[along];
+    const int moves = distance * speed[along] > 0.0f;
+    const float frames = moves ? distance / speed[along] : 0.0f;
+    float folded, arrival;
+    *offset = 0.0f;
+    if (!moves && distance != 0.0f) return 0.0f;
+    folded = fmodf(position[across] + frames * speed[across] - (float)low, (float)period);
+    if (folded < 0.0f) folded += (float)period;
+    arrival = (float)low + fminf(folded, (float)period - folded);
+    *offset = arrival - target[across];
+    return 1.0f / (1.0f + frames);
+}
+
+static void objects_T(const T *in, const int32_t *regions, int32_t n, int32_t frames, int32_t height, int32_t width,
+                      int32_t threshold, float *work, float *out) {
+    float *size = work + 2 * n * frames;
+    const int32_t last = frames - 1;
+    for (int32_t r = 0; r < n; r++) {
+        const int32_t *box = regions + 4 * r;
+        for (int32_t t = 0; t < frames; t++) {
+            const T *frame = in + t * height * width;
+            int32_t counts[256] = {0}, background = 0;
+            float rows = 0.0f, columns = 0.0f, total = 0.0f, pixels = 0.0f;
+            for (int32_t y = box[0]; y < box[1]; y++)
+                for (int32_t x = box[2]; x < box[3]; x++) counts[frame[y * width + x]]++;
+            for (int32_t v = 1; v < 256; v++)
+                if (counts[v] > counts[background]) background = v;
+            for (int32_t y = box[0]; y < box[1]; y++)
+                for (int32_t x = box[2]; x < box[3]; x++) {
+                    const int32_t signed_difference = (int32_t)frame[y * width + x] - background;
+                    const int32_t difference = signed_difference < 0 ? -signed_difference : signed_difference;
+                    if (difference <= threshold) continue;
+                    rows += (float)(difference * y);
+                    columns += (float)(difference * x);
+                    total += (float)difference;
+                    pixels += 1.0f;
+                }
+            work[2 * (r * frames + t)] = rows / fmaxf(total, 1.0f);
+            work[2 * (r * frames + t) + 1] = columns / fmaxf(total, 1.0f);
+            size[r * frames + t] = pixels;
+        }
+    }
+    for (int32_t r = 0; r < n; r++) {
+        const float *position = work + 2 * r * frames, *present = size + r * frames;
+        *out++ = position[2 * last];
+        *out++ = position[2 * last + 1];
+        for (int32_t t = last; t > 0; t--)
+            for (int32_t axis = 0; axis < 2; axis++)
+                *out++ = present[t] > 0.0f && present[t - 1] > 0.0f ? position[2 * t + axis] - position[2 * t - 2 + axis]
+                                                                    : 0.0f;
+    }
+    for (int32_t r = 0; r < n; r++) *out++ = size[r * frames + last];
+    for (int32_t a = 0; a < n; a++)
+        for (int32_t b = a + 1; b < n; b++)
+            for (int32_t axis = 0; axis < 2; axis++) {
+                const int both = size[a * frames + last] > 0.0f && size[b * frames + last] > 0.0f;
+                *out++ = both ? work[2 * (a * frames + last) + axis] - work[2 * (b * frames + last) + axis] : 0.0f;
+            }
+    if (frames < 2) return;
+    for (int32_t a = 0; a < n; a++)
+        for (int32_t b = 0; b < n; b++)
+            for (int32_t along = 1; a != b && along >= 0; along--) {
+                const float *mine = work + 2 * (a * frames + last), *other = work + 2 * (b * frames + last);
+                const int both = size[a * frames + last] > 0.0f && size[b * frames + last] > 0.0f;
+                const int moved = both && size[a * frames + last - 1] > 0.0f;
+                const float speed[2] = {moved ? mine[0] - mine[-2] : 0.0f, moved ? mine[1] - mine[-1] : 0.0f};
+                const int32_t *box = regions + 4 * a + 2 * (1 - along);
+                out[0] = out[1] = 0.0f;
+                if (both) out[0] = meeting(mine, speed, other, along, box[0], box[1] - 1, out + 1);
+                out += 2;
+            }
+}
+""",
     "add": """
 static void add(const float *a, const float *b, int32_t n, float *out) {
     for (int32_t i = 0; i < n; i++) out[i] = a[i] + b[i];

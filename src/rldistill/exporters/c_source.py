@@ -114,7 +114,7 @@ class _Writer:
         for number, node in enumerate(nodes):
             if node.kind in VIEWS or node is self.program.action or self._is_folded(node) or self._root(node) is not node:
                 continue
-            size = node.size + (node.shape[0] if node.kind == "conv" else 0)  # and its sums
+            size = node.size + _scratch(node)
             dying = [source for source in live if last_use[source] == number]
             place = next(
                 (live[source][0] for source in dying if node.kind in ELEMENTWISE and live[source][1] == size), None
@@ -269,6 +269,12 @@ class _Writer:
         arguments = self._pointer(node.inputs[0]), feature, threshold, left, right, value, node.size
         return [self._call("tree", kind, *arguments, out)]
 
+    def _objects(self, node: Node, out: str) -> list[str]:
+        (x,), regions = node.inputs, node.settings["regions"]
+        table = self._table(np.array(regions), "int32_t")
+        arguments = self._pointer(x), table, len(regions), *x.shape, node.settings["threshold"], f"{out} + {node.size}"
+        return [self._call("objects", self._type(x), *arguments, out)]
+
     def _mask(self, node: Node, out: str) -> list[str]:
         params, legal = node.inputs
         illegal = c_number(node.settings["value"], "float")
@@ -285,6 +291,13 @@ class _Writer:
     def _positive(self, node: Node, out: str) -> list[str]:
         params = f"({self._pointer(node.inputs[0])})"
         return [f"for (int32_t i = 0; i < {node.size}; i++) {out}[i] = {params}[i] > 0.0f;"]
+
+
+def _scratch(node: Node) -> int:
+    """Return the number of intermediate results of an operation: sums of channels, or positions and sizes of objects."""
+    if node.kind == "objects":
+        return 3 * len(node.settings["regions"]) * node.inputs[0].shape[0]
+    return node.shape[0] if node.kind == "conv" else 0
 
 
 def c_number(value: float, kind: str) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import MissingExtraError
 from rldistill.core.heads import ActionHead, GaussianHead
+from rldistill.exporters.onnx_objects import add_objects
 from rldistill.exporters.program import Node, Program
 
 OPSET, ML_OPSET, IR_VERSION = 20, 3, 9
@@ -262,6 +263,9 @@ class _Graph:
             nodes_falsenodeids=np.where(inner, node.arrays["right"], 0).tolist(),
             nodes_missing_value_tracks_true=[0] * count, **weights,
         )
+
+    def _objects(self, node: Node) -> str:
+        return add_objects(self, node, self.names[node.inputs[0]])
 
     def _mask(self, node: Node) -> str:
         params, mask = node.inputs

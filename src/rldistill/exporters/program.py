@@ -27,6 +27,7 @@ from rldistill.policies.layers import ACTIVATIONS, Flat
 from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 from rldistill.policies.wrappers import ActionMaskedPolicy, ChannelsLastPolicy
 from rldistill.students.features import CLIP_STD, RandomFourierFeatures, Standardizer
+from rldistill.students.features.objects import ObjectLayer
 from rldistill.students.features.teacher import LastHidden
 from rldistill.students.gru import GruPolicy
 from rldistill.students.impala import Residual
@@ -34,7 +35,7 @@ from rldistill.students.tree import TreePolicy
 
 Kind = Literal[
     "input", "constant", "one_hot", "standardize", "clip", "concat", "slice", "reshape", "transpose", "linear", "conv",
-    "max_pool", "unary", "add", "multiply", "tree", "mask", "argmax", "positive",
+    "max_pool", "objects", "unary", "add", "multiply", "tree", "mask", "argmax", "positive",
 ]  # fmt: skip
 """Operations. `unary` is a function of each number: an activation by its name, or `cos`, `log`, `negate`."""
 
@@ -258,6 +259,15 @@ def _(layer: Standardizer, x: Any) -> Node:
 def _(layer: RandomFourierFeatures, x: Any) -> Node:
     phase = linear(_single(x), array(layer.weight), array(layer.bias))
     return scaled(unary(phase, "cos"), layer.scale)
+
+
+@lower.register
+def _(layer: ObjectLayer, x: Any) -> Node:
+    x, regions = _single(x), [region for _, *region in layer.regions]
+    count, frames = len(regions), layer.frames
+    meetings = 4 * count * (count - 1) if frames > 1 else 0
+    size = 2 * count * frames + count + count * (count - 1) + meetings
+    return Node("objects", (size,), (x,), settings={"regions": regions, "threshold": layer.threshold})
 
 
 @lower.register

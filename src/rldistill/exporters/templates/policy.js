@@ -46,6 +46,17 @@ function erf(x) {
   return Math.sign(x) * (1 - poly * Math.exp(-x * x));
 }
 
+// Time until an object is level with a target along an axis, and their distance across it; walls reflect the object.
+function meeting(position, speed, target, along, [low, end]) {
+  const across = 1 - along, high = end - 1, period = 2 * Math.max(high - low, 1);
+  const distance = target[along] - position[along], moves = distance * speed[along] > 0;
+  if (!moves && distance !== 0) return [0, 0];
+  const frames = moves ? distance / speed[along] : 0;
+  const shifted = position[across] + frames * speed[across] - low;
+  const folded = shifted - period * Math.floor(shifted / period);
+  return [1 / (1 + frames), low + Math.min(folded, period - folded) - target[across]];
+}
+
 const size = (shape) => shape.reduce((a, b) => a * b, 1);
 
 // One function for each kind of operation: its result as numbers, for its inputs, arrays, settings and node.
@@ -116,6 +127,51 @@ const OPERATIONS = {
   unary: ([x], _, settings) => x.map(FUNCTIONS[settings.function]),
   add: ([a, b]) => a.map((v, i) => v + b[i]),
   multiply: ([a, b]) => a.map((v, i) => v * b[i]),
+  objects([x], _, { regions, threshold }, node) {
+    const [frames, height, width] = node.inputShapes[0], last = frames - 1, out = [];
+    const found = regions.map(([top, bottom, left, right]) =>
+      Array.from({ length: frames }, (_, t) => {
+        const counts = new Array(256).fill(0), pixel = (y, x_) => x[(t * height + y) * width + x_];
+        for (let y = top; y < bottom; y++) for (let c = left; c < right; c++) counts[pixel(y, c)]++;
+        const background = counts.indexOf(Math.max(...counts));
+        let rows = 0, columns = 0, total = 0, pixels = 0;
+        for (let y = top; y < bottom; y++)
+          for (let c = left; c < right; c++) {
+            const difference = Math.abs(pixel(y, c) - background);
+            if (difference <= threshold) continue;
+            rows += difference * y;
+            columns += difference * c;
+            total += difference;
+            pixels++;
+          }
+        return { at: [rows / Math.max(total, 1), columns / Math.max(total, 1)], pixels };
+      }),
+    );
+    const movement = (object, t) =>
+      object[t].pixels && object[t - 1].pixels ? [0, 1].map((axis) => object[t].at[axis] - object[t - 1].at[axis]) : [0, 0];
+    for (const object of found) {
+      out.push(...object[last].at);
+      for (let t = last; t > 0; t--) out.push(...movement(object, t));
+    }
+    out.push(...found.map((object) => object[last].pixels));
+    const both = (a, b) => found[a][last].pixels > 0 && found[b][last].pixels > 0;
+    found.forEach((_, a) =>
+      found.slice(a + 1).forEach((other, i) =>
+        out.push(...[0, 1].map((axis) => (both(a, a + 1 + i) ? found[a][last].at[axis] - other[last].at[axis] : 0))),
+      ),
+    );
+    if (frames < 2) return out;
+    found.forEach((object, a) =>
+      found.forEach((other, b) => {
+        if (a === b) return;
+        for (const along of [1, 0]) {
+          const walls = regions[a].slice(2 * (1 - along), 2 * (1 - along) + 2);
+          out.push(...(both(a, b) ? meeting(object[last].at, movement(object, last), other[last].at, along, walls) : [0, 0]));
+        }
+      }),
+    );
+    return out;
+  },
   tree([x], { feature, threshold, left, right, value }, _, node) {
     let at = 0, n = size(node.shape);
     while (feature[at] >= 0) at = x[feature[at]] <= threshold[at] ? left[at] : right[at];

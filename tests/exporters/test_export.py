@@ -1,0 +1,254 @@
+"""Exports with their certificate, and their verification."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError
+from rldistill.core.heads import HeadKind, SquashedGaussianHead
+from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.data.dataset import Dataset
+from rldistill.envs.make import make_env
+from rldistill.envs.spaces import spec_from_env
+from rldistill.exporters.certificate import Certificate
+from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.export import ExportContext, export_policy
+from rldistill.exporters.onnx import read_metadata
+from rldistill.exporters.program import ExportError
+from rldistill.exporters.runtimes import compiler
+from rldistill.exporters.verify import verify_export
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students import Gru, Linear, Mlp, Tree
+from rldistill.students.features import Standardized
+from rldistill.students.storage import save_policy
+from rldistill.students.student import Student
+
+pytest.importorskip("onnxruntime")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiler() is None or shutil.which("node") is None, reason="needs a C compiler and Node"),
+]
+
+CARTPOLE = EnvConfig("CartPole-v1")
+SMALL = ExportConfig(("onnx", "c", "html", "sb3"), states=300, episodes=4)
+
+
+def small(*formats: str) -> ExportConfig:
+    return dataclasses.replace(SMALL, formats=formats)
+
+
+@pytest.fixture(scope="module")
+def exported(teacher: NetworkPolicy, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an export of the teacher, which lies beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    save_policy(teacher, folder / "teacher", {})
+    context = ExportContext("../teacher", dataset=dataset, facts={"score": 1.0})
+    certificate = export_policy(teacher, CARTPOLE, folder / "export", SMALL, context, progress=False)
+    assert certificate.failures == []
+    return folder / "export"
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    shutil.copytree(exported.parent, tmp_path / "run")
+    return tmp_path / "run" / "export"
+
+
+def test_certificate_compares_every_format(exported: Path) -> None:
+    certificate = Certificate.read(exported)
+    assert [*certificate.formats] == ["onnx", "c", "html", "sb3"]
+    for record in certificate.formats.values():
+        assert {"own", "dataset", "zeros", "beyond the clip", "first step"} <= {*record.differences}
+        assert all(difference.agreement == 1.0 for difference in record.differences.values())
+    assert certificate.formats["c"].flash is not None and certificate.formats["c"].ram is not None
+    loop = certificate.formats["c"].closed_loop
+    assert loop is not None and loop.keeps_95 == "identical" and loop.equal_actions == 1.0
+    assert "certificate: passed" in str(certificate)
+
+
+def test_files_verify(exported: Path) -> None:
+    assert verify_export(exported, progress=False).failures == []
+
+
+def test_files_verify_without_the_original(copied: Path) -> None:
+    shutil.rmtree(copied.parent / "teacher")
+    certificate = verify_export(copied, progress=False)
+    assert certificate.failures == []
+    assert "test vectors only" in str(certificate)
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "student.c", "student.html", "student.zip", "vectors.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:100] + bytes([b[100] ^ 1]) + b[101:]])
+def test_altered_file_is_refused(copied: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    (copied / name).write_bytes(damage((copied / name).read_bytes()))
+    with pytest.raises(CorruptArtifactError, match=f"{name}: missing or changed"):
+        verify_export(copied, progress=False)
+
+
+def test_altered_certificate_is_refused(copied: Path) -> None:
+    path = copied / "parity.json"
+    path.write_text(path.read_text().replace('"mean":', '"mean" :').replace("9", "8", 1))
+    with pytest.raises(CorruptArtifactError, match=r"parity\.json"):
+        verify_export(copied, progress=False)
+
+
+def test_environment_with_code_in_a_certificate_is_refused(copied: Path) -> None:
+    document = json.loads((copied / "parity.json").read_text())
+    document["env"]["id"] = "os:abort"
+    certificate = Certificate.parse(document, copied).model_copy()
+    certificate.write(copied)
+    with pytest.raises(RLDistillError, match="names code of its own"):
+        verify_export(copied, progress=False)
+
+
+def test_c_test_program_passes_and_notices_another_weight(copied: Path) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [str(compiler()), "-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror"]
+        sources = [str(copied / name) for name in ("student.c", "student_test.c")]
+        subprocess.run([*command, *sources, "-o", str(copied / "test"), "-lm"], check=True)
+        return subprocess.run([str(copied / "test")], capture_output=True, text=True, check=False)
+
+    result = run()
+    assert (result.returncode, result.stdout) == (0, "64 of 64 steps match\n")
+    source = copied / "student.c"
+    text = source.read_text()
+    first = text.index("static const float")
+    position = text.index("0x1", first)
+    source.write_text(text[:position] + "0x9" + text[position + 3 :])
+    assert run().returncode == 1
+
+
+def test_metadata_of_onnx(exported: Path, teacher: NetworkPolicy) -> None:
+    facts = read_metadata((exported / "student.onnx").read_bytes())
+    assert facts["observation"] == [
+        {"name": "obs", "shape": [4], "dtype": "float32", "order": ["obs[0]", "obs[1]", "obs[2]", "obs[3]"]}
+    ]
+    assert facts["action"]["head"] == "q_values"
+    assert facts["environment"]["id"] == "CartPole-v1"
+    assert facts["score"] == 1.0
+
+
+def test_zip_plays_and_learns_in_sb3(exported: Path, teacher: NetworkPolicy) -> None:
+    from stable_baselines3 import DQN
+
+    model = DQN.load(exported / "student.zip", env=make_env(CARTPOLE))
+    obs = torch.randn(64, 4)
+    with torch.no_grad():
+        expected = teacher(obs)[0]
+    assert np.array_equal(model.predict(obs.numpy(), deterministic=True)[0], expected.mode().numpy())
+    model.learn(64)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "squashed_gaussian"])
+def test_continuous_policies_in_sb3_with_their_moments(kind: HeadKind, tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    spec = spec_from_env(env)
+    policy = Mlp((8,), "tanh").build(dataclasses.replace(spec, head=spec.head.as_kind(kind))).eval()
+    policy.standardize(torch.tensor([0.1, -0.2, 0.5]), torch.tensor([0.6, 0.7, 4.0]))
+    certificate = export_policy(policy, env, tmp_path / "export", small("sb3", "onnx"), progress=False)
+    assert certificate.failures == []
+    assert ("SAC" if isinstance(policy.spec.head, SquashedGaussianHead) else "PPO") == "SAC" or kind == "gaussian"
+
+
+@pytest.mark.parametrize(
+    ("student", "reason"),
+    [
+        (Gru(8), "SB3 has no GruPolicy"),
+        (Tree(nodes=3), "SB3 has no TreePolicy"),
+        (Linear(Standardized()), "SB3 has no Standardized features"),
+    ],
+)
+def test_policy_that_sb3_does_not_have_is_refused(student: Student, reason: str, tmp_path: Path) -> None:
+    policy = student.build(spec_from_env(CARTPOLE)).eval()
+    with pytest.raises(ExportError, match=reason):
+        export_policy(policy, CARTPOLE, tmp_path / "export", small("sb3"), progress=False)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_int8_model_plays_like_the_original(teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path) -> None:
+    context = ExportContext(dataset=dataset)
+    certificate = export_policy(teacher, CARTPOLE, tmp_path / "export", small("int8"), context, progress=False)
+    assert certificate.formats["int8"].differences["own"].agreement > 0.9
+    assert (tmp_path / "export" / "student.int8.onnx").exists()
+
+
+def test_int8_model_that_plays_badly_is_refused_with_the_figure(tmp_path: Path) -> None:
+    """One weight of 1,000 leaves no bit for all others."""
+    policy = Linear().build(spec_from_env(CARTPOLE)).eval()
+    with torch.no_grad():
+        policy.output.weight.copy_(torch.tensor([[0.0, -0.5, -1.0, -1.0], [0.0, 0.5, 1.0, 1.0]]))
+        policy.output.weight[:, 0] = 1_000.0
+    certificate = export_policy(policy, CARTPOLE, tmp_path / "export", small("int8"), progress=False)
+    assert "of the actions of the original" in str(certificate.formats["int8"].refused)
+    assert not (tmp_path / "export" / "student.int8.onnx").exists()
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Student):
+    """A student of the user's own with a layer that has no translation."""
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 8), Sine()), 8)
+
+
+def test_student_of_the_users_own_is_traced(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    policy = Own().build(spec_from_env(CARTPOLE)).eval()
+    certificate = export_policy(
+        policy, CARTPOLE, tmp_path / "export", ExportConfig((), states=200, episodes=2), progress=False
+    )
+    assert certificate.formats["onnx"].differences["own"].agreement == 1.0
+    assert "Sine has no translation" in str(certificate.formats["c"].refused)
+
+
+def test_format_without_translation_is_refused_if_it_is_asked_for(tmp_path: Path) -> None:
+    policy = Own().build(spec_from_env(CARTPOLE)).eval()
+    with pytest.raises(ExportError, match="Sine has no translation"):
+        export_policy(policy, CARTPOLE, tmp_path / "export", small("c"), progress=False)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists"):
+        export_policy(teacher, CARTPOLE, tmp_path / "export", small("onnx"), progress=False)
+    assert (tmp_path / "export" / "mine.txt").read_text() == "mine"
+
+
+def test_without_a_compiler_the_source_is_written(
+    teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rldistill.exporters.formats.compiler", lambda: None)
+    certificate = export_policy(teacher, CARTPOLE, tmp_path / "export", small("c"), progress=False)
+    assert "not compiled" in str(certificate)
+    assert (tmp_path / "export" / "student.c").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_page_in_chromium(exported: Path, tmp_path: Path) -> None:
+    """The page checks its own test vectors when its button is pressed."""
+    page = (exported / "student.html").read_text()
+    pressed = page.replace("fill(recordedStep(0));", 'fill(recordedStep(0)); element("check").click();')
+    (tmp_path / "page.html").write_text(pressed)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    result = subprocess.run(
+        [*command, "--dump-dom", (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120,
+        check=True,
+    )  # fmt: skip
+    assert "64 of 64 steps match" in result.stdout
