@@ -70,9 +70,11 @@ def test_certificate_compares_every_format(exported: Path) -> None:
     for record in certificate.formats.values():
         assert {"own", "dataset", "zeros", "beyond the clip", "first step"} <= {*record.differences}
         assert all(difference.agreement == 1.0 for difference in record.differences.values())
-    assert certificate.formats["c"].flash is not None and certificate.formats["c"].ram is not None
+    assert certificate.formats["c"].flash is not None
+    assert certificate.formats["c"].ram is not None
     loop = certificate.formats["c"].closed_loop
-    assert loop is not None and loop.keeps_95 == "identical" and loop.equal_actions == 1.0
+    assert loop is not None
+    assert (loop.keeps_95, loop.equal_actions) == ("identical", 1.0)
     assert "certificate: passed" in str(certificate)
 
 

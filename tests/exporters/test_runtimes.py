@@ -28,8 +28,8 @@ from rldistill.core.spec import ObsPart, PolicySpec
 from rldistill.exporters.c_source import write_c
 from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.javascript import write_html
+from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.onnx import write_onnx
-from rldistill.exporters.program import lower_policy
 from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
 from rldistill.exporters.vectors import compute_vectors
 from rldistill.policies.actor_critic import Actor
@@ -152,7 +152,8 @@ def require_same(policy: NetworkPolicy, exported: ExportedPolicy) -> None:
         states = states_of(policy)
         with torch.no_grad():
             expected, found = policy(states.obs, states.state)[1], exported(states.obs, states.state)[1]
-        assert expected is not None and found is not None
+        assert expected is not None
+        assert found is not None
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

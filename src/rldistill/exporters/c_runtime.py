@@ -189,8 +189,9 @@ static void objects_T(const T *in, const int32_t *regions, int32_t n, int32_t fr
         *out++ = position[2 * last + 1];
         for (int32_t t = last; t > 0; t--)
             for (int32_t axis = 0; axis < 2; axis++)
-                *out++ = present[t] > 0.0f && present[t - 1] > 0.0f ? position[2 * t + axis] - position[2 * t - 2 + axis]
-                                                                    : 0.0f;
+                *out++ = present[t] > 0.0f && present[t - 1] > 0.0f
+                             ? position[2 * t + axis] - position[2 * t - 2 + axis]
+                             : 0.0f;
     }
     for (int32_t r = 0; r < n; r++) *out++ = size[r * frames + last];
     for (int32_t a = 0; a < n; a++)

@@ -112,7 +112,12 @@ class _Writer:
             last_use[self._root(output)] = math.inf
         live: dict[Node, tuple[int, int]] = {}
         for number, node in enumerate(nodes):
-            if node.kind in VIEWS or node is self.program.action or self._is_folded(node) or self._root(node) is not node:
+            if (
+                node.kind in VIEWS
+                or node is self.program.action
+                or self._is_folded(node)
+                or self._root(node) is not node
+            ):
                 continue
             size = node.size + _scratch(node)
             dying = [source for source in live if last_use[source] == number]
@@ -294,7 +299,7 @@ class _Writer:
 
 
 def _scratch(node: Node) -> int:
-    """Return the number of intermediate results of an operation: sums of channels, or positions and sizes of objects."""
+    """Return the number of intermediate results: sums of channels, or positions and sizes of objects."""
     if node.kind == "objects":
         return 3 * len(node.settings["regions"]) * node.inputs[0].shape[0]
     return node.shape[0] if node.kind == "conv" else 0

@@ -18,34 +18,18 @@ MIN_RUN_BYTES = 1_000
 
 def write_c_test(program: Program, vectors: Vectors) -> str:
     """Return `student_test.c`, which exits with 1 if an action differs or a parameter by more than 1e-4 relative."""
-    names = input_names(program.entries).values()
     steps, discrete = len(vectors.starts), program.action.dtype == "int64"
     action_type = "int64_t" if discrete else "float"
-    tables, decode, arguments = [], [], []
-    for name, (key, node) in zip(names, program.entries.items(), strict=True):
-        values = vectors.entries[key or "obs"].reshape(steps, -1)
-        kind = TYPES[node.dtype]
-        if node.dtype == "uint8" and node.size >= MIN_RUN_BYTES:
-            runs = _runs(values)
-            tables.append(_table(f"{name}_runs", "uint8_t", runs))
-            tables.append(f"static uint8_t {name}[{node.size}];")
-            tables.append(f"static uint32_t {name}_at = 0;")
-            decode += [
-                f"for (uint32_t i = 0; i < {node.size}; {name}_at += 2)",
-                f"    for (uint32_t end = i + {name}_runs[{name}_at + 1]; i < end; i++) "
-                f"{name}[i] = {name}_runs[{name}_at];",
-            ]
-            arguments.append(name)
-        else:
-            tables.append(_table(name, kind, values))
-            arguments.append(f"{name} + step * {max(node.size, 1)}")
+    tables, decode, arguments = _observations(program, vectors)
     tables.append(_table("expected_action", action_type, vectors.action.reshape(steps, -1)))
     tables.append(_table("expected_params", "float", vectors.params))
     tables.append(_table("starts", "uint8_t", vectors.starts.astype(np.uint8)))
     actions = max(program.action.size, 1)
-    wrong = "action[i] != wanted" if discrete else f"fabsf(action[i] - wanted) > {TOLERANCE}f * fmaxf(1.0f, fabsf(wanted))"
+    wrong = (
+        "action[i] != wanted" if discrete else f"fabsf(action[i] - wanted) > {TOLERANCE}f * fmaxf(1.0f, fabsf(wanted))"
+    )
     decoded = "".join(f"\n        {line}" for line in decode)
-    return f"""/* Plays {steps} recorded steps and compares the results. Build: cc -std=c99 student.c student_test.c -lm */
+    return f"""/* Compares {steps} recorded steps. Build: cc -std=c99 student.c student_test.c -lm */
 #include <math.h>
 #include <stdio.h>
 
@@ -77,6 +61,31 @@ int main(void) {{
     return failed > 0;
 }}
 """
+
+
+def _observations(program: Program, vectors: Vectors) -> tuple[list[str], list[str], list[str]]:
+    """Return the tables of the observations, the statements that decode a step, and the arguments of a step."""
+    names = input_names(program.entries).values()
+    steps = len(vectors.starts)
+    tables, decode, arguments = [], [], []
+    for name, (key, node) in zip(names, program.entries.items(), strict=True):
+        values = vectors.entries[key or "obs"].reshape(steps, -1)
+        kind = TYPES[node.dtype]
+        if node.dtype == "uint8" and node.size >= MIN_RUN_BYTES:
+            runs = _runs(values)
+            tables.append(_table(f"{name}_runs", "uint8_t", runs))
+            tables.append(f"static uint8_t {name}[{node.size}];")
+            tables.append(f"static uint32_t {name}_at = 0;")
+            decode += [
+                f"for (uint32_t i = 0; i < {node.size}; {name}_at += 2)",
+                f"    for (uint32_t end = i + {name}_runs[{name}_at + 1]; i < end; i++) "
+                f"{name}[i] = {name}_runs[{name}_at];",
+            ]
+            arguments.append(name)
+        else:
+            tables.append(_table(name, kind, values))
+            arguments.append(f"{name} + step * {max(node.size, 1)}")
+    return tables, decode, arguments
 
 
 def _runs(values: NDArray[Any]) -> NDArray[np.uint8]:

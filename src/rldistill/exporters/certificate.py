@@ -6,20 +6,20 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, field_serializer
 from rich.table import Table
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
-from rldistill.core.spec import Wrapper
+from rldistill.core.fields import Stored
+from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.evaluation.records import Result
 from rldistill.evaluation.tables import TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import read_json, sha256_file, write_json
 from rldistill.io.documents import Document
-from rldistill.students.documents import SpecDocument
 
 FILE = "parity.json"
 MAX_DIFFERENCE = 1e-5
@@ -82,12 +82,12 @@ class FormatRecord(Document):
         ram: Bytes of the struct.
     """
 
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     bytes: int = 0
     refused: str | None = None
     remark: str | None = None
     wrong_vectors: int = 0
-    differences: dict[str, DifferenceRecord] = {}
+    differences: dict[str, DifferenceRecord] = Field(default_factory=dict)
     batches: float | None = None
     consecutive: float | None = None
     closed_loop: ClosedLoop | None = None
@@ -125,7 +125,7 @@ class Certificate(Document, Result):
     kind: str
     env: EnvRecord
     seed: int
-    spec: SpecDocument
+    spec: Annotated[PolicySpec, Stored()]
     state_shape: tuple[int, ...] | None
     states: int
     episodes: int
@@ -136,6 +136,11 @@ class Certificate(Document, Result):
     vectors: str
     versions: dict[str, str]
     sha256: str = ""
+
+    @field_serializer("spec")
+    def _spec_json(self, spec: PolicySpec) -> dict[str, Any]:
+        document: dict[str, Any] = spec.to_json()
+        return document
 
     @property
     def failures(self) -> list[str]:
@@ -148,11 +153,16 @@ class Certificate(Document, Result):
         torch_row = [TableCell(column, "-") for column in COLUMNS]
         torch_row[0] = TableCell("format", "torch")
         torch_row[5] = _latency_cell(self.torch_latency_us)
-        remarks = [f"{name}: {text}" for name, record in self.formats.items()
-                   if (text := record.refused or record.remark)]
+        remarks = [
+            f"{name}: {text}" for name, record in self.formats.items() if (text := record.refused or record.remark)
+        ]
         passed = "passed" if not self.failures else "failed"
-        return [rich_table([torch_row, *rows], f"{self.kind} for {self.env.id}"), *remarks, *self.failures,
-                f"certificate: {passed}"]
+        return [
+            rich_table([torch_row, *rows], f"{self.kind} for {self.env.id}"),
+            *remarks,
+            *self.failures,
+            f"certificate: {passed}",
+        ]
 
     def write(self, folder: Path) -> None:
         """Write the certificate, with its hash."""
@@ -186,16 +196,21 @@ COLUMNS = ("format", "size", "largest difference", "equal actions", "return", "l
 
 def _row(name: str, record: FormatRecord) -> list[TableCell]:
     if record.refused:
-        return [TableCell("format", name), *(TableCell(column, "refused" if column == "size" else "-")
-                                              for column in COLUMNS[1:])]
+        return [
+            TableCell("format", name),
+            *(TableCell(column, "refused" if column == "size" else "-") for column in COLUMNS[1:]),
+        ]
     own, loop = record.differences.get("own"), record.closed_loop
     memory = f"flash {record.flash:,}, RAM {record.ram:,}" if record.flash and record.ram else ""
     return [
         TableCell("format", name),
         TableCell("size", f"{record.bytes:,} B", memory),
         TableCell("largest difference", "-" if own is None else f"{own.largest:.1e}"),
-        TableCell("equal actions", "-" if own is None else f"{own.agreement:.2%}",
-                  f"{own.ties} ties" if own is not None and own.ties else ""),
+        TableCell(
+            "equal actions",
+            "-" if own is None else f"{own.agreement:.2%}",
+            f"{own.ties} ties" if own is not None and own.ties else "",
+        ),
         TableCell("return", "-" if loop is None else f"{loop.mean:.4g}"),
         _latency_cell(record.latency_us),
         TableCell("keeps 95%", "-" if loop is None else loop.keeps_95),

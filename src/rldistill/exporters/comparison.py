@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
-from rldistill.core.spec import Obs, PolicySpec
+from rldistill.core.spec import EnvConfig, Obs, PolicySpec
 from rldistill.envs.make import make_env
 from rldistill.evaluation.episodes import CALIBRATION, Episodes, PlayConfig, play
 from rldistill.exporters.runtimes import ExportedPolicy
@@ -26,6 +25,7 @@ BATCH = 256
 CONSECUTIVE_STEPS = 500
 BEYOND_CLIP = 1e3
 """Factor of the observations beyond every limit."""
+
 
 @dataclass
 class States:

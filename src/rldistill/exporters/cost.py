@@ -72,9 +72,13 @@ def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int)
     names = input_names(spec.entries)
     text = C_BENCHMARK.replace("REPEAT", str(repeat)).replace("CALLS", str(calls))
     text = text.replace("ARGUMENTS", ", ".join(names.values()))
-    text = text.replace("INPUTS", "\n".join(
-        f"static {TYPES[part.dtype]} {names[key]}[{max(math.prod(part.shape), 1)}];" for key, part in spec.entries.items()
-    ))
+    text = text.replace(
+        "INPUTS",
+        "\n".join(
+            f"static {TYPES[part.dtype]} {names[key]}[{max(math.prod(part.shape), 1)}];"
+            for key, part in spec.entries.items()
+        ),
+    )
     text = text.replace("ACTION action", f"{'int64_t' if spec.head.discrete else 'float'} action")
     with tempfile.TemporaryDirectory() as temporary:
         source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
@@ -29,9 +28,10 @@ from rldistill.exporters.config import ExportConfig, Format
 from rldistill.exporters.formats import FILES, missing_tool, open_runtime
 from rldistill.exporters.int8 import quantize_onnx
 from rldistill.exporters.javascript import write_html
+from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
 from rldistill.exporters.onnx import params_names, write_onnx
-from rldistill.exporters.program import ExportError, Program, lower_policy
+from rldistill.exporters.program import ExportError, Program
 from rldistill.exporters.runtimes import Interface
 from rldistill.exporters.sb3 import write_sb3
 from rldistill.exporters.traced import trace_onnx
@@ -41,7 +41,6 @@ from rldistill.io.atomic import Mode, require_mode, sha256_file, write_atomic
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.wrappers import with_action_mask
-from rldistill.students.documents import SpecDocument
 from rldistill.teachers.fingerprint import fingerprint
 
 CALIBRATION_STATES = 1_024
@@ -137,9 +136,11 @@ class _Export:
             policy=self.context.name,
             fingerprint=fingerprint(self.policy),
             kind=kind_of(self.policy),
-            env=EnvRecord(id=self.env.id, kwargs=self.env.kwargs, wrappers=[*map(dataclasses.asdict, self.env.wrappers)]),
+            env=EnvRecord(
+                id=self.env.id, kwargs=self.env.kwargs, wrappers=[*map(dataclasses.asdict, self.env.wrappers)]
+            ),
             seed=self.context.seed,
-            spec=SpecDocument.model_validate_json(json.dumps(self.policy.spec.to_json())),
+            spec=self.policy.spec,
             state_shape=self.interface.state_shape,
             states=self.config.states,
             episodes=self.config.episodes,
@@ -219,13 +220,15 @@ class _Export:
             "frames": None if spec.frames is None else dataclasses.asdict(spec.frames),
             "state": None if self.interface.state_shape is None else {
                 "shape": self.interface.state_shape, "reset": "zeros at the first step of an episode"},
-            "policy": {"name": self.context.name, "kind": kind_of(self.policy), "fingerprint": fingerprint(self.policy)},
+            "policy": self.context.name, "kind": kind_of(self.policy), "fingerprint": fingerprint(self.policy),
             "versions": provenance(self.context.seed)["versions"],
             **self.context.facts,
         }  # fmt: skip
         flat = {"observation_names": ",".join(name for own in names.values() for name in own[:64])}
         if not head.discrete:
-            flat["action_scale"] = ",".join(f"{(high - low) / 2:g}" for low, high in zip(head.low, head.high, strict=True))
+            flat["action_scale"] = ",".join(
+                f"{(high - low) / 2:g}" for low, high in zip(head.low, head.high, strict=True)
+            )
         return {"rldistill": metadata_text(facts), **flat}
 
     # Formats
@@ -280,7 +283,8 @@ def value_names(policy: Policy) -> dict[str, list[str]]:
     """Return the names of the numbers of each entry: `speed[0]`."""
     return {
         key or "obs": [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in np.ndindex(*part.shape)]
-        if int(np.prod(part.shape)) <= 64 and part.shape else [key or "obs"]
+        if int(np.prod(part.shape)) <= 64 and part.shape
+        else [key or "obs"]
         for key, part in policy.spec.entries.items()
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from importlib import resources
 from pathlib import Path
@@ -92,8 +93,7 @@ def _runs(values: NDArray[Any]) -> list[float]:
     """Return numbers as runs: value, length, value, length."""
     flat = values.astype(np.float64).ravel()
     bounds = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1, [flat.size]])
-    return [number for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-            for number in (float(flat[start]), int(end - start))]
+    return [number for start, end in itertools.pairwise(bounds) for number in (float(flat[start]), int(end - start))]
 
 
 def _finite(value: Any) -> Any:

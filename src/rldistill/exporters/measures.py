@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import Episodes, PlayConfig, play
 from rldistill.evaluation.non_inferiority import non_inferior

@@ -15,8 +15,18 @@ from rldistill.exporters.onnx_objects import add_objects
 from rldistill.exporters.program import Node, Program
 
 OPSET, ML_OPSET, IR_VERSION = 20, 3, 9
-OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "softplus": "Softplus", "softsign": "Softsign",
-                   "hardswish": "HardSwish", "mish": "Mish", "cos": "Cos", "log": "Log", "negate": "Neg"}
+OPERATORS = {
+    "relu": "Relu",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "softplus": "Softplus",
+    "softsign": "Softsign",
+    "hardswish": "HardSwish",
+    "mish": "Mish",
+    "cos": "Cos",
+    "log": "Log",
+    "negate": "Neg",
+}
 """Functions that are one operator without attributes."""
 
 ATTRIBUTES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -125,7 +135,7 @@ class _Graph:
         self.nodes.append(onnx.helper.make_node(operator, inputs, [output], output, domain=domain, **attributes))
         return output
 
-    def array(self, value: NDArray[Any]) -> str:
+    def array(self, value: NDArray[Any] | np.generic) -> str:
         """Add an initializer and return its name."""
         import onnx
 
@@ -217,8 +227,9 @@ class _Graph:
 
     def _max_pool(self, node: Node) -> str:
         kernel, stride, padding = (node.settings[key] for key in ("kernel", "stride", "padding"))
-        return self.add("MaxPool", self.inputs(node), kernel_shape=[kernel] * 2, strides=[stride] * 2,
-                        pads=[padding] * 4)
+        return self.add(
+            "MaxPool", self.inputs(node), kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4
+        )
 
     def _unary(self, node: Node) -> str:
         (x,), function = self.inputs(node), node.settings["function"]
@@ -246,7 +257,7 @@ class _Graph:
         feature, value = node.arrays["feature"], node.arrays["value"]
         count, leaves = len(feature), np.flatnonzero(feature < 0)
         targets = range(value.shape[1])
-        weights = {
+        weights: dict[str, Any] = {
             "target_ids": [target for _ in leaves for target in targets],
             "target_nodeids": [int(leaf) for leaf in leaves for _ in targets],
             "target_treeids": [0] * (len(leaves) * len(targets)),
@@ -254,14 +265,21 @@ class _Graph:
         }
         inner = feature >= 0
         return self.add(
-            "TreeEnsembleRegressor", self.inputs(node), domain="ai.onnx.ml", n_targets=value.shape[1],
-            aggregate_function="SUM", post_transform="NONE", nodes_treeids=[0] * count, nodes_nodeids=[*range(count)],
+            "TreeEnsembleRegressor",
+            self.inputs(node),
+            domain="ai.onnx.ml",
+            n_targets=value.shape[1],
+            aggregate_function="SUM",
+            post_transform="NONE",
+            nodes_treeids=[0] * count,
+            nodes_nodeids=[*range(count)],
             nodes_featureids=np.where(inner, feature, 0).tolist(),
             nodes_modes=["BRANCH_LEQ" if split else "LEAF" for split in inner],
             nodes_values=np.where(inner, node.arrays["threshold"], 0).astype(np.float32).tolist(),
             nodes_truenodeids=np.where(inner, node.arrays["left"], 0).tolist(),
             nodes_falsenodeids=np.where(inner, node.arrays["right"], 0).tolist(),
-            nodes_missing_value_tracks_true=[0] * count, **weights,
+            nodes_missing_value_tracks_true=[0] * count,
+            **weights,
         )
 
     def _objects(self, node: Node) -> str:
@@ -277,8 +295,10 @@ class _Graph:
         if not node.shape:
             return self.add("ArgMax", [name], axis=1, keepdims=0)
         ends = np.cumsum(sizes).tolist()
-        parts = [self.add("ArgMax", [self.slice_axis(name, end - size, end, 1)], axis=1, keepdims=1)
-                 for end, size in zip(ends, sizes, strict=True)]
+        parts = [
+            self.add("ArgMax", [self.slice_axis(name, end - size, end, 1)], axis=1, keepdims=1)
+            for end, size in zip(ends, sizes, strict=True)
+        ]
         return self.add("Concat", parts, axis=1)
 
     def _positive(self, node: Node) -> str:

@@ -21,7 +21,7 @@ def add_objects(graph: Any, node: Node, source: str) -> str:
 
     def newest(values: str, number: int = last) -> str:
         """Return one frame of `[B, T, K]`, as `[B, K]`."""
-        return graph.add("Squeeze", [graph.slice_axis(values, number, number + 1, 1), graph.integers(1)])
+        return str(graph.add("Squeeze", [graph.slice_axis(values, number, number + 1, 1), graph.integers(1)]))
 
     present = [graph.add("Cast", [graph.add("Greater", [size, _number(graph, 0)])], to=FLOAT) for _, size in found]
     zeros = graph.array(np.zeros((1, 2), np.float32))

@@ -56,7 +56,11 @@ class Interface:
     def action_shape(self) -> tuple[int, ...]:
         """Shape of an action."""
         head = self.spec.head
-        return () if head.single_choice else (sum(head.nvec) if isinstance(head, BernoulliHead) else len(head.nvec or head.low),)
+        return (
+            ()
+            if head.single_choice
+            else (sum(head.nvec) if isinstance(head, BernoulliHead) else len(head.nvec or head.low),)
+        )
 
     @property
     def action_dtype(self) -> str:
@@ -109,7 +113,9 @@ class OnnxRuntime(ExportedPolicy):
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no base class of errors
-            raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again.") from None
+            raise CorruptArtifactError(
+                f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again."
+            ) from None
         self._params = params_names(interface.spec.head)
         self._outputs = ["action", *self._params, *(["state_out"] if self.state_shape is not None else [])]
 
@@ -147,7 +153,9 @@ class CRuntime(ExportedPolicy):
             if state is not None:
                 self._struct[:states] = state[row].ravel()
             arrays = [np.ascontiguousarray(entry[row]) for entry in entries.values()]
-            pointers = [ctypes.c_void_p(array.ctypes.data) for array in (self._struct, *arrays, actions[row], params[row])]
+            pointers = [
+                ctypes.c_void_p(array.ctypes.data) for array in (self._struct, *arrays, actions[row], params[row])
+            ]
             self._library.policy_step(*pointers)
             if after is not None:
                 after[row] = self._struct[:states].reshape(after.shape[1:])
@@ -183,7 +191,11 @@ class NodeRuntime(ExportedPolicy):
         self._errors = folder / "errors.txt"
         with self._errors.open("w", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                ["node", str(folder / "run.js")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                ["node", str(folder / "run.js")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
         weakref.finalize(self, _stop, self._process)
         self._path = path
@@ -206,7 +218,8 @@ class NodeRuntime(ExportedPolicy):
         return shaped, params, None if after is None or state is None else after.reshape(state.shape)
 
     def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.heads import (
     ActionHead,
     BernoulliHead,
@@ -22,6 +22,7 @@ from rldistill.core.heads import (
     SquashedGaussianHead,
 )
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface
@@ -121,7 +122,7 @@ def _new_model(algorithm: str, env: EnvConfig, arch: Any, activation: type[nn.Mo
     return getattr(stable_baselines3, algorithm)(kind, make_env(env), **settings)
 
 
-def _copy_layers(algorithm: str, target: Any, layers: list[nn.Module], policy: NetworkPolicy) -> None:
+def _copy_layers(algorithm: str, target: Any, layers: Sequence[Any], policy: NetworkPolicy) -> None:
     *hidden, output = layers
     convolutions = isinstance(layers[0], nn.Conv2d)
     extractor = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
 from collections.abc import Mapping
@@ -44,8 +43,8 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
         MissingExtraError: onnx or onnxscript is not installed.
     """
     try:
-        import onnx
-        import onnxscript  # noqa: F401 - torch.onnx needs it
+        import onnx  # noqa: F401 - torch.onnx needs both
+        import onnxscript  # noqa: F401
     except ImportError:
         raise MissingExtraError("Writing ONNX", "export") from None
     if not isinstance(policy, nn.Module):
@@ -59,14 +58,13 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
         outputs.append("state_out")
         arguments.append(torch.zeros((2, *interface.state_shape)))
     batch = torch.export.Dim("batch")
-    buffer = io.BytesIO()
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about opsets and names, which the checker and the certificate test
-            torch.onnx.export(
-                _Traced(policy, interface).eval(), tuple(arguments), buffer, input_names=names, output_names=outputs,
+            program = torch.onnx.export(
+                _Traced(policy, interface).eval(), tuple(arguments), input_names=names, output_names=outputs,
                 opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
                 dynamic_shapes=(tuple({0: batch} for _ in arguments),),
             )  # fmt: skip
@@ -75,4 +73,5 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
         raise ExportError(f"onnx: PyTorch cannot trace the {kind} ({error_text(error)[:300]})") from None
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
-    return finish(onnx.load_model_from_string(buffer.getvalue()), metadata)
+    assert program is not None
+    return finish(program.model_proto, metadata)

@@ -39,7 +39,6 @@ class Vectors:
     action: NDArray[Any]
     params: NDArray[np.float32]
 
-
     def write(self, path: Path) -> None:
         """Write the vectors as safetensors: `obs.<entry>`, `starts`, `action` and `params`."""
         tensors = {f"obs.{name}": values for name, values in self.entries.items()}
@@ -56,7 +55,9 @@ class Vectors:
             entries = {name.removeprefix("obs."): array for name, array in tensors.items() if name.startswith("obs.")}
             return cls(entries, tensors["starts"].astype(bool), tensors["action"], tensors["params"])
         except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise CorruptArtifactError(f"{path}: not a complete file of test vectors ({error}). Export again.") from None
+            raise CorruptArtifactError(
+                f"{path}: not a complete file of test vectors ({error}). Export again."
+            ) from None
 
 
 def compute_vectors(policy: Policy, obs: NDArray[Any], starts: NDArray[np.bool_]) -> Vectors:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from rldistill.core.env import EnvConfig
 from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
@@ -55,7 +56,7 @@ def verify_export(
     folder = Path(folder)
     certificate = Certificate.read(folder)
     vectors, measures = Vectors.read(folder / VECTORS), None
-    interface = Interface(certificate.spec.spec(), certificate.state_shape)
+    interface = Interface(certificate.spec, certificate.state_shape)
     records: dict[str, FormatRecord] = {}
     with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
         if (policy := _original(folder, certificate)) is not None:
@@ -71,7 +72,9 @@ def verify_export(
                 continue
             runtime = open_runtime(name, folder, interface, record.ram or 0)
             remark = "compared with the test vectors only: the original policy is not there"
-            fields = {"remark": remark} if measures is None else measures.fields(name, runtime, folder)
+            fields: dict[str, Any] = {"remark": remark}
+            if measures is not None:
+                fields = measures.fields(name, runtime, folder)
             fields["wrong_vectors"] = wrong_steps(runtime, vectors) if name != "int8" else 0
             records[name] = record.model_copy(update=fields)
     return certificate.model_copy(update={"formats": records})
@@ -99,7 +102,7 @@ def _original(folder: Path, certificate: Certificate) -> Policy | None:
     if not path.exists():
         return None
     try:
-        policy = load_policy(path, spec=certificate.spec.spec())
+        policy = load_policy(path, spec=certificate.spec)
     except RLDistillError:
         return None
     return policy if fingerprint(policy) == certificate.fingerprint else None

@@ -56,5 +56,6 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the sum for an image `[B, C, H, W]`."""
         residual: Tensor = self.second(F.relu(self.first(F.relu(x))))
         return x + residual

@@ -1,0 +1,327 @@
+"""Translation of policies into programs.
+
+A new layer is one function under `lower.register`, which composes the operations of `program`, so that every format
+supports it.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from rldistill.core.heads import ILLEGAL, MASK, BernoulliHead, GaussianHead, SquashedGaussianHead
+from rldistill.core.policy import Policy
+from rldistill.core.spec import PolicySpec
+from rldistill.exporters.program import (
+    Entries,
+    ExportError,
+    Node,
+    Program,
+    add,
+    array,
+    clip,
+    concat,
+    constant,
+    flat,
+    linear,
+    multiply,
+    reshape,
+    scaled,
+    standardize,
+    take,
+    transpose,
+    unary,
+)
+from rldistill.policies.actor_critic import NO_NOISE_LOG_STD, ActorPolicy, NoisyOutput
+from rldistill.policies.layers import ACTIVATIONS, Flat
+from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
+from rldistill.policies.wrappers import ActionMaskedPolicy, ChannelsLastPolicy
+from rldistill.students.features import CLIP_STD, RandomFourierFeatures, Standardizer
+from rldistill.students.features.objects import ObjectLayer
+from rldistill.students.features.teacher import LastHidden
+from rldistill.students.gru import GruPolicy
+from rldistill.students.impala import Residual
+from rldistill.students.tree import TreePolicy
+
+
+def lower_policy(policy: Policy) -> Program:
+    """Return the program of a policy.
+
+    Raises:
+        ExportError: The policy has a layer without a translation, such as one of the user's own.
+    """
+    spec = policy.spec
+    entries = {
+        key: Node("input", part.shape, settings={"name": key or "obs"}, dtype=part.dtype)
+        for key, part in spec.entries.items()
+    }
+    state = None
+    if (initial := policy.initial_state(1)) is not None:
+        state = Node("input", tuple(initial.shape[1:]), settings={"name": "state_in"})
+    params, next_state = _lower_params(policy, entries, state)
+    if MASK in entries:
+        params = _masked(params, entries[MASK], spec)
+    return Program(spec, entries, params, _mode(params, spec), state, next_state)
+
+
+def _lower_params(policy: Policy, entries: Entries, state: Node | None) -> tuple[Node, Node | None]:
+    """Return the head's parameters, and the next state, for the entries of an observation."""
+    if isinstance(policy, ActionMaskedPolicy):
+        inner = policy.policy.spec
+        unmasked = {key: entries[key] for key in inner.entries} if inner.parts else {"": entries["obs"]}
+        return _lower_params(policy.policy, unmasked, state)
+    if isinstance(policy, ChannelsLastPolicy):
+        first = {key: transpose(node, (2, 0, 1)) if key in policy.images else node for key, node in entries.items()}
+        return _lower_params(policy.policy, first, state)
+    if type(policy) not in (NetworkPolicy, GruPolicy, TreePolicy, ActorPolicy):
+        raise ExportError(f"export: a {type(policy).__name__} has no translation into operations")
+    assert isinstance(policy, NetworkPolicy)
+    x = entries if policy.normalizes_itself else standardized(policy, entries)
+    if isinstance(policy, GruPolicy):
+        assert state is not None
+        state = _gru_cell(policy.cell, lower(policy.body, x), state)
+        return _network_params(policy, state), state
+    if isinstance(policy, TreePolicy):
+        return _tree(policy, lower(policy.body, x)), None
+    if isinstance(policy, ActorPolicy):
+        features = actor_features(policy, x)
+        if policy.lstm is not None:
+            assert state is not None
+            features, state = _lstm(policy.lstm, features, state)
+        return _network_params(policy, lower(policy.body, features)), state
+    return _network_params(policy, lower(policy.body, x)), state
+
+
+def standardized(policy: NetworkPolicy, entries: Entries) -> Entries:
+    """Return the entries as a network's body takes them: encoded, standardized and clipped."""
+    mean, std = policy.obs_mean.numpy(), policy.obs_std.numpy()
+    offset, results = 0, {}
+    for key, part in policy.spec.entries.items():
+        node = entries[key]
+        own_mean, own_std = mean, std
+        if policy.spec.parts:
+            own = slice(offset, offset := offset + part.width)
+            own_mean, own_std = mean[own], std[own]
+        if part.nvec:
+            node = Node("one_hot", (part.width,), (node,), settings={"sizes": part.nvec})
+        elif part.dtype == "uint8":
+            own_mean, own_std = own_mean * 255, own_std * 255
+        if node.dtype != "float32" or np.any(own_mean != 0) or np.any(own_std != 1):
+            node = standardize(node, own_mean.reshape(node.shape if own_mean.size > 1 else ()), own_std)
+        if key in policy.obs_clip:
+            node = clip(node, -policy.obs_clip[key], policy.obs_clip[key])
+        results[key] = node
+    return results
+
+
+def actor_features(policy: ActorPolicy, entries: Entries) -> Node:
+    """Return the features of all entries, one after the other."""
+    parts = []
+    for key, entry in entries.items():
+        name = f"image_{key}"
+        parts.append(lower(policy.extractors[name], entry) if name in policy.extractors else flat(entry))
+    return concat(parts)
+
+
+@singledispatch
+def lower(layer: Any, x: Any) -> Node:
+    """Return the operations of a layer; `x` is its input, or the entries of an observation.
+
+    Raises:
+        ExportError: The layer has no translation.
+    """
+    name = next((name for name, kind in ACTIVATIONS.items() if type(layer) is kind), None)
+    if name is None:
+        raise ExportError(f"export: the layer {type(layer).__name__} has no translation into operations")
+    return unary(_single(x), name)
+
+
+@lower.register
+def _(layer: nn.Sequential, x: Any) -> Node:
+    for part in layer:
+        x = lower(part, x)
+    return _single(x)
+
+
+@lower.register
+def _(layer: nn.Flatten, x: Any) -> Node:
+    return flat(_single(x))
+
+
+@lower.register
+def _(layer: Flat, x: Any) -> Node:
+    return concat([flat(entry) for entry in x.values()]) if isinstance(x, dict) else flat(x)
+
+
+@lower.register
+def _(layer: nn.Linear, x: Any) -> Node:
+    bias = np.zeros(layer.out_features, np.float32) if layer.bias is None else array(layer.bias)
+    return linear(_single(x), array(layer.weight), bias)
+
+
+@lower.register
+def _(layer: nn.Conv2d, x: Any) -> Node:
+    x = _single(x)
+    stride, padding, kernel = layer.stride[0], int(layer.padding[0]), layer.kernel_size[0]
+    sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:])
+    assert layer.bias is not None
+    arrays = {"weight": array(layer.weight), "bias": array(layer.bias)}
+    return Node("conv", (layer.out_channels, *sizes), (x,), arrays, {"stride": stride, "padding": padding})
+
+
+@lower.register
+def _(layer: nn.MaxPool2d, x: Any) -> Node:
+    x = _single(x)
+    kernel, stride, padding = (int(getattr(layer, name)) for name in ("kernel_size", "stride", "padding"))
+    sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in x.shape[1:])
+    return Node("max_pool", (x.shape[0], *sizes), (x,), {}, {"kernel": kernel, "stride": stride, "padding": padding})
+
+
+@lower.register
+def _(layer: Residual, x: Any) -> Node:
+    x = _single(x)
+    return add(x, lower(layer.second, unary(lower(layer.first, unary(x, "relu")), "relu")))
+
+
+@lower.register
+def _(layer: Standardizer, x: Any) -> Node:
+    return clip(standardize(_single(x), array(layer.mean), array(layer.std)), -CLIP_STD, CLIP_STD)
+
+
+@lower.register
+def _(layer: RandomFourierFeatures, x: Any) -> Node:
+    phase = linear(_single(x), array(layer.weight), array(layer.bias))  # type: ignore[arg-type]
+    return scaled(unary(phase, "cos"), layer.scale)
+
+
+@lower.register
+def _(layer: ObjectLayer, x: Any) -> Node:
+    x, regions = _single(x), [region for _, *region in layer.regions]
+    count, frames = len(regions), layer.frames
+    meetings = 4 * count * (count - 1) if frames > 1 else 0
+    size = 2 * count * frames + count + count * (count - 1) + meetings
+    return Node("objects", (size,), (x,), settings={"regions": regions, "threshold": layer.threshold})
+
+
+@lower.register
+def _(layer: LastHidden, x: Any) -> Node:
+    network = layer.network
+    entries = standardized(network, x if isinstance(x, dict) else {"": x})
+    return lower(network.body, actor_features(network, entries) if isinstance(network, ActorPolicy) else entries)
+
+
+@lower.register
+def _(layer: NoisyOutput, x: Any) -> Node:
+    x = _single(x)
+    mean = lower(layer.mean, x)
+    actions = mean.size
+    if layer.noise == "learned":
+        log_std = clip(lower(layer.log_std, x), *LOG_STD_RANGE)
+    elif layer.noise == "state":
+        std = layer.log_std.exp()
+        if layer.expln:
+            std = torch.where(layer.log_std > 0, torch.log1p(layer.log_std.clamp_min(0) + 1e-6) + 1, std)
+        if layer.clip_mean:
+            mean = clip(mean, -layer.clip_mean, layer.clip_mean)
+        variance = linear(multiply(x, x), array(std**2).T.copy(), np.full(actions, 1e-6, np.float32))
+        log_std = scaled(unary(variance, "log"), 0.5)
+    else:
+        log_std = constant(
+            np.full(actions, NO_NOISE_LOG_STD, np.float32)
+            if layer.noise == "none"
+            else array(layer.log_std).reshape(actions)
+        )
+    return concat([mean, log_std])
+
+
+def _network_params(policy: NetworkPolicy, hidden: Node) -> Node:
+    params = lower(policy.output, hidden)
+    if policy.log_std is not None:
+        params = concat([params, constant(array(policy.log_std))])
+    if isinstance(policy.spec.head, SquashedGaussianHead) and not isinstance(policy, ActorPolicy):
+        half = params.size // 2
+        params = concat([take(params, 0, half), clip(take(params, half, 2 * half), *LOG_STD_RANGE)])
+    return params
+
+
+def _gru_cell(cell: nn.GRUCell, x: Node, state: Node) -> Node:
+    """Return the next state: r, z = sigmoid(..), n = tanh(W x + b + r (U h + c)), h' = n + z (h - n)."""
+    size = cell.hidden_size
+    inner = linear(x, array(cell.weight_ih), array(cell.bias_ih))
+    outer = linear(state, array(cell.weight_hh), array(cell.bias_hh))
+    gates = unary(add(take(inner, 0, 2 * size), take(outer, 0, 2 * size)), "sigmoid")
+    reset, update = take(gates, 0, size), take(gates, size, 2 * size)
+    new = unary(add(take(inner, 2 * size, 3 * size), multiply(reset, take(outer, 2 * size, 3 * size))), "tanh")
+    return add(new, multiply(update, add(state, unary(new, "negate"))))
+
+
+def _lstm(layers: nn.LSTM, x: Node, state: Node) -> tuple[Node, Node]:
+    """Return the output and the next state `[2, layers, hidden]` of one step."""
+    size, flat_state = layers.hidden_size, flat(state)
+    outputs, cells = [], []
+    for number in range(layers.num_layers):
+        weights = {
+            name: array(getattr(layers, f"{name}_l{number}"))
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        }
+        start = number * size
+        before = take(flat_state, start, start + size)
+        cell = take(flat_state, layers.num_layers * size + start, layers.num_layers * size + start + size)
+        sums = add(
+            linear(x, weights["weight_ih"], weights["bias_ih"]),
+            linear(before, weights["weight_hh"], weights["bias_hh"]),
+        )
+        gates = unary(sums, "sigmoid")
+        new = unary(take(sums, 2 * size, 3 * size), "tanh")
+        cell = add(multiply(take(gates, size, 2 * size), cell), multiply(take(gates, 0, size), new))
+        x = multiply(take(gates, 3 * size, 4 * size), unary(cell, "tanh"))
+        outputs.append(x)
+        cells.append(cell)
+    return x, reshape(concat([*outputs, *cells]), state.shape)
+
+
+def _tree(policy: TreePolicy, x: Node) -> Node:
+    arrays: dict[str, NDArray[Any]] = {
+        name: array(getattr(policy, name)).astype(np.int64) for name in ("feature", "left", "right")
+    }
+    arrays |= {"threshold": array(policy.threshold), "value": array(policy.value)}
+    return Node("tree", (policy.spec.head.num_params,), (x,), arrays)
+
+
+def _masked(params: Node, mask: Node, spec: PolicySpec) -> Node:
+    if not isinstance(spec.head, BernoulliHead):
+        return Node("mask", params.shape, (params, flat(mask)), settings={"value": ILLEGAL})
+    pairs = reshape(flat(mask), (params.size, 2))
+    on, off = (reshape(take(pairs, bit, bit + 1, axis=1), params.shape) for bit in (1, 0))
+    legal_on = Node("mask", params.shape, (params, on), settings={"value": ILLEGAL})
+    return Node("mask", params.shape, (legal_on, off), settings={"value": -ILLEGAL})
+
+
+def _mode(params: Node, spec: PolicySpec) -> Node:
+    """Return the most likely action, as `PolicyOutput.mode` does."""
+    head = spec.head
+    if isinstance(head, BernoulliHead):
+        return Node("positive", params.shape, (params,), dtype="int64")
+    if head.discrete:
+        shape = () if head.single_choice else (len(head.nvec),)
+        return Node("argmax", shape, (params,), settings={"sizes": head.nvec}, dtype="int64")
+    low, high = np.array(head.low, np.float32), np.array(head.high, np.float32)
+    action = take(params, 0, len(low)) if isinstance(head, GaussianHead) else params
+    if not isinstance(head, SquashedGaussianHead):
+        return clip(action, low, high)
+    # low + (tanh(x) + 1) / 2 (high - low), as (tanh(x) - mean) / std
+    half = (high - low) / 2
+    return standardize(unary(action, "tanh"), -1 - low / half, 1 / half)
+
+
+def _single(x: Any) -> Node:
+    if isinstance(x, Node):
+        return x
+    (node,) = x.values()
+    assert isinstance(node, Node)
+    return node
