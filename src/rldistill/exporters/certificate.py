@@ -18,8 +18,7 @@ from rldistill.evaluation.records import Result
 from rldistill.evaluation.tables import TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
-from rldistill.io.atomic import read_json, sha256_file, write_json
-from rldistill.io.documents import Document
+from rldistill.io.atomic import Document, read_json, sha256_file, write_json
 
 FILE = "parity.json"
 MAX_DIFFERENCE = 1e-5

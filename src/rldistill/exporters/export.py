@@ -19,7 +19,6 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.c_source import write_c
 from rldistill.exporters.c_test import write_c_test
@@ -40,6 +39,7 @@ from rldistill.exporters.vectors import NUM_STEPS, Vectors, compute_vectors, raw
 from rldistill.io.atomic import Mode, require_mode, sha256_file, write_atomic
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
+from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 

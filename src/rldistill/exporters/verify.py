@@ -12,7 +12,6 @@ from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate, FormatRecord
 from rldistill.exporters.config import FORMATS, ExportConfig
@@ -22,6 +21,7 @@ from rldistill.exporters.runtimes import ExportedPolicy, Interface
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.exporters.vectors import Vectors
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import load_policy
