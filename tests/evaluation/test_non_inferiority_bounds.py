@@ -41,7 +41,7 @@ def decide(lead: Array, risk: float = 0.05, **options: Any) -> NonInferiorityRes
 
 
 def components(lead: Array, episodes: int) -> tuple[float, float]:
-    """Return the variances of a mean over `episodes`, of episode seeds and of training seeds, by analysis of variance."""
+    """Return the variances of a mean over `episodes` that come from episode seeds and training seeds."""
     runs, columns = lead.shape
     of_episodes = float(np.var(lead.mean(0), ddof=1)) / episodes
     if runs == 1:
@@ -57,7 +57,7 @@ def components(lead: Array, episodes: int) -> tuple[float, float]:
 
 
 def mean_skewness(lead: Array, episodes: int) -> float:
-    """Return the skewness of the mean, doubled: that of the columns (Fisher, Pearson), reduced by the other component."""
+    """Return the doubled skewness of the mean: that of the columns, reduced by the variance of the runs."""
     columns, size = lead.mean(0), lead.shape[1]
     if size < 3 or not columns.std():
         return 0.0
