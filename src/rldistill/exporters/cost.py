@@ -51,10 +51,11 @@ def onnx_latency(runtime: OnnxRuntime) -> dict[str, float]:
     feed = {key or "obs": np.zeros((1, *part.shape), part.dtype) for key, part in parts}
     if runtime.state_shape is not None:
         feed["state_in"] = np.zeros((1, *runtime.state_shape), np.float32)
-    return _percentiles(_timed(lambda: runtime.session.run(None, feed)))
+    return _percentiles(timed(lambda: runtime.session.run(None, feed)))
 
 
-def _timed(call: Callable[[], object]) -> list[float]:
+def timed(call: Callable[[], object]) -> list[float]:
+    """Return the times of calls in microseconds, after some to warm up."""
     for _ in range(WARM_UP):
         call()
     times: list[float] = []

@@ -25,7 +25,7 @@ from rldistill.core.heads import BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.exporters.javascript import read_program, runtime
-from rldistill.exporters.onnx import params_names
+from rldistill.exporters.onnx import params_names, session
 from rldistill.exporters.vectors import raw_entries
 from rldistill.io.atomic import read_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
@@ -103,15 +103,9 @@ class OnnxRuntime(ExportedPolicy):
     """Model in onnxruntime, on one thread."""
 
     def __init__(self, interface: Interface, path: Path) -> None:
-        import onnxruntime
-
         super().__init__(interface)
-        content = read_regular(path, MAX_WEIGHTS_BYTES)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = session(read_regular(path, MAX_WEIGHTS_BYTES))
         except Exception as error:  # onnxruntime has no base class of errors
             raise CorruptArtifactError(
                 f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again."
