@@ -122,3 +122,10 @@ from .teachers.training.train import train_teacher as train_teacher
 
 __version__: str
 __all__: list[str]
+from .exporters.certificate import Certificate as Certificate
+from .exporters.config import ExportConfig as ExportConfig
+from .exporters.export import ExportContext as ExportContext
+from .exporters.export import export_policy as export_policy
+from .exporters.program import ExportError as ExportError
+from .exporters.verify import verify_export as verify_export
+from .run.export import run_export as run_export

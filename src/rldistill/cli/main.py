@@ -14,6 +14,7 @@ import typer
 
 from rldistill.cli.dataset import datasets
 from rldistill.cli.errors import EXIT_CRASH, CommandGroup
+from rldistill.cli.export import exports
 from rldistill.cli.options import (
     AsJson,
     File,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
+app.add_typer(exports, name="export")
 
 
 def _print_version(wanted: bool) -> None:

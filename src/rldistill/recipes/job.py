@@ -18,6 +18,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
 from rldistill.evaluation.config import EvaluateConfig
+from rldistill.exporters.config import ExportConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
@@ -74,6 +75,7 @@ class Run:
         students: Students by name.
         seeds: Training seeds of each student.
         evaluate: Settings of the evaluation.
+        export: Formats of the students outside of this package; none by default.
         verify: True if a teacher that was trained elsewhere is checked before the collection.
         document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
@@ -94,6 +96,7 @@ class Run:
     students: Annotated[dict[str, AnyStudent], AfterValidator(require_usable_names)] = field(default_factory=dict)
     seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(require_distinct)] = (0,)
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig | None = None
     verify: bool = True
     document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
 

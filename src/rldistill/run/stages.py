@@ -26,6 +26,7 @@ from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
 from rldistill.reporting.curves import CONTROL_SUFFIX
+from rldistill.run.export import run_export
 from rldistill.run.folder import record_run
 from rldistill.run.results import control_runs, require_result, student_runs, student_steps, training_curves
 from rldistill.run.teachers import load_fitting
@@ -54,6 +55,8 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         run_collect(run, mode, quiet)
     run_distill(run, mode, quiet)
     run_evaluate(run, mode, quiet)
+    if run.export is not None:
+        run_export(run, mode, quiet)
     return run_report(run)
 
 

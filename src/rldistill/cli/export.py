@@ -1,0 +1,93 @@
+"""`rldistill export`: files that run without this package, and their verification."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rldistill.cli.errors import EXIT_FALSE, CommandGroup
+from rldistill.cli.options import (
+    ENV_HELP,
+    AsJson,
+    EnvKwargs,
+    Overwrite,
+    Quiet,
+    output,
+    parse_env,
+    print_result,
+    read_options,
+)
+
+
+class ExportGroup(CommandGroup):
+    """Commands of `rldistill export`; a path in place of a command exports the policy there."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command of the arguments: `policy` if they begin with a path."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = ["policy", *args]
+        return super().resolve_command(ctx, args)
+
+
+exports = typer.Typer(
+    cls=ExportGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    subcommand_metavar="PATH [OPTIONS] | verify DIR",
+    help="Export a policy as ONNX, C, a web page or for Stable-Baselines3, with a certificate that it is the same.",
+)
+OptionalEnv = Annotated[str | None, typer.Option("--env", help=ENV_HELP, show_default=False)]
+
+
+@exports.command()
+def policy(
+    path: Annotated[str, typer.Argument(help="Folder of a run, or path of any policy.", show_default=False)],
+    student: Annotated[str | None, typer.Option("--student", help="Student of the run.", show_default=False)] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Formats: onnx,int8,c,html,sb3. [default: onnx,c]")] = None,
+    env: OptionalEnv = None,
+    env_kwarg: EnvKwargs = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder. [default: RUN/export/STUDENT]")] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes of each file and the original.")] = 60,
+    states: Annotated[int, typer.Option(min=1, help="Compared observations.")] = 10_000,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Export a policy; the default command. Exit with 1 if the files do not play like the policy."""
+    from rldistill.exporters.config import ExportConfig
+    from rldistill.run.export import ExportSource
+
+    formats = [name for name in (to or "").split(",") if name]
+    config = read_options("--", ExportConfig, {"formats": formats, "episodes": episodes, "states": states})
+    source = ExportSource(path, student, None if env is None else parse_env(env, env_kwarg))
+    with output(quiet, as_json):
+        folder, certificate = source.export(config, out, "overwrite" if overwrite else "new", quiet)
+        if not as_json:
+            print_result(certificate, as_json)
+            typer.echo(f"files: {folder}")
+    if as_json:
+        print_result(certificate, as_json)
+    if certificate.failures:
+        raise typer.Exit(EXIT_FALSE)
+
+
+@exports.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of an export.", show_default=False)],
+    env: OptionalEnv = None,
+    env_kwarg: EnvKwargs = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare exported files with their certificate, test vectors and policy. Exit with 1 if they differ."""
+    from rldistill.exporters.verify import verify_export
+    from rldistill.io.progress import track
+
+    with track("verify", "episodes", quiet) as progress:
+        certificate = verify_export(folder, None if env is None else parse_env(env, env_kwarg), progress=progress)
+    if as_json or not quiet:
+        print_result(certificate, as_json)
+    if certificate.failures:
+        raise typer.Exit(EXIT_FALSE)

@@ -1,0 +1,149 @@
+"""Export of the students of a run, and of any other policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.fields import read
+from rldistill.core.spec import EnvConfig
+from rldistill.data.dataset import Dataset
+from rldistill.data.manifest import Manifest
+from rldistill.envs.spaces import adapt_env, spec_from_env
+from rldistill.evaluation.results import Evaluation
+from rldistill.exporters.certificate import Certificate, EnvRecord
+from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.export import ExportContext, export_policy
+from rldistill.io.atomic import Mode, read_json, sha256_file
+from rldistill.io.progress import track
+from rldistill.recipes.job import Run
+from rldistill.run.results import require_result
+from rldistill.run.yaml import read_yaml
+from rldistill.students.storage import load_native
+from rldistill.teachers.load import SavedTeacher
+
+
+def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certificate]:
+    """Export each student of a run, with its first training seed, into `export/NAME/`.
+
+    A student whose certificate is there and belongs to its policy is not exported again with mode="resume".
+    """
+    env = run.env.view_of("student")
+    dataset = run.read_dataset() if run.recipe.needs_dataset and run.dataset_folder.exists() else None
+    certificates = []
+    for name in run.students:
+        folder, source = run.out / "export" / name, run.out / "students" / name / f"seed-{run.seeds[0]}"
+        require_result(source / "policy.json", "student", "distill")
+        if mode == "resume" and (folder / "parity.json").exists():
+            certificates.append(Certificate.read(folder))
+            continue
+        with track(f"export {name}", "episodes", quiet) as progress:
+            context = _context(run.out, source, folder, name, run.seed, dataset)
+            new: Mode = "overwrite" if mode == "overwrite" else "new"
+            certificates.append(
+                export_policy(load_native(source), env, folder, run.export or ExportConfig(), context, new, progress)
+            )
+        Console().print(certificates[-1])
+    return certificates
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSource:
+    """Policy to export: a student in the folder of a run, or any saved policy.
+
+    Attributes:
+        path: Folder of a run, or path of a policy.
+        student: Name of the student of the run; by default its only one.
+        env: Environment of a policy that is not in a run.
+        seed: Training seed of the student.
+    """
+
+    path: str
+    student: str | None = None
+    env: EnvConfig | None = None
+    seed: int | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """True if the path is the folder of a run."""
+        return (Path(self.path) / "students").is_dir()
+
+    def export(
+        self, config: ExportConfig, out: Path | None = None, mode: Mode = "new", quiet: bool = False
+    ) -> tuple[Path, Certificate]:
+        """Export the policy; return the folder of the files and the certificate.
+
+        Raises:
+            ConfigError: No such student, or no environment.
+            UntrustedFileError: The folder of the run names code as its environment; pass `env`.
+        """
+        if self.is_run:
+            return self._export_student(config, out, mode, quiet)
+        if self.env is None:
+            raise ConfigError(f"--env: {self.path} is no folder of a run. Name the environment of the policy.")
+        if self.student is not None:
+            raise ConfigError(f"--student: {self.path} is no folder of a run, and has no students. Remove the option.")
+        if out is None:
+            raise ConfigError("--out: name a folder for the files of a policy that is not in a run.")
+        policy = SavedTeacher(self.path).load(spec_from_env(self.env))
+        env = adapt_env(self.env, policy)
+        source = os.path.relpath(self.path, out) if Path(self.path).exists() else self.path
+        with track("export", "episodes", quiet) as progress:
+            return out, export_policy(policy, env, out, config, ExportContext(source), mode, progress)
+
+    def _export_student(
+        self, config: ExportConfig, out: Path | None, mode: Mode, quiet: bool
+    ) -> tuple[Path, Certificate]:
+        run = Path(self.path)
+        name = self._student_name(run)
+        seeds = sorted((run / "students" / name).glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]))
+        source = seeds[0] if self.seed is None else run / "students" / name / f"seed-{self.seed}"
+        require_result(source / "policy.json", "student", "distill")
+        folder = out or run / "export" / name
+        env = self.env or _env_of_run(run)
+        dataset = None
+        if (run / "dataset" / "manifest.json").exists():
+            dataset = Dataset.read([run / "dataset"])
+        with track(f"export {name}", "episodes", quiet) as progress:
+            context = _context(run, source, folder, name, 0, dataset)
+            return folder, export_policy(load_native(source), env, folder, config, context, mode, progress)
+
+    def _student_name(self, run: Path) -> str:
+        names = sorted(path.name for path in (run / "students").iterdir() if path.is_dir())
+        if self.student in names:
+            return str(self.student)
+        if self.student is None and len(names) == 1:
+            return names[0]
+        listed = ", ".join(names) or "none"
+        if self.student is None:
+            raise ConfigError(f"--student: {run} has the students {listed}. Name one.")
+        raise ConfigError(
+            f"--student: {run} has no student {self.student!r}, only {listed}.{did_you_mean(self.student, names)}"
+        )
+
+
+def _env_of_run(run: Path) -> EnvConfig:
+    """Return the environment of a run's folder as data: code that it names is not imported."""
+    path = run / "config.yaml"
+    document = read_yaml(path).get("env")
+    document = {"id": document} if isinstance(document, str) else document
+    env: EnvConfig = read(EnvConfig, document)
+    env = env.view_of("student")
+    wrappers = [dataclasses.asdict(wrapper) for wrapper in env.wrappers]
+    return EnvRecord(id=env.id, kwargs=env.kwargs, wrappers=wrappers).config(path)
+
+
+def _context(run: Path, source: Path, folder: Path, name: str, seed: int, dataset: Dataset | None) -> ExportContext:
+    """Return the origin of a student: its scores, its teacher and its dataset."""
+    provenance = read_json(source / "policy.json")["provenance"]
+    facts: dict[str, Any] = {key: provenance[key] for key in ("env_steps", "versions") if key in provenance}
+    if (run / "evaluation.json").exists() and (result := Evaluation.read(run / "evaluation.json").policies.get(name)):
+        facts["evaluation"] = {"mean": result.mean, "ci95": result.ci95, "normalized": result.normalized}
+    if (path := run / "dataset" / "manifest.json").exists():
+        facts |= {"dataset": sha256_file(path), "teacher": Manifest.read(path.parent).rounds[0].teacher}
+    return ExportContext(os.path.relpath(source, folder), seed, dataset, facts)
