@@ -82,6 +82,14 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "runs/cartpole/report.html").exists()
 
 
+def test_python_of_the_export_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks((ROOT / "docs" / "export.md").read_text(encoding="utf-8"), "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example.py").write_text(block, encoding="utf-8")
+    runpy.run_path(str(tmp_path / "example.py"))
+    assert (tmp_path / "exported/student.c").exists()
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target
