@@ -31,7 +31,7 @@ from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.onnx import write_onnx
 from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
-from rldistill.exporters.vectors import compute_vectors
+from rldistill.exporters.vectors import compute_vectors, raw_entries
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
@@ -234,6 +234,15 @@ def test_features_of_another_network(export: Any, tmp_path: Path) -> None:
     network = randomized(Mlp((7,)).build(spec))
     student = randomized(Linear(TeacherFeatures().load(network)).build(spec))
     require_same(student, export(student, tmp_path))
+
+
+@pytest.mark.parametrize("export", [in_onnx, in_c, in_javascript])
+def test_entries_are_found_by_name(export: Any, tmp_path: Path) -> None:
+    policy = randomized(Mlp((6,)).build(observations(HEADS[0])["dict"]))
+    exported = export(policy, tmp_path)
+    entries = raw_entries(some_observations(policy.spec, 4), policy.spec)
+    expected, found = (exported.run(order, None) for order in (entries, dict(reversed(entries.items()))))
+    assert np.array_equal(expected[1], found[1])
 
 
 def object_frames(count: int, frames: int) -> Tensor:

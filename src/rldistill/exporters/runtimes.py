@@ -146,7 +146,7 @@ class CRuntime(ExportedPolicy):
         for row in range(size):
             if state is not None:
                 self._struct[:states] = state[row].ravel()
-            arrays = [np.ascontiguousarray(entry[row]) for entry in entries.values()]
+            arrays = [np.ascontiguousarray(entries[key or "obs"][row]) for key in self.spec.entries]
             pointers = [
                 ctypes.c_void_p(array.ctypes.data) for array in (self._struct, *arrays, actions[row], params[row])
             ]
