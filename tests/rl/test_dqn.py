@@ -20,6 +20,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
+from rldistill.data.replay import TransitionBatch
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.policies.network import NetworkPolicy
@@ -27,7 +28,6 @@ from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dqn import DuelingLayer
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.replay import TransitionBatch
 from rldistill.rl.task import LearningTask
 from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree

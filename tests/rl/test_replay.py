@@ -10,7 +10,7 @@ import torch
 
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import FramePipeline, PolicySpec
-from rldistill.rl.replay import ReplayBuffer, TransitionBatch
+from rldistill.data.replay import ReplayBuffer, TransitionBatch
 
 SPEC = PolicySpec((1,), "float32", CategoricalHead((2,)))
 

@@ -18,12 +18,12 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
+from rldistill.data.replay import ReplayBuffer, TransitionBatch
 from rldistill.distillation.prepare import observation_moments
 from rldistill.io.atomic import sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.dqn import _Learner
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.replay import ReplayBuffer, TransitionBatch
 from rldistill.rl.task import Score
 from rldistill.students import Mlp
 from rldistill.students.features import Objects

@@ -16,6 +16,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import resolve_device
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
+from rldistill.data.replay import ReplayBuffer, TransitionBatch
 from rldistill.distillation.prepare import prepare
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
@@ -26,7 +27,7 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import has_mask
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.replay import OfflineTransitions, ReplayBuffer, ReplayObsEncoder, TransitionBatch
+from rldistill.rl.replay import OfflineTransitions, ReplayObsEncoder
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
 from rldistill.rl.train_state import TrainState
 from rldistill.students import AnyStudent

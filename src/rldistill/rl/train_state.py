@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError
+from rldistill.data.replay import ReplayBuffer
 from rldistill.io.atomic import write_atomic
 from rldistill.io.metrics import Metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import LearningConfig
 from rldistill.rl.guidance import DistillationWeight
-from rldistill.rl.replay import ReplayBuffer
 from rldistill.rl.task import LearningTask, TrainingSetup
 
 FILE = "checkpoints/last.safetensors"

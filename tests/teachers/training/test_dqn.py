@@ -15,14 +15,14 @@ from rldistill.core.spec import EnvConfig
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
-from rldistill.teachers.training.frame_replay import FrameReplayBuffer
+from rldistill.teachers.training.frame_replay import PrioritizedReplay
 from rldistill.teachers.training.train import train_teacher
 
 
-def filled_buffer(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
+def filled_buffer(steps: int = 20, **settings: Any) -> PrioritizedReplay:
     """Return the buffer of one environment whose n-th frame, action and reward are n."""
-    buffer = FrameReplayBuffer(
-        steps, spaces.Box(0, 255, (2, 1, 1), np.uint8), spaces.Discrete(99), "cpu", n_steps=2, gamma=0.5, **settings
+    buffer = PrioritizedReplay(
+        steps, spaces.Box(0, 255, (2, 1, 1), np.uint8), spaces.Discrete(99), n_steps=2, gamma=0.5, **settings
     )
     for step in range(steps - 1):
         frame = np.full((1, 2, 1, 1), step, np.uint8)
@@ -31,34 +31,42 @@ def filled_buffer(steps: int = 20, **settings: Any) -> FrameReplayBuffer:
 
 
 def test_n_step_returns_have_the_values_computed_by_hand() -> None:
-    data = filled_buffer()._get_samples(np.array([4, 7]))
-    assert data.observations[:, :, 0, 0].tolist() == [[3, 4], [6, 7]]
-    assert data.next_observations[:, :, 0, 0].tolist() == [[5, 6], [8, 9]]
-    assert data.rewards.flatten().tolist() == [4 + 0.5 * 5, 7 + 0.5 * 8]
-    assert data.discounts is not None
-    assert data.discounts.flatten().tolist() == [0.25, 0.25]
+    data = filled_buffer().transitions(np.array([4, 7]))
+    assert data.obs[:, :, 0, 0].tolist() == [[3, 4], [6, 7]]
+    assert data.next_obs[:, :, 0, 0].tolist() == [[5, 6], [8, 9]]
+    assert data.reward.tolist() == [4 + 0.5 * 5, 7 + 0.5 * 8]
+    assert data.discount.tolist() == [0.25, 0.25]
 
 
 def test_transitions_are_sampled_by_priority_and_weighted_inversely() -> None:
+    np.random.seed(0)
     buffer = filled_buffer(alpha=0.5, beta=0.5)
     buffer.priorities[:] = 0
-    buffer.sampled_rows = np.array([5, 8])
-    buffer.update_priorities(np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
+    buffer.update_priorities(np.array([5, 8]), np.array([-0.999, 8.999], np.float32))  # sqrt(1) and sqrt(9)
     assert buffer.priorities[[5, 8]].tolist() == pytest.approx([1, 3])
-    np.random.seed(0)
-    sampled, weights = [], {}
+    sampled, by_row = [], {}
     for _ in range(40):
-        actions = buffer.sample(100).actions.flatten().numpy()
-        sampled.extend(actions)
-        weights |= dict(zip(actions.tolist(), buffer.weights.tolist(), strict=True))
+        rows, weights = buffer.sample_rows(100)
+        sampled.extend(rows)
+        by_row |= dict(zip(rows.tolist(), weights.tolist(), strict=True))
     assert np.mean(np.array(sampled) == 8) == pytest.approx(0.75, abs=0.03)
-    assert weights == pytest.approx({5: 1, 8: 3**-0.5})
+    assert by_row == pytest.approx({5: 1, 8: 3**-0.5})
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+def test_transitions_by_priority_are_whole(steps: int) -> None:
+    buffer = filled_buffer(steps, alpha=0.5)
+    for step in range(steps - 1, 2 * steps):  # the ring is full, and begins anew
+        frame = np.full((1, 2, 1, 1), step, np.uint8)
+        buffer.add(frame, frame, np.array([step]), np.array([step], np.float32), np.zeros(1, bool), [{}])
+        data = buffer.transitions(buffer.sample_rows(50)[0])
+        newest = data.obs[:, 1, 0, 0].long()
+        assert torch.equal(data.obs[:, 0, 0, 0].long(), newest - 1)
+        assert torch.equal(data.next_obs[:, :, 0, 0].long(), torch.stack([newest + 1, newest + 2], 1))
 
 
 def test_weights_are_equal_without_priorities() -> None:
-    buffer = filled_buffer()
-    buffer.sample(8)
-    assert set(buffer.weights.tolist()) == {1}
+    assert set(filled_buffer().sample_rows(8)[1].tolist()) == {1}
 
 
 def test_training_with_prioritized_frames(tmp_path: Path) -> None:
@@ -132,10 +140,10 @@ def test_training_on_frames_continues_from_the_policy_alone(tmp_path: Path) -> N
 
 
 def test_terminal_on_reward_ends_returns_at_rewards() -> None:
-    data = filled_buffer(terminal_on_reward=True)._get_samples(np.array([0, 4]))
-    assert data.rewards.flatten().tolist() == [0 + 0.5 * 1, 4]  # the reward of step n is n
-    assert data.dones.flatten().tolist() == [1, 1]
-    assert filled_buffer()._get_samples(np.array([4])).dones.flatten().tolist() == [0]
+    data = filled_buffer(terminal_on_reward=True).transitions(np.array([0, 4]))
+    assert data.reward.tolist() == [0 + 0.5 * 1, 4]  # the reward of step n is n
+    assert data.discount.tolist() == [0, 0]
+    assert filled_buffer().transitions(np.array([4])).discount.tolist() == [0.25]
 
 
 def test_each_environment_explores_independently() -> None:

@@ -13,10 +13,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.spec import EnvConfig
+from rldistill.data.replay import TransitionBatch
+from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
 from rldistill.policies.agent import inference_threads
 from rldistill.teachers.load import load_policy
@@ -139,14 +140,16 @@ def test_new_settings_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
 
 def test_gradient_is_the_same_for_any_number_of_threads() -> None:
     obs = torch.randn(10, 4)
-    batch = ReplayBufferSamples(
-        obs, torch.randint(0, 2, (10, 1)), torch.randn(10, 4), torch.zeros(10, 1), torch.randn(10, 1), None
+    batch = TransitionBatch(
+        obs, torch.randint(0, 2, (10,)), torch.randn(10), torch.randn(10, 4), torch.full((10,), 0.99), None
     )
     gradients = []
     for threads in (1, 3):
         with inference_threads(threads):
             model = DoubleDQN("MlpPolicy", "CartPole-v1", seed=0, learning_starts=1, learning_rate=0.0, device="cpu")
-        model.replay_buffer.sample = lambda *_, **__: batch  # type: ignore[method-assign,union-attr]
+        replay: Any = model.replay_buffer
+        replay.sample_rows = lambda count: (np.arange(10), np.ones(10, np.float32))
+        replay.transitions = lambda rows: batch
         model._gradient_step()
         gradients.append([parameter.grad for parameter in model.q_net.parameters()])
     for one, three in zip(*gradients, strict=True):
@@ -208,7 +211,7 @@ def test_resumed_dqn_on_frames_keeps_its_n_step_returns(tmp_path: Path, monkeypa
     )
     more = TrainConfig("DoubleDQN", 80, 2, 40, 1, hyperparameters=settings)
     policy = train_teacher(pong, more, tmp_path, mode="resume")
-    assert models[0].replay_buffer.config.n_steps == 3
+    assert models[0].replay_buffer.settings.n_steps == 3
     assert policy.spec.frames is not None
     assert load_policy(tmp_path).spec == policy.spec
 

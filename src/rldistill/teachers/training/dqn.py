@@ -1,6 +1,6 @@
 """Double DQN for CPUs, based on Stable-Baselines3, which learns Atari in hours on two cores.
 
-Double Q-learning (van Hasselt 2015, arXiv 1509.06461), single frames in the replay buffer, exploration decided for each
+Double Q-learning (van Hasselt 2015, arXiv 1509.06461), our replay buffer, exploration decided for each
 environment, channels-last convolutions, in bfloat16 if the CPU supports it, and gradient steps during the emulators'
 steps. `rldistill.rl.dqn` cannot replace it: on Pong (32 environments, classic network, batches of 64, one thread) it
 makes 0.74 times as many steps a second.
@@ -22,7 +22,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch.nn import functional as F
 
 from rldistill.policies.layers import keep_scale
-from rldistill.teachers.training.frame_replay import FrameReplayBuffer
+from rldistill.teachers.training.frame_replay import PrioritizedReplay
 from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 
@@ -42,14 +42,12 @@ class DoubleDQN(DQN):
 
     def _setup_model(self) -> None:
         n_steps = self.n_steps
-        shape = self.observation_space.shape or ()
-        if len(shape) == 3 and shape[0] <= 8 and self.observation_space.dtype == np.uint8:  # a stack of frames
-            self.replay_buffer_class = FrameReplayBuffer  # type: ignore[assignment]
-            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
-            self.n_steps = 1  # SB3 would warn about n_steps with another buffer class
+        self.replay_buffer_class = PrioritizedReplay  # type: ignore[assignment]
+        self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
+        self.n_steps = 1  # SB3 would warn about n_steps with another buffer class
         super()._setup_model()
         self.n_steps = n_steps
-        if len(shape) == 3:
+        if len(self.observation_space.shape or ()) == 3:
             keep_scale(self.q_net)
             self.q_net_target.load_state_dict(self.q_net.state_dict())
             self.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -78,36 +76,32 @@ class DoubleDQN(DQN):
         self._num_due = 0
 
     def _gradient_step(self) -> None:
-        buffer = self.replay_buffer
-        assert buffer is not None
-        data = buffer.sample(self.batch_size, env=self._vec_normalize_env)
-        discounts = torch.full_like(data.rewards, self.gamma) if data.discounts is None else data.discounts
-        weights = torch.ones_like(data.rewards)
-        if isinstance(buffer, FrameReplayBuffer):
-            weights = torch.from_numpy(buffer.weights[:, None]).to(self.device)
-        fields = (*data[:5], discounts, weights)
+        buffer: Any = self.replay_buffer
+        rows, weights = buffer.sample_rows(self.batch_size)
+        batch = buffer.transitions(rows).to(self.device)
+        weight = torch.from_numpy(weights).to(self.device)
+        fields = (batch.obs, batch.action, batch.reward, batch.next_obs, batch.discount, weight)
         parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)
         td_errors, gradients = zip(*self._pool.map(self._errors_and_gradients, parts), strict=True)
         for parameter, *summands in zip(self.q_net.parameters(), *gradients, strict=True):
-            parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(data.rewards))
+            parameter.grad = reduce(torch.Tensor.add_, summands).div_(len(rows))
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         if self.ema_decay:
             self._add_to_average()
-        if isinstance(buffer, FrameReplayBuffer) and buffer.config.alpha:
-            buffer.update_priorities(torch.cat(td_errors).cpu().numpy())
+        if buffer.settings.alpha:
+            buffer.update_priorities(rows, torch.cat(td_errors).cpu().numpy())
 
     def _errors_and_gradients(self, part: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return the TD errors of a part of a batch, and the gradients of the sum of its losses."""
-        obs, actions, next_obs, dones, rewards, discounts, weights = part
+        obs, action, reward, next_obs, discount, weight = part
         with torch.no_grad():
             scaled = self._scaled(next_obs)
             best = self._q_values(self.q_net, scaled).argmax(1, keepdim=True)
-            target = rewards + (1 - dones) * discounts * self._q_values(self.q_net_target, scaled).gather(1, best)
-        current = self._q_values(self.q_net, self._scaled(obs)).gather(1, actions.long())
-        loss = (weights * F.smooth_l1_loss(current, target, reduction="none")).sum()
-        td_errors = (target - current.detach()).squeeze(1)
-        return td_errors, torch.autograd.grad(loss, list(self.q_net.parameters()))
+            target = reward + discount * self._q_values(self.q_net_target, scaled).gather(1, best).squeeze(1)
+        current = self._q_values(self.q_net, self._scaled(obs)).gather(1, action[:, None]).squeeze(1)
+        loss = (weight * F.smooth_l1_loss(current, target, reduction="none")).sum()
+        return target - current.detach(), torch.autograd.grad(loss, list(self.q_net.parameters()))
 
     def _add_to_average(self) -> None:
         parameters = [parameter.detach() for parameter in self.q_net.parameters()]
