@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
     RESAVE_HINT,
+    ConfigError,
     CorruptArtifactError,
     RLDistillError,
     UntrustedFileError,
@@ -158,3 +159,15 @@ def iterate_arrays(file: Any, where: str, max_entries: int, max_ratio: int) -> I
                 raise UntrustedFileError(f"{where}: {name} declares more numbers than the file has. It is refused.")
             else:
                 yield name, item
+
+
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], problem: str, remedy: str) -> None:
+    """Load a state dict; raise ConfigError with `problem`, the reason and `remedy` if it does not fit."""
+    own = network.state_dict()
+    for name, value in tensors.items():  # PyTorch would convert integers to floats
+        if isinstance(own.get(name), Tensor) and own[name].is_floating_point() != value.is_floating_point():
+            raise ConfigError(f"{problem}: {name} is of {value.dtype}, expected {own[name].dtype}. {remedy}")
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ConfigError(f"{problem}: {' '.join(str(error).split())}. {remedy}") from None

@@ -6,6 +6,7 @@ other files. Only layers that compute are built, and only numbers inside the fil
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
@@ -211,10 +212,10 @@ def read_keras(path: Path | str, content: bytes | None = None) -> Any:
         document, keras = json.loads(config), keras_on_torch()
         _require_known(path, document)
         _require_size(path, document, weights)
-        with keras.device("cpu"), tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / FILE  # Keras reads from a path only, and the file could change after the checks
-            copy.write_bytes(content)
-            model = keras.saving.load_model(copy, compile=False, safe_mode=True)
+        # Not `keras.saving.load_model`: it takes a path only, whose file could change after these checks.
+        load = importlib.import_module("keras.src.saving.saving_lib").load_model
+        with keras.device("cpu"):
+            model = load(io.BytesIO(content), compile=False, safe_mode=True)
     except RLDistillError:
         raise
     except Exception as error:  # damaged bytes make zipfile, h5py and Keras raise errors of any class

@@ -28,12 +28,10 @@ from rldistill.io.atomic import require_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member, read_tensors
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, import_activation
-from rldistill.teachers.sb3.extractor import Extractor
 from rldistill.teachers.sb3.normalizer import Normalizer, read_normalizer
 from rldistill.teachers.sb3.spaces import read_spaces, scaled_images
-from rldistill.teachers.sb3.tensors import Settings, rebuild
+from rldistill.teachers.sb3.tensors import Extractor, InconsistentFileError, RebuildError, Settings, Tensors, rebuild
 from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
-from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors
 
 MAX_DATA_BYTES = 64 << 20
 SUPPORTED = (

@@ -1,28 +1,107 @@
-"""Actors built from the tensors of an SB3 policy."""
+"""Actors built from the tensors of an SB3 policy, with SB3's features extractors or one of the user's own."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from gymnasium import spaces
+from torch import Tensor, nn
 
-from rldistill.core.errors import SpecMismatchError
+from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError
 from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
-from rldistill.core.spec import PolicySpec
+from rldistill.core.imports import import_name
+from rldistill.core.spec import Obs, PolicySpec, Wrapper
+from rldistill.io.untrusted import load_weights
+from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
-from rldistill.policies.encoding import moments_shape
 from rldistill.teachers.file_policy import synthetic_observations
-from rldistill.teachers.sb3.extractor import Extractor, ExtractorActor, ExtractorPolicy
-from rldistill.teachers.weights import InconsistentFileError, RebuildError, Tensors, build_actor, require_fit
 
+FIELD = "teacher.extractor"
+Tensors = dict[str, Tensor]
 Layer = tuple[Tensor, Tensor]
 """Weight and bias."""
 CONVOLUTION_INDICES = (0, 2, 4, 7)
 """Indices of the layers in an `Actor`'s image extractor: three convolutions and a dense layer."""
+
+
+class RebuildError(Exception):
+    """A policy that an `Actor` cannot express; the message is the reason."""
+
+
+class InconsistentFileError(RebuildError):
+    """A file whose text or spec describes another policy than its tensors."""
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Features extractor of the user's own, whose class no file may name.
+
+    Attributes:
+        reference: Its class as `module:Class`, from the run file, Python or the command line.
+        space, kwargs: Its arguments, from the file of the policy.
+    """
+
+    reference: str
+    space: spaces.Space[Any] = field(hash=False)
+    kwargs: dict[str, Any] = field(hash=False)
+
+    def build(self, weights: Tensors) -> nn.Module:
+        """Return the extractor with its weights, constructed as SB3 does."""
+        cls = import_name(self.reference, FIELD)
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise ConfigError(f"{FIELD}: {self.reference} is no subclass of torch.nn.Module. Name one that is.")
+        if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
+            raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
+        with wrap_errors(self.reference):
+            module: nn.Module = cls(self.space, **self.kwargs)
+        problem = f"{FIELD}: the weights in the file do not fit {self.reference}"
+        load_weights(module, weights, problem, "Name another class.")
+        return module.eval()
+
+
+@dataclass(frozen=True)
+class ExtractorActor(Actor):
+    """Actor with a features extractor of the user's own, which returns `features` numbers."""
+
+    hidden_as_features: ClassVar[bool] = False
+
+    extractor: Extractor | None = None
+
+    def features_width(self, spec: PolicySpec) -> int:
+        """Return the number of features."""
+        return self.features
+
+
+class ExtractorPolicy(ActorPolicy):
+    """Policy of an `ExtractorActor`."""
+
+    def __init__(self, config: Actor, spec: PolicySpec, extractor: nn.Module, reference: str) -> None:
+        super().__init__(config, spec)
+        self.extractor, self.reference = extractor, reference
+
+    def require_storable(self) -> None:
+        """Raise ConfigError: a file must not name the code that it needs."""
+        raise ConfigError(
+            f"{FIELD}: a policy with {self.reference} cannot be saved, since a file must not name code. Keep its zip, "
+            "or distil it into a student."
+        )
+
+    def _features(self, standardized: Obs) -> Tensor:
+        with wrap_errors(self.reference):
+            features = self.extractor(standardized)
+        first = standardized if isinstance(standardized, Tensor) else next(iter(standardized.values()))
+        expected = (len(first), self.config.features)
+        if not isinstance(features, torch.Tensor) or features.shape != expected:
+            found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ConfigError(
+                f"{FIELD}: {self.reference} returns {found}, expected {list(expected)}. Correct its code."
+            )
+        return features
 
 
 @dataclass(frozen=True)
@@ -57,9 +136,18 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
     shapes than those of an SB3 policy.
     """
     parts = _find_parts(tensors, spec.head, settings)
-    recurrent = {name: value for name, value in tensors.items() if name.startswith("lstm_actor.")}
+    spec = dataclasses.replace(spec, head=parts.head)
+    layers = {f"body.{2 * index}": layer for index, layer in enumerate(parts.hidden)}
+    layers |= {f"critic.{2 * index}": layer for index, layer in enumerate(parts.critic or ())}
+    plain = parts.noise == "none" and not isinstance(parts.head, SquashedGaussianHead)
+    layers["output" if plain else "output.mean"] = parts.output
+    state, lstm = _lstm_state(tensors)
+    if isinstance(parts.log_std, Tensor):
+        state["output.log_std"] = parts.log_std
+    elif parts.log_std is not None:
+        layers["output.log_std"] = parts.log_std
     config = Actor(
-        lstm=_lstm_sizes(recurrent),
+        lstm=lstm,
         hidden=_widths(parts.hidden),
         critic=None if parts.critic is None else _widths(parts.critic[:-1]),
         activation=settings.activation,
@@ -67,40 +155,69 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
         expln=settings.expln,
         clip_mean=settings.clip_mean if parts.noise == "state" and parts.extractor.startswith("actor") else 0.0,
     )
-    state = _state(parts, recurrent)
-    spec = dataclasses.replace(spec, head=parts.head)
-    policy: ActorPolicy
-    if settings.extractor is None:
-        images = _image_layers(tensors, parts.extractor, spec)
-        for key, layers in images.items():
-            state |= _name_layers(f"extractors.image_{key}", layers, CONVOLUTION_INDICES)
-            sizes = _widths(layers)
-            config = dataclasses.replace(config, images=tuple(images), channels=sizes[:-1], features=sizes[-1])
-        policy = build_actor(config, spec, state)
+    if own := settings.extractor:
+        features = state.get("lstm.weight_ih_l0", [*parts.hidden, parts.output][0][0]).shape[1]
+        config = ExtractorActor(**(vars(config) | {"features": features}), extractor=own)
     else:
-        width = recurrent.get("lstm_actor.weight_ih_l0", [*parts.hidden, parts.output][0][0]).shape[1]
-        own_config = ExtractorActor(**(vars(config) | {"features": width}), extractor=settings.extractor)
-        require_fit(own_config, spec, state)
+        images = _image_layers(tensors, parts.extractor, spec)
+        for key, image in images.items():
+            named = zip(CONVOLUTION_INDICES, image, strict=True)
+            layers |= {f"extractors.image_{key}.{index}": layer for index, layer in named}
+            sizes = _widths(image)
+            config = dataclasses.replace(config, images=tuple(images), channels=sizes[:-1], features=sizes[-1])
+    for name, layer in layers.items():
+        state[f"{name}.weight"], state[f"{name}.bias"] = layer
+    _require_fit(config, spec, state)
+    if own:
         prefix = f"{parts.extractor}."
         weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        policy = ExtractorPolicy(own_config, spec, settings.extractor.build(weights))
-        policy.load_state_dict(state, strict=False)
+        policy: ActorPolicy = ExtractorPolicy(config, spec, own.build(weights), own.reference)
         policy(synthetic_observations(spec, 2))  # raises if the extractor does not return [B, features]
-    policy.obs_std.copy_(_undone_scale(spec, scaled_images if settings.normalize_images else ()))
+    else:
+        policy = config.build(spec)
+    policy.load_state_dict(state, strict=False)
+    # Our division of bytes by 255 is undone where SB3 does not divide.
+    scaled = scaled_images if settings.normalize_images else ()
+    stds = {key: 1 / 255 if part.dtype == "uint8" and key not in scaled else 1.0 for key, part in spec.entries.items()}
+    by_value = [torch.full((part.width,), stds[key]) for key, part in spec.parts]
+    policy.obs_std.copy_(torch.cat(by_value) if spec.parts else torch.tensor(stds[""]))
     return policy.eval()
+
+
+def _require_fit(config: Actor, spec: PolicySpec, state: Tensors) -> None:
+    """Raise RebuildError unless `state` are the parameters of the actor for `spec`."""
+    try:
+        with torch.device("meta"):  # a wrong shape must cost no memory before it is detected
+            expected = dict(config.build(spec).named_parameters())
+    except (RLDistillError, RuntimeError, TypeError, OverflowError, KeyError) as error:
+        raise RebuildError(str(error)) from None
+    if set(state) != set(expected):
+        raise InconsistentFileError(f"unexpected or missing tensors: {', '.join(sorted(set(state) ^ set(expected)))}")
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise InconsistentFileError(f"integers for {name}")
+        if value.shape != expected[name].shape:
+            raise InconsistentFileError(
+                f"a tensor of shape {tuple(value.shape)} for {name}, which has {tuple(expected[name].shape)}"
+            )
 
 
 def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     for name in ("q_net", "quantile_net"):
         if layers := _find_layers(tensors, rf"{name}\.{name}\.(\d+)"):
-            output = layers[-1] if name == "q_net" else _mean_quantile(layers[-1], neutral)
-            return _Parts(f"{name}.features_extractor", layers[:-1], output, require_kind(neutral, "q_values"))
+            *hidden, (weight, bias) = layers
+            if name == "quantile_net":  # the mean over quantiles is linear, and so can be taken in the weights
+                actions = neutral.num_params
+                if not neutral.discrete or weight.ndim != 2 or len(weight) % actions:
+                    raise InconsistentFileError(f"quantiles of shape {tuple(weight.shape)} for {actions} actions")
+                weight = weight.view(-1, actions, weight.shape[1]).mean(0)
+                bias = bias.view(-1, actions).mean(0)
+            return _Parts(f"{name}.features_extractor", hidden, (weight, bias), require_kind(neutral, "q_values"))
     if "action_net.weight" in tensors:
         return _on_policy(tensors, neutral, settings)
     if layers := _find_layers(tensors, r"action_net\.(\d+)"):
-        head = (
-            require_kind(neutral, "squashed_gaussian") if settings.squash_output and not neutral.discrete else neutral
-        )
+        squashed = settings.squash_output and not neutral.discrete
+        head = require_kind(neutral, "squashed_gaussian") if squashed else neutral
         return _Parts("features_extractor", layers[:-1], layers[-1], head)
     extractor = "actor.features_extractor"
     if "actor.mu.weight" in tensors or "actor.log_std" in tensors:
@@ -117,13 +234,15 @@ def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _P
 
 def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     shared = _find_layers(tensors, r"mlp_extractor\.shared_net\.(\d+)")
-    separate = any(name.startswith("pi_features_extractor.") for name in tensors)
-    extractor = "pi_features_extractor" if separate else "features_extractor"
     hidden = shared + _find_layers(tensors, r"mlp_extractor\.policy_net\.(\d+)")
     output = _find_layer(tensors, "action_net")
-    critic: list[Layer] | None = None
+    own_features = [name for name in tensors if name.startswith("pi_features_extractor.")]
+    extractor = "pi_features_extractor" if own_features else "features_extractor"
+    pairs = [(tensors[name], tensors.get(name.replace("pi_", "vf_", 1))) for name in own_features]
+    same_features = all(value is not None and torch.equal(own, value) for own, value in pairs)
     recurrent = "lstm_actor.weight_ih_l0" in tensors  # whose critic has an LSTM of its own
-    if "value_net.weight" in tensors and not recurrent and _critic_shares_features(tensors):
+    critic: list[Layer] | None = None
+    if "value_net.weight" in tensors and not recurrent and same_features:
         values = _find_layers(tensors, r"mlp_extractor\.value_net\.(\d+)")
         critic = [*shared, *values, _find_layer(tensors, "value_net")]
     log_std = tensors.get("log_std")
@@ -138,27 +257,12 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
     return _Parts(extractor, hidden, output, head, "state", _expand_log_std(log_std, output), critic)
 
 
-def _critic_shares_features(tensors: Tensors) -> bool:
-    """Return True if the value is a function of the same features as the action."""
-    pairs = [(name, name.replace("pi_", "vf_", 1)) for name in tensors if name.startswith("pi_features_extractor.")]
-    return all(other in tensors and torch.equal(tensors[name], tensors[other]) for name, other in pairs)
-
-
 def require_kind(head: ActionHead, kind: HeadKind) -> ActionHead:
     """Return the head as another kind; raise InconsistentFileError if it is for other actions."""
     try:
         return head.as_kind(kind)
     except SpecMismatchError:
         raise InconsistentFileError(f"a network for {kind} actions, but the action space is {head.kind}") from None
-
-
-def _mean_quantile(output: Layer, head: ActionHead) -> Layer:
-    """Return the layer of the mean over quantiles, which is linear and so can be taken in the weights."""
-    weight, bias = output
-    actions = head.num_params
-    if not head.discrete or weight.ndim != 2 or len(weight) % actions:
-        raise InconsistentFileError(f"quantiles of shape {tuple(weight.shape)} for {actions} actions")
-    return weight.view(-1, actions, weight.shape[1]).mean(0), bias.view(-1, actions).mean(0)
 
 
 def _expand_log_std(log_std: Tensor, mean: Layer) -> Tensor:
@@ -175,7 +279,10 @@ def _image_layers(tensors: Tensors, extractor: str, spec: PolicySpec) -> dict[st
             kernels = tuple(int(weight.shape[-1]) for weight, _ in convolutions)
             if kernels != KERNELS:
                 raise RebuildError(f"convolutions with kernels {kernels}; only SB3's NatureCNN is known")
-            images[key] = convolutions + _find_layers(tensors, rf"{prefix}linear\.(\d+)")
+            dense = _find_layers(tensors, rf"{prefix}linear\.(\d+)")
+            if len(dense) != 1:
+                raise InconsistentFileError(f"{len(dense)} dense layers after the convolutions, expected one")
+            images[key] = convolutions + dense
     known = rf"({re.escape(extractor)}|(pi_|vf_)?features_extractor)\.(extractors\.[^.]+\.)?(cnn|linear)\."
     for name in tensors:
         if name.startswith(extractor) and not re.match(known, name):
@@ -183,39 +290,19 @@ def _image_layers(tensors: Tensors, extractor: str, spec: PolicySpec) -> dict[st
     return images
 
 
-def _lstm_sizes(recurrent: Tensors) -> tuple[int, ...]:
-    if not recurrent:
-        return ()
-    layers = {int(match[1]) for name in recurrent if (match := re.fullmatch(r"lstm_actor\.weight_hh_l(\d+)", name))}
-    if any("reverse" in name or "_hr_" in name for name in recurrent) or not layers:
-        raise RebuildError("an LSTM that is bidirectional or has projections")
-    return int(recurrent["lstm_actor.weight_hh_l0"].shape[1]), len(layers)
-
-
-def _state(parts: _Parts, recurrent: Tensors) -> Tensors:
-    """Return the parameters of the actor but those of its images."""
-    state = _name_layers("body", parts.hidden)
-    if parts.critic is not None:
-        state |= _name_layers("critic", parts.critic)
-    for name, value in recurrent.items():  # without biases, they are zero
-        own_name = name.replace("lstm_actor", "lstm", 1)
-        state.setdefault(own_name.replace("weight", "bias"), torch.zeros(len(value)))
-        state[own_name] = value
-    plain = parts.noise == "none" and not isinstance(parts.head, SquashedGaussianHead)
-    state |= _name_layer("output" if plain else "output.mean", parts.output)
-    if isinstance(parts.log_std, Tensor):
-        state["output.log_std"] = parts.log_std
-    elif parts.log_std is not None:
-        state |= _name_layer("output.log_std", parts.log_std)
-    return state
-
-
-def _undone_scale(spec: PolicySpec, scaled: Collection[str]) -> Tensor:
-    """Return the `obs_std` that undoes our division by 255 where SB3 does not divide: bytes of no scaled image."""
-    stds = {key: 1 / 255 if part.dtype == "uint8" and key not in scaled else 1.0 for key, part in spec.entries.items()}
-    if not spec.parts:
-        return torch.full(moments_shape(spec), stds[""])
-    return torch.cat([torch.full((part.width,), stds[key]) for key, part in spec.parts])
+def _lstm_state(tensors: Tensors) -> tuple[Tensors, tuple[int, ...]]:
+    """Return the tensors of the actor's LSTM by our names, and its size and number of layers."""
+    state: Tensors = {}
+    layers = set()
+    for name, value in tensors.items():
+        if name.startswith("lstm_actor."):
+            if "reverse" in name or "_hr_" in name:
+                raise RebuildError("an LSTM that is bidirectional or has projections")
+            layers |= {match[1] for match in [re.fullmatch(r"lstm_actor\.weight_hh_l(\d+)", name)] if match}
+            own_name = name.replace("lstm_actor", "lstm", 1)
+            state.setdefault(own_name.replace("weight", "bias"), torch.zeros(len(value)))  # where it has no biases
+            state[own_name] = value
+    return state, (int(state["lstm.weight_hh_l0"].shape[1]), len(layers)) if state else ()
 
 
 def _find_layers(tensors: Tensors, pattern: str) -> list[Layer]:
@@ -234,18 +321,3 @@ def _find_layer(tensors: Tensors, name: str) -> Layer:
 
 def _widths(layers: Iterable[Layer]) -> tuple[int, ...]:
     return tuple(len(weight) for weight, _ in layers)
-
-
-def _name_layer(name: str, layer: Layer) -> Tensors:
-    return {f"{name}.weight": layer[0], f"{name}.bias": layer[1]}
-
-
-def _name_layers(prefix: str, layers: Sequence[Layer], indices: Sequence[int] | None = None) -> Tensors:
-    """Return the tensors of a sequence of layers under new names, by default with an activation after each layer."""
-    indices = range(0, 2 * len(layers), 2) if indices is None else indices
-    if len(layers) != len(indices):
-        raise InconsistentFileError(f"{len(layers)} layers, but {prefix} has {len(indices)}")
-    tensors: Tensors = {}
-    for index, layer in zip(indices, layers, strict=True):
-        tensors |= _name_layer(f"{prefix}.{index}", layer)
-    return tensors
