@@ -107,11 +107,11 @@ from .students import Ridge as Ridge
 from .students import Tree as Tree
 from .students.budget import fit_budget as fit_budget
 from .students.features.features import Features as Features
+from .students.features.features import Fourier as Fourier
+from .students.features.features import RandomConv as RandomConv
 from .students.features.features import Raw as Raw
 from .students.features.features import Standardized as Standardized
 from .students.features.objects import Objects as Objects
-from .students.features.random import Fourier as Fourier
-from .students.features.random import RandomConv as RandomConv
 from .students.features.teacher import TeacherFeatures as TeacherFeatures
 from .students.storage import trust as trust
 from .students.student import Student as Student

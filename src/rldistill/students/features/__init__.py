@@ -3,9 +3,17 @@
 from typing import Annotated
 
 from rldistill.core.fields import OneOf
-from rldistill.students.features.features import CLIP_STD, Features, Raw, Standardized, Standardizer
+from rldistill.students.features.features import (
+    CLIP_STD,
+    Features,
+    Fourier,
+    RandomConv,
+    RandomFourierFeatures,
+    Raw,
+    Standardized,
+    Standardizer,
+)  # fmt: skip
 from rldistill.students.features.objects import Objects
-from rldistill.students.features.random import Fourier, RandomConv, RandomFourierFeatures
 from rldistill.students.features.teacher import TeacherFeatures
 
 FEATURES: dict[str, type] = {

@@ -9,8 +9,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from gymnasium import spaces
 
 from rldistill.core.errors import (
@@ -28,10 +26,10 @@ from rldistill.io.atomic import require_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member, read_tensors
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, import_activation
-from rldistill.teachers.sb3.normalizer import Normalizer, read_normalizer
+from rldistill.teachers.sb3.normalizer import normalize
 from rldistill.teachers.sb3.spaces import read_spaces, scaled_images
 from rldistill.teachers.sb3.tensors import Extractor, InconsistentFileError, RebuildError, Settings, Tensors, rebuild
-from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
+from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
 
 MAX_DATA_BYTES = 64 << 20
 SUPPORTED = (
@@ -60,10 +58,13 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
     folder = read_zoo_folder(path)
     try:
         obs_space, action_space = read_spaces(data)
-        settings = _settings_from_text(path, data, tensors, activation)
-        if own := _extractor_from_text(path, data, obs_space, extractor):
-            settings = dataclasses.replace(settings, extractor=own)
-        spec = _with_view(spec_from_spaces(str(path), obs_space, action_space), folder)
+        own = _extractor_from_text(path, data, obs_space, extractor)
+        settings = _settings_from_text(path, data, tensors, activation, own)
+        spec = spec_from_spaces(str(path), obs_space, action_space)
+        view, is_image = folder.view, spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
+        if is_image and folder.env_id is not None and folder.frames is None:
+            view = (*view, Wrapper("ChannelsFirst"))  # the environment's own images have channels last
+        spec = dataclasses.replace(spec, env_kwargs=folder.env_kwargs, frames=folder.frames, view=view)
         policy = rebuild(tensors, spec, settings, scaled_images(obs_space))
     except InconsistentFileError as error:
         problem = f"its text and its tensors differ: {error}. Save it again with model.save()."
@@ -76,7 +77,7 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
             "Save it again, or load its state dict with module:factory."
         ) from None
     if folder.normalizer is not None:
-        _normalize(policy, folder.normalizer)
+        normalize(policy, folder.normalizer)
     return policy
 
 
@@ -103,55 +104,21 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
         raise ConfigError(f"{type(model).__name__}: unsupported: {error}. Use {SUPPORTED}.") from None
 
 
-def _normalize(policy: ActorPolicy, path: Path) -> None:
-    """Give the policy the moments of its normalizer, and scale its critic to the units of rewards."""
-    normalizer = read_normalizer(path)
-    if policy.critic is not None:
-        with torch.no_grad():
-            for parameter in policy.critic[-1].parameters():
-                parameter.mul_(normalizer.reward_scale)
-    if not normalizer.moments:
-        return
-    try:
-        normalizer, spec = _stacked(normalizer, policy.spec)
-        mean, std = normalizer.flat(spec)
-    except UntrustedFileError as error:
-        raise UntrustedFileError(f"{path}: {error}. Use the normalizer that was saved beside this agent.") from None
-    policy.spec = spec
-    policy.standardize(mean, std * policy.obs_std)
-    policy.obs_clip = dict.fromkeys(normalizer.moments, normalizer.clip)
-
-
-def _stacked(normalizer: Normalizer, spec: PolicySpec) -> tuple[Normalizer, PolicySpec]:
-    """Repeat the moments for a stack of normalized observations, which begins with copies of the mean."""
-    if not spec.view or spec.view[-1].name != "StackFrames" or list(normalizer.moments) != [""]:
-        return normalizer, spec
-    mean, var = normalizer.moments[""]
-    stack = spec.view[-1].kwargs["stack"]
-    if (*mean.shape[:-1], mean.shape[-1] * stack) != spec.obs_shape:
-        return normalizer, spec
-    padded = Wrapper("StackFrames", {"stack": stack, "padding": mean.ravel().tolist()})
-    moments = np.concatenate([mean] * stack, -1), np.concatenate([var] * stack, -1)
-    spec = dataclasses.replace(spec, view=(*spec.view[:-1], padded))
-    return dataclasses.replace(normalizer, moments={"": moments}), spec
-
-
-def _with_view(spec: PolicySpec, folder: ZooFolder) -> PolicySpec:
-    """Add the wrappers of the environment to the spec; its images have channels last before them."""
-    view = folder.view
-    is_image = spec.obs_dtype == "uint8" and len(spec.obs_shape) == 3
-    if is_image and folder.env_id is not None and folder.frames is None:
-        view = (*view, Wrapper("ChannelsFirst"))
-    return dataclasses.replace(spec, env_kwargs=folder.env_kwargs, frames=folder.frames, view=view)
-
-
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     """Return `data` as JSON and `policy.pth` as tensors; refuse any other file."""
     require_regular(path)
+    members = []
     try:
         with zipfile.ZipFile(path) as archive:
-            data = json.loads(_read_member(path, archive, "data", MAX_DATA_BYTES))
-            weights = _read_member(path, archive, "policy.pth", MAX_WEIGHTS_BYTES)
+            for name, limit in (("data", MAX_DATA_BYTES), ("policy.pth", MAX_WEIGHTS_BYTES)):
+                if name not in archive.namelist():
+                    if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+                        # The rest ends with the archive inside policy.pth.
+                        raise CorruptArtifactError(f"{path}: not a whole SB3 zip: its end is missing; {DOWNLOAD_HINT}")
+                    problem = f"not an SB3 model: it has no {name}"
+                    raise UntrustedFileError(f"{path}: {problem}. Use a zip of SB3's model.save().")
+                members.append(read_member(path, archive, name, limit))
+        data = json.loads(members[0])
     except RLDistillError:
         raise
     except Exception as error:  # zlib, zipfile and json raise many kinds of errors for damaged bytes
@@ -163,49 +130,40 @@ def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     if module.startswith(("stable_baselines3.", "sb3_contrib.")) and module not in POLICY_MODULES:
         name = module.removesuffix(".policies").rpartition(".")[2]
         raise UntrustedFileError(f"{path}: the algorithm {short_repr(name)} is not supported. Use {SUPPORTED}.")
-    return data, read_tensors(weights, path, "policy.pth")
+    return data, read_tensors(members[1], path, "policy.pth")
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    first = min((info.header_offset for info in archive.infolist()), default=0)
-    if name not in archive.namelist() and first > 0:  # the rest ends with the archive inside policy.pth
-        raise CorruptArtifactError(f"{path}: not a whole SB3 zip: its end is missing; copy or download it again")
-    if name not in archive.namelist():
-        raise UntrustedFileError(f"{path}: not an SB3 model: it has no {name}. Use a zip of SB3's model.save().")
-    return read_member(path, archive, name, limit)
-
-
-def _settings_from_text(path: Path, data: dict[str, Any], tensors: Tensors, activation: str | None) -> Settings:
+def _settings_from_text(
+    path: Path, data: dict[str, Any], tensors: Tensors, option: str | None, extractor: Extractor | None
+) -> Settings:
     kwargs = data.get("policy_kwargs") or {}
     module = data["policy_class"]["__module__"]
     # ARS squashes its actions unless its policy is the linear one; all others only on request.
     ars = any(name.startswith("action_net.") and name.split(".")[1].isdecimal() for name in tensors)
     linear = LINEAR_ARS in str(data["policy_class"].get("__init__", ""))
     default = f"torch.nn.{'Tanh' if 'action_net.weight' in tensors else 'ReLU'}" if module in POLICY_MODULES else None
-    return Settings(
-        _activation_from_text(path, kwargs.get("activation_fn", default), module, activation),
-        _is_true(kwargs.get("normalize_images", True)),
-        _is_true(kwargs.get("squash_output", ars and not linear)),
-        _is_true(kwargs.get("use_expln", False)),
-        float(kwargs.get("clip_mean", 2.0)),
-    )
-
-
-def _activation_from_text(path: Path, text: Any, module: str, option: str | None) -> str:
+    text = kwargs.get("activation_fn", default)
     try:
         if text is None:
             raise RebuildError(
                 f"a policy class of {short_repr(module)}, whose activation is unknown; if its layers are SB3's own, "
                 "set activation"
             )
-        name = _activation_name(_dotted_name(text))
+        activation = _activation_name(_dotted_name(text))
     except RebuildError:
         if option is None:
             raise
-        return option
-    if option not in (None, name):
-        raise ConfigError(f"teacher.activation: {path} has the activation {name}. Remove the option.")
-    return name
+        activation = option
+    if option not in (None, activation):
+        raise ConfigError(f"teacher.activation: {path} has the activation {activation}. Remove the option.")
+    return Settings(
+        activation,
+        _is_true(kwargs.get("normalize_images", True)),
+        _is_true(kwargs.get("squash_output", ars and not linear)),
+        _is_true(kwargs.get("use_expln", False)),
+        float(kwargs.get("clip_mean", 2.0)),
+        extractor,
+    )
 
 
 def _extractor_from_text(

@@ -7,18 +7,18 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text, short_repr
-from rldistill.core.spec import PolicySpec
+from rldistill.core.spec import Wrapper
 from rldistill.io.atomic import read_regular
+from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.encoding import moments_shape
 
 MAX_BYTES = 64 << 20
@@ -44,22 +44,46 @@ class Normalizer:
     clip: float
     reward_scale: float = 1.0
 
-    def flat(self, spec: PolicySpec) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation in the shape of a policy's moments; refuse those of another shape."""
-        means, stds = [], []
-        for key, part in spec.entries.items():
-            mean, var = self.moments.get(key, (np.zeros(part.width), np.full(part.width, 1 - self.epsilon)))
-            if key in self.moments and mean.shape != part.shape:
-                raise UntrustedFileError(
-                    f"it normalizes observations of shape {mean.shape}, the policy has {part.shape}"
-                )
-            if not spec.parts and part.dtype == "uint8":
-                raise UntrustedFileError("it normalizes observations of bytes, which is not supported")
-            means.append(mean.ravel())
-            stds.append(np.sqrt(var + self.epsilon).ravel())
-        shape = moments_shape(spec)
-        mean, std = (torch.from_numpy(np.concatenate(arrays)).float().reshape(shape) for arrays in (means, stds))
-        return mean, std
+
+def normalize(policy: ActorPolicy, path: Path) -> None:
+    """Give the policy the moments of a `vecnormalize.pkl`, and scale its critic to the units of rewards.
+
+    Raises:
+        UntrustedFileError: The file holds other objects, or moments of other observations.
+    """
+    normalizer, spec = read_normalizer(path), policy.spec
+    if policy.critic is not None:
+        with torch.no_grad():
+            for parameter in policy.critic[-1].parameters():
+                parameter.mul_(normalizer.reward_scale)
+    if not (moments := normalizer.moments):
+        return
+    if spec.view and spec.view[-1].name == "StackFrames" and [*moments] == [""]:
+        (mean, var), stack = moments[""], spec.view[-1].kwargs["stack"]
+        if (*mean.shape[:-1], mean.shape[-1] * stack) == spec.obs_shape:
+            # A stack of normalized observations begins with copies of the mean.
+            padded = Wrapper("StackFrames", {"stack": stack, "padding": mean.ravel().tolist()})
+            spec = replace(spec, view=(*spec.view[:-1], padded))
+            moments = {"": (np.concatenate([mean] * stack, -1), np.concatenate([var] * stack, -1))}
+    means, stds = [], []
+    for key, part in spec.entries.items():
+        if key not in moments:
+            means.append(np.zeros(part.width))
+            stds.append(np.ones(part.width))
+            continue
+        mean, var = moments[key]
+        if mean.shape != part.shape or (not spec.parts and part.dtype == "uint8"):
+            raise UntrustedFileError(
+                f"{path}: it normalizes observations of shape {mean.shape}, expected {part.shape} and no bytes. Use "
+                "the normalizer that was saved beside this agent."
+            )
+        means.append(mean.ravel())
+        stds.append(np.sqrt(var + normalizer.epsilon).ravel())
+    shape = moments_shape(spec)
+    loc, std = (torch.from_numpy(np.concatenate(arrays)).float().reshape(shape) for arrays in (means, stds))
+    policy.spec = spec
+    policy.standardize(loc, std * policy.obs_std)
+    policy.obs_clip = dict.fromkeys(moments, normalizer.clip)
 
 
 def read_normalizer(path: Path) -> Normalizer:

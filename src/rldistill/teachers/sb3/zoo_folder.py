@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import math
 import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,22 @@ ATARI = "AtariWrapper"
 MAX_YAML_BYTES = 64 << 10
 MAX_NUMBER = sys.float_info.max
 """YAML has larger integers, which no environment can compute with."""
-COUNT, SMALL_COUNT, SIZES = "an integer above 0", "an integer from 1 to 1,000", "one or two integers"
-NUMBERS, NAMES, SWITCH, FRACTION = "numbers", "names", "true or false", "a number from 0 to below 1"
-WRAPPERS: dict[str, tuple[str, dict[str, str]]] = {
+Kind = tuple[str, Callable[[Any], bool]]
+"""Description of an argument, and its test."""
+COUNT: Kind = "an integer above 0", lambda value: type(value) is int and value >= 1
+SMALL_COUNT: Kind = "an integer from 1 to 1,000", lambda value: type(value) is int and 1 <= value <= 1_000
+SWITCH: Kind = "true or false", lambda value: isinstance(value, bool)
+FRACTION: Kind = "a number from 0 to below 1", lambda value: type(value) in (int, float) and 0 <= value < 1
+NAMES: Kind = "names", lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value)
+SIZES: Kind = (
+    "one or two integers",
+    lambda value: len(_items(value)) in (1, 2) and all(type(item) is int and item >= 1 for item in _items(value)),
+)
+NUMBERS: Kind = (
+    "numbers",
+    lambda value: all(type(item) in (int, float) and abs(item) <= MAX_NUMBER for item in _items(value) or [None]),
+)
+WRAPPERS: dict[str, tuple[str, dict[str, Kind]]] = {
     "TimeFeatureWrapper": ("TimeFeature", {"max_steps": COUNT, "test_mode": SWITCH}),
     "HistoryWrapper": ("History", {"horizon": SMALL_COUNT}),
     "FrameSkip": ("FrameSkip", {"skip": SMALL_COUNT}),
@@ -75,7 +88,6 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     """
     folders = _settings_folders(model)
     config, args = (_first(folders, (name,)) for name in ("config.yml", "args.yml"))
-    normalizer = _first([model.parent], _checkpoint_normalizer(model)) or _first(folders, NORMALIZERS)
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
     wrappers = _wrappers(settings.get("env_wrapper"), config)
     view = [_wrapper(name, kwargs, config) for name, kwargs in wrappers if name not in (ATARI, *TRAINING_ONLY)]
@@ -86,19 +98,32 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     stack = settings.get("frame_stack")
     if stack is not None and (type(stack) is not int or not 1 <= stack <= 64):
         raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {short_repr(stack)}")
-    frames, sticky = _atari(dict(wrappers).get(ATARI), stack or 1, config)
-    if stack and frames is None:
+    kwargs = _env_kwargs(arguments, settings, args or config)
+    frames = None
+    if (atari := dict(wrappers).get(ATARI)) is not None:
+        skip, size = atari.get("frame_skip", 4), atari.get("screen_size", 84)
+        sticky = atari.get("action_repeat_probability", 0)
+        sizes_are_valid = all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size))
+        if not sizes_are_valid or type(sticky) not in (int, float) or not 0 <= sticky <= 1:
+            expected = "frame_skip and screen_size from 1 to 1024, action_repeat_probability from 0 to 1"
+            raise UntrustedFileError(f"{config}: env_wrapper: {ATARI} with {short_repr(atari)}; expected {expected}.")
+        frames = FramePipeline(size, size, stack or 1, skip, max_pool=skip > 1)
+        kwargs = ({"repeat_action_probability": sticky} if sticky else {}) | kwargs  # ale-py's sticky actions
+    elif stack:
         view.append(Wrapper("StackFrames", {"stack": stack}))
+    # SB3 writes `rl_model_vecnormalize_5000_steps.pkl` beside `rl_model_5000_steps.zip`.
+    match = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
+    of_checkpoint = (f"{match[1]}_vecnormalize_{match[2]}.pkl",) if match else ()
+    normalizer = _first([model.parent], of_checkpoint) or _first(folders, NORMALIZERS)
     if _is_normalized(settings.get("normalize"), config) and normalizer is None:
         raise UntrustedFileError(
             f"{config}: observations were normalized, but there is no {NORMALIZERS[0]} beside {model}. Add it."
         )
-    kwargs = (*sticky, *_env_kwargs(arguments, settings, args or config))
     env_id = arguments.get("env")
     if env_id is not None and not isinstance(env_id, str):
         raise CorruptArtifactError(f"{args}: env: expected a name, found {short_repr(env_id)}")
     settings_files = tuple(path for path in (config, args) if path is not None)
-    return ZooFolder(env_id, kwargs, tuple(view), frames, normalizer, settings_files)
+    return ZooFolder(env_id, tuple(kwargs.items()), tuple(view), frames, normalizer, settings_files)
 
 
 def _settings_folders(model: Path) -> list[Path]:
@@ -116,12 +141,6 @@ def _settings_folders(model: Path) -> list[Path]:
                 f"{sibling.name}.zip; if not, make an empty folder {own.name} beside it."
             )
     return [own, folder]
-
-
-def _checkpoint_normalizer(model: Path) -> tuple[str, ...]:
-    """Return `rl_model_vecnormalize_5000_steps.pkl`, which SB3 writes beside `rl_model_5000_steps.zip`."""
-    match = re.fullmatch(r"(.+)_(\d+_steps)", model.stem)
-    return (f"{match[1]}_vecnormalize_{match[2]}.pkl",) if match else ()
 
 
 def _first(folders: list[Path], names: tuple[str, ...]) -> Path | None:
@@ -174,6 +193,10 @@ def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]
     return wrappers
 
 
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def _wrapper(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper:
     if name not in WRAPPERS:
         raise UntrustedFileError(
@@ -182,8 +205,8 @@ def _wrapper(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper:
         )
     ours, known = WRAPPERS[name]
     for key in [*(key for key in known if key in REQUIRED), *kwargs]:
-        if key not in known or key not in kwargs or not _is(known[key], kwargs[key]):
-            expected = f"expected {key}: {known[key]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
+        if key not in known or key not in kwargs or not known[key][1](kwargs[key]):
+            expected = f"expected {key}: {known[key][0]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
             raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; {expected}")
     if ours == "ResizeObservation":
         shape = kwargs["shape"]
@@ -192,40 +215,6 @@ def _wrapper(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper:
     if not wrapper.has_small_kwargs:
         raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; expected smaller numbers.")
     return wrapper
-
-
-def _is(kind: str, value: Any) -> bool:
-    values = value if isinstance(value, list | tuple) else [value]
-    if kind == SWITCH:
-        return isinstance(value, bool)
-    if kind == NAMES:
-        return values is value and all(isinstance(item, str) for item in values)
-    if kind == NUMBERS:
-        return bool(values) and all(type(item) in (int, float) and abs(item) <= MAX_NUMBER for item in values)
-    if kind == FRACTION:
-        return type(value) in (int, float) and 0 <= value < 1
-    if kind == SIZES:
-        return len(values) in (1, 2) and all(type(item) is int and item >= 1 for item in values)
-    return type(value) is int and 1 <= value <= (1_000 if kind == SMALL_COUNT else math.inf)
-
-
-def _atari(
-    kwargs: dict[str, Any] | None, stack: int, path: Path | None
-) -> tuple[FramePipeline | None, tuple[tuple[str, Any], ...]]:
-    """Return the frame pipeline of SB3's `AtariWrapper` and `VecFrameStack`, and its sticky actions for ale-py."""
-    if kwargs is None:
-        return None, ()
-    skip, size = kwargs.get("frame_skip", 4), kwargs.get("screen_size", 84)
-    if not all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size)):
-        expected = "frame_skip and screen_size from 1 to 1024"
-        raise UntrustedFileError(f"{path}: env_wrapper: {ATARI} with {short_repr(kwargs)}; expected {expected}.")
-    chance = kwargs.get("action_repeat_probability", 0)
-    if type(chance) not in (int, float) or not 0 <= chance <= 1:
-        raise UntrustedFileError(
-            f"{path}: env_wrapper: {ATARI}: action_repeat_probability: expected 0 to 1, found {short_repr(chance)}"
-        )
-    sticky = (("repeat_action_probability", chance),) if chance else ()
-    return FramePipeline(size, size, stack, skip, max_pool=skip > 1), sticky
 
 
 def _is_normalized(value: Any, path: Path | None) -> bool:
@@ -246,7 +235,7 @@ def _is_normalized(value: Any, path: Path | None) -> bool:
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
 
 
-def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path | None) -> tuple[tuple[str, Any], ...]:
+def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path | None) -> dict[str, Any]:
     """Return the keyword arguments of the environment, which must be numbers: a text might name a file."""
     kwargs: dict[str, Any] = {}
     for value in (settings.get("env_kwargs"), arguments.get("env_kwargs")):
@@ -261,4 +250,4 @@ def _env_kwargs(arguments: dict[str, Any], settings: dict[str, Any], path: Path 
                 f"{path}: env_kwargs: {short_repr(key)} is {short_repr(value)}, which is not read from a file. "
                 "Set it in the kwargs of env, and delete it there."
             )
-    return tuple(kwargs.items())
+    return kwargs

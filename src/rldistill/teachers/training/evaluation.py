@@ -24,8 +24,7 @@ from rldistill.io.provenance import provenance
 from rldistill.students.storage import save_policy
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.training.config import TrainConfig
-from rldistill.teachers.training.dqn import DoubleDQN
-from rldistill.teachers.training.vec_env import SteppingVecEnv
+from rldistill.teachers.training.dqn import DoubleDQN, SteppingVecEnv
 
 
 class EvalCheckpointCallback(BaseCallback):

@@ -29,13 +29,24 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
+from rldistill.teachers.training.dqn import SteppingVecEnv
 from rldistill.teachers.training.evaluation import EvalCheckpointCallback, training_env
-from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
 """Interval of SB3's own log, which is not used."""
-SET_BY_US = ("policy", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model", "self")
+SET_BY_US = (
+    "policy",
+    "env",
+    "seed",
+    "device",
+    "verbose",
+    "tensorboard_log",
+    "_init_setup_model",
+    "self",
+    "args",
+    "kwargs",
+)
 """Parameters of SB3's algorithms that are not hyperparameters."""
 TRAINING_ERRORS = (ArithmeticError, AssertionError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 """Errors that hyperparameters without a check cause during training."""
@@ -109,7 +120,14 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
             f"train.algorithm: there is no {config.algorithm!r}.{hint} Use one of {', '.join(ALGORITHMS)}."
         )
     cls: type[BaseAlgorithm] = getattr(importlib.import_module(ALGORITHMS[config.algorithm]), config.algorithm)
-    defaults = {name: default for name, default in _parameters(cls).items() if name not in SET_BY_US}
+    defaults: dict[str, Any] = {}
+    for base in cls.__mro__:
+        parameters = inspect.signature(vars(base).get("__init__", object.__init__)).parameters.values()
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        named = {p.name: p.default for p in parameters if p.kind not in variable and p.name not in SET_BY_US}
+        defaults = named | defaults
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # else it passes `**kwargs` to its base
+            break
     for name, value in config.hyperparameters.items():
         if name not in defaults:
             hint = did_you_mean(name, defaults)
@@ -118,22 +136,6 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
             expected = "true or false" if isinstance(defaults[name], bool) else "a number"
             raise ConfigError(f"train.hyperparameters.{name}: found {short_repr(value)}, expected {expected}")
     return cls
-
-
-def _parameters(algorithm: type[BaseAlgorithm]) -> dict[str, Any]:
-    """Return the default of each parameter of a class, and of the base classes that it passes `**kwargs` to."""
-    defaults: dict[str, Any] = {}
-    for cls in algorithm.__mro__:
-        signature = inspect.signature(vars(cls).get("__init__", object.__init__)).parameters
-        named = {
-            name: value.default
-            for name, value in signature.items()
-            if value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
-        }
-        defaults = named | defaults
-        if not any(value.kind is value.VAR_KEYWORD for value in signature.values()):
-            break
-    return defaults
 
 
 def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
