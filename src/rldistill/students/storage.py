@@ -139,7 +139,26 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     if type(schema) is not int or schema != SCHEMA:
         raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
     document = PolicyDocument.parse(value, path)
-    policy = _build(document, path)
+    kinds = NETWORKS | {name: kind for name, kind in USER_CLASSES.items() if not issubclass(kind, Features)}
+    if document.student not in kinds:
+        raise CorruptArtifactError(
+            f"{path}: student: found {document.student!r}, expected one of {', '.join(kinds)}, or one of your own "
+            "after rldistill.trust(Class)"
+        )
+    config = _config_from_json(kinds[document.student], document.config, path)
+    policy: NetworkPolicy
+    try:
+        if isinstance(config, Keras):
+            policy = keras_student(config, document.spec, folder / FILE)
+        else:
+            with torch.device("meta"):  # which takes no memory and draws no random number
+                policy = config.build(document.spec)
+        if document.value:
+            policy.add_value("meta")
+    except (ConfigError, SpecMismatchError) as error:
+        raise CorruptArtifactError(f"{path}: config: {error}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError, AttributeError):
+        raise CorruptArtifactError(f"{path}: config: no network can have these sizes") from None
     tensors = _read_tensors(folder / TENSORS, document.sha256, policy)
     try:
         policy.load_state_dict(tensors, assign=True)
@@ -224,31 +243,6 @@ def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where:
 
 def _stored_fields(config: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(config) if field.metadata != NOT_STORED]
-
-
-def _build(document: PolicyDocument, path: Path) -> NetworkPolicy:
-    """Return the policy of a document, with weights on "meta", which takes no memory and draws no random number."""
-    kinds = NETWORKS | {name: kind for name, kind in USER_CLASSES.items() if not issubclass(kind, Features)}
-    if document.student not in kinds:
-        raise CorruptArtifactError(
-            f"{path}: student: found {document.student!r}, expected one of {', '.join(kinds)}, or one of your own "
-            "after rldistill.trust(Class)"
-        )
-    config = _config_from_json(kinds[document.student], document.config, path)
-    policy: NetworkPolicy
-    try:
-        if isinstance(config, Keras):
-            policy = keras_student(config, document.spec, path.parent / FILE)
-        else:
-            with torch.device("meta"):
-                policy = config.build(document.spec)
-        if document.value:
-            policy.add_value("meta")
-        return policy
-    except (ConfigError, SpecMismatchError) as error:
-        raise CorruptArtifactError(f"{path}: config: {error}") from None
-    except (TypeError, ValueError, OverflowError, RuntimeError, KeyError, AttributeError):
-        raise CorruptArtifactError(f"{path}: config: no network can have these sizes") from None
 
 
 def _read_tensors(path: Path, expected_hash: str, policy: NetworkPolicy) -> dict[str, Tensor]:

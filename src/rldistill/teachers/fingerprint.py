@@ -28,8 +28,9 @@ def fingerprint(policy: Policy) -> str:
     if (parts := getattr(policy, "content_parts", None)) is not None:
         return _hashed(type(policy).__name__, [*parts, head])
     if isinstance(policy, NetworkPolicy):
-        digest = content_hash(stored_tensors(policy))
-        return _hashed(type(policy).__name__, [kind, digest, head, policy.obs_clip, policy.config])
+        digest, config = content_hash(stored_tensors(policy)), policy.config
+        config = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config  # type: ignore[arg-type]
+        return _hashed(type(policy).__name__, [kind, digest, head, policy.obs_clip, config])
     if isinstance(policy, nn.Module):
         tensors = {key: value.detach().cpu() for key, value in policy.state_dict().items() if isinstance(value, Tensor)}
         return _hashed(name, [content_hash(tensors), head])
@@ -37,9 +38,5 @@ def fingerprint(policy: Policy) -> str:
 
 
 def _hashed(name: str, parts: list[Any]) -> str:
-    text = json.dumps(parts, sort_keys=True, default=_to_json)
+    text = json.dumps(parts, sort_keys=True, default=str)
     return f"{name} {hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-
-def _to_json(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
 from pydantic import model_validator
@@ -40,16 +39,14 @@ REASONS = {
 """Reasons why an option does not apply to a format."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """Format of a teacher.
+def _is_factory(path: str) -> bool:
+    return not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", path) is not None
 
-    Attributes:
-        noun: Name of the format in messages.
-        matches: Test for a path of this format.
-        load: Loader, called with the path, the spec and the options.
-        options: Names of its options.
-        holds_spec: True if the file determines observations and actions, so that no spec of an environment is needed.
+
+class Format(NamedTuple):
+    """Format of a teacher; `load` is called with the path, the spec of the environment, and `options` by name.
+
+    Without `holds_spec` the file does not determine observations and actions, so that a spec is needed.
     """
 
     noun: str
@@ -59,25 +56,20 @@ class Format:
     holds_spec: bool = True
 
 
-def _has_suffix(*suffixes: str) -> Callable[[str], bool]:
-    return lambda path: Path(path).suffix in suffixes
-
-
-def _is_factory(path: str) -> bool:
-    return not Path(path).exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(@.+)?", path) is not None
-
-
 FORMATS = (
     Format("a teacher of the zoo", lambda path: path.startswith(ZOO), lambda path, _: load_zoo(path)),
     Format("a Python factory", _is_factory, load_module, ("head",)),
     Format("a folder of rldistill", lambda path: Path(path).is_dir(), lambda path, _: load_native(Path(path))),
     Format(
-        "a Stable-Baselines3 zip", _has_suffix(".zip"), lambda path, _, **options: load_sb3(Path(path), **options),
-        ("activation", "extractor"),
+        "a Stable-Baselines3 zip", lambda path: path.endswith(".zip"),
+        lambda path, _, **options: load_sb3(Path(path), **options), ("activation", "extractor"),
     ),
-    Format("an ONNX file", _has_suffix(".onnx"), load_onnx, ("head", "scale", "output"), holds_spec=False),
-    Format("a Keras file", _has_suffix(".keras"), load_keras, ("head", "scale"), holds_spec=False),
-    Format("a CleanRL state dict", _has_suffix(*STATE_DICT_SUFFIXES), load_cleanrl, ("activation", "head"), False),
+    Format("an ONNX file", lambda path: path.endswith(".onnx"), load_onnx, ("head", "scale", "output"), False),
+    Format("a Keras file", lambda path: path.endswith(".keras"), load_keras, ("head", "scale"), False),
+    Format(
+        "a CleanRL state dict", lambda path: path.endswith(STATE_DICT_SUFFIXES), load_cleanrl, ("activation", "head"),
+        False,
+    ),
 )  # fmt: skip
 """Formats in the order of their tests; a new format is one entry."""
 
@@ -113,7 +105,17 @@ class SavedTeacher:
 
     def load(self, spec: PolicySpec | None = None) -> Policy:
         """Load the teacher; see `load_policy`."""
-        path, file_format = _find_format(self.path)
+        path = self.path
+        if not path.startswith(ZOO) and not _is_factory(path):
+            if not Path(path).exists():
+                raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
+            path = _agent_in(path)
+        file_format = next((file_format for file_format in FORMATS if file_format.matches(path)), None)
+        if file_format is None:
+            if path.endswith(EXECUTABLE_SUFFIXES):
+                remedy = "such files can run code when read. Use a state dict, safetensors or a zip."
+                raise UntrustedFileError(f"{path}: {remedy}")
+            raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
         defaults = {field.name: field.default for field in dataclasses.fields(self)[1:]}
         options = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
         for name in options:
@@ -168,10 +170,11 @@ def load_policy(path: str | Path, *, spec: PolicySpec | None = None, **options: 
 
 def other_training_env(path: str, env_id: str) -> str | None:
     """Return a remark if the rl-baselines3-zoo folder of a teacher names another environment, and None otherwise."""
-    trained_on = _zoo_folder(path).env_id
-    if trained_on is None or _game(trained_on) == _game(env_id):
-        return None
-    return f"the args.yml beside it says that it was trained on {trained_on}"
+    trained_on = _zoo_folder(path).env_id or env_id
+    # Without the version and, for Atari, without the suffix of its preprocessing.
+    names = [re.sub(r"-v\d+$", "", name).rpartition("/")[2] for name in (trained_on, env_id)]
+    one, other = (re.sub(r"(NoFrameskip|Deterministic)$", "", name) for name in names)
+    return None if one == other else f"the args.yml beside it says that it was trained on {trained_on}"
 
 
 def settings_source(path: str) -> str:
@@ -179,31 +182,10 @@ def settings_source(path: str) -> str:
     return " and ".join(map(str, _zoo_folder(path).settings_files)) or path
 
 
-def _find_format(path: str) -> tuple[str, Format]:
-    """Return the path, which is the zip for a folder with one, and its format."""
-    if path.startswith(ZOO) or _is_factory(path):
-        return path, next(file_format for file_format in FORMATS if file_format.matches(path))
-    if not Path(path).exists():
-        raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
-    path = _agent_in(path)
-    for file_format in FORMATS:
-        if file_format.matches(path):
-            return path, file_format
-    if Path(path).suffix in EXECUTABLE_SUFFIXES:
-        raise UntrustedFileError(f"{path}: such files can run code when read. Use a state dict, safetensors or a zip.")
-    raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
-
-
 def _zoo_folder(path: str) -> ZooFolder:
     """Return the settings beside a zip; those of other teachers are empty."""
     file = Path(_agent_in(path))
     return read_zoo_folder(file) if file.suffix == ".zip" and file.exists() else ZooFolder()
-
-
-def _game(env_id: str) -> str:
-    """Return the id without its version and, for Atari, without the suffix of its preprocessing."""
-    name = re.sub(r"-v\d+$", "", env_id).rpartition("/")[2]
-    return re.sub(r"(NoFrameskip|Deterministic)$", "", name)
 
 
 def _agent_in(path: str) -> str:

@@ -109,7 +109,12 @@ class ObjectLayer(nn.Module):
         positions, sizes = [], []
         for _, top, bottom, left, right in self.regions:
             pixels = obs[:, :, top:bottom, left:right].flatten(0, 1).flatten(1)
-            background = _most_frequent(pixels)
+            # The median of some pixels is the most frequent value wherever more than half of the frame has it; only
+            # other frames are sorted.
+            background = pixels[:, ::BACKGROUND_STRIDE].median(1).values
+            uncertain = 2 * (pixels == background[:, None]).count_nonzero(1) <= pixels.shape[1]
+            if uncertain.any():
+                background[uncertain] = pixels[uncertain].mode(1).values
             frame, pixel = (pixels != background[:, None]).nonzero(as_tuple=True)
             difference = (pixels[frame, pixel].float() - background[frame].float()).abs()
             difference *= difference > self.threshold
@@ -139,15 +144,3 @@ def _meeting(
     offset = (position[:, across] + frames * speed[:, across] - low).remainder(period)
     arrival = low + torch.minimum(offset, period - offset)
     return approaches / (1 + frames), (arrival - target[:, across]) * approaches
-
-
-def _most_frequent(pixels: Tensor) -> Tensor:
-    """Return the most frequent value of each row of `[N, P]`.
-
-    The median of some pixels is that value wherever more than half of the row has it; only other rows are sorted.
-    """
-    guess = pixels[:, ::BACKGROUND_STRIDE].median(1).values
-    uncertain = 2 * (pixels == guess[:, None]).count_nonzero(1) <= pixels.shape[1]
-    if uncertain.any():
-        guess[uncertain] = pixels[uncertain].mode(1).values
-    return guess

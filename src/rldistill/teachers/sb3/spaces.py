@@ -74,8 +74,11 @@ def _entries(text: str) -> Iterator[tuple[str, str, Fields]]:
     end = 0
     while match := re.compile(r"'([^']+)'\s*[:,]\s*(\w+)\(").search(text, end):
         key, kind = match.groups()
-        end = _closing_bracket(text, match.end())
-        inside = text[match.end() : end]
+        end, depth = match.end(), 1
+        while depth and end < len(text):  # to behind the bracket that closes the one of the class
+            depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(text[end], 0)
+            end += 1
+        inside = text[match.end() : end - 1]
         sizes, _, start = inside.partition("start=")
         fields = {"n": sizes, "nvec": sizes, "start": start}
         if kind == "Box":
@@ -86,15 +89,6 @@ def _entries(text: str) -> Iterator[tuple[str, str, Fields]]:
             half = len(bounds) // 2
             fields = {"low": " ".join(bounds[:half]), "high": " ".join(bounds[half:]), "shape": box[2], "dtype": box[3]}
         yield key, kind, fields
-
-
-def _closing_bracket(text: str, start: int) -> int:
-    """Return the index of the bracket that closes the one opened before `start`."""
-    depth, index = 1, start
-    while depth and index < len(text):
-        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(text[index], 0)
-        index += 1
-    return index - 1
 
 
 def _space(kind: str, fields: Fields) -> spaces.Space[Any]:
