@@ -14,8 +14,7 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.spec import EnvConfig
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
-from rldistill.teachers.training.dqn import DoubleDQN
-from rldistill.teachers.training.frame_replay import PrioritizedReplay
+from rldistill.teachers.training.dqn import DoubleDQN, PrioritizedReplay
 from rldistill.teachers.training.train import train_teacher
 
 
