@@ -11,14 +11,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.io.untrusted import read_state_dict
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import import_activation
-from rldistill.teachers.sb3.tensors import (
-    InconsistentFileError,
-    RebuildError,
-    Settings,
-    Tensors,
-    rebuild,
-    require_kind,
-)
+from rldistill.teachers.sb3.tensors import InconsistentFileError, RebuildError, Settings, Tensors, rebuild, require_kind
 
 SUPPORTED = "dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action"
 KINDS: dict[str, HeadKind] = {"network": "q_values", "actor_mean": "gaussian", "actor": "categorical"}

@@ -7,9 +7,9 @@ import math
 import pickle
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +29,11 @@ _RECORDS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Normalizer:
+class Normalizer(NamedTuple):
     """Normalization of SB3's VecNormalize: clip((obs - mean) / sqrt(var + epsilon), -clip, clip) for each entry.
 
-    Attributes:
-        moments: Mean and variance of each entry; empty if only rewards were normalized.
-        epsilon, clip: Constants of the formula.
-        reward_scale: Divisor of rewards, sqrt(var + epsilon) with the variance of returns; 1 if it was not used.
+    `moments` are mean and variance of each entry, empty if only rewards were normalized; `reward_scale` is the divisor
+    of rewards, sqrt(var + epsilon) with the variance of returns, 1 if it was not used.
     """
 
     moments: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]

@@ -89,8 +89,7 @@ def read_zoo_folder(model: Path) -> ZooFolder:
     folders = _settings_folders(model)
     config, args = (_first(folders, (name,)) for name in ("config.yml", "args.yml"))
     settings, arguments = (_mapping(path) if path else {} for path in (config, args))
-    wrappers = _wrappers(settings.get("env_wrapper"), config)
-    view = [_wrapper(name, kwargs, config) for name, kwargs in wrappers if name not in (ATARI, *TRAINING_ONLY)]
+    view, atari = _wrappers(settings.get("env_wrapper"), config)
     if settings.get("vec_env_wrapper"):
         raise UntrustedFileError(
             f"{config}: vec_env_wrapper: {short_repr(settings['vec_env_wrapper'])} is not supported. Use another agent."
@@ -100,7 +99,7 @@ def read_zoo_folder(model: Path) -> ZooFolder:
         raise UntrustedFileError(f"{config}: frame_stack: expected an integer from 1 to 64, found {short_repr(stack)}")
     kwargs = _env_kwargs(arguments, settings, args or config)
     frames = None
-    if (atari := dict(wrappers).get(ATARI)) is not None:
+    if atari is not None:
         skip, size = atari.get("frame_skip", 4), atari.get("screen_size", 84)
         sticky = atari.get("action_repeat_probability", 0)
         sizes_are_valid = all(type(number) is int and 1 <= number <= 1_024 for number in (skip, size))
@@ -179,42 +178,44 @@ def _mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def _wrappers(value: Any, path: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """Return names without modules, and keyword arguments; the zoo writes one, a list, or a list of mappings."""
-    wrappers = []
-    for item in value if isinstance(value, list) else [] if value in (None, "None") else [value]:
-        if isinstance(item, dict) and len(item) == 1:
-            ((name, kwargs),) = item.items()
-        else:
-            name, kwargs = item, {}
-        if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
-            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {short_repr(item)}")
-        wrappers.append((name.rpartition(".")[2], kwargs or {}))
-    return wrappers
-
-
 def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _wrapper(name: str, kwargs: dict[str, Any], path: Path | None) -> Wrapper:
-    if name not in WRAPPERS:
-        raise UntrustedFileError(
-            f"{path}: env_wrapper: {name} is unknown, and wrappers are not ignored. "
-            f"Known: {', '.join([*WRAPPERS, ATARI, *TRAINING_ONLY])}."
-        )
-    ours, known = WRAPPERS[name]
-    for key in [*(key for key in known if key in REQUIRED), *kwargs]:
-        if key not in known or key not in kwargs or not known[key][1](kwargs[key]):
-            expected = f"expected {key}: {known[key][0]}" if key in known else f"known: {', '.join(known) or 'nothing'}"
-            raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; {expected}")
-    if ours == "ResizeObservation":
-        shape = kwargs["shape"]
-        kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
-    wrapper = Wrapper(ours, kwargs)
-    if not wrapper.has_small_kwargs:
-        raise UntrustedFileError(f"{path}: env_wrapper: {name} with {short_repr(kwargs)}; expected smaller numbers.")
-    return wrapper
+def _wrappers(value: Any, path: Path | None) -> tuple[list[Wrapper], dict[str, Any] | None]:
+    """Return the view, and the arguments of `AtariWrapper`; the zoo writes a name, or a list, also of mappings."""
+    view: list[Wrapper] = []
+    atari = None
+    for item in [] if value in (None, "None") else value if isinstance(value, list) else [value]:
+        name, kwargs = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (item, {})
+        kwargs = kwargs or {}
+        if not isinstance(name, str) or not isinstance(kwargs, dict):
+            raise CorruptArtifactError(f"{path}: env_wrapper: expected names, found {short_repr(item)}")
+        name = name.rpartition(".")[2]
+        if name == ATARI:
+            atari = kwargs
+        if name in (ATARI, *TRAINING_ONLY):
+            continue
+        if name not in WRAPPERS:
+            known = ", ".join([*WRAPPERS, ATARI, *TRAINING_ONLY])
+            problem = f"{name} is unknown, and wrappers are not ignored"
+            raise UntrustedFileError(f"{path}: env_wrapper: {problem}. Known: {known}.")
+        ours, kinds = WRAPPERS[name]
+        found = f"{path}: env_wrapper: {name} with {short_repr(kwargs)}"
+        for key in [*(key for key in kinds if key in REQUIRED), *kwargs]:
+            if key not in kinds:
+                raise UntrustedFileError(f"{found}; known: {', '.join(kinds) or 'nothing'}")
+            expected, is_valid = kinds[key]
+            if key not in kwargs or not is_valid(kwargs[key]):
+                raise UntrustedFileError(f"{found}; expected {key}: {expected}")
+        if ours == "ResizeObservation":
+            shape = kwargs["shape"]
+            kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
+        wrapper = Wrapper(ours, kwargs)
+        if not wrapper.has_small_kwargs:
+            raise UntrustedFileError(f"{found}; expected smaller numbers.")
+        view.append(wrapper)
+    return view, atari
 
 
 def _is_normalized(value: Any, path: Path | None) -> bool:
