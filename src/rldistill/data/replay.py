@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.batch import Labels
-from rldistill.core.device import CPU
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.frames import stack_frames
 

@@ -11,10 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError
-from rldistill.core.heads import ActionHead
-from rldistill.core.policy import CPU, Labels, PolicyOutput
-from rldistill.core.spec import PolicySpec
 from rldistill.core.policy import PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.data.replay import TransitionBatch

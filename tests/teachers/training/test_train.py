@@ -17,7 +17,6 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.spec import EnvConfig
 from rldistill.data.replay import TransitionBatch
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import episode_seed
 from rldistill.policies.agent import inference_threads
 from rldistill.teachers.load import load_policy

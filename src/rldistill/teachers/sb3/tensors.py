@@ -13,8 +13,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError
+from rldistill.core.fields import import_name
 from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
-from rldistill.core.imports import import_name
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
 from rldistill.io.untrusted import load_weights
 from rldistill.io.user_code import wrap_errors

@@ -23,14 +23,11 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mea
 from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
-from rldistill.envs.spaces import spec_from_env
-from rldistill.io.atomic import Mode, open_stage, read_json, read_jsonl
 from rldistill.envs.atari import is_atari
-from rldistill.envs.rollout import inference_threads
 from rldistill.envs.seeding import Purpose, episode_seed
+from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.io.atomic import Mode, open_stage, read_json, write_atomic
-from rldistill.io.jsonl import read_jsonl
+from rldistill.io.atomic import Mode, open_stage, read_json, read_jsonl, write_atomic
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
