@@ -92,9 +92,7 @@ def _entries(text: str) -> Iterator[tuple[str, str, Fields]]:
 
 
 def _space(kind: str, fields: Fields) -> spaces.Space[Any]:
-    if kind == "Box":
-        return _box(fields)
-    if any(_integers(fields.get("start", 0))):
+    if kind != "Box" and any(_integers(fields.get("start", 0))):
         raise RebuildError(f"a {kind} space with start {short_repr(fields['start'])}")
     if kind == "Discrete":
         return spaces.Discrete(_integers(fields["n"])[0])
@@ -102,31 +100,29 @@ def _space(kind: str, fields: Fields) -> spaces.Space[Any]:
         return spaces.MultiDiscrete([*_integers(fields["nvec"])])
     if kind == "MultiBinary":
         return spaces.MultiBinary(_shape(fields) or _integers(fields["n"]))
-    raise RebuildError(f"a space of type {kind}")
-
-
-def _box(fields: Fields) -> spaces.Box:
-    shape, dtype = _shape(fields), str(fields["dtype"])
+    if kind != "Box":
+        raise RebuildError(f"a space of type {kind}")
+    shape, name = _shape(fields), str(fields["dtype"])
     size = math.prod(shape)
-    if size > MAX_VALUES or not re.fullmatch(DTYPE, dtype):
-        raise RebuildError(f"a Box of shape {short_repr(shape)} and dtype {short_repr(dtype)}")
-    kind = np.dtype(dtype)
-    is_float = kind.kind == "f"
-    integers = np.iinfo("uint8" if is_float or dtype == "bool" else kind)
+    if size > MAX_VALUES or not re.fullmatch(DTYPE, name):
+        raise RebuildError(f"a Box of shape {short_repr(shape)} and dtype {short_repr(name)}")
+    dtype = np.dtype(name)
+    is_float = dtype.kind == "f"
+    integers = np.iinfo("uint8" if is_float or name == "bool" else dtype)
     smallest, largest = (-np.inf, np.inf) if is_float else (int(integers.min), int(integers.max))
     bounds: list[NDArray[Any]] = []
-    for name, limit in (("low", smallest), ("high", largest)):
-        values = _floats(fields.get(name, ""))
+    for end, limit in (("low", smallest), ("high", largest)):
+        values = _floats(fields.get(end, ""))
         if len({*values}) == 1:
             values = values[:1]
         elif len(values) != size:
-            if dtype == "uint8":  # whose bounds decide if they are an image
+            if name == "uint8":  # whose bounds decide if they are an image
                 raise RebuildError("bounds of bytes that its text abbreviates")
             values = (limit,)
         if not is_float:
             values = tuple(int(min(max(value, smallest), largest)) for value in values)
-        bounds.append(np.broadcast_to(np.array(values, kind), size).reshape(shape).copy())
-    return spaces.Box(bounds[0], bounds[1], shape, kind.type)
+        bounds.append(np.broadcast_to(np.array(values, dtype), size).reshape(shape).copy())
+    return spaces.Box(bounds[0], bounds[1], shape, dtype.type)
 
 
 def _shape(fields: Fields) -> tuple[int, ...]:

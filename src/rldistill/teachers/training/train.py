@@ -96,7 +96,8 @@ def train_teacher(
         try:
             if remaining > 0:
                 model.learn(remaining, callback=callback, log_interval=NO_LOG_INTERVAL, reset_num_timesteps=False)
-            callback.finish()
+            if not callback.rows or callback.rows[-1]["step"] < model.num_timesteps:
+                callback.evaluate()
         except KeyboardInterrupt:
             callback.save_checkpoint()
             raise
@@ -244,11 +245,6 @@ class EvalCheckpointCallback(BaseCallback):
         elif self.num_timesteps >= self.next_checkpoint:
             self.save_checkpoint()
         return True
-
-    def finish(self) -> None:
-        """Evaluate the last policy, unless the curve has it."""
-        if not self.rows or self.rows[-1]["step"] < self.model.num_timesteps:
-            self.evaluate()
 
     def evaluate(self) -> None:
         """Append a row to the curve, store the policy if it is the best so far, and save a checkpoint."""
