@@ -70,7 +70,7 @@ def test_certificate_compares_every_format(exported: Path) -> None:
     for record in certificate.formats.values():
         assert {"own", "dataset", "zeros", "beyond the clip", "first step"} <= {*record.differences}
         assert all(difference.agreement == 1.0 for difference in record.differences.values())
-    assert certificate.formats["c"].flash is not None
+    assert certificate.formats["c"].flash
     assert certificate.formats["c"].ram is not None
     loop = certificate.formats["c"].closed_loop
     assert loop is not None
@@ -128,6 +128,20 @@ def test_c_test_program_passes_and_notices_another_weight(copied: Path) -> None:
     position = text.index("0x1", first)
     source.write_text(text[:position] + "0x9" + text[position + 3 :])
     assert run().returncode == 1
+
+
+@pytest.mark.skipif(
+    shutil.which("arm-none-eabi-gcc") is None or shutil.which("qemu-arm") is None,
+    reason="needs an ARM compiler and qemu",
+)
+def test_c_test_program_passes_on_arm(exported: Path, tmp_path: Path) -> None:
+    flags = ["-std=c99", "-O2", "-mcpu=cortex-a9", "-marm", "--specs=rdimon.specs"]
+    sources = [str(exported / name) for name in ("student.c", "student_test.c")]
+    subprocess.run(["arm-none-eabi-gcc", *flags, *sources, "-lm", "-o", str(tmp_path / "test")], check=True)
+    result = subprocess.run(
+        ["qemu-arm", str(tmp_path / "test")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, "64 of 64 steps match\n")
 
 
 def test_metadata_of_onnx(exported: Path, teacher: NetworkPolicy) -> None:

@@ -77,7 +77,7 @@ class FormatRecord(Document):
         consecutive: Largest difference over consecutive steps with a state of its own; None if feed-forward.
         closed_loop: Play in the environment; None where the format is only compared.
         latency_us: p50 and p99 of one decision in microseconds.
-        flash: Bytes of code and constants, compiled for size.
+        flash: Bytes of code and constants by processor, compiled for size.
         ram: Bytes of the struct.
     """
 
@@ -91,7 +91,7 @@ class FormatRecord(Document):
     consecutive: float | None = None
     closed_loop: ClosedLoop | None = None
     latency_us: dict[str, float] | None = None
-    flash: int | None = None
+    flash: dict[str, int] = Field(default_factory=dict)
     ram: int | None = None
 
     def failures(self, name: str) -> list[str]:
@@ -200,7 +200,8 @@ def _row(name: str, record: FormatRecord) -> list[TableCell]:
             *(TableCell(column, "refused" if column == "size" else "-") for column in COLUMNS[1:]),
         ]
     own, loop = record.differences.get("own"), record.closed_loop
-    memory = f"flash {record.flash:,}, RAM {record.ram:,}" if record.flash and record.ram else ""
+    flash = [f"flash {size:,} ({processor})" for processor, size in record.flash.items()]
+    memory = ", ".join([*flash, *([f"RAM {record.ram:,}"] if record.ram else [])])
     return [
         TableCell("format", name),
         TableCell("size", f"{record.bytes:,} B", memory),

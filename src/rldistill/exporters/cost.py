@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -89,17 +90,21 @@ def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int)
     return _percentiles([float(line) / 1e3 for line in result.stdout.split()])
 
 
-def flash_bytes(folder: Path) -> int | None:
-    """Return the size of code and constants, compiled for size; None without the command `size`."""
-    if shutil.which("size") is None:
-        return None
+def flash_bytes(folder: Path) -> dict[str, int]:
+    """Return the size of code and constants by processor, compiled for size: of a Cortex-M4, or of this machine."""
+    arm = shutil.which("arm-none-eabi-gcc") is not None and shutil.which("arm-none-eabi-size") is not None
+    processor = "cortex-m4" if arm else platform.machine()
+    command = ["arm-none-eabi-gcc", "-mcpu=cortex-m4", "-mthumb"] if arm else [str(compiler())]
+    measure = "arm-none-eabi-size" if arm else "size"
+    if shutil.which(measure) is None:
+        return {}
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary) / "student.o"
-        command = [str(compiler()), "-std=c99", "-Os", "-c", str(folder / "student.c"), "-o", str(output)]
+        command += ["-std=c99", "-Os", "-c", str(folder / "student.c"), "-o", str(output)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-        result = subprocess.run(["size", str(output)], capture_output=True, text=True, check=True, timeout=60)
+        result = subprocess.run([measure, str(output)], capture_output=True, text=True, check=True, timeout=60)
     text, data = map(int, result.stdout.splitlines()[1].split()[:2])
-    return text + data
+    return {processor: text + data}
 
 
 def _percentiles(times: list[float]) -> dict[str, float]:
