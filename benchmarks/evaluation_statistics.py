@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rldistill.evaluation.group_sequential import analysis_times, boundary
 from rldistill.evaluation.non_inferiority import NonInferiorityResult, RiskLevels, non_inferior
-from rldistill.evaluation.statistics import Statistic, interval, iqm, mean, median, optimality_gap
+from rldistill.evaluation.statistics import Statistic, estimate, iqm, mean, median, optimality_gap
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {
@@ -40,7 +40,7 @@ def coverage(law: Draw, episodes: int, draws: int, rng: np.random.Generator) -> 
     for _ in range(draws):
         returns = law(rng, (1, episodes))
         for name, statistic in STATISTICS.items():
-            low, high = interval(statistic, returns, seed=int(rng.integers(2**31))) or (np.nan, np.nan)
+            low, high = estimate(statistic, returns, seed=int(rng.integers(2**31))).ci95 or (np.nan, np.nan)
             hits[name] += low <= truths[name] <= high
     return {name: count / draws for name, count in hits.items()}
 

@@ -207,10 +207,10 @@ def row_of(name: str, out: Path, agents: Path, quick: bool) -> dict[str, Any]:
     with track(f"evaluate {name}", "episodes") as report:
         said = evaluate(run.env, players, asked, run.out, progress=report).to_dict()["policies"]
     row = {"experiment": name, "wanted": about["wanted"], "seeds": len(run.seeds), "env_steps": steps}
-    row |= {"normalized": said[student]["normalized"], "ci95": said[student]["normalized_ci95"]}
+    row |= {"normalized": said[student]["normalized"]}
     row |= {"parameters": [said[who]["parameters"] for who in (student, "teacher")]}
     if CORRUPTED in about:
-        row[CORRUPTED] = said[CORRUPTED]["normalized"]
+        row[CORRUPTED] = said[CORRUPTED]["normalized"]["value"]
     if isinstance(run.recipe, Finetune):
         row["lowest"] = min(depth(run, sound, student, seed) for seed in run.seeds)
     return row
@@ -235,9 +235,9 @@ def main() -> None:
         rows.append(row)
         besides = f"its teacher has {row[CORRUPTED]:.2f}" if CORRUPTED in row else ""
         besides = f"lowest {row['lowest']:+.2f} from its start" if "lowest" in row else besides
-        low, high = row["ci95"] or (np.nan, np.nan)
+        low, high = row["normalized"]["ci95"] or (np.nan, np.nan)
         table.add_row(
-            name, f"{row['wanted']}", f"{row['normalised']:.3f} ({low:.2f} to {high:.2f})",
+            name, f"{row['wanted']}", f"{row['normalized']['value']:.3f} ({low:.2f} to {high:.2f})",
             " of ".join("–" if count is None else f"{count:,}" for count in row["parameters"]), f"{row['env_steps']:,}",
             str(row["seeds"]), besides,
         )  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
 
 from rldistill import EvaluateConfig, collect, distill, evaluate, load_policy, train_teacher
-from rldistill.evaluation.statistics import normalized_interval, normalized_score
+from rldistill.evaluation.statistics import normalized_score
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import load_run
 from rldistill.teachers.training.config import TrainConfig
@@ -63,17 +63,15 @@ def main() -> None:
             sizes.append(data.num_steps)
         config = EvaluateConfig(asked.episodes, videos=False)
         evaluation = evaluate(run.env, {"teacher": teacher, "mlp": students}, config, Path(temporary))
-    policies = evaluation.to_dict()["policies"]
-    row("rldistill", seconds, policies["mlp"]["normalized"], policies["mlp"]["normalized_ci95"], max(sizes))
+    row("rldistill", seconds, evaluation.policies["mlp"].normalized, max(sizes))
 
-    random = np.array([entry["returns"] for entry in policies["random"]["runs"]])
+    random = np.array([run.returns for run in evaluation.policies["random"].runs])
     theirs = [imitate(teacher, max(sizes), asked.episodes, seed) for seed in range(asked.imitation_seeds)]
     if theirs:
         scored = np.array([run["returns"]["student"] for run in theirs])
         taught = np.array([run["returns"]["teacher"] for run in theirs])
         slow = [run["seconds"] for run in theirs]
-        interval = normalized_interval(scored, taught, random)
-        row("imitation", slow, normalized_score(scored, taught, random), interval, max(sizes))
+        row("imitation", slow, normalized_score(scored, taught, random), max(sizes))
         print(f"ratio of the medians: {np.median(slow) / np.median(seconds):.1f}")
 
 

@@ -222,7 +222,7 @@ def rows_of(
     for _, name, _, loss, recipe in cells:
         row: dict[str, Any] = {"env": env, "student": name, "loss": loss, "recipe": recipe}
         said = found["policies"].get(name, {})
-        row |= {"normalized": said.get("normalized"), "ci95": said.get("normalized_ci95")}
+        row |= {"normalized": said.get("normalized")}
         row |= {"env_steps": said.get("env_steps"), "parameters": said.get("parameters"), "seconds": None}
         timed = runs[name].folder / "students" / name / "seconds.json"
         if timed.exists():
@@ -257,9 +257,9 @@ def main() -> None:
         if row["normalized"] is None:
             table.add_row(*(row[key] for key in ("env", "student", "loss", "recipe")), row.get("failed", "not defined"))
             continue
-        low, high = row["ci95"]
+        low, high = row["normalized"]["ci95"]
         table.add_row(
-            *(row[key] for key in ("env", "student", "loss", "recipe")), f"{row['normalised']:.3f}",
+            *(row[key] for key in ("env", "student", "loss", "recipe")), f"{row['normalized']['value']:.3f}",
             f"{low:.2f} to {high:.2f}", f"{row['env_steps']:,}", f"{row['parameters']:,}", f"{row['seconds']:,.0f}",
         )  # fmt: skip
     Console(width=130).print(table)

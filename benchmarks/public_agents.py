@@ -49,7 +49,8 @@ def main() -> None:
         rows.append({"agent": name, "env": env, "published": claim, **found.to_dict()})
         word = "yes" if found.claim and found.claim.consistent else "NO"
         because = "; ".join(found.suspicious) or "-"
-        table.add_row(name, env, claim, f"{found.mean:.1f} ± {found.std:.1f}", word, because)
+        mean = f"{found.mean.value:.1f} ± {found.std:.1f}" if found.mean else "-"
+        table.add_row(name, env, claim, mean, word, because)
     Console(width=140).print(table)
     if asked.json is not None:
         asked.json.write_text(json.dumps(rows, indent=2))

@@ -38,7 +38,7 @@ from rldistill.core.schedules import Linear
 from rldistill.core.spec import Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, play
-from rldistill.evaluation.statistics import mean_interval
+from rldistill.evaluation.statistics import estimate, mean
 from rldistill.io.atomic import write_json
 from rldistill.losses import functional
 from rldistill.losses.objective import Term
@@ -258,7 +258,7 @@ def main() -> None:
         row: dict[str, Any] = {"task": task.name, "steps": task.config.total_steps}
         for name, found in scores.items():
             row[name] = float(np.mean(found))
-            row[f"{name}_ci95"] = mean_interval(np.stack(found))
+            row[f"{name}_ci95"] = estimate(mean, np.stack(found)).ci95
             row[f"{name}_steps_per_second"] = float(np.median(rates[name]))
         row["ratio"] = float(np.median(np.array(rates["ours"]) / rates["SB3"]))
         rows.append(row)

@@ -40,7 +40,7 @@ def test_shipped_teachers_are_listed() -> None:
     (row_of_pong,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
     folder = Path(rldistill.__file__).parent / "zoo" / "pong-dqn"
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert row_of_pong["mean_return"] == evaluation["policies"]["teacher"]["mean"]
+    assert row_of_pong["mean_return"] == evaluation["policies"]["teacher"]["mean"]["value"]
     assert "zoo:pong-dqn" in teachers("list")[1]
 
 
@@ -50,8 +50,8 @@ def test_exit_code_of_true_and_false_claims(teacher: NetworkPolicy, tmp_path: Pa
     code, out = teachers(*[word for word in arguments if word != "--quiet"])
     result = json.loads(out)
     assert code == 0
-    assert teachers(*arguments, "--claimed", str(result["mean"]))[0] == 0
-    assert teachers(*arguments, "--claimed", str(result["mean"] * 3 + 1000))[0] == 1
+    assert teachers(*arguments, "--claimed", str(result["mean"]["value"]))[0] == 0
+    assert teachers(*arguments, "--claimed", str(result["mean"]["value"] * 3 + 1000))[0] == 1
     assert "verified" in teachers("verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "5")[1]
 
 
@@ -154,7 +154,7 @@ def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp
 def test_teacher_is_verified_with_its_own_view(onnx_file: str) -> None:
     env = "{id: CartPole-v1, views: {student: [{name: TimeFeature}]}}"
     options = ["--episodes", "2", "--head", "q_values", "--output", "left", "--json"]
-    assert json.loads(teachers("verify", onnx_file, "--env", env, *options)[1])["mean"] > 0
+    assert json.loads(teachers("verify", onnx_file, "--env", env, *options)[1])["mean"]["value"] > 0
 
 
 def test_teacher_options_of_relabel(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -197,11 +197,12 @@ def test_keyword_arguments_of_the_environment(teacher: NetworkPolicy, tmp_path: 
     save_policy(teacher, tmp_path, {})
     verify = ["verify", str(tmp_path), "--env", "CartPole-v1", "--episodes", "2", "--json"]
     usual, changed = (
-        json.loads(teachers(*verify, *more)[1])["mean"] for more in ([], ["--env-kwarg", "sutton_barto_reward=true"])
+        json.loads(teachers(*verify, *more)[1])["mean"]["value"]
+        for more in ([], ["--env-kwarg", "sutton_barto_reward=true"])
     )
     assert usual > 0 >= changed
     text = "{id: CartPole-v1, kwargs: {sutton_barto_reward: true}}"
-    assert json.loads(teachers("verify", str(tmp_path), "--env", text, *verify[4:])[1])["mean"] == changed
+    assert json.loads(teachers("verify", str(tmp_path), "--env", text, *verify[4:])[1])["mean"]["value"] == changed
 
 
 def test_short_names_leave_out_the_common_folder() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,24 +12,27 @@ from scipy.stats import norm, t
 from rldistill.evaluation import statistics
 from rldistill.evaluation.statistics import (
     NUM_RESAMPLES,
+    Estimate,
+    Interval,
     Statistic,
     bootstrap,
-    bootstrap_within_tasks,
-    interval,
+    estimate,
     iqm,
     mean,
-    mean_interval,
     median,
     normalized_gap,
-    normalized_interval,
     normalized_mean,
+    normalized_score,
     optimality_gap,
-    percentile_interval,
     performance_profile,
     probability_of_improvement,
 )
 
 Array = NDArray[np.float64]
+
+
+def interval(statistic: Statistic, *samples: Array, seed: int = 0, distinct: int | None = None) -> Interval | None:
+    return estimate(statistic, *samples, seed=seed, distinct=distinct).ci95
 
 
 def skewed(runs: int, episodes: int, shift: float = 0.0, seed: int = 0) -> Array:
@@ -117,9 +119,9 @@ def test_interval_equals_the_textbook(statistic: Statistic, samples: tuple[Array
     expected = bca(statistic, samples, 3, distinct)
     assert interval(statistic, *samples, seed=3, distinct=distinct) == pytest.approx(expected, rel=1e-9)
     if statistic is normalized_mean:
-        assert normalized_interval(*samples, seed=3, distinct=distinct) == pytest.approx(expected, rel=1e-9)
-    if statistic is mean:
-        assert mean_interval(*samples, distinct) == pytest.approx(bca(mean, samples, 0, distinct), rel=1e-9)
+        score = normalized_score(*samples, distinct=distinct)
+        assert score is not None
+        assert score.ci95 == pytest.approx(bca(statistic, samples, 0, distinct), rel=1e-9)
 
 
 def test_interval_beyond_the_pole_of_the_correction_ends_at_the_extremes() -> None:
@@ -174,27 +176,9 @@ def test_statistic_of_a_batch_is_that_of_each_sample(statistic: Statistic) -> No
     np.testing.assert_allclose(statistic(batch), expected, rtol=1e-12)
 
 
-def test_runs_are_drawn_within_each_task() -> None:
-    # The means of two draws of (0, 2) and of (0, 20), separately for each task, have the odds (1 : 2 : 1)^2.
-    scores = np.array([[0.0, 0.0], [2.0, 20.0]])
-
-    def statistic(sample: Array) -> Array:
-        return np.asarray(sample.mean(-2).sum(-1))
-
-    draws = bootstrap_within_tasks(statistic, scores)
-    values, counts = np.unique(draws, return_counts=True)
-    assert values.tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
-    np.testing.assert_allclose(counts / 2_000, np.outer([1, 2, 1], [1, 2, 1]).ravel() / 16, atol=0.035)
-    assert np.array_equal(draws, bootstrap_within_tasks(statistic, scores, seed=0))
-    assert not np.array_equal(draws, bootstrap_within_tasks(statistic, scores, seed=1))
-    same: Any = bootstrap_within_tasks(lambda a, b: mean(a) - mean(b), scores, scores)
-    assert same.std() > 0  # the runs of two policies are drawn separately
-
-
-def test_percentiles_and_scores_by_hand() -> None:
-    assert percentile_interval(np.arange(0.0, 1001)) == pytest.approx((25, 975))
+def test_scores_by_hand() -> None:
     # Random play scores 2 and the teacher 12, so that 7 and 22 are 1/2 and 2, of which 1 counts.
     policy, teacher, random = np.array([[7.0, 22.0]]), np.array([[11.0, 13.0], [10.0, 14.0]]), np.array([[1.0, 3.0]])
     assert normalized_gap(policy, teacher, random) == pytest.approx(0.25)
-    assert normalized_interval(teacher, teacher, random) == (1, 1)
-    assert normalized_interval(random, teacher, random) == (0, 0)
+    assert normalized_score(teacher, teacher, random) == Estimate(1, (1, 1))
+    assert normalized_score(random, teacher, random) == Estimate(0, (0, 0))

@@ -17,7 +17,7 @@ from rldistill.evaluation.compare_teachers import TeacherScore, compare_teachers
 from rldistill.evaluation.config import CompareConfig
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.teachers_page import write_comparison
+from rldistill.reporting.page import write_comparison
 from rldistill.students import Mlp
 from rldistill.teachers.python import FunctionPolicy
 
@@ -26,8 +26,8 @@ from ..conftest import CARTPOLE
 
 def row(mean: float, teachability: float | None, macs: int | None) -> TeacherScore:
     unknown = dict.fromkeys(("entropy", "action_gap", "parameters", "latency_us"))
-    score = {"returns": [mean], "mean": mean, "ci95": (mean, mean), "macs": macs, "probe_mean": 0.0}
-    return TeacherScore.model_validate({**unknown, **score, "teachability": teachability})
+    score = {"returns": [mean], "mean": {"value": mean, "ci95": None}, "macs": macs, "probe_mean": 0.0}
+    return TeacherScore.parse({**unknown, **score, "teachability": teachability}, Path("x.json"))
 
 
 def test_the_best_teacher_is_the_one_that_teaches_best() -> None:

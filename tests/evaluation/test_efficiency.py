@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from rldistill.evaluation.evaluate import efficiency
 from rldistill.evaluation.results import Evaluation
-from rldistill.evaluation.summary import efficiency
 
 from ..reporting.conftest import entry
 
@@ -11,8 +12,8 @@ from ..reporting.conftest import entry
 def policies(teacher: float, random: float, **students: dict[str, Any]) -> Any:
     ends = {"teacher": entry("teacher", [[teacher]], 1.0), "random": entry("random", [[random]], 0.0)}
     fields = {"env": "x", "env_kwargs": {}, "episodes": 1, "seeds": [], "versions": {}, "profile_at": []}
-    lists = {"warnings": [], "efficiency": {}, "policies": ends | students}
-    return Evaluation.model_validate(fields | lists).policies
+    lists = {"warnings": {}, "efficiency": {}, "policies": ends | students}
+    return Evaluation.parse(fields | lists, Path("evaluation.json")).policies
 
 
 def test_steps_to_each_share_of_the_teachers_lead() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rldistill.core.spec import EnvConfig
+from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
@@ -62,12 +63,18 @@ def test_episodes_are_continued_from_a_number(teacher: NetworkPolicy) -> None:
     assert both.distinct == 20
 
 
-def test_actions_do_not_depend_on_the_size_of_chunks(teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = play(CARTPOLE, teacher, 5, PlayConfig(4))
-    monkeypatch.setattr(import_module("rldistill.evaluation.episodes"), "CHUNK_STEPS", 7)
-    again = play(CARTPOLE, teacher, 5, PlayConfig(4))
-    assert whole.lengths.min() > 7
-    assert [np.asarray(taken).tolist() for taken in again.actions] == [np.asarray(a).tolist() for a in whole.actions]
+def test_actions_of_an_episode_replay_it(teacher: NetworkPolicy) -> None:
+    pendulum = EnvConfig("Pendulum-v1", {"max_episode_steps": 30})
+    torch.manual_seed(0)
+    for env_config, policy in ((CARTPOLE, teacher), (pendulum, Linear().build(spec_from_env(pendulum)).eval())):
+        played = play(env_config, policy, 5, PlayConfig(4, first=2))
+        env = make_env(env_config)
+        for number, actions in enumerate(played.actions):
+            env.reset(seed=episode_seed(4, "evaluate", 0, 0, 0, number + 2))
+            shaped = [action.reshape(env.action_space.shape) if action.shape else action for action in actions]
+            rewards = [float(env.step(action)[1]) for action in shaped]
+            assert sum(rewards) == pytest.approx(played.returns[number])
+            assert len(actions) == played.lengths[number]
 
 
 class Goal(gymnasium.Env[Any, Any]):

@@ -18,6 +18,7 @@ from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.non_inferiority import RISK, least_episodes
 from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.evaluation.statistics import Estimate
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
@@ -40,14 +41,14 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
     ).to_dict()
     student, best, random = (found["policies"][name] for name in ("poor", "teacher", "random"))
     returns = np.array(student["runs"][0]["returns"])
-    assert student["mean"] == pytest.approx(returns.mean())
-    assert student["median"] == pytest.approx(np.median(returns))
-    for key in ("median_ci95", "iqm_ci95", "optimality_gap_ci95"):
-        low, high = student[key]
-        assert low <= student[key.removesuffix("_ci95")] <= high
+    assert student["mean"]["value"] == pytest.approx(returns.mean())
+    assert student["median"]["value"] == pytest.approx(np.median(returns))
+    for key in ("mean", "median", "iqm", "optimality_gap"):
+        low, high = student[key]["ci95"]
+        assert low <= student[key]["value"] <= high
     theirs = np.array(best["runs"][0]["returns"])
     wins = (returns > theirs).mean() + 0.5 * (returns == theirs).mean()
-    assert student["probability_of_improvement"]["estimate"] == pytest.approx(wins)
+    assert student["probability_of_improvement"]["value"] == pytest.approx(wins)
     assert best["probability_of_improvement"] is None
     assert random["non_inferiority"] is best["non_inferiority"] is None
     assert student["success_rate"] is None
@@ -62,7 +63,7 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
         assert profile["share"][-1] == 0
         assert all(a <= b <= c for a, b, c in zip(*(profile[key] for key in ("low", "share", "high")), strict=True))
     answer = student["non_inferiority"]
-    expected = returns.mean() - 0.95 * theirs.mean() - 0.05 * random["mean"]
+    expected = returns.mean() - 0.95 * theirs.mean() - 0.05 * random["mean"]["value"]
     assert answer["estimate"] == pytest.approx(expected)
     assert (answer["decision"], answer["margin"], answer["analysis"]) == ("no", 0.05, 1)
     assert answer["episodes"] == min(entry["distinct_episodes"] for entry in found["policies"].values())
@@ -71,13 +72,13 @@ def test_the_fields_of_an_evaluation(teacher: NetworkPolicy, tmp_path: Path) -> 
 def test_too_few_episodes_and_seeds_are_warnings(teacher: NetworkPolicy, tmp_path: Path) -> None:
     config = EvaluateConfig(9, videos=False)
     found = evaluate(CARTPOLE, {"teacher": teacher, "same": teacher}, config, tmp_path).to_dict()
-    episodes, seeds = found["warnings"]
-    assert (episodes["name"], seeds["name"]) == ("few-episodes", "few-seeds")
-    assert "fewer than 10" in episodes["text"]
-    assert "same has 9" in episodes["text"]
-    assert seeds["text"].endswith("same has 1")
+    assert [*found["warnings"]] == ["few-episodes", "few-seeds"]
+    episodes, seeds = found["warnings"].values()
+    assert "fewer than 10" in episodes
+    assert "same has 9" in episodes
+    assert seeds.endswith("same has 1")
     several = {"teacher": teacher, "different": [leaning(angle) for angle in (0.0, 0.1, 0.2)]}
-    assert evaluate(CARTPOLE, several, EvaluateConfig(10, videos=False), tmp_path).warnings == []
+    assert evaluate(CARTPOLE, several, EvaluateConfig(10, videos=False), tmp_path).warnings == {}
 
 
 def test_sequential_evaluation_stops_after_the_decision(
@@ -135,9 +136,7 @@ def test_teacher_no_better_than_random_has_no_decision(tmp_path: Path) -> None:
             parameter.zero_()
     found = evaluate(CARTPOLE, {"teacher": falls, "same": falls}, EvaluateConfig(10, videos=False), tmp_path).to_dict()
     same = found["policies"]["same"]
-    assert (
-        same["normalized"] is same["optimality_gap"] is same["optimality_gap_ci95"] is same["non_inferiority"] is None
-    )
+    assert same["normalized"] is same["optimality_gap"] is same["non_inferiority"] is None
 
 
 @pytest.mark.parametrize(
@@ -181,9 +180,9 @@ def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_pat
 def test_identical_training_seeds_count_as_one(teacher: NetworkPolicy, tmp_path: Path) -> None:
     found = evaluate(CARTPOLE, {"teacher": teacher, "same": [teacher] * 3}, EvaluateConfig(10, videos=False), tmp_path)
     assert found.policies["same"].distinct_runs == 1
-    assert [doubt.name for doubt in found.warnings] == ["few-seeds", "same-seeds"]
-    assert "same has 1" in found.warnings[0].text
-    assert "count as one: same" in found.warnings[1].text
+    assert [*found.warnings] == ["few-seeds", "same-seeds"]
+    assert "same has 1" in found.warnings["few-seeds"]
+    assert "count as one: same" in found.warnings["same-seeds"]
 
 
 def test_too_few_episodes_are_not_a_failure(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -193,7 +192,7 @@ def test_too_few_episodes_are_not_a_failure(teacher: NetworkPolicy, tmp_path: Pa
     assert answer is not None
     assert (answer.decision, answer.min_episodes) == ("undecided", 59)
     assert "a yes takes at least 59 episodes" in verdict(found)
-    unclear = found.policies["same"].model_copy(update={"normalized_ci95": (-0.1, 1.2)})
+    unclear = found.policies["same"].model_copy(update={"normalized": Estimate(1.0, (-0.1, 1.2))})
     found = found.model_copy(update={"policies": {**found.policies, "same": unclear}})
     assert verdict(found).startswith("Too few episodes to decide: after 6")
     assert verdict(found).endswith("Evaluate at least 59 episodes.")

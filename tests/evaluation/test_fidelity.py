@@ -36,7 +36,7 @@ from rldistill.evaluation.disagreements import (
 )
 from rldistill.evaluation.episodes import ComparedStep, PolicyRuns
 from rldistill.evaluation.evaluate import RunContext, evaluate
-from rldistill.evaluation.fidelity import OutputPair, differences, heldout_outputs, regret, state_metrics
+from rldistill.evaluation.fidelity import differences, heldout_outputs, regret, state_metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru
 
@@ -54,7 +54,7 @@ def said(head: ActionHead, *params: list[float], value: list[float] | None = Non
 def test_metrics_by_hand() -> None:
     teacher = said(Q, [1.0, 3.0, 0.0], [2.0, 2.5, ILLEGAL])
     student = said(LOGITS, [1.0, 0.5, 0.0], [0.0, 4.0, ILLEGAL])
-    found = state_metrics([OutputPair(student, teacher)], temperature=2.0).model_dump()
+    found = state_metrics([(student, teacher)], temperature=2.0).model_dump()
     assert (found["states"], found["agreement"]) == (2, 0.5)
     assert found["regret"] == pytest.approx((2.0 + 0.0) / 2)
     assert found["random_regret"] == pytest.approx(((2 + 0 + 3) / 3 + (0.5 + 0) / 2) / 2, rel=1e-6)
@@ -95,7 +95,7 @@ def test_regret_of_logits_by_hand() -> None:
 def test_continuous_actions_have_a_distance_and_no_regret() -> None:
     head = GaussianHead(low=(-2.0, -2.0), high=(2.0, 2.0))
     teacher, student = said(head, [0.0, 1.0, 0.0, 0.0]), said(head, [1.0, 1.0, math.log(2), 0.0])
-    found = state_metrics([OutputPair(student, teacher)]).model_dump()
+    found = state_metrics([(student, teacher)]).model_dump()
     assert found["action_rmse"] == pytest.approx(math.sqrt(1 / 2))
     # log 2 + (1 + 1) / (2 * 4) - 1 / 2, and 0 of the second
     assert found["kl"] == pytest.approx(math.log(2) + 2 / 8 - 0.5, rel=1e-6)
@@ -207,7 +207,7 @@ def test_a_student_is_compared_on_both_kinds_of_states(
 def test_recurrent_student_gets_whole_episodes(dataset: Dataset) -> None:
     torch.manual_seed(0)
     policy = Gru(6, (8,)).build(spec_from_env(CARTPOLE)).eval()
-    found = heldout_outputs(policy, dataset, max_states=1)
+    students, teachers = heldout_outputs(policy, dataset, max_states=1)
     first = dataset.columns["episode"][dataset.heldout].min()
     rows = np.flatnonzero(dataset.columns["episode"] == first)
     rows = rows[np.argsort(dataset.columns["step"][rows])]
@@ -215,9 +215,9 @@ def test_recurrent_student_gets_whole_episodes(dataset: Dataset) -> None:
     with torch.no_grad():
         for number, row in enumerate(rows):
             output, state = policy(dataset.observations(rows[number : number + 1]), state)
-            torch.testing.assert_close(output.params[0], found.student.params[number])
-            assert found.teacher.params[number].tolist() == dataset.columns["teacher"][row].tolist()
-    assert len(found.student.params) == len(rows)
+            torch.testing.assert_close(output.params[0], students.params[number])
+            assert teachers.params[number].tolist() == dataset.columns["teacher"][row].tolist()
+    assert len(students.params) == len(rows)
 
 
 def test_values_of_a_dict_observation_have_the_names_of_their_entries() -> None:

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from rldistill.evaluation.statistics import (
+    Interval,
+    Returns,
     Statistic,
-    bootstrap_within_tasks,
-    interval,
+    Values,
+    estimate,
     iqm,
     mean,
     median,
     optimality_gap,
-    percentile_interval,
     performance_profile,
     probability_of_improvement,
 )
@@ -65,7 +66,22 @@ def test_points_are_rliables(matrices: dict[str, Any], theirs: dict[str, Any]) -
     np.testing.assert_allclose(profile, theirs["profile"], rtol=0, atol=1e-12)
 
 
-def same_ends(found: tuple[float, float], expected: Any, slack: float = SLACK) -> None:
+def bootstrap_within_tasks(statistic: Statistic, *scores: Returns) -> Values:
+    """Return 2,000 values of scores `[runs, tasks]` with runs resampled within each task, as in rliable."""
+    rng = np.random.default_rng(0)
+    draws = (
+        [score[rng.integers(0, len(score), score.shape), np.arange(score.shape[1])] for score in scores]
+        for _ in range(2_000)
+    )
+    return np.stack([statistic(*draw) for draw in draws])
+
+
+def percentile_interval(draws: Values) -> Interval:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def same_ends(found: Interval, expected: Any, slack: float = SLACK) -> None:
     (low,), (high,) = expected
     np.testing.assert_allclose(found, [low, high], rtol=0, atol=slack * (high - low))
 
@@ -88,6 +104,6 @@ def test_intervals_over_episodes_are_rliables_bca(matrices: dict[str, Any], thei
     # Episodes are rliable's runs of a single task, of which its median is the mean. Of 150, Student's correction makes
     # an interval 1% wider.
     for name in ("mean", "iqm", "optimality_gap"):
-        found = interval(STATISTICS[name], matrices["one_task"].T)
+        found = estimate(STATISTICS[name], matrices["one_task"].T).ci95
         assert found is not None
         same_ends(found, theirs["bca_ends"][name])

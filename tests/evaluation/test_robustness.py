@@ -145,10 +145,10 @@ def test_loss_under_perturbations(teacher: NetworkPolicy, tmp_path: Path) -> Non
     for row in section["perturbations"].values():
         assert set(row) == {"teacher", "poor"}
         mine = row["teacher"]
-        assert mine["lost"] == pytest.approx(np.mean(before["runs"][0]["returns"][:4]) - mine["mean"])
-        assert mine["ci95"][0] <= mine["mean"] <= mine["ci95"][1]
-        random = found["policies"]["random"]["mean"]
-        assert mine["normalized"] == pytest.approx((mine["mean"] - random) / (before["mean"] - random))
+        assert mine["lost"] == pytest.approx(np.mean(before["runs"][0]["returns"][:4]) - mine["mean"]["value"])
+        assert mine["mean"]["ci95"][0] <= mine["mean"]["value"] <= mine["mean"]["ci95"][1]
+        own, best, random = (part["mean"]["value"] for part in (mine, before, found["policies"]["random"]))
+        assert mine["normalized"] == pytest.approx((own - random) / (best - random))
         assert mine["lost"] > 0
     assert len(robustness_rows(evaluation)) == 2
     assert "robustness, 4 episodes" in str(evaluation)

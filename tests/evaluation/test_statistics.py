@@ -8,22 +8,29 @@ from scipy.stats import bootstrap as scipys_bootstrap
 from scipy.stats import trim_mean
 
 from rldistill.evaluation.statistics import (
+    Estimate,
+    Interval,
+    Returns,
+    Statistic,
     bootstrap,
-    interval,
+    estimate,
     iqm,
     mean,
-    mean_interval,
     median,
     normalized_gap,
-    normalized_interval,
     normalized_score,
     optimality_gap,
-    percentile_interval,
     performance_profile,
     probability_of_improvement,
 )
 
 RETURNS = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40)
+
+
+def interval(statistic: Statistic, *samples: Returns, seed: int = 0) -> Interval:
+    found = estimate(statistic, *samples, seed=seed).ci95
+    assert found is not None
+    return found
 
 
 def test_means_by_hand() -> None:
@@ -47,7 +54,6 @@ def test_improvement_is_of_episodes_with_the_same_seed() -> None:
     assert probability_of_improvement(ours, theirs) == pytest.approx((0.5 + 1 + 0.5 + 0.5) / 4)
     assert probability_of_improvement(theirs, ours) == pytest.approx(1 - (0.5 + 1 + 0.5 + 0.5) / 4)
     found = interval(probability_of_improvement, ours, theirs)
-    assert found is not None
     assert 0 <= found[0] < 0.625 < found[1] <= 1
     assert interval(probability_of_improvement, ours + 10, theirs) == (1, 1)
 
@@ -59,7 +65,7 @@ def test_the_gap_of_a_normalized_score_by_hand() -> None:
     # the teacher's own episodes are 0.8 and 1.2
     assert normalized_gap(teacher, teacher, random) == pytest.approx(0.1)
     assert np.isnan(normalized_gap(policy, random, teacher))
-    assert interval(normalized_gap, policy, random, teacher) is None
+    assert estimate(normalized_gap, policy, random, teacher).ci95 is None
 
 
 @given(RETURNS)
@@ -77,7 +83,7 @@ def test_the_iqm_moves_with_its_data(returns: list[float], shift: float) -> None
 def test_the_interval_of_a_mean_is_about_that_of_the_normal_law() -> None:
     data = np.random.default_rng(1).normal(10, 2, (1, 400))
     half = 1.96 * data.std() / 20
-    for low, high in (mean_interval(data), percentile_interval(bootstrap(mean, data))):
+    for low, high in (interval(mean, data), np.percentile(bootstrap(mean, data), [2.5, 97.5])):
         assert low == pytest.approx(data.mean() - half, abs=0.03)
         assert high == pytest.approx(data.mean() + half, abs=0.03)
 
@@ -87,7 +93,6 @@ def test_the_interval_of_skewed_returns_is_scipys() -> None:
     for statistic, theirs in ((mean, np.mean), (median, np.median)):
         expected = scipys_bootstrap(data, theirs, vectorized=True, n_resamples=5_000, rng=0).confidence_interval
         found = interval(statistic, data)
-        assert found is not None
         # 0.1 of its width: four deviations of the error of 2,000 draws
         np.testing.assert_allclose(found, expected, atol=0.1 * (expected.high - expected.low))
 
@@ -96,8 +101,8 @@ def test_an_interval_of_few_episodes_is_students() -> None:
     half = np.random.default_rng(5).normal(0, 1, 10)
     data = np.concatenate([half, -half])[None]
     # t(19) is 2.093 at 97.5%
-    assert mean_interval(data)[1] == pytest.approx(2.093 * data.std(ddof=1) / np.sqrt(20), rel=0.1)
-    assert percentile_interval(bootstrap(mean, data))[1] < mean_interval(data)[1]
+    assert interval(mean, data)[1] == pytest.approx(2.093 * data.std(ddof=1) / np.sqrt(20), rel=0.1)
+    assert np.percentile(bootstrap(mean, data), 97.5) < interval(mean, data)[1]
 
 
 def test_the_bootstrap_draws_seeds_and_episodes() -> None:
@@ -106,7 +111,7 @@ def test_the_bootstrap_draws_seeds_and_episodes() -> None:
     values, counts = np.unique(means, return_counts=True)
     assert values.tolist() == [0, 5, 10]
     np.testing.assert_allclose(counts / 2_000, [0.25, 0.5, 0.25], atol=0.05)
-    assert mean_interval(np.array([[7.0, 7.0, 7.0]])) == (7, 7)
+    assert estimate(mean, np.array([[7.0, 7.0, 7.0]])) == Estimate(7, (7, 7))
     # runs that play alike tell no more than one of them
     one = np.arange(20.0)[None]
     assert bootstrap(mean, np.repeat(one, 5, 0)).std() == pytest.approx(one.std() / np.sqrt(20), rel=0.05)
@@ -131,39 +136,39 @@ def test_an_interval_holds_the_truth_95_times_of_100(law: str) -> None:
     draw, truth = (rng.normal, 0.0) if law == "normal" else (rng.exponential, 1.0)
     hits = 0
     for _ in range(400):
-        low, high = mean_interval(draw(size=(1, 50)))
+        low, high = interval(mean, draw(size=(1, 50)))
         hits += low <= truth <= high
     assert 0.92 <= hits / 400 <= 0.98  # deviation 0.011
 
 
 def test_normalized_scores_by_hand() -> None:
     policy, teacher, random = np.array([[5.0, 7.0]]), np.array([[10.0, 10.0]]), np.array([[-10.0, -10.0]])
-    assert normalized_score(policy, teacher, random) == pytest.approx((6 + 10) / 20)
+    score = normalized_score(policy, teacher, random)
+    assert score is not None
+    assert score.value == pytest.approx((6 + 10) / 20)
     # one return of two is drawn twice a quarter of the time, so the interval spans all: 5 to 7
-    assert normalized_interval(policy, teacher, random) == pytest.approx((15 / 20, 17 / 20))
-    assert normalized_interval(teacher, teacher, random) == (1.0, 1.0)
-    assert normalized_interval(random, teacher, random) == (0.0, 0.0)
+    assert score.ci95 == pytest.approx((15 / 20, 17 / 20))
+    assert normalized_score(teacher, teacher, random) == Estimate(1.0, (1.0, 1.0))
+    assert normalized_score(random, teacher, random) == Estimate(0.0, (0.0, 0.0))
     assert normalized_score(policy, random, teacher) is None
     assert normalized_score(policy, teacher, teacher) is None
-    assert normalized_interval(policy, random, teacher) is None
+    assert normalized_score(teacher, teacher, teacher) is None
 
 
 def test_the_interval_of_a_normalized_score_holds_the_doubt_about_teacher_and_random() -> None:
     rng = np.random.default_rng(3)
     policy, teacher, random = np.full((1, 30), 8.0), rng.normal(10, 3, (1, 30)), rng.normal(0, 3, (1, 30))
-    interval = normalized_interval(policy, teacher, random)
     score = normalized_score(policy, teacher, random)
-    assert interval is not None
     assert score is not None
-    assert interval[0] < score < interval[1]
+    assert score.ci95 is not None
+    assert score.ci95[0] < score.value < score.ci95[1]
 
 
 def test_there_is_no_interval_where_the_teacher_may_be_no_better_than_random() -> None:
     # the means are 0.5 and 0, but 0.5 comes of one good episode in twenty, which 36% of the draws leave out
     teacher, random = np.zeros((1, 20)), np.zeros((1, 20))
     teacher[0, 0] = 10
-    assert normalized_score(teacher.copy(), teacher, random) == 1
-    assert normalized_interval(teacher.copy(), teacher, random) is None
+    assert normalized_score(teacher.copy(), teacher, random) == Estimate(1.0, None)
 
 
 def test_repeated_episodes_do_not_narrow_an_interval() -> None:

@@ -7,25 +7,22 @@ import pytest
 
 def entry(kind: str, returns: list[list[float]], normalized: float | None, **changes: Any) -> dict[str, Any]:
     values = [value for run in returns for value in run]
-    interval = None if normalized is None else [normalized - 0.1, normalized + 0.1]
+    mean, score = sum(values) / len(values), None
+    if normalized is not None:
+        score = {"value": normalized, "ci95": [normalized - 0.1, normalized + 0.1]}
     return {
         "kind": kind,
         "runs": [{"training_seed": seed, "returns": run} for seed, run in enumerate(returns)],
         "distinct_episodes": len(returns[0]),
         "distinct_runs": len(returns),
-        "mean": sum(values) / len(values),
-        "ci95": [min(values), max(values)],
-        "median": sum(values) / len(values),
-        "median_ci95": None,
-        "iqm": sum(values) / len(values),
-        "iqm_ci95": None,
+        "mean": {"value": mean, "ci95": [min(values), max(values)]},
+        "median": {"value": mean, "ci95": None},
+        "iqm": {"value": mean, "ci95": None},
         "optimality_gap": None,
-        "optimality_gap_ci95": None,
         "probability_of_improvement": None,
         "profile": {"share": [1.0], "low": [1.0], "high": [1.0]},
         "success_rate": None,
-        "normalized": normalized,
-        "normalized_ci95": interval,
+        "normalized": score,
         "discounted_mean": 1.0,
         "agreement": 0.875 if kind == "student" else None,
         "action_rmse": None,
@@ -50,13 +47,13 @@ def evaluation() -> dict[str, Any]:
         "seeds": [0, 1],
         "versions": {"rldistill": "0.1.0"},
         "profile_at": [0.0],
-        "warnings": [],
+        "warnings": {},
         "efficiency": {},
         "robustness": None,
         "policies": {
-            "teacher": entry("teacher", [[500, 480]], 1.0, normalized_ci95=[1.0, 1.0]),
+            "teacher": entry("teacher", [[500, 480]], 1.0),
             "small-mlp": entry("student", [[450, 400], [480, 470]], 0.9, parameters=250),
             "wide": entry("student", [[300, 310], [320, 290]], 0.6, parameters=4_000),
-            "random": entry("random", [[20, 22]], 0.0, normalized_ci95=[0.0, 0.0]),
+            "random": entry("random", [[20, 22]], 0.0),
         },
     }

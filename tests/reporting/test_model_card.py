@@ -20,7 +20,7 @@ def front_matter(card: str) -> Any:
 
 
 def test_the_front_matter_is_what_the_hub_reads(evaluation: dict[str, Any]) -> None:
-    front = front_matter(model_card(Evaluation.model_validate(evaluation), ""))
+    front = front_matter(model_card(Evaluation.parse(evaluation, Path("evaluation.json")), ""))
     assert front["library_name"] == "rldistill"
     assert front["pipeline_tag"] == "reinforcement-learning"
     assert [model["name"] for model in front["model-index"]] == ["small-mlp", "wide"]
@@ -33,12 +33,12 @@ def test_the_front_matter_is_what_the_hub_reads(evaluation: dict[str, Any]) -> N
 
 
 def test_card_has_the_verdict_of_the_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
-    evaluation["warnings"] = [{"name": "few-seeds", "text": "fewer than 3 training seeds"}]
+    evaluation["warnings"] = {"few-seeds": "fewer than 3 training seeds"}
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}\n# ```\n")
     write_report(tmp_path)
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert escaped(verdict(Evaluation.model_validate(evaluation))) in card
+    assert escaped(verdict(Evaluation.parse(evaluation, Path("evaluation.json")))) in card
     assert "| small-mlp \\(student, 2 seeds\\) | 450.00 \\(400.00 to 480.00\\) |" in card
     assert "- fewer than 3 training seeds" in card
     # what a config says cannot end the block that it stands in
@@ -49,7 +49,7 @@ def test_text_of_files_is_escaped(evaluation: dict[str, Any]) -> None:
     evil = "a|b\n---\n# <script> [x](http://x) `c`"
     evaluation["env"] = evil
     evaluation["policies"][evil] = evaluation["policies"].pop("wide")
-    card = model_card(Evaluation.model_validate(evaluation), "")
+    card = model_card(Evaluation.parse(evaluation, Path("evaluation.json")), "")
     assert front_matter(card)["model-index"][1]["name"] == evil
     body = re.split("^---$", card, maxsplit=2, flags=re.MULTILINE)[2]
     assert "\n# <script>" not in body

@@ -15,9 +15,8 @@ from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.reporting import write_report
 from rldistill.reporting.charts import LineStyle, Scale, bulk, lines_chart, palette
-from rldistill.reporting.curves import epoch_lines, step_lines
-from rldistill.reporting.front import pareto_front
 from rldistill.reporting.page import MAX_BYTES
+from rldistill.reporting.sections import learning_lines, pareto_front
 
 ZOO = Path(rldistill.__file__ or "").parent / "zoo"
 
@@ -91,7 +90,7 @@ def test_report_is_one_page_without_requests(run: Path) -> None:
 def test_the_report_shows_everything(run: Path, evaluation: dict[str, Any]) -> None:
     text = write_report(run).read_text()
     page = Page(text)
-    assert verdict(Evaluation.model_validate(evaluation)).replace("'", "&#39;") in text
+    assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))).replace("'", "&#39;") in text
     assert "larger than the teacher" in text
     assert "4.0 times smaller" in text
     assert page.count("video") == 3
@@ -185,9 +184,9 @@ def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
     seed.mkdir(parents=True)
     rows = [{"step": 100, "return": 20.0}, {"step": 200, "return": None, "score": 30.0}]
     (seed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert step_lines(seed.parent, "return") == [[(100, 20.0)]]
-    assert step_lines(seed.parent, "score") == [[(200, 30.0)]]
-    assert epoch_lines(seed.parent, "heldout_loss") == []
+    assert learning_lines(seed.parent, "step", "return") == [[(100, 20.0)]]
+    assert learning_lines(seed.parent, "step", "score") == [[(200, 30.0)]]
+    assert learning_lines(seed.parent, "epoch", "heldout_loss") == []
     assert "Students: return of validation episodes" in write_report(run).read_text()
 
 
@@ -219,23 +218,26 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
         (seed / f"round-{number}").mkdir()
         row = '{"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": null}\n'
         (seed / f"round-{number}" / "metrics.jsonl").write_text(row)
-    assert epoch_lines(run / "students" / "small-mlp", "heldout_loss")[0] == [
+    assert learning_lines(run / "students" / "small-mlp", "epoch", "heldout_loss")[0] == [
         (1, 2),
         (2, 2),
         (3, 1),
         (4, 1 / 2),
         (5, 1 / 3),
     ]
-    assert [x for x, _ in epoch_lines(run / "students" / "small-mlp", "agreement")[0]] == [3, 4, 5]
+    assert [x for x, _ in learning_lines(run / "students" / "small-mlp", "epoch", "agreement")[0]] == [3, 4, 5]
     write_report(run)
 
 
 def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]) -> None:
     path = run / "evaluation.json"
-    broken: list[tuple[object, str]] = [([], "valid dictionary"), ({"env": "x"}, "env_kwargs: Field required")]
+    broken: list[tuple[object, str]] = [
+        ([], r"found \[\], expected an object"),
+        ({"env": "x"}, "env_kwargs: is missing"),
+    ]
     policies = copy.deepcopy(evaluation["policies"])
-    del policies["wide"]["ci95"]
-    broken.append((evaluation | {"policies": policies}, r"policies\.wide\.ci95: Field required"))
+    del policies["wide"]["mean"]["ci95"]
+    broken.append((evaluation | {"policies": policies}, r"policies\.wide\.mean\.ci95: is missing"))
     broken.append((evaluation | {"policies": {"random": evaluation["policies"]["random"]}}, "no policy is a teacher"))
     for value, message in broken:
         path.write_text(json.dumps(value))
@@ -260,16 +262,16 @@ def test_damaged_curve_is_named_with_its_line(run: Path, line: str) -> None:
 
 def test_curve_cut_by_a_kill_is_drawn(run: Path) -> None:
     metrics = run / "students" / "small-mlp" / "seed-1" / "metrics.jsonl"
-    whole = epoch_lines(metrics.parents[1], "heldout_loss")
+    whole = learning_lines(metrics.parents[1], "epoch", "heldout_loss")
     metrics.write_text(metrics.read_text() + '{"step": 4, "epoch": 4, "heldo')
-    assert epoch_lines(metrics.parents[1], "heldout_loss") == whole
+    assert learning_lines(metrics.parents[1], "epoch", "heldout_loss") == whole
     write_report(run)
 
 
 def test_odd_evaluations_make_a_report_too(run: Path, evaluation: dict[str, Any]) -> None:
     teacher, student, random = (evaluation["policies"][name] for name in ("teacher", "small-mlp", "random"))
-    nothing = {"normalized": None, "normalized_ci95": None}
-    same = {"runs": [{"training_seed": None, "returns": [1e6]}], "mean": 1e6, "ci95": [1e6, 1e6]}
+    nothing = {"normalized": None}
+    same = {"runs": [{"training_seed": None, "returns": [1e6]}], "mean": {"value": 1e6, "ci95": [1e6, 1e6]}}
     continuous = {"agreement": None, "action_rmse": 0.125}
     for policies in (
         {"teacher": teacher, "random": random},
@@ -285,7 +287,7 @@ def test_the_table_fits_a_terminal(evaluation: dict[str, Any]) -> None:
     evaluation["policies"]["[red]x"] = evaluation["policies"].pop("wide")
     console = Console(width=80, record=True, force_terminal=False)
     with console.capture() as captured:
-        console.print(Evaluation.model_validate(evaluation))
+        console.print(Evaluation.parse(evaluation, Path("evaluation.json")))
     text = captured.get()
     for word in ("policy", "mean return", "normalized", "agreement", "parameters", "latency", "env steps"):
         assert word in text
@@ -310,12 +312,12 @@ def test_scales_by_hand() -> None:
 @pytest.mark.parametrize("path", list(ZOO.glob("*/evaluation.json")), ids=lambda path: path.parent.name)
 def test_shipped_evaluations_are_read(path: Path) -> None:
     evaluation = Evaluation.read(path)
-    assert evaluation.teacher.mean > evaluation.policies["random"].mean
+    assert evaluation.teacher.mean.value > evaluation.policies["random"].mean.value
     assert verdict(evaluation) == "No student was evaluated."
 
 
 def test_each_student_has_its_colour(evaluation: dict[str, Any]) -> None:
-    assert palette(Evaluation.model_validate(evaluation).policies) == {
+    assert palette(Evaluation.parse(evaluation, Path("evaluation.json")).policies) == {
         "teacher": "teacher",
         "small-mlp": "c0",
         "wide": "c1",

@@ -21,12 +21,10 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return an evaluation with all optional parts."""
     for name, entry in evaluation["policies"].items():
         entry |= {
-            "median": 450.0,
-            "median_ci95": [400.0, 480.0],
-            "iqm_ci95": [410.0, 470.0],
-            "optimality_gap": 0.125,
-            "optimality_gap_ci95": [0.1, 0.2],
-            "probability_of_improvement": None if name == "teacher" else {"estimate": 0.25, "ci95": [0.0, 0.5]},
+            "median": {"value": 450.0, "ci95": [400.0, 480.0]},
+            "iqm": {"value": entry["iqm"]["value"], "ci95": [410.0, 470.0]},
+            "optimality_gap": {"value": 0.125, "ci95": [0.1, 0.2]},
+            "probability_of_improvement": None if name == "teacher" else {"value": 0.25, "ci95": [0.0, 0.5]},
             "success_rate": None,
             "profile": {"share": [1.0, 0.5, 0.0], "low": [1.0, 0.25, 0.0], "high": [1.0, 0.75, 0.0]},
         }
@@ -46,7 +44,7 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
         "own_states": STATES | {"random_regret": 2.0},
     }
     rows = {
-        who: {"mean": 100.0, "ci95": [90.0, 110.0], "normalized": 0.5, "lost": 7.5}
+        who: {"mean": {"value": 100.0, "ci95": [90.0, 110.0]}, "normalized": None, "lost": 7.5}
         for who in ("teacher", "small-mlp", "wide")
     }
     return evaluation | {
@@ -60,7 +58,7 @@ def whole(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_statistics_with_their_intervals(whole: dict[str, Any]) -> None:
-    row = statistics_rows(Evaluation.model_validate(whole))[1]
+    row = statistics_rows(Evaluation.parse(whole, Path("evaluation.json")))[1]
     assert row == [
         TableCell("policy", "small-mlp"),
         TableCell("kept", "90%: yes", "2.00 to 31.50"),
@@ -70,11 +68,16 @@ def test_statistics_with_their_intervals(whole: dict[str, Any]) -> None:
         TableCell("P(improvement)", "25%", "0% to 50%"),
     ]
     whole["policies"]["wide"]["success_rate"] = 0.5
-    assert [row[-1].text for row in statistics_rows(Evaluation.model_validate(whole))] == ["–", "–", "50%", "–"]
+    assert [row[-1].text for row in statistics_rows(Evaluation.parse(whole, Path("evaluation.json")))] == [
+        "–",
+        "–",
+        "50%",
+        "–",
+    ]
 
 
 def test_undefined_metrics_have_no_column(whole: dict[str, Any]) -> None:
-    (row,) = fidelity_rows(Evaluation.model_validate(whole))
+    (row,) = fidelity_rows(Evaluation.parse(whole, Path("evaluation.json")))
     assert [(cell.column, cell.text) for cell in row] == [
         ("student", "small-mlp"),
         ("states", "1,200"),
@@ -86,13 +89,15 @@ def test_undefined_metrics_have_no_column(whole: dict[str, Any]) -> None:
 
 
 def test_robustness_and_efficiency_by_hand(whole: dict[str, Any]) -> None:
-    assert robustness_rows(Evaluation.model_validate(whole)) == [
+    assert robustness_rows(Evaluation.parse(whole, Path("evaluation.json"))) == [
         [
             TableCell("perturbation", "wind"),
             *(TableCell(who, "100.00", "lost 7.50") for who in ("teacher", "small-mlp", "wide")),
         ]
     ]
-    assert [[cell.text for cell in row] for row in efficiency_rows(Evaluation.model_validate(whole))] == [
+    assert [
+        [cell.text for cell in row] for row in efficiency_rows(Evaluation.parse(whole, Path("evaluation.json")))
+    ] == [
         ["small-mlp", "5,000", "never"],
         ["small-mlp-scratch", "9,000", "never"],
     ]

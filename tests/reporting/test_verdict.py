@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
 
 
 def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
-    assert verdict(Evaluation.model_validate(evaluation)) == (
+    assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))) == (
         "The student small-mlp reaches 90.0% of its teacher's lead over random play (normalized score 0.900, "
         "95% interval 0.800 to 1.000) from 5,000 environment steps, and is 4.0 times smaller than its teacher."
     )
@@ -45,7 +46,7 @@ def test_verdict_says_whether_the_teacher_was_kept(
     evaluation: dict[str, Any], decision: str, more: int | None, begins: str, ends: str
 ) -> None:
     evaluation["policies"]["small-mlp"]["non_inferiority"] = answer(decision, more)
-    text = verdict(Evaluation.model_validate(evaluation))
+    text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
     assert text.startswith(begins)
     assert text.endswith(f", and is 4.0 times smaller than its teacher{ends}.")
 
@@ -57,19 +58,19 @@ def test_verdict_says_whether_the_teacher_was_kept(
         ({"parameters": 1_000}, "at its teacher's size"),
         ({"parameters": 0}, "from 5,000 environment steps."),
         ({"parameters": 0, "env_steps": 0}, "0.800 to 1.000)."),
-        ({"normalized": 0.05, "normalized_ci95": [-0.05, 0.15]}, "Nothing was learned: the best student, small-mlp"),
-        ({"normalized_ci95": None}, "not clearly better than random"),
+        ({"normalized": {"value": 0.05, "ci95": [-0.05, 0.15]}}, "Nothing was learned: the best student, small-mlp"),
+        ({"normalized": {"value": 0.9, "ci95": None}}, "not clearly better than random"),
     ],
 )
 def test_verdicts_are_honest(evaluation: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     evaluation["policies"]["small-mlp"] |= changes
-    assert said in verdict(Evaluation.model_validate(evaluation))
+    assert said in verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
 
 
 def test_verdicts_without_a_comparison(evaluation: dict[str, Any]) -> None:
     bad = copy.deepcopy(evaluation)
     for policy in bad["policies"].values():
-        policy |= {"normalized": None, "normalized_ci95": None}
-    assert "no better than random play" in verdict(Evaluation.model_validate(bad))
+        policy["normalized"] = None
+    assert "no better than random play" in verdict(Evaluation.parse(bad, Path("evaluation.json")))
     del evaluation["policies"]["wide"], evaluation["policies"]["small-mlp"]
-    assert verdict(Evaluation.model_validate(evaluation)) == "No student was evaluated."
+    assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))) == "No student was evaluated."

@@ -85,8 +85,8 @@ def test_run_ends_with_a_report_that_opens_offline(
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     mlp = evaluation["policies"]["mlp"]
     assert [run["training_seed"] for run in mlp["runs"]] == [0, 1]
-    assert evaluation["policies"]["teacher"]["normalized"] == 1
-    assert mlp["normalized"] > 0.5
+    assert evaluation["policies"]["teacher"]["normalized"]["value"] == 1
+    assert mlp["normalized"]["value"] > 0.5
     assert mlp["env_steps"] == 3_008 + (2 * 512 if "steps_per_round" in recipe else 0)
     page = (tmp_path / "run" / "report.html").read_text()
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", page)

@@ -20,9 +20,10 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
+from rldistill.evaluation.tables import rich_table
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.document import to_document
-from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search
+from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.run.config import load_run
 from rldistill.run.search import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates
@@ -102,7 +103,7 @@ def test_search_finds_a_small_student_and_resumes(
     smaller = [e for e in result["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
     assert all(entry["test"]["decision"] != "yes" for entry in smaller)
     console = Console(width=100, record=True)
-    console.print(search_table(result), search_verdict(result))
+    console.print(rich_table(search_rows(result)), search_verdict(result))
     assert result["winner"] in console.export_text()
     students = read(dict[str, AnyStudent], yaml.safe_load(as_students(result))["students"])
     assert list(students) == [result["winner"]]
@@ -130,7 +131,7 @@ def test_search_finds_a_small_student_and_resumes(
     def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("an episode was played twice")
 
-    monkeypatch.setattr("rldistill.search.evaluator.play", never)
+    monkeypatch.setattr("rldistill.search.halving.play", never)
     for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
         file.unlink()
     again = search(run, config, mode="resume", quiet=True)
@@ -147,7 +148,7 @@ def test_own_students_of_any_name_are_searched(
             judged.append(episodes)
         return play(env, policy, episodes, config, **settings)
 
-    monkeypatch.setattr("rldistill.search.evaluator.play", counting)
+    monkeypatch.setattr("rldistill.search.halving.play", counting)
     config = SearchConfig(0.2, seeds=(0, 1), episodes=4, own=True)
     run = load_run(run_file(tmp_path, teacher), ["students.behavior-policy=linear", "students.mlp={type: mlp}"])
     result = search(run, config, quiet=True)
@@ -189,7 +190,7 @@ def test_seed_that_learns_nothing_fails_the_test(
     result = search(run, SearchConfig(0.2, seeds=(0, 1), episodes=4, behavior_policy="small"), quiet=True)
     assert result["winner"] is None
     assert {entry["test"]["failed"] for entry in result["tried"] if entry["test"]} == {"nothing was learned"}
-    Console(record=True).print(search_table(result), search_verdict(result))
+    Console(record=True).print(rich_table(search_rows(result)), search_verdict(result))
 
 
 def test_wrong_options_are_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
@@ -212,5 +213,5 @@ def test_search_without_a_winner_is_reported() -> None:
     result = {"env": "E", "margin": 0.05, "by": "macs", "env_steps": 9, "teacher": {"macs": 5}, "winner": None}
     result |= {"tried": [entry], "front": []}
     assert search_verdict(result).startswith("No student is known to keep 95%")
-    Console(record=True).print(search_table(result))
+    Console(record=True).print(rich_table(search_rows(result)))
     assert json.dumps(result)

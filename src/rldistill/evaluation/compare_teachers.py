@@ -26,10 +26,9 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import PlayConfig, play
-from rldistill.evaluation.fidelity import agreement, squared_error
-from rldistill.evaluation.records import Record, Result
-from rldistill.evaluation.statistics import Interval, Returns, mean_interval, normalized_score
-from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, rich_table
+from rldistill.evaluation.fidelity import squared_error
+from rldistill.evaluation.statistics import Estimate, Returns, estimate, mean, normalized_score
+from rldistill.evaluation.tables import NONE, Record, Result, Rows, TableCell, figure, rich_table
 from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.losses import ActionNLL, ForwardKL
@@ -55,8 +54,7 @@ class TeacherScore(Record):
     """
 
     returns: list[float]
-    mean: float
-    ci95: Interval
+    mean: Estimate
     entropy: float | None
     action_gap: float | None
     parameters: int | None
@@ -95,7 +93,7 @@ class TeacherComparison(Result):
         return [
             [
                 TableCell("teacher", name),
-                figure("return", score.mean, ci95=score.ci95),
+                figure("return", score.mean),
                 figure("teachability", score.teachability, ".3f"),
                 figure("entropy", score.entropy, ".3f"),
                 figure("action gap", score.action_gap, ".3f"),
@@ -129,7 +127,7 @@ def compare_teachers(
 ) -> TeacherComparison:
     """Play all teachers, distil a probe student from each, and recommend one.
 
-    The probe is an MLP of 32x32 (for pictures a small CNN), distilled with ForwardKL, or with the squared error for
+    The probe is an MLP of 32x32 (a small CNN for pictures), distilled with ForwardKL, or with the squared error for
     actions without a distribution. Teachability is (probe - random) / (best teacher - random), the mean over three
     training seeds; it uses the best teacher for all, so that the probe of a poor teacher is not overrated.
 
@@ -139,11 +137,16 @@ def compare_teachers(
     """
     if not teachers:
         raise ConfigError("teachers: there is none to compare. Name at least one.")
-    entries, no_ensemble = _with_ensemble(teachers) if config.ensemble else (teachers, None)
+    entries, no_ensemble = dict(teachers), None
+    if config.ensemble and len(teachers) > 1:
+        try:
+            entries["ensemble"] = Ensemble(tuple(teachers.values()))
+        except (ConfigError, SpecMismatchError) as error:
+            no_ensemble = str(error)
     fitted = {name: fit_to_env(teacher, env, name) for name, teacher in entries.items()}
-    total, scores, states = len(fitted) * (1 + len(PROBE_SEEDS)) + 1, {}, {}
+    total, done, scores, states = len(fitted) * (1 + len(PROBE_SEEDS)) + 1, count(1), {}, {}
+    collecting = CollectConfig(steps=config.steps, epsilon=0.05)
     with stage_progress(progress, "compare", "parts") as report, tempfile.TemporaryDirectory() as temporary:
-        done = count(1)
 
         def score(own_env: EnvConfig, policy: Policy | None) -> Returns:
             returns = play(own_env, policy, config.episodes, PlayConfig(seed)).returns
@@ -155,13 +158,10 @@ def compare_teachers(
         best = max(returns.values(), key=lambda own: float(own.mean()))
         for number, (name, (teacher, own_env)) in enumerate(fitted.items()):
             folder = Path(temporary) / str(number)
-            collecting = CollectConfig(steps=config.steps, epsilon=0.05)
-            data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, progress=False)
-            # A probe that learned nothing counts as random play.
+            states[name] = data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, progress=False)
             probes = np.stack([score(own_env, _probe(data, config.epochs, folder, own)) for own in PROBE_SEEDS])
             teachability = normalized_score(probes, best[None], random[None])
             scores[name] = _score(teacher, data, returns[name], probes, teachability)
-            states[name] = data
         agreements, no_agreement = _agreements({name: fitted[name][0] for name in teachers}, states)
     take, why = recommend(scores)
     return TeacherComparison(
@@ -181,22 +181,15 @@ def compare_teachers(
 
 def short_names(names: list[str]) -> list[str]:
     """Return paths without the folders that all of them share."""
-    folders = [name.split("/")[:-1] for name in names if "/" in name]
-    alike = [len(set(level)) == 1 for level in zip(*folders, strict=False)] if len(folders) > 1 else []
-    shared = "/".join(folders[0][: [*alike, False].index(False)]) + "/" if any(alike) else ""
+    paths = [name for name in names if "/" in name]
+    shared = paths[0].rpartition("/")[0] + "/" if len(paths) > 1 else ""
+    while not all(path.startswith(shared) for path in paths):
+        shared = shared[:-1].rpartition("/")[0] + "/" if "/" in shared[:-1] else ""
     return [name.removeprefix(shared) for name in names]
 
 
-def _with_ensemble(teachers: Mapping[str, Policy]) -> tuple[Mapping[str, Policy], str | None]:
-    """Return the teachers with the ensemble of several, or the reason against it."""
-    try:
-        return {**teachers, **({"ensemble": Ensemble(tuple(teachers.values()))} if len(teachers) > 1 else {})}, None
-    except (ConfigError, SpecMismatchError) as error:
-        return teachers, str(error)
-
-
 def _probe(data: Dataset, epochs: int, folder: Path, seed: int) -> Policy | None:
-    """Distil the probe student; return None if it learned nothing."""
+    """Distil the probe student; return None, which plays at random, if it learned nothing."""
     probe = Cnn() if data.spec.frames or len(data.spec.obs_shape) == 3 else Mlp((32, 32))
     # Deterministic actions, such as those of an ensemble of Gaussian policies, have no KL.
     loss = ForwardKL() if data.spec.head.discrete or data.spec.head.stochastic else ActionNLL()
@@ -215,41 +208,36 @@ def recommend(scores: Mapping[str, TeacherScore]) -> tuple[str, str]:
     top = max(rated, key=lambda name: rated[name])
     tied = [name for name, value in rated.items() if rated[top] - value <= TIE]
     limit = scores[top].macs
-    costs = {name: cost for name in tied if limit is not None and (cost := scores[name].macs) is not None}
-    cheaper = {name: cost for name, cost in costs.items() if limit is not None and cost < limit}
-    if cheaper:
-        take = min(cheaper, key=lambda name: (cheaper[name], -rated[name]))
-    else:
-        candidates = [name for name in tied if costs.get(name, limit) == limit]
-        take = max(candidates, key=lambda name: (scores[name].mean, rated[name]))
-    strongest = max(scores, key=lambda name: scores[name].mean)
+    # An unknown cost counts as that of `top`; if that one is unknown, costs do not count.
+    costs = {name: (scores[name].macs or limit) if limit else 0 for name in tied}
+    means = {name: score.mean.value for name, score in scores.items()}
+    take = min(tied, key=lambda name: (costs[name], -means[name], -rated[name]))
+    strongest = max(means, key=lambda name: means[name])
     why = f"its student reaches {rated[take]:.3f} of the best teacher's score"
     if take != top:
-        better = "is cheaper to run" if cheaper else f"plays better itself ({scores[take].mean:.1f})"
+        better = "is cheaper to run" if costs[take] < costs[top] else f"plays better itself ({means[take]:.1f})"
         why += f", within {TIE} of {top}'s {rated[top]:.3f}, and it {better}"
-    if scores[strongest].mean > scores[take].mean:
-        why += f"; {strongest} plays better itself ({scores[strongest].mean:.1f} to {scores[take].mean:.1f})"
+    if means[strongest] > means[take]:
+        why += f"; {strongest} plays better itself ({means[strongest]:.1f} to {means[take]:.1f})"
         if strongest in rated and rated[strongest] < rated[take]:
             why += f", but teaches less well ({rated[strongest]:.3f})"
     return take, why
 
 
 def _score(
-    teacher: Policy, data: Dataset, returns: Returns, probes: Returns, teachability: float | None
+    teacher: Policy, data: Dataset, returns: Returns, probes: Returns, teachability: Estimate | None
 ) -> TeacherScore:
-    cost, head = measure_cost(teacher), data.spec.head
-    labels = torch.from_numpy(data.columns["teacher"])
+    cost, head, labels = measure_cost(teacher), data.spec.head, torch.from_numpy(data.columns["teacher"])
     return TeacherScore(
         returns=returns.tolist(),
-        mean=float(returns.mean()),
-        ci95=mean_interval(returns[None]),
+        mean=estimate(mean, returns[None]),
         entropy=float(head.entropy(labels).mean()) if isinstance(head, CategoricalHead) else None,
         action_gap=data.action_gap() if head.single_choice else None,
         parameters=cost.parameters,
         macs=cost.macs,
         latency_us=cost.latency_us,
         probe_mean=float(probes.mean()),
-        teachability=teachability,
+        teachability=teachability.value if teachability else None,
     )
 
 
@@ -270,7 +258,7 @@ def _agreements(
                 spread = np.linspace(0, len(data) - 1, min(len(data), NUM_AGREEMENT_STATES)).astype(np.int64)
                 with torch.no_grad():
                     a, b = (teacher(data.observations(spread))[0] for teacher in (one, other))
-                parts.append(agreement(a, b) if discrete else squared_error(a, b))
-            mean = torch.cat(parts).mean()
-            agreements[pair] = float(mean if discrete else mean.sqrt())
+                parts.append(a.agreement(b) if discrete else squared_error(a, b))
+            whole = torch.cat(parts).mean()
+            agreements[pair] = float(whole if discrete else whole.sqrt())
     return agreements, left_out

@@ -46,11 +46,6 @@ class Moment:
     teacher: list[float]
     obs: NDArray[Any]
 
-    def features(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the observation and both actions as vectors, for `group`."""
-        actions = [_action_vector(action, self.head) for action in (self.teacher_action, self.student_action)]
-        return _observation_vector(self.obs), np.concatenate(actions)
-
     def write(self, folder: Path, name: str) -> dict[str, Any]:
         """Return the content for JSON; write a picture as `<name>.png`."""
         picture = as_picture(self.obs)
@@ -76,29 +71,25 @@ class Moments:
 
     def offer(self, regret: NDArray[np.floating[Any]], states: ComparedStep) -> None:
         """Keep the states, `[N]`, that are among the largest so far."""
-        student, teacher, smallest = states.student.mode().numpy(), states.teacher.mode().numpy(), 0.0
-        for row in np.argsort(-regret, kind="stable"):
-            if len(self._kept) == MAX_MOMENTS:
-                smallest = min(moment.regret for moment in self._kept.values())
-            if not regret[row] > smallest:
-                break
+        student, teacher, kept = states.student.mode().numpy(), states.teacher.mode().numpy(), self._kept
+        smallest = min(moment.regret for moment in kept.values()) if len(kept) == MAX_MOMENTS else 0.0
+        for row in np.argsort(-regret, kind="stable")[: MAX_MOMENTS * MOMENT_STEPS]:
             key = int(states.episode[row]), int(states.step[row]) // MOMENT_STEPS
-            if key in self._kept and self._kept[key].regret >= regret[row]:
-                continue
-            self._kept[key] = Moment(
-                self._training_seed,
-                int(states.episode[row]),
-                int(states.step[row]),
-                float(regret[row]),
-                states.teacher.head,
-                student[row].copy(),
-                teacher[row].copy(),
-                states.student.params[row].tolist(),
-                states.teacher.params[row].tolist(),
-                states.obs[row].copy(),
-            )
-            if len(self._kept) > MAX_MOMENTS:
-                del self._kept[min(self._kept, key=lambda key: self._kept[key].regret)]
+            if regret[row] > smallest and (key not in kept or regret[row] > kept[key].regret):
+                kept[key] = Moment(
+                    self._training_seed,
+                    int(states.episode[row]),
+                    int(states.step[row]),
+                    float(regret[row]),
+                    states.teacher.head,
+                    student[row].copy(),
+                    teacher[row].copy(),
+                    states.student.params[row].tolist(),
+                    states.teacher.params[row].tolist(),
+                    states.obs[row].copy(),
+                )
+        largest = sorted(kept, key=lambda key: -kept[key].regret)[:MAX_MOMENTS]
+        self._kept = {key: kept[key] for key in largest}
 
     @staticmethod
     def largest(runs: Sequence[Moments]) -> list[Moment]:
@@ -117,7 +108,8 @@ def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[
         return []
     from sklearn.cluster import KMeans
 
-    seen, actions = map(np.stack, zip(*(moment.features() for moment in moments), strict=True))
+    seen = np.stack([_observation_vector(moment.obs) for moment in moments])
+    actions = np.stack([_action_vector(moment) for moment in moments])
     seen = (seen - seen.mean(0)) / np.where(seen.std(0) < 1e-6, 1.0, seen.std(0)) / math.sqrt(seen.shape[1])
     features = np.hstack([seen, actions]).round(9)
     count = min(max_groups, len(np.unique(features, axis=0)))
@@ -171,8 +163,10 @@ def _observation_vector(obs: NDArray[Any]) -> NDArray[np.float64]:
     return np.array([cell.mean() for row in rows for cell in np.array_split(row, min(PICTURE_CELLS, row.shape[1]), 1)])
 
 
-def _action_vector(action: NDArray[Any], head: ActionHead) -> NDArray[np.float64]:
-    """Return a continuous action or bits as they are, and each discrete part as a one-hot vector."""
-    if isinstance(head, BernoulliHead) or not head.discrete:
-        return np.asarray(action, np.float64).ravel()
-    return np.concatenate([np.eye(n)[int(a)] for a, n in zip(np.atleast_1d(action), head.nvec, strict=True)])
+def _action_vector(moment: Moment) -> NDArray[np.float64]:
+    """Return both actions, with each discrete part as a one-hot vector, but bits as they are."""
+    actions = np.stack([np.ravel(moment.teacher_action), np.ravel(moment.student_action)]).astype(np.float64)
+    if isinstance(moment.head, BernoulliHead) or not moment.head.discrete:
+        return actions.ravel()
+    parts = zip(actions.T.astype(int), moment.head.nvec, strict=True)
+    return np.concatenate([np.eye(n)[part].ravel() for part, n in parts])

@@ -30,9 +30,6 @@ MAX_SLOTS, MAX_EMULATORS = 128, 8
 NO_EPISODE = -1
 """Episode number of a slot with no episode left to play."""
 
-CHUNK_STEPS = 1024
-"""Number of steps whose actions share one array."""
-
 
 @dataclass(frozen=True)
 class PlayConfig:
@@ -205,22 +202,20 @@ def _play(
             query.receive(ComparedStep(seen, output.rows(rows), label, episode, out.lengths[episode - out.first]))
         return to_env_action(action)
 
-    left, actions = len(numbers), _ActionLog()
+    left, actions = len(numbers), {number: bytearray() for number in numbers}
     for result in env.rollout(env.reset(), act):
         if result is None:
             yield None
             continue
-        action, step = result
+        _, step = result
         for stateful in filter(None, (player, teacher)):
             stateful.reset(step.ended)
-        actions.add(playing, action)
-        if ended := _count(out, step, playing, config.gamma):
+        if ended := _count(out, actions, result, playing, config.gamma):
             left -= ended
             yield ended
             if left == 0:
                 break
     env.close()
-    actions.copy_to(out)
 
 
 def _random_action(
@@ -231,43 +226,29 @@ def _random_action(
     return np.stack([env.single_action_space.sample() for _ in obs])
 
 
-def _count(out: Episodes, step: Step, playing: NDArray[np.int64], gamma: float) -> int:
-    """Add a step of all slots to their episodes; return the number of episodes that it ended."""
-    counted = np.flatnonzero(playing != NO_EPISODE)
+def _count(
+    out: Episodes,
+    actions: Mapping[int, bytearray],
+    result: tuple[NDArray[Any], Step],
+    playing: NDArray[np.int64],
+    gamma: float,
+) -> int:
+    """Add a step of all slots to their episodes; return the number of episodes that it ended.
+
+    The actions of an episode are in one buffer. Measured, with a small array for each step between the large batches of
+    observations, which are freed, the heap fragments and grows by a batch of observations with each step.
+    """
+    (action, step), counted = result, np.flatnonzero(playing != NO_EPISODE)
     episodes, reward = playing[counted] - out.first, step.reward[counted]
     out.returns[episodes] += reward
     out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
     out.lengths[episodes] += 1
+    for slot in counted:
+        actions[playing[slot]].extend(action[slot].tobytes())
     over = playing[step.ended] != NO_EPISODE
-    out.success[playing[step.ended[over]] - out.first] = step.success[over]
-    return int(over.sum())
-
-
-class _ActionLog:
-    """Actions of all slots, step by step, in large chunks.
-
-    Measured: with one small array kept per step between the large batches of observations, which are freed, the heap
-    fragments and grows by a batch of observations with each step.
-    """
-
-    def __init__(self) -> None:
-        self.chunks: list[tuple[NDArray[np.int64], NDArray[Any]]] = []
-        self.used = CHUNK_STEPS
-
-    def add(self, playing: NDArray[np.int64], action: NDArray[Any]) -> None:
-        if self.used == CHUNK_STEPS:
-            numbers = np.full((CHUNK_STEPS, len(playing)), NO_EPISODE)
-            self.chunks.append((numbers, np.zeros((CHUNK_STEPS, *action.shape), action.dtype)))
-            self.used = 0
-        numbers, actions = self.chunks[-1]
-        numbers[self.used], actions[self.used] = playing, action
-        self.used += 1
-
-    def copy_to(self, out: Episodes) -> None:
-        number = np.concatenate([numbers.reshape(-1) for numbers, _ in self.chunks])
-        actions = np.concatenate([chunk.reshape(-1, *chunk.shape[2:]) for _, chunk in self.chunks])
-        number, actions = number[number != NO_EPISODE], actions[number != NO_EPISODE]
-        order = np.argsort(number, kind="stable")
-        bounds = np.flatnonzero(np.diff(number[order])) + 1
-        for episode, rows in zip(number[order][np.append(0, bounds)], np.split(order, bounds), strict=True):
-            out.actions[episode - out.first] = list(actions[rows])
+    ended = playing[step.ended[over]]
+    out.success[ended - out.first] = step.success[over]
+    for number in ended:
+        taken = np.frombuffer(actions[number], action.dtype)
+        out.actions[number - out.first] = list(taken.reshape(-1, *action.shape[1:]))
+    return len(ended)

@@ -7,34 +7,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env, observation_views
+from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
-from rldistill.evaluation.results import Evaluation
+from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult, Profile, RunReturns
 from rldistill.evaluation.robustness import robustness
-from rldistill.evaluation.statistics import normalized_score
-from rldistill.evaluation.summary import (
-    Curve,
-    efficiency,
-    num_distinct,
-    policy_result,
-    profile_thresholds,
-    stacked_returns,
-    warnings_of,
-)
+from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
+
+MIN_DISTINCT_EPISODES, MIN_TRAINING_SEEDS = 10, 3
+NUM_THRESHOLDS = 41
+
+Curve = Sequence[tuple[int, float]]
+"""Environment steps and mean returns, in ascending order of steps."""
+
+LEAD_PERCENTAGES = (50, 75, 90, 95)
+"""Percentages of the teacher's lead over random play."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,21 @@ def evaluate(
         ConfigError: there is no teacher, or a student is called `random`.
         SpecMismatchError: a policy does not fit the environment.
     """
-    folder, entries = Path(folder), _policy_runs(policies)
-    env = _fitted_env(env, entries)
+    folder = Path(folder)
+    env, entries = _fitted_policies(env, policies)
     device = resolve_device(config.device, "evaluate.device")
     base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, device=device)
-    match = _Match(env, entries, config, base)
-    perturbed = None
+    match, perturbed = _Match(env, entries, config, base), None
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)
-        returns = {name: stacked_returns(runs) for name, runs in match.episodes.items()}
+        returns = {name: match.returns(name) for name in entries}
         if config.robustness is not None:
             part = Part(report, sum(own.size for own in returns.values()))
             perturbed = robustness(env, entries, returns, config.robustness, base, part)
-    thresholds = profile_thresholds(returns)
-    results = {
-        name: policy_result(name, match.episodes, returns, thresholds, **match.facts(name, context, folder))
-        for name in entries
-    }
+    # Thresholds of performance profiles are quantiles, so that a single outlier does not move them.
+    values = np.concatenate([own.ravel() for own in returns.values()])
+    thresholds = np.unique(np.quantile(values, np.linspace(0, 1, NUM_THRESHOLDS), method="nearest"))
+    results = {name: match.result(name, returns, thresholds, context, folder) for name in entries}
     evaluation = Evaluation(
         env=env.id,
         env_kwargs=env.kwargs,
@@ -103,7 +104,7 @@ def evaluate(
         seeds=sorted({seed for entry in entries.values() for seed in entry.runs if seed is not None}),
         versions=provenance(context.seed)["versions"],
         profile_at=thresholds.tolist(),
-        warnings=warnings_of(results),
+        warnings=_warnings(results),
         policies=results,
         efficiency=efficiency(context.curves, results),
         robustness=perturbed,
@@ -112,12 +113,14 @@ def evaluate(
     write_json(folder / "evaluation.json", evaluation.to_dict())
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in match.episodes.items()}
-        record_videos(env, context.seed, first, match.students, folder / "videos")
+        record_videos(env, context.seed, first, match.decisions, folder / "videos")
     return evaluation
 
 
-def _policy_runs(policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns]) -> dict[str, PolicyRuns]:
-    """Return the training seeds of all policies, with random play."""
+def _fitted_policies(
+    env: EnvConfig, policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns]
+) -> tuple[EnvConfig, dict[str, PolicyRuns]]:
+    """Return the environment as the teacher needs it, and the training seeds of all policies, with random play."""
     entries = {}
     for name, policy in policies.items():
         if isinstance(policy, PolicyRuns):
@@ -131,21 +134,15 @@ def _policy_runs(policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns])
             entries[name] = PolicyRuns("teacher", {None: policy})
     if "random" in entries:
         raise ConfigError("policies: 'random' is a reserved name. Use another name.")
-    if "teacher" not in entries or entries["teacher"].first is None:
+    if "teacher" not in entries or (teacher := entries["teacher"].first) is None:
         raise ConfigError("policies: there is no teacher. Add it under the name 'teacher'.")
-    return {**entries, "random": PolicyRuns("random", {None: None})}
-
-
-def _fitted_env(env: EnvConfig, policies: Mapping[str, PolicyRuns]) -> EnvConfig:
-    """Return the environment as the teacher needs it; raise SpecMismatchError unless all policies fit."""
-    if (teacher := policies["teacher"].first) is not None:
-        env = adapt_env(env, teacher)
+    env = adapt_env(env, teacher)
     views = observation_views(env)
-    for name, entry in policies.items():
-        for policy in filter(None, entry.runs.values()):
+    for name, entry in entries.items():
+        for run in filter(None, entry.runs.values()):
             spec = getattr(views, entry.side)
-            with_action_mask(policy, spec).spec.require_same_input(spec, name, env.id)
-    return env
+            with_action_mask(run, spec).spec.require_same_input(spec, name, env.id)
+    return env, {**entries, "random": PolicyRuns("random", {None: None})}
 
 
 class _Match:
@@ -158,14 +155,22 @@ class _Match:
         self, env: EnvConfig, policies: Mapping[str, PolicyRuns], config: EvaluateConfig, base: PlayConfig
     ) -> None:
         self.env, self.policies, self.config, self.base = env, policies, config, base
-        self.students = [name for name, entry in policies.items() if entry.kind == "student"]
+        students = [name for name, entry in policies.items() if entry.kind == "student"]
         self.episodes: dict[str, dict[int | None, Episodes]] = {name: {} for name in policies}
-        self.own_states = {(name, run): OwnStates(run) for name in self.students for run in policies[name].runs}
-        self.decisions: dict[str, NonInferiorityResult | None] = dict.fromkeys(self.students)
+        self.own_states = {(name, run): OwnStates(run) for name in students for run in policies[name].runs}
+        self.decisions: dict[str, NonInferiorityResult | None] = dict.fromkeys(students)
+
+    def returns(self, name: str) -> Returns:
+        """Return the returns of a policy, `[runs, episodes]`."""
+        return np.stack([episodes.returns for episodes in self.episodes[name].values()])
+
+    def num_distinct(self, *names: str) -> int:
+        """Return the smallest number of distinct episodes of any run of these policies."""
+        return min(episodes.distinct for name in names for episodes in self.episodes[name].values())
 
     def play_all(self, progress: Progress) -> None:
         """Play all episodes; with `sequential`, until every student is decided."""
-        config, share = self.config, 1 / max(1, len(self.students))
+        config, share, teacher = self.config, 1 / max(1, len(self.decisions)), self.policies["teacher"].first
         counts, risks = [config.episodes], [RISK * share]
         if config.sequential:
             counts = analysis_times(config.episodes, config.max_episodes)
@@ -174,42 +179,43 @@ class _Match:
         done = before = 0
         for analysis, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
             for name, entry in self.policies.items():
-                for run in entry.runs:
-                    self._play_more(name, run, range(before, count), Part(progress, done, total))
+                settings = dataclasses.replace(self.base, first=before, side=entry.side)
+                for run, policy in entry.runs.items():
+                    states, part = self.own_states.get((name, run)), Part(progress, done, total)
+                    query = TeacherQuery(teacher, states.add) if states is not None and teacher is not None else None
+                    more = play(self.env, policy, count - before, settings, query=query, progress=part)
+                    played = self.episodes[name]
+                    played[run] = played[run].followed_by(more) if run in played else more
                     done += count - before
             before = count
-            open_students = [name for name in self.students if self._undecided(name)]
-            for name in open_students:
-                self.decisions[name] = self._decide(name, RiskLevels(risk, RISK * share, analysis))
-            if not any(map(self._undecided, open_students)):
+            for name, decision in self.decisions.items():
+                if decision is None or decision.decision == "undecided":
+                    compared = name, "teacher", "random"
+                    own, best, random = map(self.returns, compared)
+                    levels, distinct = RiskLevels(risk, RISK * share, analysis), self.num_distinct(*compared)
+                    test = non_inferior(own, best, random, config.margin, distinct=distinct, levels=levels)
+                    self.decisions[name] = test if best.mean() > random.mean() else None
+            if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
                 break
         progress.update(done, done)
 
-    def _play_more(self, name: str, run: int | None, numbers: range, progress: Progress) -> None:
-        entry, teacher = self.policies[name], self.policies["teacher"].first
-        config = dataclasses.replace(self.base, first=numbers.start, side=entry.side)
-        query = None
-        if (states := self.own_states.get((name, run))) is not None and teacher is not None:
-            query = TeacherQuery(teacher, states.add)
-        more = play(self.env, entry.runs[run], len(numbers), config, query=query, progress=progress)
-        played = self.episodes[name]
-        played[run] = played[run].followed_by(more) if run in played else more
+    def result(
+        self, name: str, returns: Mapping[str, Returns], thresholds: Returns, context: RunContext, folder: Path
+    ) -> PolicyResult:
+        """Return the result of a policy: all estimates with their 95% intervals, its cost and its fidelity."""
+        entry, runs, own, teacher = self.policies[name], self.episodes[name], returns[name], returns["teacher"]
+        compared, distinct = (own, teacher, returns["random"]), self.num_distinct(name)
+        distinct_compared = self.num_distinct(name, "teacher", "random")
+        rates = [part.success_rate for part in runs.values() if part.success_rate is not None]
 
-    def _undecided(self, name: str) -> bool:
-        decision = self.decisions[name]
-        return decision is None or decision.decision == "undecided"
+        def profile(returns: Returns) -> stats.Values:
+            return stats.performance_profile(returns, thresholds)
 
-    def _decide(self, name: str, levels: RiskLevels) -> NonInferiorityResult | None:
-        """Test a student against the teacher; None if the teacher is no better than random play."""
-        compared = [self.episodes[policy] for policy in (name, "teacher", "random")]
-        own, teacher, random = map(stacked_returns, compared)
-        if normalized_score(teacher, teacher, random) is None:
-            return None
-        return non_inferior(own, teacher, random, self.config.margin, distinct=num_distinct(*compared), levels=levels)
-
-    def facts(self, name: str, context: RunContext, folder: Path) -> dict[str, object]:
-        """Return the fields of a policy's result that are not statistics of its returns."""
-        entry, close = self.policies[name], None
+        low, high = np.percentile(stats.bootstrap(profile, own, distinct=distinct), [2.5, 97.5], axis=0)
+        normalized = stats.normalized_score(*compared, distinct=distinct_compared)
+        improvement = close = None
+        if name != "teacher":
+            improvement = stats.estimate(stats.probability_of_improvement, own, teacher, distinct=distinct_compared)
         if entry.kind == "student":
             spec = observation_views(self.env).student
             students = [
@@ -218,12 +224,61 @@ class _Match:
                 if policy is not None
             ]
             close = fidelity(name, students, context.dataset, folder, context.temperature)
-        return {
+        return PolicyResult(
+            kind=entry.kind,
+            runs=[RunReturns(training_seed=seed, returns=part.returns.tolist()) for seed, part in runs.items()],
+            distinct_episodes=distinct,
+            distinct_runs=len({part.returns.tobytes() for part in runs.values()}),
+            mean=stats.estimate(stats.mean, own, distinct=distinct),
+            median=stats.estimate(stats.median, own, distinct=distinct),
+            iqm=stats.estimate(stats.iqm, own, distinct=distinct),
+            normalized=normalized,
+            optimality_gap=normalized and stats.estimate(stats.normalized_gap, *compared, distinct=distinct_compared),
+            probability_of_improvement=improvement,
+            profile=Profile(share=profile(own).tolist(), low=low.tolist(), high=high.tolist()),
+            success_rate=float(np.mean(rates)) if rates else None,
+            discounted_mean=float(np.mean([part.discounted for part in runs.values()])),
+            agreement=close.own_states.agreement if close else None,
+            action_rmse=close.own_states.action_rmse if close else None,
             **vars(measure_cost(entry.first)),
-            "kind": entry.kind,
-            "env_steps": entry.env_steps,
-            "fidelity": close,
-            "agreement": close and close.own_states.agreement,
-            "action_rmse": close and close.own_states.action_rmse,
-            "non_inferiority": self.decisions.get(name),
-        }
+            env_steps=entry.env_steps,
+            non_inferiority=self.decisions.get(name),
+            fidelity=close,
+        )
+
+
+def _warnings(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
+    students = {name: entry for name, entry in policies.items() if entry.kind == "student"}
+    episodes = {name: entry.distinct_episodes for name, entry in policies.items()}
+    seeds = {name: entry.distinct_runs for name, entry in students.items()}
+    warnings = {}
+    for warning, counts, least, text in (
+        ("few-episodes", episodes, MIN_DISTINCT_EPISODES, "distinct episodes are too few for a reliable estimate"),
+        ("few-seeds", seeds, MIN_TRAINING_SEEDS, "different training seeds cannot show the variance between them"),
+    ):
+        if few := [f"{name} has {count}" for name, count in counts.items() if count < least]:
+            warnings[warning] = f"fewer than {least} {text}: {', '.join(few)}"
+    if alike := [name for name, entry in students.items() if entry.distinct_runs < len(entry.runs)]:
+        text = "training seeds with the same returns in every episode count as one"
+        warnings["same-seeds"] = f"{text}: {', '.join(alike)}"
+    return warnings
+
+
+def efficiency(curves: Mapping[str, Curve], policies: Mapping[str, PolicyResult]) -> dict[str, Efficiency]:
+    """Return each policy's normalized score against its steps, and the first step at each percentage (None: never).
+
+    The evaluation itself is the last point of each of the `curves`. Steps include those of the teacher's data.
+    """
+    random, teacher = (policies[name].mean.value for name in ("random", "teacher"))
+    span = teacher - random
+    results = {}
+    for name, entry in policies.items():
+        if span > 0 and (entry.env_steps or name in curves):
+            points = [*curves.get(name, ()), (entry.env_steps, entry.mean.value)]
+            scores = [(float(steps), (value - random) / span) for steps, value in points]
+            reached = {
+                str(percentage): next((int(steps) for steps, score in scores if score >= percentage / 100), None)
+                for percentage in LEAD_PERCENTAGES
+            }
+            results[name] = Efficiency(curve=scores, to=reached)
+    return results

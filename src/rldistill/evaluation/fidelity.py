@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.heads import ILLEGAL
@@ -18,7 +16,7 @@ from rldistill.data.dataset import Dataset, action_gap
 from rldistill.data.sequences import windows
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
-from rldistill.evaluation.records import Fidelity, StateMetrics
+from rldistill.evaluation.results import Fidelity, StateMetrics
 from rldistill.losses.functional import kl, student_temperature
 from rldistill.losses.objective import default_temperature
 from rldistill.policies.agent import StatefulPolicy, inference_threads
@@ -28,11 +26,8 @@ MAX_HELDOUT_STATES, MAX_OWN_STATES = 5_000, 50_000
 
 LANES, BATCH_SIZE, CHUNK_STEPS = 16, 512, 64
 
-
-def agreement(a: PolicyOutput, b: PolicyOutput) -> Tensor:
-    """Return the share of an action's parts that both choose alike, `[N]`."""
-    equal = a.mode() == b.mode()
-    return equal.float().reshape(len(equal), -1).mean(-1)
+OutputPair = tuple[PolicyOutput, PolicyOutput]
+"""Outputs of a student and its teacher for the same states."""
 
 
 def squared_error(a: PolicyOutput, b: PolicyOutput) -> Tensor:
@@ -47,11 +42,6 @@ def regret(student: PolicyOutput, teacher: PolicyOutput) -> Tensor | None:
     max_b log p(b) - log p(a) in nats, summed over the parts of an action.
     """
     return teacher.head.regret(teacher.params, student.mode())
-
-
-def action_distance(student: PolicyOutput, teacher: PolicyOutput) -> Tensor:
-    """Return the root mean squared difference of continuous actions, `[N]`, as a share of finite action ranges."""
-    return (((student.mode() - teacher.mode()) / action_ranges(teacher)) ** 2).mean(-1).sqrt()
 
 
 def action_ranges(output: PolicyOutput) -> Tensor:
@@ -74,7 +64,7 @@ def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float
     """
     metrics: dict[str, Tensor] = {}
     if teacher.head.discrete:
-        metrics["agreement"] = agreement(student, teacher)
+        metrics["agreement"] = student.agreement(teacher)
     else:
         metrics["squared_error"] = squared_error(student, teacher)
     if teacher.head.discrete or (teacher.head.stochastic and teacher.head.same_space(student.head)):
@@ -91,37 +81,22 @@ def differences(student: PolicyOutput, teacher: PolicyOutput, temperature: float
     return metrics
 
 
-@dataclass(frozen=True)
-class OutputPair:
-    """Outputs of a student and its teacher for the same states."""
-
-    student: PolicyOutput
-    teacher: PolicyOutput
-
-    @classmethod
-    def concat(cls, pairs: Sequence[OutputPair]) -> OutputPair:
-        """Concatenate pairs along the states."""
-        sides = []
-        for outputs in ([pair.student for pair in pairs], [pair.teacher for pair in pairs]):
-            # Illegal actions are marked in the params too, so masks and features can be left out.
-            values = [output.value for output in outputs if output.value is not None]
-            params = torch.cat([output.params for output in outputs])
-            sides.append(PolicyOutput(outputs[0].head, params, torch.cat(values) if values else None))
-        return cls(*sides)
-
-    def at(self, rows: Tensor) -> OutputPair:
-        """Return the pair for some of the states."""
-        return OutputPair(self.student.rows(rows), self.teacher.rows(rows))
+def concat(outputs: Sequence[PolicyOutput]) -> PolicyOutput:
+    """Concatenate outputs along the states."""
+    # Illegal actions are marked in the params too, so masks and features can be left out.
+    values = [output.value for output in outputs if output.value is not None]
+    params = torch.cat([output.params for output in outputs])
+    return PolicyOutput(outputs[0].head, params, torch.cat(values) if values else None)
 
 
 def state_metrics(pairs: Sequence[OutputPair], temperature: float = 1.0) -> StateMetrics:
     """Return the metrics over the states of several training seeds."""
-    parts = [differences(pair.student, pair.teacher, temperature) for pair in pairs]
+    parts = [differences(student, teacher, temperature) for student, teacher in pairs]
     means = {name: float(torch.cat([part[name].double() for part in parts]).mean()) for name in parts[0]}
     means = {name: mean for name, mean in means.items() if math.isfinite(mean)}
     roots = {"action_rmse": "squared_error", "value_rmse": "squared_value_error"}
     return StateMetrics(
-        states=sum(len(pair.student.params) for pair in pairs),
+        states=sum(len(student.params) for student, _ in pairs),
         **{name: mean for name, mean in means.items() if name not in roots.values()},
         **{name: math.sqrt(means[squared]) for name, squared in roots.items() if squared in means},
     )
@@ -133,7 +108,7 @@ class OwnStates:
     def __init__(self, training_seed: int | None) -> None:
         self.moments = Moments(training_seed)
         self._waiting: list[ComparedStep] = []
-        self._kept: list[tuple[OutputPair, Tensor]] = []
+        self._kept: list[tuple[PolicyOutput, PolicyOutput, Tensor]] = []
         self._stride = 1
 
     def add(self, step: ComparedStep) -> None:
@@ -146,25 +121,29 @@ class OwnStates:
         """Return both outputs for at most MAX_OWN_STATES states."""
         if self._waiting:
             self._flush()
-        return OutputPair.concat([pair for pair, _ in self._kept])
+        students, teachers, _ = zip(*self._kept, strict=True)
+        return concat(students), concat(teachers)
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        pair = OutputPair.concat([OutputPair(step.student, step.teacher) for step in waiting])
+        student, teacher = concat([part.student for part in waiting]), concat([part.teacher for part in waiting])
         obs, episode, step = (
             np.concatenate([getattr(part, name) for part in waiting]) for name in ("obs", "episode", "step")
         )
-        lost = regret(pair.student, pair.teacher)
-        size = action_distance(pair.student, pair.teacher) if lost is None else lost
-        self.moments.offer(size.numpy(), ComparedStep(obs, pair.student, pair.teacher, episode, step))
-        self._kept.append(self._thinned(pair, torch.from_numpy(step)))
-        while sum(len(steps) for _, steps in self._kept) > MAX_OWN_STATES:
+        size = regret(student, teacher)
+        if size is None:  # of continuous actions, the root mean squared difference, as a share of finite ranges
+            size = (((student.mode() - teacher.mode()) / action_ranges(teacher)) ** 2).mean(-1).sqrt()
+        self.moments.offer(size.numpy(), ComparedStep(obs, student, teacher, episode, step))
+        self._kept.append(self._thinned(student, teacher, torch.from_numpy(step)))
+        while sum(len(steps) for *_, steps in self._kept) > MAX_OWN_STATES:
             self._stride *= 2
             self._kept = [self._thinned(*kept) for kept in self._kept]
 
-    def _thinned(self, pair: OutputPair, steps: Tensor) -> tuple[OutputPair, Tensor]:
+    def _thinned(
+        self, student: PolicyOutput, teacher: PolicyOutput, steps: Tensor
+    ) -> tuple[PolicyOutput, PolicyOutput, Tensor]:
         kept = steps % self._stride == 0
-        return pair.at(kept), steps[kept]
+        return student.rows(kept), teacher.rows(kept), steps[kept]
 
 
 def heldout_outputs(policy: Policy, dataset: Dataset, max_states: int = MAX_HELDOUT_STATES) -> OutputPair:
@@ -172,29 +151,26 @@ def heldout_outputs(policy: Policy, dataset: Dataset, max_states: int = MAX_HELD
 
     A recurrent policy gets whole episodes: as many as fit, and at least one.
     """
-    rows = np.flatnonzero(dataset.heldout)
+    rows, students, teachers = np.flatnonzero(dataset.heldout), [], []
     with torch.no_grad(), inference_threads(1):
-        if policy.initial_state(1) is not None:
-            return OutputPair.concat(list(_recurrent_outputs(policy, dataset, rows, max_states)))
-        spread = rows[np.linspace(0, len(rows) - 1, min(max_states, len(rows))).astype(np.int64)]
-        batches = dataset.batches(spread, BATCH_SIZE)
-        return OutputPair.concat([OutputPair(policy(batch.obs)[0], batch.teacher) for batch in batches])
-
-
-def _recurrent_outputs(
-    policy: Policy, dataset: Dataset, rows: NDArray[np.int64], max_states: int
-) -> Iterator[OutputPair]:
-    numbers, lengths = np.unique(dataset.columns["episode"][rows], return_counts=True)
-    numbers = numbers[: max(1, int((np.cumsum(lengths) <= max_states).sum()))]
-    rows, lanes = rows[np.isin(dataset.columns["episode"][rows], numbers)], min(LANES, len(numbers))
-    stateful = StatefulPolicy(policy, lanes)
-    for window in windows(dataset, rows, 1, lanes):
-        stateful.reset(np.flatnonzero(window.starts[0].numpy()))
-        batch, label = window.batch, window.batch.teacher
-        assert isinstance(batch.obs, Tensor)
-        output = stateful.step(batch.obs[0].numpy())
-        teacher = PolicyOutput(label.head, label.params[0], None if label.value is None else label.value[0])
-        yield OutputPair(output, teacher).at(batch.weight[0] > 0)
+        if policy.initial_state(1) is None:
+            spread = rows[np.linspace(0, len(rows) - 1, min(max_states, len(rows))).astype(np.int64)]
+            for batch in dataset.batches(spread, BATCH_SIZE):
+                students.append(policy(batch.obs)[0])
+                teachers.append(batch.teacher)
+            return concat(students), concat(teachers)
+        numbers, lengths = np.unique(dataset.columns["episode"][rows], return_counts=True)
+        numbers = numbers[: max(1, int((np.cumsum(lengths) <= max_states).sum()))]
+        rows, lanes = rows[np.isin(dataset.columns["episode"][rows], numbers)], min(LANES, len(numbers))
+        stateful = StatefulPolicy(policy, lanes)
+        for window in windows(dataset, rows, 1, lanes):
+            stateful.reset(np.flatnonzero(window.starts[0].numpy()))
+            batch, label, counted = window.batch, window.batch.teacher, window.batch.weight[0] > 0
+            assert isinstance(batch.obs, Tensor)
+            students.append(stateful.step(batch.obs[0].numpy()).rows(counted))
+            teacher = PolicyOutput(label.head, label.params[0], None if label.value is None else label.value[0])
+            teachers.append(teacher.rows(counted))
+    return concat(students), concat(teachers)
 
 
 def fidelity(
@@ -210,7 +186,8 @@ def fidelity(
     otherwise.
     """
     own = [states.outputs() for _, states in students]
-    head, labels = own[0].teacher.head, own[0].teacher.params.numpy() if dataset is None else dataset.columns["teacher"]
+    teacher = own[0][1]
+    head, labels = teacher.head, teacher.params.numpy() if dataset is None else dataset.columns["teacher"]
     if temperature is None:
         temperature = default_temperature(head, lambda: action_gap(labels))
     path = Path("disagreements") / name

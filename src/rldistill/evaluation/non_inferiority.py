@@ -7,6 +7,7 @@ positive ones: the student has lost less than 5% of the lead.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Literal
 
@@ -233,12 +234,6 @@ def _episodes_needed(estimate: float, spread: _Spread, episodes: int, least: int
         shift = abs(estimate) / error.std - needed * (1 - 1 / (4 * error.freedom))
         return float(ndtr(shift / math.sqrt(1 + needed**2 / (2 * error.freedom)))) >= PLANNED_POWER
 
-    low = high = max(episodes + 1, least if estimate > 0 else 2)
-    while not suffices(high):
-        low, high = high, 2 * high
-        if high > MAX_EPISODES:
-            return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if suffices(middle) else (middle + 1, high)
-    return high - episodes
+    counts = range(max(episodes + 1, least if estimate > 0 else 2), MAX_EPISODES)
+    first = bisect_left(counts, True, key=suffices)
+    return counts[first] - episodes if first < len(counts) else None

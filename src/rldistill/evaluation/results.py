@@ -4,19 +4,123 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.records import Doubt, Efficiency, PolicyResult, Result, Robustness
-from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, number_text, percent_text, rich_table
+from rldistill.evaluation.statistics import Estimate
+from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
 from rldistill.io.atomic import read_json
 
 REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy", "latency")
 """Columns, and columns of the notes, that a terminal has no space for."""
+
+
+class RunReturns(Record):
+    """Returns of one policy, episode by episode."""
+
+    training_seed: int | None
+    returns: list[float]
+
+
+class Profile(Record):
+    """Share of episodes above each threshold, with its 95% band."""
+
+    share: list[float]
+    low: list[float]
+    high: list[float]
+
+
+class StateMetrics(Record):
+    """Differences between a student's and its teacher's decisions, averaged over states; None if not defined."""
+
+    states: int
+    agreement: float | None = None
+    action_rmse: float | None = None
+    kl: float | None = None
+    value_rmse: float | None = None
+    regret: float | None = None
+    random_regret: float | None = None
+
+
+class Fidelity(Record):
+    """Fidelity of a student on the teacher's held-out states (None without a dataset) and on its own states.
+
+    `temperature` softens the teacher's distribution in the KL; `disagreements` is the folder of the largest ones.
+    """
+
+    temperature: float
+    regret_unit: str | None
+    teacher_states: StateMetrics | None
+    own_states: StateMetrics
+    disagreements: str
+
+
+class PolicyResult(Record):
+    """Returns, statistics, cost and fidelity of one policy.
+
+    Attributes:
+        distinct_episodes: number of episodes that differ in actions or return.
+        distinct_runs: number of training seeds whose returns differ.
+        agreement, action_rmse: agreement with the teacher on the student's own states.
+        probability_of_improvement: probability of a higher return than the teacher's in the same episode.
+    """
+
+    kind: Literal["teacher", "student", "random"]
+    runs: list[RunReturns]
+    distinct_episodes: int
+    distinct_runs: int
+    mean: Estimate
+    median: Estimate
+    iqm: Estimate
+    normalized: Estimate | None
+    optimality_gap: Estimate | None
+    probability_of_improvement: Estimate | None
+    profile: Profile
+    success_rate: float | None
+    discounted_mean: float
+    agreement: float | None
+    action_rmse: float | None
+    parameters: int | None
+    bytes: int | None
+    macs: int | None
+    activations: int | None
+    latency_us: dict[str, float] | None
+    batch_latency_us: dict[str, dict[str, float]] | None
+    env_steps: int
+    non_inferiority: NonInferiorityResult | None
+    fidelity: Fidelity | None
+
+    @property
+    def returns(self) -> list[float]:
+        """Returns of all runs."""
+        return [value for run in self.runs for value in run.returns]
+
+
+class Efficiency(Record):
+    """Normalized score against environment steps, and the first step at which each percentage was reached."""
+
+    curve: list[tuple[float, float]]
+    to: dict[str, int | None]
+
+
+class PerturbedReturns(Record):
+    """Returns of one policy under one perturbation; `lost` is the mean without it minus the mean with it."""
+
+    mean: Estimate
+    normalized: float | None
+    lost: float
+
+
+class Robustness(Record):
+    """Results by perturbation and policy, and the reason for each perturbation that was left out."""
+
+    episodes: int
+    perturbations: dict[str, dict[str, PerturbedReturns]]
+    left_out: dict[str, str]
 
 
 class Evaluation(Result):
@@ -28,14 +132,15 @@ class Evaluation(Result):
     seeds: list[int]
     versions: dict[str, Any]
     profile_at: list[float]
-    warnings: list[Doubt]
+    warnings: dict[str, str]
     policies: dict[str, PolicyResult]
     efficiency: dict[str, Efficiency]
     robustness: Robustness | None = None
+    advice: ClassVar[str] = "Run `rldistill evaluate` again."
 
     @model_validator(mode="after")
     def _require_teacher(self) -> Evaluation:
-        if "teacher" not in [entry.kind for entry in self.policies.values()]:
+        if "teacher" not in self.policies:
             raise ValueError("no policy is a teacher")
         return self
 
@@ -44,19 +149,12 @@ class Evaluation(Result):
         """Read `evaluation.json`; raise CorruptArtifactError if it is missing or incomplete."""
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CorruptArtifactError(
-                f"{path}: {where + ': ' if where else ''}{first['msg']}. Run `rldistill evaluate` again."
-            ) from None
+        return cls.parse(read_json(path), path)
 
     @property
     def teacher(self) -> PolicyResult:
         """Result of the teacher."""
-        return next(entry for entry in self.policies.values() if entry.kind == "teacher")
+        return self.policies["teacher"]
 
     @property
     def students(self) -> dict[str, PolicyResult]:
@@ -66,14 +164,14 @@ class Evaluation(Result):
     @property
     def best_student(self) -> tuple[str, PolicyResult] | None:
         """Name and result of the student with the highest mean return; None without students."""
-        return max(self.students.items(), key=lambda item: item[1].mean, default=None)
+        return max(self.students.items(), key=lambda item: item[1].mean.value, default=None)
 
     def blocks(self) -> list[Table | str]:
         """Return the table of the policies, the one of perturbations, the verdict and the warnings."""
         tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes")]
         if self.robustness is not None and self.robustness.perturbations:
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
-        return [*tables, verdict(self), *(f"warning: {doubt.name}: {doubt.text}" for doubt in self.warnings)]
+        return [*tables, verdict(self), *(f"warning: {name}: {text}" for name, text in self.warnings.items())]
 
 
 def policy_rows(evaluation: Evaluation) -> Rows:
@@ -85,22 +183,29 @@ def policy_rows(evaluation: Evaluation) -> Rows:
         if entry.distinct_runs == 1 < len(entry.runs):
             kind += ", all alike"
         agreement, rmse = figure("agreement", entry.agreement, ".1%"), figure("action RMSE", entry.action_rmse, ".3g")
-        macs, latency = entry.macs or None, entry.latency_us
-        row = [
-            TableCell("policy", name, kind if kind != name else ""),
-            figure("mean return", entry.mean, ci95=entry.ci95),
-            figure("IQM", entry.iqm),
-            figure("discounted", entry.discounted_mean),
-            figure("normalized", entry.normalized, ".3f", entry.normalized_ci95),
-            rmse if continuous else agreement,
-            figure("parameters", entry.parameters or None, ",", note=_size_note(entry, teacher)),
-            TableCell("multiply-adds", f"{macs / 1e6:,.1f}M" if macs and macs >= 1e6 else number_text(macs, ",")),
-            TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
-            if latency
-            else TableCell("latency", NONE),
-            figure("env steps", entry.env_steps or None, ","),
-        ]
-        rows.append(row)
+        macs, latency, size, note = entry.macs or None, entry.latency_us, entry.bytes or 0, ""
+        if entry.parameters and entry.kind == "student" and teacher.parameters:
+            times = teacher.parameters / entry.parameters
+            note = f"{times:.1f} times smaller" if times > 1 else "the teacher's size"
+            note = "larger than the teacher" if times < 1 else note
+        elif entry.parameters:
+            note = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+        rows.append(
+            [
+                TableCell("policy", name, kind if kind != name else ""),
+                figure("mean return", entry.mean),
+                figure("IQM", entry.iqm.value),
+                figure("discounted", entry.discounted_mean),
+                figure("normalized", entry.normalized, ".3f"),
+                rmse if continuous else agreement,
+                figure("parameters", entry.parameters or None, ",", note),
+                TableCell("multiply-adds", f"{macs / 1e6:,.1f}M" if macs and macs >= 1e6 else number_text(macs, ",")),
+                TableCell("latency", f"{latency['p50']:,.0f} µs", f"p99 {latency['p99']:,.0f} µs")
+                if latency
+                else figure("latency", None),
+                figure("env steps", entry.env_steps or None, ","),
+            ]
+        )
     return rows
 
 
@@ -110,25 +215,13 @@ def terminal_rows(evaluation: Evaluation) -> Rows:
     return [[replace(cell, note="") if cell.column in REPORT_NOTES else cell for cell in row] for row in rows]
 
 
-def _size_note(entry: PolicyResult, teacher: PolicyResult) -> str:
-    if not entry.parameters:
-        return ""
-    if entry.kind != "student" or not teacher.parameters:
-        size = entry.bytes or 0
-        return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    if entry.parameters > teacher.parameters:
-        return "larger than the teacher"
-    times = teacher.parameters / entry.parameters
-    return f"{times:.1f} times smaller" if times > 1 else "the teacher's size"
-
-
 def robustness_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each perturbation: the mean return of each policy, and the loss under it."""
     perturbations = evaluation.robustness.perturbations if evaluation.robustness else {}
     return [
         [
             TableCell("perturbation", name),
-            *(figure(policy, row.mean, note=f"lost {number_text(row.lost)}") for policy, row in rows.items()),
+            *(figure(policy, row.mean.value, note=f"lost {number_text(row.lost)}") for policy, row in rows.items()),
         ]
         for name, rows in perturbations.items()
     ]
@@ -142,13 +235,13 @@ def verdict(evaluation: Evaluation) -> str:
     if teacher.normalized is None:
         return "The teacher is no better than random play, so there was nothing to distil. Use another teacher."
     name, student = best
-    if student.normalized is None or student.normalized_ci95 is None:
+    if student.normalized is None or student.normalized.ci95 is None:
         return (
             "The teacher is not clearly better than random play, so the score of its students cannot be measured. "
             "Evaluate more episodes, or use another teacher."
         )
-    low, high = student.normalized_ci95
-    score = f"(normalized score {student.normalized:.3f}, 95% interval {low:.3f} to {high:.3f})"
+    low, high = student.normalized.ci95
+    score = f"(normalized score {student.normalized.value:.3f}, 95% interval {low:.3f} to {high:.3f})"
     steps = f" from {student.env_steps:,} environment steps" if student.env_steps else ""
     test = student.non_inferiority
     if low <= 0:
@@ -157,8 +250,14 @@ def verdict(evaluation: Evaluation) -> str:
             return f"Nothing was learned: {unclear}{steps}."
         least = f"Evaluate at least {test.min_episodes} episodes."
         return f"Too few episodes to decide: after {test.episodes}, {unclear}. {least}"
-    lead, result = "its teacher's lead over random play", f"{student.normalized:.1%}"
-    facts = f"{score}{steps}{_size_clause(student.parameters, teacher.parameters)}"
+    size, own, theirs = "", student.parameters, teacher.parameters
+    if own and theirs:
+        size = f", but is larger than its teacher: {own:,} parameters against {theirs:,}"
+        if own <= theirs:
+            times = f", and is {theirs / own:.1f} times smaller than its teacher"
+            size = times if own < theirs else ", at its teacher's size"
+    lead, result = "its teacher's lead over random play", f"{student.normalized.value:.1%}"
+    facts = f"{score}{steps}{size}"
     if test is None:
         return f"The student {name} reaches {result} of {lead} {facts}."
     decision = {
@@ -166,26 +265,10 @@ def verdict(evaluation: Evaluation) -> str:
         "no": f"The student {name} does not keep",
         "undecided": f"It is undecided whether the student {name} keeps",
     }[test.decision]
-    kept = percent_text(1 - test.margin)
-    return f"{decision} {kept} of {lead}: it reaches {result} {facts}{_needed_clause(test)}."
-
-
-def _needed_clause(test: NonInferiorityResult) -> str:
-    if test.decision != "undecided":
-        return ""
-    if not test.episodes_needed:
-        return "; more episodes would not decide it"
-    least = f"; a yes takes at least {test.min_episodes} episodes" if test.episodes < test.min_episodes else ""
-    return f"{least}; run {test.episodes_needed:,} more episodes"
-
-
-def _size_clause(student: int | None, teacher: int | None) -> str:
-    if not (student and teacher):
-        return ""
-    if student > teacher:
-        return f", but is larger than its teacher: {student:,} parameters against {teacher:,}"
-    return (
-        f", and is {teacher / student:.1f} times smaller than its teacher"
-        if student < teacher
-        else (", at its teacher's size")
-    )
+    more = ""
+    if test.decision == "undecided" and not test.episodes_needed:
+        more = "; more episodes would not decide it"
+    elif test.decision == "undecided":
+        least = f"; a yes takes at least {test.min_episodes} episodes" if test.episodes < test.min_episodes else ""
+        more = f"{least}; run {test.episodes_needed:,} more episodes"
+    return f"{decision} {percent_text(1 - test.margin)} of {lead}: it reaches {result} {facts}{more}."

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import MASK
 from rldistill.core.policy import ObsTransformPolicy, Policy
-from rldistill.core.spec import EnvConfig, PolicySpec, Side, Wrapper
+from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.perturbations import ChangedPhysics, has_number
@@ -25,8 +26,8 @@ from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import legal_actions, make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
-from rldistill.evaluation.records import PerturbedReturns, Robustness
-from rldistill.evaluation.statistics import Returns, mean_interval, normalized_score
+from rldistill.evaluation.results import PerturbedReturns, Robustness
+from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
 from rldistill.io.progress import Part, Progress
 from rldistill.policies.wrappers import has_mask, with_action_mask
 
@@ -84,10 +85,10 @@ def robustness(
                 runs.append(play(perturbed, acting, episodes, side, progress=Part(progress, done, total)).returns)
                 done += episodes
             own = np.stack(runs)
+            score = float(normalized_mean(own, returns["teacher"], returns["random"]))
             results[perturbation][name] = PerturbedReturns(
-                mean=float(own.mean()),
-                ci95=mean_interval(own),
-                normalized=normalized_score(own, returns["teacher"], returns["random"]),
+                mean=estimate(mean, own),
+                normalized=None if math.isnan(score) else score,
                 lost=float(returns[name][:, :episodes].mean() - own.mean()),
             )
     return Robustness(episodes=episodes, perturbations=results, left_out=left_out)
@@ -105,14 +106,12 @@ def perturbed_envs(env: EnvConfig, config: RobustnessConfig) -> tuple[dict[str, 
             left_out[name] = changed
             continue
         try:
-            differs = any(not np.array_equal(a, b) for a, b in zip(_probe(env), _probe(changed), strict=False))
+            if any(not np.array_equal(a, b) for a, b in zip(_probe(env), _probe(changed), strict=False)):
+                found[name] = changed
+            else:
+                left_out.setdefault(name, f"it has no effect on {env.id}")
         except (RLDistillError, AssertionError, ValueError) as error:
             left_out[name] = f"{env.id} does not accept it: {error}"
-            continue
-        if differs:
-            found[name] = changed
-        else:
-            left_out.setdefault(name, f"it has no effect on {env.id}")
     return found, {name: reason for name, reason in left_out.items() if name not in found}
 
 
@@ -120,12 +119,12 @@ def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str,
     """Yield names, with the perturbed environment or the reason against it."""
     atari, settings = is_atari(env.id), {**ATARI_DEFAULTS, **env.kwargs}
     if config.sticky:
-        name, kwargs = f"sticky actions {config.sticky:g}", {"repeat_action_probability": config.sticky}
+        name, sticky = f"sticky actions {config.sticky:g}", {"repeat_action_probability": config.sticky}
         current = settings["repeat_action_probability"] if atari else 0
         if current >= config.sticky:
             yield name, f"{env.id} already has sticky actions of {current:g}"
         else:
-            yield name, _changed(env, kwargs) if atari else _changed(env, wrapper=Wrapper("StickyAction", kwargs))
+            yield name, _changed(env, sticky) if atari else _changed(env, wrapper=Wrapper("StickyAction", sticky))
     if config.noop_max:
         name = f"no-op starts up to {config.noop_max}"
         if not atari:
@@ -137,20 +136,16 @@ def _candidates(env: EnvConfig, config: RobustnessConfig) -> Iterator[tuple[str,
     if config.physics and atari:
         yield "physics", f"{env.id} is a game in a ROM, whose physics cannot be changed"
     elif config.physics:
-        yield from _physics_candidates(env)
+        bare = make_env(env.view_of("student"))
+        changes = [entry for entry in PHYSICS if has_number(bare, entry[1])]
+        bare.close()
+        for name, attribute, change in changes:
+            kwargs = {"attribute": attribute, "value" if isinstance(change, bool) else "factor": change}
+            yield name, _changed(env, wrapper=Wrapper(PHYSICS_WRAPPER, kwargs))
+        if not changes:
+            yield "physics", f"{env.id} has none of {', '.join(dict.fromkeys(path for _, path, _ in PHYSICS))}"
     for name, own in config.env_kwargs.items():
         yield name, _changed(env, own)
-
-
-def _physics_candidates(env: EnvConfig) -> Iterator[tuple[str, EnvConfig | str]]:
-    bare = make_env(env.view_of("student"))
-    changes = [entry for entry in PHYSICS if has_number(bare, entry[1])]
-    bare.close()
-    for name, attribute, change in changes:
-        kwargs = {"attribute": attribute, "value" if isinstance(change, bool) else "factor": change}
-        yield name, _changed(env, wrapper=Wrapper(PHYSICS_WRAPPER, kwargs))
-    if not changes:
-        yield "physics", f"{env.id} has none of {', '.join(dict.fromkeys(path for _, path, _ in PHYSICS))}"
 
 
 def _changed(env: EnvConfig, kwargs: Mapping[str, Any] = {}, wrapper: Wrapper | None = None) -> EnvConfig:
@@ -183,17 +178,15 @@ def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTrans
     `scale` is the standard deviation of each value, `[*obs_shape]`.
     """
     entries = policy.spec.entries.values()
-    pixels = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in entries])
-    low, high = (
-        torch.from_numpy(np.where(pixels, bound, other).reshape(policy.spec.obs_shape).astype(np.float32))
-        for bound, other in ((0, -np.inf), (255, np.inf))
-    )
+    flat = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in entries])
+    pixels = torch.from_numpy(flat.reshape(policy.spec.obs_shape))
 
     def add_noise(obs: Tensor) -> Tensor:
         noise = (torch.randn(obs.shape, generator=generator) * scale).to(obs.device)
         if obs.dtype == torch.uint8:
             return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
-        return torch.minimum(torch.maximum(obs + noise.to(obs.dtype), low.to(obs.device)), high.to(obs.device))
+        values = obs + noise.to(obs.dtype)
+        return torch.where(pixels.to(obs.device), values.clamp(0, 255), values)
 
     return ObsTransformPolicy(policy, add_noise)
 
@@ -216,29 +209,24 @@ def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, 
 def _noise_scales(
     env: EnvConfig, policies: Mapping[str, PolicyRuns], config: RobustnessConfig, seed: int
 ) -> dict[str, Tensor]:
-    """Return the scale of the noise for each policy; policies with the same view have the same."""
-    views, by_view = observation_views(env), {}
-    scales: dict[str, Tensor] = {}
+    """Return the scale of the noise for each policy, from a few episodes; policies with the same view have the same."""
+    views, scales = observation_views(env), {}
+    by_view: dict[str, Tensor] = {}
     for name, entry in policies.items():
         spec, view = getattr(views, entry.side), entry.side if views.packed else "both"
         if view not in by_view and entry.first is not None:
-            std = _observation_std(env, with_action_mask(entry.first, spec), entry.side, seed)
+            seen: list[Tensor] = []
+            policy = ObsTransformPolicy(with_action_mask(entry.first, spec), partial(_record, seen))
+            std = np.zeros(spec.obs_shape)
+            if spec.obs_dtype != "uint8":  # noise on pixels does not depend on their own deviation
+                play(env, policy, SCALE_EPISODES, PlayConfig(seed, CALIBRATION, side=entry.side))
+                std = torch.cat(seen).double().numpy().std(0)
             by_view[view] = noise_scale(spec, std, config.noise, config.pixel_noise)
         scales[name] = by_view[view]
     return scales
 
 
-def _observation_std(env: EnvConfig, policy: Policy, side: Side, seed: int) -> NDArray[np.float64]:
-    """Return the standard deviation of each value over a few episodes, `[*obs_shape]`."""
-    if policy.spec.obs_dtype == "uint8":
-        return np.zeros(policy.spec.obs_shape)  # noise on pixels does not depend on it
-    seen: list[Tensor] = []
-
-    def record(obs: Tensor) -> Tensor:
-        if sum(map(len, seen)) < MAX_SCALE_STATES:
-            seen.append(obs.cpu().clone())
-        return obs
-
-    play(env, ObsTransformPolicy(policy, record), SCALE_EPISODES, PlayConfig(seed, CALIBRATION, side=side))
-    std: NDArray[np.float64] = torch.cat(seen).double().numpy().std(0)
-    return std
+def _record(seen: list[Tensor], obs: Tensor) -> Tensor:
+    if sum(map(len, seen)) < MAX_SCALE_STATES:
+        seen.append(obs.cpu().clone())
+    return obs

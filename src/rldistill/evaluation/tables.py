@@ -1,16 +1,51 @@
-"""Tables of results, for terminals and pages."""
+"""Results that are stored as JSON and print as tables, and the cells of these tables."""
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from rldistill.evaluation.statistics import Estimate
+from rldistill.io.atomic import Document
+
 NONE = "–"
 """Text of a missing figure."""
+
+
+class Record(Document):
+    """Part of a result."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the JSON file."""
+        return self.model_dump(mode="json")
+
+
+class Result(Record):
+    """Result that prints as tables and lines of text."""
+
+    def blocks(self) -> Sequence[Table | str]:
+        """Return the tables and lines in order."""
+        raise NotImplementedError
+
+    def __rich__(self) -> Group:
+
+        return Group(*(Text(block) if isinstance(block, str) else block for block in self.blocks()))
+
+    def __str__(self) -> str:
+
+        console = Console(file=io.StringIO(), width=shutil.get_terminal_size((120, 24)).columns, record=True)
+        console.print(self)
+        return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -25,11 +60,11 @@ class TableCell:
 Rows = list[list[TableCell]]
 
 
-def figure(
-    column: str, value: float | None, spec: str = "", ci95: Sequence[float] | None = None, note: str = ""
-) -> TableCell:
-    """Return the cell of a number, with its 95% interval as the note, if there is one."""
-    return TableCell(column, number_text(value, spec), interval_text(ci95, spec) or note)
+def figure(column: str, value: float | Estimate | None, spec: str = "", note: str = "") -> TableCell:
+    """Return the cell of a number, with the 95% interval of an estimate as the note."""
+    if isinstance(value, Estimate):
+        return TableCell(column, number_text(value.value, spec), interval_text(value.ci95, spec) or note)
+    return TableCell(column, number_text(value, spec), note)
 
 
 def interval_text(ends: Sequence[float] | None, spec: str = "") -> str:

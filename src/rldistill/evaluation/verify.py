@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from scipy.stats import norm, ttest_ind_from_stats
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import preprocessed_id
@@ -25,9 +25,8 @@ from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.fidelity import action_ranges
-from rldistill.evaluation.records import Record, Result
-from rldistill.evaluation.statistics import Interval, mean_interval
-from rldistill.evaluation.tables import TableCell, rich_table
+from rldistill.evaluation.statistics import Estimate, Interval, estimate, mean
+from rldistill.evaluation.tables import Record, Result, TableCell, interval_text, rich_table
 from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.network import NetworkPolicy
@@ -50,15 +49,13 @@ class Claim:
     @classmethod
     def parse(cls, text: str, episodes: int = 0) -> Claim:
         """Parse `242.1±31.8`, `242.1+-31.8` or `242.1`; raise ConfigError for anything else."""
-        number = r"([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
-        match = re.fullmatch(rf"\s*{number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*", text.replace("\N{MINUS SIGN}", "-"))
-        if match is None:
-            raise ConfigError(f"--claimed: expected a mean such as 242.1, or 242.1±31.8, found {text!r}")
-        if (std := float(match[2] or 0)) < 0:
-            raise ConfigError(f"--claimed: expected a deviation of at least 0, found {text!r}")
-        if not math.isfinite(float(match[1])) or not math.isfinite(std):
-            raise ConfigError(f"--claimed: expected finite numbers, found {text!r}")
-        return cls(float(match[1]), std, episodes)
+        number = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
+        pattern = rf"\s*([-+]?){number}\s*(?:(?:±|\+-|\+/-)\s*{number})?\s*"
+        match = re.fullmatch(pattern, text.replace("\N{MINUS SIGN}", "-"))
+        mean, std = (float(match[1] + match[2]), float(match[3] or 0)) if match else (math.nan, 0.0)
+        if not math.isfinite(mean) or not math.isfinite(std):
+            raise ConfigError(f"--claimed: expected finite numbers such as 242.1, or 242.1±31.8, found {text!r}")
+        return cls(mean, std, episodes)
 
     def check(self, returns: NDArray[np.float64]) -> ClaimCheck:
         """Compare the claim with returns.
@@ -95,30 +92,25 @@ class ClaimCheck(Record):
     reason: str
 
 
-@dataclass(frozen=True)
+@validated_dataclass
 class VerifyConfig:
     """Settings of `verify`: the number of full episodes, and the published return, if any."""
 
-    episodes: int = 100
+    episodes: Positive = 100
     claim: Claim | None = None
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ConfigError(f"--episodes: expected at least 1, found {self.episodes}")
 
 
 class Verification(Result):
     """Result of `verify`.
 
-    `mean`, `std` and `ci95` are those of the return; None if the teacher does not fit the environment. `suspicious`
-    holds the probable mistakes.
+    `mean` and `std` are those of the return; None if the teacher does not fit the environment. `suspicious` holds the
+    probable mistakes.
     """
 
     teacher: str
     env: str
-    mean: float | None = None
+    mean: Estimate | None = None
     std: float | None = None
-    ci95: Interval | None = None
     episodes: int = 0
     claim: ClaimCheck | None = None
     suspicious: list[str] = Field(default_factory=list)
@@ -132,9 +124,10 @@ class Verification(Result):
     def blocks(self) -> list[Table]:
         """Return the table of all checks."""
         lines = []
-        if self.mean is not None and self.ci95 is not None:
-            text = f"{self.mean:.1f} ± {self.std:.1f} over {self.episodes} episodes"
-            lines.append(("mean return", text + " (95% interval of the mean {:.1f} to {:.1f})".format(*self.ci95)))
+        if self.mean is not None:
+            text = f"{self.mean.value:.1f} ± {self.std:.1f} over {self.episodes} episodes"
+            interval = interval_text(self.mean.ci95, ".1f")
+            lines.append(("mean return", text + (f" (95% interval of the mean {interval})" if interval else "")))
         if self.claim is not None:
             word = "consistent" if self.claim.consistent else "not consistent"
             text = f"{word} with {self.claim.mean:g} ± {self.claim.std:g}: {self.claim.reason}"
@@ -148,7 +141,7 @@ class Verification(Result):
 def verify(
     env: EnvConfig,
     policy: Policy,
-    config: VerifyConfig = VerifyConfig(),
+    config: VerifyConfig = VerifyConfig(),  # noqa: B008 - it is frozen
     *,
     seed: int = 0,
     name: str = "the teacher",
@@ -166,15 +159,21 @@ def verify(
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
         hint = f"It may have been trained in {other}; set --env-kwarg, or wrappers in --env."
         return Verification(teacher=name, env=env.id, suspicious=[f"{error}. {hint}"])
-    modes = [False, True] if policy.spec.head.stochastic else [False]
-    returns = []
+    returns, modes = [], [False, True] if policy.spec.head.stochastic else [False]
     with stage_progress(progress, "verify", "episodes") as report:
         for number, sample in enumerate(modes):
             part = Part(report, number * config.episodes, len(modes) * config.episodes)
             played = play(fitted_env, policy, config.episodes, PlayConfig(seed, sample=sample), progress=part)
             returns.append(played.returns)
     greedy = returns[0]
-    suspicious = [*quick_check(policy, fitted_env, seed), *_reversed_frames(policy, fitted_env, greedy, seed)]
+    suspicious = quick_check(policy, fitted_env, seed)
+    if spec_from_env(fitted_env).frames is not None:
+        backwards = ObsTransformPolicy(policy, lambda obs: obs.flip(1))
+        number = min(len(greedy), MAX_REVERSED_EPISODES)
+        reversed_returns = play(fitted_env, backwards, number, PlayConfig(seed)).returns
+        if _p_better(reversed_returns, greedy) <= SIGNIFICANCE:
+            means = f"{greedy.mean():.1f}, but {reversed_returns.mean():.1f} with a reversed stack"
+            suspicious.append(f"frames in the wrong order: {means}")
     for sampled in returns[1:]:
         if (p := _p_better(sampled, greedy)) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f} and {sampled.mean():.1f}, p = {p:.2g}"
@@ -182,9 +181,8 @@ def verify(
     return Verification(
         teacher=name,
         env=env.id,
-        mean=float(greedy.mean()),
+        mean=estimate(mean, greedy[None]),
         std=float(greedy.std()),
-        ci95=mean_interval(greedy[None]),
         episodes=config.episodes,
         claim=None if config.claim is None else config.claim.check(greedy),
         suspicious=suspicious,
@@ -213,15 +211,7 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
         SpecMismatchError: the policy does not fit the environment.
     """
     policy, env = fit_to_env(policy, env)
-    obs, outputs = _observe(policy, env, seed, steps)
-    if not torch.isfinite(outputs.params).all():
-        return ["its outputs are NaN or infinite in some states; check its weights and the scale of the observations"]
-    return [*_constant_actions(outputs), *_wrong_scale(policy, obs)]
-
-
-def _observe(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDArray[Any], PolicyOutput]:
-    stateful = StatefulPolicy(policy, NUM_SLOTS)
-    seen, outputs = [], []
+    stateful, seen, outputs = StatefulPolicy(policy, NUM_SLOTS), [], []
 
     def act(obs: NDArray[Any]) -> NDArray[Any]:
         outputs.append(stateful.step(obs))
@@ -234,20 +224,17 @@ def _observe(policy: Policy, env: EnvConfig, seed: int, steps: int) -> tuple[NDA
             stateful.reset(step.ended)
             if NUM_SLOTS * len(seen) >= steps:
                 break
-    return np.concatenate(seen), PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
-
-
-def _constant_actions(output: PolicyOutput) -> Iterator[str]:
-    actions = output.mode()
+    obs = np.concatenate(seen)
+    output = PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
+    if not torch.isfinite(output.params).all():
+        return ["its outputs are NaN or infinite in some states; check its weights and the scale of the observations"]
+    found, actions = [], output.mode()
     if output.head.discrete:
         _, counts = torch.unique(actions.reshape(len(actions), -1), dim=0, return_counts=True)
         if (share := float(counts.max()) / len(actions)) > MAX_SAME_ACTION_SHARE:
-            yield f"constant actions: the teacher takes one action in {share:.1%} of the states"
+            found.append(f"constant actions: the teacher takes one action in {share:.1%} of the states")
     elif bool((actions.std(0) < 1e-3 * action_ranges(output)).all()):
-        yield "constant actions: the teacher's actions hardly differ between states"
-
-
-def _wrong_scale(policy: Policy, obs: NDArray[Any]) -> Iterator[str]:
+        found.append("constant actions: the teacher's actions hardly differ between states")
     if isinstance(policy, NetworkPolicy) and policy.obs_clip:
         scaled = policy.scaled(torch.from_numpy(obs))
         entries = {"": scaled} if isinstance(scaled, Tensor) else scaled
@@ -255,29 +242,17 @@ def _wrong_scale(policy: Policy, obs: NDArray[Any]) -> Iterator[str]:
         normalized = torch.cat([entries[key].flatten(1) for key in policy.obs_clip], 1)
         if (share := float((normalized.abs() > OUTLIER_STD).float().mean())) > MAX_OUTLIER_SHARE:
             deviations = f"{OUTLIER_STD:g} standard deviations from the normalizer's mean"
-            yield f"{share:.1%} of the observations are more than {deviations}"
+            found.append(f"{share:.1%} of the observations are more than {deviations}")
     if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) == 3 and obs.max() <= 1:
-        yield "frames of the wrong scale: no pixel is above 1, where 0 to 255 are expected"
-
-
-def _reversed_frames(policy: Policy, env: EnvConfig, returns: NDArray[np.float64], seed: int) -> Iterator[str]:
-    if spec_from_env(env).frames is not None:
-        backwards = ObsTransformPolicy(policy, lambda obs: obs.flip(1))
-        other = play(env, backwards, min(len(returns), MAX_REVERSED_EPISODES), PlayConfig(seed)).returns
-        if _p_better(other, returns) <= SIGNIFICANCE:
-            yield f"frames in the wrong order: {returns.mean():.1f}, but {other.mean():.1f} with a reversed stack"
+        found.append("frames of the wrong scale: no pixel is above 1, where 0 to 255 are expected")
+    return found
 
 
 def _p_better(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the p-value of equal means (Welch's test); 1 unless `a` has the higher mean."""
-    return _welch(a, b) if a.mean() > b.mean() else 1.0
-
-
-def _welch(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return the p-value of equal means; 1 with fewer than two episodes."""
-    if min(len(a), len(b)) < 2:
+    """Return the p-value of equal means (Welch's test); 1 unless `a` has the higher mean, or with a single episode."""
+    if a.mean() <= b.mean() or min(len(a), len(b)) < 2:
         return 1.0
     stds = a.std(ddof=1), b.std(ddof=1)
     if max(stds) == 0:
-        return float(a.mean() == b.mean())
+        return 0.0
     return float(ttest_ind_from_stats(a.mean(), stds[0], len(a), b.mean(), stds[1], len(b), equal_var=False).pvalue)

@@ -89,8 +89,7 @@ def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[A
     """Replay an episode from its seed and actions, in color, and write it as an H.264 file."""
     import imageio.v2 as imageio
 
-    replay = _atari_frames if is_atari(env_config.id) else _rendered_frames
-    frames = replay(env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES])
+    frames = _frames(env_config, episode_seed(seed, "evaluate", TEST, 0, 0, episode), actions[:MAX_FRAMES])
 
     def write(temporary: Path) -> None:
         options = ["-f", "mp4", "-crf", "30", "-movflags", "+faststart"]
@@ -103,18 +102,17 @@ def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[A
     write_atomic(path, write)
 
 
-def _atari_frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
-    picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
-    colored = dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture})
-    with closing(make_atari(colored, 1, 1)) as vector:
-        obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
-        yield obs[0, 0].copy()
-        for action in actions:
-            obs, *_ = vector.step(np.array([action]))
+def _frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
+    if is_atari(env_config.id):
+        picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
+        colored = dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture})
+        with closing(make_atari(colored, 1, 1)) as vector:
+            obs, _ = vector.reset(seed=np.array([seed]))  # type: ignore[arg-type]
             yield obs[0, 0].copy()
-
-
-def _rendered_frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
+            for action in actions:
+                obs, *_ = vector.step(np.array([action]))
+                yield obs[0, 0].copy()
+        return
     # Without a screen, SDL would write its complaints over the progress bars.
     for variable in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         os.environ.setdefault(variable, "dummy")

@@ -14,8 +14,7 @@ from rich.table import Table
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
-from rldistill.evaluation.records import Result
-from rldistill.evaluation.tables import TableCell, rich_table
+from rldistill.evaluation.tables import Result, TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import Document, read_json, sha256_file, write_json
@@ -116,7 +115,7 @@ class FormatRecord(Document):
         return found
 
 
-class Certificate(Document, Result):
+class Certificate(Result):
     """Content of `parity.json`: how the exported files compare with the original policy."""
 
     policy: str

@@ -14,7 +14,7 @@ from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import Episodes, PlayConfig, play
 from rldistill.evaluation.non_inferiority import non_inferior
-from rldistill.evaluation.statistics import mean_interval
+from rldistill.evaluation.statistics import estimate, mean
 from rldistill.exporters.certificate import ClosedLoop, DifferenceRecord
 from rldistill.exporters.comparison import (
     CONSECUTIVE_STEPS,
@@ -93,7 +93,7 @@ class Measures:
         return ClosedLoop(
             episodes=len(episodes.returns),
             mean=float(episodes.returns.mean()),
-            ci95=mean_interval(episodes.returns[None]),
+            ci95=estimate(mean, episodes.returns[None]).ci95,
             original_mean=float(self.original.returns.mean()),
             equal_actions=equal_actions(self.original, episodes),
             keeps_95="identical" if identical else test.decision,

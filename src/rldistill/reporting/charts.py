@@ -16,15 +16,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rldistill.evaluation.records import PolicyResult
-from rldistill.evaluation.tables import number_text
+from rldistill.evaluation.results import PolicyResult
+from rldistill.evaluation.statistics import Estimate
+from rldistill.evaluation.tables import interval_text, number_text
 from rldistill.io.atomic import write_atomic
 
 Line = list[tuple[float, float]]
 Series = dict[str, Line]
 
-ROW_HEIGHT, PLOT_HEIGHT = 68, 220
-MAX_DOTS = 600
+PLOT_HEIGHT, MAX_DOTS, MAX_NAME_LENGTH = 220, 600, 18
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 NUM_COLORS = 6
 
@@ -49,8 +49,14 @@ class Scale:
         return ((math.log10(value) if self.log else value) - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return the positions and texts of a few round numbers."""
-        values = _decades(self.low, self.high) if self.log else _round_numbers(self.low, self.high)
+        """Return the positions and texts of a few round numbers, or powers of ten."""
+        if self.log:
+            exponents = range(math.ceil(self.low), math.floor(self.high) + 1, math.ceil((self.high - self.low) / 6))
+            values = [10.0**exponent for exponent in exponents]
+        else:
+            step = 10.0 ** math.floor(math.log10((self.high - self.low) / 3))
+            step = next(step * factor for factor in (1, 2, 5, 10) if (self.high - self.low) / (step * factor) <= 6)
+            values = [round(n * step, 12) for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         return [(self(value), _tick_text(value)) for value in values]
 
 
@@ -63,67 +69,30 @@ def palette(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class ReturnsRow:
-    """Returns of one policy in a chart."""
+def returns_chart(
+    rows: Mapping[str, tuple[Sequence[float], Estimate]], colors: Mapping[str, str], reference: str | None = None
+) -> Markup:
+    """Return a chart with a dot for each return, and the mean with its 95% interval.
 
-    returns: Sequence[float]
-    mean: float
-    ci95: tuple[float, float]
-    color: str
-    reference: bool = False
-
-
-def returns_chart(policies: Mapping[str, PolicyResult]) -> Markup:
-    """Return a chart of all policies' returns, with the teacher's mean as a dashed line."""
-    colors = palette(policies)
-    return rows_chart(
-        {
-            name: ReturnsRow(entry.returns, entry.mean, entry.ci95, colors[name], entry.kind == "teacher")
-            for name, entry in policies.items()
-        }
-    )
-
-
-def rows_chart(rows: Mapping[str, ReturnsRow]) -> Markup:
-    """Return a chart with a dot for each return, the mean and its 95% interval, and the mean of reference rows.
-
-    Outliers lie at the edge; of more than MAX_DOTS returns, every second, third, ... is drawn.
+    The mean of the row `reference` is a dashed line in all rows. Outliers lie at the edge; of more than MAX_DOTS
+    returns, every second, third, ... is drawn.
     """
-    everything = [value for row in rows.values() for value in row.returns]
+    everything = [value for returns, _ in rows.values() for value in returns]
     low, high = bulk(everything)
     scale = Scale.covering([low, high])
-
-    def position(value: float) -> float:
-        return scale(min(max(value, low), high))
-
-    drawn = [
-        {
-            "name": shortened(name),
-            "color": row.color,
-            "top": ROW_HEIGHT * number,
-            "mean": row.mean,
-            "ci95": row.ci95,
-            "mark": position(row.mean),
-            "ends": [position(end) for end in row.ci95],
-            # Multiples of the golden ratio spread evenly, so that dots of equal returns do not cover each other.
-            "dots": [
-                (position(x), 2 * (k * GOLDEN_RATIO % 1) - 1, x)
-                for k, x in enumerate(row.returns[:: math.ceil(len(row.returns) / MAX_DOTS)])
-            ],
-            "opacity": max(0.14, min(0.55, 4 / math.sqrt(len(row.returns)))),
-        }
-        for number, (name, row) in enumerate(rows.items())
-    ]
+    # Multiples of the golden ratio spread evenly, so that dots of equal returns do not cover each other.
+    heights = [2 * (k * GOLDEN_RATIO % 1) - 1 for k in range(MAX_DOTS)]
     return _draw(
         "returns",
-        rows=drawn,
+        rows=rows,
+        dots={name: returns[:: math.ceil(len(returns) / MAX_DOTS)] for name, (returns, _) in rows.items()},
+        colors=colors,
+        reference=reference,
         scale=scale,
-        references=[position(row.mean) for row in rows.values() if row.reference],
-        height=ROW_HEIGHT * len(drawn),
-        number=number_text,
+        position=lambda value: scale(min(max(value, low), high)),
+        heights=heights,
         outliers=sum(not low <= x <= high for x in everything),
-        thinned=any(len(row.returns) > MAX_DOTS for row in rows.values()),
+        thinned=any(len(returns) > MAX_DOTS for returns, _ in rows.values()),
     )
 
 
@@ -142,14 +111,7 @@ def bulk(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class LineStyle:
-    """Options of a line chart.
-
-    Attributes:
-        colors: CSS class of each name.
-        thin: further lines of a name (its training seeds).
-        bands: (x, low, high) around a name's line.
-        x_range: ends of the x axis, if not those of the points.
-    """
+    """Options of a line chart: by name, CSS class, thin lines and band (x, low, high); and the ends of the x axis."""
 
     colors: Mapping[str, str] = field(default_factory=dict)
     thin: Mapping[str, Sequence[Line]] = field(default_factory=dict)
@@ -170,19 +132,10 @@ def lines_chart(series: Series, x_title: str, y_title: str, style: LineStyle = L
     def outline(band: Sequence[tuple[float, float, float]]) -> str:
         return path([(a, low) for a, low, _ in band] + [(a, high) for a, _, high in reversed(band)])
 
-    drawn = [
-        {
-            "name": name,
-            "color": style.colors.get(name, f"c{number % NUM_COLORS}"),
-            "line": path(line),
-            "band": outline(style.bands[name]) if name in style.bands else "",
-            "thin": [path(seed) for seed in style.thin.get(name, ())],
-            "end": None if style.x_range else (x(line[-1][0]), y(line[-1][1])),
-        }
-        for number, (name, line) in enumerate(series.items())
-    ]
+    colors = {name: style.colors.get(name, f"c{number % NUM_COLORS}") for number, name in enumerate(series)}
     title = f"{y_title} against {x_title}" + (", logarithmic" if log else "")
-    return _draw("lines", drawn=drawn, x=x, y=y, x_title=x_title, title=title, height=PLOT_HEIGHT)
+    functions = {"x": x, "y": y, "path": path, "outline": outline}
+    return _draw("lines", series=series, style=style, colors=colors, x_title=x_title, title=title, **functions)
 
 
 def scatter_chart(
@@ -202,33 +155,24 @@ def scatter_chart(
     shown = {name: (a, max(b, floor)) for name, (a, b) in points.items()}
     x = Scale.covering([a for a, _ in shown.values()] or [1.0], padding=0.06, log=True)
     y = Scale.covering([wanted, *(b for _, b in shown.values())])
-    dots = [
-        {
-            "name": name if colors else shortened(name),
-            "color": "c0" if colors is None else colors[name],
-            "x": x(a),
-            "y": 1 - y(b),
-            "on_front": name in front,
-            "text": f"{name}: {a:,.0f} {x_title}, {points[name][1]:.3f}",
-        }
-        for name, (a, b) in shown.items()
-    ]
-    line = " ".join(f"{100 * x(a):.2f},{PLOT_HEIGHT * (1 - y(b)):.1f}" for a, b in (shown[name] for name in front))
-    title = f"{y_title} against {x_title}, logarithmic"
-    axes = {"x": x, "y": y, "x_title": x_title, "title": title, "height": PLOT_HEIGHT}
-    return _draw("scatter", dots=dots, line=line, wanted=1 - y(wanted), legend=colors is not None, **axes)
+    path = " ".join(f"{100 * x(a):.2f},{PLOT_HEIGHT * (1 - y(b)):.1f}" for a, b in (shown[name] for name in front))
+    title, parts = f"{y_title} against {x_title}, logarithmic", {"shown": shown, "points": points, "front": front}
+    axes = {"x": x, "y": y, "x_title": x_title, "title": title}
+    return _draw("scatter", path=path, wanted=wanted, colors=colors, **axes, **parts)
 
 
-def shortened(name: str, max_length: int = 18) -> str:
+def shortened(name: str) -> str:
     """Return a name that fits into a chart on a phone."""
-    return name if len(name) <= max_length else name[: max_length - 1] + "…"
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
 
 
 @cache
 def templates() -> jinja2.Environment:
     """Return the templates, which escape all values."""
     loader = jinja2.PackageLoader("rldistill", "reporting/templates")
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    made.globals |= {"number": number_text, "interval": interval_text, "shortened": shortened, "height": PLOT_HEIGHT}
+    return made
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -238,20 +182,8 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def _draw(macro: str, **values: Any) -> Markup:
-    module = templates().get_template("charts.html.jinja").module
-    draw: Callable[..., Markup] = getattr(module, macro)
+    draw: Callable[..., Markup] = getattr(templates().get_template("charts.html.jinja").module, macro)
     return draw(**values)
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
-    return [round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _decades(low: float, high: float) -> list[float]:
-    step = math.ceil((high - low) / 6)
-    return [10.0**exponent for exponent in range(math.ceil(low), math.floor(high) + 1, step)]
 
 
 def _tick_text(value: float) -> str:

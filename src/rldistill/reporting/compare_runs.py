@@ -10,9 +10,8 @@ import yaml
 from rich.table import Table
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.evaluation.records import Result
 from rldistill.evaluation.results import Evaluation, terminal_rows
-from rldistill.evaluation.tables import NONE, Rows, TableCell, rich_table
+from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 
 IGNORED_KEYS = ("name", "out")
 COLUMNS = ("policy", "mean return", "normalized", "parameters", "env steps")
@@ -72,21 +71,17 @@ def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
                     f"compare: returns of different environments cannot be compared. {first} has {key} = {expected}, "
                     f"{name} has {own}."
                 )
-    settings = {str(path): _flat(_config(path)) for path in paths}
+    settings = {}
+    for path in paths:
+        file = path / "config.yaml"
+        try:
+            settings[str(path)] = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {})
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise CorruptArtifactError(f"{file}: not valid YAML; was it edited?") from None
     keys = dict.fromkeys(key for own in settings.values() for key in own if key.split(".")[0] not in IGNORED_KEYS)
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}
     return RunComparison(env=reference.env, runs=found, differences=differences)
-
-
-def _config(folder: Path) -> Any:
-    path = folder / "config.yaml"
-    if not path.exists():
-        return {}
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise CorruptArtifactError(f"{path}: not valid YAML; was it edited?") from None
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import PolicySpec
 from rldistill.evaluation.disagreements import value_names
 from rldistill.io.atomic import read_json, write_atomic
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.videos import data_url
-from rldistill.students.features import CLIP_STD, AnyFeatures, Objects, Raw, Standardized, Standardizer
+from rldistill.reporting.sections import data_url
+from rldistill.students.features import CLIP_STD, Objects, Raw, Standardized, Standardizer
 from rldistill.students.linear import Linear, Ridge
 from rldistill.students.storage import load_native
 from rldistill.students.tree import TreePolicy
@@ -29,19 +28,8 @@ KINDS = ("tree", "linear", "ridge")
 EQUALS = " == "
 
 
-@dataclass(frozen=True)
-class InterpretableStudent:
-    """Section of the report on one student: its first lines, or a picture of its weights."""
-
-    policy: str
-    folder: str
-    text: str
-    more: int
-    picture: str
-
-
-def interpretable_student(run: Path, policy: str, seed: int | None) -> InterpretableStudent | None:
-    """Return the section on a student with one training seed; None if the student is not interpretable.
+def interpretable_student(run: Path, policy: str, seed: int | None) -> dict[str, Any] | None:
+    """Return the section on a student: its first lines, or a picture of its weights; None if it has neither.
 
     Raises:
         CorruptArtifactError: the student's files are broken.
@@ -62,8 +50,8 @@ def interpretable_student(run: Path, policy: str, seed: int | None) -> Interpret
         with tempfile.TemporaryDirectory() as temporary:
             draw(student, Path(temporary) / "weights.png")
             picture = data_url(Path(temporary) / "weights.png", "image/png")
-    path = f"{run.name}/{folder.relative_to(run)}"
-    return InterpretableStudent(policy, path, "\n".join(lines[:MAX_LINES]), max(0, len(lines) - MAX_LINES), picture)
+    path, text, more = f"{run.name}/{folder.relative_to(run)}", "\n".join(lines[:MAX_LINES]), len(lines) - MAX_LINES
+    return {"policy": policy, "folder": path, "text": text, "more": max(0, more), "picture": picture}
 
 
 def explain(policy: NetworkPolicy) -> str:
@@ -73,11 +61,18 @@ def explain(policy: NetworkPolicy) -> str:
         ConfigError: the policy is neither a tree nor linear in named features.
     """
     if isinstance(policy, TreePolicy):
-        return "\n".join(_rules(policy, _names(policy.spec, policy.config.features), _thresholds(policy), 0, ""))
+        thresholds = policy.threshold.detach().double().numpy()
+        if isinstance(policy.config.features, Raw | Standardized | Objects):  # in the units of the observation
+            mean, std = _scaling(policy, policy.num_features)
+            compared = policy.feature.long().numpy()
+            thresholds = thresholds * std[compared] + mean[compared]
+        return "\n".join(_rules(policy, _names(policy), thresholds, 0, ""))
     weight, bias = _linear(policy)
     if _picture_shape(policy) is not None:
         return "The student is linear in pixels; --out FILE.png draws its weights."
-    names, columns = _names(policy.spec, policy.config.features), _outputs(policy.spec)
+    names, head = _names(policy), policy.spec.head
+    word = "output" if not head.single_choice else "Q" if head.action_values else "action"
+    columns = [f"{word} {number}" for number in range(head.num_params)]
     width = max(map(len, [*names, "constant"]))
     bounded = any(isinstance(layer, Standardizer) for layer in policy.body.modules())
     mean, std = _scaling(policy, len(names))
@@ -150,22 +145,15 @@ def _scaling(policy: NetworkPolicy, width: int) -> tuple[NDArray[np.float64], ND
     return mean, std
 
 
-def _thresholds(policy: TreePolicy) -> NDArray[np.float64]:
-    """Return the thresholds of all nodes, in the units of the observation."""
-    threshold: NDArray[np.float64] = policy.threshold.detach().numpy().astype(np.float64)
-    if isinstance(policy.config.features, Raw | Standardized | Objects):
-        mean, std = _scaling(policy, policy.num_features)
-        compared = policy.feature.long().numpy()
-        threshold = threshold * std[compared] + mean[compared]
-    return threshold
-
-
 def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64], node: int, indent: str) -> list[str]:
-    feature = int(policy.feature[node])
+    feature, head, values = int(policy.feature[node]), policy.spec.head, policy.value[node].detach()
+    if feature < 0 and not head.discrete:
+        return [f"{indent}action " + ", ".join(f"{number:.4g}" for number in values[: len(head.low)].tolist())]
     if feature < 0:
-        return [f"{indent}{_leaf(policy, node)}"]
-    left, right = int(policy.left[node]), int(policy.right[node])
-    name = names[feature]
+        text = ", ".join(str(number) for number in PolicyOutput(head, values).mode().reshape(-1).tolist())
+        share = f" ({float(values.softmax(-1).max()):.0%})" if isinstance(head, CategoricalHead) else ""
+        return [f"{indent}action {text}{share}"]
+    left, right, name = int(policy.left[node]), int(policy.right[node]), names[feature]
     # The left branch of a one-hot feature is the other values.
     test = name.replace(EQUALS, " != ") if EQUALS in name else f"{name} <= {thresholds[node]:.5g}"
     return [
@@ -176,34 +164,17 @@ def _rules(policy: TreePolicy, names: list[str], thresholds: NDArray[np.float64]
     ]
 
 
-def _leaf(policy: TreePolicy, node: int) -> str:
-    head, values = policy.spec.head, policy.value[node].detach()
-    if not head.discrete:
-        return "action " + ", ".join(f"{number:.4g}" for number in values[: len(head.low)].tolist())
-    action = PolicyOutput(head, values).mode()
-    text = "action " + ", ".join(str(number) for number in action.reshape(-1).tolist())
-    return text + (f" ({float(values.softmax(-1).max()):.0%})" if isinstance(head, CategoricalHead) else "")
-
-
-def _names(spec: PolicySpec, features: AnyFeatures) -> list[str]:
+def _names(policy: NetworkPolicy) -> list[str]:
+    """Return the name of each feature: for one of an observation, a value, or one category of an integer."""
+    spec, features = policy.spec, policy.config.features
     if isinstance(features, Objects):
         return features.names(spec.obs_shape[0])
-    if isinstance(features, Raw | Standardized):
-        return _entries(spec)
-    _, width = features.build(spec)
-    return [f"{type(features).__name__.lower()}[{number}]" for number in range(width)]
-
-
-def _entries(spec: PolicySpec) -> list[str]:
-    """Return the name of each network input: a value of the observation, or one category of an integer."""
+    if not isinstance(features, Raw | Standardized):
+        _, width = features.build(spec)
+        return [f"{type(features).__name__.lower()}[{number}]" for number in range(width)]
     names, values = [], iter(value_names(spec))
     for part in spec.entries.values():
         own = [next(values) for _ in range(math.prod(part.shape))]
         categories = [f"{name}{EQUALS}{k}" for name, size in zip(own, part.nvec, strict=False) for k in range(size)]
         names += categories if part.nvec else own
     return names
-
-
-def _outputs(spec: PolicySpec) -> list[str]:
-    word = "output" if not spec.head.single_choice else "Q" if spec.head.action_values else "action"
-    return [f"{word} {number}" for number in range(spec.head.num_params)]

@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from rldistill.evaluation.records import PolicyResult
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.evaluation.tables import Rows
 
@@ -20,6 +19,15 @@ def model_card(evaluation: Evaluation, config: str) -> str:
 
     All text is escaped.
     """
+    reproduction = ["The run's configuration is missing."]
+    if config:
+        version = evaluation.versions.get("rldistill")
+        package = f" with rldistill {escaped(str(version))}" if version else ""
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
+        reproduction = [
+            f"Save this as `config.yaml` and run `rldistill run config.yaml`{package}. The teacher's files are needed.",
+            f"{fence}yaml\n{config.rstrip()}\n{fence}",
+        ]
     parts = [
         f"# Students of a teacher for {escaped(evaluation.env)}",
         escaped(verdict(evaluation)),
@@ -32,7 +40,7 @@ def model_card(evaluation: Evaluation, config: str) -> str:
         "## Limits",
         "\n".join(f"- {escaped(limit)}" for limit in _limits(evaluation)),
         "## How to reproduce",
-        *_reproduction(evaluation, config),
+        *reproduction,
     ]
     front = yaml.safe_dump(_front_matter(evaluation), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n"
@@ -45,28 +53,26 @@ def escaped(text: str) -> str:
 
 
 def _front_matter(evaluation: Evaluation) -> dict[str, Any]:
-    env = evaluation.env
+    env, models = evaluation.env, []
+    for name, entry in evaluation.students.items():
+        reward = f"{entry.mean.value:.2f} +/- {statistics.pstdev(entry.returns):.2f}"
+        score = entry.normalized.value if entry.normalized else None
+        metrics: list[dict[str, Any]] = [
+            {"type": "mean_reward", "name": "mean_reward", "value": reward},
+            {"type": "normalized_score", "name": "share of the teacher's lead", "value": score},
+            {"type": "parameters", "name": "parameters", "value": entry.parameters},
+        ]
+        result = {
+            "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
+            "dataset": {"name": env, "type": env},
+            "metrics": [{**metric, "verified": False} for metric in metrics if metric["value"] is not None],
+        }
+        models.append({"name": name, "results": [result]})
     return {
         "library_name": "rldistill",
         "pipeline_tag": "reinforcement-learning",
         "tags": [env, "reinforcement-learning", "deep-reinforcement-learning", "policy-distillation", "rldistill"],
-        "model-index": [
-            {"name": name, "results": [_result(env, entry)]} for name, entry in evaluation.students.items()
-        ],
-    }
-
-
-def _result(env: str, entry: PolicyResult) -> dict[str, Any]:
-    spread = statistics.pstdev(entry.returns)
-    metrics: list[dict[str, Any]] = [
-        {"type": "mean_reward", "name": "mean_reward", "value": f"{entry.mean:.2f} +/- {spread:.2f}"},
-        {"type": "normalized_score", "name": "share of the teacher's lead", "value": entry.normalized},
-        {"type": "parameters", "name": "parameters", "value": entry.parameters},
-    ]
-    return {
-        "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
-        "dataset": {"name": env, "type": env},
-        "metrics": [{**metric, "verified": False} for metric in metrics if metric["value"] is not None],
+        "model-index": models,
     }
 
 
@@ -80,7 +86,7 @@ def _table(table: Rows) -> str:
 
 def _limits(evaluation: Evaluation) -> list[str]:
     settings = f" with {evaluation.env_kwargs}" if evaluation.env_kwargs else ""
-    limits = [f"all results are for {evaluation.env}{settings}", *(doubt.text for doubt in evaluation.warnings)]
+    limits = [f"all results are for {evaluation.env}{settings}", *evaluation.warnings.values()]
     if evaluation.best_student is not None:
         name, student = evaluation.best_student
         if student.non_inferiority is not None and student.non_inferiority.decision == "undecided":
@@ -90,15 +96,3 @@ def _limits(evaluation: Evaluation) -> list[str]:
     else:
         limits += [f"not measured: {name}, because {why}" for name, why in evaluation.robustness.left_out.items()]
     return limits
-
-
-def _reproduction(evaluation: Evaluation, config: str) -> list[str]:
-    if not config:
-        return ["The run's configuration is missing."]
-    version = evaluation.versions.get("rldistill")
-    package = f" with rldistill {escaped(str(version))}" if version else ""
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", config)), default=0))
-    return [
-        f"Save this as `config.yaml` and run `rldistill run config.yaml`{package}. The teacher's files are needed.",
-        f"{fence}yaml\n{config.rstrip()}\n{fence}",
-    ]

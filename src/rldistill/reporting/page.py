@@ -1,4 +1,4 @@
-"""Report of a run: `report.html`, one file that opens offline, and `MODEL_CARD.md`."""
+"""Pages: the report of a run with its model card, and a comparison of teachers; each is one file that opens offline."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rldistill.core.errors import RLDistillError
+from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.io.atomic import write_atomic
-from rldistill.reporting import tables
-from rldistill.reporting.charts import returns_chart, templates, write_page
-from rldistill.reporting.curves import efficiency_charts, learning_charts, profiles_chart
-from rldistill.reporting.disagreements import gallery
-from rldistill.reporting.front import run_front, search_front
+from rldistill.reporting import sections, tables
+from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
-from rldistill.reporting.videos import embedded_videos
 
 Part = TypeVar("Part")
 
@@ -46,8 +43,10 @@ def write_report(run: Path | str) -> Path:
     content = _content(run, evaluation)
     # Videos get the space that the rest of the page leaves.
     rest = templates().get_template("report.html.jinja").render(content, videos={}, left_out=0, paired=False)
-    videos, left_out = embedded_videos(run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES)
-    paired = any(len(pair.videos) > 1 for pairs in videos.values() for pair in pairs)
+    videos, left_out = sections.embedded_videos(
+        run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES
+    )
+    paired = any(len(pair["videos"]) > 1 for pairs in videos.values() for pair in pairs)
     path = run / "report.html"
     write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired)
     card = model_card(evaluation, content["config"])
@@ -55,43 +54,50 @@ def write_report(run: Path | str) -> Path:
     return path
 
 
+def write_comparison(comparison: TeacherComparison, path: Path) -> None:
+    """Write a comparison of teachers as a page."""
+    returns = {name: (score.returns, score.mean) for name, score in comparison.teachers.items()}
+    chart = returns_chart(returns, {name: f"c{number % NUM_COLORS}" for number, name in enumerate(returns)})
+    write_page(path, "teachers.html.jinja", comparison=comparison, rows=comparison.rows, returns=chart)
+
+
 def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return the variables of the templates, without the videos."""
     missing: list[str] = []
 
-    def unless_broken(part: Callable[[], Part]) -> Part | None:
+    def unless_broken(part: Callable[..., Part], *arguments: Any) -> Part | None:
         try:
-            return part()
+            return part(*arguments)
         except RLDistillError as error:
             missing.append(str(error))
             return None
 
-    search = unless_broken(lambda: search_front(run))
-    galleries, interpretable = [], []
-    for name, entry in evaluation.students.items():
-        seed = entry.runs[0].training_seed
-        galleries.append(unless_broken(lambda name=name: gallery(run, name)))  # type: ignore[misc]
-        interpretable.append(unless_broken(lambda name=name, seed=seed: interpretable_student(run, name, seed)))  # type: ignore[misc]
-    front = run_front(evaluation)
+    search, students = unless_broken(sections.search_front, run), evaluation.students
+    galleries = [unless_broken(sections.gallery, run, name) for name in students]
+    seeds = {name: entry.runs[0].training_seed for name, entry in students.items()}
+    interpretable = [unless_broken(interpretable_student, run, name, seed) for name, seed in seeds.items()]
+    returns = {name: (entry.returns, entry.mean) for name, entry in evaluation.policies.items()}
+    units = [entry.fidelity.regret_unit for entry in students.values() if entry.fidelity]
+    front = sections.run_front(evaluation)
     content = {
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
         "highlights": tables.highlights(evaluation),
         "rows": [[cell for cell in row if cell.column != "IQM"] for row in policy_rows(evaluation)],
         "statistics": tables.statistics_rows(evaluation),
-        "warnings": [doubt.text[:1].upper() + doubt.text[1:] for doubt in evaluation.warnings],
+        "warnings": [text[:1].upper() + text[1:] for text in evaluation.warnings.values()],
         "fronts": [("This run", front)] * (front is not None) + ([("The search", search[0])] if search else []),
         "search": search[1] if search else "",
-        "returns": returns_chart(evaluation.policies),
-        "profiles": profiles_chart(evaluation),
-        "efficiency_charts": list(efficiency_charts(evaluation)),
+        "returns": returns_chart(returns, palette(evaluation.policies), "teacher"),
+        "profiles": sections.profiles_chart(evaluation),
+        "efficiency_charts": list(sections.efficiency_charts(evaluation)),
         "efficiency_rows": tables.efficiency_rows(evaluation),
-        "learning_charts": list(learning_charts(run, evaluation)),
+        "learning_charts": list(sections.learning_charts(run, evaluation)),
         "fidelity": tables.fidelity_rows(evaluation),
-        "regret_unit": tables.regret_unit(evaluation),
-        "galleries": [part for part in galleries if part is not None],
+        "regret_unit": sections.unit_text(next(filter(None, units), None)),
+        "galleries": list(filter(None, galleries)),
         "robustness": robustness_rows(evaluation),
-        "interpretable": [part for part in interpretable if part is not None],
+        "interpretable": list(filter(None, interpretable)),
         "config": _text(run / "config.yaml"),
         "provenance": _text(run / "provenance.json"),
         "missing": missing,

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 from markupsafe import Markup
-from rich.table import Table
 
 from rldistill.evaluation.non_inferiority import least_episodes
-from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, percent_text, rich_table
+from rldistill.evaluation.statistics import Estimate
+from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, percent_text
 from rldistill.reporting.charts import scatter_chart, write_page
 
 
@@ -41,27 +41,23 @@ def as_students(found: dict[str, Any]) -> str:
 
 def search_rows(found: dict[str, Any]) -> Rows:
     """Return a list of cells for each student, in order of size."""
-    sizes = {trial["name"]: trial["size"].get(found["by"]) for trial in found["tried"]}
-    ordered = sorted(found["tried"], key=lambda trial: (sizes[trial["name"]] is None, sizes[trial["name"]] or 0))
-    return [_cells(trial, found) for trial in ordered]
-
-
-def _cells(trial: dict[str, Any], found: dict[str, Any]) -> list[TableCell]:
-    test, last = trial["test"], trial["rungs"][-1]
-    result = test or last
-    return [
-        TableCell("student", trial["name"]),
-        figure(found["by"], trial["size"].get(found["by"]), ",.0f"),
-        figure("normalized", result["normalized"], ".3f", result["ci95"]),
-        TableCell("front", "yes" if trial["name"] in found["front"] else ""),
-        TableCell("episodes", f"{result['episodes']}"),
-        TableCell("keeps it", test["decision"] if test else "failed" if "failed" in last else NONE),
-    ]
-
-
-def search_table(found: dict[str, Any]) -> Table:
-    """Return the table of a search for a terminal."""
-    return rich_table(search_rows(found))
+    rows, by = [], found["by"]
+    sizes = {trial["name"]: trial["size"].get(by) for trial in found["tried"]}
+    for trial in sorted(found["tried"], key=lambda trial: (sizes[trial["name"]] is None, sizes[trial["name"]] or 0)):
+        test, last = trial["test"], trial["rungs"][-1]
+        result = test or last
+        score = None if result["normalized"] is None else Estimate(result["normalized"], result["ci95"])
+        rows.append(
+            [
+                TableCell("student", trial["name"]),
+                figure(by, sizes[trial["name"]], ",.0f"),
+                figure("normalized", score, ".3f"),
+                TableCell("front", "yes" if trial["name"] in found["front"] else ""),
+                TableCell("episodes", f"{result['episodes']}"),
+                TableCell("keeps it", test["decision"] if test else "failed" if "failed" in last else NONE),
+            ]
+        )
+    return rows
 
 
 def front_chart(found: dict[str, Any]) -> Markup:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rldistill.evaluation.non_inferiority import NonInferiorityResult
-from rldistill.evaluation.records import PolicyResult, StateMetrics
 from rldistill.evaluation.results import Evaluation, policy_rows
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, interval_text, percent_text
 
@@ -19,66 +17,49 @@ def highlights(evaluation: Evaluation) -> list[TableCell]:
 
 def statistics_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each policy; the success rate only if the environment reports it."""
-    rows = [_statistics(name, entry) for name, entry in evaluation.policies.items()]
-    reported = any(entry.success_rate is not None for entry in evaluation.policies.values())
-    return rows if reported else [row[:-1] for row in rows]
-
-
-def _statistics(name: str, entry: PolicyResult) -> list[TableCell]:
-    better = entry.probability_of_improvement
-    return [
-        TableCell("policy", name),
-        _decision(entry.non_inferiority),
-        figure("median", entry.median, ci95=entry.median_ci95),
-        figure("IQM", entry.iqm, ci95=entry.iqm_ci95),
-        figure("optimality gap", entry.optimality_gap, ".3f", entry.optimality_gap_ci95),
-        figure("P(improvement)", better.estimate, ".0%", better.ci95) if better else TableCell("P(improvement)", NONE),
-        figure("success", entry.success_rate, ".0%"),
-    ]
-
-
-def _decision(test: NonInferiorityResult | None) -> TableCell:
-    if test is None:
-        return TableCell("kept", NONE)
-    bounds = None if test.lower is None or test.upper is None else (test.lower, test.upper)
-    return TableCell("kept", f"{percent_text(1 - test.margin)}: {test.decision}", interval_text(bounds))
+    rows, reported = [], any(entry.success_rate is not None for entry in evaluation.policies.values())
+    for name, entry in evaluation.policies.items():
+        test, kept = entry.non_inferiority, TableCell("kept", NONE)
+        if test is not None:
+            bounds = None if test.lower is None or test.upper is None else (test.lower, test.upper)
+            kept = TableCell("kept", f"{percent_text(1 - test.margin)}: {test.decision}", interval_text(bounds))
+        rows.append(
+            [
+                TableCell("policy", name),
+                kept,
+                figure("median", entry.median),
+                figure("IQM", entry.iqm),
+                figure("optimality gap", entry.optimality_gap, ".3f"),
+                figure("P(improvement)", entry.probability_of_improvement, ".0%"),
+                *([figure("success", entry.success_rate, ".0%")] if reported else []),
+            ]
+        )
+    return rows
 
 
 def fidelity_rows(evaluation: Evaluation) -> Rows:
     """Return two lists of cells for each student, without the columns that no student has."""
     rows = []
     for name, entry in evaluation.students.items():
-        if entry.fidelity is not None:
-            if entry.fidelity.teacher_states is not None:
-                rows.append(_fidelity(name, "the teacher's states", entry.fidelity.teacher_states))
-            rows.append(_fidelity(name, "its own states", entry.fidelity.own_states))
+        close = entry.fidelity
+        kinds = {"the teacher's states": close.teacher_states, "its own states": close.own_states} if close else {}
+        for kind, metrics in kinds.items():
+            if metrics is None:
+                continue
+            random = f"random {metrics.random_regret:.3g}" if metrics.random_regret else ""
+            rows.append(
+                [
+                    TableCell("student", name, kind),
+                    figure("states", metrics.states, ","),
+                    figure("agreement", metrics.agreement, ".1%"),
+                    figure("action RMSE", metrics.action_rmse, ".3g"),
+                    figure("KL", metrics.kl, ".3g"),
+                    figure("value RMSE", metrics.value_rmse, ".3g"),
+                    figure("regret", metrics.regret, ".3g", random),
+                ]
+            )
     columns = [column for column in zip(*rows, strict=True) if any(cell.text != NONE for cell in column)]
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _fidelity(name: str, states: str, metrics: StateMetrics) -> list[TableCell]:
-    return [
-        TableCell("student", name, states),
-        figure("states", metrics.states, ","),
-        figure("agreement", metrics.agreement, ".1%"),
-        figure("action RMSE", metrics.action_rmse, ".3g"),
-        figure("KL", metrics.kl, ".3g"),
-        figure("value RMSE", metrics.value_rmse, ".3g"),
-        figure(
-            "regret", metrics.regret, ".3g", note=f"random {metrics.random_regret:.3g}" if metrics.random_regret else ""
-        ),
-    ]
-
-
-def unit_text(unit: str | None) -> str:
-    """Return a unit of regret as text."""
-    return "units of the return" if unit == "return" else unit or ""
-
-
-def regret_unit(evaluation: Evaluation) -> str:
-    """Return the unit of regret; empty without regret."""
-    units = [entry.fidelity.regret_unit for entry in evaluation.students.values() if entry.fidelity]
-    return unit_text(next(filter(None, units), None))
 
 
 def efficiency_rows(evaluation: Evaluation) -> Rows:

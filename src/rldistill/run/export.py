@@ -143,7 +143,8 @@ def _context(run: Path, source: Path, folder: Path, name: str, seed: int, datase
     provenance = read_json(source / "policy.json")["provenance"]
     facts: dict[str, Any] = {key: provenance[key] for key in ("env_steps", "versions") if key in provenance}
     if (run / "evaluation.json").exists() and (result := Evaluation.read(run / "evaluation.json").policies.get(name)):
-        facts["evaluation"] = {"mean": result.mean, "ci95": result.ci95, "normalized": result.normalized}
+        scores = {"mean": result.mean.value, "ci95": result.mean.ci95}
+        facts["evaluation"] = scores | {"normalized": result.normalized.value if result.normalized else None}
     if (path := run / "dataset" / "manifest.json").exists():
         facts |= {"dataset": sha256_file(path), "teacher": Manifest.read(path.parent).rounds[0].teacher}
     return ExportContext(os.path.relpath(source, folder), seed, dataset, facts)

@@ -8,10 +8,10 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.data.manifest import Manifest
 from rldistill.evaluation.episodes import PolicyRuns
-from rldistill.evaluation.summary import Curve
+from rldistill.evaluation.evaluate import Curve
 from rldistill.io.atomic import read_json, read_jsonl
 from rldistill.recipes.job import Run
-from rldistill.reporting.curves import CONTROL_SUFFIX
+from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.students.storage import load_native
 from rldistill.teachers.training.config import TrainConfig
 

@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from rldistill.core.errors import ConfigError
+from rldistill.evaluation.tables import rich_table
 from rldistill.io.atomic import Mode
 from rldistill.recipes.job import Run
-from rldistill.reporting.search_page import as_students, search_table, search_verdict, write_search
+from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.run.stages import load_teacher, run_collect, run_train, with_loaded_features
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
@@ -36,7 +37,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     page = run.out / "search" / "search.html"
     write_search(result, page)
     console = Console(highlight=False)
-    console.print(search_table(result), search_verdict(result), sep="\n")
+    console.print(rich_table(search_rows(result)), search_verdict(result), sep="\n")
     if result["winner"]:
         console.print(as_students(result), markup=False)
     print(f"search page: {page}")

@@ -25,7 +25,7 @@ from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
-from rldistill.reporting.curves import CONTROL_SUFFIX
+from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.export import run_export
 from rldistill.run.folder import record_run
 from rldistill.run.results import control_runs, require_result, student_runs, student_steps, training_curves

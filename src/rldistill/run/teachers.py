@@ -15,7 +15,7 @@ from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.verify import Verification, VerifyConfig, fit_to_env, verify
 from rldistill.io.atomic import write_json
 from rldistill.io.progress import track
-from rldistill.reporting.teachers_page import write_comparison
+from rldistill.reporting.page import write_comparison
 from rldistill.teachers.load import SavedTeacher, other_training_env
 from rldistill.teachers.zoo import zoo_documents
 
@@ -31,7 +31,7 @@ def list_teachers() -> list[dict[str, Any]]:
                 "algorithm": about.get("algorithm"),
                 "observation": "x".join(map(str, spec["obs_shape"])),
                 "actions": spec["head"]["kind"],
-                "mean_return": evaluations[name]["policies"]["teacher"]["mean"],
+                "mean_return": evaluations[name]["policies"]["teacher"]["mean"]["value"],
                 "env_steps": about.get("env_steps"),
             }
         )

@@ -11,7 +11,6 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.cost import measure_cost
-from rldistill.recipes.document import to_document
 from rldistill.search.config import Measure
 from rldistill.students import AnyStudent, Linear, Mlp, Tree
 from rldistill.students.budget import fit_budget
@@ -44,10 +43,6 @@ class Candidate:
         size = self.size.get(measure)
         return math.inf if size is None else size
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entry of `search.json`."""
-        return {**vars(self), "student": to_document(self.student)}
-
 
 def make_candidates(
     spec: PolicySpec, own: Mapping[str, AnyStudent], max_parameters: float | None
@@ -72,15 +67,14 @@ def make_candidates(
         students["linear-fourier"] = Linear(Fourier(256))
         students |= {f"tree-{depth}": Tree(depth) for depth in TREE_DEPTHS}
         students |= {f"mlp-{width}": Mlp((width, width)) for width in MLP_WIDTHS}
-    new = {name: student for name, student in students.items() if student not in own.values()}
-    limit = math.inf if max_parameters is None else max_parameters
-    return {**{name: student for name, student in new.items() if _num_parameters(student, spec) < limit}, **own}
-
-
-def _num_parameters(student: AnyStudent, spec: PolicySpec) -> int:
-    if capability(student, "fit") == "tree":  # its size depends on the data
-        return 0
-    return sum(parameter.numel() for parameter in student.build(spec).parameters() if parameter.requires_grad)
+    limit, smaller = math.inf if max_parameters is None else max_parameters, {}
+    for name, student in students.items():
+        parameters = 0  # the size of a tree depends on the data
+        if capability(student, "fit") != "tree":
+            parameters = sum(part.numel() for part in student.build(spec).parameters() if part.requires_grad)
+        if parameters < limit and student not in own.values():
+            smaller[name] = student
+    return {**smaller, **own}
 
 
 def policy_sizes(policy: Policy) -> dict[str, float | None]:

@@ -11,26 +11,27 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rldistill.core.errors import NothingLearnedError
+from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.evaluation.episodes import TEST, VALIDATION
+from rldistill.evaluation.episodes import TEST, VALIDATION, PlayConfig, play
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
+from rldistill.evaluation.statistics import Returns, normalized_score
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.losses.objective import Term
+from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run
 from rldistill.search.candidates import Candidate, policy_sizes
 from rldistill.search.config import SearchConfig
-from rldistill.search.evaluator import SearchEvaluator
-from rldistill.students import AnyStudent
 from rldistill.students.student import capability
 
 NUM_RUNGS = 3
@@ -47,36 +48,49 @@ TREE_LOSSES = ActionNLL | AdvantageMSE | GapWeightedNLL
 
 @dataclass(frozen=True)
 class SearchStage:
-    """Everything that the rungs and the tests of a search share.
-
-    Attributes:
-        run: run with the settings of distillation and evaluation.
-        config: settings of the search.
-        dataset: shared dataset of all candidates.
-        evaluator: evaluation of the candidates.
-    """
+    """Everything that the rungs and the tests of a search share; `env` is the environment as the teacher needs it."""
 
     run: Run
     config: SearchConfig
+    env: EnvConfig
+    teacher: Policy
     dataset: Dataset
-    evaluator: SearchEvaluator
 
     @property
     def folder(self) -> Path:
         """Folder of the search."""
-        return self.evaluator.folder
+        return self.run.out / "search"
 
-    @property
-    def max_episodes(self) -> int:
-        """Maximum number of test episodes of each student."""
-        return max(self.run.evaluate.episodes, self.run.evaluate.max_episodes)
+    def returns(self, policy: Policy | None, episodes: int, split: int, folder: Path) -> Returns:
+        """Return the returns of the first `episodes` of a split; those that are not in `folder` yet are played."""
+        file = folder / f"returns-{split}.json"
+        returns = np.array(read_json(file)["returns"] if file.exists() else [], float)
+        if (missing := episodes - len(returns)) > 0:
+            plan = PlayConfig(
+                self.run.seed, split, len(returns), side="teacher" if policy is self.teacher else "student"
+            )
+            returns = np.concatenate([returns, play(self.env, policy, missing, plan).returns])
+            write_json(file, {"returns": returns.tolist()})
+        return returns[:episodes]
 
-    def distill_config(self, student: AnyStudent, epochs: int) -> DistillConfig:
-        """Return the settings of distillation for a student."""
-        losses = self.run.distill.losses
-        if capability(student, "fit") == "tree" and not all(isinstance(term.loss, TREE_LOSSES) for term in losses):
+    def reference(self, name: Literal["teacher", "random"], episodes: int, split: int) -> Returns:
+        """Return the returns `[1, episodes]` of the teacher or of random play."""
+        policy = self.teacher if name == "teacher" else None
+        return self.returns(policy, episodes, split, self.folder / name)[None]
+
+    def normalized(self, returns: Returns, split: int) -> dict[str, Any]:
+        """Return the normalized score of returns `[seeds, episodes]` and its 95% interval."""
+        teacher, random = (self.reference(name, returns.shape[1], split) for name in ("teacher", "random"))
+        score = normalized_score(returns, teacher, random)
+        return {"normalized": score and score.value, "ci95": score and score.ci95}
+
+    def distill(self, candidate: Candidate, epochs: int, folder: Path, seed: int) -> NetworkPolicy:
+        """Distill a candidate, or load its student if that is done."""
+        losses, is_tree = self.run.distill.losses, capability(candidate.student, "fit") == "tree"
+        if is_tree and not all(isinstance(term.loss, TREE_LOSSES) for term in losses):
             losses = (Term(ActionNLL()),)
-        return dataclasses.replace(self.run.distill, epochs=epochs, losses=losses)
+        config = dataclasses.replace(self.run.distill, epochs=epochs, losses=losses)
+        return distill(self.dataset, candidate.student, config, folder, seed=seed, mode="resume", progress=False)
 
     def rung_folder(self, candidate: Candidate, rung: int) -> Path:
         """Return the folder of a candidate in a rung."""
@@ -107,33 +121,30 @@ def select_finalists(
             _run_rung(stage, candidate, rung)
             done += 1
             progress.update(done, total)
-    limit = math.inf if max_size is None else max_size
-    smaller = [
-        candidate
-        for candidate in remaining
-        if "failed" not in candidate.rungs[-1] and (max_size is None or candidate.size_by(config.by) < limit)
-    ]
+    smaller = [candidate for candidate in remaining if "failed" not in candidate.rungs[-1]]
+    if max_size is not None:
+        smaller = [candidate for candidate in smaller if candidate.size_by(config.by) < max_size]
     sufficient = [candidate for candidate in smaller if candidate.score >= 1 - config.margin]
     return promote(sufficient or smaller, config, MAX_FINALISTS)
 
 
 def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
     """Distill and play a candidate with the epochs and the episodes of a rung, unless that is done."""
-    folder, fit, student = stage.rung_folder(candidate, rung), stage.run.distill, candidate.student
+    folder, fit = stage.rung_folder(candidate, rung), stage.run.distill
     file = folder / "trial.json"
     if not file.exists():
         min_epochs = min(math.ceil(MIN_UPDATES * fit.batch_size / len(stage.dataset)), fit.epochs)
         epochs = max(1, fit.epochs >> (NUM_RUNGS - 1 - rung), min_epochs)
         episodes = stage.config.episodes << rung
         row: dict[str, Any] = {"epochs": epochs, "episodes": episodes, "normalized": None, "ci95": None}
-        config, size = stage.distill_config(student, epochs), {}
+        size: dict[str, float | None] = {}
         try:
-            policy = distill(stage.dataset, student, config, folder, seed=RUNG_SEED, mode="resume", progress=False)
+            policy = stage.distill(candidate, epochs, folder, RUNG_SEED)
         except NothingLearnedError as error:
             row["failed"] = str(error)
         else:
-            returns = stage.evaluator.returns(policy, episodes, VALIDATION, folder)[None]
-            row |= stage.evaluator.normalized(returns, VALIDATION)
+            returns = stage.returns(policy, episodes, VALIDATION, folder)[None]
+            row |= stage.normalized(returns, VALIDATION)
             size = policy_sizes(policy)
         write_json(file, {"size": size, "row": row})
     document = read_json(file)
@@ -147,48 +158,36 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
     Episodes are added `evaluate.episodes` at a time until the result is clear, at most `evaluate.max_episodes`. All
     `num_tests` finalists share the risk of a false yes.
     """
-    folder, evaluator = stage.folder / "tested" / candidate.name, stage.evaluator
+    folder, run = stage.folder / "tested" / candidate.name, stage.run
     file = folder / "test.json"
     if file.exists():
         return dict(read_json(file))
-    seeds = stage.config.training_seeds(stage.run.seeds)
-    if RUNG_SEED in seeds:
-        _reuse(stage.rung_folder(candidate, NUM_RUNGS - 1), folder / f"seed-{RUNG_SEED}")
-    config = stage.distill_config(candidate.student, stage.run.distill.epochs)
+    seeds = stage.config.training_seeds(run.seeds)
+    rung, reused = stage.rung_folder(candidate, NUM_RUNGS - 1), folder / f"seed-{RUNG_SEED}"
+    if RUNG_SEED in seeds and rung.exists() and not reused.exists():
+        # The student of the last rung had all epochs, so it is copied instead of distilled again.
+        draft = folder / f".{reused.name}"
+        shutil.copytree(rung, draft, dirs_exist_ok=True)
+        draft.rename(reused)
     result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder)}
     try:
-        students = [
-            distill(
-                stage.dataset, candidate.student, config, folder / f"seed-{seed}", seed=seed, mode="resume",
-                progress=False,
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        students = [stage.distill(candidate, run.distill.epochs, folder / f"seed-{seed}", seed) for seed in seeds]
     except NothingLearnedError as error:
         result |= {"decision": "no", "failed": str(error), "episodes": 0, "normalized": None, "ci95": None}
         write_json(file, result)
         return result
-    total, before = stage.max_episodes * len(seeds), 0
-    counts = analysis_times(stage.run.evaluate.episodes, stage.max_episodes)
+    counts = analysis_times(run.evaluate.episodes, max(run.evaluate.episodes, run.evaluate.max_episodes))
+    before = 0
     for count, risk in zip(counts, boundary(counts, SEQUENTIAL_RISK / num_tests), strict=True):
         rows = []
         for number, (student, seed) in enumerate(zip(students, seeds, strict=True), 1):
-            rows.append(evaluator.returns(student, count, TEST, folder / f"seed-{seed}"))
-            progress.update(before * len(seeds) + (count - before) * number, total)
+            rows.append(stage.returns(student, count, TEST, folder / f"seed-{seed}"))
+            progress.update(before * len(seeds) + (count - before) * number, counts[-1] * len(seeds))
         before, returns = count, np.stack(rows)
-        teacher, random = (evaluator.reference(name, count, TEST) for name in ("teacher", "random"))
+        teacher, random = (stage.reference(name, count, TEST) for name in ("teacher", "random"))
         levels = RiskLevels(risk, RISK / num_tests)
         answer = non_inferior(returns, teacher, random, stage.config.margin, levels=levels)
         if answer.decision != "undecided":
             break
-    result |= evaluator.normalized(returns, TEST) | dataclasses.asdict(answer)
-    write_json(file, result)
-    return result
-
-
-def _reuse(rung: Path, folder: Path) -> None:
-    """Copy the student of the last rung, which had all epochs, instead of distilling it again."""
-    if rung.exists() and not folder.exists():
-        draft = folder.with_name(f".{folder.name}")
-        shutil.copytree(rung, draft, dirs_exist_ok=True)
-        draft.rename(folder)
+    write_json(file, result | stage.normalized(returns, TEST) | dataclasses.asdict(answer))
+    return dict(read_json(file))

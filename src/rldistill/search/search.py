@@ -16,11 +16,11 @@ from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.recipes.dagger import Dagger, distill_in_rounds
+from rldistill.recipes.document import to_document
 from rldistill.recipes.job import Run, StudentJob
-from rldistill.reporting.front import pareto_front
+from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
-from rldistill.search.evaluator import SearchEvaluator
 from rldistill.search.halving import SearchStage, assess_finalist, select_finalists
 from rldistill.students import AnyStudent, Cnn, Mlp
 from rldistill.teachers.fingerprint import fingerprint
@@ -55,18 +55,19 @@ def search(
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
         return dict(read_json(folder / "search.json"))
-    _require_behavior_policy(run, config)
+    if config.behavior_policy is not None and config.behavior_policy not in run.students:
+        hint = did_you_mean(config.behavior_policy, run.students)
+        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
-    evaluator = SearchEvaluator(adapt_env(run.env, teacher), teacher, run.seed, folder)
-    _require_lead(evaluator, config.episodes)
+    stage = SearchStage(run, config, adapt_env(run.env, teacher), teacher, dataset)
+    _require_lead(stage)
     sizes, students = policy_sizes(teacher), run.students
     if not config.own:
         spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
         students = make_candidates(spec, students, sizes["parameters"])
     candidates = [Candidate(name, student) for name, student in students.items()]
-    stage = SearchStage(run, config, dataset, evaluator)
     with track("search", "students", quiet) as progress:
         finalists = select_finalists(stage, candidates, sizes[config.by], progress)
     winner = _find_winner(stage, finalists, quiet)
@@ -78,7 +79,7 @@ def search(
         "env_steps": dataset.num_steps,
         "teacher": sizes,
         "winner": winner,
-        "tried": [candidate.to_dict() for candidate in candidates],
+        "tried": [{**vars(candidate), "student": to_document(candidate.student)} for candidate in candidates],
         "front": pareto_front(points),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -86,14 +87,8 @@ def search(
     return result
 
 
-def _require_behavior_policy(run: Run, config: SearchConfig) -> None:
-    if config.behavior_policy is not None and config.behavior_policy not in run.students:
-        hint = did_you_mean(config.behavior_policy, run.students)
-        raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
-
-
-def _require_lead(evaluator: SearchEvaluator, episodes: int) -> None:
-    best, worst = (evaluator.reference(name, episodes, VALIDATION).mean() for name in ("teacher", "random"))
+def _require_lead(stage: SearchStage) -> None:
+    best, worst = (stage.reference(name, stage.config.episodes, VALIDATION).mean() for name in ("teacher", "random"))
     if not best > worst:
         raise ConfigError(
             f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
@@ -113,7 +108,6 @@ def _find_winner(stage: SearchStage, finalists: Sequence[Candidate], quiet: bool
 
 
 def _inputs(run: Run, config: SearchConfig, teacher: Policy) -> StageInputs:
-    """Return all that a search depends on."""
     values = {
         "search": config,
         "seeds": config.training_seeds(run.seeds),
