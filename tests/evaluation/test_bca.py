@@ -81,7 +81,7 @@ def bca(statistic: Statistic, samples: tuple[Array, ...], seed: int, distinct: i
     episodes = samples[0].shape[1]
     a = acceleration(statistic, samples) * math.sqrt(episodes / (distinct or episodes))
     half = half_width(samples[0], distinct or episodes)
-    levels = [norm.cdf(bias + z / (1 - a * z)) for z in (bias - half, bias + half)]
+    levels = [norm.cdf(bias + z / (1 - a * z)) if a * z < 1 else 1.0 for z in (bias - half, bias + half)]
     return np.quantile(draws, levels)
 
 
@@ -105,9 +105,14 @@ RATIO = skewed(3, 8), skewed(1, 8, 5, seed=1), skewed(2, 8, -4, seed=2)
         (mean, (skewed(1, 2),), None),
         (mean, (skewed(2, 12),), None),
         (mean, (skewed(4, 1, seed=5),), None),
+        (mean, (skewed(3, 2),), None),
         (mean, (skewed(3, 8),), 5),
+        (mean, (skewed(3, 8),), 2),
+        (mean, (skewed(3, 8),), 1),
         (mean, (skewed(1, 8),), 1),
         (iqm, (skewed(4, 7),), None),
+        (median, (skewed(4, 7),), None),
+        (lambda returns: returns.max((-2, -1)), (np.array([[0.0, 1.0, 5.0, 5.0]]),), None),
         (normalized_mean, RATIO, None),
         (normalized_mean, RATIO, 4),
         (undefined_without_the_lowest, (skewed(3, 8),), None),

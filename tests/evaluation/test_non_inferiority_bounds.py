@@ -29,6 +29,8 @@ LEADS = {
     "skewed runs": 4 + SKEWED + RUNS + PLAID,
     "runs with equal means": 4 + EPISODES + 4 * PLAID,
     "runs that nearly agree": 4 + EPISODES + 1e-3 * RUNS,
+    "more runs than episodes": 4 + EPISODES[:2] + np.concatenate([RUNS, RUNS + 1]),
+    "runs that differ a little": 4 + EPISODES + 0.1 * RUNS + PLAID,
     "episodes that agree": 4 + 0 * EPISODES + RUNS,
 }
 BY_LEAD = pytest.mark.parametrize("lead", LEADS.values(), ids=LEADS)
@@ -100,10 +102,11 @@ def test_p_is_the_risk_at_which_the_lower_bound_is_0(lead: Array, share: float) 
     assert decide(lead, p).lower == pytest.approx(0, abs=1e-9)
 
 
-def test_p_of_negative_estimates_is_that_of_welch_and_satterthwaite() -> None:
-    lead = LEADS["runs"] - 5
+@pytest.mark.parametrize("name", ["runs", "two runs"])
+def test_p_of_negative_estimates_is_that_of_welch_and_satterthwaite(name: str) -> None:
+    lead = LEADS[name] - LEADS[name].mean() - 1
     of_episodes, of_runs = components(lead, 4)
-    freedom = (of_episodes + of_runs) ** 2 / (of_episodes**2 / 3 + of_runs**2 / 2)
+    freedom = (of_episodes + of_runs) ** 2 / (of_episodes**2 / 3 + of_runs**2 / (len(lead) - 1))
     assert decide(lead).p == pytest.approx(t.sf(-1 / math.sqrt(of_episodes + of_runs), freedom))
 
 
@@ -154,7 +157,10 @@ def power(lead: Array, episodes: int, risk: float) -> float:
     return float(norm.cdf(shift / math.sqrt(1 + needed**2 / (2 * freedom))))
 
 
-@pytest.mark.parametrize("name", ["one run", "one skewed run", "runs", "skewed runs", "runs with equal means"])
+PLANNED = ["one run", "one skewed run", "skewed runs", "runs with equal means", "runs that differ a little"]
+
+
+@pytest.mark.parametrize("name", PLANNED)
 @pytest.mark.parametrize("estimate", [0.05, 0.4, 1.0, -0.4, -1.0])
 def test_episodes_needed_are_the_first_with_the_planned_power(name: str, estimate: float) -> None:
     lead = LEADS[name] - LEADS[name].mean() + estimate
