@@ -23,6 +23,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
+from rldistill.students.features import Features
 from rldistill.students.storage import USER_CLASSES, load_native, save_policy
 from rldistill.students.student import Student
 from rldistill.teachers.fingerprint import fingerprint
@@ -192,3 +193,45 @@ def test_tensors_of_own_students_are_stored_in_any_dtype(
     (tmp_path / "policy.json").write_text(json.dumps(document))
     with pytest.raises(CorruptArtifactError, match=rf"table is of torch\.{dtype}; expected int32"):
         load_native(tmp_path)
+
+
+class Scaled(nn.Module):
+    """Layer with tensors that are no part of its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.arange(8.0), persistent=False)
+        self.shift = torch.ones(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) * self.scale + self.shift
+
+
+@dataclass(frozen=True)
+class Scaling(Student):
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        return NetworkPolicy(self, spec, Scaled(), 8)
+
+
+@dataclass(frozen=True)
+class ScaledFeatures(Features):
+    def build(self, spec: PolicySpec) -> tuple[nn.Sequential, int]:
+        return nn.Sequential(Scaled()), 8
+
+
+@pytest.mark.parametrize("student", [Scaling(), Linear(features=ScaledFeatures())], ids=["student", "features"])
+@pytest.mark.parametrize("value", [False, True])
+def test_tensors_of_own_classes_outside_their_state_have_their_values(
+    tmp_path: Path, student: AnyStudent, value: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (Scaling, ScaledFeatures):
+        monkeypatch.setitem(USER_CLASSES, f"{__name__}:{kind.__name__}", kind)
+    policy = student.build(VECTOR)
+    if value:
+        policy.add_value()
+    save_policy(policy, tmp_path, {})
+    obs, before = observations(VECTOR, 5), torch.get_rng_state()
+    output = load_native(tmp_path)(obs)[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(output.params, policy(obs)[0].params, rtol=0, atol=0)
+    assert (output.value is None) != value

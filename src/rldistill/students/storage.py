@@ -162,6 +162,13 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     tensors = _read_tensors(folder / TENSORS, document.sha256, policy)
     try:
         policy.load_state_dict(tensors, assign=True)
+        if {type(config), type(getattr(config, "features", None))} & {*USER_CLASSES.values()}:
+            # Code of the user's own may keep tensors that no file holds, so it is built again, now with their values.
+            with torch.random.fork_rng(devices=[]):
+                policy = config.build(document.spec)
+                if document.value:
+                    policy.add_value()
+            policy.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CorruptArtifactError(f"{folder / TENSORS}: not the weights of {path}: {reason}") from None
