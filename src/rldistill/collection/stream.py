@@ -30,11 +30,10 @@ from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import SeededVectorEnv, legal_actions, make_vector_env, take_turns
+from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.progress import Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
-from rldistill.policies.wrappers import has_mask
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
 MIN_EPSILON = 0.01
@@ -191,13 +190,8 @@ class Stream:
             action[actor == STUDENT] = by_student[actor == STUDENT]
         explores = rng.random(len(obs)) < self.config.epsilon
         if self.config.epsilon:
-            space, spec = env.single_action_space, self.job.teacher.spec
-            space.seed(int(rng.integers(2**31)))
-            if has_mask(spec):
-                by_chance = legal_actions(self.job.views.select("teacher", obs), spec, rng)
-            else:
-                by_chance = np.stack([space.sample() for _ in obs]).reshape(action.shape)
-            action[explores] = by_chance[explores]
+            env.single_action_space.seed(int(rng.integers(2**31)))
+            action[explores] = env.sample_actions(obs, rng).reshape(action.shape)[explores]
         actor[explores] = RANDOM
         recorder.actors.append(actor)
         return action

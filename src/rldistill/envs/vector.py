@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import MASK
-from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.core.spec import SIDES, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
@@ -57,7 +57,7 @@ class SeededVectorEnv:
         vector: The environments, without autoreset.
         seed_fn: Seeds of the episodes.
         rebuild: Constructor of a fresh environment for each episode, if a reset is not enough.
-        idle_actions: Legal actions for observations, if not every action is legal.
+        legal_actions: Legal actions for observations, if not every action is legal; random ones with a generator.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class SeededVectorEnv:
         vector: VectorEnv[Any, Any, Any],
         seed_fn: SeedFn,
         rebuild: Callable[[], Env] | None = None,
-        idle_actions: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+        legal_actions: Callable[[NDArray[Any], np.random.Generator | None], NDArray[Any]] | None = None,
     ) -> None:
         self.vector = vector
         self.num_envs = vector.num_envs
         self.single_observation_space = vector.single_observation_space
         self.single_action_space = vector.single_action_space
         self.episode = np.zeros(self.num_envs, np.int64)
-        self._seed_fn, self._rebuild, self._idle_actions = seed_fn, rebuild, idle_actions
+        self._seed_fn, self._rebuild, self._legal_actions = seed_fn, rebuild, legal_actions
         self._actions: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
@@ -153,10 +153,10 @@ class SeededVectorEnv:
             starting = lengths == total - step
             if step and starting.any():
                 obs = self._reset(starting)
-            if self._idle_actions is None:
+            if self._legal_actions is None:
                 batch = np.zeros_like(np.asarray(self.vector.action_space.sample()))
             else:
-                batch = self._idle_actions(obs)
+                batch = self._legal_actions(obs, None)
             for slot in np.flatnonzero(lengths >= total - step):
                 action = actions[int(slot)][step - total + lengths[slot]]
                 batch[slot] = action.reshape(batch[slot].shape)
@@ -167,6 +167,12 @@ class SeededVectorEnv:
         if total and (lengths == 0).any():
             obs = self._reset(lengths == 0)
         return np.array(obs)
+
+    def sample_actions(self, obs: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
+        """Return a random action for each slot; with action masks a legal one, the first without `rng`."""
+        if self._legal_actions is not None:
+            return self._legal_actions(obs, rng)
+        return np.stack([self.single_action_space.sample() for _ in obs])
 
     def close(self) -> None:
         """Close the environments."""
@@ -218,12 +224,14 @@ def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threa
     build = partial(make_env, config)
     vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     views = observation_views(config)
+    masked = next((side for side in SIDES if MASK in getattr(views, side).entries), None)
 
-    def idle_actions(obs: NDArray[Any]) -> NDArray[Any]:
-        return legal_actions(views.select("student", obs), views.student)
+    def legal(obs: NDArray[Any], rng: np.random.Generator | None) -> NDArray[Any]:
+        assert masked is not None
+        return legal_actions(views.select(masked, obs), getattr(views, masked), rng)
 
     rebuild = build if keeps_state_across_reset(config.view_of("student")) else None
-    return SeededVectorEnv(vector, seed_fn, rebuild, idle_actions if MASK in views.student.entries else None)
+    return SeededVectorEnv(vector, seed_fn, rebuild, None if masked is None else legal)
 
 
 def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:

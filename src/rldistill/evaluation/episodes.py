@@ -15,11 +15,10 @@ from rldistill.core.spec import EnvConfig, Side
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import SeededVectorEnv, Step, legal_actions, make_vector_env, take_turns
-from rldistill.envs.views import ObservationViews
+from rldistill.envs.vector import Step, make_vector_env, take_turns
 from rldistill.io.progress import SILENT, Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
-from rldistill.policies.wrappers import has_mask, with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 
 TEST, VALIDATION, CALIBRATION = 0, 1, 2
 """Splits of episode seeds: a policy is never selected by the episodes of its test."""
@@ -192,7 +191,7 @@ def _play(
         nonlocal playing
         playing = started.copy()
         if player is None:
-            return _random_action(env, views, obs, rng)
+            return env.sample_actions(obs, rng)
         output = player.step(obs)
         action = output.sample(generator) if config.sample else output.mode()
         if query is not None and teacher is not None:
@@ -216,14 +215,6 @@ def _play(
             if left == 0:
                 break
     env.close()
-
-
-def _random_action(
-    env: SeededVectorEnv, views: ObservationViews, obs: NDArray[Any], rng: np.random.Generator
-) -> NDArray[Any]:
-    if has_mask(views.student):
-        return legal_actions(views.select("student", obs), views.student, rng)
-    return np.stack([env.single_action_space.sample() for _ in obs])
 
 
 def _count(

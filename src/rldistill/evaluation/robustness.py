@@ -23,13 +23,13 @@ from rldistill.envs.make import make_env
 from rldistill.envs.perturbations import ChangedPhysics, has_number
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
-from rldistill.envs.vector import legal_actions, make_vector_env
+from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.results import PerturbedReturns, Robustness
 from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
 from rldistill.io.progress import Part, Progress
-from rldistill.policies.wrappers import has_mask, with_action_mask
+from rldistill.policies.wrappers import with_action_mask
 
 PHYSICS: tuple[tuple[str, str, float | bool], ...] = (
     ("gravity x 1.15", "gravity", 1.15),
@@ -159,15 +159,11 @@ def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
     vector = make_vector_env(
         env, PROBE_EPISODES, lambda slot, nth: episode_seed(0, "evaluate", CALIBRATION, 0, slot, nth)
     )
-    views = observation_views(env)
     vector.single_action_space.seed(0)
     with closing(vector):
         yield (obs := vector.reset())
         for _ in range(PROBE_STEPS):
-            action = np.stack([vector.single_action_space.sample() for _ in range(PROBE_EPISODES)])
-            if has_mask(views.student):
-                action = legal_actions(views.select("student", obs), views.student)
-            step = vector.step(action)
+            step = vector.step(vector.sample_actions(obs))
             obs = step.obs
             yield np.concatenate([obs.reshape(PROBE_EPISODES, -1), step.reward[:, None]], 1)
 

@@ -50,12 +50,8 @@ def with_action_mask(policy: Policy, env_spec: PolicySpec) -> Policy:
     if isinstance(policy, Ensemble):
         members = tuple(with_action_mask(member, env_spec) for member in policy.members)
         return dataclasses.replace(policy, members=members)
-    return ActionMaskedPolicy(policy, env_spec) if has_mask(env_spec) and not has_mask(policy.spec) else policy
-
-
-def has_mask(spec: PolicySpec) -> bool:
-    """Return True if observations include the mask of legal actions."""
-    return MASK in spec.entries
+    needs_mask = MASK in env_spec.entries and MASK not in policy.spec.entries
+    return ActionMaskedPolicy(policy, env_spec) if needs_mask else policy
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import MASK
 from rldistill.core.policy import resolve_device
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
@@ -25,7 +26,6 @@ from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
-from rldistill.policies.wrappers import has_mask
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import OfflineTransitions, ReplayObsEncoder
 from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
@@ -182,7 +182,7 @@ class _Learner:
         obs, age = worker.student_obs(worker.obs), worker.age
         labels = {} if teacher is None else {"labels": teacher.step(worker.obs).params.numpy()}
         random = rng.integers(0, spec.head.nvec[0], len(age))
-        if has_mask(spec):
+        if MASK in spec.entries:
             random = legal_actions(obs.numpy(), spec, rng)
         explores = rng.random(len(age)) < self.config.epsilon_schedule(self.state.progress)
         action = np.where(explores, random, greedy)
