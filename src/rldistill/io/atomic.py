@@ -9,7 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -19,7 +19,6 @@ from rldistill.core.fields import explain
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
 MAX_JSON_BYTES = 1 << 28
-M = TypeVar("M", bound="Document")
 CHANGED = "The file was changed; write it again."
 
 
@@ -120,9 +119,9 @@ class Document(BaseModel):
     advice: ClassVar[str] = CHANGED
 
     @classmethod
-    def parse(cls: type[M], value: Any, path: Path) -> M:
+    def parse(cls, value: Any, path: Path) -> Self:
         """Return the model of a JSON value that was read from `path`; raise CorruptArtifactError if it is none."""
-        document: M = read_value(cls, value, path, advice=cls.advice)
+        document: Self = read_value(cls, value, path, advice=cls.advice)
         return document
 
 
