@@ -28,7 +28,7 @@ from .core.spec import PolicySpec as PolicySpec
 from .core.spec import Views as Views
 from .core.spec import Wrapper as Wrapper
 from .data.dataset import Dataset as Dataset
-from .data.info import open_dataset as open_dataset
+from .data.dataset import open_dataset as open_dataset
 from .data.merge import merge as merge
 from .data.minari.export import export_minari as export_minari
 from .data.minari.read import import_minari as import_minari
@@ -89,12 +89,12 @@ from .rl.config import DQNConfig as DQNConfig
 from .rl.config import PPOConfig as PPOConfig
 from .run.config import load_run as load_run
 from .run.config import read_run as read_run
-from .run.search import run_search as run_search
 from .run.stages import run_all as run_all
 from .run.stages import run_collect as run_collect
 from .run.stages import run_distill as run_distill
 from .run.stages import run_evaluate as run_evaluate
 from .run.stages import run_report as run_report
+from .run.stages import run_search as run_search
 from .run.stages import run_train as run_train
 from .search.config import SearchConfig as SearchConfig
 from .students import Cnn as Cnn

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import rldistill
 from rldistill.cli.doctor import EXTRAS
 from rldistill.cli.main import app
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.io import atomic as artifacts
-from rldistill.run import stages as pipeline
 
 ROOT = Path(__file__).parents[2]
 RUN = "env: {id: CartPole-v1}\nteacher: teacher.zip\nstudents: {linear: {type: linear}}\n"
@@ -36,7 +36,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_command_calls_its_stage(command: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     stage = "run_all" if command == "run" else f"run_{command}"
-    monkeypatch.setattr(pipeline, stage, lambda *args: calls.append(args))
+    monkeypatch.setattr(rldistill, stage, lambda *args: calls.append(args))
     result = CliRunner().invoke(app, [command, str(file), "collect.steps=64", "--resume", "--quiet"])
     assert result.exit_code == 0, result.output
     ((plan, mode, quiet),) = calls
@@ -46,7 +46,7 @@ def test_command_calls_its_stage(command: str, file: Path, monkeypatch: pytest.M
 
 def test_sequential_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(pipeline, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.sequential))
+    monkeypatch.setattr(rldistill, "run_evaluate", lambda plan, *_: calls.append(plan.evaluate.sequential))
     for arguments in ([], ["--sequential"], ["evaluate.max_episodes=120", "--sequential"]):
         result = CliRunner().invoke(app, ["evaluate", str(file), *arguments])
         assert result.exit_code == 0, result.output
@@ -55,7 +55,7 @@ def test_sequential_overrides_the_file(file: Path, monkeypatch: pytest.MonkeyPat
 
 def test_report_reads_the_results_of_other_stages(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr(pipeline, "run_report", lambda plan: calls.append(plan.out))
+    monkeypatch.setattr(rldistill, "run_report", lambda plan: calls.append(plan.out))
     assert CliRunner().invoke(app, ["report", str(file), "out=elsewhere"]).exit_code == 0
     assert calls == [Path("elsewhere")]
 
@@ -65,7 +65,7 @@ def test_json_is_alone_on_stdout(file: Path, monkeypatch: pytest.MonkeyPatch) ->
         print("a table")
         artifacts.write_json(plan.out / "evaluation.json", {"episodes": 3})
 
-    monkeypatch.setattr(pipeline, "run_evaluate", evaluate)
+    monkeypatch.setattr(rldistill, "run_evaluate", evaluate)
     result = CliRunner().invoke(app, ["evaluate", str(file), "--json"])
     assert json.loads(result.stdout) == {"episodes": 3}
     assert "a table" in result.stderr
@@ -93,7 +93,7 @@ def test_failures_end_in_one_line(
     def fail(*_: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(pipeline, "run_all", fail)
+    monkeypatch.setattr(rldistill, "run_all", fail)
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == code
     assert result.stderr.startswith(message)
@@ -104,7 +104,7 @@ def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.Mo
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "run_all", fail)
+    monkeypatch.setattr(rldistill, "run_all", fail)
     assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, ZeroDivisionError)
 
 

@@ -69,9 +69,9 @@ def test_teacher_of_another_environment_is_recognized_by_its_folder(tmp_path: Pa
     assert "trained" not in teachers("verify", str(agent), "--env", "CartPole-v1", *arguments)[1]
     code, out = teachers("verify", str(agent), "--env", "Acrobot-v1", *arguments)
     assert code == 1
-    (first, second) = json.loads(out)["suspicious"]
-    assert first.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
-    assert "trained on CartPole-v0" in second
+    (problem,) = json.loads(out)["suspicious"]
+    assert problem.startswith(f"{agent} and Acrobot-v1 do not fit: observation shape is")
+    assert "trained on CartPole-v0" in problem
     small = ["--env", "Acrobot-v1", "--episodes", "1", "--steps", "64"]
     message = CliRunner().invoke(app, ["teachers", "compare", str(agent), *small]).stderr
     assert message.startswith(f"error: {agent} and Acrobot-v1 do not fit")
@@ -113,7 +113,7 @@ def test_check_of_a_teacher_from_elsewhere_can_be_skipped(tmp_path: Path) -> Non
     document = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "still"), "out": str(tmp_path / "run")}
     file.write_text(yaml.safe_dump({**document, "collect": {"steps": 640, "epsilon": 0.5}}))
     command = [sys.executable, "-m", "rldistill", "collect", str(file)]
-    result = subprocess.run([*command, "--no-verify"], capture_output=True, text=True, check=True)
+    result = subprocess.run([*command, "verify=false"], capture_output=True, text=True, check=True)
     assert "looks wrong" not in result.stderr
     result = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
     assert "warning: the teacher looks wrong: constant actions" in result.stderr
@@ -138,13 +138,10 @@ def onnx_file(tmp_path: Path) -> str:
 
 
 def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
-    verify = ["verify", onnx_file, "--env", "CartPole-v1", "--episodes", "2", "--json"]
-    options = ["--head", "q_values", "--scale", "0.5", "--output", "left"]
-    code, out = teachers(*verify, *options)
+    written = f"{onnx_file},head=q_values,scale=0.5,output=left"
+    code, out = teachers("verify", written, "--env", "CartPole-v1", "--episodes", "2", "--json")
     assert code in (0, 1), out
     assert json.loads(out)["teacher"] == onnx_file
-    written = f"{onnx_file},head=q_values,scale=0.5,output=left"
-    assert teachers("verify", written, *verify[2:]) == (code, out)
     save_policy(teacher, tmp_path / "native", {})
     small = ["--env", "CartPole-v1", "--episodes", "1", "--steps", "300", "--json"]
     code, out = teachers("compare", written, str(tmp_path / "native"), *small)
@@ -153,21 +150,22 @@ def test_teacher_options_of_commands(onnx_file: str, teacher: NetworkPolicy, tmp
 
 def test_teacher_is_verified_with_its_own_view(onnx_file: str) -> None:
     env = "{id: CartPole-v1, views: {student: [{name: TimeFeature}]}}"
-    options = ["--episodes", "2", "--head", "q_values", "--output", "left", "--json"]
-    assert json.loads(teachers("verify", onnx_file, "--env", env, *options)[1])["mean"]["value"] > 0
+    written = f"{onnx_file},head=q_values,output=left"
+    assert json.loads(teachers("verify", written, "--env", env, "--episodes", "2", "--json")[1])["mean"]["value"] > 0
 
 
 def test_teacher_options_of_relabel(onnx_file: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
     collect(CARTPOLE, teacher, CollectConfig(steps=64, block_steps=8), tmp_path / "dataset")
-    relabel = ["dataset", "relabel", str(tmp_path / "dataset"), onnx_file, "--out", str(tmp_path / "new"), "--quiet"]
-    result = CliRunner().invoke(app, [*relabel, "--output", "left", "--head", "categorical"])
-    assert result.exit_code == 0, result.output
-    assert [head_of(tmp_path / name) for name in ("dataset", "new")] == ["q_values", "categorical"]
-    result = CliRunner().invoke(app, [*relabel, "--overwrite", "--output", "left", "--head", "q_values"])
-    assert result.exit_code == 0, result.output
-    assert head_of(tmp_path / "new") == "q_values"
-    result = CliRunner().invoke(app, [*relabel, "--overwrite", "--activation", "tanh"])
-    assert (result.exit_code, "teacher.activation:" in result.output) == (2, True), result.output
+    for options, code, text in (
+        (["output=left,head=categorical"], 0, ""),
+        (["output=left,head=q_values", "--overwrite"], 0, ""),
+        (["activation=tanh", "--overwrite"], 2, "teacher.activation:"),
+    ):
+        relabel = [str(tmp_path / "dataset"), f"{onnx_file},{options[0]}", "--out", str(tmp_path / "new"), "--quiet"]
+        result = CliRunner().invoke(app, ["dataset", "relabel", *relabel, *options[1:]])
+        assert (result.exit_code, text in result.output) == (code, True), result.output
+        head = "categorical" if "categorical" in options[0] else "q_values"
+        assert [head_of(tmp_path / name) for name in ("dataset", "new")] == ["q_values", head]
 
 
 def head_of(folder: Path) -> str:
@@ -178,9 +176,9 @@ def test_options_that_do_not_apply_are_refused(teacher: NetworkPolicy, tmp_path:
     save_policy(teacher, tmp_path / "a", {})
     path, env = str(tmp_path / "a"), ["--env", "CartPole-v1"]
     for arguments, message in (
-        (["verify", path, *env, "--scale", "2"], f"teacher.scale: {path} is a folder of rldistill, which"),
-        (["verify", path, *env, "--activation", "tanh"], "teacher.activation:"),
-        (["verify", path, *env, "--head", "q_value"], "Did you mean 'q_values'"),
+        (["verify", f"{path},scale=2", *env], f"teacher.scale: {path} is a folder of rldistill, which"),
+        (["verify", f"{path},activation=tanh", *env], "teacher.activation:"),
+        (["verify", f"{path},head=q_value", *env], "Did you mean 'q_values'"),
         (["compare", f"{path},output=x", *env], "teacher.output:"),
         (["compare", f"{path},heed=q_values", *env], "Did you mean 'head'"),
         (["compare", f"{path},head=q_value", *env], "Did you mean 'q_values'"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -454,3 +455,11 @@ def test_reward_that_is_no_number_is_refused(teacher: NetworkPolicy, tmp_path: P
     with pytest.raises(SpecMismatchError, match="a reward is NaN"):
         collect(EnvConfig("Unrewarding-v0"), teacher, CollectConfig(steps=64), tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+def test_labels_that_are_not_finite_are_refused(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    broken = copy.deepcopy(teacher)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(SpecMismatchError, match="teacher: its params for some observations are NaN or infinite"):
+        collect(CARTPOLE, broken, CollectConfig(steps=64), tmp_path / "nan")

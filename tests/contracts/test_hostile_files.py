@@ -28,12 +28,11 @@ from rldistill.collection.relabel import relabel
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.info import describe
-from rldistill.data.info import verify as check
+from rldistill.data.dataset import open_dataset
+from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.verify import VerifyConfig
-from rldistill.run.teachers import verify_teacher
+from rldistill.evaluation.verify import VerifyConfig, verify
 from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
@@ -634,14 +633,14 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     path = beside("args.yml", yml("env: 'planted:make'"))(tmp_path, tmp_path)
     policy, env = load_policy(path), EnvConfig("CartPole-v1")
-    found = verify_teacher(SavedTeacher(str(path)), env, VerifyConfig(1), 0, quiet=True)
+    found = verify(env, SavedTeacher(str(path)).load(), VerifyConfig(1), name=str(path))
     assert "trained on planted:make" in found.suspicious[-1]
     for seed, name in enumerate("ab"):
         collect(env, policy, CollectConfig(steps=32, block_steps=4), tmp_path / name, seed=seed)
         manifest = tmp_path / name / "manifest.json"
         manifest.write_text(manifest.read_text().replace("CartPole-v1", "planted:make"))
-        check(tmp_path / name)
-    assert describe(tmp_path / "a")["env"] == "planted:make"
+        open_dataset(tmp_path / name)
+    assert Manifest.read(tmp_path / "a").env.id == "planted:make"
     relabel(tmp_path / "a", policy, tmp_path / "relabelled")
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
     assert "planted" not in sys.modules

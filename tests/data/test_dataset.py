@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import QValuesHead
 from rldistill.core.spec import EnvConfig, FramePipeline, PolicySpec
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, BlockKey, Columns
-from rldistill.data.dataset import Dataset, action_gap, episode_rows
-from rldistill.data.info import dataset_folder, describe, open_dataset, verify
-from rldistill.data.manifest import Manifest, Origin, Round, store_block
+from rldistill.data.dataset import Dataset, action_gap, episode_rows, open_dataset
+from rldistill.data.manifest import Manifest, Origin, Round, dataset_folder, store_block
 
 SPEC = PolicySpec((1,), "float32", QValuesHead((2,)))
 FRAMES = PolicySpec((2, 1, 1), "uint8", QValuesHead((2,)), frames=FramePipeline(1, 1, 2))
@@ -258,18 +260,22 @@ def test_measures_of_a_dataset_by_hand(folder: Path) -> None:
         assert dataclasses.replace(data, spec=spec, memory_gb=memory / 1e9).has_room_for(num_features) == fits
 
 
+def printed(command: str, folder: Path) -> Any:
+    return json.loads(CliRunner().invoke(app, ["dataset", command, str(folder), "--json"]).stdout)
+
+
 def test_summary_of_a_dataset(folder: Path) -> None:
     size = sum(path.stat().st_size for path in [folder / "manifest.json", *(folder / "blocks").iterdir()])
     expected = {
         "folder": str(folder), "env": "CartPole-v1", "steps": 10, "rounds": 1, "blocks": 2,
         "observations": "float32[1]", "labels": "q_values", "bytes": size, "exact": True,
     }  # fmt: skip
-    assert describe(folder) == expected
+    assert printed("info", folder) == expected
     data = open_dataset(str(folder), gamma=0.0)
     assert data.columns["return_to_go"].tolist() == [*range(1, 11)]
     assert isinstance(open_dataset(folder, memory_gb=0.0).obs, np.memmap)
     heldout = int(data.heldout.sum())
-    assert verify(folder.parent) == {
+    assert printed("check", folder.parent) == {
         **expected,
         "episodes": 4,
         "held-out steps": heldout,

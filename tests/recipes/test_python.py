@@ -22,7 +22,7 @@ from rldistill import (
     collect,
 )
 from rldistill.collection.relabel import relabel
-from rldistill.data.info import open_dataset
+from rldistill.data.dataset import open_dataset
 from rldistill.data.merge import merge
 from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode

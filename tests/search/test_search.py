@@ -25,7 +25,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.document import to_document
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.run.config import load_run
-from rldistill.run.search import run_search as search
+from rldistill.run.stages import run_search as search
 from rldistill.search.candidates import Candidate, make_candidates
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import promote

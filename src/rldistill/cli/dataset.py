@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rldistill.cli.errors import CommandGroup
-from rldistill.cli.options import (
-    Activation,
-    AsJson,
-    Dataset,
-    Extractor,
-    File,
-    Head,
-    Output,
-    Overrides,
-    Overwrite,
-    Quiet,
-    Scale,
-    Teacher,
-    mode_of,
-    output,
-    parse_teacher,
-    show,
-)
+import rldistill
+from rldistill.cli.errors import command_group
+from rldistill.cli.options import AsJson, File, Overrides, Overwrite, Quiet, Teacher, parse_teacher, show
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 
-datasets = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, help="Inspect, check and transform datasets."
-)
+datasets = command_group(help="Inspect, check and transform datasets.")
 
+Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the new dataset.", show_default=False)]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    """Return a summary of the manifest."""
+    from rldistill.data.manifest import Manifest, dataset_folder
+
+    folder = dataset_folder(path)
+    manifest = Manifest.read(folder)
+    return {
+        "folder": str(folder),
+        "env": manifest.env.id,
+        "steps": manifest.num_steps,
+        "rounds": len({block.round for block in manifest.blocks}),
+        "blocks": len(manifest.blocks),
+        "observations": f"{manifest.spec.obs_dtype}{list(manifest.spec.obs_shape)}",
+        "labels": manifest.spec.head.kind,
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        "exact": all(block.exact for block in manifest.blocks),
+    }
+
+
+@contextmanager
+def _transformation(verb: str, out: Path, quiet: bool) -> Iterator[rldistill.Progress]:
+    """Show the progress of a command, and then the dataset in `out`."""
+    from rldistill.io.progress import track
+
+    with track(verb, "steps", quiet) as progress:
+        yield progress
+    if not quiet:
+        show(_describe(out))
 
 
 @datasets.command()
 def info(path: Dataset, as_json: AsJson = False) -> None:
     """Print the size and the origin of a dataset."""
-    from rldistill.data.info import describe
-
-    show(describe(path), as_json)
+    show(_describe(path), as_json)
 
 
 @datasets.command()
 def check(path: Dataset, as_json: AsJson = False) -> None:
     """Read every block and compare it with its hash."""
-    from rldistill.data.info import verify
-
-    show(verify(path), as_json)
+    dataset = rldistill.open_dataset(path)
+    sizes = {"episodes": dataset.num_episodes, "held-out steps": int(dataset.heldout.sum())}
+    show({**_describe(path), **sizes, "state": "every block is whole"}, as_json)
 
 
 @datasets.command()
@@ -55,23 +69,29 @@ def relabel(
     path: Dataset,
     teacher: Teacher,
     out: Out,
-    activation: Activation = None,
-    extractor: Extractor = None,
-    head: Head = None,
-    scale: Scale = None,
-    output_name: Output = None,
     features: Annotated[bool, typer.Option("--features", help="Also store the teacher's last hidden layer.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Label the observations of a dataset with another teacher."""
-    from rldistill.run.datasets import relabel_dataset
+    from rldistill.collection.relabel import teacher_spec
+    from rldistill.data.manifest import Manifest, dataset_folder
 
-    labeler = parse_teacher(
-        teacher, activation=activation, extractor=extractor, head=head, scale=scale, output=output_name
-    )
-    with output(quiet):
-        show(relabel_dataset(path, labeler, out, features, mode_of(False, overwrite), quiet))
+    source = dataset_folder(path)
+    manifest = Manifest.read(source)
+    try:
+        policy = parse_teacher(teacher).load(teacher_spec(manifest))
+    except (SpecMismatchError, UntrustedFileError) as error:
+        if manifest.env.views is None or manifest.teacher_spec is not None:
+            raise
+        raise SpecMismatchError(
+            f"{error}; {source} holds only the observations of the student. For a teacher with another view, collect "
+            "with teacher_obs: true."
+        ) from None
+    with _transformation("relabel", out, quiet) as progress:
+        rldistill.relabel(
+            source, policy, out, features=features, mode="overwrite" if overwrite else "new", progress=progress
+        )
 
 
 @datasets.command()
@@ -82,11 +102,11 @@ def extend(
     quiet: Quiet = False,
 ) -> None:
     """Add steps with new seeds to the dataset of a run."""
-    from rldistill.run.config import load_run
-    from rldistill.run.datasets import extend_dataset
+    from rldistill.run.stages import extend_dataset
 
-    with output(quiet):
-        show(extend_dataset(load_run(file, overrides or ()), steps, quiet))
+    run = rldistill.load_run(file, overrides or ())
+    with _transformation("collect", run.dataset_folder, quiet) as progress:
+        extend_dataset(run, steps, progress)
 
 
 @datasets.command()
@@ -97,10 +117,10 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Merge datasets into one."""
-    from rldistill.run.datasets import merge_datasets
+    from rldistill.data.manifest import dataset_folder
 
-    with output(quiet):
-        show(merge_datasets(paths, out, mode_of(False, overwrite), quiet))
+    with _transformation("merge", out, quiet) as progress:
+        rldistill.merge([*map(dataset_folder, paths)], out, mode="overwrite" if overwrite else "new", progress=progress)
 
 
 @datasets.command("import")
@@ -111,10 +131,9 @@ def import_(
     quiet: Quiet = False,
 ) -> None:
     """Import a dataset of Minari, labeled with its own actions; relabel it with a teacher."""
-    from rldistill.run.datasets import import_dataset
-
-    with output(quiet):
-        show(import_dataset(source, out, mode_of(False, overwrite), quiet))
+    _require_minari(source)
+    with _transformation("import", out, quiet) as progress:
+        rldistill.import_minari(source, out, mode="overwrite" if overwrite else "new", progress=progress)
 
 
 @datasets.command()
@@ -124,6 +143,14 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export a dataset to Minari without loss."""
-    from rldistill.run.datasets import export_dataset
+    from rldistill.data.manifest import dataset_folder
+    from rldistill.io.progress import track
 
-    export_dataset(path, target, quiet)
+    _require_minari(target)
+    with track("export", "steps", quiet) as progress:
+        rldistill.export_minari(dataset_folder(path), target, progress=progress)
+
+
+def _require_minari(name: str) -> None:
+    if not name.startswith("minari:"):
+        raise ConfigError(f"{name}: expected minari:NAME, such as minari:pong/dqn-v0")

@@ -22,38 +22,23 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 def examine() -> dict[str, Any]:
     """Return the facts of a bug report as plain data."""
+    import torch
+    from ale_py import roms
+
+    versions, extras, games = {}, {}, roms.get_all_rom_ids()
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "missing"
+    for extra, modules in EXTRAS.items():
+        extras[extra] = "present" if all(map(find_spec, modules)) else f"missing: pip install 'rldistill[{extra}]'"
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "gpu": _gpu(),
-        "versions": {package: _version(package) for package in PACKAGES},
-        "roms": _roms(),
-        "extras": {extra: _extra(extra, modules) for extra, modules in EXTRAS.items()},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": versions,
+        "roms": f"{len(games)} games, {'with' if 'pong' in games else 'without'} Pong",
+        "extras": extras,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "missing"
-
-
-def _gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-
-
-def _roms() -> str:
-    from ale_py import roms
-
-    games = roms.get_all_rom_ids()
-    return f"{len(games)} games, {'with' if 'pong' in games else 'without'} Pong"
-
-
-def _extra(extra: str, modules: tuple[str, ...]) -> str:
-    if all(find_spec(module) for module in modules):
-        return "present"
-    return f"missing: pip install 'rldistill[{extra}]'"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+from functools import partial
 from typing import Any
 
 import typer
@@ -33,11 +35,12 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 _fail("there is not enough memory. Use smaller settings.")
-            path = error.filename if isinstance(error, OSError) else None
-            if _is_disk_full(error):
+            number, path = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+            # safetensors and torch report a full disk in words, not as an OSError.
+            if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
                 _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.")
-            if path and isinstance(error, OSError) and error.errno in UNWRITABLE:
-                _fail(f"{path}: {error.strerror}. Use another folder (out=...), or make it writable.")
+            if path and number in UNWRITABLE:
+                _fail(f"{path}: {os.strerror(number)}. Use another folder (out=...), or make it writable.")
             raise
 
 
@@ -46,7 +49,5 @@ def _fail(message: str) -> None:
     raise typer.Exit(EXIT_ERROR) from None
 
 
-def _is_disk_full(error: Exception) -> bool:
-    # safetensors and torch report it in words, not as an OSError.
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "No space left on device" in str(error)
+command_group = partial(typer.Typer, cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None)
+"""Constructor of a group of commands."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rldistill.cli.errors import EXIT_FALSE, CommandGroup
+from rldistill.cli.errors import EXIT_FALSE, CommandGroup, command_group
 from rldistill.cli.options import (
     ENV_HELP,
     AsJson,
@@ -31,10 +31,8 @@ class ExportGroup(CommandGroup):
         return super().resolve_command(ctx, args)
 
 
-exports = typer.Typer(
+exports = command_group(
     cls=ExportGroup,
-    no_args_is_help=True,
-    rich_markup_mode=None,
     subcommand_metavar="PATH [OPTIONS] | verify DIR",
     help="Export a policy as ONNX, C, a web page or for Stable-Baselines3, with a certificate that it is the same.",
 )

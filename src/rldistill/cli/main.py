@@ -6,19 +6,18 @@ import signal
 import sys
 import traceback
 import warnings
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import rldistill
 from rldistill.cli.dataset import datasets
-from rldistill.cli.errors import EXIT_CRASH, CommandGroup
+from rldistill.cli.errors import EXIT_CRASH, command_group
 from rldistill.cli.export import exports
 from rldistill.cli.options import (
     AsJson,
     File,
-    NoVerify,
     Overrides,
     Overwrite,
     Quiet,
@@ -34,16 +33,7 @@ from rldistill.cli.options import (
 )
 from rldistill.cli.teachers import teachers
 
-if TYPE_CHECKING:
-    from rldistill.io.atomic import Mode
-
-app = typer.Typer(
-    cls=CommandGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Turn a reinforcement-learning teacher into a smaller, faster student, and prove what was lost.",
-)
+app = command_group(pretty_exceptions_enable=False)
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
 app.add_typer(exports, name="export")
@@ -51,12 +41,12 @@ app.add_typer(exports, name="export")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(metadata.version("rldistill"))
+        typer.echo(rldistill.__version__)
         raise typer.Exit
 
 
 @app.callback()
-def rldistill(
+def set_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -65,15 +55,13 @@ def rldistill(
 
 
 def _run_stage(
-    function: str, file: Path, overrides: list[str] | None, mode: Mode, quiet: bool, as_json: bool = False
+    function: str, file: Path, overrides: list[str] | None, mode: rldistill.Mode, quiet: bool, as_json: bool = False
 ) -> None:
     from rldistill.io.atomic import read_json
-    from rldistill.run import stages
-    from rldistill.run.config import load_run
 
-    settings = load_run(file, overrides or ())
+    settings = rldistill.load_run(file, overrides or ())
     with output(quiet, as_json):
-        getattr(stages, function)(settings, mode, quiet)
+        getattr(rldistill, function)(settings, mode, quiet)
     if as_json:
         print_json(read_json(settings.out / "evaluation.json"))
 
@@ -84,12 +72,10 @@ def run(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    no_verify: NoVerify = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages, from the teacher to the report."""
-    overrides = [*(overrides or ()), *["verify=false"] * no_verify]
     _run_stage("run_all", file, overrides, mode_of(resume, overwrite), quiet, as_json)
 
 
@@ -107,11 +93,9 @@ def collect(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
-    no_verify: NoVerify = False,
     quiet: Quiet = False,
 ) -> None:
     """Collect a dataset that the teacher labels."""
-    overrides = [*(overrides or ()), *["verify=false"] * no_verify]
     _run_stage("run_collect", file, overrides, mode_of(resume, overwrite), quiet)
 
 
@@ -143,11 +127,8 @@ def evaluate(
 @app.command()
 def report(file: File, overrides: Overrides = None, quiet: Quiet = False) -> None:
     """Write report.html and MODEL_CARD.md from the results of the other stages."""
-    from rldistill.run import stages
-    from rldistill.run.config import load_run
-
     with output(quiet):
-        stages.run_report(load_run(file, overrides or ()))
+        rldistill.run_report(rldistill.load_run(file, overrides or ()))
 
 
 @app.command()
@@ -167,16 +148,13 @@ def search(
 ) -> None:
     """Find the smallest student that keeps the return of its teacher."""
     from rldistill.io.atomic import write_json
-    from rldistill.run.config import load_run
-    from rldistill.run.search import run_search
-    from rldistill.search.config import SearchConfig
 
     mode = mode_of(resume, overwrite)
     require_new(json_file, "--json", overwrite=mode != "new")
     options = {"margin": parse_share(margin), "by": by, "own": own, "behavior_policy": behavior_policy}
-    config = read_options("--", SearchConfig, options)
+    config = read_options("--", rldistill.SearchConfig, options)
     with output(quiet):
-        result = run_search(load_run(file, overrides or ()), config, mode, quiet)
+        result = rldistill.run_search(rldistill.load_run(file, overrides or ()), config, mode, quiet)
     if json_file is not None:
         write_json(json_file, result)
 
@@ -187,9 +165,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: the results of each student, and the settings that differ."""
-    from rldistill.reporting.compare_runs import compare_runs
-
-    print_result(compare_runs(runs), as_json)
+    print_result(rldistill.compare_runs(runs), as_json)
 
 
 @app.command()

@@ -11,16 +11,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
+import rldistill
 from rldistill.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rldistill.core.spec import EnvConfig
-    from rldistill.io.atomic import Mode
-    from rldistill.teachers.load import SavedTeacher
 
 File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False)]
 Overrides = Annotated[
@@ -29,17 +25,10 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
-NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the check of a teacher that was trained elsewhere.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ..., also with options: q.onnx,head=q_values"
+TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ...; with options: q.onnx,head=q_values,scale=0.5"
 Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False)]
-Teachers = Annotated[list[str], typer.Argument(metavar="TEACHER ...", help=TEACHER_HELP, show_default=False)]
-Activation = Annotated[str | None, typer.Option("--activation", help="Activation of the dense layers.")]
-Extractor = Annotated[str | None, typer.Option("--extractor", help="Own extractor in an SB3 zip: module:Class.")]
-Head = Annotated[str | None, typer.Option("--head", help="Kind of the head of a network: q_values, categorical, ...")]
-Scale = Annotated[float | None, typer.Option("--scale", help="Factor of the input of ONNX and Keras.")]
-Output = Annotated[str | None, typer.Option("--output", help="Name of the ONNX output, if several fit.")]
 ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
 Env = Annotated[str, typer.Option("--env", help=ENV_HELP, show_default=False)]
 EnvKwargs = Annotated[
@@ -47,15 +36,10 @@ EnvKwargs = Annotated[
     typer.Option("--env-kwarg", metavar="KEY=VALUE", help="Keyword argument of the environment.", show_default=False),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the episodes.")]
-Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
 
 
-def mode_of(resume: bool, overwrite: bool) -> Mode:
-    """Return the mode of a stage for the options --resume and --overwrite.
-
-    Raises:
-        ConfigError: Both options are given.
-    """
+def mode_of(resume: bool, overwrite: bool) -> rldistill.Mode:
+    """Return the mode of a stage for the options --resume and --overwrite; raise ConfigError if both are given."""
     if resume and overwrite:
         raise ConfigError("--resume continues what exists and --overwrite discards it: choose one")
     return "resume" if resume else "overwrite" if overwrite else "new"
@@ -86,34 +70,24 @@ def _parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def parse_env(text: str, kwargs: Sequence[str] | None) -> EnvConfig:
-    """Return the environment of the options --env and --env-kwarg.
-
-    Raises:
-        ConfigError: A value is not valid.
-    """
+def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
+    """Return the environment of the options --env and --env-kwarg; raise ConfigError if a value is not valid."""
     from rldistill.recipes.checks import EnvField
     from rldistill.run.yaml import parse_value
 
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
     if kwargs:
         values["kwargs"] = (values.get("kwargs") or {}) | _parse_pairs("--env-kwarg", kwargs)
-    env: EnvConfig = read_options("env.", EnvField, values)
+    env: rldistill.EnvConfig = read_options("env.", EnvField, values)
     return env
 
 
-def parse_teacher(text: str, **options: Any) -> SavedTeacher:
-    """Return the teacher of an argument, `PATH` or `PATH,key=value,...`, and of the options that are not None.
-
-    Raises:
-        ConfigError: A value is not valid.
-    """
-    from rldistill.teachers.load import SavedTeacher
-
+def parse_teacher(text: str) -> rldistill.SavedTeacher:
+    """Return the teacher of an argument `PATH` or `PATH,key=value,...`; raise ConfigError if a value is not valid."""
     path, *pairs = re.split(r",(?=[a-z]+=)", text)
-    values = {"path": path, **_parse_pairs("teacher", pairs)}
-    values |= {key: value for key, value in options.items() if value is not None}
-    teacher: SavedTeacher = read_options("teacher.", SavedTeacher, values)
+    teacher: rldistill.SavedTeacher = read_options(
+        "teacher.", rldistill.SavedTeacher, {"path": path, **_parse_pairs("teacher", pairs)}
+    )
     return teacher
 
 
@@ -146,17 +120,13 @@ def output(quiet: bool, as_json: bool = False) -> AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-class _Result(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     typer.echo(json.dumps(value, indent=2))
 
 
-def print_result(result: _Result, as_json: bool) -> None:
-    """Print a result as text, or as JSON."""
+def print_result(result: Any, as_json: bool) -> None:
+    """Print a result with `to_dict` as text, or as JSON."""
     if as_json:
         print_json(result.to_dict())
     else:

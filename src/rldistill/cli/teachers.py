@@ -7,20 +7,16 @@ from typing import Annotated
 
 import typer
 
-from rldistill.cli.errors import EXIT_FALSE, CommandGroup
+import rldistill
+from rldistill.cli.errors import EXIT_FALSE, command_group
 from rldistill.cli.options import (
-    Activation,
+    TEACHER_HELP,
     AsJson,
     Env,
     EnvKwargs,
-    Extractor,
-    Head,
-    Output,
     Quiet,
-    Scale,
     Seed,
     Teacher,
-    Teachers,
     output,
     parse_env,
     parse_teacher,
@@ -31,22 +27,29 @@ from rldistill.cli.options import (
 )
 from rldistill.core.errors import ConfigError
 
-teachers = typer.Typer(
-    cls=CommandGroup, no_args_is_help=True, rich_markup_mode=None, help="List, verify and compare teachers."
-)
+teachers = command_group(help="List, verify and compare teachers.")
 
 
 @teachers.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the teachers that are part of rldistill."""
-    from rldistill.run.teachers import list_teachers
+    from rldistill.teachers.zoo import zoo_documents
 
-    rows = list_teachers()
+    rows, evaluations = [], zoo_documents("evaluation.json")
+    for name, document in zoo_documents().items():
+        row = {
+            "name": f"zoo:{name}",
+            "algorithm": document["provenance"].get("algorithm"),
+            "observation": "x".join(map(str, document["spec"]["obs_shape"])),
+            "actions": document["spec"]["head"]["kind"],
+            "mean_return": evaluations[name]["policies"]["teacher"]["mean"]["value"],
+            "env_steps": document["provenance"].get("env_steps"),
+        }
+        rows.append(row)
+        if not as_json:
+            show(row)
     if as_json:
         print_json(rows)
-    else:
-        for row in rows:
-            show(row)
 
 
 @teachers.command()
@@ -54,11 +57,6 @@ def verify(
     path: Teacher,
     env: Env,
     env_kwarg: EnvKwargs = None,
-    activation: Activation = None,
-    extractor: Extractor = None,
-    head: Head = None,
-    scale: Scale = None,
-    output_name: Output = None,
     claimed: Annotated[str | None, typer.Option(help="Published mean return: 242.1±31.8 or 242.1.")] = None,
     claimed_episodes: Annotated[
         int, typer.Option(min=0, help="Number of episodes of the published mean; its ± has an error of its own.")
@@ -69,14 +67,14 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Measure the return of a teacher, compare it with a published one, and check for common mistakes."""
-    from rldistill.evaluation.verify import Claim, VerifyConfig
-    from rldistill.run.teachers import verify_teacher
+    from rldistill.envs.spaces import spec_from_env
+    from rldistill.io.progress import track
 
-    claim = Claim.parse(claimed, claimed_episodes) if claimed is not None else None
-    teacher = parse_teacher(
-        path, activation=activation, extractor=extractor, head=head, scale=scale, output=output_name
-    )
-    result = verify_teacher(teacher, parse_env(env, env_kwarg), VerifyConfig(episodes, claim), seed, quiet)
+    claim = rldistill.Claim.parse(claimed, claimed_episodes) if claimed is not None else None
+    teacher, where = parse_teacher(path), parse_env(env, env_kwarg)
+    policy, config = teacher.load(spec_from_env(where.view_of("teacher"))), rldistill.VerifyConfig(episodes, claim)
+    with track("verify", "episodes", quiet) as progress:
+        result = rldistill.verify(where, policy, config, seed=seed, name=teacher.path, progress=progress)
     with output(quiet and not as_json):
         print_result(result, as_json)
     if not result.ok:
@@ -85,7 +83,7 @@ def verify(
 
 @teachers.command()
 def compare(
-    paths: Teachers,
+    paths: Annotated[list[str], typer.Argument(metavar="TEACHER ...", help=TEACHER_HELP, show_default=False)],
     env: Env,
     env_kwarg: EnvKwargs = None,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes of each teacher.")] = 20,
@@ -97,16 +95,24 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare teachers by return, cost, agreement, and the score of a small student of each."""
-    from rldistill.evaluation.config import CompareConfig
-    from rldistill.run import teachers as commands
+    from rldistill.envs.spaces import spec_from_env
+    from rldistill.io.atomic import write_json
+    from rldistill.io.progress import track
+    from rldistill.reporting.page import write_comparison
 
     require_new(out, "--out")
     require_new(page, "--page")
     candidates = {teacher.path: teacher for teacher in map(parse_teacher, paths)}
     if len(candidates) < len(paths):
         raise ConfigError("teachers: the same path is there twice. To read one file in two ways, copy it.")
-    config = CompareConfig(episodes=episodes, steps=steps)
-    result = commands.compare(candidates, parse_env(env, env_kwarg), config, seed, quiet)
-    commands.save_comparison(result, out, page)
+    where, config = parse_env(env, env_kwarg), rldistill.CompareConfig(episodes=episodes, steps=steps)
+    spec = spec_from_env(where.view_of("teacher"))
+    policies = {path: teacher.load(spec) for path, teacher in candidates.items()}
+    with track("compare", "parts", quiet) as progress:
+        result = rldistill.compare_teachers(where, policies, config, seed=seed, progress=progress)
+    if out is not None:
+        write_json(out, result.to_dict())
+    if page is not None:
+        write_comparison(result, page)
     with output(quiet and not as_json):
         print_result(result, as_json)

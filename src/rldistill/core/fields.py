@@ -55,6 +55,7 @@ EXPECTED = {
     "string_type": "text",
     "bool_type": "true or false",
     "path_type": "a path",
+    "json_invalid": "valid JSON",
     "string_pattern_mismatch": "letters, digits, - and _",
 }
 """Expected values by pydantic's type of error."""

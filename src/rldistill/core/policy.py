@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,14 @@ class Batch(Labels):
 
     obs: Obs
     weight: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with `function` applied to each of its tensors."""
+        parts: dict[str, Any] = {
+            name: part.map(function) if isinstance(part, PolicyOutput) else function(part)
+            for name, part in vars(self).items()
+        }
+        return Batch(**parts)
 
 
 class Policy(Protocol):

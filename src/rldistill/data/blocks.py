@@ -1,15 +1,15 @@
 """Blocks: a few hundred steps of one stream, which are written, hashed and resumed as a whole.
 
 A block is one Parquet file with the rows of slot 0 in order of time, then those of slot 1, and so on. Its column `kind`
-tells the rows apart: a step; if frames are stored, one of the few frames before the block, which precede the steps of
-each slot; and, after the steps, the next observation of each step whose following row does not have it. Each block can
-be read alone.
+distinguishes steps, the few frames before the steps of each slot (if frames are stored), and, after all steps, the next
+observations that no following row has. Each block can be read alone.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ ACTORS = ("teacher", "student", "random")
 STEP, LEAD, FINAL = range(3)
 """Kinds of rows: a step, a frame before the block, and a next observation."""
 LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
+RESUME = "`rldistill collect FILE --resume`"
 
 
 @dataclass(frozen=True, order=True)
@@ -70,11 +71,21 @@ def next_rows(kind: NDArray[np.int8], ended: NDArray[np.bool_]) -> NDArray[np.in
 
 def write_block(path: Path, block: Block) -> None:
     """Write a block atomically."""
-    arrays = {name: _to_arrow(column) for name, column in sorted(block.columns.items())}
+    arrays = {}
+    for name, column in sorted(block.columns.items()):
+        flat, width = np.ascontiguousarray(column).reshape(-1), math.prod(column.shape[1:])
+        if column.ndim == 1:
+            arrays[name] = pa.array(column)
+        elif column.dtype == np.uint8:
+            buffers = [None, pa.py_buffer(flat)]
+            arrays[name] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(column), buffers)
+        else:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
     shapes = {name: list(block.columns[name].shape[1:]) for name in arrays}
     metadata = {"schema": "2", "shapes": json.dumps(shapes), "end_hash": block.end_hash, "exact": str(int(block.exact))}
     if block.states:
-        metadata["states"] = json.dumps({name: _encode_state(state) for name, state in block.states.items()})
+        texts = {name: base64.b64encode(state.tobytes()).decode() for name, state in block.states.items()}
+        metadata["states"] = json.dumps({name: (block.states[name].shape, text) for name, text in texts.items()})
     table = pa.table(arrays).replace_schema_metadata(metadata)
 
     def write(temporary: Path) -> None:
@@ -94,48 +105,26 @@ def read_block(path: Path, columns: list[str] | None = None) -> Block:
             shapes = json.loads(metadata[b"shapes"])
             table = file.read(columns)
             end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
-            states = {name: _decode_state(*state) for name, state in json.loads(metadata.get(b"states", b"{}")).items()}
+            states = {
+                name: np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
+                for name, (shape, text) in json.loads(metadata.get(b"states", b"{}")).items()
+            }
     except FileNotFoundError:
-        raise CorruptArtifactError(
-            f"{path}: the block is missing. Collect it again: `rldistill collect FILE --resume`."
-        ) from None
+        raise CorruptArtifactError(f"{path}: the block is missing. Collect it again: {RESUME}.") from None
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise CorruptArtifactError(
-            f"{path}: not a complete block ({error}). Delete it, and collect it again: "
-            "`rldistill collect FILE --resume`."
+            f"{path}: not a complete block ({error}). Delete it, and collect it again: {RESUME}."
         ) from None
-    arrays = {name: _from_arrow(table[name], shapes[name]) for name in table.column_names}
-    return Block(arrays, end_hash, exact, states)
+    return Block({name: _to_numpy(table[name], shapes[name]) for name in table.column_names}, end_hash, exact, states)
 
 
-def _encode_state(state: NDArray[np.float32]) -> tuple[list[int], str]:
-    return list(state.shape), base64.b64encode(np.ascontiguousarray(state).tobytes()).decode()
-
-
-def _decode_state(shape: list[int], text: str) -> NDArray[np.float32]:
-    return np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
-
-
-def _to_arrow(column: NDArray[Any]) -> pa.Array:
-    if column.ndim == 1:
-        return pa.array(column)
-    flat = np.ascontiguousarray(column).reshape(-1)
-    width = int(np.prod(column.shape[1:]))
-    if column.dtype == np.uint8:
-        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(column), [None, pa.py_buffer(flat)])
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-
-
-def _from_arrow(column: pa.ChunkedArray, shape: list[int]) -> NDArray[Any]:
+def _to_numpy(column: pa.ChunkedArray, shape: list[int]) -> NDArray[Any]:
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0)
     if not shape:
         values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-        return values
-    if pa.types.is_fixed_size_binary(array.type):
-        raw = np.frombuffer(array.buffers()[1], np.uint8)
-        width = array.type.byte_width
-        return raw[array.offset * width : (array.offset + len(array)) * width].reshape(len(array), *shape)
-    flat: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(array), *shape)
+    elif pa.types.is_fixed_size_binary(array.type):
+        values = np.frombuffer(array.buffers()[1], np.uint8)
+        values = values[array.offset * array.type.byte_width :][: len(array) * array.type.byte_width]
+    else:
+        values = array.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(array), *shape)

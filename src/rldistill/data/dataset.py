@@ -7,9 +7,9 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import ILLEGAL, ActionHead
+from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import LABELS, STEP, Columns, next_rows, read_block
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import BlockEntry, Manifest
+from rldistill.data.manifest import BlockEntry, Manifest, dataset_folder
 
 HELDOUT_FRACTION = 0.1
 BATCHED = ("action", "reward", "return_to_go", "terminated", *LABELS)
@@ -82,19 +82,16 @@ class Dataset:
         """
         manifests = [Manifest.read(folder) for folder in folders]
         spec = manifests[0].spec
-        for manifest in manifests:
+        blocks = []
+        for number, manifest in enumerate(manifests):
             if manifest.spec != spec:
                 raise SpecMismatchError(f"{manifest.folder} and {folders[0]} have different observations or labels.")
             manifest.require_complete(only_round)
             if verify:
                 manifest.check()
-        blocks = [
-            (number, manifest.folder, block)
-            for number, manifest in enumerate(manifests)
-            for block in manifest.blocks_of(only_round)
-        ]
-        num_rows = sum(block.rows for _, _, block in blocks)
+            blocks += [(number, manifest.folder, block) for block in manifest.blocks_of(only_round)]
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
+        num_rows = sum(block.rows for _, _, block in blocks)
         obs = _allocate((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
         columns = _read_columns(blocks, obs)
         row, next_row = columns.pop("row"), columns.pop("next_row")
@@ -117,12 +114,11 @@ class Dataset:
 
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the observations of some transitions, `[B, *spec.obs_shape]`."""
-        if self.spec.frames is None:
-            return torch.from_numpy(self.obs.take(self.row.take(rows), 0))
-        stacks = stack_frames(
-            self.obs, self.row[rows], self.columns["step"][rows], self.spec.frames.stack, self.spec.frames.padding
-        )
-        return torch.from_numpy(stacks)
+        frames, row = self.spec.frames, self.row.take(rows)
+        if frames is None:
+            return torch.from_numpy(self.obs.take(row, 0))
+        step = self.columns["step"][rows]
+        return torch.from_numpy(stack_frames(self.obs, row, step, frames.stack, frames.padding))
 
     def next_observations(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the next observations of some transitions, `[B, *spec.obs_shape]`; at an end, the last observation."""
@@ -165,7 +161,8 @@ class Dataset:
         chunk = size if self.spec.frames else size * 16
         for start in range(0, len(rows), chunk):
             part = self.batch(rows[start : start + chunk])
-            yield from [part] if chunk == size else _split(part, size)
+            for first in range(0, len(part.weight), size):
+                yield part.map(itemgetter(slice(first, first + size)))
 
     def action_gap(self) -> float:
         """Return the mean difference between the best and the second-best value of the labels."""
@@ -218,15 +215,6 @@ def _allocate(shape: tuple[int, ...], dtype: np.dtype[Any], memory_gb: float, fo
         return np.memmap(file, dtype, "r+", shape=shape)
 
 
-def _split(value: Any, size: int) -> Iterable[Any]:
-    """Return the parts of a batch of `size` rows each; values that are not tensors are repeated."""
-    if isinstance(value, Tensor):
-        return torch.split(value, size)
-    if is_dataclass(value) and not isinstance(value, ActionHead):
-        return map(type(value), *(_split(getattr(value, field.name), size) for field in fields(value)))
-    return repeat(value)
-
-
 def episode_rows(columns: Columns) -> list[NDArray[np.int64]]:
     """Return the rows of each episode in order of time."""
     order = np.lexsort((columns["step"], columns["episode"]))
@@ -254,3 +242,8 @@ def _heldout(columns: Columns, episodes: list[NDArray[np.int64]]) -> NDArray[np.
     heldout = (hashes < HELDOUT_FRACTION) | (hashes == hashes.min())
     mask: NDArray[np.bool_] = (heldout & (hashes != hashes.max()))[columns["episode"]]
     return mask
+
+
+def open_dataset(path: Path | str, gamma: float = 0.99, memory_gb: float = math.inf) -> Dataset:
+    """Read a dataset, given its folder or the folder of its run; see `Dataset.read`."""
+    return Dataset.read([dataset_folder(Path(path))], gamma, memory_gb=memory_gb)

@@ -11,18 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, PrivateAttr, ValidationError
+from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, ValidationError
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.blocks import STEP, Block, BlockKey, write_block
+from rldistill.data.blocks import RESUME, STEP, Block, BlockKey, write_block
 from rldistill.io.atomic import Document, Mode, open_stage, read_json, sha256_file, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 
 FILE = "manifest.json"
-SCHEMA: Literal[3] = 3
-RESUME = "Collect it again: `rldistill collect FILE --resume`."
 
 
 def _parse_env(value: Any) -> EnvConfig:
@@ -33,7 +31,6 @@ def _parse_env(value: Any) -> EnvConfig:
     return env
 
 
-Env = Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
 Spec = Annotated[PolicySpec, Stored(), PlainSerializer(PolicySpec.to_json)]
 
 
@@ -41,11 +38,11 @@ class BlockEntry(Document):
     """One block: its file, its place in the collection, and the hash of its bytes."""
 
     file: Annotated[str, Field(pattern=r"^blocks/[\w-]+\.parquet$")]
-    round: Annotated[int, Field(ge=0)]
-    stream: Annotated[int, Field(ge=0)]
-    block: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=1)]
-    rows: Annotated[int, Field(ge=1)]
+    round: NonNegativeInt
+    stream: NonNegativeInt
+    block: NonNegativeInt
+    steps: PositiveInt
+    rows: PositiveInt
     exact: bool
     sha256: str
 
@@ -53,7 +50,7 @@ class BlockEntry(Document):
 class Round(Document):
     """One round of collection: its teacher, None if unknown, and the inputs that its data depend on."""
 
-    envs_per_stream: Annotated[int, Field(ge=1)]
+    envs_per_stream: PositiveInt
     teacher: str | None
     inputs: dict[str, Any]
 
@@ -67,48 +64,42 @@ class Origin(Document):
         teacher_spec: Observations of the teacher, if they are stored beside those of the student.
     """
 
-    env: Env
+    env: Annotated[EnvConfig, PlainValidator(_parse_env), PlainSerializer(dataclasses.asdict)]
     spec: Spec
     teacher_spec: Spec | None
 
 
-class Manifest(Origin):
+class Manifest(Origin, frozen=False):
     """`manifest.json` in the folder of a dataset.
 
     Attributes:
+        folder: Folder of the dataset, which is not in the file.
         rounds: Rounds of collection, of which the last may be incomplete.
         blocks: Blocks of the complete rounds.
     """
 
-    model_config = ConfigDict(frozen=False)
     advice = "Collect again: `rldistill collect FILE --overwrite`."
 
     schema_version: Literal[3] = Field(alias="schema")
     rounds: dict[int, Round]
     blocks: list[BlockEntry]
-    _folder: Path = PrivateAttr()
+    folder: Path = Field(exclude=True)
 
     @classmethod
     def new(cls, folder: Path, origin: Origin, rounds: Mapping[int, Round]) -> Manifest:
         """Return a manifest without blocks, which is not written yet."""
         fields = {name: getattr(origin, name) for name in Origin.model_fields}
-        manifest = cls(schema=SCHEMA, **fields, rounds={**rounds}, blocks=[])
-        manifest._folder = folder
-        return manifest
+        return cls(schema=3, folder=folder, **fields, rounds={**rounds}, blocks=[])
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of a folder; raise CorruptArtifactError if it is missing or not valid."""
         path = folder / FILE
         try:
-            manifest = cls.parse(read_json(path), path)
+            document = read_json(path)
         except CorruptArtifactError as error:
-            if not path.exists():
-                raise
-            advice = "" if cls.advice in str(error) else f" {cls.advice}"
-            raise CorruptArtifactError(f"{error}{advice}") from None
-        manifest._folder = folder
-        return manifest
+            raise CorruptArtifactError(f"{error} {cls.advice}" if path.exists() else str(error)) from None
+        return cls.parse(document | {"folder": str(folder)} if isinstance(document, dict) else document, path)
 
     def begin_round(self, number: int, inputs: StageInputs) -> Manifest:
         """Add a round of this manifest to the one in its folder, if there is one, and write it.
@@ -126,19 +117,13 @@ class Manifest(Origin):
         StageInputs("collect", {"env": self.env, "spec": self.spec}).require_equal(known, str(path))
         if number in manifest.rounds:
             inputs.require_equal(manifest.rounds[number].inputs, f"{path}: rounds.{number}")
-        else:
-            manifest.rounds[number] = round
+        manifest.rounds.setdefault(number, round)
         manifest.write()
         return manifest
 
     def write(self) -> None:
         """Write `manifest.json`."""
         write_json(self.folder / FILE, self.model_dump(by_alias=True))
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the dataset."""
-        return self._folder
 
     @property
     def digest(self) -> str:
@@ -149,11 +134,6 @@ class Manifest(Origin):
     def num_steps(self) -> int:
         """Environment steps in all blocks."""
         return sum(block.steps for block in self.blocks)
-
-    @property
-    def exact(self) -> bool:
-        """True if every interrupted episode was continued exactly."""
-        return all(block.exact for block in self.blocks)
 
     def require_teacher(self, teacher: str, number: int | None = None) -> None:
         """Raise ConfigError if the labels, of the round `number` if it has begun, are those of another teacher."""
@@ -173,7 +153,7 @@ class Manifest(Origin):
     def require_complete(self, number: int | None = None) -> None:
         """Raise CorruptArtifactError if the round `number`, or every round by default, has no blocks."""
         if not self.blocks_of(number):
-            raise CorruptArtifactError(f"{self.folder}: the collection is not complete. Continue it with --resume.")
+            raise CorruptArtifactError(f"{self.folder}: the collection is not complete. Continue it: {RESUME}.")
 
     def add_blocks(self, entries: Iterable[BlockEntry]) -> None:
         """Add blocks, in place of the earlier ones of the same rounds, and write the manifest."""
@@ -187,9 +167,9 @@ class Manifest(Origin):
         for block in self.blocks:
             path = self.folder / block.file
             if not path.exists():
-                raise CorruptArtifactError(f"{path}: the block is missing. {RESUME}")
+                raise CorruptArtifactError(f"{path}: the block is missing. Collect it again: {RESUME}.")
             if sha256_file(path) != block.sha256:
-                raise CorruptArtifactError(f"{path}: its bytes have changed. Delete it. {RESUME}")
+                raise CorruptArtifactError(f"{path}: its bytes have changed. Delete it and collect it again: {RESUME}.")
 
 
 def store_block(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
@@ -200,13 +180,12 @@ def store_block(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
 
 def block_entry(folder: Path, key: BlockKey, block: Block) -> BlockEntry:
     """Return the entry of the manifest for a block that is written."""
+    kind = block.columns["kind"]
     return BlockEntry(
         file=key.file,
-        round=key.round,
-        stream=key.stream,
-        block=key.block,
-        steps=int((block.columns["kind"] == STEP).sum()),
-        rows=len(block.columns["kind"]),
+        **dataclasses.asdict(key),
+        steps=int((kind == STEP).sum()),
+        rows=len(kind),
         exact=block.exact,
         sha256=sha256_file(folder / key.file),
     )
@@ -222,9 +201,9 @@ def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"--out: {source} is in {folder} and must stay as it is. Choose another folder.")
-    if mode == "overwrite" and folder.exists() and not {item.name for item in folder.iterdir()} <= {FILE, "blocks"}:
-        raise ConfigError(f"--out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
     existed = folder.exists()
+    if mode == "overwrite" and existed and not {item.name for item in folder.iterdir()} <= {FILE, "blocks"}:
+        raise ConfigError(f"--out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
     open_stage(folder, folder / FILE, mode, ("new", "overwrite"))
     try:
         yield
@@ -240,3 +219,9 @@ def discard(folder: Path, keep_folder: bool) -> None:
     if not keep_folder:
         with suppress(OSError):  # somebody put something else there
             folder.rmdir()
+
+
+def dataset_folder(path: Path) -> Path:
+    """Return the folder of a dataset, given itself or the folder of its run."""
+    inside = path / "dataset"
+    return inside if (inside / FILE).exists() and not (path / FILE).exists() else path

@@ -33,8 +33,24 @@ def merge(
     if len(paths) < 2:
         raise ConfigError("merge: found one dataset, expected at least two.")
     manifests = [Manifest.read(path) for path in paths]
-    _require_same_kind(manifests)
+    folders: dict[str, Path] = {}
     for manifest in manifests:
+        for name in ("spec", "env"):
+            difference = first_difference(canonical(getattr(manifest, name)), getattr(manifests[0], name), name)
+            if difference is not None:
+                field, one, other = difference
+                raise SpecMismatchError(
+                    f"{manifest.folder} and {paths[0]} cannot be merged: {field} is {format_json(one)} and "
+                    f"{format_json(other)}."
+                )
+        manifest.require_complete()
+        for block in manifest.blocks:
+            if block.sha256 in folders:
+                raise ConfigError(
+                    f"{manifest.folder}: {block.file} is in {folders[block.sha256]}, too, and would count twice. Merge "
+                    "one of the two."
+                )
+            folders[block.sha256] = manifest.folder
         manifest.check()
     rounds: dict[int, Round] = {}
     entries: list[BlockEntry] = []
@@ -49,24 +65,3 @@ def merge(
                 entries.append(entry.model_copy(update={"file": key.file, "round": key.round}))
                 report.update(sum(entry.steps for entry in entries), total)
         Manifest.new(folder, manifests[0], rounds).add_blocks(entries)
-
-
-def _require_same_kind(manifests: Sequence[Manifest]) -> None:
-    first, folders = manifests[0], dict[str, Path]()
-    for manifest in manifests:
-        for name in ("spec", "env"):
-            difference = first_difference(canonical(getattr(manifest, name)), getattr(first, name), name)
-            if difference is not None:
-                field, one, other = difference
-                raise SpecMismatchError(
-                    f"{manifest.folder} and {first.folder} cannot be merged: {field} is {format_json(one)} and "
-                    f"{format_json(other)}."
-                )
-        manifest.require_complete()
-        for block in manifest.blocks:
-            if block.sha256 in folders:
-                raise ConfigError(
-                    f"{manifest.folder}: {block.file} is in {folders[block.sha256]}, too, and would count twice. Merge "
-                    "one of the two."
-                )
-            folders[block.sha256] = manifest.folder

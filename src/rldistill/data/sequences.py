@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Batch
 from rldistill.data.dataset import Dataset
 
@@ -43,44 +41,22 @@ def windows(
 
     Every step occurs once. With `rng`, the episodes are in random order.
     """
-    lanes = _fill_lanes(dataset, rows, num_lanes, rng)
-    episodes = np.where(lanes == PADDING, PADDING, dataset.columns["episode"][lanes])
-    steps = dataset.columns["step"][lanes]
-    starts = (np.diff(episodes, prepend=PADDING) != 0) | (steps == 0)
-    for start in range(0, lanes.shape[1], length):
-        part = lanes[:, start : start + length].T
-        is_step = part != PADDING
-        batch = _unflatten(dataset.batch(np.maximum(part, 0).ravel()), part.shape)
-        batch = dataclasses.replace(batch, weight=torch.from_numpy(is_step.astype(np.float32)))
-        begins = starts[:, start : start + length].T & is_step
-        yield Window(batch, torch.from_numpy(begins), start / lanes.shape[1])
-
-
-def _fill_lanes(
-    dataset: Dataset, rows: NDArray[np.int64], num_lanes: int, rng: np.random.Generator | None
-) -> NDArray[np.int64]:
-    """Return the rows of whole episodes, `[lanes, N]`, with padding after the last episode of each lane."""
-    episode, step = dataset.columns["episode"][rows], dataset.columns["step"][rows]
-    order = rows[np.lexsort((step, episode))]
+    order = rows[np.lexsort((dataset.columns["step"][rows], dataset.columns["episode"][rows]))]
     bounds = np.flatnonzero(np.diff(dataset.columns["episode"][order], prepend=-1, append=-1))
-    parts = [order[start:end] for start, end in pairwise(bounds)]
-    lanes: list[list[NDArray[np.int64]]] = [[] for _ in range(min(num_lanes, len(parts)))]
+    episodes = [order[start:end] for start, end in pairwise(bounds)]
+    lanes: list[list[NDArray[np.int64]]] = [[] for _ in range(min(num_lanes, len(episodes)))]
     lengths = np.zeros(len(lanes), np.int64)
-    for index in rng.permutation(len(parts)) if rng is not None else range(len(parts)):
+    for index in rng.permutation(len(episodes)) if rng is not None else range(len(episodes)):
         shortest = int(lengths.argmin())
-        lanes[shortest].append(parts[index])
-        lengths[shortest] += len(parts[index])
-    filled = np.full((len(lanes), int(lengths.max())), PADDING, np.int64)
-    for lane, episodes in enumerate(lanes):
-        filled[lane, : lengths[lane]] = np.concatenate(episodes)
-    return filled
-
-
-def _unflatten(value: Any, shape: tuple[int, ...]) -> Any:
-    """Return a batch with `shape` in place of its first dimension; values that are not tensors are unchanged."""
-    if isinstance(value, Tensor):
-        return value.reshape(*shape, *value.shape[1:])
-    if dataclasses.is_dataclass(value) and not isinstance(value, type | ActionHead):
-        changed = {field.name: _unflatten(getattr(value, field.name), shape) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **changed)
-    return value
+        lanes[shortest].append(episodes[index])
+        lengths[shortest] += len(episodes[index])
+    filled = np.full((lengths.max(), len(lanes)), PADDING, np.int64)
+    starts = np.zeros(filled.shape, np.bool_)
+    for number, lane in enumerate(lanes):
+        filled[: lengths[number], number] = np.concatenate(lane)
+        starts[np.cumsum([0, *map(len, lane[:-1])]), number] = True
+    for start in range(0, len(filled), length):
+        part = filled[start : start + length]
+        batch = dataset.batch(np.maximum(part, 0).ravel()).map(partial(torch.unflatten, dim=0, sizes=part.shape))
+        batch = replace(batch, weight=torch.from_numpy((part != PADDING).astype(np.float32)))
+        yield Window(batch, torch.from_numpy(starts[start : start + length]), start / len(filled))

@@ -31,7 +31,7 @@ from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
-from rldistill.teachers.load import settings_source
+from rldistill.teachers.load import other_training_env, settings_source
 
 TOLERANCE, CONFIDENCE, SIGNIFICANCE = 0.10, 0.99, 0.01
 NUM_CHECKED_STATES, NUM_SLOTS, MAX_REVERSED_EPISODES = 512, 4, 8
@@ -149,8 +149,8 @@ def verify(
 ) -> Verification:
     """Score a teacher, compare it with its published score, and check for the usual mistakes.
 
-    `name` is the name of the teacher in messages; `progress` is True for a bar on a terminal, False for none, or a
-    receiver of the number of finished episodes.
+    `name` is the path of the teacher, or its name in messages; `progress` is True for a bar on a terminal, False for
+    none, or a receiver of the number of finished episodes.
     """
     try:
         policy, fitted_env = fit_to_env(policy, env, name)
@@ -178,6 +178,8 @@ def verify(
         if (p := _p_better(sampled, greedy)) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f} and {sampled.mean():.1f}, p = {p:.2g}"
             suspicious.append(f"used deterministically, but it is better with sampled actions ({means})")
+    if (remark := other_training_env(name, env.id)) is not None:
+        suspicious.append(remark)
     return Verification(
         teacher=name,
         env=env.id,
@@ -190,18 +192,26 @@ def verify(
 
 
 def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tuple[Policy, EnvConfig]:
-    """Return a policy that takes only legal actions, and its environment; raise SpecMismatchError if they differ."""
+    """Return a policy that takes only legal actions, and its environment.
+
+    Raises:
+        SpecMismatchError: They differ; the message has the environment of its training, if the file `name` has it.
+    """
     try:
-        env = adapt_env(env, policy).view_of("teacher")
-        spec = spec_from_env(env)
-    except ConfigError as error:
-        if not policy.spec.view and not policy.spec.env_kwargs:
-            raise
-        reason = str(error).removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
-        raise SpecMismatchError(f"{name} and {env.id} do not fit: {settings_source(name)}: {reason}") from None
-    policy = with_action_mask(policy, spec)
-    policy.spec.require_same_input(spec, name, env.id)
-    return policy, env
+        fitted_env = adapt_env(env, policy).view_of("teacher")
+        spec = spec_from_env(fitted_env)
+        policy = with_action_mask(policy, spec)
+        policy.spec.require_same_input(spec, name, env.id)
+    except (ConfigError, SpecMismatchError) as error:
+        problem = str(error)
+        if isinstance(error, ConfigError):
+            if not policy.spec.view and not policy.spec.env_kwargs:
+                raise
+            reason = problem.removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
+            problem = f"{name} and {env.id} do not fit: {settings_source(name)}: {reason}"
+        remark = other_training_env(name, env.id)
+        raise SpecMismatchError(f"{problem}; {remark}" if remark else problem) from None
+    return policy, fitted_env
 
 
 def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_CHECKED_STATES) -> list[str]:

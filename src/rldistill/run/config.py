@@ -10,16 +10,18 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.errors import ConfigError, short_repr
 from rldistill.core.fields import USER_CODE, explain, read
 from rldistill.recipes.job import Run
-from rldistill.run.overrides import apply_overrides
-from rldistill.run.yaml import read_yaml
+from rldistill.run.yaml import parse_value, read_yaml
 from rldistill.students.storage import trust_student
+
+PREFIX = "RLDISTILL__"
+"""Prefix of environment variables that override a run file; `__` separates the keys."""
 
 
 def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Run:
@@ -33,11 +35,40 @@ def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str
     Raises:
         ConfigError: a value is not valid; with its source, its key, the expected value and the nearest valid name.
     """
-    document = read_yaml(file)
-    sources = apply_overrides(document, overrides, environment)
+    document, sources = read_yaml(file), dict[str, str]()
+    for variable, text in environment.items():
+        if variable.startswith(PREFIX):
+            path = variable.removeprefix(PREFIX).lower().replace("__", ".")
+            sources[path] = f"environment variable {variable}"
+            _assign(document, path, text, sources[path])
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not all(path.split(".")):
+            raise ConfigError(f"command line: found {override!r}, expected key=value, as in distill.epochs=3")
+        sources[path] = "command line"
+        _assign(document, path, text, sources[path])
     document.setdefault("name", file.stem)
     document.setdefault("out", f"runs/{document['name']}")
     return read_run(document, str(file), sources)
+
+
+def _assign(document: dict[str, Any], path: str, text: str, source: str) -> None:
+    """Write a value in YAML to a path in a document."""
+    value, keys = parse_value(text, f"{source}: {path}"), path.split(".")
+    node: Any = document
+    for depth, part in enumerate(keys):
+        where, key = f"{source}: {path}: {'.'.join(keys[:depth])}", cast(Any, part)
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise ConfigError(f"{where} is a list of {len(node)}; expected an index below that")
+            key = int(part)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{where} is {short_repr(node)}, which has nothing inside")
+        if depth == len(keys) - 1:
+            node[key] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
 
 
 def read_run(document: dict[str, Any], source: str = "run", overrides: Mapping[str, str] | None = None) -> Run:
@@ -53,18 +84,10 @@ def read_run(document: dict[str, Any], source: str = "run", overrides: Mapping[s
     except ValidationError as error:
         problem = explain(error.errors()[0])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        where = _source(problem.partition(": ")[0], overrides or {}) or source
+        key, sources = problem.partition(": ")[0], overrides or {}
+        related = [path for path in sources if f"{key}.".startswith(f"{path}.") or path.startswith(f"{key}.")]
+        where = sources[min(related, key=lambda path: abs(len(path) - len(key)))] if related else source
         raise ConfigError(f"{where}: {problem}{more}") from None
     for student in run.students.values():
         trust_student(student)
     return dataclasses.replace(run, document=document)
-
-
-def _source(key: str, sources: Mapping[str, str]) -> str | None:
-    """Return the source of the override nearest to `key`, or of one inside it."""
-    path = key
-    while path:
-        if path in sources:
-            return sources[path]
-        path = path.rpartition(".")[0]
-    return next((source for override, source in sources.items() if override.startswith(f"{key}.")), None)

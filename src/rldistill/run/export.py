@@ -22,7 +22,7 @@ from rldistill.exporters.export import ExportContext, export_policy
 from rldistill.io.atomic import Mode, read_json, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
-from rldistill.run.results import require_result
+from rldistill.run.folder import require_result
 from rldistill.run.yaml import read_yaml
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import SavedTeacher

@@ -1,4 +1,4 @@
-"""Record of a run in its folder: the run file, and versions and machine."""
+"""Folder of a run: its record, and the policies, environment steps and learning curves in it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,44 @@ from pathlib import Path
 import yaml
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError
+from rldistill.data.manifest import Manifest
+from rldistill.evaluation.episodes import PolicyRuns
+from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
-from rldistill.io.atomic import read_json, write_atomic, write_json
+from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
 from rldistill.io.provenance import provenance
 from rldistill.recipes.job import Run
+from rldistill.reporting.sections import CONTROL_SUFFIX
+from rldistill.students.storage import load_native
+from rldistill.teachers.training.config import TrainConfig
 
 RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
 """Files of a run outside of its stages' folders; these folders are protected by the stages themselves."""
 
 
 @contextmanager
-def record_run(run: Run, *stages: str) -> Iterator[None]:
-    """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage."""
-    _require_own_folder(run.out)
-    paths = run.out / "config.yaml", run.out / "provenance.json"
-    old = {path: path.read_text() if path.exists() else None for path in paths}
+def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
+    """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
+
+    Raises:
+        ConfigError: `mode` is none, or the folder is not that of a run and holds a file that a run would overwrite.
+    """
+    require_mode(mode)
+    config, machine = run.out / "config.yaml", run.out / "provenance.json"
+    document = None
+    with suppress(CorruptArtifactError):
+        document = read_json(machine)
+    if not isinstance(document, dict) or "versions" not in document:
+        for name in RUN_FILES:
+            if (run.out / name).exists():
+                raise ConfigError(
+                    f"{run.out}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
+                    "(out=...)."
+                )
+    old = {path: path.read_text() if path.exists() else None for path in (config, machine)}
     times = _modification_times(run, stages)
-    write_json(paths[1], provenance(run.seed))  # first, since it marks the folder as that of a run
-    document = run.document or stage_inputs.canonical(run)
-    _write_text(paths[0], yaml.safe_dump(document, sort_keys=False))
+    write_json(machine, provenance(run.seed))  # first, since it marks the folder as that of a run
+    _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
     try:
         yield
     except RLDistillError:
@@ -43,21 +62,66 @@ def _write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
-def _require_own_folder(folder: Path) -> None:
-    """Raise ConfigError if the folder is not that of a run and holds a file that a run would overwrite."""
-    with suppress(CorruptArtifactError):
-        document = read_json(folder / "provenance.json")
-        if isinstance(document, dict) and "versions" in document:
-            return
-    for name in RUN_FILES:
-        if (folder / name).exists():
-            raise ConfigError(
-                f"{folder}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
-                "(out=...)."
-            )
-
-
 def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
     """Return the modification times of the stages' files, without those that are written before any work."""
     files = [path for stage in stages for path in (run.out / stage).rglob("*") if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files if path.name != stage_inputs.FILE}
+
+
+def require_result(file: Path, noun: str, verb: str) -> None:
+    """Raise ConfigError if an earlier stage has not written its result."""
+    if not file.exists():
+        command = f"run_{verb}(run), or `rldistill {verb} FILE`"
+        raise ConfigError(f"{file.parent}: there is no {noun} yet. {verb.capitalize()} it first: {command}.")
+
+
+def policy_runs(run: Run, folder: Path, steps: int) -> PolicyRuns:
+    """Return the policies of a student, or of its control, in the folders of its training seeds."""
+    folders = {seed: folder / f"seed-{seed}" for seed in run.seeds}
+    for path in folders.values():
+        require_result(path / "policy.json", "student", "distill")
+    return PolicyRuns("student", {seed: load_native(path) for seed, path in folders.items()}, steps)
+
+
+def student_steps(run: Run, name: str) -> int:
+    """Return the environment steps of a student: of the teacher's data, of its own rounds, and from reward."""
+    folders = [run.out / "students" / name / f"seed-{seed}" for seed in run.seeds]
+    steps = [_steps_collected(folder / "dataset") + steps_from_reward(folder) for folder in folders if folder.exists()]
+    return _teacher_steps(run) + max(steps, default=0)
+
+
+def steps_from_reward(folder: Path) -> int:
+    """Return the environment steps in which the policy in `folder` learned from reward."""
+    document = folder / "policy.json"
+    return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
+
+
+def _teacher_steps(run: Run) -> int:
+    return _steps_collected(run.dataset_folder) if run.recipe.needs_dataset else 0
+
+
+def _steps_collected(folder: Path) -> int:
+    return Manifest.read(folder).num_steps if folder.exists() else 0
+
+
+def training_curves(run: Run) -> dict[str, Curve]:
+    """Return mean returns against environment steps for all policies that learned from reward."""
+    curves: dict[str, Curve] = {}
+    if isinstance(run.teacher, TrainConfig):
+        curves["teacher"] = _curve(run.out / "teacher" / "curve.jsonl", "mean", 0)
+    for name in run.students:
+        curves[name] = _mean_curve(run, run.out / "students" / name, _teacher_steps(run))
+        if run.control != "none":
+            curves[name + CONTROL_SUFFIX] = _mean_curve(run, run.out / "controls" / name, 0)
+    return {name: curve for name, curve in curves.items() if curve}
+
+
+def _mean_curve(run: Run, folder: Path, first_step: int) -> Curve:
+    """Return the mean over all training seeds, at the steps at which each seed has a score."""
+    seeds = [dict(_curve(folder / f"seed-{seed}" / "metrics.jsonl", "score", first_step)) for seed in run.seeds]
+    common = sorted(set.intersection(*map(set, seeds)))
+    return [(steps, sum(scores[steps] for scores in seeds) / len(seeds)) for steps in common]
+
+
+def _curve(path: Path, column: str, first_step: int) -> Curve:
+    return [(first_step + row["step"], row[column]) for row in read_jsonl(path) if row.get(column) is not None]

@@ -29,23 +29,28 @@ class _RunFileSchema(GenerateJsonSchema):
 
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         cls: Any = schema["cls"]
-        result, texts = super().dataclass_schema(schema), _attributes(cls)
-        keys = run_file_keys(cls)
-        properties = {key: {**result["properties"][key], "description": texts.get(key, "")} for key in keys}
-        result |= {"properties": properties, "description": _summary(cls), "additionalProperties": False}
-        return self._inline_loss(properties) if cls is Term else result
+        result, texts = super().dataclass_schema(schema), dict[str, str]()
+        for base in reversed(cls.__mro__):
+            doc = inspect.cleandoc(base.__doc__ or "")
+            section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", doc, re.MULTILINE)
+            for entry in re.split(r"\n(?=    \w)", section[1] if section else ""):
+                name, _, texts[name] = " ".join(entry.split()).partition(": ")
+        properties = {
+            key: {**result["properties"][key], "description": texts.get(key, "")} for key in run_file_keys(cls)
+        }
+        summary = re.split(r"\n\n(?=\w+:\n)", inspect.getdoc(cls) or "")[0]
+        result |= {"properties": properties, "description": summary, "additionalProperties": False}
+        if cls is not Term:
+            return result
+        for choice in properties["loss"]["anyOf"]:  # a run file has the weight of a term beside the fields of its loss
+            if "$ref" in choice:
+                self._definition(choice["$ref"])["properties"]["weight"] = properties["weight"]
+        return dict(properties["loss"])
 
     def _definition(self, reference: Any) -> dict[str, Any]:
         definition = self.get_schema_from_definitions(reference)
         assert definition is not None
         return definition
-
-    def _inline_loss(self, properties: dict[str, Any]) -> JsonSchemaValue:
-        """Return the schema of a loss, beside whose fields a term has its weight."""
-        for choice in properties["loss"]["anyOf"]:
-            if "$ref" in choice:
-                self._definition(choice["$ref"])["properties"]["weight"] = properties["weight"]
-        return dict(properties["loss"])
 
     def function_plain_schema(self, schema: core_schema.PlainValidatorFunctionSchema) -> JsonSchemaValue:
         owner = getattr(schema["function"]["function"], "__self__", None)
@@ -80,23 +85,6 @@ class _RunFileSchema(GenerateJsonSchema):
 
     def encode_default(self, dft: Any) -> Any:
         return to_document(dft)
-
-
-def _summary(cls: type) -> str:
-    """Return the text of a docstring before its sections."""
-    text = inspect.getdoc(cls) or ""
-    return re.split(r"\n\n(?=\w+:\n)", text)[0]
-
-
-def _attributes(cls: type) -> dict[str, str]:
-    """Return the descriptions in the Attributes sections of the docstrings of a class and its bases."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", inspect.cleandoc(base.__doc__ or ""), re.MULTILINE)
-        for entry in re.split(r"\n(?=    \w)", section[1] if section else ""):
-            name, _, text = " ".join(entry.split()).partition(": ")
-            texts[name] = text
-    return texts
 
 
 def run_tables() -> str:

@@ -18,18 +18,27 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.results import Evaluation
-from rldistill.evaluation.verify import quick_check
+from rldistill.evaluation.tables import rich_table
+from rldistill.evaluation.verify import fit_to_env, quick_check
 from rldistill.io.atomic import Mode, read_json, require_mode
-from rldistill.io.progress import track
+from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
+from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.export import run_export
-from rldistill.run.folder import record_run
-from rldistill.run.results import control_runs, require_result, student_runs, student_steps, training_curves
-from rldistill.run.teachers import load_fitting
+from rldistill.run.folder import (
+    policy_runs,
+    record_run,
+    require_result,
+    steps_from_reward,
+    student_steps,
+    training_curves,
+)
+from rldistill.search.config import SearchConfig
+from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, other_training_env
@@ -67,8 +76,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
             f"teacher: {run.document.get('teacher', run.teacher)} is trained already. To train one, give a "
             "TrainConfig (teacher.train in a run file)."
         )
-    require_mode(mode)
-    with record_run(run, "teacher"), track("train teacher", "steps", quiet) as progress:
+    with record_run(run, mode, "teacher"), track("train teacher", "steps", quiet) as progress:
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_json(folder / "policy.json")["provenance"]["mean_return"]
@@ -79,14 +87,23 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
 
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
     """Collect the dataset of the teacher into `dataset/`."""
-    require_mode(mode)
     teacher = load_teacher(run)
     if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
         run.recipe.check(with_loaded_features(run), teacher)
         if run.verify:
-            _check_teacher(run, teacher)
-    with record_run(run, "dataset"), track("collect", "steps", quiet) as progress:
+            _warn_of_mistakes(run, teacher)
+    with record_run(run, mode, "dataset"), track("collect", "steps", quiet) as progress:
         return collect(run.env, teacher, run.collect, run.dataset_folder, seed=run.seed, mode=mode, progress=progress)
+
+
+def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Dataset:
+    """Collect another round, with new seeds, into the dataset of a run."""
+    manifest = Manifest.read(run.dataset_folder)
+    manifest.require_complete(0)
+    number = 1 + max(block.round for block in manifest.blocks)
+    config = dataclasses.replace(run.collect, steps=steps)
+    teacher, folder = load_teacher(run), run.dataset_folder
+    return collect(run.env, teacher, config, folder, seed=run.seed, round=number, mode="resume", progress=progress)
 
 
 def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
@@ -97,11 +114,14 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     Raises:
         NothingLearnedError: a student learned nothing.
     """
-    require_mode(mode)
-    with record_run(run, "students", "controls"):
+    with record_run(run, mode, "students", "controls"):
         run = with_loaded_features(run)
         teacher = load_teacher(run)
-        dataset = _read_dataset(run, teacher) if run.recipe.needs_dataset else None
+        dataset = None
+        if run.recipe.needs_dataset:
+            require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
+            Manifest.read(run.dataset_folder).require_teacher(fingerprint(teacher))
+            dataset = run.read_dataset()
         if mode == "overwrite":  # an error in the settings must not cost the students that exist
             run.recipe.check(run, teacher)
         failed: dict[str, NothingLearnedError] = {}
@@ -132,11 +152,10 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
     Raises:
         ConfigError: a student is missing, or it was made from other inputs than those of the run.
     """
-    require_mode(mode)
     path = run.out / "evaluation.json"
     if path.exists() and mode == "new":
         raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
-    with record_run(run, "students", "videos"):
+    with record_run(run, mode, "students", "videos"):
         trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
         run = with_loaded_features(run)
         teacher = load_teacher(run)
@@ -144,11 +163,13 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
             for seed in run.seeds:
                 job = StudentJob(run, teacher, None, name, seed)
                 job.inputs().require_same(job.folder)
-        policies = {
-            "teacher": PolicyRuns("teacher", {None: teacher}, trained),
-            **{name: student_runs(run, name) for name in run.students},
-            **{name + CONTROL_SUFFIX: control_runs(run, name) for name in run.students if run.control != "none"},
-        }
+        policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
+        for name in run.students:
+            policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
+        for name in run.students if run.control != "none" else ():
+            folder = run.out / "controls" / name
+            steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
+            policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
         has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
         with track("evaluate", "episodes", quiet) as progress:
             dataset = run.read_dataset() if has_dataset else None
@@ -165,16 +186,43 @@ def run_report(run: Run) -> Path:
     return path
 
 
+def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
+    """Search for the smallest student, print the result, and write `search/search.html`.
+
+    Raises:
+        ConfigError: `own` is set and the run has no students.
+    """
+    if config.own and not run.students:
+        raise ConfigError("own: the run has no students to try. Add some, or leave out --own.")
+    if isinstance(run.teacher, TrainConfig):
+        run_train(run, mode="resume", quiet=quiet)
+    run = with_loaded_features(run)
+    # Students of the run that do not fit its losses are no reason to refuse the collection.
+    collected = dataclasses.replace(run, students={})
+    result = search(
+        run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
+    )
+    page = run.out / "search" / "search.html"
+    write_search(result, page)
+    console = Console(highlight=False)
+    console.print(rich_table(search_rows(result)), search_verdict(result), sep="\n")
+    if result["winner"]:
+        console.print(as_students(result), markup=False)
+    print(f"search page: {page}")
+    return result
+
+
 def load_teacher(run: Run) -> Policy:
     """Load the teacher of a run."""
     if isinstance(run.teacher, TrainConfig):
         require_result(run.out / "teacher" / "policy.json", "teacher", "train")
         return load_policy(run.out / "teacher")
+    if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble):
+        return run.teacher
+    teacher = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
     if isinstance(run.teacher, SavedTeacher):
-        return load_fitting(run.teacher, run.env)
-    if isinstance(run.teacher, TeacherEnsemble):
-        return run.teacher.load(spec_from_env(run.env.view_of("teacher")))
-    return run.teacher
+        fit_to_env(teacher, run.env, run.teacher.path)
+    return teacher
 
 
 def with_loaded_features(run: Run) -> Run:
@@ -182,37 +230,30 @@ def with_loaded_features(run: Run) -> Run:
 
     Such paths are resolved only here: a run file is trusted like a Makefile, a stored student is data.
     """
+    teacher_path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
+    if isinstance(run.teacher, TrainConfig):
+        teacher_path = str(run.out / "teacher")
     students = dict(run.students)
     for name, student in run.students.items():
         features = getattr(student, "features", None)
         if isinstance(features, TeacherFeatures):
-            features = features if features.policy else TeacherFeatures(_path_of_teacher(run, name))
-            network = SavedTeacher(features.policy).load(spec_from_env(run.env.view_of("student")))
-            students[name] = dataclasses.replace(cast(Any, student), features=features.load(network))
+            path = features.policy or teacher_path
+            if not path:
+                raise ConfigError(
+                    f"students.{name}.features.policy: this teacher has no file. Name the file of a network."
+                )
+            network = SavedTeacher(path).load(spec_from_env(run.env.view_of("student")))
+            students[name] = dataclasses.replace(cast(Any, student), features=TeacherFeatures(path).load(network))
     return dataclasses.replace(run, students=students)
 
 
-def _path_of_teacher(run: Run, student: str) -> str:
-    if isinstance(run.teacher, TrainConfig):
-        return str(run.out / "teacher")
-    if isinstance(run.teacher, SavedTeacher):
-        return run.teacher.path
-    raise ConfigError(f"students.{student}.features.policy: this teacher has no file. Name the file of a network.")
-
-
-def _read_dataset(run: Run, teacher: Policy) -> Dataset:
-    require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
-    Manifest.read(run.dataset_folder).require_teacher(fingerprint(teacher))
-    return run.read_dataset()
-
-
-def _check_teacher(run: Run, teacher: Policy) -> None:
+def _warn_of_mistakes(run: Run, teacher: Policy) -> None:
     """Warn about common mistakes in a teacher that was trained elsewhere, after a few hundred steps."""
-    path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else None
-    if isinstance(run.teacher, TrainConfig) or (path or "").startswith(ZOO):
+    path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
+    if isinstance(run.teacher, TrainConfig) or path.startswith(ZOO):
         return
     problems = quick_check(teacher, run.env, run.seed)
-    if path is not None:
-        problems += filter(None, [other_training_env(path, run.env.id)])
+    if path and (remark := other_training_env(path, run.env.id)):
+        problems.append(remark)
     for problem in problems:
         warnings.warn(f"the teacher looks wrong: {problem}. See `rldistill teachers verify`.", stacklevel=3)

@@ -184,7 +184,10 @@ def settings_source(path: str) -> str:
 
 def _zoo_folder(path: str) -> ZooFolder:
     """Return the settings beside a zip; those of other teachers are empty."""
-    file = Path(_agent_in(path))
+    try:
+        file = Path(_agent_in(path))
+    except ConfigError:  # the name of a teacher that is also that of a folder
+        return ZooFolder()
     return read_zoo_folder(file) if file.suffix == ".zip" and file.exists() else ZooFolder()
 
 

@@ -20,10 +20,9 @@ from rldistill.core.spec import EnvConfig, FramePipeline, Wrapper
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.episodes import play
-from rldistill.evaluation.verify import VerifyConfig, quick_check, verify
-from rldistill.run.teachers import load_fitting
+from rldistill.evaluation.verify import VerifyConfig, fit_to_env, quick_check, verify
 from rldistill.students.storage import save_policy
-from rldistill.teachers.load import SavedTeacher, load_policy
+from rldistill.teachers.load import load_policy
 from rldistill.teachers.sb3.normalizer import read_normalizer
 from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
 
@@ -262,7 +261,7 @@ def test_arguments_that_an_environment_refuses_are_named_with_their_file(
     assert re.search(words, verify(EnvConfig("CartPole-v1"), policy, name=str(path)).suspicious[0])
     (tmp_path / "agent" / "args.yml").write_text(f"{args}\nenv: Pendulum-v1")
     with pytest.raises(SpecMismatchError, match=f"{words}.*; the args.yml beside it says"):
-        load_fitting(SavedTeacher(str(path)), EnvConfig("CartPole-v1"))
+        fit_to_env(policy, EnvConfig("CartPole-v1"), str(path))
 
 
 @pytest.mark.parametrize("config", ["normalize: false", "normalize: dict(norm_obs=False, norm_reward=True)"])
