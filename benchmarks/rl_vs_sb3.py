@@ -40,12 +40,12 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.statistics import estimate, mean
 from rldistill.io.atomic import write_json
-from rldistill.losses import functional
 from rldistill.losses.objective import Term
+from rldistill.losses.policy import kl
 from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.task import LearningTask
+from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent
 
 ROOT = Path(__file__).parent.parent
@@ -90,7 +90,7 @@ class Taught(ActorCriticPolicy):
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         values, log_prob, _ = super().evaluate_actions(obs, actions)
         own = PolicyOutput(self.head, self.get_distribution(obs).distribution.logits)  # type: ignore[union-attr]
-        return values, log_prob, -functional.kl(self.teacher(obs)[0], own, 1.0, 1.0)
+        return values, log_prob, -kl(self.teacher(obs)[0], own, 1.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from rldistill.core.policy import Batch
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.gradient import Trainer
-from rldistill.distillation.prepare import prepare
-from rldistill.distillation.ridge import moments, regressions
+from rldistill.distillation.prepare import prepare, spread
+from rldistill.distillation.ridge import labels_of, moments
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import LOSSES
 from rldistill.policies.network import NetworkPolicy
@@ -165,15 +165,16 @@ def ridge(dataset: Dataset, features: Any, turns: int) -> tuple[float, float]:
     student = Ridge(features=features)
     policy = student.build(dataset.spec).eval()
     prepare(policy, dataset)
-    (regression,) = regressions(dataset, (LOSSES["q_mse"](),))
-    obs = dataset.observations(regression.train)
+    labels, _ = labels_of(dataset, (LOSSES["q_mse"](),))
+    rows = np.flatnonzero(~dataset.heldout)
+    obs = dataset.observations(rows)
 
     def bare() -> None:
         with torch.no_grad():
             phi = torch.cat([policy.body(policy.standardized(part)) for part in torch.split(obs, 2_048)])
             torch.mm(phi.T, phi)
 
-    bare_seconds, our_seconds = seconds_each([bare, lambda: moments(dataset, policy, regression)], turns, 1)
+    bare_seconds, our_seconds = seconds_each([bare, lambda: moments(dataset, policy, rows, labels)], turns, 1)
     return bare_seconds, our_seconds
 
 
@@ -221,8 +222,8 @@ def main() -> None:
     if asked.only in (None, "features"):
         for features in (Basic(), Bprost(), Objects(REGIONS)):
             policy = Linear(features).build(pong.spec)
-            policy.fit_features(pong.observations(pong.spread(2_000)))
-            obs = pong.observations(pong.spread(512))
+            policy.fit_features(pong.observations(spread(np.arange(len(pong)), 2_000)))
+            obs = pong.observations(spread(np.arange(len(pong)), 512))
             with torch.no_grad():
                 (seconds,) = seconds_each([lambda: policy(obs)], asked.turns, 1)  # noqa: B023
             name = type(features).__name__.lower()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rldistill.distillation.adamw import FlatAdamW
+from rldistill.distillation.gradient import FlatAdamW
 
 
 def test_steps_as_torch_does() -> None:

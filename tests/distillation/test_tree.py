@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from sklearn.tree import DecisionTreeRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
@@ -23,7 +23,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, sklearn_tree, tree_data
+from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, tree_data
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import QMSE, ActionNLL, AdvantageMSE, AnyLoss, GapWeightedNLL
 from rldistill.losses.objective import Term
@@ -55,10 +55,9 @@ def test_a_threshold_of_float32_decides_as_the_longer_one(threshold: float, entr
 
 def test_predictions_are_those_of_scikit_learn(dataset: Dataset, tmp_path: Path) -> None:
     student = distill(dataset, Tree(max_depth=5), DistillConfig(), tmp_path)
-    data = tree_data(dataset, student, ())  # type: ignore[arg-type]
-    obs, actions, weights = data.features, data.actions, data.weights
+    obs, actions, weights = tree_data(dataset, student, ())  # type: ignore[arg-type]
     train = ~dataset.heldout
-    reference = sklearn_tree(Tree(max_depth=5), True, 0).fit(obs[train], actions[train], weights[train])
+    reference = DecisionTreeClassifier(max_depth=5, random_state=0).fit(obs[train], actions[train], weights[train])
     with torch.no_grad():
         output = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_array_equal(output.mode(), reference.predict(obs))
@@ -74,10 +73,9 @@ def test_predictions_are_those_of_scikit_learn(dataset: Dataset, tmp_path: Path)
 def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(ActionNLL()),))
     student = distill(dataset, Tree(max_depth=3), config, tmp_path)
-    data = tree_data(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
-    obs, actions = data.features, data.actions
+    obs, actions, _ = tree_data(dataset, student, (ActionNLL(),))  # type: ignore[arg-type]
     train = ~dataset.heldout
-    plain = sklearn_tree(Tree(max_depth=3), True, 0).fit(obs[train], actions[train])
+    plain = DecisionTreeClassifier(max_depth=3, random_state=0).fit(obs[train], actions[train])
     with torch.no_grad():
         output = student(dataset.observations(np.arange(len(dataset))))[0]
     np.testing.assert_allclose(output.params.softmax(-1).numpy(), plain.predict_proba(obs), atol=1e-5)
@@ -86,7 +84,7 @@ def test_plain_likelihood_counts_every_state_the_same(dataset: Dataset, tmp_path
 def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(losses=(Term(AdvantageMSE(temperature=0.5)),))
     student = distill(dataset, Tree(max_depth=5), config, tmp_path)
-    obs = tree_data(dataset, student, ()).features  # type: ignore[arg-type]
+    obs, _, _ = tree_data(dataset, student, ())  # type: ignore[arg-type]
     labels, train = dataset.columns["teacher"], ~dataset.heldout
     costs = np.tanh((labels - labels.max(1, keepdims=True)) / 0.5)
     reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])

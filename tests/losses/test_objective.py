@@ -37,7 +37,6 @@ from rldistill.losses.objective import (
     TermField,
     best_constant_loss,
     default_temperature,
-    feature_size,
     given_temperature,
     policy_terms,
     require_comparable,
@@ -175,12 +174,6 @@ def test_teachers_of_logits_may_have_values_for_advantages() -> None:
     require_comparable(terms, LOGITS, LOGITS, has_value=True)
     with pytest.raises(SpecMismatchError, match="expected a teacher with Q values or a value"):
         require_comparable(terms, LOGITS, LOGITS)
-
-
-def test_feature_size() -> None:
-    output = PolicyOutput(Q, torch.zeros(4, 2))
-    assert feature_size(output) == 0
-    assert feature_size(dataclasses.replace(output, features=torch.zeros(4, 3, 7))) == 7
 
 
 def test_best_constants_include_values_and_features() -> None:

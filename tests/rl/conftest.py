@@ -16,7 +16,7 @@ from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
-from rldistill.rl.task import LearningTask
+from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent
 
 CARTPOLE = EnvConfig("CartPole-v1")

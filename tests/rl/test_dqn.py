@@ -28,8 +28,7 @@ from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.dqn import DuelingLayer
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.task import LearningTask
-from rldistill.rl.train_state import TrainState
+from rldistill.rl.train_state import Learner, LearningTask
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Standardized, Standardizer
 from rldistill.teachers.load import load_policy
@@ -47,23 +46,24 @@ class TestDQNLoss:
         torch.zeros(2, 1), torch.tensor([1, 0]), torch.tensor([1.0, 2.0]), torch.zeros(2, 1), torch.tensor([0.5, 0.0]),
         None,
     )  # fmt: skip
-    q_values = torch.tensor([[7.0, 3.0], [4.0, 9.0]])
+    q_value = torch.tensor([3.0, 4.0])
     target = torch.tensor([[2.0, 5.0], [1.0, 1.0]])
 
     def test_dqn_loss_computed_by_hand(self) -> None:
-        terms = dqn.dqn_loss(self.q_values, self.batch, self.target)
-        assert terms.q_value.tolist() == [3.0, 4.0]
+        loss = dqn.dqn_loss(self.q_value, self.batch, self.target)
         # targets: 1 + 0.5 * 5 = 3.5, and 2, after which the episode has ended
-        assert terms.td.tolist() == pytest.approx([0.5**2 / 2, 2 - 0.5])
+        assert loss.tolist() == pytest.approx([0.5**2 / 2, 2 - 0.5])
 
     def test_double_dqn_loss_computed_by_hand(self) -> None:
         """The learning network selects action 0, whose value in the target network is 2."""
-        terms = dqn.dqn_loss(self.q_values, self.batch, self.target, torch.tensor([[9.0, 8.0], [0.0, 1.0]]))
-        assert terms.td.tolist() == pytest.approx([(3 - (1 + 0.5 * 2)) - 0.5, 2 - 0.5])
+        loss = dqn.dqn_loss(self.q_value, self.batch, self.target, torch.tensor([[9.0, 8.0], [0.0, 1.0]]))
+        assert loss.tolist() == pytest.approx([(3 - (1 + 0.5 * 2)) - 0.5, 2 - 0.5])
 
     def test_targets_have_no_gradient(self) -> None:
-        learning, target = self.q_values.clone().requires_grad_(), self.target.clone().requires_grad_()
-        dqn.dqn_loss(learning, self.batch, target, learning).td.sum().backward()
+        learning = torch.tensor([[7.0, 3.0], [4.0, 9.0]]).requires_grad_()
+        target = self.target.clone().requires_grad_()
+        q_value = learning.gather(1, self.batch.action[:, None]).squeeze(1)
+        dqn.dqn_loss(q_value, self.batch, target, learning).sum().backward()
         assert target.grad is None
         assert learning.grad is not None
         assert learning.grad.tolist() == [[0.0, 1.0], [1.0, 0.0]]  # errors of 3 - (1 + 0.5 * 2) and 4 - 2
@@ -72,8 +72,8 @@ class TestDQNLoss:
 def test_rewards_of_an_unwrapped_game_are_clipped(tmp_path: Path) -> None:
     env, teacher = EnvConfig("PongNoFrameskip-v4"), load_policy("zoo:pong-dqn")
     task = LearningTask(env, Mlp((8,)), tmp_path, teacher, Guidance(KL))
-    with task.open(DQNConfig(num_envs=1), torch.device("cpu")) as setup:
-        assert (setup.worker.env.id, setup.worker.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
+    with task.open(DQNConfig(num_envs=1), torch.device("cpu")) as worker:
+        assert (worker.env.id, worker.env.kwargs["reward_clipping"]) == ("ALE/Pong-v5", True)
 
 
 def test_policy_is_evaluated_at_the_given_steps(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_checkpoint_share_is_limited_and_both_phases_report_progress(
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
-    monkeypatch.setattr(TrainState, "save", lambda state: saved.append(state.offline_updates))
+    monkeypatch.setattr(Learner, "save", lambda state: saved.append(state.offline_updates))
     config = dataclasses.replace(SHORT, total_steps=8, offline_steps=3)
     reports: list[tuple[int, int]] = []
     for share, count in ((math.inf, 3), (1e-9, 1)):

@@ -24,7 +24,7 @@ from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.rollout import Minibatch, Rollout, advantages
-from rldistill.rl.task import LearningTask
+from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent, Gru, Mlp, Ridge, Tree
 from rldistill.students.features import Standardized, Standardizer
 
@@ -77,21 +77,19 @@ class TestPPOLoss:
             returns=torch.tensor([1.0, 2.0, 3.0, 4.0]),
         )
         ratio = torch.tensor([1.5, 1.5, 0.5, 0.5])
-        terms = ppo.ppo_loss(
-            ratio.log(), torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 0.0, 3.0, 2.0]), batch, 0.2
-        )
+        entropy, value = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([1.0, 0.0, 3.0, 2.0])
+        terms = ppo.ppo_loss(ratio, entropy, value, batch, 0.2)
         # min(1.5, 1.2), min(-1.5, -1.2), min(0.5, 0.8), min(-0.5, -0.8), of which the mean is -0.15
-        assert terms.policy.item() == pytest.approx(0.15 * 0.75**0.5, abs=1e-6)
-        assert terms.value.item() == pytest.approx((0 + 4 + 0 + 4) / 4)
-        assert terms.entropy.item() == pytest.approx(3.0)
-        assert terms.clip_fraction.item() == 1.0
-        torch.testing.assert_close(terms.ratio, ratio)
+        assert terms["policy_loss"].item() == pytest.approx(0.15 * 0.75**0.5, abs=1e-6)
+        assert terms["value_loss"].item() == pytest.approx((0 + 4 + 0 + 4) / 4)
+        assert terms["entropy"].item() == pytest.approx(3.0)
+        assert terms["clip_fraction"].item() == 1.0
 
     def test_gradient_is_zero_where_the_ratio_is_clipped(self) -> None:
         log_prob = torch.tensor([1.5, 1.5, 0.5, 0.5]).log().requires_grad_()
         batch = make_minibatch(advantage=torch.tensor([1.0, -1.0, 1.0, -1.0]) * 0.75**0.5)
         zeros = torch.zeros(4)
-        ppo.ppo_loss(log_prob, zeros, zeros, batch, 0.2).policy.backward()  # type: ignore[no-untyped-call]
+        ppo.ppo_loss(log_prob.exp(), zeros, zeros, batch, 0.2)["policy_loss"].backward()  # type: ignore[no-untyped-call]
         # d ratio / d log_prob = ratio; only the second and the third ratio are not clipped
         expected = torch.tensor([0.0, 1.5, -0.5, 0.0]) / 4 * 0.75**0.5
         torch.testing.assert_close(log_prob.grad, expected)
@@ -102,26 +100,26 @@ class TestPPOLoss:
             weight=torch.tensor([1.0, 1.0, 0.0]),
             returns=torch.tensor([0.0, 0.0, 3.0]),
         )
-        log_prob = torch.tensor([1.1, 1.0, 5.0]).log()
-        terms = ppo.ppo_loss(log_prob, torch.tensor([1.0, 2.0, 50.0]), torch.zeros(3), batch, 0.2)
+        ratio = torch.tensor([1.1, 1.0, 5.0])
+        terms = ppo.ppo_loss(ratio, torch.tensor([1.0, 2.0, 50.0]), torch.zeros(3), batch, 0.2)
         # of 3 and 1: mean 2, deviation sqrt(2), so the normalized advantages are 1 / sqrt(2) and -1 / sqrt(2)
-        assert terms.policy.item() == pytest.approx(-(1.1 - 1.0) / 2**0.5 / 2, abs=1e-6)
-        assert terms.entropy.item() == pytest.approx(1.5)
-        assert terms.value.item() == pytest.approx(3.0)  # the critic learns from all steps
+        assert terms["policy_loss"].item() == pytest.approx(-(1.1 - 1.0) / 2**0.5 / 2, abs=1e-6)
+        assert terms["entropy"].item() == pytest.approx(1.5)
+        assert terms["value_loss"].item() == pytest.approx(3.0)  # the critic learns from all steps
 
     @pytest.mark.parametrize("weight", [{}, {"weight": torch.ones(64)}], ids=["no weight", "weight 1"])
     def test_terms_equal_those_of_stable_baselines3(self, weight: dict[str, torch.Tensor]) -> None:
         """The expected values are the lines of `PPO.train`, on random numbers."""
         torch.manual_seed(0)
         log_prob, old, advantage, value, returns, entropy = torch.randn(6, 64)
-        batch = make_minibatch(advantage=advantage, old_log_prob=old, returns=returns, **weight)
-        terms = ppo.ppo_loss(log_prob, entropy, value, batch, 0.2)
-        normalized = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        batch = make_minibatch(advantage=advantage, returns=returns, **weight)
         ratio = torch.exp(log_prob - old)
+        terms = ppo.ppo_loss(ratio, entropy, value, batch, 0.2)
+        normalized = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         policy = -torch.min(normalized * ratio, normalized * torch.clamp(ratio, 1 - 0.2, 1 + 0.2)).mean()
-        torch.testing.assert_close(terms.policy, policy)
-        torch.testing.assert_close(terms.value, torch.nn.functional.mse_loss(returns, value))
-        torch.testing.assert_close(terms.entropy, entropy.mean())
+        torch.testing.assert_close(terms["policy_loss"], policy)
+        torch.testing.assert_close(terms["value_loss"], torch.nn.functional.mse_loss(returns, value))
+        torch.testing.assert_close(terms["entropy"], entropy.mean())
 
 
 def test_log_probabilities_equal_those_of_pytorch() -> None:

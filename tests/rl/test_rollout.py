@@ -54,9 +54,9 @@ def collect(env: EnvConfig, num_teacher_steps: int, teacher: bool = True) -> tup
     """Collect six steps of two environments, in which the student takes action 1 and the teacher action 2."""
     worker = RolloutWorker(env, observation_views(env), 2, 0)
     student = StatefulPolicy(constant_policy(env, 1), 2)
-    labeler = StatefulPolicy(constant_policy(env, 2), 2) if teacher else None
-    with closing(worker):
-        return worker.collect(student, labeler, 6, num_teacher_steps, torch.Generator().manual_seed(0)), worker
+    worker.teacher = StatefulPolicy(constant_policy(env, 2), 2) if teacher else None
+    with closing(worker.vector):
+        return worker.collect(student, 6, num_teacher_steps, torch.Generator().manual_seed(0)), worker
 
 
 @pytest.mark.parametrize(

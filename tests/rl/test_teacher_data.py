@@ -22,9 +22,9 @@ from rldistill.data.replay import ReplayBuffer, TransitionBatch
 from rldistill.distillation.prepare import observation_moments
 from rldistill.io.atomic import sha256_file
 from rldistill.policies.network import NetworkPolicy
-from rldistill.rl.dqn import _Learner
+from rldistill.rl.dqn import DQNLearner
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.task import Score
+from rldistill.rl.train_state import Score
 from rldistill.students import Mlp
 from rldistill.students.features import Objects
 from rldistill.teachers.load import load_policy
@@ -53,10 +53,10 @@ def test_dataset_and_replay_are_sampled_by_their_sizes(
 ) -> None:
     config = dataclasses.replace(SHORT, total_steps=400, learning_starts=200, offline_steps=1)
     num_offline, replay_sizes = [], []
-    make_step = _Learner._step
+    make_step = DQNLearner._step
 
-    def step(learner: _Learner, batch: TransitionBatch, weight: float) -> Any:
-        if learner.state.offline_updates:
+    def step(learner: DQNLearner, batch: TransitionBatch, weight: float) -> Any:
+        if learner.offline_updates:
             assert learner.offline is not None
             assert len(batch.obs) == config.batch_size
             replay_sizes.append(len(learner.replay))
@@ -64,7 +64,7 @@ def test_dataset_and_replay_are_sampled_by_their_sizes(
             num_offline.append(sum(row.tobytes() in rows for row in batch.obs.numpy()))
         return make_step(learner, batch, weight)
 
-    monkeypatch.setattr(_Learner, "_step", step)
+    monkeypatch.setattr(DQNLearner, "_step", step)
     learn_dqn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=Guidance(KL), dataset=dataset)
     assert len(num_offline) > 40
     size = int((~dataset.heldout).sum())
@@ -140,14 +140,14 @@ def test_resumes_within_the_dataset_phase(
     monkeypatch.setattr("rldistill.rl.train_state.CHECKPOINT_INTERVAL_S", 0.0)
     monkeypatch.setattr("rldistill.rl.train_state.MAX_CHECKPOINT_SHARE", math.inf)
     config = dataclasses.replace(SHORT, total_steps=4, offline_steps=60)
-    step, count = _Learner._step, itertools.count()
+    step, count = DQNLearner._step, itertools.count()
 
-    def interrupted_step(learner: _Learner, *arguments: Any) -> Any:
+    def interrupted_step(learner: DQNLearner, *arguments: Any) -> Any:
         if next(count) == 100:  # 60 of the whole run, and 40 of the other one
             raise KeyboardInterrupt
         return step(learner, *arguments)
 
-    monkeypatch.setattr(_Learner, "_step", interrupted_step)
+    monkeypatch.setattr(DQNLearner, "_step", interrupted_step)
     whole, cut = (
         partial(
             learn_dqn,

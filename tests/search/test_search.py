@@ -22,7 +22,7 @@ from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, PlayConfig, play
 from rldistill.evaluation.tables import rich_table
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.document import to_document
+from rldistill.recipes import to_document
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.run.config import load_run
 from rldistill.run.stages import run_search as search

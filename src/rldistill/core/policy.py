@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import Obs, PolicySpec
 
+T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
 CPU = torch.device("cpu")
 
@@ -174,6 +175,19 @@ def resolve_device(name: str, where: str = "device") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{where}: PyTorch finds no GPU. Use auto or cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """Return a dataclass with its tensors and policy outputs on `device`, copied from pinned memory."""
+    if device == CPU:
+        return batch
+
+    def move(part: Any) -> Any:
+        if isinstance(part, PolicyOutput):
+            return part.map(move)
+        return part.pin_memory().to(device, non_blocking=True) if isinstance(part, Tensor) else part
+
+    return type(batch)(**{name: move(part) for name, part in vars(batch).items()})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import CPU, Labels, PolicyOutput
+from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.frames import stack_frames
 
@@ -47,13 +47,6 @@ class TransitionBatch:
         """Return both as one batch, with labels if both have them."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         columns: list[Any] = [None if one is None or two is None else torch.cat([one, two]) for one, two in pairs]
-        return TransitionBatch(*columns)
-
-    def to(self, device: torch.device) -> TransitionBatch:
-        """Return the batch on a device."""
-        if device == CPU:
-            return self
-        columns: list[Any] = [None if value is None else value.to(device) for value in vars(self).values()]
         return TransitionBatch(*columns)
 
 

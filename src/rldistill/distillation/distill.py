@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -16,12 +17,12 @@ from rldistill.distillation.gradient import Trainer, fit_by_gradient
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tree import empty_tree, fit_tree
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
-from rldistill.students.linear import Ridge
 from rldistill.students.storage import load_native, save_policy, trust_student
 from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.tree import Tree
@@ -62,34 +63,31 @@ def distill(
         return load_native(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
-    losses = tuple(term.loss for term in config.losses)
-    fit: Fit = capability(student, "fit")
-    policy: NetworkPolicy
     try:
         with stage_progress(progress, "distill", "epochs") as report:
-            if fit == "tree":
-                policy = fit_tree(dataset, cast(Tree, student), losses, folder, seed)
-            elif fit == "closed_form":
-                policy = fit_ridge(dataset, cast(Ridge, student), losses, folder, seed)
-            else:
+            if (fit := capability(student, "fit")) == "gradient":
                 policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
+            else:
+                started = time.monotonic()
+                fit_once = fit_tree if fit == "tree" else fit_ridge
+                losses = tuple(term.loss for term in config.losses)
+                policy, scores, problem = fit_once(dataset, cast(Any, student), losses, seed)
+                row = {"epoch": 1, "step": int((~dataset.heldout).sum()), **scores}
+                Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
+                if problem is not None:
+                    raise NothingLearnedError(f"{folder}: the student learned nothing: {problem}")
             save_policy(policy, folder, provenance(seed))
             report.update(config.epochs, config.epochs)
         return load_native(folder)
     except NothingLearnedError:
-        if _teacher_is_constant(dataset):
-            raise NothingLearnedError(
-                f"{folder}: the teacher is constant: it takes the same action in all states of the dataset, so there "
-                "is nothing to learn. Use another teacher."
-            ) from None
+        actions = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode().float()
+        if torch.isclose(actions, actions[:1], atol=1e-6).all():
+            problem = "the teacher is constant: it takes the same action in all states of the dataset"
+            message = f"{folder}: {problem}, so there is nothing to learn. Use another teacher."
+            raise NothingLearnedError(message) from None
         raise
     finally:
         torch.set_num_threads(threads)
-
-
-def _teacher_is_constant(dataset: Dataset) -> bool:
-    actions = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode().float()
-    return bool(torch.isclose(actions, actions[:1], atol=1e-6).all())
 
 
 def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) -> None:

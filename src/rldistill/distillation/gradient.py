@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,27 +12,25 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.core.policy import Batch, PolicyOutput, resolve_device
+from rldistill.core.policy import Batch, PolicyOutput, resolve_device, to_device
 from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
-from rldistill.distillation.adamw import FlatAdamW
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, spread
 from rldistill.io.atomic import write_atomic
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
-from rldistill.losses.objective import best_constant_loss, feature_size, student_spec, total_loss, with_temperatures
+from rldistill.losses.objective import best_constant_loss, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.student import build_student
 
-Rows = NDArray[np.int64]
 Weights = dict[str, Tensor]
-Output = tuple[float, Batch, PolicyOutput]
 MAX_HELDOUT_ROWS = 5_000
 CHECKPOINT_INTERVAL_S = 2.0
 """Checkpoints are fsynced, and so cost as much as some epochs of a small student."""
@@ -74,7 +71,13 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
         progress.update(epoch, config.epochs, agreement)
     if initial_loss < best_loss:
         best_loss, best = initial_loss, initial
-    trainer.require_better_than_constant(best_loss, folder)
+    sample = trainer.dataset.batch(spread(trainer.heldout_rows, MAX_HELDOUT_ROWS))
+    constant_loss = best_constant_loss(trainer.terms, sample, trainer.policy.spec.head)
+    if not best_loss < constant_loss:
+        raise NothingLearnedError(
+            f"{folder}: the student learned nothing: its held-out loss is {best_loss:.4g}, that of the best constant "
+            f"prediction {constant_loss:.4g}. Use more epochs, more steps, other losses or another learning rate."
+        )
     trainer.policy.load_state_dict(best)
     return trainer.policy.cpu().eval()
 
@@ -92,11 +95,17 @@ class Trainer:
     ) -> None:
         self.dataset, self.config, self.seed, self.warm_start = dataset, config, seed, initial is not None
         self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap, dataset.advantage_scale)
+        heads = {term.loss.student_head for term in self.terms}
+        if heads <= {"value", "features"}:
+            raise ConfigError("distill.losses: these losses train no policy. Add one that does, such as forward_kl.")
         self.device = resolve_device(config.device, "distill.device")
         torch.manual_seed(seed)
         self.policy = build_student(student, student_spec(dataset.spec, self.terms))
         prepare(self.policy, dataset)
-        self._add_heads()
+        if "value" in heads:
+            self.policy.add_value()
+        if "features" in heads and "features" in dataset.columns:
+            self.policy.add_features(dataset.columns["features"].shape[-1])
         if initial is not None:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.policy.to(self.device)
@@ -115,16 +124,6 @@ class Trainer:
         self.train_rows, self.heldout_rows = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
         if not self.recurrent:  # which needs whole episodes
             self.heldout_rows = spread(self.heldout_rows, MAX_HELDOUT_ROWS)
-
-    def _add_heads(self) -> None:
-        """Add the outputs that the losses need beyond the policy."""
-        heads = {term.loss.student_head for term in self.terms}
-        if heads <= {"value", "features"}:
-            raise ConfigError("distill.losses: these losses train no policy. Add one that does, such as forward_kl.")
-        if "value" in heads:
-            self.policy.add_value()
-        if "features" in heads and (size := feature_size(self.dataset.batch(np.arange(1)).teacher)):
-            self.policy.add_features(size)
 
     def train_epoch(self, epoch: int) -> float:
         """Train for one pass over the data in random order; return the mean loss."""
@@ -168,18 +167,30 @@ class Trainer:
         count = len(self.heldout_rows)
         return loss / count, agreement / count if discrete else None
 
-    def outputs(self, rows: Rows, size: int, rng: np.random.Generator | None = None) -> Iterator[Output]:
+    def outputs(
+        self, rows: NDArray[np.int64], size: int, rng: np.random.Generator | None = None
+    ) -> Iterator[tuple[float, Batch, PolicyOutput]]:
         """Yield batches of about `size` transitions, in random order if there is `rng`, with the student's outputs.
 
         The first value is the share of the rows before the batch. A recurrent student takes whole episodes, window
         after window, and keeps its state between them.
         """
         if self.recurrent:
-            yield from self._window_outputs(rows, size, rng)
+            length = self.policy.window
+            state: Tensor | None = None
+            for window in windows(self.dataset, rows, length, max(1, size // length), rng):
+                batch = to_device(window.batch, self.device)
+                assert isinstance(batch.obs, Tensor)
+                if state is None:
+                    state = self.policy.initial_state(window.starts.shape[1])
+                assert state is not None
+                starts = window.starts.to(self.device)
+                output, state = self.policy.unroll(batch.obs, starts, state.detach().to(self.device))
+                yield window.progress, batch, output
             return
         count = -(-len(rows) // size)
         for number, batch in enumerate(self.dataset.batches(rows if rng is None else rng.permutation(rows), size)):
-            batch = _to_device(batch, self.device)
+            batch = to_device(batch, self.device)
             if self.on_features:
                 assert isinstance(batch.obs, Tensor)
                 output = self.policy.from_frozen_features(batch.obs)
@@ -187,32 +198,36 @@ class Trainer:
                 output = self.policy(batch.obs)[0]
             yield number / count, batch, output
 
-    def _window_outputs(self, rows: Rows, size: int, rng: np.random.Generator | None) -> Iterator[Output]:
-        length = self.policy.window
-        state: Tensor | None = None
-        for window in windows(self.dataset, rows, length, max(1, size // length), rng):
-            batch = _to_device(window.batch, self.device)
-            assert isinstance(batch.obs, Tensor)
-            if state is None:
-                state = self.policy.initial_state(window.starts.shape[1])
-            assert state is not None
-            starts = window.starts.to(self.device)
-            output, state = self.policy.unroll(batch.obs, starts, state.detach().to(self.device))
-            yield window.progress, batch, output
-
     def copy_weights(self) -> Weights:
         """Return a copy of the weights on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
 
-    def require_better_than_constant(self, loss: float, folder: Path) -> None:
-        """Raise NothingLearnedError if the best constant prediction has no higher held-out loss."""
-        sample = self.dataset.batch(spread(self.heldout_rows, MAX_HELDOUT_ROWS))
-        constant_loss = best_constant_loss(self.terms, sample, self.policy.spec.head)
-        if not loss < constant_loss:
-            raise NothingLearnedError(
-                f"{folder}: the student learned nothing: its held-out loss is {loss:.4g}, that of the best constant "
-                f"prediction {constant_loss:.4g}. Use more epochs, more steps, other losses or another learning rate."
-            )
+
+class FlatAdamW:
+    """AdamW (Loshchilov 2017, arXiv 1711.05101) as `torch.optim.AdamW(fused=True)` computes it.
+
+    It calls PyTorch's function instead of its class, whose hooks take longer than the arithmetic of a small student.
+    """
+
+    def __init__(self, weights: Tensor, learning_rate: float, weight_decay: float) -> None:
+        self.weights, self.learning_rate, self.weight_decay = weights, learning_rate, weight_decay
+        self.state = {"exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
+        self.state["step"] = torch.zeros((), device=weights.device)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """Update the weights."""
+        first, second, step = ([self.state[name]] for name in ("exp_avg", "exp_avg_sq", "step"))
+        adamw(
+            [self.weights], [gradient], first, second, [], step,
+            fused=True, amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, eps=1e-8,
+            lr=self.learning_rate, weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore a `state`; raise KeyError if a part of it is missing, RuntimeError if one has another shape."""
+        for name, value in self.state.items():
+            value.copy_(state[name])
 
 
 def save_checkpoint(path: Path, trainer: Trainer, best: Weights, progress: tuple[int, float, int]) -> None:
@@ -239,15 +254,3 @@ def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, f
         return below("best."), (int(epoch), best_loss, int(stale_epochs))
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CorruptArtifactError(f'{path}: {error}. Start again with mode="overwrite" (--overwrite).') from None
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-
-    def move(value: Any) -> Any:
-        if isinstance(value, PolicyOutput):
-            return value.map(move)
-        return value.pin_memory().to(device, non_blocking=True)
-
-    return Batch(**{name: move(value) for name, value in vars(batch).items()})

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.prepare import SAMPLE_SIZE
+from rldistill.distillation.prepare import SAMPLE_SIZE, spread
 from rldistill.distillation.ridge import solvable_spec
 from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
-from rldistill.io.metrics import Metrics
-from rldistill.losses import LOSSES, ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
+from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.objective import default_temperature
 from rldistill.losses.value import bounded_advantages
 from rldistill.students.tree import SHARE_EPSILON, Tree, TreePolicy
@@ -32,39 +28,28 @@ ILLEGAL_ADVANTAGE = -1.0
 """Advantage of an illegal action, which is never chosen; a lower one would dominate the means of the leaves."""
 
 
-@dataclass(frozen=True)
-class TreeData:
-    """Compared features `[N, F]`, the teacher's actions `[N, parts]` and weights `[N]` of all transitions."""
-
-    features: NDArray[np.float32]
-    actions: NDArray[Any]
-    weights: NDArray[np.float64]
-
-
-def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folder: Path, seed: int) -> TreePolicy:
-    """Fit a tree, and write `metrics.jsonl`.
+def fit_tree(
+    dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], seed: int
+) -> tuple[TreePolicy, dict[str, Any], str | None]:
+    """Return a fitted tree, its metrics, and the problem if it learned nothing.
 
     It learns the teacher's most likely actions, weighted for Q values with the cost of the worst mistake, which is
     max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states have the same
     weight. With `advantage_mse` it learns the cost of each action: least squares on the bounded advantages choose the
     splits, and the leaves hold the mean of (Q(s, a) - max_a' Q(s, a')) / temperature.
-
-    Raises:
-        ConfigError: A loss that a tree cannot minimize.
-        SpecMismatchError: A loss on Q values, and a teacher without them.
-        NothingLearnedError: The tree agrees with the teacher no more often than the most frequent action.
     """
-    started = time.monotonic()
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
     torch.manual_seed(seed)
     empty = empty_tree(student, losses, dataset.spec)
     head = empty.spec.head
     advantage_loss = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
-    empty.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
-    data = tree_data(dataset, empty, losses)
+    empty.fit_features(dataset.observations(spread(np.arange(len(dataset)), SAMPLE_SIZE)))
+    features, actions, all_weights = tree_data(dataset, empty, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
-    x, weights = data.features[train], data.weights[train]
+    x, weights = features[train], all_weights[train]
     if advantage_loss is None:
-        target, leaf_labels = data.actions[train], one_hot_choices(head, data.actions[train])
+        target, leaf_labels = actions[train], one_hot_choices(head, actions[train])
     else:
         temperature = advantage_loss.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         labels = torch.from_numpy(dataset.columns["teacher"][train])
@@ -72,8 +57,12 @@ def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folde
         advantages = (labels - labels.amax(1, keepdim=True)) / temperature
         leaf_labels = advantages.masked_fill(labels <= ILLEGAL / 2, ILLEGAL_ADVANTAGE).double().numpy()
         weights = np.ones_like(weights)
-    fitted = sklearn_tree(student, head.discrete and advantage_loss is None, seed)
-    fitted.fit(x, target, sample_weight=weights)
+    fitted = (DecisionTreeClassifier if head.discrete and advantage_loss is None else DecisionTreeRegressor)(
+        max_depth=student.max_depth,
+        max_leaf_nodes=student.max_leaves,
+        min_samples_leaf=student.min_samples,
+        random_state=seed,
+    ).fit(x, target, sample_weight=weights)
     nodes = Nodes.from_sklearn(fitted.tree_)
     leaf_labels = leaf_labels * weights[:, None]
     if student.alternating_passes:
@@ -86,21 +75,17 @@ def fit_tree(dataset: Dataset, student: Tree, losses: tuple[AnyLoss, ...], folde
         means = np.log(means + SHARE_EPSILON)
         means = means[:, 1::2] - means[:, ::2] if isinstance(head, BernoulliHead) else means
     policy = _policy(empty, nodes, means)
-    score, constant_score = _scores(policy, data, train, heldout)
-    row: dict[str, Any] = {"epoch": 1, "step": len(train), "heldout_loss": 1 - score if head.discrete else -score}
-    row |= {"agreement": score if head.discrete else None, "nodes": num_nodes}
-    Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
-    if not score > constant_score:
-        raise NothingLearnedError(
-            f"{folder}: the student learned nothing: its score on held-out episodes is {score:.4g}, that of the best "
-            f"constant action {constant_score:.4g}. Collect more steps, or use a deeper tree."
-        )
-    return policy
+    score, constant_score = _scores(policy, features[heldout], actions[heldout], actions[train])
+    row = {"heldout_loss": 1 - score if head.discrete else -score, "agreement": score if head.discrete else None}
+    problem = (
+        f"its score on held-out episodes is {score:.4g}, that of the best constant action {constant_score:.4g}. "
+        "Collect more steps, or use a deeper tree."
+    )
+    return policy, row | {"nodes": num_nodes}, None if score > constant_score else problem
 
 
 def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> TreePolicy:
     """Return a tree of one leaf for data of `spec`; raise the errors of `fit_tree` about its losses."""
-    names = {kind: name for name, kind in LOSSES.items()}
     for loss in losses:
         if not isinstance(loss, ForwardKL | ActionNLL | GapWeightedNLL | AdvantageMSE):
             raise ConfigError(
@@ -109,8 +94,8 @@ def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> 
             )
         if isinstance(loss, GapWeightedNLL | AdvantageMSE) and not spec.head.action_values:
             raise SpecMismatchError(
-                f"distill.losses: {names[type(loss)]} needs a teacher of Q values, this one is {spec.head.kind}. Use "
-                "action_nll."
+                f"distill.losses: {type(loss).__name__} needs a teacher of Q values, this one is {spec.head.kind}. "
+                "Use action_nll."
             )
     if len(losses) > 1 and any(isinstance(loss, AdvantageMSE) for loss in losses):
         raise ConfigError("distill.losses: a tree minimizes advantage_mse alone. Remove the other losses.")
@@ -122,20 +107,10 @@ def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> 
     return policy
 
 
-def sklearn_tree(student: Tree, classifies: bool, seed: int) -> Any:
-    """Return scikit-learn's tree with the settings of a student."""
-    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-
-    return (DecisionTreeClassifier if classifies else DecisionTreeRegressor)(
-        max_depth=student.max_depth,
-        max_leaf_nodes=student.max_leaves,
-        min_samples_leaf=student.min_samples,
-        random_state=seed,
-    )
-
-
-def tree_data(dataset: Dataset, policy: TreePolicy, losses: tuple[AnyLoss, ...]) -> TreeData:
-    """Return the features and labels of a dataset for the nodes of a policy."""
+def tree_data(
+    dataset: Dataset, policy: TreePolicy, losses: tuple[AnyLoss, ...]
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.float64]]:
+    """Return the compared features `[N, F]`, the teacher's actions `[N, parts]` and the weights `[N]`."""
     weighted = dataset.spec.head.action_values and not any(isinstance(loss, ActionNLL) for loss in losses)
     features = np.empty((len(dataset), policy.num_features), np.float32)
     actions, weights = [], []
@@ -147,7 +122,7 @@ def tree_data(dataset: Dataset, policy: TreePolicy, losses: tuple[AnyLoss, ...])
             labels = batch.teacher.params
             weights.append(GapWeightedNLL.weights(labels).numpy() if weighted else np.ones(len(labels)))
     # scikit-learn cannot split data without any weight.
-    return TreeData(features, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9)
+    return features, np.concatenate(actions), np.concatenate(weights).astype(np.float64) + 1e-9
 
 
 def one_hot_choices(head: ActionHead, actions: NDArray[Any]) -> NDArray[np.float64]:
@@ -208,14 +183,13 @@ def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def _scores(
-    policy: TreePolicy, data: TreeData, train: NDArray[np.intp], heldout: NDArray[np.intp]
+    policy: TreePolicy, features: NDArray[np.float32], actions: NDArray[Any], train_actions: NDArray[Any]
 ) -> tuple[float, float]:
     """Return the held-out agreement, or minus the squared error, of the tree and of the best constant action."""
-    x = torch.from_numpy(data.features[heldout])
     with torch.no_grad():
-        params = torch.cat([policy.leaf_values(part) for part in torch.split(x, ROWS_PER_BATCH)])
-    chosen = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(x), -1)
-    actions, train_actions = data.actions[heldout], data.actions[train]
+        parts = torch.split(torch.from_numpy(features), ROWS_PER_BATCH)
+        params = torch.cat([policy.leaf_values(part) for part in parts])
+    chosen = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(features), -1)
     if not policy.spec.head.discrete:
         constant = train_actions.mean(0)
         return -float(((chosen - actions) ** 2).mean()), -float(((constant - actions) ** 2).mean())

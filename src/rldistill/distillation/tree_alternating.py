@@ -40,14 +40,6 @@ class Nodes:
         feature = np.where(leaf, -1, tree.feature)
         return cls(feature, tree.threshold.copy(), tree.children_left.copy(), tree.children_right.copy())
 
-    @property
-    def levels(self) -> NDArray[np.intp]:
-        """Depth of each node."""
-        levels = np.zeros(len(self.feature), np.intp)
-        for node in np.flatnonzero(self.feature >= 0):
-            levels[[self.left[node], self.right[node]]] = levels[node] + 1
-        return levels
-
     def descend(self, x: NDArray[np.float32], start: NDArray[np.intp], steps: int) -> NDArray[np.intp]:
         """Return the nodes that features `[N, F]` reach from the nodes `start` after at most `steps` splits."""
         node = start.copy()
@@ -78,7 +70,9 @@ def improve_splits(
     """
     order = [np.argsort(column, kind="stable").astype(np.int32) for column in x.T]
     root, rows_all = np.zeros(len(x), np.intp), np.arange(len(x))
-    levels = nodes.levels
+    levels = np.zeros(len(nodes.feature), np.intp)
+    for parent in np.flatnonzero(nodes.feature >= 0):
+        levels[[nodes.left[parent], nodes.right[parent]]] = levels[parent] + 1
     depth = int(levels.max())
     previous = np.inf
     for _ in range(passes):

@@ -17,8 +17,8 @@ from rldistill.data.sequences import windows
 from rldistill.evaluation.disagreements import Moments, write_gallery
 from rldistill.evaluation.episodes import ComparedStep
 from rldistill.evaluation.results import Fidelity, StateMetrics
-from rldistill.losses.functional import kl, student_temperature
 from rldistill.losses.objective import default_temperature
+from rldistill.losses.policy import kl, student_temperature
 from rldistill.policies.agent import StatefulPolicy, inference_threads
 
 MAX_HELDOUT_STATES, MAX_OWN_STATES = 5_000, 50_000

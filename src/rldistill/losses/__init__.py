@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from rldistill.core.fields import OneOf
-from rldistill.losses.feature import FeatureMSE
 from rldistill.losses.policy import (
     ActionNLL,
     AdvantageWeightedNLL,
@@ -11,10 +10,11 @@ from rldistill.losses.policy import (
     ForwardKL,
     GapWeightedNLL,
     Jeffreys,
+    Loss,
     ReverseKL,
     Wasserstein,
 )
-from rldistill.losses.value import QMSE, AdvantageMSE, BellmanTarget, LargeMargin, QHuber, ValueMSE
+from rldistill.losses.value import QMSE, AdvantageMSE, BellmanTarget, FeatureMSE, LargeMargin, QHuber, ValueMSE
 
 LOSSES: dict[str, type] = {
     "forward_kl": ForwardKL,
@@ -33,41 +33,4 @@ LOSSES: dict[str, type] = {
     "value_mse": ValueMSE,
     "feature_mse": FeatureMSE,
 }
-AnyLoss = Annotated[
-    ForwardKL
-    | ReverseKL
-    | Jeffreys
-    | Wasserstein
-    | ActionNLL
-    | GapWeightedNLL
-    | AdvantageWeightedNLL
-    | Entropy
-    | QMSE
-    | QHuber
-    | AdvantageMSE
-    | BellmanTarget
-    | LargeMargin
-    | ValueMSE
-    | FeatureMSE,
-    OneOf("name", LOSSES, methods=("__call__", "student_head")),
-]
-
-__all__ = [
-    "LOSSES",
-    "QMSE",
-    "ActionNLL",
-    "AdvantageMSE",
-    "AdvantageWeightedNLL",
-    "AnyLoss",
-    "BellmanTarget",
-    "Entropy",
-    "FeatureMSE",
-    "ForwardKL",
-    "GapWeightedNLL",
-    "Jeffreys",
-    "LargeMargin",
-    "QHuber",
-    "ReverseKL",
-    "ValueMSE",
-    "Wasserstein",
-]
+AnyLoss = Annotated[Loss, OneOf("name", LOSSES, methods=("__call__", "student_head"))]

@@ -18,7 +18,7 @@ from rldistill.core.policy import Batch, Labels, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.core.spec import PolicySpec
 from rldistill.losses import LOSSES, AdvantageWeightedNLL, AnyLoss
-from rldistill.losses.functional import Softened
+from rldistill.losses.policy import Softened
 
 MIN_TEMPERATURE = 1e-6
 
@@ -128,11 +128,6 @@ def require_comparable(
             raise SpecMismatchError(f"distill.losses: {error}. Use losses that fit both heads.") from None
 
 
-def feature_size(teacher: PolicyOutput) -> int:
-    """Return the number of the teacher's features, or 0."""
-    return 0 if teacher.features is None else teacher.features.shape[-1]
-
-
 def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) -> float:
     """Return the lowest loss of one output for all observations, found by L-BFGS from two initial outputs.
 
@@ -145,18 +140,16 @@ def best_constant_loss(terms: tuple[Term, ...], batch: Batch, head: ActionHead) 
 def _minimize(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: Tensor) -> float:
     params = initial.clone().requires_grad_()
     value = torch.zeros((), requires_grad=True)
-    features = torch.zeros(feature_size(batch.teacher), requires_grad=True)
+    labels = batch.teacher.features
+    features = torch.zeros(0 if labels is None else labels.shape[-1], requires_grad=True)
     optimizer = torch.optim.LBFGS([params, value, features], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        outputs = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
-        return total_loss(terms, PolicyOutput(head, *outputs), batch, 1.0)
 
     def closure() -> float:
         optimizer.zero_grad()
-        value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.item()
+        outputs = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
+        loss = total_loss(terms, PolicyOutput(head, *outputs), batch, 1.0)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return loss().item()
+    return closure()

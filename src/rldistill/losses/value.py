@@ -1,8 +1,6 @@
-"""Losses on Q values and state values."""
+"""Losses on Q values, state values and the last hidden layer."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,30 +9,28 @@ from torch.nn import functional as F
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import Fraction, PositiveFloat, validated_dataclass
 from rldistill.core.policy import Labels, PolicyOutput
-from rldistill.losses.functional import Softened, require_q_values, require_same_space, student_temperature
+from rldistill.losses.policy import Loss, Softened, require_q_values, require_same_space, student_temperature
 
 
 @validated_dataclass
-class QMSE:
+class QMSE(Loss):
     """mean_a (Q_student(s, a) - Q_teacher(s, a))^2. Rusu 2015, arXiv 1511.06295, equation 1."""
 
-    student_head: ClassVar[str] = "q_values"
+    student_head = "q_values"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         _require_q_values("QMSE", student, labels)
         return ((student.params - labels.teacher.params.detach()) ** 2).mean(-1)
 
 
 @validated_dataclass
-class QHuber:
+class QHuber(Loss):
     """mean_a h(Q_student(s, a) - Q_teacher(s, a)), h quadratic up to `delta` and linear beyond (Huber 1964)."""
 
     delta: PositiveFloat = 1.0
-    student_head: ClassVar[str] = "q_values"
+    student_head = "q_values"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         _require_q_values("QHuber", student, labels)
         values = labels.teacher.params.detach()
         return F.huber_loss(student.params, values, reduction="none", delta=self.delta).mean(-1)
@@ -51,7 +47,6 @@ class AdvantageMSE(Softened):
     """
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         require_q_values("AdvantageMSE's teacher", labels.teacher.head)
         require_same_space("AdvantageMSE", labels.teacher.head, student.head)
         temperature = self.temperature or 1.0
@@ -65,17 +60,16 @@ def bounded_advantages(values: Tensor, temperature: float) -> Tensor:
 
 
 @validated_dataclass
-class BellmanTarget:
+class BellmanTarget(Loss):
     """(Q_student(s, a) - (r + gamma * max_a' Q_teacher(s', a')))^2, with the recorded a and r.
 
     The target is r where the episode terminated; where it was truncated, s' is the last observation.
     """
 
     gamma: Fraction = 0.99
-    student_head: ClassVar[str] = "q_values"
+    student_head = "q_values"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         _require_q_values("BellmanTarget", student, labels)
         q_taken = student.params.gather(-1, labels.action[..., None]).squeeze(-1)
         return (q_taken - self.target(labels)) ** 2
@@ -87,17 +81,16 @@ class BellmanTarget:
 
 
 @validated_dataclass
-class LargeMargin:
+class LargeMargin(Loss):
     """max_a (Q_student(s, a) + margin * [a != a*]) - Q_student(s, a*), a* the teacher's best action.
 
     All other actions stay at least `margin` below the teacher's. Hester 2017 (DQfD), arXiv 1704.03732, equation 1.
     """
 
     margin: PositiveFloat = 0.8
-    student_head: ClassVar[str] = "q_values"
+    student_head = "q_values"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         require_same_space("LargeMargin", labels.teacher.head, student.head)
         require_q_values("LargeMargin's student", student.head)
         best = labels.teacher.params.detach().argmax(-1, keepdim=True)
@@ -106,17 +99,16 @@ class LargeMargin:
 
 
 @validated_dataclass
-class ValueMSE:
+class ValueMSE(Loss):
     """(V_student(s) - V_teacher(s))^2, V_teacher(s) = max_a Q_teacher(s, a) for a teacher of Q values.
 
     The student's value is a linear function of its last hidden layer, and is saved with it. This loss trains no policy:
     combine it with another. Schmitt 2018, arXiv 1803.03835.
     """
 
-    student_head: ClassVar[str] = "value"
+    student_head = "value"
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        """Return the loss, `[...]`."""
         teacher = labels.teacher
         label = teacher.params.amax(-1) if teacher.head.action_values else teacher.value
         if label is None:
@@ -126,6 +118,28 @@ class ValueMSE:
         if student.value is None:
             raise SpecMismatchError("ValueMSE: expected a student with a value, found none")
         return (student.value - label.detach()) ** 2
+
+
+@validated_dataclass
+class FeatureMSE(Loss):
+    """mean_f (W h_student(s) + b - h_teacher(s))^2, h the last hidden layer.
+
+    W and b are trained with the student and not saved. This loss trains no policy: combine it with another. The dataset
+    must contain the teacher's features (`collect.features`). Parisotto 2016 (Actor-Mimic), arXiv 1511.06342, eq. 4.
+    """
+
+    student_head = "features"
+
+    def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
+        target = labels.teacher.features
+        if target is None:
+            raise SpecMismatchError(
+                "FeatureMSE: the dataset has no features of the teacher. Collect it with collect.features=true."
+            )
+        if student.features is None or student.features.shape != target.shape:
+            found = None if student.features is None else tuple(student.features.shape)
+            raise SpecMismatchError(f"FeatureMSE: the student has features {found}, the teacher {tuple(target.shape)}")
+        return ((student.features - target.detach()) ** 2).mean(-1)
 
 
 def _require_q_values(loss: str, student: PolicyOutput, labels: Labels) -> None:

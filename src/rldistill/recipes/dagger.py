@@ -2,12 +2,15 @@
 
 Each round continues from the student of the previous round rather than from new weights. With `eval_episodes`, the
 student of the best round is kept, as in VIPER (Bastani 2018, arXiv 1805.08328): trees differ much between rounds.
+
+On-policy distillation (Czarnecki 2019, arXiv 1902.02186) learns from the newest steps only. With the losses
+`reverse_kl` and, with a weight of -1, `entropy`, the objective is their per-step cross-entropy
+-sum_a student(a|s) log teacher(a|s), without their term for later steps. In the first collection the teacher acts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from rldistill.collection.collect import collect
 from rldistill.core.fields import Positive, validated_dataclass
@@ -42,56 +45,61 @@ class Dagger(FromDataset):
     beta: FractionSchedule = Constant(0.0)
     eval_episodes: Positive | None = None
 
-    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
-        """Distill one student with one training seed."""
-        return distill_in_rounds(job, self, mode, progress)
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress, newest_only: bool = False) -> NetworkPolicy:
+        """Distill on the teacher's dataset, then in each round on data that the student has collected.
+
+        With `newest_only`, a round learns from its own steps only, not from all data so far.
+        """
+        folder, run = job.folder, job.run
+        if job.inputs().open_folder(folder, "policy.json", mode):
+            return load_native(folder)
+        own_dataset, data = folder / "dataset", job.data
+        student: NetworkPolicy | None = None
+        candidates: list[tuple[float, NetworkPolicy]] = []
+        for number in range(self.rounds + 1):
+            if student is not None:
+                beta = self.beta((number - 1) / max(self.rounds - 1, 1))
+                config = dataclasses.replace(run.collect, steps=self.steps_per_round, beta=beta)
+                collect(
+                    run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
+                    mode="resume", progress=False,
+                )  # fmt: skip
+                folders = [own_dataset] if newest_only else [job.dataset_folder, own_dataset]
+                only_round = number if newest_only else None
+                data = Dataset.read(folders, config.gamma, memory_gb=config.memory_gb, only_round=only_round)
+            is_result = number == self.rounds and self.eval_episodes is None  # else the best round is the result
+            round_folder = folder if is_result else folder / f"round-{number}"
+            part = Round(progress, number, self.rounds + 1)
+            start = job.student if student is None else student
+            student = distill(data, start, run.distill, round_folder, seed=job.seed, mode="resume", progress=part)
+            if self.eval_episodes is not None:
+                file = round_folder / "score.json"
+                if not file.exists():
+                    env, split = adapt_env(run.env, job.teacher), PlayConfig(run.seed, VALIDATION)
+                    score = float(play(env, student, self.eval_episodes, split).returns.mean())
+                    write_json(file, {"episodes": self.eval_episodes, "score": score})
+                candidates.append((float(read_json(file)["score"]), student))
+                part.update(run.distill.epochs, run.distill.epochs, candidates[-1][0])
+        if candidates:
+            best = max(range(len(candidates)), key=lambda number: candidates[number][0])
+            save_policy(candidates[best][1], folder, {**provenance(job.seed), "round": best})
+            student = load_native(folder)
+        assert student is not None
+        return student
 
 
-def distill_in_rounds(
-    job: StudentJob, recipe: Dagger, mode: Mode, progress: Progress, newest_only: bool = False
-) -> NetworkPolicy:
-    """Distill on the teacher's dataset, then in each round on data that the student has collected.
+@validated_dataclass
+class OnPolicy(FromDataset):
+    """On-policy distillation: in each round the student alone acts, and learns from these steps only.
 
-    With `newest_only`, a round learns from its own steps only, not from all data so far.
+    Attributes:
+        steps_per_round: environment steps of each round.
+        rounds: rounds after the first distillation.
     """
-    folder, run = job.folder, job.run
-    if job.inputs().open_folder(folder, "policy.json", mode):
-        return load_native(folder)
-    own_dataset, data = folder / "dataset", job.data
-    student: NetworkPolicy | None = None
-    candidates: list[tuple[float, NetworkPolicy]] = []
-    for number in range(recipe.rounds + 1):
-        if student is not None:
-            beta = recipe.beta((number - 1) / max(recipe.rounds - 1, 1))
-            config = dataclasses.replace(run.collect, steps=recipe.steps_per_round, beta=beta)
-            collect(
-                run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
-                mode="resume", progress=False,
-            )  # fmt: skip
-            folders = [own_dataset] if newest_only else [job.dataset_folder, own_dataset]
-            only_round = number if newest_only else None
-            data = Dataset.read(folders, config.gamma, memory_gb=config.memory_gb, only_round=only_round)
-        is_result = number == recipe.rounds and recipe.eval_episodes is None  # else the best round is the result
-        round_folder = folder if is_result else folder / f"round-{number}"
-        part = Round(progress, number, recipe.rounds + 1)
-        start = job.student if student is None else student
-        student = distill(data, start, run.distill, round_folder, seed=job.seed, mode="resume", progress=part)
-        if recipe.eval_episodes is not None:
-            score = _validation_score(job, student, recipe.eval_episodes, round_folder)
-            candidates.append((score, student))
-            part.update(run.distill.epochs, run.distill.epochs, score)
-    if candidates:
-        best = max(range(len(candidates)), key=lambda number: candidates[number][0])
-        save_policy(candidates[best][1], folder, {**provenance(job.seed), "round": best})
-        student = load_native(folder)
-    assert student is not None
-    return student
 
+    steps_per_round: Positive
+    rounds: Positive = 1
 
-def _validation_score(job: StudentJob, student: NetworkPolicy, episodes: int, folder: Path) -> float:
-    """Return the mean return over validation episodes, which are played once and stored in `folder`."""
-    file, run = folder / "score.json", job.run
-    if not file.exists():
-        returns = play(adapt_env(run.env, job.teacher), student, episodes, PlayConfig(run.seed, VALIDATION)).returns
-        write_json(file, {"episodes": episodes, "score": float(returns.mean())})
-    return float(read_json(file)["score"])
+    def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
+        rounds = Dagger(rounds=self.rounds, steps_per_round=self.steps_per_round)
+        return rounds.distill(job, mode, progress, newest_only=True)

@@ -1,4 +1,4 @@
-"""Recipes that learn from reward by PPO, and the control that learns from reward alone.
+"""Recipes that learn from reward by PPO or DQN, and the control that learns from reward alone.
 
 The result is the best policy by validation episodes.
 """
@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.fields import Positive, PositiveFraction, validated_dataclass
+from rldistill.core.errors import ConfigError
+from rldistill.core.fields import NonNegative, Positive, PositiveFraction, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
-from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule
+from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule, Schedule
 from rldistill.core.spec import PolicySpec, Side
+from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode
@@ -27,7 +29,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
-from rldistill.rl.task import LearningTask, clip_rewards
+from rldistill.rl.train_state import LearningTask, clip_rewards
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native
 
@@ -36,67 +38,66 @@ CONTROL_BUDGET = 10
 
 
 class FromReward(Recipe):
-    """Base class of recipes that learn from reward with the guidance of a teacher, by default with PPO."""
+    """Base class of recipes that learn from reward with the guidance of a teacher, by default with PPO.
+
+    Attributes:
+        weight, gate, proximal: settings of `Guidance`.
+    """
 
     needs_dataset = False
     learner: ClassVar[Literal["ppo", "dqn"] | None] = "ppo"
+    weight: Schedule = Constant(1.0)
+    gate: Literal["none", "performance", "adaptive"] = "none"
+    proximal: ClassVar[bool] = False
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
-        """Return the settings of `Guidance` for this recipe."""
-        raise NotImplementedError
+        """Return the settings of `Guidance` for this recipe, without the returns of teacher and random play."""
+        options = {"weight": self.weight, "gate": self.gate, "proximal": self.proximal}
+        return {"losses": run.distill.losses, **options}
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
-        """Return the action head of a student; raise if it cannot learn from reward."""
+        """Return the action head of a student; raise if the settings do not let it learn from reward."""
         losses = self.guidance_options(run).get("losses", ())
         return ppo.new_policy(student, spec, teacher.spec.head, losses).spec.head
 
-    def initial_policy(self, job: StudentJob, mode: Mode) -> NetworkPolicy | None:
-        """Return a policy with the initial weights; None for random weights."""
-        return None
-
-    def learn(
-        self, job: StudentJob, task: LearningTask, initial: NetworkPolicy | None, progress: Progress
-    ) -> NetworkPolicy:
-        """Train the student."""
-        return ppo.learn(task, job.run.ppo, initial=initial, mode="resume", progress=progress)
+    def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Train the student in its folder, which is open; `mode` is for other folders."""
+        return ppo.learn(task, job.run.ppo, mode="resume", progress=progress)
 
     def check(self, run: Run, teacher: Policy) -> None:
-        """Raise for a student, a loss, a budget or a gate with which nothing can be learned from reward."""
-        self.check_students(run, teacher)
         self.guidance(run, teacher)
 
-    def check_students(self, run: Run, teacher: Policy) -> None:
-        """Raise for students that cannot learn from reward, and for losses that do not fit them."""
-        losses = self.guidance_options(run).get("losses", ())
-        spec = observation_views(adapt_env(run.env, teacher)).student
-        for student in run.students.values():
-            require_comparable(losses, teacher.spec.head, self.student_head(run, student, spec, teacher))
-
     def guidance(self, run: Run, teacher: Policy) -> Guidance:
-        """Return the guidance of the teacher.
+        """Return the guidance by the teacher.
 
         Raises:
-            ConfigError: the gate can never open, since the teacher is no better than random play.
+            ConfigError: a student cannot learn from reward, or the gate can never open, since the teacher is no better
+                than random play.
+            SpecMismatchError: a loss does not fit teacher and student.
         """
+        options = self.guidance_options(run)
+        spec = observation_views(adapt_env(run.env, teacher)).student
+        for student in run.students.values():
+            head = self.student_head(run, student, spec, teacher)
+            require_comparable(options.get("losses", ()), teacher.spec.head, head)
+        if not self.needs_teacher:
+            return Guidance()
         # The student learns from clipped rewards on Atari, so its return is compared with such returns.
         clipped = dataclasses.replace(run, env=clip_rewards(adapt_env(run.env, teacher)))
         best = float(validation_returns(clipped, teacher, teacher, "teacher").mean())
         worst = float(validation_returns(clipped, teacher, None).mean())
-        return Guidance(**self.guidance_options(run), teacher_return=best, random_return=worst)
+        return Guidance(**options, teacher_return=best, random_return=worst)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
-        """Train one student with one training seed."""
         inputs = job.inputs()
-        if mode == "resume" and (job.folder / "policy.json").exists():
+        if mode == "resume" and (job.folder / "policy.json").exists():  # so that the teacher is not played again
             inputs.require_same(job.folder)
             return load_native(job.folder)
-        self.check_students(job.run, job.teacher)
         guidance = self.guidance(job.run, job.teacher)
-        initial = self.initial_policy(job, mode)
         inputs.open_folder(job.folder, "policy.json", mode)
         score = partial(validation_returns, job.run, job.teacher)
         task = LearningTask(job.run.env, job.student, job.folder, job.teacher, guidance, score=score, seed=job.seed)
-        return self.learn(job, task, initial, progress)
+        return self.learn(job, task, mode, progress)
 
 
 @validated_dataclass
@@ -109,9 +110,7 @@ class Ppd(FromReward):
 
     weight: NonNegativeSchedule = Constant(1.0)
 
-    def guidance_options(self, run: Run) -> dict[str, Any]:
-        """Return the losses with their proximal weight."""
-        return {"losses": run.distill.losses, "weight": self.weight, "proximal": True}
+    proximal = True
 
 
 @validated_dataclass
@@ -127,10 +126,6 @@ class Kickstart(FromReward):
     weight: NonNegativeSchedule = Linear(1.0, 0.0)
     gate: Literal["none", "performance"] = "none"
 
-    def guidance_options(self, run: Run) -> dict[str, Any]:
-        """Return the losses with their weight and gate."""
-        return {"losses": run.distill.losses, "weight": self.weight, "gate": self.gate}
-
 
 @validated_dataclass
 class JumpStart(FromReward):
@@ -145,7 +140,6 @@ class JumpStart(FromReward):
     until: PositiveFraction = 0.7
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
-        """Return the steps of the teacher."""
         return {"teacher_steps": Linear(self.first_steps, 0.0, self.until)}
 
 
@@ -156,12 +150,72 @@ class FromScratch(FromReward):
     needs_teacher = False
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
-        """Return no settings."""
         return {}
 
-    def guidance(self, run: Run, teacher: Policy) -> Guidance:
-        """Return no guidance; the teacher is not played."""
-        return Guidance()
+
+@validated_dataclass
+class Finetune(FromReward):
+    """Distill, then continue by PPO with a distillation term that decreases only while the return is kept.
+
+    Attributes:
+        weight: initial weight of the distillation losses.
+        critic_warmup: environment steps in which only the critic learns.
+    """
+
+    weight: NonNegativeSchedule = Constant(1.0)
+    critic_warmup: NonNegative = 10_000
+
+    needs_dataset = True
+    gate = "adaptive"
+
+    def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
+        if run.ppo.critic_warmup:
+            raise ConfigError("ppo.critic_warmup: finetune has its own setting. Use recipe.critic_warmup.")
+        if self.critic_warmup >= run.ppo.total_steps:
+            raise ConfigError(
+                f"recipe.critic_warmup: expected fewer steps than ppo.total_steps ({run.ppo.total_steps:,}), found "
+                f"{self.critic_warmup:,}, so that the policy would never learn"
+            )
+        return super().student_head(run, student, spec, teacher)
+
+    def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
+        # Into a folder of its own, since a stage's folder holds one policy.
+        folder = job.folder.with_name(f"{job.folder.name}-distilled")
+        job.inputs().open_folder(folder, "policy.json", mode)
+        settings = job.run.distill
+        initial = distill(job.data, job.student, settings, folder, seed=job.seed, mode="resume", progress=False)
+        config = dataclasses.replace(job.run.ppo, critic_warmup=self.critic_warmup)
+        return ppo.learn(task, config, initial=initial, mode="resume", progress=progress)
+
+
+@validated_dataclass
+class QDagger(FromReward):
+    """DQN on the teacher's dataset, then on this dataset and the student's own steps.
+
+    Agarwal 2022, arXiv 2206.01626. The distillation losses are multiplied by
+    clip(1 - (G - G_random) / (G_teacher - G_random), 0, 1), G the mean return of the student, from its 16th episode on,
+    and by 1 before.
+
+    Attributes:
+        weight: weight of the distillation losses, over the course of training.
+    """
+
+    weight: NonNegativeSchedule = Constant(1.0)
+
+    needs_dataset = True
+    learner = "dqn"
+    gate = "performance"
+
+    def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
+        if run.dqn.learning_starts >= run.dqn.total_steps:
+            raise ConfigError(
+                f"dqn.learning_starts: expected fewer steps than dqn.total_steps ({run.dqn.total_steps:,}), found "
+                f"{run.dqn.learning_starts:,}, so that nothing would be learned from reward"
+            )
+        return dqn.new_policy(student, spec, run.dqn).spec.head
+
+    def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
+        return dqn.learn(task, job.run.dqn, dataset=job.data, mode="resume", progress=progress)
 
 
 def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Progress) -> NetworkPolicy:

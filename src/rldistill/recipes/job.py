@@ -1,32 +1,122 @@
-"""Run, job of one student, and base class of recipes."""
+"""Run with the checks of its fields, job of one student, and base class of recipes."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainValidator
 
 from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import ConfigError
-from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, validated_dataclass
+from rldistill.core.errors import ConfigError, did_you_mean, short_repr
+from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, invalid, read, validated_dataclass
 from rldistill.core.policy import Policy
+from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
+from rldistill.envs.atari import is_atari, register_atari, rom_name
+from rldistill.envs.make import wrapper_class
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.exporters.config import ExportConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.checks import EnvField, TeacherField, require_distinct, require_folder, require_usable_names
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
 from rldistill.teachers.fingerprint import fingerprint
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
+from rldistill.teachers.training.config import TrainConfig
+from rldistill.teachers.training.train import algorithm_class
+
+RESERVED_NAMES = ("teacher", "random")
+"""Names of policies in results that no student can have."""
+
+
+def _require_registered(env: EnvConfig) -> EnvConfig:
+    import gymnasium
+
+    if is_atari(env.id):
+        rom_name(env.id)
+    elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
+        register_atari()
+        if env.id not in gymnasium.registry:
+            hint = did_you_mean(env.id, gymnasium.registry)
+            raise invalid(f"Gymnasium has no environment {env.id!r}.{hint}", "id")
+    views = {f"views.{side}": getattr(env.views, side) for side in SIDES if env.views is not None}
+    for key, wrappers in {"wrappers": env.wrappers, **views}.items():
+        for wrapper in wrappers:
+            try:
+                wrapper_class(wrapper)
+            except ConfigError as error:
+                raise invalid(str(error).removeprefix("env.wrappers: "), key) from error
+    return env
+
+
+def _require_algorithm(config: TrainConfig) -> TrainConfig:
+    algorithm_class(config)  # raises errors that begin with `train.`, of which pydantic's are made
+    return config
+
+
+def _require_usable_names(students: dict[str, AnyStudent]) -> dict[str, AnyStudent]:
+    for name in students:
+        if name in RESERVED_NAMES or not re.fullmatch(r"\w[\w.-]*", name):
+            raise invalid(f"expected letters, digits, - and _, and none of {', '.join(RESERVED_NAMES)}", name)
+    return students
+
+
+def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise invalid("the same seed is there twice, expected different ones")
+    return seeds
+
+
+def _require_folder(path: Path) -> Path:
+    if "\0" in str(path):
+        raise invalid(f"{str(path)!r} is no name of a folder")
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise invalid(f"{existing} is a file, expected a folder")
+    return path
+
+
+@validated_dataclass
+class TrainedTeacher:
+    """Teacher that the run trains.
+
+    Attributes:
+        train: Settings of the training.
+    """
+
+    train: Annotated[TrainConfig, AfterValidator(_require_algorithm)]
+
+
+def _read_teacher(value: Any) -> Any:
+    if isinstance(value, str):
+        return read(SavedTeacher, value)
+    if isinstance(value, Mapping):
+        if "path" in value:
+            return read(SavedTeacher, value)
+        if "ensemble" in value:
+            return read(TeacherEnsemble, value)
+        return read(TrainedTeacher, value).train
+    if isinstance(value, SavedTeacher | TeacherEnsemble | TrainConfig) or hasattr(value, "spec"):
+        return value
+    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble or train")
+
+
+EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
+TeacherField = Annotated[
+    SavedTeacher | TeacherEnsemble | TrainConfig | Policy,
+    PlainValidator(_read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TrainedTeacher),
+]
+
 
 RECIPES: dict[str, type[Recipe]] = {}
 """Recipes by their name in run files, listed in `rldistill.recipes`."""
@@ -83,7 +173,7 @@ class Run:
     env: EnvField
     teacher: TeacherField
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
-    out: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
+    out: Annotated[Path, AfterValidator(_require_folder)] = Path("runs/run")
     seed: Seed = 0
     collect: CollectConfig = CollectConfig()
     recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
@@ -93,8 +183,8 @@ class Run:
     ppo: PPOConfig = PPOConfig()
     dqn: DQNConfig = DQNConfig()
     control: Literal["none", "from_scratch"] = "none"
-    students: Annotated[dict[str, AnyStudent], AfterValidator(require_usable_names)] = field(default_factory=dict)
-    seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(require_distinct)] = (0,)
+    students: Annotated[dict[str, AnyStudent], AfterValidator(_require_usable_names)] = field(default_factory=dict)
+    seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(_require_distinct)] = (0,)
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = None
     verify: bool = True

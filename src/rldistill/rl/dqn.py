@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK
-from rldistill.core.policy import resolve_device
+from rldistill.core.policy import resolve_device, to_device
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.replay import ReplayBuffer, TransitionBatch
@@ -28,8 +27,8 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig
 from rldistill.rl.replay import OfflineTransitions, ReplayObsEncoder
-from rldistill.rl.task import LearningTask, TrainingSetup, fit_normalization
-from rldistill.rl.train_state import TrainState
+from rldistill.rl.rollout import RolloutWorker
+from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
@@ -63,65 +62,44 @@ def learn(
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
     device = resolve_device(config.device, "dqn.device")
-    with stage_progress(progress, "learn", "steps") as report, task.open(config, device) as setup:
-        learner = _Learner(task, config, setup, dataset)
-        learner.state.restore()
-        if dataset is not None and learner.state.progress < 1:
-            is_clipped = is_atari(setup.worker.env.id)
-            learner.offline = OfflineTransitions(dataset, learner.encoder, config, is_clipped)
-            learner.learn_offline(report)
-        return _train(learner, report)
+    with stage_progress(progress, "learn", "steps") as report, task.open(config, device) as worker:
+        learner = DQNLearner(task, config, worker, dataset)
+        learner.restore()
+        if dataset is not None and learner.progress < 1:
+            learner.learn_offline(dataset, report)
+        if learner.offline_updates:
+            learner.log_start(learner.newest_candidate())
+        terms = list[dict[str, Tensor]]()
+        while learner.progress < 1:
+            # Collect one step of every environment.
+            learner.collect()
+            learner.steps += config.num_envs
 
+            # Update.
+            terms += learner.update()
+            finished = learner.offline_updates + min(learner.steps, config.total_steps)
+            report.update(finished, learner.offline_updates + config.total_steps, worker.mean_return)
 
-def _train(learner: _Learner, report: Progress) -> NetworkPolicy:
-    """Run the training loop on the student's own steps."""
-    config, state, worker = learner.config, learner.state, learner.setup.worker
-    if state.offline_updates:
-        state.log_start(learner.newest_candidate())
-    terms = list[dict[str, Tensor]]()
-    while state.progress < 1:
-        # Collect one step of every environment.
-        learner.collect()
-        state.steps += config.num_envs
-
-        # Update.
-        terms += learner.update()
-        finished = state.offline_updates + min(state.steps, config.total_steps)
-        report.update(finished, state.offline_updates + config.total_steps, worker.mean_return)
-
-        # Evaluate, log and checkpoint: here alone, where no loss waits for its row.
-        log_due = state.steps % LOG_INTERVAL_STEPS < config.num_envs or state.progress >= 1
-        if terms and (log_due or state.eval_due):
-            state.log(learner.newest_candidate(), learner.metrics(terms))
-            terms = []
-            state.update_weight()
-            state.save_if_due()
-    policy = learner.newest_candidate() if learner.task.score is None else state.networks["best"]
-    if isinstance(policy.output, DuelingLayer):
-        policy.output = policy.output.to_linear()
-    return learner.task.save(policy, state.steps)
-
-
-@dataclass(frozen=True)
-class DQNLoss:
-    """Terms of DQN's loss, `[B]`.
-
-    Attributes:
-        td: Huber loss of the temporal-difference error.
-        q_value: Q value of the action taken.
-    """
-
-    td: Tensor
-    q_value: Tensor
+            # Evaluate, log and checkpoint: here alone, where no loss waits for its row.
+            log_due = learner.steps % LOG_INTERVAL_STEPS < config.num_envs or learner.progress >= 1
+            if terms and (log_due or learner.eval_due):
+                learner.log(learner.newest_candidate(), learner.metrics(terms))
+                terms = []
+                learner.update_weight()
+                learner.save_if_due()
+        policy = learner.newest_candidate() if task.score is None else learner.networks["best"]
+        if isinstance(policy.output, DuelingLayer):
+            policy.output = policy.output.to_linear()
+        return task.save(policy, learner.steps)
 
 
 def dqn_loss(
-    q_values: Tensor, batch: TransitionBatch, next_q_values: Tensor, selection_q_values: Tensor | None = None
-) -> DQNLoss:
-    """Return the loss h(Q(s, a) - R - gamma^n Q_target(s', a')) of each transition, h the Huber loss (Mnih 2015).
+    q_value: Tensor, batch: TransitionBatch, next_q_values: Tensor, selection_q_values: Tensor | None = None
+) -> Tensor:
+    """Return h(Q(s, a) - R - gamma^n Q_target(s', a')) of each transition, `[B]`, h the Huber loss (Mnih 2015).
 
     Args:
-        q_values: Q values of the learning network for the observations, `[B, A]`.
+        q_value: Q values of the learning network for the observations and the actions taken, `[B]`.
         batch: transitions.
         next_q_values: Q values of the target network for the next observations, `[B, A]`.
         selection_q_values: Q values that select a' (double DQN, van Hasselt 2015, arXiv 1509.06461); by default those
@@ -129,62 +107,61 @@ def dqn_loss(
     """
     selection = next_q_values if selection_q_values is None else selection_q_values
     next_value = next_q_values.gather(1, selection.argmax(1, keepdim=True)).squeeze(1)
-    q_value = q_values.gather(1, batch.action[:, None]).squeeze(1)
     target = (batch.reward + batch.discount * next_value).detach()
-    return DQNLoss(F.smooth_l1_loss(q_value, target, reduction="none"), q_value.detach())
+    return F.smooth_l1_loss(q_value, target, reduction="none")
 
 
-class _Learner:
+class DQNLearner(Learner):
     """Networks, optimizer and replay of a run of DQN."""
 
-    def __init__(self, task: LearningTask, config: DQNConfig, setup: TrainingSetup, dataset: Dataset | None) -> None:
-        self.task, self.config, self.setup = task, config, setup
-        self.policy = new_policy(task.student, setup.worker.views.student, config)
+    config: DQNConfig
+    replay: ReplayBuffer
+
+    def __init__(self, task: LearningTask, config: DQNConfig, worker: RolloutWorker, dataset: Dataset | None) -> None:
+        self.policy = new_policy(task.student, worker.views.student, config)
         if dataset is not None:
             prepare(self.policy, dataset)
-        self.policy.to(setup.device)
+        self.policy.to(worker.device)
         self.target = copy.deepcopy(self.policy)
         # The network that is evaluated and kept.
         self.candidate = copy.deepcopy(self.policy) if config.ema_decay else self.policy
-        self.encoder = ReplayObsEncoder(self.policy, dataset, setup.device)
-        self.needs_fit = dataset is None
+        self.encoder = ReplayObsEncoder(self.policy, dataset, worker.device)
         self.offline: OfflineTransitions | None = None
-        num_labels = 0 if setup.teacher_loss is None else setup.teacher_loss.head.num_params
-        self.replay = ReplayBuffer(
-            self.encoder.spec, config.buffer_size, config.num_envs, config.n_steps, config.gamma, num_labels
-        )
-        self.no_loss = torch.zeros((), device=setup.device)
+        num_labels = 0 if worker.teacher is None else worker.teacher.policy.spec.head.num_params
         self.weights = flatten_weights(self.policy)
         self.average_weights = flatten_weights(self.candidate) if config.ema_decay else None
         networks = {"policy": self.policy, "target": self.target}
         networks |= {"average": self.candidate} if config.ema_decay else {}
         optimizer = torch.optim.Adam([self.weights], config.learning_rate, eps=1.5e-4, fused=True)
-        self.state = TrainState(task, config, setup, networks, optimizer, self.replay)
+        replay = ReplayBuffer(
+            self.encoder.spec, config.buffer_size, config.num_envs, config.n_steps, config.gamma, num_labels
+        )
+        super().__init__(task, config, worker, networks, optimizer, replay)
 
-    def learn_offline(self, progress: Progress) -> None:
+    def learn_offline(self, dataset: Dataset, progress: Progress) -> None:
         """Learn from the teacher's dataset, with the first weight of the distillation losses."""
-        config, state = self.config, self.state
-        assert self.offline is not None
+        config = self.config
+        self.offline = OfflineTransitions(dataset, self.encoder, config, is_atari(self.worker.env.id))
         weight = self.task.guidance.weight(0.0) if self.task.guidance.losses else 0.0
-        while state.offline_updates < config.offline_steps:
-            rng = block_generator(self.task.seed, "train", 2, 0, state.offline_updates)
+        while self.offline_updates < config.offline_steps:
+            rng = block_generator(self.task.seed, "train", 2, 0, self.offline_updates)
             self._step(self.offline.sample(config.batch_size, rng), weight)
-            state.offline_updates += 1
-            state.save_if_due()
-            progress.update(state.offline_updates, config.offline_steps + config.total_steps)
+            self.offline_updates += 1
+            self.save_if_due()
+            progress.update(self.offline_updates, config.offline_steps + config.total_steps)
 
     def collect(self) -> None:
         """Take one epsilon-greedy step in every environment and store it."""
-        worker, teacher = self.setup.worker, self.setup.teacher
+        worker, teacher = self.worker, self.worker.teacher
         spec = worker.views.student
-        rng = block_generator(self.task.seed, "train", 1, 0, self.state.steps)
-        greedy = self.state.student.step(worker.obs).mode().numpy()
+        rng = block_generator(self.task.seed, "train", 1, 0, self.steps)
+        greedy = self.student.step(worker.obs).mode().numpy()
         obs, age = worker.student_obs(worker.obs), worker.age
         labels = {} if teacher is None else {"labels": teacher.step(worker.obs).params.numpy()}
         random = rng.integers(0, spec.head.nvec[0], len(age))
         if MASK in spec.entries:
             random = legal_actions(obs.numpy(), spec, rng)
-        explores = rng.random(len(age)) < self.config.epsilon_schedule(self.state.progress)
+        explores = rng.random(len(age)) < self.config.epsilon_schedule(self.progress)
         action = np.where(explores, random, greedy)
         stored = self.encoder.encode(obs)  # before the step, after which `obs` may be overwritten
         step = worker.step(action)
@@ -200,78 +177,78 @@ class _Learner:
             age=age,
             **labels,
         )
-        for actor in self.state.actors.values():
+        for actor in self.actors.values():
             actor.reset(step.ended)
 
     def update(self) -> list[dict[str, Tensor]]:
         """Make the gradient steps of one environment step, if there is enough data; return their loss terms."""
-        config, state = self.config, self.state
-        if state.steps < config.learning_starts or self.replay.num_added < self.replay.min_steps:
+        config = self.config
+        if self.steps < config.learning_starts or self.replay.num_added < self.replay.min_steps:
             return []
-        if self.needs_fit and not state.updates:
+        if self.offline is None and not self.updates:
             rng = block_generator(self.task.seed, "train", 4, 0, 0)
             sample = self.replay.sample(NORMALIZATION_SAMPLES, rng)
-            fit_normalization([self.policy], sample.obs.to(self.setup.device))
+            fit_normalization([self.policy], sample.obs.to(self.worker.device))
             for network in (self.target, self.candidate):
                 network.load_state_dict(self.policy.state_dict())
         if config.schedule == "linear":
-            state.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - state.progress, 0.0)
-        rng = block_generator(self.task.seed, "train", 3, 0, state.steps)
-        weight = state.weight.weight(state.progress)
-        return [self._step(self._sample(rng), weight) for _ in range(config.gradient_steps)]
-
-    def _sample(self, rng: np.random.Generator) -> TransitionBatch:
-        """Return a batch of the dataset and the replay together, all transitions with the same probability."""
-        config, num_offline = self.config, 0
-        if self.offline is not None:
-            share = len(self.offline) / (len(self.offline) + len(self.replay))
-            num_offline = rng.binomial(config.batch_size, share)
-        own = self.replay.sample(config.batch_size - num_offline, rng)
-        return own if self.offline is None else own.concat(self.offline.sample(num_offline, rng))
+            self.optimizer.param_groups[0]["lr"] = config.learning_rate * max(1 - self.progress, 0.0)
+        rng = block_generator(self.task.seed, "train", 3, 0, self.steps)
+        weight = self.weight.weight(self.progress)
+        terms = []
+        for _ in range(config.gradient_steps):
+            num_offline = 0
+            if self.offline is not None:  # all transitions of dataset and replay have the same probability
+                share = len(self.offline) / (len(self.offline) + len(self.replay))
+                num_offline = rng.binomial(config.batch_size, share)
+            batch = self.replay.sample(config.batch_size - num_offline, rng)
+            if self.offline is not None:
+                batch = batch.concat(self.offline.sample(num_offline, rng))
+            terms.append(self._step(batch, weight))
+        return terms
 
     def _step(self, batch: TransitionBatch, weight: float) -> dict[str, Tensor]:
         """Make one step of the optimizer; return the means of the loss terms."""
-        config, state, teacher_loss = self.config, self.state, self.setup.teacher_loss
-        q_values = self.encoder.q_values
-        batch = batch.to(self.setup.device)
+        config, teacher_loss, q_values = self.config, self.teacher_loss, self.encoder.q_values
+        batch = to_device(batch, self.worker.device)
         output = q_values(self.policy, batch.obs)
         with torch.no_grad():
             next_q_values = q_values(self.target, batch.next_obs).params
             selection = q_values(self.policy, batch.next_obs).params if config.double else None
-        terms = dqn_loss(output.params, batch, next_q_values, selection)
-        loss = terms.td
-        row = {"td_loss": loss.detach().mean(), "q_value": terms.q_value.mean(), "distillation_loss": self.no_loss}
+        q_value = output.params.gather(1, batch.action[:, None]).squeeze(1)
+        loss = dqn_loss(q_value, batch, next_q_values, selection)
+        row = {"td_loss": loss.detach().mean(), "q_value": q_value.detach().mean(), "distillation_loss": self.no_loss}
         if teacher_loss is not None and batch.labels is not None:
             teacher_loss.measure(batch.labels)
             if weight > 0:
-                distillation = teacher_loss(output, batch.to_labels(teacher_loss.head), state.progress)
+                distillation = teacher_loss(output, batch.to_labels(teacher_loss.head), self.progress)
                 loss = loss + weight * distillation
                 row["distillation_loss"] = distillation.detach().mean()
         assert self.weights.grad is not None
         self.weights.grad.zero_()
         loss.mean().backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([self.weights], config.max_grad_norm)
-        state.optimizer.step()
+        self.optimizer.step()
         if self.average_weights is not None:
             # Young averages are short, or the first weights would be most of them.
-            decay = min(config.ema_decay, state.updates / (state.updates + 10))
+            decay = min(config.ema_decay, self.updates / (self.updates + 10))
             self.average_weights.detach().lerp_(self.weights.detach(), 1 - decay)
-        state.updates += 1
-        if state.updates % config.target_update_interval == 0:
+        self.updates += 1
+        if self.updates % config.target_update_interval == 0:
             self.target.load_state_dict(self.policy.state_dict())
         return row
 
     def metrics(self, terms: list[dict[str, Tensor]]) -> dict[str, Any]:
         """Return the means of the loss terms, the learning rate, and the divergence from the teacher."""
-        row: dict[str, Any] = {"learning_rate": self.state.optimizer.param_groups[0]["lr"]}
+        row: dict[str, Any] = {"learning_rate": self.optimizer.param_groups[0]["lr"]}
         row |= {name: float(torch.stack([term[name] for term in terms]).mean()) for name in terms[0]}
-        row["distillation_weight"] = self.state.weight.weight(self.state.progress)
-        if self.setup.teacher_loss is not None:
-            rng = block_generator(self.task.seed, "train", 5, 0, self.state.steps)
-            batch = self.replay.sample(self.config.batch_size, rng).to(self.setup.device)
+        row["distillation_weight"] = self.weight.weight(self.progress)
+        if self.teacher_loss is not None:
+            rng = block_generator(self.task.seed, "train", 5, 0, self.steps)
+            batch = to_device(self.replay.sample(self.config.batch_size, rng), self.worker.device)
             assert batch.labels is not None
             with torch.no_grad():
-                row |= self.setup.teacher_loss.kl(self.encoder.q_values(self.policy, batch.obs), batch.labels)
+                row |= self.teacher_loss.kl(self.encoder.q_values(self.policy, batch.obs), batch.labels)
         return row
 
     def newest_candidate(self) -> NetworkPolicy:

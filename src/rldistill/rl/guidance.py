@@ -18,8 +18,9 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Labels, PolicyOutput
 from rldistill.core.schedules import Constant, Schedule
 from rldistill.data.dataset import action_gap
-from rldistill.losses import BellmanTarget, functional
+from rldistill.losses import BellmanTarget
 from rldistill.losses.objective import Term, default_temperature, unreduced, with_temperatures
+from rldistill.losses.policy import kl, student_temperature
 
 WARNING_DROP = 0.2
 """Drop of the return that causes a warning, as a share of the distance from random play to the teacher."""
@@ -64,8 +65,6 @@ class Guidance:
                 "distill.losses: bellman_target needs the teacher's output for next states, which learning from reward "
                 "does not compute. Leave it out."
             )
-        if min(self.weight(0.0), self.weight(1.0)) < 0:
-            raise ConfigError("recipe.weight: expected no negative number")
         if self.teacher_return is None or self.random_return is None:
             if self.gate != "none":
                 raise ConfigError(f"guidance.gate: {self.gate} needs teacher_return and random_return. Give both.")
@@ -82,12 +81,6 @@ class Guidance:
     def needs_teacher(self) -> bool:
         """True if the teacher labels states or takes steps."""
         return bool(self.losses) or self.teacher_steps is not None
-
-    @property
-    def reference_returns(self) -> dict[str, float]:
-        """The mean returns of teacher and random play, as columns of the metrics."""
-        references = {"teacher_return": self.teacher_return, "random_return": self.random_return}
-        return {name: value for name, value in references.items() if value is not None}
 
     def num_teacher_steps(self, progress: float) -> int:
         """Return the number of first steps of an episode that the teacher takes, `progress` from 0 to 1."""
@@ -106,35 +99,34 @@ class TeacherLoss:
 
     Attributes:
         action_gap: mean difference of the teacher's best two Q values in its first labels; 1 for other heads.
+        temperature: temperature of the column `teacher_kl`; None before the first labels.
     """
 
     def __init__(self, terms: tuple[Term, ...], head: ActionHead) -> None:
-        self.head = head
+        self.terms, self.head = terms, head
         self.action_gap: float | None = None if head.action_values else 1.0
-        self._terms, self._has_temperatures = terms, False
+        self.temperature: float | None = None
 
     def measure(self, labels: Tensor) -> None:
-        """Measure the action gap on labels `[..., P]`, once."""
-        if self.action_gap is None:
-            self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy())
+        """Measure the action gap on labels `[..., P]`, and fill in the temperatures, once."""
+        if self.temperature is None:
+            if self.action_gap is None:
+                self.action_gap = action_gap(labels.flatten(0, -2).cpu().numpy())
+            gap = self.action_gap
+            self.temperature = default_temperature(self.head, lambda: gap)
+            self.terms = with_temperatures(self.terms, self.head, lambda: gap)
 
     def __call__(self, output: PolicyOutput, labels: Labels, progress: float) -> Tensor:
         """Return the weighted sum of the losses, unreduced."""
-        if not self._has_temperatures:  # filled in once: to replace a term costs as much as to evaluate it
-            self._terms, self._has_temperatures = with_temperatures(self._terms, self.head, self._measured_gap), True
-        return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in self._terms])
+        return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in self.terms])
 
     def kl(self, output: PolicyOutput, labels: Tensor) -> dict[str, float]:
         """Return the column `teacher_kl`, KL(teacher || student), for any losses and any weight."""
         if not self.head.same_space(output.head):
             return {}
-        temperature = default_temperature(self.head, self._measured_gap)
-        own = temperature if output.head.action_values else 1.0
-        return {"teacher_kl": float(functional.kl(PolicyOutput(self.head, labels), output, temperature, own).mean())}
-
-    def _measured_gap(self) -> float:
-        assert self.action_gap is not None
-        return self.action_gap
+        assert self.temperature is not None
+        own = student_temperature(output.head, self.temperature)
+        return {"teacher_kl": float(kl(PolicyOutput(self.head, labels), output, self.temperature, own).mean())}
 
 
 @dataclass
@@ -143,9 +135,7 @@ class DistillationWeight:
 
     Attributes:
         share: factor of the gate.
-        best_return: best mean return so far.
         margin_of_error: `NUM_STD_ERRORS` standard errors of `best_return`.
-        num_ended: number of finished episodes at the last update.
         has_decreased: True once the weight has lost a tenth of its first value.
         has_warned: True once the return has dropped since then.
     """
@@ -181,7 +171,10 @@ class DistillationWeight:
             return None
         self.num_ended = num_ended
         # By the weight in force until now: when the return drops, a gate restores it.
-        self.has_decreased = self.has_decreased or self._is_decreased(progress)
+        initial, now = self.guidance.weight(0.0), self.weight(progress)
+        if not self.guidance.losses:
+            initial, now = (self.guidance.num_teacher_steps(at) for at in (0.0, progress))
+        self.has_decreased = self.has_decreased or now < 0.9 * initial
         mean = float(np.mean(returns))
         if len(returns) < MIN_EPISODES:  # the shortest episodes end first, so their mean is biased, too
             return None
@@ -204,12 +197,6 @@ class DistillationWeight:
             f"the student's mean return has fallen from {before:.4g} to {mean:.4g} since the teacher's weight "
             f"decreased; the best policy is kept. {advice}"
         )
-
-    def _is_decreased(self, progress: float) -> bool:
-        guidance = self.guidance
-        if not guidance.losses:
-            return guidance.num_teacher_steps(progress) < 0.9 * guidance.num_teacher_steps(0.0)
-        return self.weight(progress) < 0.9 * guidance.weight(0.0)
 
     def _has_dropped(self, mean: float, share: float) -> bool:
         """Return True if `mean` is below the best return by more than a share of the distance to random play."""

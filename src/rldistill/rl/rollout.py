@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead
-from rldistill.core.policy import Labels, PolicyOutput
+from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.vector import Step, make_vector_env
@@ -56,8 +55,6 @@ class Rollout(Steps):
     """`T` steps of `N` environments.
 
     Attributes:
-        action_params: parameters of the student's action distribution.
-        truncated: True where an episode was cut off.
         last_obs: last observation of each episode that ended, by step and environment.
         next_obs: observations after the last step, `[N, ...]`.
     """
@@ -67,25 +64,20 @@ class Rollout(Steps):
     last_obs: dict[tuple[int, int], Tensor]
     next_obs: Tensor
 
-    def to(self, device: torch.device) -> Rollout:
-        """Return the rollout on a device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        last_obs = {key: obs.to(device) for key, obs in self.last_obs.items()}
-        return dataclasses.replace(self, **tensors, last_obs=last_obs)
-
 
 class RolloutWorker:
-    """Environments in continuous play, with all that is needed to replay their open episodes.
+    """Environments in continuous play, with the actions that replay their open episodes.
 
     Attributes:
-        obs: current observations, of both views.
-        episode_actions: actions of the open episode of each environment.
-        returns: return of each open episode so far.
-        recent: returns of the latest episodes that ended.
+        device: device of the networks.
+        teacher: teacher in the environments, if it labels states or takes steps.
     """
 
-    def __init__(self, env: EnvConfig, views: ObservationViews, num_envs: int, seed: int) -> None:
-        self.env, self.views, self.num_envs = env, views, num_envs
+    def __init__(
+        self, env: EnvConfig, views: ObservationViews, num_envs: int, seed: int, device: torch.device = CPU
+    ) -> None:
+        self.env, self.views, self.device = env, views, device
+        self.teacher: StatefulPolicy | None = None
         self.vector = make_vector_env(env, num_envs, lambda *episode: episode_seed(seed, "train", 0, 0, *episode))
         self.obs: NDArray[Any] = self.vector.reset()
         self.episode_actions: list[list[NDArray[Any]]] = [[] for _ in range(num_envs)]
@@ -96,11 +88,6 @@ class RolloutWorker:
     def mean_return(self) -> float | None:
         """The mean return of the latest episodes; None before the first one has ended."""
         return float(np.mean(self.recent)) if self.recent else None
-
-    @property
-    def num_ended(self) -> int:
-        """The number of episodes that have ended."""
-        return int(self.vector.episode.sum())
 
     @property
     def age(self) -> NDArray[np.int64]:
@@ -127,15 +114,10 @@ class RolloutWorker:
         return step
 
     def collect(
-        self,
-        student: StatefulPolicy,
-        teacher: StatefulPolicy | None,
-        length: int,
-        num_teacher_steps: int,
-        generator: torch.Generator,
+        self, student: StatefulPolicy, length: int, num_teacher_steps: int, generator: torch.Generator
     ) -> Rollout:
         """Return `length` steps; the teacher takes the first `num_teacher_steps` of each episode."""
-        state = student.state
+        state, teacher = student.state, self.teacher
         rows: list[dict[str, Tensor]] = []
         last_obs: dict[tuple[int, int], Tensor] = {}
         for number in range(length):
@@ -191,10 +173,6 @@ class RolloutWorker:
         self.returns = state["returns"].numpy().copy()
         return True
 
-    def close(self) -> None:
-        """Close the environments."""
-        self.vector.close()
-
 
 def _hash(obs: NDArray[Any]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(obs).tobytes()).digest()
@@ -218,22 +196,11 @@ def advantages(rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch(Steps):
-    """Steps of a rollout, `[B, ...]`; for a recurrent student whole sequences, `[T, B, ...]`.
-
-    Attributes:
-        old_log_prob: log-probability of each action when it was sampled.
-        advantage: advantage of each action.
-        returns: target of the critic.
-    """
+    """Steps of a rollout, `[B, ...]`; for a recurrent student whole sequences, `[T, B, ...]`."""
 
     old_log_prob: Tensor
     advantage: Tensor
     returns: Tensor
-
-    @classmethod
-    def of_rollout(cls, rollout: Rollout, **own: Tensor) -> Minibatch:
-        """Return all steps of a rollout, `[T, N, ...]`, with the columns of a minibatch alone."""
-        return cls(**{field.name: getattr(rollout, field.name) for field in dataclasses.fields(Steps)}, **own)
 
     def split(self, batch_size: int, recurrent: bool, rng: np.random.Generator) -> Iterator[Minibatch]:
         """Yield all steps in a random order, about `batch_size` at a time; whole sequences if recurrent."""

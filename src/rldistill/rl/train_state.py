@@ -1,30 +1,43 @@
-"""State of a run of learning from reward, saved and restored by name."""
+"""Task of a learner, and the learner's networks, environments and counters, saved and restored by name."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.heads import ActionHead
+from rldistill.core.policy import Policy, on_device
+from rldistill.core.spec import EnvConfig
 from rldistill.data.replay import ReplayBuffer
+from rldistill.envs.atari import is_atari
+from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.atomic import write_atomic
 from rldistill.io.metrics import Metrics
+from rldistill.io.provenance import provenance
+from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.rl.config import LearningConfig
-from rldistill.rl.guidance import DistillationWeight
-from rldistill.rl.task import LearningTask, TrainingSetup
+from rldistill.rl.guidance import DistillationWeight, Guidance, TeacherLoss
+from rldistill.rl.rollout import RolloutWorker
+from rldistill.students import AnyStudent
+from rldistill.students.storage import load_native, save_policy
 
 FILE = "checkpoints/last.safetensors"
 CHECKPOINT_INTERVAL_S = 10.0
@@ -32,47 +45,101 @@ CHECKPOINT_INTERVAL_S = 10.0
 MAX_CHECKPOINT_SHARE = 0.03
 """Maximum share of the time that is spent on checkpoints, which hold the whole replay buffer."""
 COUNTERS = ("steps", "updates", "offline_updates", "num_rows", "next_eval", "best_score")
+Score = Callable[[NetworkPolicy], NDArray[np.float64]]
+"""Function that returns the returns of full episodes of a policy."""
 
 
-@dataclass
-class TrainState:
-    """Everything that a run needs to continue exactly where it was stopped.
+@dataclass(frozen=True)
+class LearningTask:
+    """A student that learns from reward, with or without a teacher.
 
-    A checkpoint is one safetensors file, so that it is written at once: tensors by their path in `state_dict`
+    Attributes:
+        env: environment; the rewards of Atari are clipped to their signs.
+        student: network of the student.
+        folder: folder of `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
+        teacher: policy that labels states or takes steps.
+        guidance: use of the teacher.
+        head: action head of a student without a teacher; by default that of the environment.
+        score: evaluation that selects the best policy; without it, the last policy is the result.
+        seed: seed of weights, episodes and random draws.
+    """
+
+    env: EnvConfig
+    student: AnyStudent
+    folder: Path
+    teacher: Policy | None = None
+    guidance: Guidance = Guidance()
+    head: ActionHead | None = None
+    score: Score | None = None
+    seed: int = 0
+
+    @contextmanager
+    def open(self, config: LearningConfig, device: torch.device) -> Iterator[RolloutWorker]:
+        """Open the environments and put the teacher on the device.
+
+        Raises:
+            ConfigError: there is guidance but no teacher.
+            SpecMismatchError: teacher and environment do not fit.
+        """
+        teacher = self.teacher if self.guidance.needs_teacher else None
+        if teacher is None and self.guidance.needs_teacher:
+            raise ConfigError("guidance: it needs a teacher. Give one, or leave out losses and teacher_steps.")
+        # Adapted first, since a teacher's needs may turn the environment into an Atari game.
+        env = clip_rewards(self.env if self.teacher is None else adapt_env(self.env, self.teacher))
+        views = observation_views(env)
+        if teacher is not None:
+            teacher = with_action_mask(teacher, views.teacher)
+            teacher.spec.require_same_input(views.teacher, "the teacher", env.id)
+        worker = RolloutWorker(env, views, config.num_envs, self.seed, device)
+        with closing(worker.vector), inference_threads(config.num_threads), on_device(device, teacher):
+            torch.manual_seed(self.seed)
+            if teacher is not None:
+                worker.teacher = StatefulPolicy(views.policy_on("teacher", teacher), config.num_envs, device=device)
+            yield worker
+
+    def save(self, policy: NetworkPolicy, env_steps: int) -> NetworkPolicy:
+        """Save the result; return it as it is loaded."""
+        save_policy(policy.cpu().eval(), self.folder, provenance(self.seed) | {"env_steps": env_steps})
+        return load_native(self.folder)
+
+
+class Learner:
+    """Base class of the learners, with everything that a run needs to continue exactly where it was stopped.
+
+    A checkpoint is one safetensors file, so that it is written at once: tensors by their path
     (`networks/policy/output.weight`), numbers as JSON in its metadata.
 
     Attributes:
         networks: networks by name; `policy` learns, and `best` is the best policy so far, on the CPU.
-        optimizer: optimizer of the networks.
-        replay: replay buffer of DQN.
-        actors: student and teacher in the environments.
-        weight: weight of the distillation losses.
         steps: environment steps.
         updates: updates of the networks (rollouts of PPO, gradient steps of DQN).
         offline_updates: gradient steps on the teacher's data, which come first.
-        num_rows: rows of `metrics.jsonl`.
-        next_eval: environment step of the next evaluation.
-        best_score: score of the best policy; None before the first evaluation.
     """
 
-    task: LearningTask
-    config: LearningConfig
-    setup: TrainingSetup
-    networks: Mapping[str, NetworkPolicy]
-    optimizer: torch.optim.Optimizer
-    replay: ReplayBuffer | None = None
-    steps: int = 0
-    updates: int = 0
-    offline_updates: int = 0
-    num_rows: int = 0
-    best_score: float | None = None
-
-    def __post_init__(self) -> None:
-        self.next_eval = self.config.eval_every
-        self.weight = DistillationWeight(self.task.guidance)
-        self.networks = {**self.networks, "best": copy.deepcopy(self.networks["policy"]).cpu()}
-        self.student, teacher = self.setup.actor(self.networks["policy"]), self.setup.teacher
-        self.actors = {"student": self.student} | ({} if teacher is None else {"teacher": teacher})
+    def __init__(
+        self,
+        task: LearningTask,
+        config: LearningConfig,
+        worker: RolloutWorker,
+        networks: Mapping[str, NetworkPolicy],
+        optimizer: torch.optim.Optimizer,
+        replay: ReplayBuffer | None = None,
+    ) -> None:
+        self.task, self.config, self.worker = task, config, worker
+        self.networks = {**networks, "best": copy.deepcopy(networks["policy"]).cpu()}
+        self.optimizer, self.replay = optimizer, replay
+        self.steps = self.updates = self.offline_updates = self.num_rows = 0
+        self.next_eval = config.eval_every
+        self.best_score: float | None = None
+        self.weight = DistillationWeight(task.guidance)
+        policy = worker.views.policy_on("student", with_action_mask(networks["policy"], worker.views.student))
+        self.student = StatefulPolicy(policy, config.num_envs, device=worker.device)
+        self.actors = {"student": self.student}
+        self.teacher_loss: TeacherLoss | None = None
+        if worker.teacher is not None:
+            self.actors["teacher"] = worker.teacher
+            self.teacher_loss = TeacherLoss(task.guidance.losses, worker.teacher.policy.spec.head)
+        self.no_loss = torch.zeros((), device=worker.device)
         self._started = time.monotonic()
         self._next_checkpoint = self._started + CHECKPOINT_INTERVAL_S
 
@@ -88,15 +155,16 @@ class TrainState:
 
     def update_weight(self) -> None:
         """Update the weight of the distillation losses with the latest returns, and warn if they have dropped."""
-        worker = self.setup.worker
-        warning = self.weight.update(worker.recent, worker.num_ended, self.progress)
+        num_ended = int(self.worker.vector.episode.sum())
+        warning = self.weight.update(self.worker.recent, num_ended, self.progress)
         if warning is not None:
-            warnings.warn(f"{self.task.folder}: {warning}", stacklevel=3)
+            warnings.warn(f"{self.task.folder}: {warning}", stacklevel=2)
 
     def log(self, policy: NetworkPolicy, terms: Mapping[str, Any]) -> None:
         """Append a row to `metrics.jsonl`, with the score of the policy if an evaluation is due."""
-        row = {"step": self.steps, "update": self.updates, "return": self.setup.worker.mean_return, **terms}
-        row |= self.task.guidance.reference_returns
+        row = {"step": self.steps, "update": self.updates, "return": self.worker.mean_return, **terms}
+        returns = {name: getattr(self.task.guidance, name) for name in ("teacher_return", "random_return")}
+        row |= {name: value for name, value in returns.items() if value is not None}
         if self.eval_due:
             self.next_eval += self.config.eval_every
             row["score"] = self._evaluate(policy)
@@ -131,8 +199,18 @@ class TrainState:
 
     def save(self) -> None:
         """Write the checkpoint."""
+        state = {
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizer": self.optimizer.state_dict()["state"],
+            "worker": self.worker.state_dict(),
+            "actors": {name: actor.state for name, actor in self.actors.items()},
+            "weight": self.weight.state_dict(),
+            "action_gap": None if self.teacher_loss is None else self.teacher_loss.action_gap,
+            "replay": None if self.replay is None else self.replay.state_dict(),
+        }
         tensors: dict[str, Tensor] = {}
-        metadata = {"state": json.dumps(_split(self.state_dict(), "", tensors))}
+        metadata = {"state": json.dumps(_split(state, "", tensors))}
         write_atomic(self.task.folder / FILE, lambda temporary: save_file(tensors, temporary, metadata))
 
     def restore(self) -> None:
@@ -144,29 +222,21 @@ class TrainState:
         path = self.task.folder / FILE
         if path.exists():
             try:
-                is_exact = self.load_state_dict(_read(path))
+                self._load(path)
             except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
                 message = f'{path}: {error}. Start again with mode="overwrite" (--overwrite).'
                 raise CorruptArtifactError(message) from None
-            if not is_exact:
-                warnings.warn(f"{path}: open episodes could not be replayed exactly; they are dropped", stacklevel=2)
         Metrics(self.task.folder).keep(self.num_rows)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and numbers by name, in nested dicts."""
-        return {
-            "counters": {name: getattr(self, name) for name in COUNTERS},
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizer": self.optimizer.state_dict()["state"],
-            "worker": self.setup.worker.state_dict(),
-            "actors": {name: actor.state for name, actor in self.actors.items()},
-            "weight": self.weight.state_dict(),
-            "action_gap": None if self.setup.teacher_loss is None else self.setup.teacher_loss.action_gap,
-            "replay": None if self.replay is None else self.replay.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Restore the result of `state_dict`; return False if open episodes were dropped."""
+    def _load(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+            for key in file.keys():  # noqa: SIM118 (the file is no dict)
+                *folders, name = key.split("/")
+                target = state
+                for folder in folders:
+                    target = target.setdefault(folder, {})
+                target[name] = file.get_tensor(key).clone()  # the memory of the file may not be aligned
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         for name, network in self.networks.items():
@@ -174,17 +244,17 @@ class TrainState:
         moments = {int(index): values for index, values in state.get("optimizer", {}).items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.weight.load_state_dict(state["weight"])
-        if self.setup.teacher_loss is not None:
-            self.setup.teacher_loss.action_gap = state["action_gap"]
+        if self.teacher_loss is not None:
+            self.teacher_loss.action_gap = state["action_gap"]
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
-        is_exact = self.setup.worker.load_state_dict(state["worker"])
-        if is_exact:
+        if self.worker.load_state_dict(state["worker"]):
             for name, actor in self.actors.items():
                 actor.state = state["actors"][name]
-        elif self.replay is not None:
+            return
+        warnings.warn(f"{path}: open episodes could not be replayed exactly; they are dropped", stacklevel=4)
+        if self.replay is not None:
             self.replay.truncate()
-        return is_exact
 
 
 def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -198,14 +268,18 @@ def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> d
     return rest
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a checkpoint as the nested dicts that `_split` took apart."""
-    with safe_open(path, framework="pt") as file:
-        state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
-        for key in file.keys():  # noqa: SIM118 (the file is no dict)
-            *folders, name = key.split("/")
-            target = state
-            for folder in folders:
-                target = target.setdefault(folder, {})
-            target[name] = file.get_tensor(key).clone()  # the memory of the file may not be aligned
-    return state
+def clip_rewards(env: EnvConfig) -> EnvConfig:
+    """Return the environment with the rewards that a student learns from: those of Atari clipped to their signs."""
+    return dataclasses.replace(env, kwargs={**env.kwargs, "reward_clipping": True}) if is_atari(env.id) else env
+
+
+def fit_normalization(networks: Sequence[NetworkPolicy], obs: Tensor) -> None:
+    """Fit the normalization and the data-dependent features of new networks to the first observations `[B, ...]`.
+
+    Pixels are standardized, since a dark, constant background would drive every ReLU the same way.
+    """
+    for network in networks:
+        if obs.dtype == torch.uint8 and not network.normalizes_itself:
+            pixels = obs / 255
+            network.standardize(pixels.mean(), pixels.std())
+        network.fit_features(obs)

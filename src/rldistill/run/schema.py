@@ -14,7 +14,7 @@ from pydantic_core import core_schema
 
 from rldistill.core.fields import MAX_COUNT, OneOf, adapter, run_file_keys
 from rldistill.losses.objective import Term
-from rldistill.recipes.document import NAMES, TABLES, to_document
+from rldistill.recipes import NAMES, TABLES, to_document
 from rldistill.recipes.job import Run
 
 

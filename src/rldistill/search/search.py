@@ -15,8 +15,8 @@ from rldistill.evaluation.episodes import VALIDATION
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
-from rldistill.recipes.dagger import Dagger, distill_in_rounds
-from rldistill.recipes.document import to_document
+from rldistill.recipes.dagger import Dagger
+from rldistill.recipes import to_document
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
@@ -132,6 +132,6 @@ def _shared_dataset(run: Run, config: SearchConfig, teacher: Policy, dataset: Da
     acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, out=run.out / "search")
     job = StudentJob(acting_run, teacher, dataset, BEHAVIOR_POLICY, seed=0, source=run.dataset_folder)
     with track("behavior policy", "epochs", quiet) as progress:
-        distill_in_rounds(job, recipe, "resume", progress)
+        recipe.distill(job, "resume", progress)
     folders = [run.dataset_folder, job.folder / "dataset"]
     return Dataset.read(folders, run.collect.gamma, memory_gb=run.collect.memory_gb)
