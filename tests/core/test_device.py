@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import CategoricalHead
-from rldistill.core.policy import CPU, ObsTransformPolicy, on_device, resolve_device
+from rldistill.core.heads import CategoricalHead, QValuesHead
+from rldistill.core.policy import CPU, Batch, ObsTransformPolicy, PolicyOutput, on_device, resolve_device, to_device
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import ActionMaskedPolicy
@@ -44,3 +44,15 @@ def test_networks_inside_wrappers_are_moved_and_moved_back() -> None:
     with pytest.raises(NotImplementedError), on_device(torch.device("meta"), first, ensemble, None):
         assert devices() == {"meta"}  # from which nothing comes back
     assert before.keys() == networks[0].state_dict().keys()
+
+
+def test_tensors_and_outputs_of_a_batch_are_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # which needs a GPU
+    zeros, head = torch.zeros(3), QValuesHead((2,))
+    teacher = PolicyOutput(head, torch.zeros(3, 2), value=zeros)
+    batch = Batch(teacher, teacher, zeros.long(), zeros, zeros, zeros.bool(), zeros, zeros)
+    assert to_device(batch, CPU) is batch
+    moved = to_device(batch, torch.device("meta"))
+    tensors = [moved.teacher.params, moved.teacher.value, moved.next_teacher.params, moved.reward, moved.obs]
+    assert {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)} == {"meta"}
+    assert (moved.teacher.head, moved.teacher.features) == (head, None)
