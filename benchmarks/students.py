@@ -40,7 +40,7 @@ from rldistill.core.policy import Batch
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.gradient import Trainer
-from rldistill.distillation.prepare import prepare, spread
+from rldistill.distillation.prepare import prepare
 from rldistill.distillation.ridge import labels_of, moments
 from rldistill.envs.spaces import spec_from_env
 from rldistill.losses import LOSSES
@@ -222,8 +222,8 @@ def main() -> None:
     if asked.only in (None, "features"):
         for features in (Basic(), Bprost(), Objects(REGIONS)):
             policy = Linear(features).build(pong.spec)
-            policy.fit_features(pong.observations(spread(np.arange(len(pong)), 2_000)))
-            obs = pong.observations(spread(np.arange(len(pong)), 512))
+            policy.fit_features(pong.observations(pong.spread(2_000)))
+            obs = pong.observations(pong.spread(512))
             with torch.no_grad():
                 (seconds,) = seconds_each([lambda: policy(obs)], asked.turns, 1)  # noqa: B023
             name = type(features).__name__.lower()

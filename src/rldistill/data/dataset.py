@@ -108,6 +108,10 @@ class Dataset:
         """Number of episodes, unfinished ones included."""
         return int(self.columns["episode"].max()) + 1
 
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Return the rows of at most `count` transitions, evenly spread over all."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64)
+
     def observations(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the observations of some transitions, `[B, *spec.obs_shape]`."""
         frames, row = self.spec.frames, self.row.take(rows)

@@ -23,7 +23,7 @@ def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:
     """Standardize the observations of a policy, and fit its features to a sample of them."""
     if not policy.normalizes_itself:
         policy.standardize(*observation_moments(dataset))
-    policy.fit_features(dataset.observations(spread(np.arange(len(dataset)), SAMPLE_SIZE)))
+    policy.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
 
 
 def observation_moments(dataset: Dataset) -> tuple[Tensor, Tensor]:

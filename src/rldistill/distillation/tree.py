@@ -14,7 +14,7 @@ from rldistill.core.heads import ILLEGAL, ActionHead, BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.prepare import SAMPLE_SIZE, spread
+from rldistill.distillation.prepare import SAMPLE_SIZE
 from rldistill.distillation.ridge import solvable_spec
 from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
@@ -44,7 +44,7 @@ def fit_tree(
     empty = empty_tree(student, losses, dataset.spec)
     head = empty.spec.head
     advantage_loss = next((loss for loss in losses if isinstance(loss, AdvantageMSE)), None)
-    empty.fit_features(dataset.observations(spread(np.arange(len(dataset)), SAMPLE_SIZE)))
+    empty.fit_features(dataset.observations(dataset.spread(SAMPLE_SIZE)))
     features, actions, all_weights = tree_data(dataset, empty, losses)
     train, heldout = np.flatnonzero(~dataset.heldout), np.flatnonzero(dataset.heldout)
     x, weights = features[train], all_weights[train]

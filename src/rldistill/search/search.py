@@ -15,8 +15,8 @@ from rldistill.evaluation.episodes import VALIDATION
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
-from rldistill.recipes.dagger import Dagger
 from rldistill.recipes import to_document
+from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
