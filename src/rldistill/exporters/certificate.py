@@ -14,14 +14,14 @@ from rich.table import Table
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
-from rldistill.evaluation.tables import Result, TableCell, rich_table
+from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import Document, read_json, sha256_file, write_json
 
 FILE = "parity.json"
 MAX_DIFFERENCE = 1e-5
-MIN_INT8_AGREEMENT = 0.9
+GOOD_AGREEMENT, MIN_INT8_AGREEMENT = 0.99, 0.9
 
 
 class DifferenceRecord(Document):
@@ -145,22 +145,27 @@ class Certificate(Result):
         """Reasons why a format does not pass; formats that were refused have no file and do not count."""
         return [text for name, record in self.formats.items() if not record.refused for text in record.failures(name)]
 
+    @property
+    def rows(self) -> Rows:
+        """Table of the formats, with PyTorch in the first row."""
+        torch_row = [TableCell("format", "torch"), *(TableCell(column, NONE) for column in COLUMNS[1:])]
+        torch_row[COLUMNS.index("latency")] = _latency_cell(self.torch_latency_us)
+        return [torch_row, *(_row(name, record) for name, record in self.formats.items())]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Reasons of refused formats and of missing parts, then failures."""
+        notes = {name: record.refused or record.remark for name, record in self.formats.items()}
+        return [*(f"{name}: {text}" for name, text in notes.items() if text), *self.failures]
+
+    @property
+    def verdict(self) -> str:
+        """Result in one line."""
+        return f"certificate: {'failed' if self.failures else 'passed'}"
+
     def blocks(self) -> list[Table | str]:
-        """Return the table of the formats, and the failures."""
-        rows = [_row(name, record) for name, record in self.formats.items()]
-        torch_row = [TableCell(column, "-") for column in COLUMNS]
-        torch_row[0] = TableCell("format", "torch")
-        torch_row[5] = _latency_cell(self.torch_latency_us)
-        remarks = [
-            f"{name}: {text}" for name, record in self.formats.items() if (text := record.refused or record.remark)
-        ]
-        passed = "passed" if not self.failures else "failed"
-        return [
-            rich_table([torch_row, *rows], f"{self.kind} for {self.env.id}"),
-            *remarks,
-            *self.failures,
-            f"certificate: {passed}",
-        ]
+        """Return the table of the formats, the remarks and the verdict."""
+        return [rich_table(self.rows, f"{self.kind} for {self.env.id}"), *self.remarks, self.verdict]
 
     def write(self, folder: Path) -> None:
         """Write the certificate, with its hash."""
@@ -196,7 +201,7 @@ def _row(name: str, record: FormatRecord) -> list[TableCell]:
     if record.refused:
         return [
             TableCell("format", name),
-            *(TableCell(column, "refused" if column == "size" else "-") for column in COLUMNS[1:]),
+            *(TableCell(column, "refused" if column == "size" else NONE) for column in COLUMNS[1:]),
         ]
     own, loop = record.differences.get("own"), record.closed_loop
     flash = [f"flash {size:,} ({processor})" for processor, size in record.flash.items()]
@@ -204,21 +209,21 @@ def _row(name: str, record: FormatRecord) -> list[TableCell]:
     return [
         TableCell("format", name),
         TableCell("size", f"{record.bytes:,} B", memory),
-        TableCell("largest difference", "-" if own is None else f"{own.largest:.1e}"),
+        TableCell("largest difference", NONE if own is None else f"{own.largest:.1e}"),
         TableCell(
             "equal actions",
-            "-" if own is None else f"{own.agreement:.2%}",
+            NONE if own is None else f"{own.agreement:.2%}",
             f"{own.ties} ties" if own is not None and own.ties else "",
         ),
-        TableCell("return", "-" if loop is None else f"{loop.mean:.4g}"),
+        TableCell("return", NONE if loop is None else f"{loop.mean:.4g}"),
         _latency_cell(record.latency_us),
-        TableCell("keeps 95%", "-" if loop is None else loop.keeps_95),
+        TableCell("keeps 95%", NONE if loop is None else loop.keeps_95),
     ]
 
 
 def _latency_cell(latency: dict[str, float] | None) -> TableCell:
     if latency is None:
-        return TableCell("latency", "-")
+        return TableCell("latency", NONE)
     return TableCell("latency", f"{latency['p50']:.3g} µs", f"p99 {latency['p99']:.3g} µs")
 
 

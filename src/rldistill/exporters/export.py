@@ -22,10 +22,18 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.c_source import write_c
 from rldistill.exporters.c_test import write_c_test
-from rldistill.exporters.certificate import MIN_INT8_AGREEMENT, Certificate, EnvRecord, FormatRecord, metadata_text
+from rldistill.exporters.certificate import (
+    GOOD_AGREEMENT,
+    MIN_INT8_AGREEMENT,
+    Certificate,
+    EnvRecord,
+    FormatRecord,
+    metadata_text,
+)
+from rldistill.exporters.comparison import compare
 from rldistill.exporters.config import ExportConfig, Format
 from rldistill.exporters.formats import FILES, missing_tool, open_runtime
-from rldistill.exporters.int8 import quantize_onnx
+from rldistill.exporters.int8 import NUM_CALIBRATION_STATES, SCHEMES, quantize_onnx
 from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
@@ -42,8 +50,6 @@ from rldistill.io.provenance import provenance
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
-
-CALIBRATION_STATES = 1_024
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,8 @@ class _Export:
         self.measures = Measures(policy, env, self.interface, config, context.seed, context.dataset, progress)
         self.cost = self.measures.cost
         self.c_memory = 0
+        self.discrete = policy.spec.head.discrete
+        self.remarks: dict[str, str] = {}
         self.records: dict[str, FormatRecord] = {}
 
     def run(self) -> Certificate:
@@ -171,6 +179,7 @@ class _Export:
             files={file: sha256_file(self.folder / file) for file in files},
             bytes=(self.folder / files[0]).stat().st_size,
             ram=self.c_memory if name == "c" else None,
+            remark=self.remarks.get(name),
         )
         if (reason := missing_tool(name)) is not None:
             return record.model_copy(update={"remark": reason})
@@ -183,7 +192,7 @@ class _Export:
         assert record.closed_loop is not None
         agreement, decision = record.differences["own"].agreement, record.closed_loop.keeps_95
         # Continuous actions are never equal, so that only the returns count.
-        if decision != "no" and (agreement >= MIN_INT8_AGREEMENT or not self.policy.spec.head.discrete):
+        if decision != "no" and (agreement >= MIN_INT8_AGREEMENT or not self.discrete):
             return record
         (self.folder / "student.int8.onnx").unlink()
         reason = (
@@ -245,11 +254,18 @@ class _Export:
         self.write("student.onnx", self.onnx_bytes)
 
     def _int8(self) -> None:
-        states = (self.measures.heldout or self.measures.own).first(CALIBRATION_STATES)
+        states = (self.measures.heldout or self.measures.own).first(NUM_CALIBRATION_STATES)
         inputs: dict[str, NDArray[Any]] = raw_entries(states.obs, self.policy.spec)
         if states.state is not None:
             inputs["state_in"] = states.state.numpy().astype(np.float32)
-        self.write("student.int8.onnx", quantize_onnx(self.onnx_bytes, inputs, self.metadata()))
+        for scheme in SCHEMES:
+            self.write("student.int8.onnx", quantize_onnx(self.onnx_bytes, inputs, self.metadata(), scheme))
+            self.remarks["int8"] = scheme
+            runtime = open_runtime("int8", self.folder, self.interface, 0)
+            difference = compare(self.policy, runtime, self.measures.own.first(NUM_CALIBRATION_STATES))
+            # Actions that are numbers are never equal.
+            if difference.agreement >= GOOD_AGREEMENT or (difference.mean <= 1 - GOOD_AGREEMENT and not self.discrete):
+                break
 
     def _c(self) -> None:
         source = write_c(self.program, f"{kind_of(self.policy)} for {self.env.id}, written by rldistill")

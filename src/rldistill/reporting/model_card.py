@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.evaluation.tables import Rows
+from rldistill.exporters.certificate import Certificate
 
 LEFT_OUT_COLUMNS = ("IQM", "discounted")
 
 
-def model_card(evaluation: Evaluation, config: str) -> str:
-    """Return the model card of a run: front matter, verdict, results, limits, and the run file `config`.
+def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certificate] = {}) -> str:
+    """Return the model card of a run: front matter, verdict, results, certificates, limits, and the run file `config`.
 
     All text is escaped.
     """
@@ -37,6 +39,11 @@ def model_card(evaluation: Evaluation, config: str) -> str:
         "students include their teacher's data.",
         _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
         *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
+        *(
+            part
+            for name, found in exports.items()
+            for part in (f"### Exported files of {escaped(name)}", escaped(found.verdict), _table(found.rows))
+        ),
         "## Limits",
         "\n".join(f"- {escaped(limit)}" for limit in _limits(evaluation)),
         "## How to reproduce",

@@ -28,6 +28,7 @@ SECTIONS = {
     "robustness": "Robustness",
     "episodes": "Episodes",
     "interpretable": "Interpretable students",
+    "exports": "Exported files",
     "reproduce": "How to reproduce",
 }
 
@@ -49,7 +50,7 @@ def write_report(run: Path | str) -> Path:
     paired = any(len(pair["videos"]) > 1 for pairs in videos.values() for pair in pairs)
     path = run / "report.html"
     write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired)
-    card = model_card(evaluation, content["config"])
+    card = model_card(evaluation, content["config"], dict(content["exports"]))
     write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     return path
 
@@ -98,6 +99,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "galleries": list(filter(None, galleries)),
         "robustness": robustness_rows(evaluation),
         "interpretable": list(filter(None, interpretable)),
+        "exports": [(name, found) for name in students if (found := unless_broken(sections.certificate, run, name))],
         "config": _text(run / "config.yaml"),
         "provenance": _text(run / "provenance.json"),
         "missing": missing,
@@ -108,6 +110,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "fidelity": content["fidelity"] or content["galleries"],
         "robustness": evaluation.robustness,
         "interpretable": content["interpretable"],
+        "exports": content["exports"],
     }
     return content | {"sections": [(name, title) for name, title in SECTIONS.items() if needs.get(name, True)]}
 

@@ -17,6 +17,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import number_text
 from rldistill.evaluation.videos import LABELS, notable_episodes
+from rldistill.exporters.certificate import FILE, Certificate
 from rldistill.io.atomic import read_json, read_jsonl
 from rldistill.reporting.charts import Line, LineStyle, Series, bulk, lines_chart, palette, scatter_chart
 from rldistill.reporting.search_page import front_chart, search_verdict
@@ -229,3 +230,9 @@ def embedded_videos(folder: Path, evaluation: Evaluation, space: int) -> tuple[d
     names = [*students, *others]
     pairs = {name: [chosen[name, label] for label in LABELS if (name, label) in chosen] for name in names}
     return {name: own for name, own in pairs.items() if own}, left_out
+
+
+def certificate(run: Path, student: str) -> Certificate | None:
+    """Return the certificate of a student's exported files; None without any."""
+    folder = run / "export" / student
+    return Certificate.read(folder) if (folder / FILE).exists() else None
