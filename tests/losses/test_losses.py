@@ -92,6 +92,12 @@ def test_gaussian_kl_by_hand() -> None:
     assert ForwardKL()(student, labels).item() == pytest.approx(1 + 2 / (2 * math.e**2) - 0.5, abs=1e-6)
 
 
+def test_divergences_of_different_spaces_name_both() -> None:
+    labels = make_labels(torch.zeros(1, 4), GaussianHead(low=(-9.0,) * 2, high=(9.0,) * 2))
+    with pytest.raises(SpecMismatchError, match=r"KL: cannot compare gaussian \(2,\) with categorical \(3,\)"):
+        ForwardKL()(PolicyOutput(CategoricalHead((3,)), torch.zeros(1, 3)), labels)
+
+
 def test_action_nll_by_hand() -> None:
     # the teacher's best action is 1; the student gives it e^1 / (e^0 + e^1)
     labels = make_labels(torch.tensor([[0.0, 5.0]]))

@@ -135,6 +135,8 @@ def test_open_temperatures_are_filled_in(loss: AnyLoss, head: ActionHead, expect
 def test_advantages_without_scale_have_a_positive_temperature() -> None:
     (term,) = with_temperatures((Term(AdvantageWeightedNLL()),), LOGITS, lambda: 4.0, lambda: 0.0)
     assert term.loss == AdvantageWeightedNLL(1e-6)
+    (term,) = with_temperatures((Term(AdvantageWeightedNLL()),), LOGITS, lambda: 4.0)
+    assert term.loss == AdvantageWeightedNLL(1.0)
 
 
 @pytest.mark.parametrize(
