@@ -1,24 +1,22 @@
-"""Files of blocks, manifests, stacks of frames and windows of episodes, by hand."""
+"""Files of blocks, stacks of frames and windows of episodes, by hand."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.heads import QValuesHead
-from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Block, BlockKey, next_rows, read_block, write_block
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import Padding, stack_frames
-from rldistill.data.manifest import Manifest, Origin, Round, block_entry, discard, open_derived, store_block
 from rldistill.data.sequences import windows
-from rldistill.io.atomic import Mode
 
 COLUMNS = {
     "kind": np.array([0, 0, 2], np.int8),
@@ -53,6 +51,11 @@ def test_blocks_are_read_as_they_were_written(tmp_path: Path, exact: bool, state
         np.testing.assert_array_equal(block.states[name], state)
         block.states[name] += 1  # states can be written to
     assert [*read_block(path, ["reward", "pixels"]).columns] == ["reward", "pixels"]
+    # These decide the bytes of a block.
+    metadata = pq.read_metadata(path)
+    assert metadata.metadata[b"schema"] == b"2"
+    for chunk in map(metadata.row_group(0).column, range(metadata.num_columns)):
+        assert (chunk.compression, chunk.is_stats_set, chunk.has_dictionary_page) == ("ZSTD", False, False)
 
 
 def test_blocks_have_the_same_bytes_for_any_order_of_columns(tmp_path: Path) -> None:
@@ -86,7 +89,7 @@ def test_stacks_of_a_ring_of_two_slots_by_hand(padding: Padding, first: int) -> 
     frames = np.array([20, 21, 30, 31, 40, 41], np.uint8).reshape(6, 1, 1)
     stacks = stack_frames(frames, np.array([2, 4, 5]), np.array([2, 0, 9]), 3, padding, stride=2)
     assert stacks[:, :, 0, 0].tolist() == [[40, 20, 30], [first, first, 40], [21, 31, 41]]
-    assert stacks.shape == (3, 3, 1, 1)
+    assert (stacks.shape, stacks.dtype) == ((3, 3, 1, 1), np.uint8)
     assert stack_frames(frames, np.array([3]), np.array([7]), 2, padding)[:, :, 0, 0].tolist() == [[30, 31]]
     tall = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
     assert torch.from_numpy(stack_frames(tall, np.array([1]), np.array([1]), 2, padding)).is_contiguous(
@@ -95,86 +98,6 @@ def test_stacks_of_a_ring_of_two_slots_by_hand(padding: Padding, first: int) -> 
 
 
 SPEC = PolicySpec((1,), "float32", QValuesHead((2,)))
-ORIGIN = Origin(env=EnvConfig("CartPole-v1"), spec=SPEC, teacher_spec=None)
-ROUNDS = {
-    number: Round(envs_per_stream=1, teacher=teacher, inputs={}) for number, teacher in enumerate(("a", "b", None))
-}
-
-
-def small_block(reward: float, exact: bool = True) -> Block:
-    return Block({"kind": np.array([1, 0, 0, 2], np.int8), "reward": np.full(4, reward, np.float32)}, "", exact)
-
-
-def test_manifests_count_and_replace_blocks(tmp_path: Path) -> None:
-    manifest = Manifest.new(tmp_path, ORIGIN, ROUNDS)
-    with pytest.raises(CorruptArtifactError, match="the collection is not complete"):
-        manifest.require_complete()
-    keys = [BlockKey(0, 0, 0), BlockKey(0, 3, 0), BlockKey(1, 0, 7)]
-    entries = [store_block(tmp_path, key, small_block(number)) for number, key in enumerate(keys)]
-    manifest.add_blocks(iter(entries[:2]))
-    manifest.add_blocks(iter(entries[2:]))
-    assert manifest.blocks == entries == Manifest.read(tmp_path).blocks
-    entry = entries[2]
-    path = tmp_path / keys[2].file
-    assert entry == block_entry(tmp_path, keys[2], small_block(2))
-    assert (entry.file, entry.round, entry.stream, entry.block) == (keys[2].file, 1, 0, 7)
-    assert (entry.steps, entry.rows, entry.exact) == (2, 4, True)
-    assert entry.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (manifest.num_steps, manifest.folder) == (6, tmp_path)
-    assert all(block.exact for block in manifest.blocks)
-    assert manifest.digest == hashlib.sha256(" ".join(entry.sha256 for entry in entries).encode()).hexdigest()
-    assert (manifest.blocks_of(0), manifest.blocks_of(1), manifest.blocks_of(5)) == (entries[:2], entries[2:], [])
-    manifest.require_complete(1)
-    with pytest.raises(CorruptArtifactError, match="the collection is not complete"):
-        manifest.require_complete(2)
-    replacement = store_block(tmp_path, BlockKey(0, 0, 1), small_block(9, exact=False))
-    manifest.add_blocks([replacement])
-    assert manifest.blocks == [entry, replacement]
-    assert not all(block.exact for block in manifest.blocks)
-    manifest.check()
-    path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(CorruptArtifactError, match=r"block-00007\.parquet: its bytes have changed"):
-        manifest.check()
-    path.unlink()
-    with pytest.raises(CorruptArtifactError, match=r"block-00007\.parquet: the block is missing"):
-        manifest.check()
-
-
-def test_teachers_of_rounds(tmp_path: Path) -> None:
-    manifest = Manifest.new(tmp_path, ORIGIN, ROUNDS)
-    for teacher, number in (("a", None), ("b", None), ("a", 0), ("b", 1), ("z", 2), ("a", 7)):
-        manifest.require_teacher(teacher, number)
-    for teacher, number, known in (("z", None, "a and b"), ("b", 0, "a"), ("a", 1, "b"), ("z", 7, "a and b")):
-        with pytest.raises(ConfigError, match=f"collected with the teacher {known}, now it is {teacher}"):
-            manifest.require_teacher(teacher, number)
-    Manifest.new(tmp_path, ORIGIN, {0: ROUNDS[2]}).require_teacher("z")
-
-
-@pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("mode", ["new", "overwrite"])
-def test_failed_derivation_leaves_a_folder_only_if_it_was_there(tmp_path: Path, exists: bool, mode: Mode) -> None:
-    source, folder = tmp_path / "source", tmp_path / "out"
-    if exists:
-        folder.mkdir()
-
-    def derive(fail: bool) -> None:
-        with open_derived(folder, [source], mode):
-            Manifest.new(folder, ORIGIN, ROUNDS).add_blocks([store_block(folder, BlockKey(0, 0, 0), small_block(0))])
-            if fail:
-                raise KeyError
-
-    with pytest.raises(KeyError):
-        derive(fail=True)
-    assert folder.exists() == exists
-    assert not exists or not any(folder.iterdir())
-    derive(fail=False)
-    with pytest.raises(ConfigError, match="must stay as it is"), open_derived(folder, [source, folder], "overwrite"):
-        pass
-    (folder / "mine").touch()
-    with pytest.raises(ConfigError, match="holds more than a dataset"), open_derived(folder, [source], "overwrite"):
-        pass
-    discard(folder, keep_folder=False)
-    assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
 def sequence_dataset(lengths: list[int], first_step: int = 0) -> Dataset:

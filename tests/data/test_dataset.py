@@ -155,6 +155,13 @@ def test_changed_blocks_are_found_unless_hashes_are_skipped(folder: Path) -> Non
     assert len(Dataset.read([folder], verify=False)) == 10
 
 
+def test_a_tenth_of_many_episodes_is_held_out(tmp_path: Path) -> None:
+    rows = [(float(i), kind, 0, i, "terminated") for kind in (STEP, FINAL) for i in range(300)]
+    data = Dataset.read([write(tmp_path, [(BlockKey(0, 0, 0), make_block(rows, 0))])])
+    assert data.heldout.tolist() == heldout_by_hand(data)
+    assert 15 < data.heldout.sum() < 45
+
+
 def test_equal_episodes_alone_are_refused(tmp_path: Path) -> None:
     rows = [
         (0.0, STEP, 0, 0, "terminated"),
@@ -174,6 +181,7 @@ def test_large_observations_stay_on_disk(folder: Path, monkeypatch: pytest.Monke
     inside, outside = (Dataset.read([folder], memory_gb=(size + delta) / 1e9) for delta in (0.5, -0.5))
     assert not isinstance(inside.obs, np.memmap)
     assert isinstance(outside.obs, np.memmap)
+    assert inside.obs.dtype == outside.obs.dtype == np.float32
     assert (inside.memory_gb, outside.memory_gb) == ((size + 0.5) / 1e9, (size - 0.5) / 1e9)
     np.testing.assert_array_equal(inside.obs, outside.obs)
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "blocks"}
