@@ -65,7 +65,7 @@ def quantize_onnx(
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=[*OPERATORS],
             activation_type=QuantType.QUInt16 if scheme == SCHEMES[2] else QuantType.QUInt8,
-            weight_type=QuantType.QUInt8, nodes_to_exclude=[layers[0], layers[-1]] if scheme == SCHEMES[1] else [],
+            weight_type=QuantType.QUInt8, nodes_to_exclude=[layers[0], layers[-1]] if scheme == SCHEMES[1] and len(layers) > 2 else [],
         )  # fmt: skip
         quantized = onnx.load(str(target))
     quantized.ClearField("metadata_props")
