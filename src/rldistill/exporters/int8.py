@@ -60,12 +60,13 @@ def quantize_onnx(
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         model = onnx.load(str(prepared))
         layers = [node.name for node in model.graph.node if node.op_type in OPERATORS]
+        in_float = [layers[0], layers[-1]] if scheme == SCHEMES[1] and len(layers) > 2 else []
         model.opset_import[0].version = OPSET_INT16
         onnx.save(model, str(prepared))
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=[*OPERATORS],
             activation_type=QuantType.QUInt16 if scheme == SCHEMES[2] else QuantType.QUInt8,
-            weight_type=QuantType.QUInt8, nodes_to_exclude=[layers[0], layers[-1]] if scheme == SCHEMES[1] and len(layers) > 2 else [],
+            weight_type=QuantType.QUInt8, nodes_to_exclude=in_float,
         )  # fmt: skip
         quantized = onnx.load(str(target))
     quantized.ClearField("metadata_props")
