@@ -29,6 +29,7 @@ from .core.spec import Views as Views
 from .core.spec import Wrapper as Wrapper
 from .data.dataset import Dataset as Dataset
 from .data.dataset import open_dataset as open_dataset
+from .data.lerobot import export_lerobot as export_lerobot
 from .data.merge import merge as merge
 from .data.minari.export import export_minari as export_minari
 from .data.minari.read import import_minari as import_minari

@@ -139,16 +139,23 @@ def import_(
 @datasets.command()
 def export(
     path: Dataset,
-    target: Annotated[str, typer.Argument(help="minari:NAME, such as minari:pong/dqn-v0.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(help="minari:NAME, such as minari:pong/dqn-v0, or lerobot:DIR.", show_default=False)
+    ],
     quiet: Quiet = False,
 ) -> None:
-    """Export a dataset to Minari without loss."""
+    """Export a dataset to Minari, or as a LeRobotDataset of version 3.0, without loss."""
     from rldistill.data.manifest import dataset_folder
     from rldistill.io.progress import track
 
-    _require_minari(target)
+    folder = target.removeprefix("lerobot:")
+    if not folder or not target.startswith(("minari:", "lerobot:")):
+        raise ConfigError(f"{target}: expected minari:NAME, such as minari:pong/dqn-v0, or lerobot:DIR")
     with track("export", "steps", quiet) as progress:
-        rldistill.export_minari(dataset_folder(path), target, progress=progress)
+        if folder != target:
+            rldistill.export_lerobot(dataset_folder(path), folder, progress=progress)
+        else:
+            rldistill.export_minari(dataset_folder(path), target, progress=progress)
 
 
 def _require_minari(name: str) -> None:
