@@ -1,1 +1,1 @@
-"""Datasets: hashed blocks, manifest, reading, merging, Minari."""
+"""Datasets: hashed blocks, manifest, reading, merging, Minari, LeRobot."""

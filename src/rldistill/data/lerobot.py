@@ -66,7 +66,7 @@ def export_lerobot(source: Path | str, folder: Path | str, fps: int = 30, progre
 
 
 def _observation_keys(spec: PolicySpec) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the features of numbers and those of pictures, each with its entry; raise ConfigError for other ones."""
+    """Return the entries of an observation, numbers and pictures, by feature; raise ConfigError if one does not fit."""
     numbers, pictures = {}, {}
     for name, part in spec.entries.items():
         where = f"observation {name}".strip()
