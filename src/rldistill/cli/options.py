@@ -84,7 +84,7 @@ def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
 
 def parse_teacher(text: str) -> rldistill.SavedTeacher:
     """Return the teacher of an argument `PATH` or `PATH,key=value,...`; raise ConfigError if a value is not valid."""
-    path, *pairs = re.split(r",(?=[a-z]+=)", text)
+    path, *pairs = re.split(r",(?=[a-z_]+=)", text)
     teacher: rldistill.SavedTeacher = read_options(
         "teacher.", rldistill.SavedTeacher, {"path": path, **_parse_pairs("teacher", pairs)}
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -28,11 +30,116 @@ from rldistill.io.atomic import read_regular
 
 MAX_WEIGHTS_BYTES = 1 << 30
 MAX_PARAMETERS = 1 << 28
+MAX_PARTS, MAX_DEPTH = 100_000, 16
+"""Limits of the dicts and lists in a checkpoint, which may contain each other many times."""
 SAVE_STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)."
 NUMBERS = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,  # counters and indices in buffers
 )  # fmt: skip
+
+
+class RefusedPickleError(pickle.UnpicklingError):
+    """Pickle with more than numbers."""
+
+
+class PickledDtype:
+    """Dtype of numbers in a pickle."""
+
+    def __init__(self, code: str, *flags: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
+            raise RefusedPickleError(f"it has arrays of dtype {short_repr(code)}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        """Set the order of bytes."""
+        self.dtype = self.dtype.newbyteorder(state[1] if state[1] in ("<", ">") else "=")
+
+
+class PickledArray:
+    """Array in a pickle, built here so that numpy's own classes are not called with values of the file."""
+
+    def __init__(self, *ignored: Any) -> None:
+        self.array: np.ndarray[Any, Any] = np.zeros(0)
+
+    @classmethod
+    def from_bytes(cls, data: Any, dtype: PickledDtype, shape: tuple[int, ...], order: str = "C") -> PickledArray:
+        """Return the array with these bytes."""
+        array = cls()
+        array.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C").copy()
+        return array
+
+    @classmethod
+    def scalar(cls, dtype: PickledDtype, data: Any) -> PickledArray:
+        """Return an array without dimensions."""
+        return cls.from_bytes(data, dtype, ())
+
+    def __float__(self) -> float:
+        """Return the number of an array with one."""
+        return float(self.array.item())
+
+    def __setstate__(self, state: Any) -> None:
+        """Set the content."""
+        _, shape, dtype, fortran, data = state
+        self.array = self.from_bytes(data, dtype, shape, "F" if fortran else "C").array
+
+
+PICKLED_NUMBERS: dict[str, Callable[..., Any]] = {
+    "numpy.core.multiarray._reconstruct": PickledArray,
+    "numpy.core.multiarray.scalar": PickledArray.scalar,
+    "numpy.core.numeric._frombuffer": PickledArray.from_bytes,
+    "numpy.ndarray": PickledArray,
+    "numpy.dtype": PickledDtype,
+    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
+}
+"""Constructors of arrays by the names in pickles; `numpy._core` of NumPy 2 is `numpy.core`."""
+PICKLE_GLOBALS = [
+    (function, name.replace("numpy.core.", package))
+    for name, function in PICKLED_NUMBERS.items()
+    for package in ("numpy.core.", "numpy._core.")
+]
+
+
+def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the state dicts in a checkpoint by their dotted names; a state dict alone has an empty name.
+
+    Arrays of numpy and lists of numbers are tensors too; texts, single numbers and anything else are left out. Raise
+    the errors of `read_state_dict`.
+    """
+    content = read_regular(path, MAX_WEIGHTS_BYTES)
+    if path.suffix == ".safetensors":  # which is in no order
+        return {"": dict(sorted(read_state_dict(path).items(), key=lambda item: _natural_key(item[0])))}
+    parts: dict[str, dict[str, Tensor]] = {}
+    pending, count = [("", _unpickle(content, path, "the file"), 0)], 0
+    while pending:
+        name, value, depth = pending.pop(0)
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            count += 1
+            if count > MAX_PARTS or depth > MAX_DEPTH:
+                raise UntrustedFileError(f"{path}: it has too many parts inside each other. {SAVE_STATE_DICT}")
+            if isinstance(item, PickledArray):
+                item = torch.from_numpy(item.array)
+            elif isinstance(item, list | tuple) and item and all(type(number) in (int, float) for number in item):
+                item = torch.tensor(item, dtype=torch.float64)
+            if isinstance(item, Tensor):
+                parts.setdefault(name, {})[str(key)] = item
+            elif isinstance(item, dict | list | tuple):
+                pending.append((f"{name}.{key}" if name else str(key), item, depth + 1))
+    _checked({f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.items()}, path)
+    return {name: without_prefixes(part) for name, part in parts.items()}
+
+
+def _natural_key(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the prefixes of `torch.compile` and of `DistributedDataParallel` in their names."""
+    names = {name: name.replace("_orig_mod.", "") for name in tensors}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
+    return {plain: tensors[name] for name, plain in names.items()} if len({*names.values()}) == len(names) else tensors
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -56,10 +163,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
     """Read a state dict of `torch.save` from `content`, whose name in the file `path` is `name`."""
+    tensors = _unpickle(content, path, name)
+    if not isinstance(tensors, dict):
+        raise UntrustedFileError(f"{path}: {name} is no state dict. {SAVE_STATE_DICT}")
+    return without_prefixes(_checked(tensors, path, name))
+
+
+def _unpickle(content: bytes, path: Path, name: str) -> Any:
+    """Return a dict or a list of tensors, arrays, numbers and texts; refuse everything else."""
     try:
         if zipfile.is_zipfile(io.BytesIO(content)):
             content = _repack(content, path, name)
-        tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(PICKLE_GLOBALS):  # type: ignore[arg-type]
+            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except RLDistillError:
         raise
     except pickle.UnpicklingError:
@@ -70,9 +186,9 @@ def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
         raise CorruptArtifactError(
             f"{path}: not a whole file of tensors ({error_text(error)}); {DOWNLOAD_HINT}"
         ) from None
-    if not isinstance(tensors, dict):
+    if not isinstance(value, dict | list | tuple):
         raise UntrustedFileError(f"{path}: {name} is no state dict. {SAVE_STATE_DICT}")
-    return _checked(tensors, path, name)
+    return value
 
 
 def _repack(content: bytes, path: Path, name: str) -> bytes:
@@ -110,11 +226,15 @@ def _checked(tensors: dict[Any, Any], path: Path, name: str = "the file") -> dic
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             advice, parts = SAVE_STATE_DICT, [part for part, item in tensors.items() if isinstance(item, dict)]
+            statistics = [part for part in parts if {"mean", "_mean", "running_mean"} & tensors[part].keys()]
+            parts = [part for part in parts if part not in statistics]
             if parts:  # a checkpoint of a training
                 part = short_repr(parts[0])
                 advice = (
                     f"If the state dict is {part} in it, save that alone: torch.save(torch.load(FILE)[{part}], NEW)."
                 )
+                if statistics:
+                    advice += f" Normalize observations with {short_repr(statistics[0])} in the factory."
             raise UntrustedFileError(f"{path}: {name} holds more than tensors. {advice}")
         plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in NUMBERS
         stored = value.untyped_storage().nbytes() // value.element_size() if plain else 0
@@ -164,6 +284,9 @@ def iterate_arrays(file: Any, where: str, max_entries: int, max_ratio: int) -> I
 def load_weights(network: nn.Module, tensors: dict[str, Tensor], problem: str, remedy: str) -> None:
     """Load a state dict; raise ConfigError with `problem`, the reason and `remedy` if it does not fit."""
     own = network.state_dict()
+    if {*own} != {*tensors}:  # of a network that was compiled, or a compiled network
+        names = dict(zip(without_prefixes(own), own, strict=True))
+        tensors = {names.get(name, name): tensor for name, tensor in without_prefixes(tensors).items()}
     for name, value in tensors.items():  # PyTorch would convert integers to floats
         if isinstance(own.get(name), Tensor) and own[name].is_floating_point() != value.is_floating_point():
             raise ConfigError(f"{problem}: {name} is of {value.dtype}, expected {own[name].dtype}. {remedy}")

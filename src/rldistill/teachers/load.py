@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from annotated_types import MinLen
-from pydantic import model_validator
+from pydantic import FiniteFloat, model_validator
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.core.fields import validated_dataclass
@@ -18,7 +18,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.students.storage import DOCUMENT, load_native
-from rldistill.teachers.cleanrl import load_cleanrl
+from rldistill.teachers.checkpoint import load_checkpoint
 from rldistill.teachers.keras import load_keras
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.python import load_module
@@ -35,6 +35,8 @@ REASONS = {
     "head": "already holds the kind of its head",
     "scale": "scales its input itself",
     "output": "has one output",
+    "obs_mean": "holds the statistics of its observations itself",
+    "obs_variance": "holds the statistics of its observations itself",
 }
 """Reasons why an option does not apply to a format."""
 
@@ -67,8 +69,8 @@ FORMATS = (
     Format("an ONNX file", lambda path: path.endswith(".onnx"), load_onnx, ("head", "scale", "output"), False),
     Format("a Keras file", lambda path: path.endswith(".keras"), load_keras, ("head", "scale"), False),
     Format(
-        "a CleanRL state dict", lambda path: path.endswith(STATE_DICT_SUFFIXES), load_cleanrl, ("activation", "head"),
-        False,
+        "a state dict", lambda path: path.endswith(STATE_DICT_SUFFIXES), load_checkpoint,
+        ("activation", "head", "obs_mean", "obs_variance"), False,
     ),
 )  # fmt: skip
 """Formats in the order of their tests; a new format is one entry."""
@@ -79,16 +81,17 @@ class SavedTeacher:
     """Teacher in a file, with the options of its format.
 
     Attributes:
-        path: `zoo:NAME`; a folder of rldistill; a Stable-Baselines3 zip or its folder; a CleanRL state dict
-            (`.cleanrl_model .pt .pth .safetensors`); an ONNX or Keras 3 file; or `module:factory`, or
-            `module:factory@FILE` with weights, which run your own code.
+        path: `zoo:NAME`; a folder of rldistill; a Stable-Baselines3 zip or its folder; a state dict or checkpoint of
+            CleanRL, skrl, rsl_rl or rl_games (`.cleanrl_model .pt .pth .safetensors`); an ONNX or Keras 3 file; or
+            `module:factory`, or `module:factory@FILE` with weights, which run your own code.
         activation: Activation of the dense layers, by its name in `torch.nn` or as `module:Class`: for an SB3 zip with
-            an activation or a policy class of your own, and for CleanRL.
+            an activation or a policy class of your own, and for state dicts.
         extractor: Features extractor of your own in an SB3 zip, as `module:Class`.
         head: Kind of the head of ONNX, Keras and Python networks: `q_values`, or the neutral head of the action space,
             which is the default, with a warning.
         scale: Factor of the input of ONNX and Keras; 1/255 for pixels from 0 to 1.
         output: Name of the ONNX output with the parameters of the head, if several outputs fit.
+        obs_mean, obs_variance: Statistics with which a state dict normalizes observations, if its file has none.
     """
 
     path: str
@@ -97,6 +100,8 @@ class SavedTeacher:
     head: HeadKind | None = None
     scale: float = 1.0
     output: str | None = None
+    obs_mean: tuple[FiniteFloat, ...] = ()
+    obs_variance: tuple[FiniteFloat, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

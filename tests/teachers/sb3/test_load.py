@@ -110,6 +110,20 @@ def test_a_zip_cut_off_behind_its_weights_is_truncated(tmp_path: Path) -> None:
         load_policy(path)
 
 
+@pytest.mark.parametrize("compiled", ["", "_orig_mod.", "module.", "mlp_extractor._orig_mod."])
+def test_prefixes_of_compiled_networks_are_removed(compiled: str, tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", "CartPole-v1")
+    model.save(tmp_path / "model.zip")
+    inner = compiled.removesuffix("_orig_mod.") if compiled.startswith("mlp") else ""
+    weights = {
+        f"{compiled}{name.removeprefix(inner)}" if name.startswith(inner) else name: value
+        for name, value in model.policy.state_dict().items()
+    }
+    obs = torch.randn(9, 4)
+    expected = load_policy(tmp_path / "model.zip")(obs)[0].params
+    assert torch.equal(load_policy(rewrite(tmp_path / "model.zip", weights=weights))(obs)[0].params, expected)
+
+
 def test_unsupported_algorithm_is_refused(tmp_path: Path) -> None:
     model = CrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]})
     model.save(tmp_path / "model.zip")

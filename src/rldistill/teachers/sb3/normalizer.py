@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text, short_repr
+from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text
 from rldistill.core.spec import Wrapper
 from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import PICKLED_NUMBERS, PickledArray, RefusedPickleError
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.encoding import moments_shape
 
@@ -27,6 +28,9 @@ _RECORDS = re.compile(
     r"|(gym|gymnasium)\.spaces\.\w+\.(Box|Dict|Discrete|MultiDiscrete|MultiBinary|Tuple)"
     r"|numpy\.random\.[\w.]+"
 )
+
+
+ALLOWED: dict[str, Any] = {**PICKLED_NUMBERS, "collections.OrderedDict": OrderedDict}
 
 
 class Normalizer(NamedTuple):
@@ -97,17 +101,16 @@ def read_normalizer(path: Path) -> Normalizer:
             _, var = _moments(state["ret_rms"])
             scale = math.sqrt(var.item() + epsilon)
         moments = {key: _moments(item) for key, item in statistics.items()}
-        return Normalizer(moments, epsilon, float(state["clip_obs"]), scale)
-    except _Refused as error:
+        clip = float(state["clip_obs"])
+        if not (0 <= epsilon < math.inf and clip > 0):  # NaN is neither
+            raise ValueError(f"epsilon {epsilon} and clip_obs {clip} are not above 0")
+        return Normalizer(moments, epsilon, clip, scale)
+    except RefusedPickleError as error:
         raise UntrustedFileError(f"{path}: {error}; nothing was run. Use the file of VecNormalize.save().") from None
     except Exception as error:  # pickle and numpy raise many kinds of errors for damaged bytes
         raise CorruptArtifactError(
             f"{path}: not a whole VecNormalize file ({error_text(error)}); {DOWNLOAD_HINT}"
         ) from None
-
-
-class _Refused(Exception):
-    pass
 
 
 class _Record:
@@ -130,35 +133,14 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")
-        if full in _ALLOWED:
-            return _ALLOWED[full]
+        if full in ALLOWED:
+            return ALLOWED[full]
         if _RECORDS.fullmatch(full):
             return _Record
-        raise _Refused(f"it names {full}")
+        raise RefusedPickleError(f"it names {full}")
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _Refused("it refers to something outside itself")
-
-
-def _dtype(code: str, *flags: Any) -> np.dtype[Any]:
-    if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
-        raise _Refused(f"it has arrays of dtype {short_repr(code)}")
-    return np.dtype(code)
-
-
-def _frombuffer(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> NDArray[Any]:
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C").copy()
-
-
-_ALLOWED: dict[str, Any] = {
-    "numpy.core.multiarray._reconstruct": lambda kind, shape, code: np.ndarray.__new__(np.ndarray, (0,), "b"),
-    "numpy.core.multiarray.scalar": lambda dtype, data: np.frombuffer(data, dtype)[0],
-    "numpy.core.numeric._frombuffer": _frombuffer,
-    "numpy.ndarray": None,  # the class, whose instances only `_reconstruct` makes
-    "numpy.dtype": _dtype,
-    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
-    "collections.OrderedDict": OrderedDict,
-}
+        raise RefusedPickleError("it refers to something outside itself")
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -169,9 +151,9 @@ def _fields(record: Any) -> dict[str, Any]:
 
 def _moments(record: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     fields = _fields(record)
-    if not all(isinstance(fields[name], np.ndarray | np.generic | float | int) for name in ("mean", "var")):
+    if not all(isinstance(fields[name], PickledArray | float | int) for name in ("mean", "var")):
         raise ValueError("its moments are no arrays")  # nested lists may contain each other many times
-    mean, var = (np.asarray(fields[name], np.float64) for name in ("mean", "var"))
+    mean, var = (np.asarray(getattr(fields[name], "array", fields[name]), np.float64) for name in ("mean", "var"))
     if mean.shape != var.shape or not np.isfinite(mean).all() or not np.isfinite(var).all() or (var < 0).any():
         raise ValueError("its moments are not finite numbers of one shape")
     return mean, var

@@ -86,15 +86,29 @@ class PpoAtari(nn.Module):
         return self.critic(self.network(x / 255.0))
 
 
+class Ddpg(nn.Module):
+    def __init__(self, obs: int, actions: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc_mu = nn.Linear(obs, 256), nn.Linear(256, 256), nn.Linear(256, actions)
+        self.register_buffer("action_scale", torch.full((actions,), 2.0))
+        self.register_buffer("action_bias", torch.zeros(actions))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.fc_mu(self.fc2(self.fc1(x).relu()).relu())
+        return torch.cat([mean, torch.full_like(mean, -20)], -1)
+
+
 CASES: list[tuple[Any, str, int, str]] = [
     (Dqn, "CartPole-v1", 2, "q_values"),
     (DqnAtari, "ALE/Pong-v5", 6, "q_values"),
     (Ppo, "CartPole-v1", 2, "categorical"),
     (PpoContinuous, "Pendulum-v1", 1, "gaussian"),
     (PpoAtari, "ALE/Pong-v5", 6, "categorical"),
+    (Ddpg, "Pendulum-v1", 1, "squashed_gaussian"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*ppo_continuous_action observes")
 @pytest.mark.parametrize("suffix", ["cleanrl_model", "safetensors"])
 @pytest.mark.parametrize(("network", "env", "actions", "kind"), CASES, ids=lambda v: getattr(v, "__name__", ""))
 def test_checkpoint_equals_its_network(
@@ -144,9 +158,9 @@ def test_activation_replaces_that_of_the_script(tmp_path: Path) -> None:
         (
             Ppo,
             {"scale": 0.5},
-            r".*model\.pt is a CleanRL state dict, which scales its input itself. Remove",
+            r".*model\.pt is a state dict, which scales its input itself. Remove",
         ),
-        (Ppo, {"output": "q"}, r".*model\.pt is a CleanRL state dict, which has one output. Remove"),
+        (Ppo, {"output": "q"}, r".*model\.pt is a state dict, which has one output. Remove"),
         (Ppo, {"activation": "rellu"}, r"there is no activation 'rellu'\. Did you mean"),
         (
             PpoAtari,
