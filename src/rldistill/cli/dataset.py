@@ -144,7 +144,7 @@ def export(
     ],
     quiet: Quiet = False,
 ) -> None:
-    """Export a dataset to Minari, or as a LeRobotDataset of version 3.0, without loss."""
+    """Export a dataset to Minari without loss, or as a LeRobotDataset of version 3.0."""
     from rldistill.data.manifest import dataset_folder
     from rldistill.io.progress import track
 
