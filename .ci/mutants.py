@@ -25,6 +25,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 class Runner:
     """Plugin of pytest that runs the tests once to trace them, and then for each mutant in a fork."""
 
-    def __init__(self, mutants: list[Mutant], tests: list[str], out: Path) -> None:
-        self.mutants, self.tests, self.out = mutants, tests, out
+    def __init__(self, mutants: list[Mutant], tests: list[str], out: Path, seconds: float) -> None:
+        self.mutants, self.tests, self.out, self.seconds = mutants, tests, out, seconds
         self.files = {str(mutant.file) for mutant in mutants}
         self.lines: set[tuple[str, int]] | None = None
         self.fixtures: dict[str, set[tuple[str, int]]] = {}
@@ -251,7 +252,9 @@ class Runner:
         for mutant in [control, *self.mutants]:
             touched = {(str(mutant.file), line) for line in range(mutant.start, mutant.end + 1)}
             names = [name for name, (_, lines) in traced.items() if touched & lines]
-            chosen = [items[name] for name in sorted(names, key=lambda name: traced[name][0])]
+            names = sorted(names, key=lambda name: traced[name][0])
+            total = accumulate(traced[name][0] for name in names)
+            chosen = [items[name] for name, so_far in zip(names, total, strict=True) if so_far <= self.seconds]
 
             def check(mutant: Mutant = mutant, chosen: list[pytest.Item] = chosen) -> str:
                 if _swap(mutant):
@@ -303,6 +306,7 @@ def main() -> None:
     parser.add_argument("paths", type=Path, nargs="+")
     parser.add_argument("--tests", nargs="+", required=True)
     parser.add_argument("--sample", type=int, help="number of random mutants (seed 0); all by default")
+    parser.add_argument("--seconds", type=float, default=1e9, help="limit of the tests of a mutant, the fastest first")
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"))
     given = parser.parse_args()
     files = [
@@ -312,7 +316,7 @@ def main() -> None:
     if given.sample is not None:
         mutants = random.Random(0).sample(mutants, given.sample)
     given.out.write_text("")
-    pytest.main([*given.tests, *OPTIONS], plugins=[Runner(mutants, given.tests, given.out)])
+    pytest.main([*given.tests, *OPTIONS], plugins=[Runner(mutants, given.tests, given.out, given.seconds)])
     rows = [json.loads(line) for line in given.out.read_text().splitlines()]
     print(Counter(row["status"] for row in rows))
 
