@@ -17,7 +17,14 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 AGENTS = ROOT.parent / "shared" / "teachers"
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
 # Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
-PONG = ["collect.steps=1_600", "distill.epochs=4", "distill.batch_size=32", "distill.learning_rate=1e-3", *EVALUATED]
+PONG = [
+    "export=null",
+    "collect.steps=1_600",
+    "distill.epochs=4",
+    "distill.batch_size=32",
+    "distill.learning_rate=1e-3",
+    *EVALUATED,
+]
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
 SMALLER = {
     "pong.yaml": PONG,
@@ -70,6 +77,8 @@ def test_commands_of_the_readme_run_in_their_order(clone: Path) -> None:
             arguments += SMALLER[file]
         if arguments[:2] == ["teachers", "verify"]:
             arguments += ["--episodes", "2"]
+        if arguments[0] == "export":
+            arguments += ["--states", "200"]
         run(arguments, clone)
 
 

@@ -12,7 +12,11 @@ from rich.console import Console
 
 import rldistill
 from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.spec import EnvConfig
 from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.export import export_policy
+from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting import write_report
 from rldistill.reporting.charts import LineStyle, Scale, bulk, lines_chart, palette
 from rldistill.reporting.page import MAX_BYTES
@@ -45,6 +49,15 @@ def test_repeated_episodes_are_a_warning(run: Path, evaluation: dict[str, Any]) 
     evaluation["policies"]["wide"]["distinct_episodes"] = 1
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     assert "Only 1 of the 2 episodes of wide differ from each other" in write_report(run).read_text()
+
+
+def test_certificates_of_exports_are_in_the_report_and_the_card(run: Path, teacher: NetworkPolicy) -> None:
+    config = ExportConfig(("c",), states=100, episodes=2)
+    export_policy(teacher, EnvConfig("CartPole-v1"), run / "export" / "small-mlp", config, progress=False)
+    text = write_report(run).read_text()
+    assert "Exported files" in text
+    assert "Certificate: passed." in text
+    assert "Exported files of small\\-mlp" in (run / "MODEL_CARD.md").read_text().replace("small-mlp", "small\\-mlp")
 
 
 class Page(HTMLParser):

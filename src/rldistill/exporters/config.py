@@ -8,6 +8,7 @@ from rldistill.core.fields import Positive, validated_dataclass
 
 Format = Literal["onnx", "int8", "c", "html", "sb3"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+DEFAULT_FORMATS: tuple[Format, ...] = ("onnx", "c")
 FLOAT_FORMATS: tuple[Format, ...] = ("onnx", "c", "html", "sb3")
 
 

@@ -31,8 +31,8 @@ from rldistill.exporters.certificate import (
     metadata_text,
 )
 from rldistill.exporters.comparison import compare
-from rldistill.exporters.config import ExportConfig, Format
-from rldistill.exporters.formats import FILES, missing_tool, open_runtime
+from rldistill.exporters.config import DEFAULT_FORMATS, ExportConfig, Format
+from rldistill.exporters.formats import FILES, missing_tool, open_runtime, require_packages
 from rldistill.exporters.int8 import NUM_CALIBRATION_STATES, SCHEMES, quantize_onnx
 from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy
@@ -137,8 +137,9 @@ class _Export:
 
     def run(self) -> Certificate:
         """Write all formats and the certificate."""
+        require_packages(self.config.formats or DEFAULT_FORMATS)
         self.vectors.write(self.folder / VECTORS)
-        for name in self.formats():
+        for name in self.config.formats or DEFAULT_FORMATS:
             self.records[name] = self.format(name)
         certificate = Certificate(
             policy=self.context.name,
@@ -161,10 +162,6 @@ class _Export:
         )
         certificate.write(self.folder)
         return Certificate.read(self.folder)
-
-    def formats(self) -> tuple[Format, ...]:
-        """Return the formats in the order of their work."""
-        return self.config.formats or ("onnx", "c")
 
     def format(self, name: Format) -> FormatRecord:
         """Write one format and compare it with the original."""

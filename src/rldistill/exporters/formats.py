@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from rldistill.core.errors import MissingExtraError
 from rldistill.exporters.config import Format
 from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
 from rldistill.exporters.sb3 import Sb3Runtime
@@ -16,6 +19,14 @@ FILES: dict[Format, tuple[str, ...]] = {
     "html": ("student.html",),
     "sb3": ("student.zip",),
 }
+
+
+def require_packages(formats: Sequence[Format]) -> None:
+    """Raise MissingExtraError unless the packages of all formats are installed."""
+    needed = {"onnx": ("onnx", "onnxruntime"), "int8": ("onnx", "onnxruntime")}
+    for name in formats:
+        if any(find_spec(package) is None for package in needed.get(name, ())):
+            raise MissingExtraError(f"The export format {name}", "export")
 
 
 def missing_tool(name: Format) -> str | None:

@@ -20,6 +20,8 @@ from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
 from rldistill.evaluation.verify import fit_to_env, quick_check
+from rldistill.exporters.config import DEFAULT_FORMATS
+from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, read_json, require_mode
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
@@ -58,6 +60,8 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     require_mode(mode)
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
         resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
+    if run.export is not None:
+        require_packages(run.export.formats or DEFAULT_FORMATS)
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:
