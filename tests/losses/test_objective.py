@@ -179,11 +179,13 @@ def test_teachers_of_logits_may_have_values_for_advantages() -> None:
 
 
 def test_best_constants_include_values_and_features() -> None:
-    labels = PolicyOutput(LOGITS, torch.zeros(2, 2), torch.tensor([0.0, 2.0]), torch.tensor([[0.0, 1.0], [4.0, 1.0]]))
+    labels = PolicyOutput(
+        LOGITS, torch.zeros(2, 2), torch.tensor([0.0, 2.0]), torch.tensor([[0.0, 1.0, 3.0], [4.0, 1.0, 3.0]])
+    )
     batch = dataclasses.replace(make_batch([[0.0, 0.0]] * 2, [1.0, 1.0]), teacher=labels)
-    # Variances: 1 of the values; (4 + 0) / 2 of the features
+    # Variances: 1 of the values; (4 + 0 + 0) / 3 of the features
     assert best_constant_loss((Term(ValueMSE()),), batch, LOGITS) == pytest.approx(1, abs=1e-4)
-    assert best_constant_loss((Term(FeatureMSE()),), batch, LOGITS) == pytest.approx(2, abs=1e-4)
+    assert best_constant_loss((Term(FeatureMSE()),), batch, LOGITS) == pytest.approx(4 / 3, abs=1e-4)
 
 
 @pytest.mark.parametrize(
