@@ -144,6 +144,13 @@ def test_windows_fill_the_shortest_lane_and_no_lane_stays_empty() -> None:
     assert wide.batch.weight.shape == (3, 4)
 
 
+@pytest.mark.parametrize("episode", [0, 1, 2])
+def test_windows_of_a_single_episode(episode: int) -> None:
+    data = sequence_dataset([3, 3, 3])
+    (window,) = windows(data, np.flatnonzero(data.columns["episode"] == episode), 9, 2)
+    assert window.batch.obs[..., 0].T.tolist() == [[10 * episode + step for step in range(3)]]  # type: ignore[call-overload]
+
+
 def test_windows_in_random_order_have_every_step_once() -> None:
     data = sequence_dataset([1 + number % 3 for number in range(12)])
     orders = []

@@ -123,6 +123,17 @@ def test_returns_without_values_are_not_bootstrapped(tmp_path: Path) -> None:
     assert (batch.teacher.value, batch.teacher.features, batch.next_teacher.value) == (None, None, None)
 
 
+@pytest.mark.parametrize("richer", [0, 1])
+def test_labels_that_some_blocks_lack_are_left_out(tmp_path: Path, richer: int) -> None:
+    blocks = [make_block(FIRST, 0), make_block(FIRST, 6)]
+    blocks[richer].columns["features"] = np.ones((len(FIRST), 3), np.float32)
+    folders = [write(tmp_path / str(i), [(BlockKey(0, 0, 0), block)]) for i, block in enumerate(blocks)]
+    assert "features" in Dataset.read(folders[richer : richer + 1]).columns
+    data = Dataset.read(folders)
+    assert len(data) == 12
+    assert "features" not in data.columns
+
+
 def test_streams_rounds_and_datasets_have_their_own_episodes(folder: Path, tmp_path: Path) -> None:
     keys = [BlockKey(0, 0, 0), BlockKey(0, 1, 0), BlockKey(1, 0, 0)]
     other = write(tmp_path / "other", [(key, make_block(FIRST, number)) for number, key in enumerate(keys)])

@@ -136,6 +136,12 @@ def test_rounds_are_added_to_the_manifest_of_the_folder(tmp_path: Path) -> None:
         begin(2, "b")
 
 
+def test_round_is_continued_by_its_own_teacher_alone(tmp_path: Path) -> None:
+    Manifest.new(tmp_path, ORIGIN, {0: ROUNDS[0], 1: ROUNDS[1]}).write()  # as merged
+    with pytest.raises(ConfigError, match="the teacher b, now it is a"):
+        Manifest.new(tmp_path, ORIGIN, {1: ROUNDS[0]}).begin_round(1, StageInputs("collect", {}))
+
+
 def test_unknown_teacher_of_an_earlier_round_is_a_warning(tmp_path: Path) -> None:
     Manifest.new(tmp_path, ORIGIN, {0: ROUNDS[2]}).write()
     record = Manifest.new(tmp_path, ORIGIN, {1: ROUNDS[0]})
@@ -176,7 +182,11 @@ def test_merged_rounds_follow_one_another(tmp_path: Path) -> None:
 def test_datasets_that_do_not_belong_together_are_not_merged(tmp_path: Path) -> None:
     first, out = make_dataset(tmp_path / "first", [(0, 1)]), tmp_path / "out"
     spec = dataclasses.replace(SPEC, obs_shape=(3,))
-    for name, change in (("env.id", {"env": EnvConfig("Acrobot-v1")}), ("spec.obs_shape", {"spec": spec})):
+    for name, change in (
+        ("env.id", {"env": EnvConfig("Acrobot-v1")}),
+        ("spec.obs_shape", {"spec": spec}),
+        ("teacher_spec", {"teacher_spec": spec}),
+    ):
         other = make_dataset(tmp_path / name, [(0, 2)], ORIGIN.model_copy(update=change))
         with pytest.raises(SpecMismatchError, match=rf"{name} and .*first cannot be merged: {name} is "):
             merge([first, other], out)

@@ -183,7 +183,7 @@ def action_gap(values: NDArray[np.floating[Any]]) -> float:
 
 
 def _read_columns(blocks: Sequence[tuple[int, Path, BlockEntry]], obs: NDArray[Any]) -> Columns:
-    """Read blocks, given with the numbers of their datasets: their observations into `obs`, and their other columns."""
+    """Read blocks with the numbers of their datasets: observations into `obs`, and the columns that all blocks have."""
     parts: list[Columns] = []
     start = 0
     for number, folder, block in blocks:
@@ -195,7 +195,9 @@ def _read_columns(blocks: Sequence[tuple[int, Path, BlockEntry]], obs: NDArray[A
         source = np.tile([number, block.round, block.stream], (len(steps), 1))
         parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
         start += len(part_obs)
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    # Datasets of the same spec may differ in features and values.
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     dtype = np.int32 if len(obs) <= np.iinfo(np.int32).max else np.int64
     columns |= {name: columns[name].astype(dtype) for name in ("row", "next_row")}
     key = np.column_stack([columns.pop("source"), columns.pop("slot"), columns["episode"]])

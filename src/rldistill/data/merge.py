@@ -35,7 +35,7 @@ def merge(
     manifests = [Manifest.read(path) for path in paths]
     folders: dict[str, Path] = {}
     for manifest in manifests:
-        for name in ("spec", "env"):
+        for name in ("spec", "teacher_spec", "env"):
             difference = first_difference(canonical(getattr(manifest, name)), getattr(manifests[0], name), name)
             if difference is not None:
                 field, one, other = difference
