@@ -150,6 +150,7 @@ class TestContract:
 
 def test_every_loss_is_under_contract() -> None:
     assert ACCEPTED.keys() == LOSSES.keys()
+    assert {loss.student_head for loss in LOSSES.values()} == {"any", "q_values", "value", "features"}
 
 
 @BY_NAME

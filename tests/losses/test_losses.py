@@ -146,6 +146,8 @@ def test_bellman_target_bootstraps_at_truncation_only(terminated: bool, target: 
     labels = make_labels(torch.tensor([[1.0, 2.0]]), terminated=terminated)
     student = PolicyOutput(Q, torch.tensor([[1.5, 5.0]]))
     assert BellmanTarget(gamma=0.9)(student, labels).item() == pytest.approx((1.5 - target) ** 2, rel=1e-6)
+    target = 2.0 if terminated else 2 + 0.99 * 3
+    assert BellmanTarget()(student, labels).item() == pytest.approx((1.5 - target) ** 2, rel=1e-6)
 
 
 def test_wasserstein_by_hand() -> None:
@@ -211,6 +213,7 @@ def test_advantage_weighted_nll_by_hand() -> None:
     teacher = PolicyOutput(LOGITS, torch.zeros(1, 2), value=torch.tensor([-3.0]))
     valued = dataclasses.replace(labels, teacher=teacher)
     assert AdvantageWeightedNLL(clip=7.0)(student, valued).item() == pytest.approx(7 * math.log(2), rel=1e-5)
+    assert AdvantageWeightedNLL()(student, valued).item() == pytest.approx(20 * math.log(2), rel=1e-5)  # exp(3) = 20.1
 
 
 def test_large_margin_by_hand() -> None:
@@ -218,6 +221,7 @@ def test_large_margin_by_hand() -> None:
     labels = make_labels(torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
     loss = LargeMargin(margin=0.5)(PolicyOutput(Q, torch.tensor([[4.0, 5.0], [5.0, 5.0]])), labels)
     assert loss.tolist() == pytest.approx([0.0, 0.5])
+    assert LargeMargin()(PolicyOutput(Q, torch.full((2, 2), 5.0)), labels).tolist() == pytest.approx([0.8, 0.8])
 
 
 def test_value_mse_by_hand() -> None:
