@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.reporting.search_page import search_verdict
 
 
 def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
@@ -74,3 +75,19 @@ def test_verdicts_without_a_comparison(evaluation: dict[str, Any]) -> None:
     assert "no better than random play" in verdict(Evaluation.parse(bad, Path("evaluation.json")))
     del evaluation["policies"]["wide"], evaluation["policies"]["small-mlp"]
     assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))) == "No student was evaluated."
+
+
+def test_verdict_names_the_baseline(evaluation: dict[str, Any]) -> None:
+    evaluation["baseline"] = "rules:act"
+    student = evaluation["policies"]["small-mlp"]
+    student["normalized"]["ci95"] = [-0.1, 0.9]
+    text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
+    assert text.startswith(
+        "Nothing was gained: the best student, small-mlp, is not clearly better than the baseline rul"
+    )
+    evaluation["policies"]["teacher"]["normalized"] = None
+    text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
+    assert text.startswith("The teacher is no better than the baseline rules:act")
+    assert "over the baseline rules:act" in search_verdict(
+        {"margin": 0.05, "by": "bytes", "winner": None, "tried": [], "baseline": "rules:act"}
+    )

@@ -52,7 +52,9 @@ class EvaluateConfig:
         sample: True to sample the actions of stochastic policies.
         gamma: discount of the discounted return.
         videos: True to record each student's best, median and worst episode, and its teacher in the same episodes.
-        margin: share of the teacher's lead over random play that a student may lose.
+        baseline: policy in place of random play, which scores and the test compare with: the path of a saved policy, or
+            `module:function`. It has the observations of the students.
+        margin: share of the teacher's lead over random play, or over the baseline, that a student may lose.
         sequential: True to play until every student is known to keep its share or not, with a group-sequential test.
         max_episodes: largest number of episodes of each policy and training seed if `sequential`.
         robustness: perturbations of the environment, if any.
@@ -63,6 +65,7 @@ class EvaluateConfig:
     sample: bool = False
     gamma: Fraction = 0.99
     videos: bool = True
+    baseline: str | None = None
     margin: OpenFraction = 0.05
     sequential: bool = False
     max_episodes: Positive = 300

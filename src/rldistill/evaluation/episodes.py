@@ -26,6 +26,9 @@ TEST, VALIDATION, CALIBRATION = 0, 1, 2
 MAX_SLOTS, MAX_EMULATORS = 128, 8
 """Largest number of environments in one batch; ale-py's idle slots cost as much as busy ones, so it gets fewer."""
 
+PolicyKind = Literal["teacher", "student", "random", "baseline"]
+"""Role of a policy; the baseline is the user's own policy in place of random play."""
+
 NO_EPISODE = -1
 """Episode number of a slot with no episode left to play."""
 
@@ -59,7 +62,7 @@ class PlayConfig:
 class PolicyRuns:
     """One policy, or the same student with several training seeds; a policy of None plays at random."""
 
-    kind: Literal["teacher", "student", "random"]
+    kind: PolicyKind
     runs: Mapping[int | None, Policy | None]
     env_steps: int = 0
 
@@ -72,6 +75,11 @@ class PolicyRuns:
     def first(self) -> Policy | None:
         """Policy of the first training seed."""
         return next(iter(self.runs.values()))
+
+
+def reference_name(policies: Mapping[str, Any]) -> str:
+    """Return the name of the policy with the normalized score 0."""
+    return "baseline" if "baseline" in policies else "random"
 
 
 @dataclass

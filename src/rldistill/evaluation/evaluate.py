@@ -1,4 +1,4 @@
-"""Evaluation of a teacher, its students and random play on the same fresh seeds."""
+"""Evaluation of a teacher, its students and random play, or a baseline, on the same fresh seeds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.envs.spaces import adapt_env, observation_views
+from rldistill.envs.spaces import adapt_env, observation_views, spec_from_env
 from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play
+from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
@@ -29,6 +29,7 @@ from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
+from rldistill.teachers.load import load_policy
 
 MIN_DISTINCT_EPISODES, MIN_TRAINING_SEEDS = 10, 3
 NUM_THRESHOLDS = 41
@@ -65,14 +66,16 @@ def evaluate(
     context: RunContext = RunContext(),
     progress: Progress | bool = True,
 ) -> Evaluation:
-    """Play a teacher, its students and random play on the same seeds.
+    """Play a teacher, its students and random play, or a baseline in its place, on the same seeds.
 
     Writes `evaluation.json`, `disagreements/` and `videos/` into `folder`. The normalized score is
-    (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play.
+    (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play. The returns of
+    a baseline take the place of those of random play.
 
     Args:
         env: environment.
-        policies: by name, `teacher` and its students; a student is a policy, or a list with one for each training seed.
+        policies: by name, `teacher`, its students, and a `baseline` if `config` names none; a student is a policy, or a
+            list with one for each training seed.
         config: settings.
         folder: folder for the results.
         context: seed of the episodes, and facts about a run.
@@ -83,6 +86,8 @@ def evaluate(
         SpecMismatchError: a policy does not fit the environment.
     """
     folder = Path(folder)
+    if config.baseline is not None:
+        policies = {**policies, "baseline": load_baseline(config.baseline, env)}
     env, entries = _fitted_policies(env, policies)
     device = resolve_device(config.device, "evaluate.device")
     base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, device=device)
@@ -108,6 +113,7 @@ def evaluate(
         policies=results,
         efficiency=efficiency(context.curves, results),
         robustness=perturbed,
+        baseline=config.baseline or _own_name(entries),
     )
     remove_videos(folder / "videos")  # videos of other episodes would have the same names
     write_json(folder / "evaluation.json", evaluation.to_dict())
@@ -120,18 +126,21 @@ def evaluate(
 def _fitted_policies(
     env: EnvConfig, policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns]
 ) -> tuple[EnvConfig, dict[str, PolicyRuns]]:
-    """Return the environment as the teacher needs it, and the training seeds of all policies, with random play."""
+    """Return the environment as the teacher needs it, and the training seeds of all policies, with random play.
+
+    A baseline takes the place of random play.
+    """
     entries = {}
     for name, policy in policies.items():
         if isinstance(policy, PolicyRuns):
             entries[name] = policy
-        elif name != "teacher":
+        elif name not in ("teacher", "baseline"):
             runs = policy if isinstance(policy, Sequence) else [policy]
             entries[name] = PolicyRuns("student", dict(enumerate(runs)))
         elif isinstance(policy, Sequence):
-            raise ConfigError("policies.teacher: expected one policy, found several. Use an Ensemble of them.")
+            raise ConfigError(f"policies.{name}: expected one policy, found several. Use an Ensemble of them.")
         else:
-            entries[name] = PolicyRuns("teacher", {None: policy})
+            entries[name] = PolicyRuns("teacher" if name == "teacher" else "baseline", {None: policy})
     if "random" in entries:
         raise ConfigError("policies: 'random' is a reserved name. Use another name.")
     if "teacher" not in entries or (teacher := entries["teacher"].first) is None:
@@ -142,7 +151,22 @@ def _fitted_policies(
         for run in filter(None, entry.runs.values()):
             spec = getattr(views, entry.side)
             with_action_mask(run, spec).spec.require_same_input(spec, name, env.id)
+    if "baseline" in entries:
+        return env, {**entries, "baseline": entries.pop("baseline")}
     return env, {**entries, "random": PolicyRuns("random", {None: None})}
+
+
+def load_baseline(path: str, env: EnvConfig) -> Policy:
+    """Load the policy that an evaluation compares with in place of random play."""
+    try:
+        return load_policy(path, spec=spec_from_env(env.view_of("student")))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("teacher: ", "evaluate.baseline: ", 1)) from None
+
+
+def _own_name(policies: Mapping[str, PolicyRuns]) -> str | None:
+    policy = policies["baseline"].first if "baseline" in policies else None
+    return None if policy is None else str(getattr(policy, "name", type(policy).__name__))
 
 
 class _Match:
@@ -155,6 +179,7 @@ class _Match:
         self, env: EnvConfig, policies: Mapping[str, PolicyRuns], config: EvaluateConfig, base: PlayConfig
     ) -> None:
         self.env, self.policies, self.config, self.base = env, policies, config, base
+        self.reference = reference_name(policies)
         students = [name for name, entry in policies.items() if entry.kind == "student"]
         self.episodes: dict[str, dict[int | None, Episodes]] = {name: {} for name in policies}
         self.own_states = {(name, run): OwnStates(run) for name in students for run in policies[name].runs}
@@ -190,7 +215,7 @@ class _Match:
             before = count
             for name, decision in self.decisions.items():
                 if decision is None or decision.decision == "undecided":
-                    compared = name, "teacher", "random"
+                    compared = name, "teacher", self.reference
                     own, best, random = map(self.returns, compared)
                     levels, distinct = RiskLevels(risk, RISK * share, analysis), self.num_distinct(*compared)
                     test = non_inferior(own, best, random, config.margin, distinct=distinct, levels=levels)
@@ -204,8 +229,8 @@ class _Match:
     ) -> PolicyResult:
         """Return the result of a policy: all estimates with their 95% intervals, its cost and its fidelity."""
         entry, runs, own, teacher = self.policies[name], self.episodes[name], returns[name], returns["teacher"]
-        compared, distinct = (own, teacher, returns["random"]), self.num_distinct(name)
-        distinct_compared = self.num_distinct(name, "teacher", "random")
+        compared, distinct = (own, teacher, returns[self.reference]), self.num_distinct(name)
+        distinct_compared = self.num_distinct(name, "teacher", self.reference)
         rates = [part.success_rate for part in runs.values() if part.success_rate is not None]
 
         def profile(returns: Returns) -> stats.Values:
@@ -269,7 +294,7 @@ def efficiency(curves: Mapping[str, Curve], policies: Mapping[str, PolicyResult]
 
     The evaluation itself is the last point of each of the `curves`. Steps include those of the teacher's data.
     """
-    random, teacher = (policies[name].mean.value for name in ("random", "teacher"))
+    random, teacher = (policies[name].mean.value for name in (reference_name(policies), "teacher"))
     span = teacher - random
     results = {}
     for name, entry in policies.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError
+from rldistill.evaluation.episodes import PolicyKind
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
@@ -69,7 +70,7 @@ class PolicyResult(Record):
         probability_of_improvement: probability of a higher return than the teacher's in the same episode.
     """
 
-    kind: Literal["teacher", "student", "random"]
+    kind: PolicyKind
     runs: list[RunReturns]
     distinct_episodes: int
     distinct_runs: int
@@ -124,7 +125,11 @@ class Robustness(Record):
 
 
 class Evaluation(Result):
-    """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json."""
+    """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json.
+
+    Attributes:
+        baseline: name of the user's own policy that the scores compare with; None for random play.
+    """
 
     env: str
     env_kwargs: dict[str, Any]
@@ -136,6 +141,7 @@ class Evaluation(Result):
     policies: dict[str, PolicyResult]
     efficiency: dict[str, Efficiency]
     robustness: Robustness | None = None
+    baseline: str | None = None
     advice: ClassVar[str] = "Run `rldistill evaluate` again."
 
     @model_validator(mode="after")
@@ -150,6 +156,11 @@ class Evaluation(Result):
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
         return cls.parse(read_json(path), path)
+
+    @property
+    def reference(self) -> str:
+        """Noun of the policy with the normalized score 0."""
+        return reference_noun(self.baseline)
 
     @property
     def teacher(self) -> PolicyResult:
@@ -168,10 +179,16 @@ class Evaluation(Result):
 
     def blocks(self) -> list[Table | str]:
         """Return the table of the policies, the one of perturbations, the verdict and the warnings."""
-        tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes")]
+        against = "" if self.baseline is None else f", normalized by {self.reference}"
+        tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes{against}")]
         if self.robustness is not None and self.robustness.perturbations:
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
         return [*tables, verdict(self), *(f"warning: {name}: {text}" for name, text in self.warnings.items())]
+
+
+def reference_noun(baseline: str | None) -> str:
+    """Return the noun of the policy with the normalized score 0."""
+    return "random play" if baseline is None else f"the baseline {baseline}"
 
 
 def policy_rows(evaluation: Evaluation) -> Rows:
@@ -179,7 +196,8 @@ def policy_rows(evaluation: Evaluation) -> Rows:
     rows, teacher = [], evaluation.teacher
     continuous = any(entry.action_rmse is not None for entry in evaluation.policies.values())
     for name, entry in evaluation.policies.items():
-        kind = entry.kind + (f", {len(entry.runs)} seeds" if len(entry.runs) > 1 else "")
+        role = evaluation.baseline or "baseline" if entry.kind == "baseline" else entry.kind
+        kind = role + (f", {len(entry.runs)} seeds" if len(entry.runs) > 1 else "")
         if entry.distinct_runs == 1 < len(entry.runs):
             kind += ", all alike"
         agreement, rmse = figure("agreement", entry.agreement, ".1%"), figure("action RMSE", entry.action_rmse, ".3g")
@@ -229,15 +247,15 @@ def robustness_rows(evaluation: Evaluation) -> Rows:
 
 def verdict(evaluation: Evaluation) -> str:
     """Return one sentence on the best student."""
-    teacher, best = evaluation.teacher, evaluation.best_student
+    teacher, best, reference = evaluation.teacher, evaluation.best_student, evaluation.reference
     if best is None:
         return "No student was evaluated."
     if teacher.normalized is None:
-        return "The teacher is no better than random play, so there was nothing to distil. Use another teacher."
+        return f"The teacher is no better than {reference}, so there was nothing to distil. Use another teacher."
     name, student = best
     if student.normalized is None or student.normalized.ci95 is None:
         return (
-            "The teacher is not clearly better than random play, so the score of its students cannot be measured. "
+            f"The teacher is not clearly better than {reference}, so the score of its students cannot be measured. "
             "Evaluate more episodes, or use another teacher."
         )
     low, high = student.normalized.ci95
@@ -245,9 +263,9 @@ def verdict(evaluation: Evaluation) -> str:
     steps = f" from {student.env_steps:,} environment steps" if student.env_steps else ""
     test = student.non_inferiority
     if low <= 0:
-        unclear = f"the best student, {name}, is not clearly better than random play {score}"
+        unclear = f"the best student, {name}, is not clearly better than {reference} {score}"
         if test is None or test.episodes >= test.min_episodes:
-            return f"Nothing was learned: {unclear}{steps}."
+            return f"Nothing was {'learned' if evaluation.baseline is None else 'gained'}: {unclear}{steps}."
         least = f"Evaluate at least {test.min_episodes} episodes."
         return f"Too few episodes to decide: after {test.episodes}, {unclear}. {least}"
     size, own, theirs = "", student.parameters, teacher.parameters
@@ -256,7 +274,7 @@ def verdict(evaluation: Evaluation) -> str:
         if own <= theirs:
             times = f", and is {theirs / own:.1f} times smaller than its teacher"
             size = times if own < theirs else ", at its teacher's size"
-    lead, result = "its teacher's lead over random play", f"{student.normalized.value:.1%}"
+    lead, result = f"its teacher's lead over {reference}", f"{student.normalized.value:.1%}"
     facts = f"{score}{steps}{size}"
     if test is None:
         return f"The student {name} reaches {result} of {lead} {facts}."

@@ -25,7 +25,7 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
 from rldistill.envs.vector import make_vector_env
 from rldistill.evaluation.config import RobustnessConfig
-from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
+from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play, reference_name
 from rldistill.evaluation.results import PerturbedReturns, Robustness
 from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
 from rldistill.io.progress import Part, Progress
@@ -61,7 +61,8 @@ def robustness(
 
     `returns` are those of all policies without perturbation, and `base` the settings of these episodes.
     """
-    policies = {name: entry for name, entry in policies.items() if entry.kind != "random"}
+    reference = returns[reference_name(policies)]
+    policies = {name: entry for name, entry in policies.items() if entry.kind in ("teacher", "student")}
     envs, left_out = perturbed_envs(env, config)
     views = observation_views(env)
     noise = f"observation noise {config.pixel_noise if views.student.obs_dtype == 'uint8' else config.noise:g}"
@@ -85,7 +86,7 @@ def robustness(
                 runs.append(play(perturbed, acting, episodes, side, progress=Part(progress, done, total)).returns)
                 done += episodes
             own = np.stack(runs)
-            score = float(normalized_mean(own, returns["teacher"], returns["random"]))
+            score = float(normalized_mean(own, returns["teacher"], reference))
             results[perturbation][name] = PerturbedReturns(
                 mean=estimate(mean, own),
                 normalized=None if math.isnan(score) else score,

@@ -35,7 +35,7 @@ from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import algorithm_class
 
-RESERVED_NAMES = ("teacher", "random")
+RESERVED_NAMES = ("teacher", "random", "baseline")
 """Names of policies in results that no student can have."""
 
 

@@ -61,7 +61,7 @@ class Scale:
 
 
 def palette(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
-    """Return the CSS class of each policy: gray for teacher and random play, a color for each student."""
+    """Return the CSS class of each policy: gray for teacher, random play and baseline, a color for each student."""
     students = [name for name, entry in policies.items() if entry.kind == "student"]
     return {
         name: f"c{students.index(name) % NUM_COLORS}" if name in students else entry.kind

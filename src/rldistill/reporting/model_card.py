@@ -35,8 +35,8 @@ def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certif
         escaped(verdict(evaluation)),
         "## Results",
         f"{evaluation.episodes} full episodes for each policy and training seed, with the same seeds for all. 95% "
-        "intervals are in brackets. Normalized score: 0 is random play, 1 is the teacher. The environment steps of "
-        "students include their teacher's data.",
+        f"intervals are in brackets. Normalized score: 0 is {escaped(evaluation.reference)}, 1 is the teacher. The "
+        "environment steps of students include their teacher's data.",
         _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
         *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
         *(

@@ -9,6 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from rldistill.evaluation.non_inferiority import least_episodes
+from rldistill.evaluation.results import reference_noun
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, percent_text
 from rldistill.reporting.charts import scatter_chart, write_page
@@ -16,7 +17,10 @@ from rldistill.reporting.charts import scatter_chart, write_page
 
 def search_verdict(found: dict[str, Any]) -> str:
     """Return the result of a search in one sentence."""
-    lead, by = f"{percent_text(1 - found['margin'])} of the teacher's lead over random play", found["by"]
+    lead, by = (
+        f"{percent_text(1 - found['margin'])} of the teacher's lead over {reference_noun(found.get('baseline'))}",
+        found["by"],
+    )
     if found["winner"] is None:
         tested = [trial["test"]["episodes"] for trial in found["tried"] if trial["test"]]
         least = least_episodes(found["margin"])

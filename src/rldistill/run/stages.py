@@ -16,7 +16,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
-from rldistill.evaluation.evaluate import RunContext, evaluate
+from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
 from rldistill.evaluation.verify import fit_to_env, quick_check
@@ -62,6 +62,8 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
     if run.export is not None:
         require_packages(run.export.formats or DEFAULT_FORMATS)
+    if run.evaluate.baseline is not None:
+        load_baseline(run.evaluate.baseline, run.env)
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:

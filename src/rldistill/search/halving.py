@@ -48,13 +48,17 @@ TREE_LOSSES = ActionNLL | AdvantageMSE | GapWeightedNLL
 
 @dataclass(frozen=True)
 class SearchStage:
-    """Everything that the rungs and the tests of a search share; `env` is the environment as the teacher needs it."""
+    """Everything that the rungs and the tests of a search share; `env` is the environment as the teacher needs it.
+
+    A `baseline` of None is random play.
+    """
 
     run: Run
     config: SearchConfig
     env: EnvConfig
     teacher: Policy
     dataset: Dataset
+    baseline: Policy | None = None
 
     @property
     def folder(self) -> Path:
@@ -73,14 +77,14 @@ class SearchStage:
             write_json(file, {"returns": returns.tolist()})
         return returns[:episodes]
 
-    def reference(self, name: Literal["teacher", "random"], episodes: int, split: int) -> Returns:
-        """Return the returns `[1, episodes]` of the teacher or of random play."""
-        policy = self.teacher if name == "teacher" else None
+    def reference(self, name: Literal["teacher", "baseline"], episodes: int, split: int) -> Returns:
+        """Return the returns `[1, episodes]` of the teacher, or of random play or the baseline."""
+        policy = self.teacher if name == "teacher" else self.baseline
         return self.returns(policy, episodes, split, self.folder / name)[None]
 
     def normalized(self, returns: Returns, split: int) -> dict[str, Any]:
         """Return the normalized score of returns `[seeds, episodes]` and its 95% interval."""
-        teacher, random = (self.reference(name, returns.shape[1], split) for name in ("teacher", "random"))
+        teacher, random = (self.reference(name, returns.shape[1], split) for name in ("teacher", "baseline"))
         score = normalized_score(returns, teacher, random)
         return {"normalized": score and score.value, "ci95": score and score.ci95}
 
@@ -184,7 +188,7 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
             rows.append(stage.returns(student, count, TEST, folder / f"seed-{seed}"))
             progress.update(before * len(seeds) + (count - before) * number, counts[-1] * len(seeds))
         before, returns = count, np.stack(rows)
-        teacher, random = (stage.reference(name, count, TEST) for name in ("teacher", "random"))
+        teacher, random = (stage.reference(name, count, TEST) for name in ("teacher", "baseline"))
         levels = RiskLevels(risk, RISK / num_tests)
         answer = non_inferior(returns, teacher, random, stage.config.margin, levels=levels)
         if answer.decision != "undecided":

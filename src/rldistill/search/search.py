@@ -12,6 +12,8 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
+from rldistill.evaluation.evaluate import load_baseline
+from rldistill.evaluation.results import reference_noun
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
@@ -44,10 +46,10 @@ def search(
     `collect` returns the dataset of the teacher, and collects it first if it is missing.
 
     Returns:
-        `env margin by env_steps teacher winner tried front seconds`, as in `search/search.json`.
+        `env margin by baseline env_steps teacher winner tried front seconds`, as in `search/search.json`.
 
     Raises:
-        ConfigError: the teacher is no better than random play, or the search in the folder has other inputs.
+        ConfigError: the teacher has no lead, or the search in the folder has other inputs.
     """
     folder, started = run.out / "search", time.monotonic()
     inputs = _inputs(run, config, teacher)
@@ -58,10 +60,11 @@ def search(
     if config.behavior_policy is not None and config.behavior_policy not in run.students:
         hint = did_you_mean(config.behavior_policy, run.students)
         raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
+    baseline = None if run.evaluate.baseline is None else load_baseline(run.evaluate.baseline, run.env)
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
-    stage = SearchStage(run, config, adapt_env(run.env, teacher), teacher, dataset)
+    stage = SearchStage(run, config, adapt_env(run.env, teacher), teacher, dataset, baseline)
     _require_lead(stage)
     sizes, students = policy_sizes(teacher), run.students
     if not config.own:
@@ -76,6 +79,7 @@ def search(
         "env": run.env.id,
         "margin": config.margin,
         "by": config.by,
+        "baseline": run.evaluate.baseline,
         "env_steps": dataset.num_steps,
         "teacher": sizes,
         "winner": winner,
@@ -88,10 +92,11 @@ def search(
 
 
 def _require_lead(stage: SearchStage) -> None:
-    best, worst = (stage.reference(name, stage.config.episodes, VALIDATION).mean() for name in ("teacher", "random"))
+    best, worst = (stage.reference(name, stage.config.episodes, VALIDATION).mean() for name in ("teacher", "baseline"))
     if not best > worst:
+        against = reference_noun(stage.run.evaluate.baseline)
         raise ConfigError(
-            f"search: the teacher's mean return ({best:.4g}) is not higher than that of random play ({worst:.4g}), so "
+            f"search: the teacher's mean return ({best:.4g}) is not higher than that of {against} ({worst:.4g}), so "
             "there is no lead to keep. Use another teacher."
         )
 
