@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from rldistill import EvaluateConfig, Policy, load_policy
 from rldistill.data.manifest import Manifest
 from rldistill.evaluation.episodes import CALIBRATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import evaluate
-from rldistill.io.atomic import write_json
+from rldistill.io.atomic import read_jsonl, write_json
 from rldistill.io.progress import track
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes import Finetune
@@ -181,7 +180,7 @@ def depth(run: Run, teacher: Policy, name: str, seed: int) -> float:
         float(validation_returns(run, teacher, one).mean())
         for one in (load_native(folder.with_name(f"{folder.name}-distilled")), None, teacher)
     )
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(folder / "metrics.jsonl")
     lowest = min(float(row["score"]) for row in rows if "score" in row)
     return (lowest - began) / (best - worst)
 
@@ -242,7 +241,7 @@ def main() -> None:
             str(row["seeds"]), besides,
         )  # fmt: skip
         if asked.json is not None:
-            write_json(asked.json, rows)
+            write_json(asked.json, {"rows": rows})
     Console(width=140).print(table)
 
 

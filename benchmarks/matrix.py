@@ -251,7 +251,7 @@ def main() -> None:
         out = asked.out / ("quick" if asked.quick else "full")
         rows += rows_of(env, of_env, out, asked.agents, seeds, 30 if env == "Pong" else 100)
         if asked.json is not None:
-            write_json(asked.json, rows)
+            write_json(asked.json, {"rows": rows})
     table = Table("env", "student", "loss", "recipe", "normalized", "95%", "steps", "parameters", "seconds")
     for row in rows:
         if row["normalized"] is None:

@@ -266,7 +266,7 @@ def main() -> None:
         speeds = [f"{row[f'{name}_steps_per_second']:,.0f}" for name in scores]
         table.add_row(task.name, f"{row['steps']:,}", *said, *speeds, f"{row['ratio']:.2f}")
         if asked.json is not None:
-            write_json(asked.json, rows)
+            write_json(asked.json, {"rows": rows})
     Console(width=130).print(table)
 
 

@@ -10,7 +10,6 @@ LunarLander.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from rich.table import Table
 from rldistill import Policy
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import PlayConfig, play
-from rldistill.io.atomic import read_json, write_json
+from rldistill.io.atomic import read_json, read_jsonl, write_json
 from rldistill.io.progress import track
 from rldistill.recipes import from_reward
 from rldistill.recipes.job import Run, StudentJob
@@ -123,8 +122,7 @@ def from_reward_alone(name: str, out: Path, teacher: str, steps: int, seed: int)
     with track(f"{name}: control, seed {seed}", "steps") as report:
         from_reward.train_control(StudentJob(run, loaded, None, student, seed), steps, "resume", report)
     worst, best = (float(from_reward.validation_returns(run, loaded, one).mean()) for one in (None, loaded))
-    for line in (run.out / "controls" / student / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(run.out / "controls" / student / f"seed-{seed}" / "metrics.jsonl"):
         if "score" in row and (row["score"] - worst) / (best - worst) >= ENOUGH:
             return int(row["step"])
     return None
@@ -161,7 +159,7 @@ def main() -> None:
     for name in names:
         rows.append(row_of(name, asked.out, asked.agents, 1 if asked.quick else ENVIRONMENTS[name]["seeds"]))
         if asked.json is not None:
-            write_json(asked.json, rows)
+            write_json(asked.json, {"rows": rows})
     table = Table("env", "distilled", "from reward alone", "ratio", "with the teacher's training", "censored", "seeds")
     for row in rows:
         if row["student_steps"] is None:

@@ -28,6 +28,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.videos import record_video
+from rldistill.io.atomic import write_json
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear, Mlp
@@ -76,7 +77,7 @@ def test_blocks_lost_in_the_middle_are_restored_exactly(tmp_path: Path, env_id: 
     document = json.loads(before)
     for block in document["blocks"][2:]:
         (tmp_path / block["file"]).unlink()
-    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    write_json(tmp_path / "manifest.json", document | {"blocks": []})
     collect(env, make_teacher_for(env), config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
@@ -121,7 +122,7 @@ def test_actions_of_two_dimensions_are_explored_and_resumed(bits: bool, tmp_path
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()
-    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    write_json(tmp_path / "manifest.json", document | {"blocks": []})
     collect(env, teacher, config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
@@ -253,7 +254,7 @@ def test_recurrent_state_is_resumed(tmp_path: Path) -> None:
     for block in document["blocks"]:
         if block["block"] >= 2:
             (tmp_path / block["file"]).unlink()
-    (tmp_path / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    write_json(tmp_path / "manifest.json", document | {"blocks": []})
     collect(CARTPOLE, recurrent_teacher(), config, tmp_path, mode="resume")
     assert manifest_bytes(tmp_path) == before
 
@@ -280,7 +281,7 @@ def test_dataset_of_unknown_teacher_is_continued_with_a_warning(teacher: Network
     collect(CARTPOLE, teacher, config, tmp_path)
     document = json.loads(manifest_bytes(tmp_path))
     document["rounds"]["0"]["teacher"] = None
-    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    write_json(tmp_path / "manifest.json", document)
     assert len(Dataset.read([tmp_path])) == 112
     with pytest.warns(UserWarning, match="the teacher of its labels is unknown"):
         collect(CARTPOLE, teacher, config, tmp_path, mode="resume")

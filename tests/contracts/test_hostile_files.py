@@ -33,6 +33,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.verify import VerifyConfig, verify
+from rldistill.io.atomic import write_json
 from rldistill.students import STUDENTS, Mlp
 from rldistill.students.storage import save_policy
 from rldistill.teachers.load import SavedTeacher, load_policy
@@ -179,7 +180,7 @@ def native(change: Callable[[dict[str, Any]], None] = lambda document: None, hea
         save_policy(Mlp((4,)).build(spec), folder, {})
         document = json.loads((folder / "policy.json").read_text())
         change(document)
-        (folder / "policy.json").write_text(json.dumps(document))
+        write_json(folder / "policy.json", document)
         if header is not None:
             (folder / "policy.safetensors").write_bytes(header)
         return folder
@@ -665,7 +666,7 @@ def test_a_policy_file_cannot_name_code_for_its_features(
         reference = {"type": "teacher", "policy": "", "network": inner, "head": head}
     defaults = json.loads(json.dumps(dataclasses.asdict(STUDENTS[student]())))
     document |= {"student": student, "config": {**defaults, "features": reference}}
-    (tmp_path / "policy.json").write_text(json.dumps(document))
+    write_json(tmp_path / "policy.json", document)
     with pytest.raises(RLDistillError, match=r"features\.network: expected one of actor, mlp, cnn, impala"):
         load_policy(tmp_path)
     assert "planted" not in sys.modules

@@ -23,6 +23,7 @@ from rldistill.core.spec import EnvConfig, FramePipeline, PolicySpec
 from rldistill.data.blocks import FINAL, LEAD, STEP, Block, BlockKey, Columns
 from rldistill.data.dataset import Dataset, action_gap, episode_rows, open_dataset
 from rldistill.data.manifest import Manifest, Origin, Round, dataset_folder, store_block
+from rldistill.io.atomic import write_json
 
 SPEC = PolicySpec((1,), "float32", QValuesHead((2,)))
 FRAMES = PolicySpec((2, 1, 1), "uint8", QValuesHead((2,)), frames=FramePipeline(1, 1, 2))
@@ -160,7 +161,7 @@ def test_streams_rounds_and_datasets_have_their_own_episodes(folder: Path, tmp_p
 
 def test_changed_blocks_are_found_unless_hashes_are_skipped(folder: Path) -> None:
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(Manifest.read(folder).blocks[1].sha256, "0" * 64))
+    write_json(manifest, json.loads(manifest.read_text().replace(Manifest.read(folder).blocks[1].sha256, "0" * 64)))
     with pytest.raises(CorruptArtifactError, match=r"block-00001\.parquet: its bytes have changed"):
         Dataset.read([folder])
     assert len(Dataset.read([folder], verify=False)) == 10

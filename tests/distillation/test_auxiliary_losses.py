@@ -16,6 +16,7 @@ from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
+from rldistill.io.atomic import read_jsonl, write_json
 from rldistill.losses import BellmanTarget, FeatureMSE, ForwardKL, ValueMSE
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
@@ -61,7 +62,7 @@ def test_features_are_a_function_of_the_students_only_while_it_learns(with_featu
     plain = distill(with_features, Mlp((20,)), config(ForwardKL()), tmp_path / "without")
     assert fitted.state_dict().keys() == plain.state_dict().keys()
     assert not torch.equal(fitted.output.weight, plain.output.weight)  # type: ignore[arg-type]
-    first, *_, last = (json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines())
+    first, *_, last = read_jsonl(tmp_path / "with" / "metrics.jsonl")
     assert last["heldout_loss"] < 0.5 * first["heldout_loss"]
 
 
@@ -86,7 +87,7 @@ def test_a_warm_start_begins_with_the_weights_of_the_policy(with_features: Datas
     agreement = {}
     for name, student in (("warm", before), ("cold", Mlp((8,)))):
         distill(with_features, student, config(ForwardKL(), FeatureMSE()), tmp_path / name)
-        agreement[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["agreement"]
+        agreement[name] = read_jsonl(tmp_path / name / "metrics.jsonl")[0]["agreement"]
     assert agreement["warm"] > agreement["cold"]
 
 
@@ -110,6 +111,6 @@ def test_a_file_that_lies_about_its_value_is_refused(tmp_path: Path, teacher: Ne
     save_policy(teacher, tmp_path, {})
     document = json.loads((tmp_path / "policy.json").read_text())
     for lie, message in ((True, "value_head"), ("yes", "expected true or false")):
-        (tmp_path / "policy.json").write_text(json.dumps({**document, "value": lie}))
+        write_json(tmp_path / "policy.json", {**document, "value": lie})
         with pytest.raises(CorruptArtifactError, match=message):
             load_native(tmp_path)

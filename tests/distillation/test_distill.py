@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.distillation.gradient import Trainer
 from rldistill.envs.spaces import spec_from_env
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.losses import QMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, with_temperatures
 from rldistill.policies.actor_critic import Actor
@@ -39,7 +38,7 @@ def test_a_student_learns_the_actions_of_the_teacher(dataset: Dataset, tmp_path:
     output, _ = student(dataset.observations(rows))
     agreement = (output.mode() == dataset.batch(rows).teacher.mode()).float().mean()
     assert agreement > 0.95
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = read_jsonl(tmp_path / "metrics.jsonl")
     assert metrics[-1]["heldout_loss"] < metrics[0]["heldout_loss"]
 
 

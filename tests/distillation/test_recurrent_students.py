@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.gradient import Trainer
+from rldistill.io.atomic import read_jsonl
 from rldistill.losses.objective import total_loss
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Mlp
@@ -87,7 +87,7 @@ def test_a_recurrent_student_remembers_the_first_observation(student: Any, tmp_p
     data = cue_dataset()
     config = DistillConfig(epochs=40, batch_size=128, learning_rate=2e-2, patience=0)
     policy = distill(data, student, config, tmp_path / "student", progress=False)
-    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "student" / "metrics.jsonl")
     assert rows[-1]["agreement"] > 0.95  # without a memory it is the share of the more frequent action
     loaded = load_native(tmp_path / "student")
     for state in (policy.initial_state(2), loaded.initial_state(2)):

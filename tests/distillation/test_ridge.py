@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
+from rldistill.io.atomic import read_jsonl
 from rldistill.losses import QMSE, AnyLoss, BellmanTarget, LargeMargin
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
@@ -37,7 +37,7 @@ def test_the_solution_is_scikit_learns(dataset: Dataset, tmp_path: Path) -> None
     with torch.no_grad():
         prediction = student(dataset.observations(np.arange(len(dataset))))[0].params
     np.testing.assert_allclose(prediction, reference.predict(scaled), rtol=1e-4, atol=1e-5)
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert row["agreement"] > 0.9
 
 
@@ -53,7 +53,7 @@ def test_fourier_features_fit_a_nonlinear_function(tmp_path: Path) -> None:
     for name, student in (("raw", Ridge()), ("fourier", Ridge(1e-6, Fourier(512)))):
         fitted = distill(data, student, DistillConfig(), tmp_path / name)
         assert fitted.spec.head.kind == "deterministic"
-        errors[name] = json.loads((tmp_path / name / "metrics.jsonl").read_text())["heldout_loss"]
+        errors[name] = read_jsonl(tmp_path / name / "metrics.jsonl")[0]["heldout_loss"]
     assert errors["fourier"] < 0.5 * errors["raw"]
     again = load_native(tmp_path / "fourier")
     obs = data.observations(np.arange(9))

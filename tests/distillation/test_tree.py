@@ -25,10 +25,12 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, tree_data
 from rldistill.envs.spaces import spec_from_env
+from rldistill.io.atomic import read_jsonl, write_json
+from rldistill.io.tensors import content_hash
 from rldistill.losses import QMSE, ActionNLL, AdvantageMSE, AnyLoss, GapWeightedNLL
 from rldistill.losses.objective import Term
 from rldistill.students import Mlp, Tree
-from rldistill.students.storage import content_hash, load_native
+from rldistill.students.storage import load_native
 from rldistill.students.tree import TreePolicy
 
 SPEC = PolicySpec((2,), "float32", CategoricalHead((2,)))
@@ -63,7 +65,7 @@ def test_predictions_are_those_of_scikit_learn(dataset: Dataset, tmp_path: Path)
     np.testing.assert_array_equal(output.mode(), reference.predict(obs))
     chances = output.params.softmax(-1).numpy()
     np.testing.assert_allclose(chances, reference.predict_proba(obs), atol=1e-5)
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert row["agreement"] > 0.8
     # what a mistake costs: the difference between the best and the worst Q value
     labels = dataset.columns["teacher"]
@@ -95,7 +97,7 @@ def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path
     lost = (labels - labels.max(1, keepdims=True)) / 0.5
     mean = {one: lost[train & (leaf == one)].mean(0) for one in np.unique(leaf)}
     np.testing.assert_allclose(output.params.numpy(), np.stack([mean[one] for one in leaf]), rtol=1e-4, atol=1e-5)
-    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert row["agreement"] > 0.8
     # Not given, the temperature is half of what the best action has before the next one.
     measured = distill(dataset, Tree(max_depth=5), DistillConfig(losses=(Term(AdvantageMSE()),)), tmp_path / "again")
@@ -187,7 +189,7 @@ def test_arrays_that_are_no_tree_are_refused(dataset: Dataset, tmp_path: Path) -
         changed = {key: array.clone() for key, array in tensors.items()}
         changed[name][0] = value
         save_file(changed, tmp_path / "policy.safetensors")
-        (tmp_path / "policy.json").write_text(json.dumps({**document, "sha256": content_hash(changed)}))
+        write_json(tmp_path / "policy.json", {**document, "weights_sha256": content_hash(changed)})
 
     for name, value in (("left", 0.0), ("right", 1e6), ("feature", 4.0), ("left", 1.5)):
         change(name, value)

@@ -26,6 +26,7 @@ from rldistill.envs.wrappers import MaskVelocity, TimeFeature
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import evaluate
+from rldistill.io.atomic import write_json
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import load_run
@@ -134,7 +135,7 @@ def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None
     for block in document["blocks"]:
         if block["block"] >= 2:
             (tmp_path / "one" / block["file"]).unlink()
-    (tmp_path / "one" / "manifest.json").write_text(json.dumps(document | {"blocks": []}))
+    write_json(tmp_path / "one" / "manifest.json", document | {"blocks": []})
     collect(BOTH, teacher, config, tmp_path / "one", mode="resume")
     assert manifest_bytes(tmp_path / "one") == before
 

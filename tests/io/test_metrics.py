@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rldistill.io.atomic import read_jsonl
 from rldistill.io.metrics import Metrics
 
 
@@ -32,5 +33,5 @@ def test_written_rows_replace_earlier_ones(tmp_path: Path, file: str) -> None:
     metrics = Metrics(tmp_path, file)
     metrics.write([{"step": 1, "mean": 2.0}, {"step": 2, "mean": 3.0}])
     metrics.write([{"step": 1, "mean": 2.0}])
-    assert (tmp_path / file).read_text() == '{"step": 1, "mean": 2.0}\n'
+    assert read_jsonl(tmp_path / file) == [{"step": 1, "mean": 2.0}]
     assert scalars(tmp_path, "eval/mean_reward") == [(1, 2.0)]

@@ -12,7 +12,7 @@ import pytest
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.data.blocks import read_block
 from rldistill.io import atomic
-from rldistill.io.atomic import read_json, read_jsonl, sha256_file
+from rldistill.io.atomic import read_json, read_jsonl, seal, sha256_file
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_state_dict
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import _read_zip
@@ -28,6 +28,9 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "block.parquet": read_block,
     "block.bin": sha256_file,
 }
+
+
+CONTENT = {"policy.json": seal({"step": 1}), "metrics.jsonl": seal({"step": 1}, None)}
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -47,14 +50,14 @@ def test_endless_device_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["policy.json", "metrics.jsonl"])
 @pytest.mark.parametrize("target", ["/dev/zero", "../secret"])
 def test_link_out_of_the_folder_is_refused(name: str, target: str, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text('{"step": 1}\n')
+    (tmp_path / "secret").write_bytes(CONTENT[name])
     (tmp_path / "run").mkdir()
     link = tmp_path / "run" / name
     link.symlink_to(target)
     with pytest.raises(UntrustedFileError, match="a link out of its folder"):
         READERS[name](link)
     link.unlink()
-    (tmp_path / "run" / "inside").write_text('{"step": 1}\n')
+    (tmp_path / "run" / "inside").write_bytes(CONTENT[name])
     link.symlink_to("inside")
     (tmp_path / "linked").symlink_to("run")
     assert READERS[name](tmp_path / "linked" / name) in ({"step": 1}, [{"step": 1}])

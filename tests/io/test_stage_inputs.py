@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
-from rldistill.io.atomic import Mode
+from rldistill.io.atomic import Mode, read_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.losses import ForwardKL, ReverseKL
 from rldistill.losses.objective import Term
@@ -127,7 +126,7 @@ def test_nothing_is_written_before_the_check(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
     assert second.open_folder(folder, "policy.json", "resume")
     assert not first.open_folder(folder, "policy.json", "overwrite")
-    assert json.loads((folder / "inputs.json").read_text()) == {"part": {"type": "Mlp", "hidden": [1]}}
+    assert read_json(folder / "inputs.json") == {"part": {"type": "Mlp", "hidden": [1]}}
 
 
 def test_folder_without_inputs_is_not_compared_and_damage_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,13 @@ import pytest
 import yaml
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.io.atomic import write_json
 from rldistill.reporting.compare_runs import compare_runs
 
 
 def run(folder: Path, evaluation: dict[str, Any], config: dict[str, Any], **changes: Any) -> Path:
     folder.mkdir()
-    (folder / "evaluation.json").write_text(json.dumps(evaluation | changes))
+    write_json(folder / "evaluation.json", evaluation | changes)
     (folder / "config.yaml").write_text(yaml.safe_dump({"name": folder.name, "out": str(folder), **config}))
     return folder
 

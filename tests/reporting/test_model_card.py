@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.io.atomic import write_json
 from rldistill.reporting import write_report
 from rldistill.reporting.model_card import escaped, model_card
 
@@ -34,7 +34,7 @@ def test_the_front_matter_is_what_the_hub_reads(evaluation: dict[str, Any]) -> N
 
 def test_card_has_the_verdict_of_the_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
     evaluation["warnings"] = {"few-seeds": "fewer than 3 training seeds"}
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(tmp_path / "evaluation.json", evaluation)
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}\n# ```\n")
     write_report(tmp_path)
     card = (tmp_path / "MODEL_CARD.md").read_text()

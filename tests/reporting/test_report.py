@@ -16,6 +16,8 @@ from rldistill.core.spec import EnvConfig
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
+from rldistill.io.atomic import seal, write_json
+from rldistill.io.metrics import Metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting import write_report
 from rldistill.reporting.charts import LineStyle, Scale, bulk, lines_chart, palette
@@ -27,17 +29,17 @@ ZOO = Path(rldistill.__file__ or "").parent / "zoo"
 
 @pytest.fixture
 def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(tmp_path / "evaluation.json", evaluation)
     (tmp_path / "config.yaml").write_text("env: {id: CartPole-v1}\n# <script>alert(1)</script>\n")
     (tmp_path / "provenance.json").write_text('{"seed": 3}')
     for seed in (0, 1):
         folder = tmp_path / "students" / "small-mlp" / f"seed-{seed}"
         folder.mkdir(parents=True)
         rows = [{"epoch": n, "step": 100 * n, "heldout_loss": 1 / n, "agreement": 1 - 0.5 / n} for n in (1, 2, 3)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "metrics.jsonl").write_bytes(b"".join(seal(row, None) for row in rows))
     (tmp_path / "teacher").mkdir()
     curve = [{"step": n * 1_000, "seconds": n, "mean": n, "returns": [n]} for n in (1, 2)]
-    (tmp_path / "teacher" / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+    (tmp_path / "teacher" / "curve.jsonl").write_bytes(b"".join(seal(row, None) for row in curve))
     (tmp_path / "videos").mkdir()
     for name in ("small-mlp-best", "small-mlp-best-teacher", "small-mlp-worst"):
         (tmp_path / "videos" / f"{name}.mp4").write_bytes(name.encode())
@@ -47,7 +49,7 @@ def run(tmp_path: Path, evaluation: dict[str, Any]) -> Path:
 def test_repeated_episodes_are_a_warning(run: Path, evaluation: dict[str, Any]) -> None:
     assert "differ from each other" not in write_report(run).read_text()
     evaluation["policies"]["wide"]["distinct_episodes"] = 1
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(run / "evaluation.json", evaluation)
     assert "Only 1 of the 2 episodes of wide differ from each other" in write_report(run).read_text()
 
 
@@ -123,14 +125,14 @@ def test_text_of_files_is_escaped(run: Path, evaluation: dict[str, Any]) -> None
     evil = "<script>alert(1)</script>"
     evaluation["env"] = evil
     evaluation["policies"][evil] = evaluation["policies"].pop("wide")
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(run / "evaluation.json", evaluation)
     (run / "provenance.json").write_text(evil)
     assert "<script" not in write_report(run).read_text()
     assert "<b>" not in lines_chart({"<b>": [(0, 1), (1, 2)]}, "<b>", "<b>", LineStyle({"<b>": '"><b>'}))
 
 
 def test_an_evaluation_alone_makes_a_report(tmp_path: Path, evaluation: dict[str, Any]) -> None:
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(tmp_path / "evaluation.json", evaluation)
     text = write_report(tmp_path).read_text()
     for left_out in ("Learning curves", "Fidelity", "Robustness", "Performance profiles", "<video"):
         assert left_out not in text
@@ -156,12 +158,13 @@ def test_videos_have_room_for_the_best_first(run: Path) -> None:
 
 def test_broken_files_are_named_and_the_rest_is_shown(run: Path) -> None:
     (run / "disagreements" / "wide").mkdir(parents=True)
-    (run / "disagreements" / "wide" / "disagreements.json").write_text(
-        '{"unit": "nats", "names": [], "groups": [[{"regret": 1}]]}'
-    )
+    document = {"unit": "nats", "names": [], "groups": [[{"regret": 1}]]}
+    write_json(run / "disagreements" / "wide" / "disagreements.json", document)
     (run / "search").mkdir()
     (run / "search" / "search.json").write_text("{")
-    (run / "students" / "small-mlp" / "seed-0" / "policy.json").write_text('{"student": "linear"}')
+    student = run / "students" / "small-mlp" / "seed-0"
+    Metrics(student).end()
+    (student / "policy.json").write_text('{"student": "linear"}')
     text = write_report(run).read_text()
     said = re.findall("Not shown: (.*?)</p>", text)
     assert len(said) == 3
@@ -182,9 +185,8 @@ def test_moments_are_shown_as_values(run: Path) -> None:
         "frame": None,
         "obs": [0.125, *range(30)],
     }
-    (folder / "disagreements.json").write_text(
-        json.dumps({"unit": "return", "names": [f"cart[{k}]" for k in range(31)], "groups": [[moment]]})
-    )
+    document = {"unit": "return", "names": [f"cart[{k}]" for k in range(31)], "groups": [[moment]]}
+    write_json(folder / "disagreements.json", document)
     text = write_report(run).read_text()
     assert "teacher <b>(1, 0.5)</b>, student <b>0</b>; regret 1.25" in text
     assert "training seed 1, episode 7, step 40" in text
@@ -196,7 +198,7 @@ def test_students_that_learn_from_reward_have_curves_too(run: Path) -> None:
     seed = run / "students" / "wide" / "seed-0"
     seed.mkdir(parents=True)
     rows = [{"step": 100, "return": 20.0}, {"step": 200, "return": None, "score": 30.0}]
-    (seed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (seed / "metrics.jsonl").write_bytes(b"".join(seal(row, None) for row in rows))
     assert learning_lines(seed.parent, "step", "return") == [[(100, 20.0)]]
     assert learning_lines(seed.parent, "step", "score") == [[(200, 30.0)]]
     assert learning_lines(seed.parent, "epoch", "heldout_loss") == []
@@ -212,7 +214,7 @@ def test_pareto_front_by_hand() -> None:
 def test_of_very_many_episodes_some_are_drawn(run: Path, evaluation: dict[str, Any]) -> None:
     assert "Only a part of the episodes has a dot" not in write_report(run).read_text()
     evaluation["policies"]["random"]["runs"][0]["returns"] = [20.0] * 1_300
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(run / "evaluation.json", evaluation)
     text = write_report(run).read_text()
     assert text.count("<title>20.00</title>") == 434  # every third: ceil(1,300 / 3)
     assert "Only a part of the episodes has a dot" in text
@@ -229,8 +231,8 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
     seed = run / "students" / "small-mlp" / "seed-0"
     for number in (2, 10):
         (seed / f"round-{number}").mkdir()
-        row = '{"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": null}\n'
-        (seed / f"round-{number}" / "metrics.jsonl").write_text(row)
+        row = {"epoch": 1, "step": 9, "heldout_loss": 2, "agreement": None}
+        (seed / f"round-{number}" / "metrics.jsonl").write_bytes(seal(row, None))
     assert learning_lines(run / "students" / "small-mlp", "epoch", "heldout_loss")[0] == [
         (1, 2),
         (2, 2),
@@ -245,7 +247,6 @@ def test_rounds_of_dagger_stand_one_after_the_other(run: Path) -> None:
 def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]) -> None:
     path = run / "evaluation.json"
     broken: list[tuple[object, str]] = [
-        ([], r"found \[\], expected an object"),
         ({"env": "x"}, "env_kwargs: is missing"),
     ]
     policies = copy.deepcopy(evaluation["policies"])
@@ -253,9 +254,12 @@ def test_a_missing_or_broken_file_is_named(run: Path, evaluation: dict[str, Any]
     broken.append((evaluation | {"policies": policies}, r"policies\.wide\.mean\.ci95: is missing"))
     broken.append((evaluation | {"policies": {"random": evaluation["policies"]["random"]}}, "no policy is a teacher"))
     for value, message in broken:
-        path.write_text(json.dumps(value))
+        write_json(path, value)
         with pytest.raises(CorruptArtifactError, match=message):
             write_report(run)
+    path.write_text("[]")
+    with pytest.raises(CorruptArtifactError, match="not a JSON object with its sha256"):
+        write_report(run)
     path.write_text(json.dumps(evaluation)[:-9])
     with pytest.raises(CorruptArtifactError, match=r"evaluation\.json: not valid JSON"):
         write_report(run)
@@ -290,7 +294,7 @@ def test_odd_evaluations_make_a_report_too(run: Path, evaluation: dict[str, Any]
         {"teacher": teacher, "random": random},
         {"teacher": teacher | nothing | same, "small-mlp": student | nothing | same | continuous},
     ):
-        (run / "evaluation.json").write_text(json.dumps(evaluation | {"policies": policies}))
+        write_json(run / "evaluation.json", evaluation | {"policies": policies})
         text = write_report(run).read_text()
         assert "NaN" not in text
     assert "0.125" in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from rldistill.evaluation.results import Evaluation, robustness_rows
 from rldistill.evaluation.tables import TableCell
+from rldistill.io.atomic import write_json
 from rldistill.reporting import write_report
 from rldistill.reporting.tables import efficiency_rows, fidelity_rows, statistics_rows
 
@@ -104,7 +104,7 @@ def test_robustness_and_efficiency_by_hand(whole: dict[str, Any]) -> None:
 
 
 def test_all_of_it_is_in_the_report(tmp_path: Path, whole: dict[str, Any]) -> None:
-    (tmp_path / "evaluation.json").write_text(json.dumps(whole))
+    write_json(tmp_path / "evaluation.json", whole)
     text = write_report(tmp_path).read_text()
     for title in ("Performance profiles", "Normalized score against environment steps", "Fidelity", "Robustness"):
         assert f">{title}<" in text
@@ -114,14 +114,14 @@ def test_all_of_it_is_in_the_report(tmp_path: Path, whole: dict[str, Any]) -> No
 
 
 def test_a_search_beside_the_run_is_shown(tmp_path: Path, evaluation: dict[str, Any]) -> None:
-    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    write_json(tmp_path / "evaluation.json", evaluation)
     rung = {"epochs": 1, "episodes": 4, "normalized": 0.97, "ci95": [0.9, 1.0]}
     test = rung | {"decision": "yes", "seeds": [0, 1, 2]}
     trial = {"name": "tiny", "student": {"type": "linear"}, "size": {"parameters": 10}, "rungs": [rung], "test": test}
     found = {"env": "CartPole-v1", "margin": 0.05, "by": "parameters", "env_steps": 9, "teacher": {"parameters": 1_000}}
     found |= {"winner": "tiny", "tried": [trial], "front": ["tiny"], "seconds": 1.0}
     (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "search.json").write_text(json.dumps(found))
+    write_json(tmp_path / "search" / "search.json", found)
     text = write_report(tmp_path).read_text()
     assert "The smallest student that keeps 95%" in text
     assert "tiny: 10 parameters, a 100th of the teacher&#39;s" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.replay import TransitionBatch
 from rldistill.envs.spaces import spec_from_env
-from rldistill.io.atomic import Mode, sha256_file
+from rldistill.io.atomic import Mode, read_jsonl, sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl import dqn
 from rldistill.rl.config import DQNConfig
@@ -79,7 +78,7 @@ def test_rewards_of_an_unwrapped_game_are_clipped(tmp_path: Path) -> None:
 def test_policy_is_evaluated_at_the_given_steps(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, eval_every=200)
     learn_dqn(CARTPOLE, Mlp((8,)), config, tmp_path, score=lambda policy: np.ones(1))
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if "score" in row] == [200, 400, 600, 800]
 
 
@@ -93,7 +92,7 @@ def test_dueling_layer_equals_its_linear_layer() -> None:
 def test_return_on_cartpole_increases(tmp_path: Path, settings: dict[str, object]) -> None:
     config = DQNConfig(total_steps=12_000, learning_rate=1e-3, target_update_interval=200, **settings)  # type: ignore[arg-type]
     policy = learn_dqn(CARTPOLE, Mlp((32, 32)), config, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert rows[-1]["return"] > 80 > 40 > rows[0]["return"]
     assert isinstance(policy.output, torch.nn.Linear)
 
@@ -124,7 +123,7 @@ def test_average_of_the_weights_is_evaluated_and_stored(tmp_path: Path, monkeypa
         decay = min(0.75, number / (number + 10))  # 0.75 from the 31st step on
         mean = decay * mean + (1 - decay) * weights
         means.append(mean)
-    rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     scored = [row["update"] for row in rows if "score" in row]
     assert len(scored) == len(scored_weights) == 4
     assert scored[-1] == len(weights_after) > 600
@@ -178,11 +177,11 @@ def test_resumed_run_has_the_same_bytes(
         train("cut", "resume")
     whole_file, cut_file = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(whole_file) == sha256_file(cut_file)
-    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    texts = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     for column in ("td_loss", "learning_rate"):
-        assert [json.loads(row)[column] for row in texts[0]] == [json.loads(row)[column] for row in texts[1]]
+        assert [row[column] for row in texts[0]] == [row[column] for row in texts[1]]
     # after a quarter, a half, three quarters, and at the end
-    rates = [json.loads(row)["learning_rate"] for row in texts[0]]
+    rates = [row["learning_rate"] for row in texts[0]]
     assert rates == pytest.approx([SHORT.learning_rate * share for share in (0.75, 0.5, 0.25, 0.0)])
 
 
@@ -213,7 +212,7 @@ def test_only_legal_actions_are_explored_and_valued(masked_env: EnvConfig, tmp_p
     policy = learn_dqn(
         masked_env, Mlp((8,)), config, tmp_path / "student", teacher=teacher, guidance=Guidance(KL), dataset=data
     )
-    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "student" / "metrics.jsonl")
     assert all(np.isfinite(row["td_loss"]) and row["distillation_loss"] < 10 for row in rows)
     # Nearly 1 + 1/2 + 1/4 + ... far from the end; the value of an illegal action would be far off.
     assert 1 < rows[-1]["q_value"] < 2.2

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
@@ -31,8 +31,7 @@ main()
 
 
 def num_rows(folder: Path) -> int:
-    path = folder / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    return len(read_jsonl(folder / "metrics.jsonl"))
 
 
 @pytest.mark.parametrize("recipe", ["ppd", "qdagger"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.schedules import Linear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import observation_views, spec_from_env
+from rldistill.io.atomic import read_jsonl
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
@@ -207,7 +207,7 @@ def make_learner(worker: RolloutWorker, folder: Path, **options: Any) -> Learner
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_jsonl(folder / "metrics.jsonl")
 
 
 def test_evaluations_are_due_at_intervals_and_at_the_end(worker: RolloutWorker, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import BernoulliHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.schedules import Constant, Linear
 from rldistill.core.spec import EnvConfig
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
@@ -143,7 +142,7 @@ def test_log_probabilities_equal_those_of_pytorch() -> None:
 def test_return_on_cartpole_increases(tmp_path: Path) -> None:
     config = PPOConfig(total_steps=16_000, num_envs=8, rollout_length=64, epochs=6, batch_size=64, learning_rate=1e-3)
     learn(CARTPOLE, Mlp((32, 32), "tanh"), config, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     assert rows[0]["return"] < 60
     assert rows[-1]["return"] > 100
 
@@ -185,9 +184,9 @@ def test_resumed_run_has_the_same_bytes(
         learn(CARTPOLE, student, SHORT, tmp_path / "cut", teacher=teacher, guidance=guidance, seed=3, mode="resume")
     whole, cut = (tmp_path / name / "policy.safetensors" for name in ("whole", "cut"))
     assert sha256_file(whole) == sha256_file(cut)
-    rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    rows = [read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
     for column in ("return", "distillation_weight"):
-        assert [json.loads(row)[column] for row in rows[0]] == [json.loads(row)[column] for row in rows[1]]
+        assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]]
 
 
 def test_student_approaches_the_teacher_only_with_a_weight(teacher: NetworkPolicy, tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_student_approaches_the_teacher_only_with_a_weight(teacher: NetworkPolic
         obs = torch.randn(500, 4) * 0.2
         with torch.no_grad():
             same = policy(obs)[0].mode() == teacher(obs)[0].mode()
-        row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        row = read_jsonl(folder / "metrics.jsonl")[-1]
         return float(same.float().mean()), row["teacher_kl"]
 
     (with_weight, kl_with_weight), (without_weight, kl_without_weight) = agreement(3.0), agreement(0.0)
@@ -238,7 +237,7 @@ def test_adaptive_gate_waits_for_the_end_of_the_critic_warmup(teacher: NetworkPo
         KL, gate="adaptive", teacher_return=500.0, random_return=-4_000.0
     )  # so no return counts as a drop
     learn(CARTPOLE, Mlp((8,)), config, tmp_path, teacher=teacher, guidance=adaptive)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
     # Ten updates of 256 steps; the sixth row is the first after 1,280, and takes a tenth off the next weight.
     weights = [row["distillation_weight"] for row in rows]
     assert weights == pytest.approx([1.0] * 6 + [0.9, 0.81, 0.729, 0.6561])
@@ -321,5 +320,5 @@ def test_missing_gpu_is_refused(tmp_path: Path) -> None:
 
 def test_action_mask_does_not_change_the_critic(masked_env: EnvConfig, tmp_path: Path) -> None:
     learn(masked_env, Mlp((8,)), PPOConfig(total_steps=256, num_envs=2, rollout_length=32, epochs=2), tmp_path)
-    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    row = read_jsonl(tmp_path / "metrics.jsonl")[-1]
     assert row["value_loss"] < 100  # and not the square of the value of an illegal action

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.data.replay import ReplayBuffer, TransitionBatch
 from rldistill.distillation.prepare import observation_moments
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.dqn import DQNLearner
 from rldistill.rl.guidance import Guidance
@@ -129,8 +128,8 @@ def test_dataset_normalizes_pixels_also_without_offline_steps(tmp_path: Path) ->
     for offline_steps in (0, 1):
         config = dataclasses.replace(SHORT, total_steps=88, offline_steps=offline_steps)
         policy = learn_dqn(pong, Mlp((8,)), config, tmp_path / str(offline_steps), dataset=data)
-        last_row = (tmp_path / str(offline_steps) / "metrics.jsonl").read_text().splitlines()[-1]
-        assert json.loads(last_row)["update"] > offline_steps
+        last_row = read_jsonl(tmp_path / str(offline_steps) / "metrics.jsonl")[-1]
+        assert last_row["update"] > offline_steps
         torch.testing.assert_close((policy.obs_mean, policy.obs_std), (mean, std))
 
 

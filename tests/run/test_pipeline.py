@@ -27,7 +27,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
-from rldistill.io.atomic import sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.io.progress import SILENT
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
@@ -185,7 +185,7 @@ def student_inputs(run: Run, teacher: NetworkPolicy) -> StageInputs:
 
 
 def epochs_logged(student: Path) -> int:
-    return sum(len(path.read_text().splitlines()) for path in student.rglob("metrics.jsonl"))
+    return sum(len(read_jsonl(path)) for path in student.rglob("metrics.jsonl"))
 
 
 def test_names_are_escaped_in_charts() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.spec import PolicySpec
+from rldistill.io.atomic import write_json
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Cnn, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import (
@@ -224,6 +225,6 @@ def test_invalid_features_in_a_file_are_refused(
     save_policy(built("teacher", Linear, cnn), tmp_path, {})
     document = json.loads((tmp_path / "policy.json").read_text())
     document["config"]["features"] |= change
-    (tmp_path / "policy.json").write_text(json.dumps(document))
+    write_json(tmp_path / "policy.json", document)
     with pytest.raises(CorruptArtifactError, match=message):
         load_native(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import play
+from rldistill.io.atomic import read_jsonl
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, total_loss
 from rldistill.policies.network import NetworkPolicy
@@ -102,7 +102,7 @@ def test_a_gru_recovers_hidden_velocities(teacher: NetworkPolicy, tmp_path: Path
     loss = {}
     for name, student in (("gru", Gru(32, (32,), window=16)), ("mlp", Mlp((32, 32)))):
         distill(data, student, config, tmp_path / name)
-        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        rows = read_jsonl(tmp_path / name / "metrics.jsonl")
         loss[name] = min(row["heldout_loss"] for row in rows)
     assert loss["gru"] < 0.9 * loss["mlp"]
 

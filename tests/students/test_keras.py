@@ -20,6 +20,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
+from rldistill.io.atomic import read_jsonl, write_json
 from rldistill.policies.cost import measure_cost
 from rldistill.students import Keras
 from rldistill.students.keras import KerasStudent
@@ -66,7 +67,7 @@ def fitted(dataset: Dataset, tmp_path: Path) -> KerasStudent:
 
 
 def test_it_learns_and_plain_keras_reads_it(dataset: Dataset, fitted: KerasStudent, tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (tmp_path / "student" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(tmp_path / "student" / "metrics.jsonl")
     assert rows[-1]["heldout_loss"] < 0.9 * rows[0]["heldout_loss"]
     obs = dataset.observations(np.arange(200))
     plain = keras.saving.load_model(tmp_path / "student" / "policy.keras")
@@ -167,7 +168,7 @@ def test_a_model_for_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_a_saved_student_imports_nothing(fitted: KerasStudent, tmp_path: Path) -> None:
     document = tmp_path / "student" / "policy.json"
-    document.write_text(document.read_text().replace(f"{__name__}:small", "os:system"))
+    write_json(document, json.loads(document.read_text().replace(f"{__name__}:small", "os:system")))
     obs = torch.zeros(1, 4)
     np.testing.assert_array_equal(params(load_native(tmp_path / "student"), obs), params(fitted, obs))
     (tmp_path / "student" / "policy.keras").write_bytes(b"PK")

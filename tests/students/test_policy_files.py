@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.heads import CategoricalHead, QValuesHead
 from rldistill.core.spec import FramePipeline, PolicySpec
+from rldistill.io.atomic import write_json
+from rldistill.io.tensors import content_hash
 from rldistill.students import Cnn, Mlp
-from rldistill.students.storage import content_hash, load_native, save_policy
+from rldistill.students.storage import load_native, save_policy
 
 SPEC = PolicySpec((3,), "float32", CategoricalHead((2,)))
 PIXELS = PolicySpec((4, 12, 12), "uint8", QValuesHead((2,)), FramePipeline(12, 12))
@@ -37,13 +39,13 @@ def change(folder: Path, path: str, value: Any) -> None:
         del node[last]
     else:
         node[last] = value
-    (folder / "policy.json").write_text(json.dumps(document))
+    write_json(folder / "policy.json", document)
 
 
 def replace_tensors(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / "policy.safetensors")
     if all(value.dtype in (torch.float32, torch.float16) for value in tensors.values()):
-        change(folder, "sha256", content_hash(tensors))
+        change(folder, "weights_sha256", content_hash(tensors))
 
 
 FIELDS = ["schema", "student", "config", "config.hidden", "config.activation", "spec", "spec.obs_shape"]
@@ -73,12 +75,11 @@ def test_a_missing_or_senseless_field_is_named(folder: Path, field: str, value: 
         ("spec.head.nvec", [], "do not make a categorical head"),
         ("spec.head.low", [0.0], "do not make a categorical head"),
         ("spec.head.kind", "gaussian", "do not make a gaussian head"),
-        ("spec.head.high", [float("nan")], "spec.head.high.0: found nan, expected a finite number"),
         ("spec.obs_dtype", "floau32", "spec.obs_dtype: expected a dtype"),
         ("spec.obs_shape", [2**40, 2**40], "config: no network can have these sizes"),
         ("config.hidden", [10**30], r"config\.hidden\.0: found 10+"),
-        ("sha256", KeyError, "sha256: is missing"),
-        ("sha256", None, "sha256: found None, expected text"),
+        ("weights_sha256", KeyError, "weights_sha256: is missing"),
+        ("weights_sha256", None, "weights_sha256: found None, expected text"),
         ("config.features", "raw", "config.features: expected one of raw, .*found 'raw'"),
         ("config.more", 1, "config.more is no field of Mlp"),
         ("student", "cnn", "config.features is no field of Cnn"),

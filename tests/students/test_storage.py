@@ -20,6 +20,7 @@ from rldistill.core.heads import (
     SquashedGaussianHead,
 )
 from rldistill.core.spec import PolicySpec
+from rldistill.io.atomic import write_json
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Cnn, Linear, Mlp
@@ -110,13 +111,13 @@ def test_a_flipped_bit_or_a_missing_end_is_detected(tmp_path: Path, seed: int) -
         ({"config": {**MLP, "unknown": 1}}, "unknown"),
         ({"spec": {}}, "spec"),
         ({"config": {**MLP, "hidden": [16]}}, "not the weights"),
-        ({"sha256": "0"}, "SHA-256"),
+        ({"weights_sha256": "0"}, "SHA-256"),
     ],
 )
 def test_a_changed_policy_json_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     save_policy(Mlp((8,)).build(VECTOR), tmp_path, {})
     path = tmp_path / "policy.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    write_json(path, json.loads(path.read_text()) | change)
     with pytest.raises(CorruptArtifactError, match=message):
         load_native(tmp_path)
 
@@ -156,7 +157,7 @@ def test_a_policy_file_names_only_harmless_wrappers(tmp_path: Path, wrapper: obj
     save_policy(Linear().build(VECTOR), tmp_path, {})
     document = json.loads((tmp_path / "policy.json").read_text())
     document["spec"]["view"] = [wrapper]
-    (tmp_path / "policy.json").write_text(json.dumps(document))
+    write_json(tmp_path / "policy.json", document)
     with pytest.raises(CorruptArtifactError, match=words):
         load_native(tmp_path)
 
@@ -190,7 +191,7 @@ def test_tensors_of_own_students_are_stored_in_any_dtype(
     assert fingerprint(again) != fingerprint(policy)
     document = json.loads((tmp_path / "policy.json").read_text())
     document["config"]["dtype"] = "int32"
-    (tmp_path / "policy.json").write_text(json.dumps(document))
+    write_json(tmp_path / "policy.json", document)
     with pytest.raises(CorruptArtifactError, match=rf"table is of torch\.{dtype}; expected int32"):
         load_native(tmp_path)
 

@@ -95,11 +95,7 @@ class Manifest(Origin, frozen=False):
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of a folder; raise CorruptArtifactError if it is missing or not valid."""
         path = folder / FILE
-        try:
-            document = read_json(path)
-        except CorruptArtifactError as error:
-            raise CorruptArtifactError(f"{error} {cls.advice}" if path.exists() else str(error)) from None
-        return cls.parse(document | {"folder": str(folder)} if isinstance(document, dict) else document, path)
+        return cls.parse(read_json(path, cls.advice) | {"folder": str(folder)}, path)
 
     def begin_round(self, number: int, inputs: StageInputs) -> Manifest:
         """Add a round of this manifest to the one in its folder, if there is one, and write it.

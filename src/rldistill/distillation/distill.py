@@ -67,6 +67,7 @@ def distill(
         with stage_progress(progress, "distill", "epochs") as report:
             if (fit := capability(student, "fit")) == "gradient":
                 policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
+                Metrics(folder).end()
             else:
                 started = time.monotonic()
                 fit_once = fit_tree if fit == "tree" else fit_ridge

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -21,9 +19,10 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, spread
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
+from rldistill.io.tensors import read_tensors, write_tensors
 from rldistill.losses.objective import best_constant_loss, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -236,8 +235,7 @@ def save_checkpoint(path: Path, trainer: Trainer, best: Weights, progress: tuple
     tensors |= {f"best.{name}": value for name, value in best.items()}
     tensors |= {f"optimizer.{name}": value for name, value in trainer.optimizer.state.items()}
     tensors["progress"] = torch.tensor(progress, dtype=torch.float64)
-    contiguous = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary))
+    write_tensors(path, tensors, {})
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, float, int]]:
@@ -246,11 +244,11 @@ def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, f
     def below(prefix: str) -> Weights:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
+    tensors, _ = read_tensors(path)
     try:
-        tensors = load_file(path)
         epoch, best_loss, stale_epochs = tensors.pop("progress").tolist()
         trainer.policy.load_state_dict(below("policy."))
         trainer.optimizer.load(below("optimizer."))
         return below("best."), (int(epoch), best_loss, int(stale_epochs))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CorruptArtifactError(f'{path}: {error}. Start again with mode="overwrite" (--overwrite).') from None
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None

@@ -155,7 +155,7 @@ class Evaluation(Result):
         """Read `evaluation.json`; raise CorruptArtifactError if it is missing or incomplete."""
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
-        return cls.parse(read_json(path), path)
+        return cls.parse(read_json(path, cls.advice), path)
 
     @property
     def reference(self) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -18,8 +18,12 @@ from rldistill.core.fields import explain
 
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
-MAX_JSON_BYTES = 1 << 28
+MAX_JSON_BYTES = 1 << 26
 CHANGED = "The file was changed; write it again."
+START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
+SEAL = "sha256"
+Row = dict[str, int | float | list[float] | None]
+"""Row of metrics: numbers by name, at a `step`."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,10 +44,48 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.close(folder)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def seal(value: Mapping[str, Any], indent: int | None = 2) -> bytes:
+    """Return an object as JSON with the SHA-256 of its other entries as `sha256`; raise ValueError if it has no JSON.
+
+    The hash comes first, so that a file that was cut is still known as one of this package.
+    """
+    rest = {key: item for key, item in value.items() if key != SEAL}
+    # Not as ASCII: text that is no valid Unicode must fail here, since no file or terminal could hold it later.
+    text = json.dumps(rest, allow_nan=False, ensure_ascii=False)
+    document = {SEAL: hashlib.sha256(text.encode()).hexdigest(), **rest}
+    return json.dumps(document, indent=indent, ensure_ascii=False).encode() + b"\n"
+
+
+def unseal(content: bytes, indent: int | None = 2) -> dict[str, Any]:
+    """Return the object of `seal` without its hash; raise ValueError for any other bytes."""
+    value = parse_json(content)
+    if not isinstance(value, dict) or SEAL not in value:
+        raise ValueError(f"not a JSON object with its {SEAL}")
+    try:
+        same = seal(value, indent) == content
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+    if not same:
+        raise ValueError("its content is not the one that was written (SHA-256 differs)")
+    del value[SEAL]
+    return value
+
+
+def parse_json(content: bytes) -> Any:
+    """Return a JSON value; raise ValueError if it is none."""
+    try:
+        return json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as JSON with its hash, atomically."""
+    try:
+        content = seal(value)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{path}: {short_repr(error.object)} is no valid Unicode. Use another name.") from None
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def require_regular(path: Path) -> int:
@@ -70,45 +112,60 @@ def read_own(path: Path) -> bytes:
     return read_regular(path, MAX_JSON_BYTES)
 
 
-def read_json(path: Path) -> Any:
-    """Read one of our JSON files.
+def read_json(path: Path, advice: str = "The file was cut or changed.") -> dict[str, Any]:
+    """Read an object that `write_json` wrote; `advice` ends the message for one that was changed.
 
     Raises:
-        CorruptArtifactError: It is missing or not JSON.
+        CorruptArtifactError: It is missing, not JSON, or not as it was written.
         UntrustedFileError: It is no regular file, a link out of its folder, or larger than `MAX_JSON_BYTES`.
     """
+    document: dict[str, Any] = _read(path, unseal, advice)
+    return document
+
+
+def read_foreign_json(path: Path) -> Any:
+    """Read JSON of another program, with the checks and errors of `read_json` but no hash."""
+    return _read(path, parse_json, "The file was cut or changed.")
+
+
+def _read(path: Path, parse: Callable[[bytes], Any], advice: str) -> Any:
     try:
-        return json.loads(read_own(path).decode())
+        return parse(read_own(path))
     except (FileNotFoundError, NotADirectoryError):
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except OSError as error:
         raise CorruptArtifactError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CorruptArtifactError(f"{path}: not valid JSON ({error}). The file was cut or changed.") from None
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path}: {error}. {advice}") from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read the rows of `metrics.jsonl` or `curve.jsonl`; an empty list if there is no such file.
 
-    An incomplete last line, which a kill during a write leaves, is ignored.
+    An incomplete last line, which a kill during a write leaves, is ignored as long as the stage has no result.
 
     Raises:
-        CorruptArtifactError: Another line is not a JSON object with a `step`.
+        CorruptArtifactError: Another line is not as it was written, or rows are missing.
     """
     rows: list[dict[str, Any]] = []
-    lines = read_own(path).split(b"\n") if path.exists() else []
+    lines = read_own(path).splitlines(keepends=True) if path.exists() else []
+    ended = not path.exists()
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            problem = "expected a JSON object with a step"
-        except (ValueError, RecursionError) as error:
-            row, problem = None, str(error)
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-        elif number < len(lines):
-            raise CorruptArtifactError(
-                f"{path}: line {number}: {problem}. Delete the line, or start again with --overwrite."
-            )
+            row = unseal(line, None)
+            ended = [*row] == ["rows"]
+            if ended and row["rows"] != len(rows):
+                raise ValueError(f"found {len(rows)} rows, expected {row['rows']}")
+            if not ended:
+                row = read_value(Row, row, path, f"line {number}", START_AGAIN)
+                if type(row.get("step")) is not int:
+                    raise ValueError("expected a step")
+                rows.append(row)
+        except ValueError as error:
+            if number < len(lines) or line.endswith(b"\n"):
+                raise CorruptArtifactError(f"{path}: line {number}: {error}. {START_AGAIN}") from None
+    if not ended and (path.parent / "policy.json").exists():
+        raise CorruptArtifactError(f"{path}: its last rows are missing. {START_AGAIN}")
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from rldistill.io.atomic import read_jsonl, write_atomic
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.atomic import START_AGAIN, read_jsonl, seal, write_atomic
 
 EVENTS = "events.out.tfevents.0.rldistill"
 NAMES = {
@@ -35,22 +36,35 @@ class Metrics:
     def __init__(self, folder: Path, file: str = "metrics.jsonl") -> None:
         self.path, self.events = folder / file, folder / EVENTS
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `rows` in place of all earlier ones."""
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_atomic(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    def write(self, rows: Sequence[Mapping[str, Any]], ended: bool = True) -> None:
+        """Write `rows` in place of all earlier ones; more can be added if they are not `ended`."""
+        content = b"".join(map(_line, [*rows, *([{"rows": len(rows)}] if ended else [])]))
+        write_atomic(self.path, lambda temporary: temporary.write_bytes(content))
         write_atomic(self.events, lambda temporary: _write_events(temporary, rows))
 
     def keep(self, rows: int) -> None:
-        """Drop all but the first `rows` rows, as after a resume."""
-        self.write(read_jsonl(self.path)[:rows])
+        """Drop all but the first `rows` rows, as after a resume; raise CorruptArtifactError if there are fewer."""
+        found = read_jsonl(self.path)
+        if len(found) < rows:
+            raise CorruptArtifactError(f"{self.path}: found {len(found)} rows, expected at least {rows}. {START_AGAIN}")
+        self.write(found[:rows], ended=False)
+
+    def end(self) -> None:
+        """Append the number of rows, by which a file that is cut later is known."""
+        with self.path.open("ab") as file:
+            file.write(_line({"rows": len(read_jsonl(self.path))}))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row at its `step`."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.path.open("ab") as file:
+            file.write(_line(row))
         with self.events.open("ab") as file:
             RecordWriter(file).write(_event(row).SerializeToString())
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    infinite = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return seal({**row, **dict.fromkeys(infinite)}, None)  # JSON has no such numbers
 
 
 def _write_events(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

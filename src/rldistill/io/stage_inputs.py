@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError
 from rldistill.io.atomic import Mode, open_stage, read_json, write_json
 
 FILE = "inputs.json"
@@ -54,10 +54,7 @@ class StageInputs:
         path = folder / FILE
         if not path.exists():  # copied or saved by hand, so there is nothing to compare with
             return
-        known = read_json(path)
-        if not isinstance(known, dict):
-            raise CorruptArtifactError(f"{path}: expected a mapping, found {known!r}. Delete it, or {self.advice}")
-        self.require_equal(known, str(path))
+        self.require_equal(read_json(path, f"Delete it, or {self.advice}"), str(path))
 
     def require_equal(self, known: Mapping[str, Any], where: str) -> None:
         """Raise ConfigError if the inputs read from JSON are others; keys that have no value now are not compared."""

@@ -14,12 +14,12 @@ from rldistill.core.errors import ConfigError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.evaluation.disagreements import value_names
-from rldistill.io.atomic import read_json, write_atomic
+from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.sections import data_url
 from rldistill.students.features import CLIP_STD, Objects, Raw, Standardized, Standardizer
 from rldistill.students.linear import Linear, Ridge
-from rldistill.students.storage import load_native
+from rldistill.students.storage import load_native, read_document
 from rldistill.students.tree import TreePolicy
 
 PICTURE_GAP = 4
@@ -37,8 +37,7 @@ def interpretable_student(run: Path, policy: str, seed: int | None) -> dict[str,
     folder = run / "students" / policy / f"seed-{seed}"
     if not (folder / "policy.json").is_file():
         return None
-    document = read_json(folder / "policy.json")
-    if isinstance(document, dict) and document.get("student") not in KINDS:
+    if read_document(folder).student not in KINDS:
         return None
     student = load_native(folder)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
@@ -27,9 +24,10 @@ from rldistill.core.spec import EnvConfig
 from rldistill.data.replay import ReplayBuffer
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import adapt_env, observation_views
-from rldistill.io.atomic import write_atomic
+from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.provenance import provenance
+from rldistill.io.tensors import read_tensors, write_tensors
 from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
@@ -99,6 +97,7 @@ class LearningTask:
 
     def save(self, policy: NetworkPolicy, env_steps: int) -> NetworkPolicy:
         """Save the result; return it as it is loaded."""
+        Metrics(self.folder).end()
         save_policy(policy.cpu().eval(), self.folder, provenance(self.seed) | {"env_steps": env_steps})
         return load_native(self.folder)
 
@@ -210,8 +209,8 @@ class Learner:
             "replay": None if self.replay is None else self.replay.state_dict(),
         }
         tensors: dict[str, Tensor] = {}
-        metadata = {"state": json.dumps(_split(state, "", tensors))}
-        write_atomic(self.task.folder / FILE, lambda temporary: save_file(tensors, temporary, metadata))
+        rest = _split(state, "", tensors)
+        write_tensors(self.task.folder / FILE, tensors, rest)
 
     def restore(self) -> None:
         """Load the checkpoint if there is one, and drop newer rows of `metrics.jsonl`.
@@ -223,20 +222,18 @@ class Learner:
         if path.exists():
             try:
                 self._load(path)
-            except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-                message = f'{path}: {error}. Start again with mode="overwrite" (--overwrite).'
-                raise CorruptArtifactError(message) from None
+            except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+                raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
         Metrics(self.task.folder).keep(self.num_rows)
 
     def _load(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
-            for key in file.keys():  # noqa: SIM118 (the file is no dict)
-                *folders, name = key.split("/")
-                target = state
-                for folder in folders:
-                    target = target.setdefault(folder, {})
-                target[name] = file.get_tensor(key).clone()  # the memory of the file may not be aligned
+        tensors, state = read_tensors(path)
+        for key, tensor in tensors.items():
+            *folders, name = key.split("/")
+            target = state
+            for folder in folders:
+                target = target.setdefault(folder, {})
+            target[name] = tensor
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         for name, network in self.networks.items():
@@ -262,7 +259,7 @@ def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> d
     rest: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, Tensor):
-            tensors[f"{path}{name}"] = value.detach().cpu().contiguous().clone()
+            tensors[f"{path}{name}"] = value
         else:
             rest[str(name)] = _split(value, f"{path}{name}/", tensors) if isinstance(value, Mapping) else value
     return rest

@@ -19,12 +19,12 @@ from rldistill.evaluation.results import Evaluation
 from rldistill.exporters.certificate import Certificate, EnvRecord
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import ExportContext, export_policy
-from rldistill.io.atomic import Mode, read_json, sha256_file
+from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
 from rldistill.run.folder import require_result
 from rldistill.run.yaml import read_yaml
-from rldistill.students.storage import load_native
+from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.load import SavedTeacher
 
 
@@ -140,8 +140,8 @@ def _env_of_run(run: Path) -> EnvConfig:
 
 def _context(run: Path, source: Path, folder: Path, name: str, seed: int, dataset: Dataset | None) -> ExportContext:
     """Return the origin of a student: its scores, its teacher and its dataset."""
-    provenance = read_json(source / "policy.json")["provenance"]
-    facts: dict[str, Any] = {key: provenance[key] for key in ("env_steps", "versions") if key in provenance}
+    provenance = read_document(source).provenance
+    facts: dict[str, Any] = {"env_steps": provenance.env_steps, "versions": provenance.versions}
     if (run / "evaluation.json").exists() and (result := Evaluation.read(run / "evaluation.json").policies.get(name)):
         scores = {"mean": result.mean.value, "ci95": result.mean.ci95}
         facts["evaluation"] = scores | {"normalized": result.normalized.value if result.normalized else None}

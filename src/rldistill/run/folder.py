@@ -17,7 +17,7 @@ from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write
 from rldistill.io.provenance import provenance
 from rldistill.recipes.job import Run
 from rldistill.reporting.sections import CONTROL_SUFFIX
-from rldistill.students.storage import load_native
+from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.training.config import TrainConfig
 
 RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
@@ -92,8 +92,7 @@ def student_steps(run: Run, name: str) -> int:
 
 def steps_from_reward(folder: Path) -> int:
     """Return the environment steps in which the policy in `folder` learned from reward."""
-    document = folder / "policy.json"
-    return int(read_json(document)["provenance"].get("env_steps", 0)) if document.exists() else 0
+    return read_document(folder).provenance.env_steps if (folder / "policy.json").exists() else 0
 
 
 def _teacher_steps(run: Run) -> int:

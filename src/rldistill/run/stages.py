@@ -22,7 +22,7 @@ from rldistill.evaluation.tables import rich_table
 from rldistill.evaluation.verify import fit_to_env, quick_check
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
-from rldistill.io.atomic import Mode, read_json, require_mode
+from rldistill.io.atomic import Mode, require_mode
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
@@ -42,6 +42,7 @@ from rldistill.run.folder import (
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
+from rldistill.students.storage import read_document
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, other_training_env
 from rldistill.teachers.training.config import TrainConfig
@@ -85,7 +86,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
     with record_run(run, mode, "teacher"), track("train teacher", "steps", quiet) as progress:
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
-    mean = read_json(folder / "policy.json")["provenance"]["mean_return"]
+    mean = read_document(folder).provenance.mean_return
     random_play = play(run.env, None, run.teacher.eval_episodes, PlayConfig(run.seed, VALIDATION)).returns
     print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
     return teacher

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
 from rldistill.io.atomic import CHANGED, Document, read_json, read_value, require_regular, write_atomic, write_json
+from rldistill.io.tensors import content_hash
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
@@ -43,6 +43,16 @@ USER_CLASSES: dict[str, type[Any]] = {}
 """Students and features of the user's own by `module:Class`; only `trust` adds to them, never a file."""
 
 
+class StoredProvenance(Document):
+    """Entries of a policy's provenance that are used; there may be more, and all may be missing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    env_steps: NonNegativeInt = 0
+    mean_return: float | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 class PolicyDocument(Document):
     """The content of `policy.json`."""
 
@@ -52,8 +62,8 @@ class PolicyDocument(Document):
     spec: Annotated[PolicySpec, Stored()]
     obs_clip: dict[str, PositiveFloat]
     value: bool
-    provenance: dict[str, Any]
-    sha256: str
+    provenance: StoredProvenance
+    weights_sha256: str
 
     @model_validator(mode="after")
     def _consistent(self) -> PolicyDocument:
@@ -119,12 +129,21 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         "obs_clip": policy.obs_clip,
         "value": policy.value_head is not None,
         "provenance": provenance,
-        "sha256": content_hash(tensors),
+        "weights_sha256": content_hash(tensors),
     }
     if isinstance(policy, KerasStudent):
         policy.save_model(folder)
     write_atomic(folder / TENSORS, lambda temporary: save_file(tensors, temporary))
     write_json(folder / DOCUMENT, document)
+
+
+def read_document(folder: Path) -> PolicyDocument:
+    """Read the `policy.json` of a folder; raise CorruptArtifactError if it is missing, changed or not valid."""
+    path = folder / DOCUMENT
+    value = read_json(path)
+    if type(schema := value.get("schema")) is not int or schema != SCHEMA:
+        raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
+    return PolicyDocument.parse(value, path)
 
 
 def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
@@ -133,12 +152,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
     Raises:
         CorruptArtifactError: A file is missing, changed or damaged; the message has the file and the field.
     """
-    path = folder / DOCUMENT
-    value = read_json(path)
-    schema = value.get("schema") if isinstance(value, dict) else type(value).__name__
-    if type(schema) is not int or schema != SCHEMA:
-        raise CorruptArtifactError(f"{path}: schema {schema}; this version reads schema {SCHEMA}")
-    document = PolicyDocument.parse(value, path)
+    path, document = folder / DOCUMENT, read_document(folder)
     kinds = NETWORKS | {name: kind for name, kind in USER_CLASSES.items() if not issubclass(kind, Features)}
     if document.student not in kinds:
         raise CorruptArtifactError(
@@ -159,7 +173,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
         raise CorruptArtifactError(f"{path}: config: {error}") from None
     except (TypeError, ValueError, OverflowError, RuntimeError, KeyError, AttributeError):
         raise CorruptArtifactError(f"{path}: config: no network can have these sizes") from None
-    tensors = _read_tensors(folder / TENSORS, document.sha256, policy)
+    tensors = _read_tensors(folder / TENSORS, document.weights_sha256, policy)
     try:
         policy.load_state_dict(tensors, assign=True)
         if {type(config), type(getattr(config, "features", None))} & {*USER_CLASSES.values()}:
@@ -177,15 +191,6 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
         policy.require_valid(str(folder / TENSORS))
     policy.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return policy.eval()
-
-
-def content_hash(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes in the order of the names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def stored_tensors(policy: NetworkPolicy) -> dict[str, Tensor]:

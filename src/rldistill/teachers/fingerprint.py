@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from rldistill.core.policy import Policy
+from rldistill.io.tensors import content_hash
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.storage import content_hash, stored_tensors
+from rldistill.students.storage import stored_tensors
 
 
 def fingerprint(policy: Policy) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from typing import Any
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.policy import Policy
+from rldistill.io.atomic import unseal
 from rldistill.students.storage import DOCUMENT, load_native
 
 ZOO = "zoo:"
@@ -22,7 +22,7 @@ def zoo_names() -> list[str]:
 def zoo_documents(file: str = DOCUMENT) -> dict[str, Any]:
     """Return the content of `policy.json`, or of another file beside it, for each teacher."""
     zoo = resources.files("rldistill") / "zoo"
-    return {name: json.loads((zoo / name / file).read_text()) for name in zoo_names()}
+    return {name: unseal((zoo / name / file).read_bytes()) for name in zoo_names()}
 
 
 def load_zoo(path: str) -> Policy:

@@ -18,6 +18,8 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.spec import EnvConfig
 from rldistill.data.replay import TransitionBatch
 from rldistill.envs.seeding import episode_seed
+from rldistill.io.atomic import read_jsonl
+from rldistill.io.metrics import Metrics
 from rldistill.policies.agent import inference_threads
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
@@ -39,7 +41,7 @@ def test_training_continues_with_more_steps(tmp_path: Path, algorithm: str) -> N
     train_teacher(env, config, tmp_path)
     more = TrainConfig(algorithm, 2_048, 4, 512, 3, hyperparameters=hyperparameters)
     policy = train_teacher(env, more, tmp_path, mode="resume")
-    steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in read_jsonl(tmp_path / "curve.jsonl")]
     assert steps == sorted(steps)
     assert steps[-1] >= 2_048
     assert policy.spec.head.kind == ("categorical" if algorithm == "PPO" else "q_values")
@@ -53,10 +55,12 @@ def test_dqn_continues_from_its_policy_and_curve_alone(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.zip").unlink()
     curve = tmp_path / "curve.jsonl"
     best = json.loads((tmp_path / "policy.json").read_text())["provenance"]["env_steps"]
-    curve.write_text(curve.read_text() + json.dumps({"step": 9_999, "seconds": 1.0, "mean": 0.0, "returns": [0.0]}))
+    Metrics(tmp_path, curve.name).write(
+        [*read_jsonl(curve), {"step": 9_999, "seconds": 1.0, "mean": 0.0, "returns": [0.0]}]
+    )
     frozen = TrainConfig("DoubleDQN", 768, 4, 256, 2, hyperparameters={"learning_rate": 0.0})
     after = train_teacher(env, frozen, tmp_path, mode="resume").state_dict()
-    last = json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
+    last = read_jsonl(tmp_path / "curve.jsonl")[-1]
     assert best <= 512
     assert 768 <= last["step"] < 9_999
     for name, value in before.items():
@@ -96,7 +100,7 @@ def test_every_algorithm_trains(tmp_path: Path, algorithm: str, env: str, kind: 
     config = TrainConfig(algorithm, 200, 4, 1_000, 1, hyperparameters=settings)
     policy = train_teacher(EnvConfig(env), config, tmp_path)
     assert policy.spec.head.kind == kind
-    row = json.loads((tmp_path / "curve.jsonl").read_text())
+    (row,) = read_jsonl(tmp_path / "curve.jsonl")
     assert 200 <= row["step"] < 216
     assert row["updates"] > 0
     assert len(row["returns"]) == 1
@@ -117,7 +121,7 @@ def test_ctrl_c_leaves_a_checkpoint_to_resume(tmp_path: Path) -> None:
         CARTPOLE, config, tmp_path, mode="resume", progress=Reports(lambda done, total: steps_done.append(done))
     )
     assert steps_done[0] == 304
-    steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in read_jsonl(tmp_path / "curve.jsonl")]
     assert steps[0] == 400
     assert 600 <= steps[1] < 616
     assert len(steps) == 2

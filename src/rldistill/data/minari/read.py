@@ -28,7 +28,7 @@ from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, o
 from rldistill.data.minari import PREFIX, open_minari
 from rldistill.data.minari.episode import ADVICE, conversion_notes, damaged, episode_columns
 from rldistill.envs.spaces import spec_from_spaces
-from rldistill.io.atomic import Document, Mode, read_json
+from rldistill.io.atomic import Document, Mode, read_foreign_json
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.untrusted import iterate_arrays
 
@@ -137,7 +137,7 @@ class _Source:
             hint = did_you_mean(name, [str(file.parents[1].relative_to(root)) for file in root.rglob("data/*.json")])
             raise ConfigError(f"{where}: Minari has no such dataset here.{hint} `minari download {name}` fetches it")
         try:
-            document = read_json(path)
+            document = read_foreign_json(path)
         except CorruptArtifactError as error:
             raise damaged(where, str(error)) from None
         metadata = _Metadata.parse(document, Path(f"{where}: metadata.json"))

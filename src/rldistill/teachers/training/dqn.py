@@ -26,6 +26,7 @@ from stable_baselines3.dqn.policies import QNetwork
 from torch.nn import functional as F
 
 from rldistill.core.heads import QValuesHead
+from rldistill.core.policy import to_device
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.frames import Padding
 from rldistill.data.replay import ReplayBuffer
@@ -222,7 +223,7 @@ class DoubleDQN(DQN):
     def _gradient_step(self) -> None:
         buffer: Any = self.replay_buffer
         rows, weights = buffer.sample_rows(self.batch_size)
-        batch = buffer.transitions(rows).to(self.device)
+        batch = to_device(buffer.transitions(rows), self.device)
         weight = torch.from_numpy(weights).to(self.device)
         fields = (batch.obs, batch.action, batch.reward, batch.next_obs, batch.discount, weight)
         parts = zip(*(field.chunk(self._pool._max_workers) for field in fields), strict=True)

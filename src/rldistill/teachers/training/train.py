@@ -27,15 +27,16 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
-from rldistill.io.atomic import Mode, open_stage, read_json, read_jsonl, write_atomic
+from rldistill.io.atomic import Mode, open_stage, read_jsonl, write_atomic
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.io.stage_inputs import StageInputs
+from rldistill.io.tensors import require_sealed_zip, seal_zip
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students.storage import load_native, save_policy
+from rldistill.students.storage import load_native, read_document, save_policy
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN, SteppingVecEnv
@@ -176,6 +177,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgorithm:
     # SB3's loader runs pickled code; it is used only for checkpoints of this run, which this program wrote.
+    require_sealed_zip(path)
     changed = {name: value for name, value in _settings(config).items() if name != "policy_kwargs"}
     device = resolve_device(config.device, "train.device")
     try:
@@ -206,7 +208,7 @@ def _warm_start(model: BaseAlgorithm, folder: Path, config: TrainConfig) -> None
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{folder}: its policy is not the network of train.hyperparameters: {error}") from None
     # The steps of the policy, which is the best so far; the curve may be longer.
-    model.num_timesteps = read_json(folder / "policy.json")["provenance"].get("env_steps", rows[-1]["step"])
+    model.num_timesteps = read_document(folder).provenance.env_steps or rows[-1]["step"]
     _refill_buffer(model, config)
 
 
@@ -277,6 +279,7 @@ class EvalCheckpointCallback(BaseCallback):
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 self.model.save(file, exclude=["_sample_action"])
+            seal_zip(temporary)
 
         write_atomic(self.folder / "checkpoints" / f"{name}.zip", write)
         self.next_checkpoint = self._next(self.config.checkpoint_every)

@@ -1,0 +1,70 @@
+"""Tensors of this package on disk, as safetensors with a hash, and the hash of checkpoints of Stable-Baselines3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rldistill.core.errors import CorruptArtifactError
+from rldistill.io.atomic import SEAL, START_AGAIN, read_regular, require_regular, seal, unseal, write_atomic
+
+MAX_CHECKPOINT_BYTES = 1 << 40
+HASH_CHARS = 64
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write tensors and the JSON values of `state` as one safetensors file, with a hash of both."""
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    metadata = {"state": seal({"state": json.dumps(state), "tensors": content_hash(own)}).decode()}
+    write_atomic(path, lambda temporary: save_file(own, temporary, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the state that `write_tensors` wrote; raise CorruptArtifactError if they were changed."""
+    try:
+        require_regular(path)
+        with safe_open(path, framework="pt") as file:
+            document = unseal((file.metadata() or {}).get("state", "").encode())
+            # Copies, since the memory of the file may not be aligned.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+        if content_hash(tensors) != document["tensors"]:
+            raise ValueError("its content is not the one that was written: SHA-256 differs")
+        state: dict[str, Any] = json.loads(document["state"])
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise CorruptArtifactError(f"{path}: not a whole checkpoint ({error}). {START_AGAIN}") from None
+    return tensors, state
+
+
+def seal_zip(path: Path) -> None:
+    """Append the hash of a zip file to it, as its comment."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"0" * HASH_CHARS
+    with path.open("r+b") as file:
+        content = file.read()[:-HASH_CHARS]
+        file.seek(-HASH_CHARS, 2)
+        file.write(hashlib.sha256(content).hexdigest().encode())
+
+
+def require_sealed_zip(path: Path) -> None:
+    """Raise CorruptArtifactError if a zip file is not as `seal_zip` left it."""
+    content = read_regular(path, MAX_CHECKPOINT_BYTES)
+    if hashlib.sha256(content[:-HASH_CHARS]).hexdigest().encode() != content[-HASH_CHARS:]:
+        raise CorruptArtifactError(f"{path}: not the checkpoint that was written ({SEAL} differs). {START_AGAIN}")
