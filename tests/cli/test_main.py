@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import operator
+import re
 import subprocess
 import sys
 import tomllib
@@ -101,11 +103,23 @@ def test_failures_end_in_one_line(
 
 
 def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise ZeroDivisionError
+    monkeypatch.setattr(rldistill, "run_all", operator.truediv)  # which takes two arguments
+    assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, TypeError)
 
-    monkeypatch.setattr(rldistill, "run_all", fail)
-    assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, ZeroDivisionError)
+
+@pytest.mark.parametrize("arguments", [["--traceback", "run"], ["run", "--traceback"], ["run"]])
+def test_error_of_user_code_ends_in_one_line(
+    arguments: list[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: Any) -> None:
+        raise ZeroDivisionError("no rows\nat all")
+
+    monkeypatch.setattr(rldistill, "run_all", lose)
+    result = CliRunner().invoke(app, [*arguments, str(file)])
+    assert result.exit_code == 2
+    *before, line = result.stderr.splitlines()
+    assert re.search(r"^error: .*lose failed: ZeroDivisionError: no rows at all \(.*test_main.py, line \d+\)\.$", line)
+    assert any("Traceback" in text for text in before) == ("--traceback" in arguments)
 
 
 def test_output_files_are_checked_before_any_work(tmp_path: Path) -> None:

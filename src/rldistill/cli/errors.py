@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from functools import partial
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from rldistill.core.errors import RLDistillError
+from rldistill.core.errors import RLDistillError, failure, user_code
 
 EXIT_FALSE, EXIT_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 1, 2, 70, 130
 """Exit codes: a verified claim does not hold; an error of the user or the system; a defect of rldistill; Ctrl-C."""
+TRACEBACK = "--traceback"
 UNWRITABLE = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 """Errors of the system for a path at which nothing can be written."""
 
 
 class CommandGroup(TyperGroup):
-    """Commands whose foreseeable errors end in one line instead of a traceback."""
+    """Commands whose foreseeable errors, and all errors of the user's code, end in one line.
+
+    With --traceback, which may stand anywhere, the traceback comes before that line.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments with --traceback at the front, as an option of the whole program."""
+        if ctx.parent is None and TRACEBACK in args:
+            args = [TRACEBACK, *(arg for arg in args if arg != TRACEBACK)]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command and turn its errors into messages and exit codes."""
         try:
             return super().invoke(ctx)
         except RLDistillError as error:
-            _fail(str(error))
+            _fail(str(error), ctx)
         except KeyboardInterrupt:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             resumable = command is not None and any("--resume" in option.opts for option in command.params)
@@ -34,17 +45,21 @@ class CommandGroup(TyperGroup):
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-                _fail("there is not enough memory. Use smaller settings.")
+                _fail("there is not enough memory. Use smaller settings.", ctx)
             number, path = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
             # safetensors and torch report a full disk in words, not as an OSError.
             if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-                _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.")
+                _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.", ctx)
             if path and number in UNWRITABLE:
-                _fail(f"{path}: {os.strerror(number)}. Use another folder (out=...), or make it writable.")
+                _fail(f"{path}: {os.strerror(number)}. Use another folder (out=...), or make it writable.", ctx)
+            if (code := user_code(error)) is not None:
+                _fail(f"{code} failed: {failure(error)}.", ctx)
             raise
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, ctx: Any) -> None:
+    if ctx.find_root().params.get("show_traceback"):
+        traceback.print_exc()
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     raise typer.Exit(EXIT_ERROR) from None
 

@@ -13,7 +13,7 @@ import typer
 
 import rldistill
 from rldistill.cli.dataset import datasets
-from rldistill.cli.errors import EXIT_CRASH, command_group
+from rldistill.cli.errors import EXIT_CRASH, TRACEBACK, command_group
 from rldistill.cli.export import exports
 from rldistill.cli.options import (
     AsJson,
@@ -49,6 +49,9 @@ def _print_version(wanted: bool) -> None:
 def set_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    show_traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Print the traceback of an error, too; anywhere on the line.")
     ] = False,
 ) -> None:
     """Turn a reinforcement-learning teacher into a smaller, faster student, and prove what was lost."""

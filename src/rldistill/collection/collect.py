@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.stream import CollectJob, Stream, run_streams
+from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import BlockKey
@@ -77,9 +78,17 @@ def collect(
         try:
             with stage_progress(progress, "collect", "steps") as report:
                 manifest.add_blocks(run_streams(job, report))
-        except Exception:
-            if not any((folder / BlockKey(round, number, 0).file).exists() for number in range(config.num_streams)):
+        except Exception as error:
+            kept = sum(
+                length * config.envs_per_stream
+                for stream in range(config.num_streams)
+                for number, length in enumerate(config.block_lengths)
+                if (folder / BlockKey(round, stream, number).file).exists()
+            )
+            if not kept:
                 discard(folder, keep_folder=existed) if before is None else before.write()
+            elif isinstance(error, RLDistillError):
+                error.args = (f"{str(error).rstrip('.')}. {kept:,} steps are kept; --resume goes on.",)
             raise
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
 

@@ -104,7 +104,7 @@ class BlockRecorder:
                 "episode": episode.astype(np.int32),
                 "step": age.astype(np.int32),
                 "action": action,
-                "reward": step.reward.astype(np.float32),
+                "reward": step.own_reward.astype(np.float32),
                 "terminated": step.terminated.copy(),
                 "truncated": step.truncated & ~step.terminated,
                 "ended": step.terminated | step.truncated,

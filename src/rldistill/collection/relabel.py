@@ -162,5 +162,6 @@ def _replay(columns: Columns, spec: PolicySpec) -> Iterator[tuple[NDArray[Any], 
         if len(ended) and number + 1 < rows.shape[1]:
             after[ended] = before(rows[ended, number + 1])
         ends = columns["terminated"][at], columns["truncated"][at]
-        step = Step(after, columns["reward"][at], *ends, ended, last_obs, np.full(len(ended), np.nan))
+        reward = columns["reward"][at]
+        step = Step(after, reward, *ends, ended, last_obs, np.full(len(ended), np.nan), reward)
         yield before(at), step

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from types import CodeType
 from typing import Any
 
 MAX_MESSAGE_CHARS = 1_500
 DOWNLOAD_HINT = "copy or download it again"
 RESAVE_HINT = "save it again, from weights that are finite"
+OWN_FOLDER = str(Path(__file__).resolve().parents[1])
+LIBRARIES = (sysconfig.get_paths()["stdlib"], OWN_FOLDER, "<frozen")
 
 
 class RLDistillError(Exception):
@@ -70,9 +76,42 @@ def short_repr(value: Any) -> str:
         return f"a {type(value).__name__} too long to print"
 
 
-def error_text(error: Exception) -> str:
+def user_code(error: BaseException) -> str | None:
+    """Return the name of the innermost code outside of all libraries in which an error was raised, if there is any."""
+    place = _user_place(error)
+    return None if place is None else place[0].co_qualname
+
+
+def failure(error: BaseException) -> str:
+    """Return an error of the user's code in one line: `RuntimeError: no power (my_env.py, line 41)`.
+
+    Without a line outside of all libraries, the place is the line that raised it; a syntax error has its own place.
+    """
+    text = error_text(error)
+    if text != type(error).__name__:
+        text = f"{type(error).__name__}: {text}"
+    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    code, line = _user_place(error) or (places[-1] if places else (None, 0))
+    if code is None or code.co_filename.startswith("<") or isinstance(error, SyntaxError):
+        return text
+    file, here = Path(code.co_filename), Path.cwd()
+    return f"{text} ({file.relative_to(here) if file.is_relative_to(here) else file}, line {line})"
+
+
+def _user_place(error: BaseException) -> tuple[CodeType, int] | None:
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        file = frame.f_code.co_filename
+        if not file.startswith(LIBRARIES) and "site-packages" not in file and "dist-packages" not in file:
+            return frame.f_code, line
+    return None
+
+
+def error_text(error: BaseException) -> str:
     """Return the message of another library's error in one line, or its class if it has none."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    try:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    except Exception:  # the message is computed by code of the user
+        return type(error).__name__
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

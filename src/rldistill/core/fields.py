@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.errors import PydanticUserError
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, failure, short_repr
 
 T = TypeVar("T")
 
@@ -268,8 +268,8 @@ def import_name(name: str, where: str) -> Any:
     look_here()
     try:
         place = importlib.import_module(module)
-    except Exception as error:  # the module of a user may raise any error
-        raise ConfigError(f"{where}: {name}: cannot be imported ({error})") from error
+    except (Exception, SystemExit) as error:  # the module of a user may raise any error
+        raise ConfigError(f"{where}: {name}: cannot be imported ({failure(error)})") from error
     if not hasattr(place, attribute):
         raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(place))}")
     return getattr(place, attribute)

@@ -32,6 +32,7 @@ ILLEGAL = -1e8
 """The logit or value of an illegal action; finite, so that no loss becomes NaN."""
 CERTAIN_LOGIT = 20.0
 """The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
+LARGEST = torch.finfo(torch.float32).max
 HEADS: dict[str, type[ActionHead]] = {}  # by kind
 
 
@@ -73,6 +74,9 @@ class ActionHead(ABC):
         fits = choices > 0 == low == high if self.discrete else choices == 0 < low == high
         if not fits or (self.single_choice and choices != 1):
             raise SpecMismatchError(f"nvec, low, high: they do not make a {self.kind} head")
+        for name in ("low", "high"):  # the largest number in place of infinity, which JSON lacks
+            bound = tuple(max(-LARGEST, min(LARGEST, end)) for end in getattr(self, name))
+            object.__setattr__(self, name, bound)
 
     def to_json(self) -> dict[str, Any]:
         """Return the head as it is stored in `policy.json` and `manifest.json`."""

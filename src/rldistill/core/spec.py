@@ -17,6 +17,8 @@ from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 
 Obs = Tensor | Mapping[str, Tensor]
 Side = Literal["student", "teacher"]
+MAX_EPISODE_STEPS = 50_000
+"""Length at which an episode of an evaluation counts as endless."""
 SIDES: tuple[Side, ...] = ("student", "teacher")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -11,11 +11,12 @@ import gymnasium.wrappers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rldistill.core.errors import ConfigError, MissingExtraError, did_you_mean
+from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure
 from rldistill.core.fields import import_name, look_here
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
+from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.views import Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]
@@ -41,7 +42,7 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     return cls
 
 
-def make_env(config: EnvConfig, **kwargs: Any) -> Env:
+def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     """Return one environment with its wrappers; `kwargs` override those of the configuration.
 
     Raise ConfigError for an unknown id and for refused arguments, MissingExtraError for a package that is missing.
@@ -62,23 +63,41 @@ def make_env(config: EnvConfig, **kwargs: Any) -> Env:
             raise ConfigError(f"env.id: {config.id}: expected a function, found {type(function).__name__}.")
         spec = EnvSpec(config.id, entry_point=function)
     try:
-        env = gymnasium.make(spec, **{**config.kwargs, **kwargs})
+        # The boundary checks each step, and in the words of this package; Gymnasium's checker only warns at the first.
+        env: Env = gymnasium.make(spec, **{"disable_env_checker": True, **config.kwargs, **kwargs})
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
-    except Exception as error:  # from third-party code
+    except (Exception, SystemExit) as error:  # from third-party code
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
-        raise ConfigError(f"env.id: {config.id} cannot be made: {type(error).__name__}: {error}") from error
-    env = _wrap(env, config.wrappers)
+        raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
+    meter = RewardMeter(env) if config.wrappers else None
+    env = _wrap(meter or env, config.wrappers)
+    for wrapper in chain_of(env):
+        if isinstance(wrapper, gymnasium.wrappers.NormalizeObservation) and wrapper.update_running_mean:
+            raise ConfigError(
+                "env.wrappers: NormalizeObservation collects its statistics anew in each copy of the environment, so "
+                "that no two policies observe the same numbers. Fix them in a function (env.id: module:function): set "
+                "obs_rms.mean and obs_rms.var of the wrapper, then update_running_mean = False; or use the "
+                "teacher's own normalizer (vecnormalize)."
+            )
     if config.views is None:
-        return _flatten(env)
+        return CheckedEnv(_flatten(env), config.id, meter)
     taps = Tap(env), Tap(env)
     sides = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_flatten(_wrap(tap, wrappers)) for tap, wrappers in sides)
-    return TwoViews(env, taps, (student, teacher))
+    return CheckedEnv(TwoViews(env, taps, (student, teacher)), config.id, meter)
+
+
+def chain_of(env: Env) -> Iterator[Env]:
+    """Yield an environment and, of a wrapper, all environments within it."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
 
 
 def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
@@ -89,7 +108,11 @@ def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
         try:
             env = cls(env, **kwargs)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
-            raise ConfigError(f"env.wrappers: {wrapper.name} does not accept {wrapper.kwargs}: {error}") from None
+            raise ConfigError(f"env.wrappers: {wrapper.name} does not accept {wrapper.kwargs}: {error}") from error
+        except RLDistillError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"env.wrappers: {wrapper.name} failed: {failure(error)}.") from error
     return env
 
 

@@ -17,6 +17,7 @@ from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, Det
 from rldistill.core.policy import Policy
 from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, ObsPart, PolicySpec
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
+from rldistill.envs.checked import obs_dtype
 from rldistill.envs.make import make_env
 from rldistill.envs.views import ObservationViews
 from rldistill.envs.wrappers import FlatDict
@@ -60,17 +61,18 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
         vector.close()
         return replace(spec, frames=frame_pipeline(config.kwargs))
     env = make_env(config)
-    obs_space = spaces.Dict(env.space) if isinstance(env, FlatDict) else env.observation_space
+    inner = env.env  # without the boundary
+    obs_space = spaces.Dict(inner.space) if isinstance(inner, FlatDict) else env.observation_space
     env.close()
-    return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(env))
+    return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(inner))
 
 
 def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:
     """Return the specification for these spaces; raise ConfigError for spaces that are not supported."""
     head: ActionHead
-    if isinstance(action_space, spaces.Discrete) and action_space.start == 0:
+    if isinstance(action_space, spaces.Discrete):
         head = CategoricalHead((int(action_space.n),))
-    elif isinstance(action_space, spaces.MultiDiscrete) and not np.any(action_space.start):
+    elif isinstance(action_space, spaces.MultiDiscrete):
         head = MultiCategoricalHead(tuple(action_space.nvec.ravel().tolist()))
     elif isinstance(action_space, spaces.MultiBinary):
         head = BernoulliHead((math.prod(action_space.shape),))
@@ -79,7 +81,7 @@ def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: sp
         head = DeterministicHead(low=low, high=high)
     else:
         raise ConfigError(
-            f"env.id: {env_id} has actions {action_space}. Use Box, MultiBinary, or Discrete or MultiDiscrete from 0."
+            f"env.id: {env_id} has actions {action_space}. Use Box, Discrete, MultiDiscrete or MultiBinary."
         )
     if isinstance(obs_space, spaces.Dict):
         return PolicySpec.from_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
@@ -112,7 +114,7 @@ def _obs_part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
     if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
         return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return ObsPart(space.shape, str(space.dtype))
+        return ObsPart(space.shape, obs_dtype(space.dtype))
     raise ConfigError(
         f"env.id: {env_id} has observations {space}. Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict "
         "of these."

@@ -15,10 +15,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from rldistill.core.errors import SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError, error_text
 from rldistill.core.heads import MASK
 from rldistill.core.spec import SIDES, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
+from rldistill.envs.checked import SUCCESS_KEYS
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 
@@ -26,8 +27,6 @@ T = TypeVar("T")
 Env = gymnasium.Env[Any, Any]
 SeedFn = Callable[[int, int], int | None]
 """Seed of a slot's n-th episode, or None if the slot has no episode left. Called once, when the episode begins."""
-SUCCESS_KEYS = ("is_success", "success")
-"""Keys of `info`: that of Gymnasium-Robotics and highway-env, and a common one."""
 CHECK_STEPS, CHECK_EPISODES = 150, 6
 """Length of the check for state across resets. BipedalWalker differs in one of three episodes, so it needs several."""
 
@@ -37,6 +36,7 @@ class Step:
     """Result of one step of all slots; `obs` already begins the next episode where one ended.
 
     `ended` are the slots whose episode ended, with their `last_obs` and their `success`: that in `info`, or else NaN.
+    `own_reward` is the environment's, before `env.wrappers`, and `reward` the one to learn from.
     """
 
     obs: NDArray[Any]
@@ -46,6 +46,7 @@ class Step:
     ended: NDArray[np.int64]
     last_obs: NDArray[Any]
     success: NDArray[np.float64]
+    own_reward: NDArray[np.float64]
 
 
 class SeededVectorEnv:
@@ -56,6 +57,7 @@ class SeededVectorEnv:
     Args:
         vector: The environments, without autoreset.
         seed_fn: Seeds of the episodes.
+        max_steps: Largest number of steps of an episode, if any.
         rebuild: Constructor of a fresh environment for each episode, if a reset is not enough.
         legal_actions: Legal actions for observations, if not every action is legal; random ones with a generator.
     """
@@ -64,6 +66,7 @@ class SeededVectorEnv:
         self,
         vector: VectorEnv[Any, Any, Any],
         seed_fn: SeedFn,
+        max_steps: int | None = None,
         rebuild: Callable[[], Env] | None = None,
         legal_actions: Callable[[NDArray[Any], np.random.Generator | None], NDArray[Any]] | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class SeededVectorEnv:
         self.single_action_space = vector.single_action_space
         self.episode = np.zeros(self.num_envs, np.int64)
         self._seed_fn, self._rebuild, self._legal_actions = seed_fn, rebuild, legal_actions
+        self._max_steps, self._age = max_steps, np.zeros(self.num_envs)
         self._actions: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
@@ -97,9 +101,18 @@ class SeededVectorEnv:
         last_obs = obs[ended].copy()
         if len(ended):
             self.episode[ended] += 1
+        own_reward = reward = np.asarray(reward, np.float64)
+        if isinstance(self.vector, SyncVectorEnv):
+            own_reward = np.array([getattr(env, "own_reward", 0.0) for env in self.vector.envs])
+        self._age += 1
+        if len(ended):
             obs = self._reset(terminated | truncated, obs)
-        reward = np.asarray(reward, np.float64)
-        return Step(obs, reward, terminated, truncated, ended, last_obs, _success(info, ended))
+        if self._max_steps is not None and self._age.max() >= self._max_steps:
+            raise ConfigError(
+                f"evaluate.max_steps: an episode has not ended after {self._max_steps:,} steps. Limit the episodes "
+                "with Gymnasium's TimeLimit (env.kwargs: {max_episode_steps: 1000}), or raise max_steps."
+            )
+        return Step(obs, reward, terminated, truncated, ended, last_obs, _success(info, ended), own_reward)
 
     def step(self, actions: NDArray[Any]) -> Step:
         """Take a step of all slots."""
@@ -115,8 +128,6 @@ class SeededVectorEnv:
             self.send(action)
             yield None
             step = self.recv()
-            if not np.isfinite(step.reward).all():
-                raise SpecMismatchError("env: a reward is NaN or infinite. Check the reward of the environment.")
             yield action, step
             obs = step.obs
 
@@ -124,6 +135,7 @@ class SeededVectorEnv:
         """Begin the next episodes of these slots; a slot without one idles with its current observation of `obs`."""
         seeds = [self._seed_fn(slot, int(self.episode[slot])) if mask[slot] else None for slot in range(self.num_envs)]
         begun = mask & np.array([seed is not None for seed in seeds])
+        self._age[mask] = np.where(begun, 0.0, -np.inf)[mask]
         if isinstance(self.vector, SyncVectorEnv):
             envs = list(self.vector.envs)
             for slot in np.flatnonzero(mask):
@@ -217,12 +229,23 @@ def _success(info: Mapping[str, Any], slots: NDArray[np.int64]) -> NDArray[np.fl
     return np.full(len(slots), np.nan)
 
 
-def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threads: int = 1) -> SeededVectorEnv:
-    """Return `num_envs` environments, where slot s plays its n-th episode with seed `seed_fn(s, n)`."""
+def make_vector_env(
+    config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threads: int = 1, max_steps: int | None = None
+) -> SeededVectorEnv:
+    """Return `num_envs` environments, where slot s plays its n-th episode with seed `seed_fn(s, n)`.
+
+    An episode of more than `max_steps` steps is an error; those of ale-py have a limit of their own.
+    """
     if is_atari(config.id):
         return SeededVectorEnv(make_atari(config, num_envs, num_threads), seed_fn)
     build = partial(make_env, config)
-    vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    except RuntimeError as error:
+        raise SpecMismatchError(
+            f"env: {config.id}: two copies of it have different spaces ({error_text(error)}). Make the spaces the same "
+            "in each copy."
+        ) from error
     views = observation_views(config)
     masked = next((side for side in SIDES if MASK in getattr(views, side).entries), None)
 
@@ -231,7 +254,7 @@ def make_vector_env(config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threa
         return legal_actions(views.select(masked, obs), getattr(views, masked), rng)
 
     rebuild = build if keeps_state_across_reset(config.view_of("student")) else None
-    return SeededVectorEnv(vector, seed_fn, rebuild, None if masked is None else legal)
+    return SeededVectorEnv(vector, seed_fn, max_steps, rebuild, None if masked is None else legal)
 
 
 def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
@@ -262,11 +285,11 @@ def keeps_state_across_reset(config: EnvConfig) -> bool:
 
 
 def _play(env: Env, seed: int, actions: Sequence[Any], masked: PolicySpec | None) -> list[Any]:
-    observations = [env.reset(seed=seed)[0]]
+    observations = [np.array(env.reset(seed=seed)[0])]
     for action in actions:
         legal = action if masked is None else legal_actions(observations[-1], masked)
         obs, _, terminated, truncated, _ = env.step(legal)
-        observations.append(obs)
+        observations.append(np.array(obs))  # a copy, since some environments return the same array in each step
         if terminated or truncated:
             break
     return observations

@@ -16,6 +16,7 @@ from rldistill.core.fields import (
     validated_dataclass,
 )
 from rldistill.core.policy import Device
+from rldistill.core.spec import MAX_EPISODE_STEPS
 
 
 @validated_dataclass
@@ -57,6 +58,7 @@ class EvaluateConfig:
         margin: share of the teacher's lead over random play, or over the baseline, that a student may lose.
         sequential: True to play until every student is known to keep its share or not, with a group-sequential test.
         max_episodes: largest number of episodes of each policy and training seed if `sequential`.
+        max_steps: largest number of steps of an episode, here and wherever a run plays full episodes.
         robustness: perturbations of the environment, if any.
         device: device of the policies; it changes the speed, and results by rounding only.
     """
@@ -69,6 +71,7 @@ class EvaluateConfig:
     margin: OpenFraction = 0.05
     sequential: bool = False
     max_episodes: Positive = 300
+    max_steps: Positive = MAX_EPISODE_STEPS
     robustness: RobustnessConfig | None = None
     device: Device = "cpu"
 

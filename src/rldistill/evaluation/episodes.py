@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rldistill.core.policy import CPU, Policy, PolicyOutput, on_device
-from rldistill.core.spec import EnvConfig, Side
+from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig, Side
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.spaces import observation_views
@@ -45,6 +45,7 @@ class PlayConfig:
         sample: True to sample actions, False to take the mode.
         gamma: discount of `Episodes.discounted`.
         num_threads: threads of the emulators.
+        max_steps: largest number of steps of an episode.
         device: device of the policies.
     """
 
@@ -55,6 +56,7 @@ class PlayConfig:
     sample: bool = False
     gamma: float = 0.99
     num_threads: int = 2
+    max_steps: int = MAX_EPISODE_STEPS
     device: torch.device = CPU
 
 
@@ -181,7 +183,7 @@ def _play(
         started[slot] = number = next(remaining, NO_EPISODE)
         return None if number == NO_EPISODE else episode_seed(config.seed, "evaluate", config.split, 0, 0, number)
 
-    env = make_vector_env(env_config, slots, seed_of, config.num_threads)
+    env = make_vector_env(env_config, slots, seed_of, config.num_threads, config.max_steps)
     views = observation_views(env_config)
     rng = block_generator(config.seed, "evaluate", config.split, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -238,7 +240,7 @@ def _count(
     observations, which are freed, the heap fragments and grows by a batch of observations with each step.
     """
     (action, step), counted = result, np.flatnonzero(playing != NO_EPISODE)
-    episodes, reward = playing[counted] - out.first, step.reward[counted]
+    episodes, reward = playing[counted] - out.first, step.own_reward[counted]
     out.returns[episodes] += reward
     out.discounted[episodes] += gamma ** out.lengths[episodes] * reward
     out.lengths[episodes] += 1

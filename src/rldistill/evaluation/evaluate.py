@@ -90,7 +90,7 @@ def evaluate(
         policies = {**policies, "baseline": load_baseline(config.baseline, env)}
     env, entries = _fitted_policies(env, policies)
     device = resolve_device(config.device, "evaluate.device")
-    base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, device=device)
+    base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, max_steps=config.max_steps, device=device)
     match, perturbed = _Match(env, entries, config, base), None
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)

@@ -66,7 +66,7 @@ def robustness(
     envs, left_out = perturbed_envs(env, config)
     views = observation_views(env)
     noise = f"observation noise {config.pixel_noise if views.student.obs_dtype == 'uint8' else config.noise:g}"
-    scales = _noise_scales(env, policies, config, base.seed)
+    scales = _noise_scales(env, policies, config, base)
     if all(bool((scale > 0).any()) for scale in scales.values()):
         envs = {noise: env, **envs}
     elif config.noise or config.pixel_noise:
@@ -204,7 +204,7 @@ def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, 
 
 
 def _noise_scales(
-    env: EnvConfig, policies: Mapping[str, PolicyRuns], config: RobustnessConfig, seed: int
+    env: EnvConfig, policies: Mapping[str, PolicyRuns], config: RobustnessConfig, base: PlayConfig
 ) -> dict[str, Tensor]:
     """Return the scale of the noise for each policy, from a few episodes; policies with the same view have the same."""
     views, scales = observation_views(env), {}
@@ -216,7 +216,8 @@ def _noise_scales(
             policy = ObsTransformPolicy(with_action_mask(entry.first, spec), partial(_record, seen))
             std = np.zeros(spec.obs_shape)
             if spec.obs_dtype != "uint8":  # noise on pixels does not depend on their own deviation
-                play(env, policy, SCALE_EPISODES, PlayConfig(seed, CALIBRATION, side=entry.side))
+                settings = PlayConfig(base.seed, CALIBRATION, side=entry.side, max_steps=base.max_steps)
+                play(env, policy, SCALE_EPISODES, settings)
                 std = torch.cat(seen).double().numpy().std(0)
             by_view[view] = noise_scale(spec, std, config.noise, config.pixel_noise)
         scales[name] = by_view[view]

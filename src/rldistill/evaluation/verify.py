@@ -19,7 +19,7 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig
 from rldistill.envs.atari import preprocessed_id
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.envs.vector import make_vector_env
@@ -94,10 +94,11 @@ class ClaimCheck(Record):
 
 @validated_dataclass
 class VerifyConfig:
-    """Settings of `verify`: the number of full episodes, and the published return, if any."""
+    """Settings of `verify`: the number of full episodes and their longest, and the published return, if any."""
 
     episodes: Positive = 100
     claim: Claim | None = None
+    max_steps: Positive = MAX_EPISODE_STEPS
 
 
 class Verification(Result):
@@ -163,14 +164,20 @@ def verify(
     with stage_progress(progress, "verify", "episodes") as report:
         for number, sample in enumerate(modes):
             part = Part(report, number * config.episodes, len(modes) * config.episodes)
-            played = play(fitted_env, policy, config.episodes, PlayConfig(seed, sample=sample), progress=part)
+            played = play(
+                fitted_env,
+                policy,
+                config.episodes,
+                PlayConfig(seed, sample=sample, max_steps=config.max_steps),
+                progress=part,
+            )
             returns.append(played.returns)
     greedy = returns[0]
     suspicious = quick_check(policy, fitted_env, seed)
     if spec_from_env(fitted_env).frames is not None:
         backwards = ObsTransformPolicy(policy, lambda obs: obs.flip(1))
         number = min(len(greedy), MAX_REVERSED_EPISODES)
-        reversed_returns = play(fitted_env, backwards, number, PlayConfig(seed)).returns
+        reversed_returns = play(fitted_env, backwards, number, PlayConfig(seed, max_steps=config.max_steps)).returns
         if _p_better(reversed_returns, greedy) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f}, but {reversed_returns.mean():.1f} with a reversed stack"
             suspicious.append(f"frames in the wrong order: {means}")

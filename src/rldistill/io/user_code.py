@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
+from rldistill.core.errors import ConfigError, SpecMismatchError, failure, short_repr
 from rldistill.core.heads import ActionHead, BernoulliHead
-
-LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 
 
 def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Tensor:
@@ -57,8 +53,5 @@ def wrap_errors(name: str) -> Iterator[None]:
     """Raise any error within the block as a ConfigError about the code `name`, with the line that raised it."""
     try:
         yield
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # without this function and its caller
-        own = [frame for frame in frames if not frame.filename.startswith(LIBRARY_FOLDERS)] or frames
-        where = f" (in {own[-1].name}, {own[-1].filename}, line {own[-1].lineno})" if own else ""
-        raise ConfigError(f"teacher: {name} failed: {type(error).__name__}: {error}{where}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{name} failed: {failure(error)}.") from error

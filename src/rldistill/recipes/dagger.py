@@ -75,7 +75,8 @@ class Dagger(FromDataset):
             if self.eval_episodes is not None:
                 file = round_folder / "score.json"
                 if not file.exists():
-                    env, split = adapt_env(run.env, job.teacher), PlayConfig(run.seed, VALIDATION)
+                    env = adapt_env(run.env, job.teacher)
+                    split = PlayConfig(run.seed, VALIDATION, max_steps=run.evaluate.max_steps)
                     score = float(play(env, student, self.eval_episodes, split).returns.mean())
                     write_json(file, {"episodes": self.eval_episodes, "score": score})
                 candidates.append((float(read_json(file)["score"]), student))

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import CPU, Labels, PolicyOutput
 from rldistill.core.spec import EnvConfig
@@ -101,11 +100,9 @@ class RolloutWorker:
     def step(self, action: NDArray[Any]) -> Step:
         """Step all environments, and record the actions and returns of their episodes."""
         step = self.vector.step(action)
-        if not np.isfinite(step.reward).all():
-            raise SpecMismatchError("env: a reward is NaN or infinite; expected numbers")
         for slot, actions in enumerate(self.episode_actions):
             actions.append(action[slot])
-        self.returns += step.reward
+        self.returns += step.own_reward
         for slot in step.ended:
             self.recent.append(float(self.returns[slot]))
             self.returns[slot] = 0.0

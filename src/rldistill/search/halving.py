@@ -17,7 +17,7 @@ import numpy as np
 
 from rldistill.core.errors import NothingLearnedError
 from rldistill.core.policy import Policy
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import EnvConfig, Side
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.episodes import TEST, VALIDATION, PlayConfig, play
@@ -70,9 +70,8 @@ class SearchStage:
         file = folder / f"returns-{split}.json"
         returns = np.array(read_json(file)["returns"] if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
-            plan = PlayConfig(
-                self.run.seed, split, len(returns), side="teacher" if policy is self.teacher else "student"
-            )
+            side: Side = "teacher" if policy is self.teacher else "student"
+            plan = PlayConfig(self.run.seed, split, len(returns), side, max_steps=self.run.evaluate.max_steps)
             returns = np.concatenate([returns, play(self.env, policy, missing, plan).returns])
             write_json(file, {"returns": returns.tolist()})
         return returns[:episodes]

@@ -53,7 +53,7 @@ class ModulePolicy(nn.Module):
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for a batch of observations; raise SpecMismatchError unless it is finite and `[B, P]`."""
         assert isinstance(obs, Tensor)
-        with wrap_errors(self.name):
+        with wrap_errors(f"teacher: {self.name}"):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         expected = len(obs), self.spec.head.num_params
         if not isinstance(params, Tensor) or params.shape != expected:
@@ -140,7 +140,7 @@ class FunctionPolicy:
 
     def _call(self, obs: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         """Return the action and the state."""
-        with wrap_errors(self.name):
+        with wrap_errors(f"teacher: {self.name}"):
             result = self.function(obs, **kwargs)
         action, after, *_ = [*result, None, None] if isinstance(result, tuple) else [result, None]
         return action, after
@@ -156,7 +156,7 @@ class FunctionPolicy:
                 f"teacher: {self.name} returns a state that is a {found}, expected a pair of arrays [layers, {count}, "
                 "hidden] at every step. Return the state of SB3's LSTM, or write a policy with an initial_state."
             )
-        with wrap_errors(self.name):
+        with wrap_errors(f"teacher: {self.name}"):
             tensors = [torch.as_tensor(part, dtype=torch.float32, device="cpu") for part in parts]
         return torch.stack(tensors).permute(2, 0, 1, 3)
 
@@ -182,7 +182,7 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     factory: Callable[..., Any] = import_name(name, "teacher")
     if not callable(factory):
         raise ConfigError(f"teacher: {name}: expected a function or class, found {type(factory).__name__}. Name one.")
-    with wrap_errors(name):
+    with wrap_errors(f"teacher: {name}"):
         teacher = factory(spec and spec.unmasked) if _parameters(factory) else factory()
     is_network = isinstance(teacher, nn.Module)
     if weights:

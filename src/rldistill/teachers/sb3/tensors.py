@@ -57,7 +57,7 @@ class Extractor:
             raise ConfigError(f"{FIELD}: {self.reference} is no subclass of torch.nn.Module. Name one that is.")
         if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
             raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
-        with wrap_errors(self.reference):
+        with wrap_errors(f"teacher: {self.reference}"):
             module: nn.Module = cls(self.space, **self.kwargs)
         problem = f"{FIELD}: the weights in the file do not fit {self.reference}"
         load_weights(module, weights, problem, "Name another class.")
@@ -92,7 +92,7 @@ class ExtractorPolicy(ActorPolicy):
         )
 
     def _features(self, standardized: Obs) -> Tensor:
-        with wrap_errors(self.reference):
+        with wrap_errors(f"teacher: {self.reference}"):
             features = self.extractor(standardized)
         first = standardized if isinstance(standardized, Tensor) else next(iter(standardized.values()))
         expected = (len(first), self.config.features)

@@ -40,9 +40,9 @@ class SteppingVecEnv(VecEnv):
     Environments that step in their own threads, such as those of ale-py, then cost the learner no time.
     """
 
-    def __init__(self, env: SeededVectorEnv) -> None:
+    def __init__(self, env: SeededVectorEnv, own_rewards: bool = False) -> None:
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self.env = env
+        self.env, self._own_rewards = env, own_rewards
         self.while_stepping: Callable[[], None] = lambda: None
 
     def reset(self) -> Any:
@@ -61,7 +61,8 @@ class SteppingVecEnv(VecEnv):
         for slot, last_obs in zip(step.ended, step.last_obs, strict=True):
             is_truncated = bool(step.truncated[slot] and not step.terminated[slot])
             infos[slot] = {"terminal_observation": last_obs, "TimeLimit.truncated": is_truncated}
-        return step.obs, step.reward.astype(np.float32), step.terminated | step.truncated, infos
+        reward = step.own_reward if self._own_rewards else step.reward
+        return step.obs, reward.astype(np.float32), step.terminated | step.truncated, infos
 
     def close(self) -> None:
         """Close the environments."""

@@ -22,7 +22,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Linear
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
@@ -289,7 +289,9 @@ def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> 
     """Return environments of SB3; rewards of Atari are clipped to their signs in training."""
     if is_atari(env.id) and purpose == "train":
         env = replace(env, kwargs={**env.kwargs, "reward_clipping": True})
-    return SteppingVecEnv(make_vector_env(env, num_envs, lambda *episode: seed_of(seed, purpose, *episode)))
+    max_steps = MAX_EPISODE_STEPS if purpose == "evaluate" else None
+    vector = make_vector_env(env, num_envs, lambda *episode: seed_of(seed, purpose, *episode), max_steps=max_steps)
+    return SteppingVecEnv(vector, own_rewards=purpose == "evaluate")
 
 
 def seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:

@@ -1,0 +1,186 @@
+"""The boundary to environments of the user: actions, results and errors as the rest of the package expects them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from rldistill.core.errors import RLDistillError, SpecMismatchError, failure
+from rldistill.envs.wrappers import Env, Step
+
+SUCCESS_KEYS = ("is_success", "success")
+"""Keys of `info`: that of Gymnasium-Robotics and highway-env, and a common one."""
+INTERFACE = (
+    "Gymnasium expects reset(self, *, seed=None, options=None), which returns (obs, info), and step(self, action), "
+    "which returns (obs, reward, terminated, truncated, info)"
+)
+OLD_INTERFACE = ("argument 'seed'", "argument 'options'", "argument 'return_info'", "values to unpack")
+"""Parts of Python's messages about methods of the old Gym interface."""
+
+
+def obs_dtype(dtype: Any) -> str:
+    """Return the dtype in which observations are stored: bits as int8, and integers that PyTorch lacks as int64."""
+    name = str(np.dtype(dtype))
+    return {"bool": "int8", "uint16": "int64", "uint32": "int64", "uint64": "int64"}.get(name, name)
+
+
+class RewardMeter(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Innermost wrapper that sums the environment's own rewards, which other wrappers may change."""
+
+    total = 0.0
+
+    def step(self, action: Any) -> Any:
+        """Step the environment and add its reward."""
+        result = self.env.step(action)
+        if isinstance(result, tuple) and len(result) == 5:
+            self.total += _number(result[1])
+        return result
+
+
+class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Outermost wrapper, which converts actions and results, and turns errors of the user's code into one line.
+
+    Actions count from 0, lie within the bounds in the dtype of the space, and are rounded if they are integers there.
+    Observations have a dtype that PyTorch has: bits are int8. The reward is a number.
+
+    Attributes:
+        own_reward: Reward of the last step, in units of the environment without `env.wrappers`.
+    """
+
+    own_reward = 0.0
+
+    def __init__(self, env: Env, name: str, meter: RewardMeter | None = None) -> None:
+        super().__init__(env)
+        self.name, self._meter = name, meter
+        space, action = env.observation_space, env.action_space
+        self._dtype = None if space.dtype is None or space.shape is None else np.dtype(space.dtype)
+        if isinstance(space, spaces.Box) and (dtype := np.dtype(obs_dtype(space.dtype))) != space.dtype:
+            low, high = (np.clip(bound, *_limits(dtype)) for bound in (space.low, space.high))
+            self.observation_space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
+        self._start: Any = getattr(action, "start", None)
+        if isinstance(action, spaces.Discrete) and action.start:
+            self.action_space = spaces.Discrete(int(action.n))
+        elif isinstance(action, spaces.MultiDiscrete) and np.any(action.start):
+            self.action_space = spaces.MultiDiscrete(action.nvec)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; raise SpecMismatchError for an error or an invalid result."""
+        try:
+            result: Any = self.env.reset(seed=seed, options=options)
+        except (Exception, SystemExit) as error:
+            raise self._failed("reset", error) from error
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise self._invalid(f"reset returned {_kind(result)}", INTERFACE)
+        if self._meter is not None:
+            self._meter.total = 0.0
+        return self._observation(result[0]), {}
+
+    def step(self, action: Any) -> Step:
+        """Step the environment; raise SpecMismatchError for an error or an invalid result."""
+        if self._meter is not None:
+            self._meter.total = 0.0
+        try:
+            result: Any = self.env.step(self._action(action))
+        except (Exception, SystemExit) as error:
+            raise self._failed("step", error) from error
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise self._invalid(f"step returned {_kind(result)}", INTERFACE)
+        obs, reward, terminated, truncated, info = result
+        number = _number(reward)
+        if not math.isfinite(number):
+            scalar = isinstance(reward, float | np.number) or (
+                np.size(reward) == 1 and np.asarray(reward).dtype.kind == "f"
+            )
+            raise self._invalid(
+                f"a reward is {'NaN or infinite' if scalar else _kind(reward)}", "Return a finite number"
+            )
+        self.own_reward = number if self._meter is None else self._meter.total
+        ends = []
+        for end in (terminated, truncated):
+            if np.size(end) != 1 or np.asarray(end).dtype.kind not in "biuf":
+                raise self._invalid(f"terminated or truncated is {_kind(end)}", "Return True or False")
+            ends.append(bool(np.asarray(end).item()))
+        return self._observation(obs), number, ends[0], ends[1], _success(info)
+
+    def close(self) -> None:
+        """Close the environment; warn if that fails, since all results are there already."""
+        try:
+            self.env.close()
+        except (Exception, SystemExit) as error:
+            warnings.warn(f"env close failed: {failure(error)}", stacklevel=2)
+
+    def _action(self, action: Any) -> Any:
+        space: spaces.Space[Any] = self.env.action_space
+        if isinstance(space, spaces.Discrete):
+            return action + self._start if self._start else action
+        if isinstance(space, spaces.MultiDiscrete):
+            return (np.asarray(action) + self._start).astype(space.dtype) if np.any(self._start) else action
+        if isinstance(space, spaces.Box) and space.dtype != np.float32:  # the head's bounds are float32
+            number = np.asarray(action, np.float64)
+            number = np.rint(number) if np.dtype(space.dtype).kind in "iu" else number
+            return np.clip(number, space.low, space.high).astype(space.dtype)
+        return action
+
+    def _observation(self, obs: Any) -> Any:
+        if self._dtype is None:
+            return obs
+        space = self.env.observation_space
+        try:
+            array = np.asarray(obs)
+        except (TypeError, ValueError):  # of different lengths
+            array = np.asarray(None)
+        fits = array.dtype == self._dtype or np.can_cast(array.dtype, self._dtype, "same_kind")
+        if array.shape != space.shape or not fits:
+            found = f"found {array.dtype} of shape {array.shape}" if array.dtype.kind != "O" else f"found {_kind(obs)}"
+            expected = f"its observation_space has {self._dtype} of shape {space.shape}"
+            raise self._invalid(f"the observation does not fit: {found}, {expected}", "Correct the one or the other")
+        dtype = self.observation_space.dtype
+        return array if array.dtype == dtype else array.astype(dtype or array.dtype)
+
+    def _failed(self, method: str, error: BaseException) -> RLDistillError:
+        if isinstance(error, RLDistillError):
+            return error
+        hint = ""
+        if isinstance(error, TypeError | ValueError) and any(part in str(error) for part in OLD_INTERFACE):
+            hint = f" This is the old Gym interface. {INTERFACE}."
+        return SpecMismatchError(f"env {method} failed: {failure(error)}.{hint}")
+
+    def _invalid(self, problem: str, remedy: str) -> SpecMismatchError:
+        return SpecMismatchError(f"env: {self.name}: {problem}. {remedy}.")
+
+
+def _number(value: Any) -> float:
+    """Return the number that a reward is, also as an array of one number; NaN if it is none."""
+    if isinstance(value, float):
+        return value
+    try:
+        array = np.asarray(value)
+        return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _kind(value: Any) -> str:
+    """Return the type of a value, with its length or shape."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+def _success(info: Any) -> dict[str, Any]:
+    """Return the success of an episode alone: other entries of `info` are not used, and may not fit into a batch."""
+    for key in SUCCESS_KEYS if isinstance(info, dict) else ():
+        if key in info and not math.isnan(number := _number(info[key])):
+            return {key: number}
+    return {}
+
+
+def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    limits: Any = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    return limits.min, limits.max
