@@ -108,9 +108,7 @@ def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("arguments", [["--traceback", "run"], ["run", "--traceback"], ["run"]])
-def test_error_of_user_code_ends_in_one_line(
-    arguments: list[str], file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_of_user_code_ends_in_one_line(arguments: list[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*_: Any) -> None:
         raise ZeroDivisionError("no rows\nat all")
 

@@ -110,7 +110,9 @@ def test_steps_before_an_error_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(user_envs.FailingStep, "fails_at", 1_000)
     keeps_state_across_reset(env)  # or its steps would already fail
     monkeypatch.setattr(user_envs.FailingStep, "fails_at", 10)
-    with pytest.raises(RLDistillError, match=r"no power .*line \d+\)\. 48 steps are kept; --resume goes on\.$") as error:
+    with pytest.raises(
+        RLDistillError, match=r"no power .*line \d+\)\. 48 steps are kept; --resume goes on\.$"
+    ) as error:
         collect(env, teacher_of(env), SMALL, tmp_path / "dataset")
     assert isinstance(error.value.__cause__, RuntimeError)
     monkeypatch.setattr(user_envs.FailingStep, "fails_at", 1_000)
@@ -138,11 +140,12 @@ def test_endless_episode_ends_at_a_bound(stage: str, tmp_path: Path) -> None:
     env = env_of("Endless")
     teacher = teacher_of(env)
     collect(env, teacher, SMALL, tmp_path / "dataset")
+    stages: dict[str, Any] = {
+        "verify": lambda: verify(env, teacher, VerifyConfig(2, max_steps=70)),
+        "evaluate": lambda: evaluate(env, {"teacher": teacher}, EvaluateConfig(episodes=2, max_steps=70), tmp_path),
+    }
     with pytest.raises(ConfigError, match=r"evaluate.max_steps: .* not ended after 70 steps.*TimeLimit"):
-        if stage == "verify":
-            verify(env, teacher, VerifyConfig(2, max_steps=70))
-        else:
-            evaluate(env, {"teacher": teacher}, EvaluateConfig(episodes=2, max_steps=70), tmp_path)
+        stages[stage]()
     limited = env_of("Endless", max_episode_steps=60)
     assert verify(limited, teacher, VerifyConfig(2, max_steps=70)).ok
 
@@ -200,9 +203,7 @@ def test_error_of_a_wrapper_names_its_line(tmp_path: Path) -> None:
         ("Float64Bounds", np.array([0.1], np.float32), [0.1]),
     ],
 )
-def test_actions_arrive_in_the_space(
-    kind: str, sent: Any, received: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_actions_arrive_in_the_space(kind: str, sent: Any, received: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(user_envs.Base, "reward", lambda env, action: seen.append(action) or 0.0)
     env = make_env(env_of(kind))
