@@ -254,6 +254,8 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     learner.steps, learner.updates, learner.offline_updates = 40, 3, 2
     learner.log(policy, {})
     learner.weight.share = 0.25
+    learner.teacher_loss = TeacherLoss((), Q)
+    learner.teacher_loss.action_gap = 4.0
     path = tmp_path / train_state.FILE
     for now in (1_009.9, 1_010.0):
         learner.save_if_due()
@@ -265,6 +267,7 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     learner.log(policy, {})  # after the checkpoint
     other_worker = RolloutWorker(CARTPOLE, observation_views(CARTPOLE), 2, seed=0)
     other = make_learner(other_worker, tmp_path)
+    other.teacher_loss = TeacherLoss((), Q)
     other.restore()
     assert [getattr(other, name) for name in train_state.COUNTERS] == [40, 3, 2, 1, 80, 1]
     assert len(read_rows(tmp_path)) == 1
@@ -276,7 +279,11 @@ def test_checkpoints_restore_all(worker: RolloutWorker, tmp_path: Path, monkeypa
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key][name], two[key][name]) for key in one for name in one[key])
     assert np.array_equal(other_worker.obs, worker.obs)
+    assert other.teacher_loss is not None
+    assert other.teacher_loss.action_gap == 4
     other_worker.vector.close()
+    make_learner(worker, tmp_path / "fresh").save()  # without a step of the optimizer
+    make_learner(worker, tmp_path / "fresh").restore()
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CorruptArtifactError, match=r'last\.safetensors: .* Start again with mode="overwrite"'):
         make_learner(worker, tmp_path).restore()
