@@ -91,8 +91,12 @@ def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dic
         print(f"making {VENV.name} for imitation; some minutes", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
         constraints = ["--constraint", str(VENV / "constraints.txt")]
-        pinned = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
-        (VENV / "constraints.txt").write_text("\n".join([*pinned, "setuptools<81"]))
+        pinned = [
+            line
+            for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+            if line.startswith("torch==")
+        ]
+        (VENV / "constraints.txt").write_text("\n".join([*pinned, "setuptools<81"]), encoding="utf-8")
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *constraints, *NEEDS, "setuptools"], check=True)
         (VENV / "ready").touch()
     layers = [layer for name, layer in teacher.state_dict().items() if name.endswith((".weight", ".bias"))]

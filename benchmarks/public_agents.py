@@ -53,7 +53,7 @@ def main() -> None:
         table.add_row(name, env, claim, mean, word, because)
     Console(width=140).print(table)
     if asked.json is not None:
-        asked.json.write_text(json.dumps(rows, indent=2))
+        asked.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

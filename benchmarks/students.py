@@ -230,7 +230,7 @@ def main() -> None:
             rows.append({"what": f"Pong, {name}", "frames_per_second": len(obs) / seconds})
             console.print(f"Pong, {name}: {len(obs) / seconds:,.0f} frames a second on one core")
     if asked.json is not None:
-        asked.json.write_text(json.dumps(rows, indent=2))
+        asked.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
 def _values(env: EnvConfig) -> NetworkPolicy:

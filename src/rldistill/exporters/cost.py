@@ -84,7 +84,7 @@ def c_latency(folder: Path, spec: PolicySpec, flags: tuple[str, ...], macs: int)
     text = text.replace("ACTION action", f"{'int64_t' if spec.head.discrete else 'float'} action")
     with tempfile.TemporaryDirectory() as temporary:
         source, binary = Path(temporary) / "benchmark.c", Path(temporary) / "benchmark"
-        source.write_text(text)
+        source.write_text(text, encoding="utf-8")
         compile_c([folder / "student.c", source], binary, (f"-I{folder}", *flags))
         result = subprocess.run([str(binary)], capture_output=True, text=True, timeout=120, check=True)
     return _percentiles([float(line) / 1e3 for line in result.stdout.split()])

@@ -43,7 +43,7 @@ def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
                     f"{run.out}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
                     "(out=...)."
                 )
-    old = {path: path.read_text() if path.exists() else None for path in (config, machine)}
+    old = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in (config, machine)}
     times = _modification_times(run, stages)
     write_json(machine, provenance(run.seed))  # first, since it marks the folder as that of a run
     _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
@@ -59,7 +59,7 @@ def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
