@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
-from rldistill.io.stage_inputs import StageInputs
+from rldistill.io.stage_inputs import StageInputs, canonical, format_json
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Recipe, Run, StudentJob
@@ -31,7 +32,8 @@ from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.train_state import LearningTask, clip_rewards
 from rldistill.students import AnyStudent
-from rldistill.students.storage import load_native
+from rldistill.students.storage import load_native, trust_student
+from rldistill.teachers.fingerprint import fingerprint
 
 CONTROL_BUDGET = 10
 """Environment steps of the control, as a multiple of those of the student."""
@@ -44,11 +46,14 @@ class FromReward(Recipe):
         weight, gate, proximal: settings of `Guidance`.
     """
 
-    needs_dataset = False
     learner: ClassVar[Literal["ppo", "dqn"] | None] = "ppo"
     weight: Schedule = Constant(1.0)
     gate: Literal["none", "performance", "adaptive"] = "none"
     proximal: ClassVar[bool] = False
+
+    @property
+    def needs_dataset(self) -> bool:
+        return False
 
     def guidance_options(self, run: Run) -> dict[str, Any]:
         """Return the settings of `Guidance` for this recipe, without the returns of teacher and random play."""
@@ -160,13 +165,22 @@ class Finetune(FromReward):
     Attributes:
         weight: initial weight of the distillation losses.
         critic_warmup: environment steps in which only the critic learns.
+        initial: folder of a student, such as `runs/x/students/mlp/seed-0`, that learns on in place of a newly distilled
+            one. It needs no dataset; the environment steps of the student do not include those that `initial` had.
     """
 
     weight: NonNegativeSchedule = Constant(1.0)
     critic_warmup: NonNegative = 10_000
+    initial: str | None = None
 
-    needs_dataset = True
     gate = "adaptive"
+
+    @property
+    def needs_dataset(self) -> bool:
+        return self.initial is None
+
+    def inputs(self, student: AnyStudent) -> dict[str, Any]:
+        return {} if self.initial is None else {"recipe.initial": fingerprint(_load_initial(self.initial, student))}
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
         if run.ppo.critic_warmup:
@@ -176,16 +190,42 @@ class Finetune(FromReward):
                 f"recipe.critic_warmup: expected fewer steps than ppo.total_steps ({run.ppo.total_steps:,}), found "
                 f"{self.critic_warmup:,}, so that the policy would never learn"
             )
-        return super().student_head(run, student, spec, teacher)
+        head = super().student_head(run, student, spec, teacher)
+        if self.initial is not None:
+            initial, where = _load_initial(self.initial, student), f"recipe.initial: {self.initial}"
+            initial.spec.require_same_input(spec, where, run.env.id)
+            if initial.spec.head != head:
+                raise ConfigError(
+                    f"{where} has a {initial.spec.head.kind} head, expected the {head.kind} head of these actions and "
+                    "losses. Use a student of the same teacher."
+                )
+        return head
 
     def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
-        # Into a folder of its own, since a stage's folder holds one policy.
-        folder = job.folder.with_name(f"{job.folder.name}-distilled")
-        job.inputs().open_folder(folder, "policy.json", mode)
-        settings = job.run.distill
-        initial = distill(job.data, job.student, settings, folder, seed=job.seed, mode="resume", progress=False)
+        if self.initial is None:
+            # Into a folder of its own, since a stage's folder holds one policy.
+            folder = job.folder.with_name(f"{job.folder.name}-distilled")
+            job.inputs().open_folder(folder, "policy.json", mode)
+            settings = job.run.distill
+            initial = distill(job.data, job.student, settings, folder, seed=job.seed, mode="resume", progress=False)
+        else:
+            initial = _load_initial(self.initial, job.student)
         config = dataclasses.replace(job.run.ppo, critic_warmup=self.critic_warmup)
         return ppo.learn(task, config, initial=initial, mode="resume", progress=progress)
+
+
+def _load_initial(folder: str, student: AnyStudent) -> NetworkPolicy:
+    """Load a student to learn on from; raise ConfigError unless it has the settings of `student`."""
+    if not (Path(folder) / "policy.json").exists():
+        raise ConfigError(f"recipe.initial: {folder}: there is no student. Name a folder such as students/mlp/seed-0.")
+    trust_student(student)
+    initial = load_native(Path(folder))
+    if initial.config != student:
+        own, given = (format_json(canonical(config)) for config in (initial.config, student))
+        raise ConfigError(
+            f"recipe.initial: {folder} is {own}, but the run has {given}. Use one student with its settings."
+        )
+    return initial
 
 
 @validated_dataclass
@@ -202,9 +242,12 @@ class QDagger(FromReward):
 
     weight: NonNegativeSchedule = Constant(1.0)
 
-    needs_dataset = True
     learner = "dqn"
     gate = "performance"
+
+    @property
+    def needs_dataset(self) -> bool:
+        return True
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
         if run.dqn.learning_starts >= run.dqn.total_steps:

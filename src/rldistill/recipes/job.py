@@ -128,14 +128,21 @@ class Recipe(ABC):
     A run file names a recipe of your own as `module:Class`.
 
     Attributes:
-        needs_dataset: True if the recipe learns from a dataset of the teacher.
         needs_teacher: False if any teacher would lead to the same student.
         learner: section of the run with the settings of learning from reward; None if the recipe has no such part.
     """
 
-    needs_dataset: ClassVar[bool] = True
     needs_teacher: ClassVar[bool] = True
     learner: ClassVar[Literal["ppo", "dqn"] | None] = None
+
+    @property
+    def needs_dataset(self) -> bool:
+        """True if the recipe learns from a dataset of the teacher."""
+        return True
+
+    def inputs(self, student: AnyStudent) -> dict[str, Any]:
+        """Return hashes of the files that the recipe reads for a student, by the key that names them."""
+        return {}
 
     def check(self, run: Run, teacher: Policy) -> None:  # noqa: B027 - most recipes of users have nothing to refuse
         """Raise, before data are collected or discarded, if the students of a run cannot be distilled."""
@@ -254,6 +261,7 @@ class StudentJob:
             f"students.{self.name}": self.student,
             "distill": run.distill,
         }
+        values |= recipe.inputs(self.student)
         if not recipe.needs_dataset:
             values["env"] = run.env
         elif self.dataset_folder.exists():
