@@ -36,6 +36,8 @@ from .data.minari.read import import_minari as import_minari
 from .distillation.config import DistillConfig as DistillConfig
 from .distillation.distill import distill as distill
 from .envs.spaces import spec_from_env as spec_from_env
+from .evaluation.check_env import EnvCheck as EnvCheck
+from .evaluation.check_env import check_env as check_env
 from .evaluation.compare_teachers import TeacherComparison as TeacherComparison
 from .evaluation.compare_teachers import compare_teachers as compare_teachers
 from .evaluation.config import CompareConfig as CompareConfig

@@ -81,9 +81,9 @@ def test_parts_and_rounds_report_to_the_whole_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "terminal", "is_shown"), [(True, True, True), (True, False, False), (False, True, False)]
+    ("argument", "terminal", "is_shown"), [(True, True, True), (True, False, True), (False, True, False)]
 )
-def test_stages_called_from_python_show_a_bar_on_terminals_only(
+def test_stages_called_from_python_show_progress(
     argument: bool, terminal: bool, is_shown: bool, clock: list[float], capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

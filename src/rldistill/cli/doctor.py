@@ -1,4 +1,4 @@
-"""Versions, cores, GPU, ROMs and extras of this machine."""
+"""`rldistill doctor`: facts about this machine, and the check of an environment."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import os
 import platform
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from rldistill.cli.errors import EXIT_FALSE, command_group
+from rldistill.cli.options import ENV_HELP, AsJson, EnvKwargs, Seed, parse_env, print_result, show
+
+doctor = command_group(invoke_without_command=True, no_args_is_help=False)
 PACKAGES = ("rldistill", "torch", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "numpy", "pyarrow")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("mujoco",),
@@ -42,3 +48,27 @@ def examine() -> dict[str, Any]:
         "roms": f"{len(games)} games, {'with' if 'pong' in games else 'without'} Pong",
         "extras": extras,
     }
+
+
+@doctor.callback()
+def print_facts(ctx: typer.Context, as_json: AsJson = False) -> None:
+    """Print versions, cores, GPU, ROMs and extras of this machine; or check an environment."""
+    if ctx.invoked_subcommand is None:
+        show(examine(), as_json)
+
+
+@doctor.command()
+def env(
+    env: Annotated[str, typer.Argument(metavar="ENV", help=ENV_HELP, show_default=False)],
+    env_kwarg: EnvKwargs = None,
+    steps: Annotated[int, typer.Option(min=2, help="Number of steps to play.")] = 300,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List everything that will not work with an environment, or is suspicious, with its remedy."""
+    import rldistill
+
+    result = rldistill.check_env(parse_env(env, env_kwarg), steps, seed)
+    print_result(result, as_json)
+    if not result.ok:
+        raise typer.Exit(EXIT_FALSE)

@@ -13,6 +13,7 @@ import typer
 
 import rldistill
 from rldistill.cli.dataset import datasets
+from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, TRACEBACK, command_group
 from rldistill.cli.export import exports
 from rldistill.cli.options import (
@@ -29,7 +30,6 @@ from rldistill.cli.options import (
     print_result,
     read_options,
     require_new,
-    show,
 )
 from rldistill.cli.teachers import teachers
 
@@ -37,6 +37,7 @@ app = command_group(pretty_exceptions_enable=False)
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
 app.add_typer(exports, name="export")
+app.add_typer(doctor, name="doctor")
 
 
 def _print_version(wanted: bool) -> None:
@@ -198,14 +199,6 @@ def schema(
         typer.echo(run_tables(), nl=False)
     else:
         print_json(run_schema())
-
-
-@app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Print versions, cores, GPU, ROMs and extras of this machine."""
-    from rldistill.cli.doctor import examine
-
-    show(examine(), as_json)
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def collect(
         student: Policy that acts if the teacher does not; needed for `beta` < 1.
         round: Round of collection, which has seeds of its own.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
-        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
+        progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: A policy does not fit the environment.

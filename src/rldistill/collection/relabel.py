@@ -54,7 +54,7 @@ def relabel(
         gamma: Discount of the returns-to-go.
         memory_gb: Limit for observations in memory.
         mode: "new" refuses a folder that exists, "overwrite" discards it.
-        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
+        progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: The teacher has other observations or actions than the recorded ones.

@@ -49,7 +49,7 @@ def distill(
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
         seed: Training seed: initial weights and the order of the data.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
-        progress: True shows progress on a terminal; or an object with `update(done, total, score)`.
+        progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: A loss does not fit the teacher's labels.

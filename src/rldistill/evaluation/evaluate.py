@@ -25,7 +25,7 @@ from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.io.atomic import write_json
-from rldistill.io.progress import Part, Progress, stage_progress
+from rldistill.io.progress import Part, Progress, is_shown, stage_progress, track
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
@@ -79,7 +79,7 @@ def evaluate(
         config: settings.
         folder: folder for the results.
         context: seed of the episodes, and facts about a run.
-        progress: True for a bar on a terminal, False for none, or a receiver of the number of finished episodes.
+        progress: True to show it on stderr, False for none, or a receiver of the number of finished episodes.
 
     Raises:
         ConfigError: there is no teacher, or a student is called `random`.
@@ -119,7 +119,9 @@ def evaluate(
     write_json(folder / "evaluation.json", evaluation.to_dict())
     if config.videos:
         first = {name: next(iter(runs.values())) for name, runs in match.episodes.items()}
-        record_videos(env, context.seed, first, match.decisions, folder / "videos")
+        # A stage of its own, since a renderer without a graphics card may take longer than the episodes.
+        with track("videos", "frames", quiet=not is_shown(progress)) as report:
+            record_videos(env, context.seed, first, match.decisions, folder / "videos", report)
     return evaluation
 
 

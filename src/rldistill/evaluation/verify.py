@@ -150,7 +150,7 @@ def verify(
 ) -> Verification:
     """Score a teacher, compare it with its published score, and check for the usual mistakes.
 
-    `name` is the path of the teacher, or its name in messages; `progress` is True for a bar on a terminal, False for
+    `name` is the path of the teacher, or its name in messages; `progress` is True to show it on stderr, False for
     none, or a receiver of the number of finished episodes.
     """
     try:

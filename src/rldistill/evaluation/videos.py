@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
 from rldistill.evaluation.episodes import TEST, Episodes
 from rldistill.io.atomic import write_atomic
+from rldistill.io.progress import SILENT, Progress
 
 MAX_FRAMES = 1_200
+MAX_VIDEOS_S = 600
+"""Time for all videos: without a graphics card, a renderer may need a second for each frame."""
 LABELS = ("best", "median", "worst")
 
 
@@ -34,27 +39,38 @@ def notable_episodes(returns: Sequence[float]) -> dict[str, int]:
 
 
 def record_videos(
-    env: EnvConfig, seed: int, episodes: Mapping[str, Episodes], students: Collection[str], folder: Path
+    env: EnvConfig,
+    seed: int,
+    episodes: Mapping[str, Episodes],
+    students: Collection[str],
+    folder: Path,
+    progress: Progress = SILENT,
 ) -> None:
     """Write `<policy>-<label>.mp4` and, for `students`, `<policy>-<label>-teacher.mp4`; `teacher` has that name.
 
-    A failure of the renderer or the codec ends in a warning, since the evaluation is complete without videos.
+    A failure of the renderer or the codec, or one that takes too long, ends in a warning, since the evaluation is
+    complete without videos. `progress` receives the number of frames.
     """
+    files: dict[tuple[str, int], list[Path]] = {}
+    for name, own in episodes.items():
+        for label, number in notable_episodes(own.returns.tolist()).items():
+            files.setdefault((name, number), []).append(folder / f"{name}-{label}.mp4")
+            if name in students:
+                files.setdefault(("teacher", number), []).append(folder / f"{name}-{label}-teacher.mp4")
+    total = sum(1 + min(len(episodes[name].actions[number]), MAX_FRAMES) for name, number in files)
+    frames, deadline = count(1), time.monotonic() + MAX_VIDEOS_S
+
+    def after_frame() -> None:
+        progress.update(next(frames), total)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the rest takes over {MAX_VIDEOS_S} s to draw")
+
     try:
-        if not has_pictures(env):
-            raise RuntimeError(f"{env.id} has no render mode rgb_array")
-        recorded: dict[tuple[str, int], Path] = {}
-        for name, own in episodes.items():
-            for label, number in notable_episodes(own.returns.tolist()).items():
-                files = {name: f"{name}-{label}.mp4"}
-                if name in students:
-                    files["teacher"] = f"{name}-{label}-teacher.mp4"
-                for policy, file in files.items():
-                    if (policy, number) in recorded:
-                        shutil.copyfile(recorded[policy, number], folder / file)
-                        continue
-                    record_video(env, seed, number, episodes[policy].actions[number], folder / file)
-                    recorded[policy, number] = folder / file
+        first_picture(env)
+        for (name, number), (path, *copies) in files.items():
+            record_video(env, seed, number, episodes[name].actions[number], path, after_frame)
+            for copy in copies:
+                shutil.copyfile(path, copy)
     except Exception as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         warnings.warn(f"no videos: {reason}", stacklevel=2)
@@ -85,7 +101,21 @@ def has_pictures(env_config: EnvConfig) -> bool:
     return True
 
 
-def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[Any], path: Path) -> None:
+def first_picture(env_config: EnvConfig) -> NDArray[np.uint8]:
+    """Return the picture of the first step; raise any error of the renderer, and RuntimeError without one."""
+    if not has_pictures(env_config):
+        raise RuntimeError(f"{env_config.id} has no render mode rgb_array")
+    return next(_frames(env_config, 0, []))
+
+
+def record_video(
+    env_config: EnvConfig,
+    seed: int,
+    episode: int,
+    actions: list[Any],
+    path: Path,
+    after_frame: Callable[[], None] = lambda: None,
+) -> None:
     """Replay an episode from its seed and actions, in color, and write it as an H.264 file."""
     import imageio.v2 as imageio
 
@@ -98,6 +128,7 @@ def record_video(env_config: EnvConfig, seed: int, episode: int, actions: list[A
         ) as writer:
             for frame in frames:
                 writer.append_data(frame)  # type: ignore[attr-defined]
+                after_frame()
 
     write_atomic(path, write)
 

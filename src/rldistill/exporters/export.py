@@ -89,7 +89,7 @@ def export_policy(
         config: Formats, and the size of the certificate.
         context: Origin of the policy.
         mode: "new" refuses a folder that exists, "overwrite" discards it.
-        progress: True for a bar on a terminal, False for none, or a receiver.
+        progress: True to show it on stderr, False for none, or a receiver.
 
     Raises:
         ConfigError: The folder exists.

@@ -44,7 +44,7 @@ def verify_export(
         folder: Folder of the export.
         env: Environment of the policy, by default that of the certificate.
         dataset: Dataset whose held-out observations are compared.
-        progress: True for a bar on a terminal, False for none, or a receiver.
+        progress: True to show it on stderr, False for none, or a receiver.
 
     Returns:
         The new certificate; `failures` is empty if all is well.

@@ -108,12 +108,17 @@ def track(title: str, unit: str, quiet: bool = False) -> Iterator[Progress]:
         yield SILENT if quiet else _Display(title, unit, stack)
 
 
+def is_shown(progress: Progress | bool) -> bool:
+    """Return True if the `progress` of a stage is shown on stderr by this package."""
+    return progress is True or isinstance(progress, _Display)
+
+
 @contextmanager
 def stage_progress(progress: Progress | bool, title: str, unit: str) -> Iterator[Progress]:
-    """Resolve the `progress` of a stage, where True shows a bar on a terminal; raise ConfigError if it is none."""
+    """Resolve the `progress` of a stage, where True shows it on stderr; raise ConfigError if it is none."""
     if isinstance(progress, bool):
-        with track(title, unit, quiet=not (progress and sys.stderr.isatty())) as bar:
-            yield bar
+        with track(title, unit, quiet=not progress) as display:
+            yield display
     elif callable(getattr(progress, "update", None)):
         yield progress
     else:

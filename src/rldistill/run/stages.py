@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,11 @@ from rich.console import Console
 from rldistill.collection.collect import collect
 from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import Policy, resolve_device
+from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.check_env import require_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
 from rldistill.evaluation.results import Evaluation
@@ -83,6 +86,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
             f"teacher: {run.document.get('teacher', run.teacher)} is trained already. To train one, give a "
             "TrainConfig (teacher.train in a run file)."
         )
+    _warn_of_env(run.env)
     with record_run(run, mode, "teacher"), track("train teacher", "steps", quiet) as progress:
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
@@ -95,6 +99,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
 
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
     """Collect the dataset of the teacher into `dataset/`."""
+    _warn_of_env(run.env)
     teacher = load_teacher(run)
     if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
         run.recipe.check(with_loaded_features(run), teacher)
@@ -122,6 +127,7 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     Raises:
         NothingLearnedError: a student learned nothing.
     """
+    _warn_of_env(run.env)
     with record_run(run, mode, "students", "controls"):
         run = with_loaded_features(run)
         teacher = load_teacher(run)
@@ -253,6 +259,13 @@ def with_loaded_features(run: Run) -> Run:
             network = SavedTeacher(path).load(spec_from_env(run.env.view_of("student")))
             students[name] = dataclasses.replace(cast(Any, student), features=TeacherFeatures(path).load(network))
     return dataclasses.replace(run, students=students)
+
+
+@lru_cache
+def _warn_of_env(env: EnvConfig) -> None:
+    """Warn once of everything that is suspicious about an environment; raise ConfigError if it will not work."""
+    for text in require_env(env):
+        warnings.warn(text, stacklevel=3)
 
 
 def _warn_of_mistakes(run: Run, teacher: Policy) -> None:
