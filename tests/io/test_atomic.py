@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rldistill.io.atomic import open_stage
+from rldistill.io.atomic import open_stage, write_atomic
 
 
 def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
@@ -17,3 +17,15 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
         path.write_text("")
     assert open_stage(tmp_path, tmp_path / "policy.json", "resume")
     assert (stale.exists(), live.exists()) == (False, True)
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
+    """Safetensors makes files of its own with 0600."""
+    (tmp_path / "plain").touch()
+
+    def write(path: Path) -> None:
+        path.unlink()
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    write_atomic(tmp_path / "private", write)
+    assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode

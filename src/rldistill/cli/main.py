@@ -147,7 +147,9 @@ def search(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="JSON file of the result.")] = None,
     resume: Resume = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard an earlier search, but neither dataset nor teacher.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Find the smallest student that keeps the return of its teacher."""

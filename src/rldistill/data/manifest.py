@@ -196,10 +196,10 @@ def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[
     """
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(f"--out: {source} is in {folder} and must stay as it is. Choose another folder.")
+            raise ConfigError(f"out: {source} is in {folder} and must stay as it is. Choose another folder.")
     existed = folder.exists()
     if mode == "overwrite" and existed and not {item.name for item in folder.iterdir()} <= {FILE, "blocks"}:
-        raise ConfigError(f"--out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
+        raise ConfigError(f"out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
     open_stage(folder, folder / FILE, mode, ("new", "overwrite"))
     try:
         yield

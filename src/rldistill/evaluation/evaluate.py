@@ -50,12 +50,14 @@ class RunContext:
         dataset: labels of the teacher on its own states, for fidelity on held-out episodes.
         temperature: temperature that the students learned with, for the KL.
         curves: mean returns against environment steps during training; the evaluation adds the last point.
+        failed: names of students that learned nothing, which are not among the policies.
     """
 
     seed: int = 0
     dataset: Dataset | None = None
     temperature: float | None = None
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    failed: Sequence[str] = ()
 
 
 def evaluate(
@@ -69,8 +71,7 @@ def evaluate(
     """Play a teacher, its students and random play, or a baseline in its place, on the same seeds.
 
     Writes `evaluation.json`, `disagreements/` and `videos/` into `folder`. The normalized score is
-    (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play. The returns of
-    a baseline take the place of those of random play.
+    (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play or the baseline.
 
     Args:
         env: environment.
@@ -86,9 +87,7 @@ def evaluate(
         SpecMismatchError: a policy does not fit the environment.
     """
     folder = Path(folder)
-    if config.baseline is not None:
-        policies = {**policies, "baseline": load_baseline(config.baseline, env)}
-    env, entries = _fitted_policies(env, policies)
+    env, entries = _fitted_policies(env, policies, config.baseline)
     device = resolve_device(config.device, "evaluate.device")
     base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, max_steps=config.max_steps, device=device)
     match, perturbed = _Match(env, entries, config, base), None
@@ -109,7 +108,7 @@ def evaluate(
         seeds=sorted({seed for entry in entries.values() for seed in entry.runs if seed is not None}),
         versions=provenance(context.seed)["versions"],
         profile_at=thresholds.tolist(),
-        warnings=_warnings(results),
+        warnings=_warnings(results, context.failed),
         policies=results,
         efficiency=efficiency(context.curves, results),
         robustness=perturbed,
@@ -126,13 +125,15 @@ def evaluate(
 
 
 def _fitted_policies(
-    env: EnvConfig, policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns]
+    env: EnvConfig, policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns], baseline: str | None
 ) -> tuple[EnvConfig, dict[str, PolicyRuns]]:
     """Return the environment as the teacher needs it, and the training seeds of all policies, with random play.
 
     A baseline takes the place of random play.
     """
     entries = {}
+    if baseline is not None:
+        policies = {**policies, "baseline": load_baseline(baseline, env)}
     for name, policy in policies.items():
         if isinstance(policy, PolicyRuns):
             entries[name] = policy
@@ -274,7 +275,7 @@ class _Match:
         )
 
 
-def _warnings(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
+def _warnings(policies: Mapping[str, PolicyResult], failed: Sequence[str]) -> dict[str, str]:
     students = {name: entry for name, entry in policies.items() if entry.kind == "student"}
     episodes = {name: entry.distinct_episodes for name, entry in policies.items()}
     seeds = {name: entry.distinct_runs for name, entry in students.items()}
@@ -288,6 +289,8 @@ def _warnings(policies: Mapping[str, PolicyResult]) -> dict[str, str]:
     if alike := [name for name, entry in students.items() if entry.distinct_runs < len(entry.runs)]:
         text = "training seeds with the same returns in every episode count as one"
         warnings["same-seeds"] = f"{text}: {', '.join(alike)}"
+    if failed:
+        warnings["learned-nothing"] = f"not evaluated, since it learned nothing: {', '.join(failed)}"
     return warnings
 
 

@@ -54,7 +54,7 @@ class Claim:
         match = re.fullmatch(pattern, text.replace("\N{MINUS SIGN}", "-"))
         mean, std = (float(match[1] + match[2]), float(match[3] or 0)) if match else (math.nan, 0.0)
         if not math.isfinite(mean) or not math.isfinite(std):
-            raise ConfigError(f"--claimed: expected finite numbers such as 242.1, or 242.1±31.8, found {text!r}")
+            raise ConfigError(f"claimed: expected finite numbers such as 242.1, or 242.1±31.8, found {text!r}")
         return cls(mean, std, episodes)
 
     def check(self, returns: NDArray[np.float64]) -> ClaimCheck:
@@ -158,7 +158,7 @@ def verify(
     except SpecMismatchError as error:
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
-        hint = f"It may have been trained in {other}; set --env-kwarg, or wrappers in --env."
+        hint = f"It may have been trained in {other}; set its keyword arguments (--env-kwarg) or its wrappers."
         return Verification(teacher=name, env=env.id, suspicious=[f"{error}. {hint}"])
     returns, modes = [], [False, True] if policy.spec.head.stochastic else [False]
     with stage_progress(progress, "verify", "episodes") as report:

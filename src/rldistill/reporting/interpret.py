@@ -91,12 +91,12 @@ def draw(policy: NetworkPolicy, path: Path) -> None:
     import imageio.v2 as imageio
 
     if isinstance(policy, TreePolicy):
-        raise ConfigError("--out: a tree has no weights to draw. Use a linear or ridge student.")
+        raise ConfigError("out: a tree has no weights to draw. Use a linear or ridge student.")
     weight, _ = _linear(policy)
     shape = _picture_shape(policy)
     if shape is None:
         raise ConfigError(
-            f"--out: only weights on pictures can be drawn, and these observations are {policy.spec.obs_shape}"
+            f"out: only weights on pictures can be drawn, and these observations are {policy.spec.obs_shape}"
         )
     pictures = weight.reshape(len(weight), *shape)
     gray = np.round(127.5 + 127.5 * pictures / max(float(np.abs(pictures).max()), 1e-12)).astype(np.uint8)

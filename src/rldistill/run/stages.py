@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -54,12 +55,15 @@ from rldistill.teachers.zoo import ZOO
 
 
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
-    """Run all stages of a run and return the path of the report.
+    """Run all stages of a run and return the path of the report, which has all students that learned something.
 
     Args:
         run: Run with `verify=False` to skip the check of a teacher that was trained elsewhere.
         mode: "new" refuses stages that exist, "resume" continues them, "overwrite" discards them.
         quiet: True to show no progress.
+
+    Raises:
+        NothingLearnedError: a student learned nothing; if others did, after the report.
     """
     require_mode(mode)
     for stage, config in (("collect", run.collect), ("distill", run.distill), ("evaluate", run.evaluate)):
@@ -72,11 +76,18 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:
         run_collect(run, mode, quiet)
-    run_distill(run, mode, quiet)
-    run_evaluate(run, mode, quiet)
+    failed = _distill_students(run, mode, quiet)
+    others = dataclasses.replace(
+        run, students={name: run.students[name] for name in run.students if name not in failed}
+    )
+    run_evaluate(others, mode, quiet, [*failed])
     if run.export is not None:
-        run_export(run, mode, quiet)
-    return run_report(run)
+        run_export(others, mode, quiet)
+    path = run_report(run)
+    if failed:
+        reason = next(iter(failed.values()))
+        raise NothingLearnedError(f"{reason} The report has the other students, without {', '.join(failed)}.")
+    return path
 
 
 def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
@@ -127,6 +138,15 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     Raises:
         NothingLearnedError: a student learned nothing.
     """
+    if failed := _distill_students(run, mode, quiet):
+        raise NothingLearnedError(
+            f"{next(iter(failed.values()))} The other students are distilled. To evaluate them, leave out "
+            f'{", ".join(failed)} and continue with mode="resume" (--resume).'
+        )
+
+
+def _distill_students(run: Run, mode: Mode, quiet: bool) -> dict[str, NothingLearnedError]:
+    """Distill all students and return the errors of those that learned nothing; raise if all did."""
     _warn_of_env(run.env)
     with record_run(run, mode, "students", "controls"):
         run = with_loaded_features(run)
@@ -152,16 +172,15 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
                 job = StudentJob(run, teacher, dataset, name, seed)
                 with track(f"control of {name}, seed {seed}", "steps", quiet) as progress:
                     train_control(job, student_steps(run, name), mode, progress)
-        if failed:
-            others = (
-                f" The other students are distilled. To evaluate them, leave out {', '.join(failed)} and continue with "
-                'mode="resume" (--resume).'
-            )
-            raise NothingLearnedError(str(next(iter(failed.values()))) + others * (len(failed) < len(run.students)))
+        if failed and len(failed) == len(run.students):
+            raise next(iter(failed.values()))
+        return failed
 
 
-def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluation:
+def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()) -> Evaluation:
     """Evaluate teacher, students and random play on the same episodes, into `evaluation.json` and `videos/`.
+
+    `failed` names further students, which learned nothing, for a warning in the report.
 
     Raises:
         ConfigError: a student is missing, or it was made from other inputs than those of the run.
@@ -187,7 +206,7 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False) -> Evaluatio
         has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
         with track("evaluate", "episodes", quiet) as progress:
             dataset = run.read_dataset() if has_dataset else None
-            context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run))
+            context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
             evaluation = evaluate(run.env, policies, run.evaluate, run.out, context, progress)
     Console().print(evaluation)
     return evaluation

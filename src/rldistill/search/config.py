@@ -24,7 +24,7 @@ class SearchConfig:
         episodes: episodes of each student in the first rung.
         own: True to try the students of the run only.
         behavior_policy: name of the student of the run that acts in the rounds of DAgger; by default a network of
-            medium size.
+            medium size, or with `own` the first student of the run that is no tree.
     """
 
     margin: OpenFraction = 0.05

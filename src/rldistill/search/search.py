@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import adapt_env
@@ -25,6 +25,7 @@ from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import SearchStage, assess_finalist, select_finalists
 from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students.student import capability
 from rldistill.teachers.fingerprint import fingerprint
 
 BEHAVIOR_POLICY = "behavior-policy"
@@ -131,12 +132,20 @@ def _shared_dataset(run: Run, config: SearchConfig, teacher: Policy, dataset: Da
     student: AnyStudent = Mlp((32, 32))
     if config.behavior_policy is not None:
         student = run.students[config.behavior_policy]
+    elif config.own:
+        networks = [own for own in run.students.values() if capability(own, "fit") != "tree"]
+        student = [*networks, *run.students.values()][0]
     elif len(dataset.spec.obs_shape) == 3:
         student = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,))
     recipe = dataclasses.replace(recipe, eval_episodes=None)  # only the steps are used, not the best student
     acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, out=run.out / "search")
     job = StudentJob(acting_run, teacher, dataset, BEHAVIOR_POLICY, seed=0, source=run.dataset_folder)
     with track("behavior policy", "epochs", quiet) as progress:
-        recipe.distill(job, "resume", progress)
+        try:
+            recipe.distill(job, "resume", progress)
+        except NothingLearnedError as error:
+            raise NothingLearnedError(
+                f"behavior_policy: {error} This student acts in the rounds of DAgger. Name another student of the run."
+            ) from None
     folders = [run.dataset_folder, job.folder / "dataset"]
     return Dataset.read(folders, run.collect.gamma, memory_gb=run.collect.memory_gb)
