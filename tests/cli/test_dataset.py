@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from click.testing import Result
 from typer.testing import CliRunner
 
 from rldistill.cli.main import app
@@ -18,7 +19,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
-from rldistill.students.storage import save_policy
+from rldistill.students.storage import load_native, save_policy
 
 from ..conftest import CARTPOLE
 
@@ -87,3 +88,26 @@ def test_views_of_students_are_refused_for_teachers_with_other_views(tmp_path: P
     folders = [str(tmp_path / name) for name in ("first", "agent.cleanrl_model", "second")]
     result = CliRunner().invoke(app, ["dataset", "relabel", *folders[:2], "--out", folders[2]])
     assert (result.exit_code, "collect with teacher_obs: true" in result.output) == (2, True)
+
+
+def test_dataset_alone_is_distilled(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    collect(CARTPOLE, teacher, SMALL, tmp_path / "dataset", progress=False)
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["dataset", "distill", str(tmp_path / "dataset"), *arguments])
+
+    out = str(tmp_path / "student")
+    done = run("--student", "{type: mlp, hidden: [4]}", "--out", out, "epochs=3", "losses=[action_nll]", "--seed", "2")
+    assert done.exit_code == 0, done.output
+    assert f"student: {out}" in done.output
+    assert load_native(Path(out)).config == Mlp((4,))
+    for arguments, message in (
+        (("--student", "mlp", "--out", out), f"--out: {out} exists. Name another folder."),
+        (("--student", "mpl", "--out", f"{out}2"), "--student: "),
+        (("--student", "mlp", "--out", f"{out}2", "epocs=3"), "distill.epocs: "),
+        (("--student", "mlp", "--out", f"{out}2", "epochs"), "distill: found 'epochs', expected key=value"),
+    ):
+        result = run(*arguments)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert message in result.stderr
+    assert not Path(f"{out}2").exists()

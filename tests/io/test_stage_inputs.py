@@ -72,7 +72,7 @@ def test_other_value_is_refused_with_both_values(tmp_path: Path, was: Any, now: 
     inputs(part=was).write(tmp_path)
     with pytest.raises(ConfigError) as error:
         inputs(part=now).require_same(tmp_path)
-    advice = "Go on with the old value, or start again: `rldistill distill FILE --overwrite`."
+    advice = 'Go on with the old value, or start again with mode="overwrite" (`rldistill distill FILE --overwrite`).'
     assert str(error.value) == f"{tmp_path / 'inputs.json'}: {text}. {advice}"
 
 

@@ -245,7 +245,7 @@ def test_failing_student_and_wrong_setting_cost_no_other_student(
         run_distill(both, quiet=True)
     assert kept.read_bytes() == before
     (kept.parent / "inputs.json").write_text("3")
-    with pytest.raises(CorruptArtifactError, match="start again: `rldistill distill FILE --overwrite`"):
+    with pytest.raises(CorruptArtifactError, match=r"start again with mode=.overwrite. .`rldistill distill"):
         run_distill(run, mode="resume", quiet=True)
 
 
@@ -306,7 +306,7 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
 
     run_collect(load_run(path, ["collect.steps=200"]), mode="overwrite", quiet=True)
     for stage in (run_distill, run_evaluate):
-        with pytest.raises(ConfigError, match=r"dataset was .* `rldistill distill FILE --overwrite`"):
+        with pytest.raises(ConfigError, match=r"dataset was .*`rldistill distill FILE --overwrite`"):
             stage(run, mode="resume", quiet=True)
     assert not student_inputs(run, teacher).open_folder(folder, "policy.json", "overwrite")
     shutil.rmtree(run.out / "dataset")  # to save room

@@ -11,7 +11,18 @@ import typer
 
 import rldistill
 from rldistill.cli.errors import command_group
-from rldistill.cli.options import AsJson, File, Overrides, Overwrite, Quiet, Teacher, parse_teacher, show
+from rldistill.cli.options import (
+    AsJson,
+    File,
+    Overrides,
+    Overwrite,
+    Quiet,
+    Teacher,
+    parse_pairs,
+    parse_teacher,
+    read_options,
+    show,
+)
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 
 datasets = command_group(help="Inspect, check and transform datasets.")
@@ -156,6 +167,34 @@ def export(
             rldistill.export_lerobot(dataset_folder(path), folder, progress=progress)
         else:
             rldistill.export_minari(dataset_folder(path), target, progress=progress)
+
+
+@datasets.command()
+def distill(
+    path: Dataset,
+    student: Annotated[
+        str, typer.Option("--student", help="As in a run file: mlp, or '{type: mlp, hidden: [8]}'.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the new student.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of distillation: epochs=3")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Training seed.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Distill a dataset alone, such as an imported one, without a teacher or an environment."""
+    from rldistill.io.progress import track
+    from rldistill.run.yaml import parse_value
+    from rldistill.students import AnyStudent
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out: {out} exists. Name another folder.")
+    chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))
+    config = read_options("distill.", rldistill.DistillConfig, parse_pairs("distill", settings or ()))
+    with track("distill", "epochs", quiet) as progress:
+        rldistill.distill(rldistill.open_dataset(path), chosen, config, out, seed=seed, progress=progress)
+    if not quiet:
+        typer.echo(f"student: {out}")
 
 
 def _require_minari(name: str) -> None:

@@ -16,12 +16,18 @@ from typing import Annotated, Any
 import typer
 
 import rldistill
+from rldistill.cli.completion import complete_setting
 from rldistill.core.errors import ConfigError
 
 File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that override the file: distill.epochs=3", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that override the file: distill.epochs=3",
+        show_default=False,
+        autocompletion=complete_setting,
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
@@ -57,7 +63,7 @@ def read_options(prefix: str, kind: Any, values: Any) -> Any:
         raise ConfigError(f"{prefix}{explain(error.errors()[0])}") from None
 
 
-def _parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
+def parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
     """Return the values of `key=value`, each value in YAML."""
     from rldistill.run.yaml import parse_value
 
@@ -77,7 +83,7 @@ def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
 
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}
     if kwargs:
-        values["kwargs"] = (values.get("kwargs") or {}) | _parse_pairs("--env-kwarg", kwargs)
+        values["kwargs"] = (values.get("kwargs") or {}) | parse_pairs("--env-kwarg", kwargs)
     env: rldistill.EnvConfig = read_options("env.", EnvField, values)
     return env
 
@@ -86,7 +92,7 @@ def parse_teacher(text: str) -> rldistill.SavedTeacher:
     """Return the teacher of an argument `PATH` or `PATH,key=value,...`; raise ConfigError if a value is not valid."""
     path, *pairs = re.split(r",(?=[a-z_]+=)", text)
     teacher: rldistill.SavedTeacher = read_options(
-        "teacher.", rldistill.SavedTeacher, {"path": path, **_parse_pairs("teacher", pairs)}
+        "teacher.", rldistill.SavedTeacher, {"path": path, **parse_pairs("teacher", pairs)}
     )
     return teacher
 

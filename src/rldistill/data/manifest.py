@@ -78,7 +78,7 @@ class Manifest(Origin, frozen=False):
         blocks: Blocks of the complete rounds.
     """
 
-    advice = "Collect again: `rldistill collect FILE --overwrite`."
+    advice = 'Collect again with mode="overwrite" (`rldistill collect FILE --overwrite`).'
 
     schema_version: Literal[3] = Field(alias="schema")
     rounds: dict[int, Round]

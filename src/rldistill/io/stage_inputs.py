@@ -39,7 +39,7 @@ class StageInputs:
     @property
     def advice(self) -> str:
         """Command that starts the stage again."""
-        return f"start again: `rldistill {self.verb} FILE --overwrite`."
+        return f'start again with mode="overwrite" (`rldistill {self.verb} FILE --overwrite`).'
 
     def to_json(self) -> dict[str, Any]:
         """Return the canonical JSON of all values."""

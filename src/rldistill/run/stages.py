@@ -226,7 +226,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
         ConfigError: `own` is set and the run has no students.
     """
     if config.own and not run.students:
-        raise ConfigError("own: the run has no students to try. Add some, or leave out --own.")
+        raise ConfigError("own: the run has no students to try. Add some, or search without own=True (--own).")
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode="resume", quiet=quiet)
     run = with_loaded_features(run)
