@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 
 from rldistill.core.errors import ConfigError
+from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.evaluation.evaluate import evaluate, load_baseline
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.job import Run
 from rldistill.reporting.model_card import model_card
 from rldistill.reporting.page import write_report
 from rldistill.run.config import read_run
+from rldistill.search.config import SearchConfig
+from rldistill.search.halving import SearchStage
 from rldistill.students.storage import save_policy
 from rldistill.teachers.python import FunctionPolicy
 
@@ -88,6 +93,15 @@ def test_baseline_is_any_path_of_a_teacher_or_a_policy(teacher: NetworkPolicy, t
 def test_unusable_baseline_is_named(path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_baseline(path, CARTPOLE)
+
+
+def test_search_compares_with_the_baseline(teacher: NetworkPolicy, dataset: Dataset, tmp_path: Path) -> None:
+    run = Run(env=CARTPOLE, teacher=teacher, out=tmp_path, evaluate=EvaluateConfig(baseline=f"{HERE}:rule"))
+    baseline = load_baseline(f"{HERE}:rule", CARTPOLE)
+    stage = SearchStage(run, SearchConfig(), CARTPOLE, teacher, dataset, baseline)
+    own = play(CARTPOLE, baseline, 3, PlayConfig(split=VALIDATION)).returns
+    assert stage.reference("baseline", 3, VALIDATION).tolist() == [own.tolist()]
+    assert stage.normalized(own[None], VALIDATION)["normalized"] == pytest.approx(0)
 
 
 def test_no_student_is_called_baseline() -> None:
