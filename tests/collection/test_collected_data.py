@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import SpecMismatchError
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -21,6 +24,7 @@ from rldistill.envs.vector import make_vector_env
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear, Mlp
+from rldistill.teachers.python import FunctionPolicy
 
 from ..conftest import CARTPOLE, manifest_bytes, q_spec
 
@@ -176,3 +180,14 @@ def test_next_frames_of_a_game_are_stored(tmp_path: Path) -> None:
     for row, following in itertools.pairwise(order):
         if data.columns["episode"][row] == data.columns["episode"][following]:
             assert torch.equal(after[row], data.observations(np.array([following]))[0])
+
+
+class Infinite(gymnasium.ObservationWrapper[Any, Any, Any]):
+    def observation(self, observation: Any) -> Any:
+        return np.append(observation[:3], np.float32(np.inf))
+
+
+def test_observations_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", wrappers=(Wrapper(f"{__name__}:Infinite"),))
+    with pytest.raises(SpecMismatchError, match=r"^env: its obs is NaN or infinite in some steps\. Clip it with"):
+        collect(env, FunctionPolicy(lambda obs: 1, spec_from_env(env)), CollectConfig(steps=64), tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from rldistill.exporters.onnx import read_metadata
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import compiler
 from rldistill.exporters.verify import verify_export
+from rldistill.io.atomic import read_json
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Linear, Mlp, Tree
 from rldistill.students.features import Standardized
@@ -105,7 +105,7 @@ def test_altered_certificate_is_refused(copied: Path) -> None:
 
 
 def test_environment_with_code_in_a_certificate_is_refused(copied: Path) -> None:
-    document = json.loads((copied / "parity.json").read_text())
+    document = read_json(copied / "parity.json")
     document["env"]["id"] = "os:abort"
     certificate = Certificate.parse(document, copied).model_copy()
     certificate.write(copied)

@@ -136,7 +136,11 @@ class BlockRecorder:
             counts = [len(lead), len(self._rows), len(final)]
             parts["kind"].append(np.repeat(np.array([LEAD, STEP, FINAL], np.int8), counts))
             parts["slot"].append(np.full(sum(counts), slot, np.int16))
-        return Block({name: np.concatenate(arrays) for name, arrays in parts.items()}, obs_hash(obs))
+        columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        for name in (*self._sides, "reward"):
+            if columns[name].dtype.kind == "f" and not np.isfinite(columns[name]).all():
+                raise SpecMismatchError(f"env: its {name} is NaN or infinite in some steps. Clip it with a wrapper.")
+        return Block(columns, obs_hash(obs))
 
 
 def obs_hash(obs: NDArray[Any]) -> str:

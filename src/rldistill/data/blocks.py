@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rldistill.core.errors import CorruptArtifactError
+from rldistill.core.errors import CorruptArtifactError, error_text
 from rldistill.io.atomic import require_regular, write_atomic
 
 Columns = dict[str, NDArray[Any]]
@@ -28,6 +30,7 @@ STEP, LEAD, FINAL = range(3)
 """Kinds of rows: a step, a frame before the block, and a next observation."""
 LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
 RESUME = "`rldistill collect FILE --resume`"
+BROKEN = f"not a complete block ({{}}). Delete it, and collect it again: {RESUME}."
 
 
 @dataclass(frozen=True, order=True)
@@ -98,24 +101,59 @@ def write_block(path: Path, block: Block) -> None:
 
 def read_block(path: Path, columns: list[str] | None = None) -> Block:
     """Read a block, or some of its columns; raise CorruptArtifactError if it is missing or damaged."""
+    with _open(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        shapes = json.loads(metadata[b"shapes"])
+        _require_arrays(file.schema_arrow, shapes)
+        table = file.read(columns)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("a column has missing values")
+        end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
+        states = {
+            name: np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
+            for name, (shape, text) in json.loads(metadata.get(b"states", b"{}")).items()
+        }
+        content = {name: _to_numpy(table[name], shapes[name]) for name in table.column_names}
+        return Block(content, end_hash, exact, states)
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a block; raise CorruptArtifactError if it is missing or damaged."""
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a block; raise errors of its content as CorruptArtifactError, but those of the system as they are."""
     try:
         require_regular(path)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = file.schema_arrow.metadata or {}
-            shapes = json.loads(metadata[b"shapes"])
-            table = file.read(columns)
-            end_hash, exact = metadata[b"end_hash"].decode(), metadata[b"exact"] == b"1"
-            states = {
-                name: np.frombuffer(base64.b64decode(text), np.float32).reshape(shape).copy()
-                for name, (shape, text) in json.loads(metadata.get(b"states", b"{}")).items()
-            }
+            yield file
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path}: the block is missing. Collect it again: {RESUME}.") from None
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise CorruptArtifactError(
-            f"{path}: not a complete block ({error}). Delete it, and collect it again: {RESUME}."
-        ) from None
-    return Block({name: _to_numpy(table[name], shapes[name]) for name in table.column_names}, end_hash, exact, states)
+    except MemoryError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise CorruptArtifactError(f"{path}: {BROKEN.format(error_text(error))}") from None
+
+
+def _require_arrays(schema: pa.Schema, shapes: Any) -> None:
+    """Raise ValueError if a column is of a type that `write_block` never writes, or does not have its shape."""
+    for column in schema:
+        kind, shape = column.type, shapes[column.name]
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"the shape of {column.name} is not one of an array")
+        width, number = 1, kind
+        if pa.types.is_fixed_size_binary(kind):
+            width, number = kind.byte_width, pa.uint8()
+        elif pa.types.is_fixed_size_list(kind):
+            width, number = kind.list_size, kind.value_type
+        plain = pa.types.is_boolean(number) or pa.types.is_integer(number) or pa.types.is_floating(number)
+        if not plain or width != math.prod(shape) or bool(shape) == (number is kind):
+            raise ValueError(f"{column.name} is of {kind}, which is no array of shape {shape}")
 
 
 def _to_numpy(column: pa.ChunkedArray, shape: list[int]) -> NDArray[Any]:

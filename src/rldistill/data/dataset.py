@@ -23,7 +23,7 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELS, STEP, Columns, next_rows, read_block
+from rldistill.data.blocks import LABELS, STEP, Columns, next_rows
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import BlockEntry, Manifest, dataset_folder
 
@@ -89,7 +89,7 @@ class Dataset:
             manifest.require_complete(only_round)
             if verify:
                 manifest.check()
-            blocks += [(number, manifest.folder, block) for block in manifest.blocks_of(only_round)]
+            blocks += [(number, manifest, block) for block in manifest.blocks_of(only_round)]
         shape = spec.obs_shape[1:] if spec.frames else spec.obs_shape
         num_rows = sum(block.rows for _, _, block in blocks)
         obs = _allocate((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
@@ -182,12 +182,12 @@ def action_gap(values: NDArray[np.floating[Any]]) -> float:
     return float((choices[:, 1] - choices[:, 0]).mean()) if len(choices) else 0.0
 
 
-def _read_columns(blocks: Sequence[tuple[int, Path, BlockEntry]], obs: NDArray[Any]) -> Columns:
+def _read_columns(blocks: Sequence[tuple[int, Manifest, BlockEntry]], obs: NDArray[Any]) -> Columns:
     """Read blocks with the numbers of their datasets: observations into `obs`, and the columns that all blocks have."""
     parts: list[Columns] = []
     start = 0
-    for number, folder, block in blocks:
-        part = read_block(folder / block.file).columns
+    for number, manifest, block in blocks:
+        part = manifest.read_block(block).columns
         part_obs, kind = part.pop("obs"), part.pop("kind")
         obs[start : start + len(part_obs)] = part_obs
         steps = np.flatnonzero(kind == STEP)

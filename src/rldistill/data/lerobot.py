@@ -21,7 +21,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Columns
 from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.manifest import Manifest
-from rldistill.io.atomic import write_json
+from rldistill.io.atomic import write_foreign_json
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.encoding import split_parts
 
@@ -140,12 +140,12 @@ def _write(folder: Path, data: Dataset, task: str, fps: int, report: Progress) -
     pq.write_table(pa.table(table), _path(folder, f"meta/episodes/{FILE}.parquet"))
     pq.write_table(_task_table(task), folder / "meta" / "tasks.parquet")
     whole = {key: {name: value.tolist() for name, value in parts[-1].items()} for key, parts in statistics.items()}
-    write_json(folder / "meta" / "stats.json", whole)
+    write_foreign_json(folder / "meta" / "stats.json", whole)
     totals = {"total_episodes": len(episodes), "total_frames": len(data), "total_tasks": 1}
     limits = {"chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200}  # defaults of LeRobot
     paths = {"data_path": DATA_PATH, "video_path": VIDEO_PATH if pictures else None}
     info = {"codebase_version": "v3.0", "robot_type": None, "fps": fps, "splits": {"train": f"0:{len(episodes)}"}}
-    write_json(folder / "meta" / "info.json", info | totals | limits | paths | {"features": features})
+    write_foreign_json(folder / "meta" / "info.json", info | totals | limits | paths | {"features": features})
 
 
 def _path(folder: Path, template: str, key: str = "", file: int = 0) -> Path:

@@ -11,12 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PlainSerializer, PlainValidator, PositiveInt, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PlainSerializer,
+    PlainValidator,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.blocks import RESUME, STEP, Block, BlockKey, write_block
+from rldistill.data.blocks import BROKEN, RESUME, STEP, Block, BlockKey, count_rows, read_block, write_block
+from rldistill.data.content import require_content, require_counts
 from rldistill.io.atomic import Document, Mode, open_stage, read_json, sha256_file, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 
@@ -42,9 +51,14 @@ class BlockEntry(Document):
     stream: NonNegativeInt
     block: NonNegativeInt
     steps: PositiveInt
-    rows: PositiveInt
+    rows: Annotated[PositiveInt, Field(lt=1 << 31)]
     exact: bool
     sha256: str
+
+    @property
+    def key(self) -> BlockKey:
+        """Place of the block."""
+        return BlockKey(self.round, self.stream, self.block)
 
 
 class Round(Document):
@@ -84,6 +98,17 @@ class Manifest(Origin, frozen=False):
     rounds: dict[int, Round]
     blocks: list[BlockEntry]
     folder: Path = Field(exclude=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        seen = set[BlockKey]()
+        for block in self.blocks:
+            if block.file != block.key.file:
+                raise ValueError(f"blocks: {block.file} is not the file of {block.key}")
+            if block.key in seen or block.round not in self.rounds or block.steps > block.rows:
+                raise ValueError(f"blocks: {block.file} is there twice, in no round, or has more steps than rows")
+            seen.add(block.key)
+        return self
 
     @classmethod
     def new(cls, folder: Path, origin: Origin, rounds: Mapping[int, Round]) -> Manifest:
@@ -158,6 +183,18 @@ class Manifest(Origin, frozen=False):
         self.blocks = [block for block in self.blocks if block.round not in replaced] + new
         self.write()
 
+    def read_block(self, entry: BlockEntry, columns: list[str] | None = None) -> Block:
+        """Read a block, or some of its columns; raise CorruptArtifactError if a whole block is not as it is listed."""
+        path = self.folder / entry.file
+        block = read_block(path, columns)
+        if columns is None:
+            try:
+                require_content(block.columns, self.spec, self.teacher_spec, self.rounds[entry.round].envs_per_stream)
+                require_counts(block.columns, entry.rows, entry.steps)
+            except ValueError as error:
+                raise CorruptArtifactError(f"{path}: {BROKEN.format(error)}") from None
+        return block
+
     def check(self) -> None:
         """Compare every block with its hash; raise CorruptArtifactError for the first that differs."""
         for block in self.blocks:
@@ -166,6 +203,8 @@ class Manifest(Origin, frozen=False):
                 raise CorruptArtifactError(f"{path}: the block is missing. Collect it again: {RESUME}.")
             if sha256_file(path) != block.sha256:
                 raise CorruptArtifactError(f"{path}: its bytes have changed. Delete it and collect it again: {RESUME}.")
+            if (rows := count_rows(path)) != block.rows:  # before memory is allocated for them
+                raise CorruptArtifactError(f"{path}: it has {rows} rows, expected {block.rows}. {self.advice}")
 
 
 def store_block(folder: Path, key: BlockKey, block: Block) -> BlockEntry:

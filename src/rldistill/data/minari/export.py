@@ -17,7 +17,7 @@ from gymnasium import spaces
 from rldistill.core.errors import ConfigError, error_text
 from rldistill.core.heads import BernoulliHead, MultiCategoricalHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELS, read_block
+from rldistill.data.blocks import LABELS
 from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.manifest import Manifest, Origin
 from rldistill.data.minari import ORIGIN, PREFIX, TEACHER_OBS, append_row, open_minari
@@ -70,7 +70,7 @@ def _episodes(data: Dataset, manifest: Manifest) -> Iterator[dict[str, Any]]:
     """Yield the fields of an `EpisodeBuffer` for each episode."""
     columns, spec = data.columns, data.spec
     if manifest.teacher_spec is not None:  # in the order of the observations of the dataset
-        blocks = [read_block(manifest.folder / entry.file, [TEACHER_OBS]) for entry in manifest.blocks]
+        blocks = [manifest.read_block(entry, [TEACHER_OBS]) for entry in manifest.blocks]
         teacher_obs = np.concatenate([block.columns[TEACHER_OBS] for block in blocks])
         teacher_obs = teacher_obs.reshape(len(teacher_obs), -1)
     for rows in episode_rows(columns):

@@ -1,0 +1,77 @@
+"""Checks of the content of a block against the manifest, which a hash cannot replace: it is that of any writer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill.core.heads import ActionHead
+from rldistill.core.spec import PolicySpec
+from rldistill.data.blocks import ACTORS, FINAL, LEAD, STEP, Columns, next_rows
+
+FLAGS = ("terminated", "truncated", "ended")
+COUNTS = ("slot", "episode", "step")
+
+
+def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec | None, slots: int) -> None:
+    """Raise ValueError if the columns of a block are not those of `spec`, or hold impossible numbers."""
+    shapes = _shapes(spec, teacher_spec)
+    optional = {"value": (), "next_value": (), "features": columns.get("features", np.zeros((1, 1))).shape[1:]}
+    for name in [*shapes, *columns]:
+        if name not in columns:
+            raise ValueError(f"the column {name} is missing")
+        expected = (shapes | optional).get(name)
+        if expected is None:
+            raise ValueError(f"the column {name} is unknown")
+        column = columns[name]
+        if column.shape[1:] != expected:
+            raise ValueError(f"{name} is of shape {list(column.shape[1:])}, expected {list(expected)}")
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise ValueError(f"{name} holds NaN or infinite numbers")
+    for name, dtype in _dtypes(spec, teacher_spec, columns).items():
+        if columns[name].dtype != dtype:
+            raise ValueError(f"{name} is of {columns[name].dtype}, expected {dtype}")
+    limits = {"kind": len((STEP, LEAD, FINAL)), "actor": len(ACTORS), "slot": slots}
+    for name in (*COUNTS, "kind", "actor"):
+        column = columns[name]
+        if column.dtype.kind not in "iu" or not 0 <= int(column.min()) <= int(column.max()) < limits.get(name, 1 << 31):
+            raise ValueError(f"{name} holds {column.min()} to {column.max()}, expected integers from 0")
+    is_step = columns["kind"] == STEP
+    _require_actions(columns["action"][is_step], spec.head)
+    if len({*np.unique(columns["slot"][is_step], return_counts=True)[1]}) != 1:
+        raise ValueError("its slots have different numbers of steps")
+    next_rows(columns["kind"], columns["ended"])  # raises an error if there are too few or too many next observations
+
+
+def require_counts(columns: Columns, rows: int, steps: int) -> None:
+    """Raise ValueError if a block has other numbers of rows and steps."""
+    found = len(columns["kind"]), int((columns["kind"] == STEP).sum())
+    if found != (rows, steps):
+        raise ValueError(f"it has {found[0]} rows and {found[1]} steps, expected {rows} and {steps}")
+
+
+def _shapes(spec: PolicySpec, teacher_spec: PolicySpec | None) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("kind", "reward", "actor", *FLAGS, *COUNTS), ())
+    shapes["action"] = () if spec.head.single_choice else (len(spec.head.choices) or len(spec.head.low),)
+    shapes |= dict.fromkeys(("teacher", "next_teacher"), (spec.head.num_params,))
+    shapes["obs"] = spec.obs_shape[1:] if spec.frames else spec.obs_shape
+    return shapes if teacher_spec is None else shapes | {"teacher_obs": teacher_spec.obs_shape}
+
+
+def _dtypes(spec: PolicySpec, teacher_spec: PolicySpec | None, columns: Columns) -> dict[str, str]:
+    dtypes = {"obs": spec.obs_dtype, **dict.fromkeys(FLAGS, "bool")}
+    if teacher_spec is not None:
+        dtypes["teacher_obs"] = teacher_spec.obs_dtype
+    numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features")
+    return dtypes | {name: "float32" for name in numbers if name in columns}
+
+
+def _require_actions(actions: NDArray[Any], head: ActionHead) -> None:
+    if actions.dtype.kind not in ("iu" if head.discrete else "f"):
+        raise ValueError(f"action is of {actions.dtype}")
+    choices = actions.reshape(len(actions), -1).T if head.discrete else ()
+    for column, count in zip(choices, head.choices if head.discrete else (), strict=True):
+        if not ((column >= 0) & (column < count)).all():
+            raise ValueError(f"action holds other numbers than the integers from 0 to {count - 1}")
