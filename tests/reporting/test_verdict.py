@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rldistill.evaluation.results import Evaluation, verdict
+from rldistill.evaluation.results import Evaluation, terminal_rows, verdict
 from rldistill.reporting.search_page import search_verdict
 
 
@@ -91,3 +91,13 @@ def test_verdict_names_the_baseline(evaluation: dict[str, Any]) -> None:
     assert "over the baseline rules:act" in search_verdict(
         {"margin": 0.05, "by": "bytes", "winner": None, "tried": [], "baseline": "rules:act"}
     )
+
+
+def test_column_of_continuous_actions_names_its_unit(evaluation: dict[str, Any]) -> None:
+    columns = {cell.column for row in terminal_rows(Evaluation.parse(evaluation, Path("x.json"))) for cell in row}
+    assert "agreement" in columns
+    assert "action RMSE" not in columns
+    evaluation["policies"]["small-mlp"] |= {"agreement": None, "action_rmse": 0.934}
+    rows = terminal_rows(Evaluation.parse(evaluation, Path("x.json")))
+    assert "agreement" not in {cell.column for row in rows for cell in row}
+    assert [cell.text for row in rows for cell in row if cell.column == "action RMSE"] == ["–", "0.934", "–", "–"]

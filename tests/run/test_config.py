@@ -127,6 +127,7 @@ def test_precedence_of_command_line_environment_file_and_defaults(file: Path) ->
         ("teacher={ensemble: [3]}", "teacher.ensemble.0: found 3, expected keys and values"),
         ("teacher={ensemble: []}", "teacher.ensemble: found [], expected at least 1"),
         ("teacher=3", "teacher: found 3, expected a path, or path, ensemble or train"),
+        ("teacher=[a.zip]", "teacher: found ['a.zip'], expected a path, or path, ensemble or train"),
         ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),
