@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rldistill.io.atomic import open_stage, write_atomic
+import pytest
+
+from rldistill.core.errors import ConfigError
+from rldistill.io.atomic import open_stage, seal, write_atomic, write_json
 
 
 def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
@@ -29,3 +32,52 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
 
     write_atomic(tmp_path / "private", write)
     assert (tmp_path / "private").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+FOREIGN = [
+    "photos/a.jpg",
+    "manifest.json",
+    "blocks/notes.txt",
+    "policy.py",
+    "search.json",
+    ".env",
+    "a.zip",
+    "metrics.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_are_never_discarded(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "dataset"
+    write_json(folder / "inputs.json", {})
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text('{"name": "my app"}')
+    with pytest.raises(ConfigError, match=rf"/{name}: not written by this program, so .* is not discarded\. Move it"):
+        open_stage(folder, folder / "policy.json", "overwrite")
+    assert (folder / name).read_text() == '{"name": "my app"}'
+    assert (folder / "inputs.json").exists()
+
+
+@pytest.mark.parametrize("target", ["file", "folder"])
+def test_links_are_never_followed(tmp_path: Path, target: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file", tmp_path / "folder" / "policy.json"):
+        path.write_bytes(seal({}))
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    (stage / "policy.json").symlink_to(tmp_path / target)
+    with pytest.raises(ConfigError, match="not written by this program"):
+        open_stage(stage, stage / "policy.json", "overwrite")
+    assert (tmp_path / "file").exists()
+    assert (tmp_path / "folder" / "policy.json").exists()
+
+
+def test_files_of_a_stage_are_discarded_though_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    write_json(folder / "policy.json", {"a": "b"})
+    (folder / "policy.json").write_bytes((folder / "policy.json").read_bytes()[:-9])
+    for name in ("metrics.jsonl", "checkpoints/last.safetensors", "checkpoints/.99.tmp.last.zip", "policy.safetensors"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    assert not open_stage(folder, folder / "policy.json", "overwrite")
+    assert not any(folder.iterdir())

@@ -13,7 +13,7 @@ from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
-from rldistill.io.atomic import Mode, read_json
+from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.losses import ForwardKL, ReverseKL
 from rldistill.losses.objective import Term
@@ -115,7 +115,7 @@ def test_nothing_is_written_before_the_check(tmp_path: Path) -> None:
     first, second = inputs(part=Mlp((1,))), inputs(part=Mlp((2,)))
     assert not first.open_folder(folder, "policy.json", "new")
     assert not second.open_folder(folder, "policy.json", "new")  # the first made nothing
-    (folder / "policy.json").write_text("{}")
+    write_json(folder / "policy.json", {})
     before = {path: path.read_bytes() for path in folder.iterdir()}
     modes: tuple[Mode, ...] = ("new", "resume")
     for mode in modes:

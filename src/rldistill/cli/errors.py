@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from functools import partial
 from typing import Any
@@ -46,7 +47,7 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 _fail("there is not enough memory. Use smaller settings.", ctx)
-            number, path = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+            number, path = _system_error(error)
             # safetensors and torch report a full disk in words, not as an OSError.
             if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
                 _fail(f"the disk is full{f' ({path})' if path else ''}. Make room, then continue with --resume.", ctx)
@@ -54,7 +55,24 @@ class CommandGroup(TyperGroup):
                 _fail(f"{path}: {os.strerror(number)}. Use another folder (out=...), or make it writable.", ctx)
             if (code := user_code(error)) is not None:
                 _fail(f"{code} failed: {failure(error)}.", ctx)
+            if number:
+                where = f"{path}: " if path else ""
+                hint = (
+                    "Raise `ulimit -n`, or use fewer workers" if number in (errno.EMFILE, errno.ENFILE) else "Repair it"
+                )
+                _fail(f"{where}{os.strerror(number)}. {hint}, then continue with --resume.", ctx)
             raise
+
+
+def _system_error(error: BaseException | None) -> tuple[int | None, Any]:
+    """Return the number and the path of the error of the system behind an error; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno, error.filename
+        if match := re.search(r"\(os error (\d+)\)", str(error)):  # in words, by libraries in Rust
+            return int(match[1]), None
+        error = error.__cause__ or error.__context__
+    return None, None
 
 
 def _fail(message: str, ctx: Any) -> None:

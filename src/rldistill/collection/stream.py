@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -36,6 +38,8 @@ from rldistill.io.progress import Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
+CHECK_INTERVAL_S = 2.0
+"""Time between two checks for workers that were stopped."""
 MIN_EPSILON = 0.01
 """Least exploration in a deterministic environment: 160 seeds of Pong with equal actions gave 29 distinct episodes."""
 
@@ -217,6 +221,25 @@ def _run_alone(stream: Stream) -> list[BlockEntry]:
     return [*_in_turns(stream.job, [stream])]
 
 
+def _end_with_parent() -> None:
+    """Let this process end when its parent does, even by SIGKILL."""
+
+    def watch(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os._exit(1)
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return True if a process was stopped by a signal, as far as the system shows it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
+
+
 def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
     try:
         pickle.dumps(job)
@@ -226,7 +249,7 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
             "module, or set workers: 1."
         ) from None
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with ProcessPoolExecutor(job.config.workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(job.config.workers, context, _end_with_parent) as pool:
         # The new processes inherit the handler: Ctrl-C reaches this process alone, which then stops them. Only the main
         # thread can set handlers.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -237,10 +260,23 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
             if in_main_thread:
                 signal.signal(signal.SIGINT, before)
         try:
+            stopped = set[int]()
             while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                done, pending = wait(pending, CHECK_INTERVAL_S, FIRST_COMPLETED)
                 for future in done:
                     yield from future.result()
+                workers = [process for process in multiprocessing.active_children() if process not in others]
+                for pid in sorted({process.pid for process in workers if process.pid and _is_stopped(process.pid)}):
+                    if pid not in stopped:
+                        stopped.add(pid)
+                        warnings.warn(
+                            f"collect: worker {pid} is stopped. `kill -CONT {pid}` lets it go on", stacklevel=2
+                        )
+        except BrokenProcessPool:
+            raise ConfigError(
+                "collect.workers: a worker was killed, perhaps for want of memory. The finished blocks are kept: "
+                "continue with --resume, or with fewer workers."
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():

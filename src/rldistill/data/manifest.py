@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import BROKEN, RESUME, STEP, Block, BlockKey, count_rows, read_block, write_block
 from rldistill.data.content import require_content, require_counts
-from rldistill.io.atomic import Document, Mode, open_stage, read_json, sha256_file, write_json
+from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, sha256_file, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 
 FILE = "manifest.json"
@@ -237,7 +236,7 @@ def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[
         if source.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"out: {source} is in {folder} and must stay as it is. Choose another folder.")
     existed = folder.exists()
-    if mode == "overwrite" and existed and not {item.name for item in folder.iterdir()} <= {FILE, "blocks"}:
+    if mode == "overwrite" and existed and not {item.name for item in list_files(folder)} <= {FILE, "blocks"}:
         raise ConfigError(f"out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
     open_stage(folder, folder / FILE, mode, ("new", "overwrite"))
     try:
@@ -249,8 +248,10 @@ def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[
 
 def discard(folder: Path, keep_folder: bool) -> None:
     """Delete a dataset."""
-    shutil.rmtree(folder / "blocks", ignore_errors=True)
-    (folder / FILE).unlink(missing_ok=True)
+    for path in [*(folder / "blocks").glob("round-*.parquet"), folder / FILE]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # somebody put something else there
+        (folder / "blocks").rmdir()
     if not keep_folder:
         with suppress(OSError):  # somebody put something else there
             folder.rmdir()

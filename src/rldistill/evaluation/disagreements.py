@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from rldistill.core.heads import ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
 from rldistill.evaluation.episodes import ComparedStep
-from rldistill.io.atomic import write_atomic, write_json
+from rldistill.io.atomic import discard_stage, write_atomic, write_json
 
 MAX_MOMENTS, MAX_GROUPS = 12, 4
 MOMENT_STEPS = 16
@@ -120,7 +119,7 @@ def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[
 
 def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder: Path) -> None:
     """Write `disagreements.json`, and a PNG for each picture, in place of the folder's content."""
-    shutil.rmtree(folder, ignore_errors=True)
+    discard_stage(folder)
     groups = [
         [moment.write(folder, f"{number}-{rank}") for rank, moment in enumerate(some, 1)]
         for number, some in enumerate(group(moments), 1)

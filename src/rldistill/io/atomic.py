@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,17 @@ from rldistill.core.fields import explain
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
 MAX_JSON_BYTES = 1 << 26
+STAGE_FILES = re.compile(
+    r"(inputs|manifest|policy|score|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
+    r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|\.\d+\.tmp\..+|"
+    r"round-\d+-stream-\d+-block-\d+\.parquet"
+)
+"""Names of all files in the folders of stages."""
 CHANGED = "The file was changed; write it again."
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 SEAL = "sha256"
+LOCK = ".lock"
+"""Name of the file whose lock is that of its folder."""
 Row = dict[str, int | float | list[float] | None]
 """Row of metrics: numbers by name, at a `step`."""
 
@@ -230,12 +238,53 @@ def require_mode(mode: str, allowed: Sequence[str] = get_args(Mode)) -> None:
         raise ConfigError(f"mode: expected one of {', '.join(allowed)}, found {short_repr(mode)}.{hint}")
 
 
+def list_files(folder: Path) -> list[Path]:
+    """Return the entries of a folder but its lock; none if it does not exist."""
+    return [path for path in folder.iterdir() if path.name != LOCK] if folder.exists() else []
+
+
+def discard_stage(folder: Path) -> None:
+    """Delete what stages wrote into a folder; raise ConfigError, and delete nothing, if it holds anything else."""
+    files: list[Path] = []
+    folders: list[Path] = []
+    for root, _, names in os.walk(folder, onerror=_raise):  # links to folders are not followed, and refused below
+        own = Path(root)
+        folders.append(own)
+        files += [own / name for name in names]
+        for entry in own.iterdir():
+            if entry.is_symlink() or not (entry.is_dir() or _is_of_stage(entry)):
+                raise ConfigError(
+                    f"{entry}: not written by this program, so {folder} is not discarded. Move it away, or use another "
+                    "folder."
+                )
+    for path in files:
+        if path.name != LOCK:
+            path.unlink()
+    for path in reversed(folders):
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_of_stage(path: Path) -> bool:
+    """Return True if a file has the name of one that stages write, and JSON the mark of this program."""
+    if not STAGE_FILES.fullmatch(path.name) or not path.is_file():
+        return False
+    if path.suffix in (".json", ".jsonl") and path.stat().st_size:
+        with path.open("rb") as file:
+            return SEAL.encode() in file.read(200)
+    return True
+
+
 def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = get_args(Mode)) -> bool:
     """Prepare the folder of a stage; return True if `result` can be used. Raise ConfigError if `mode` forbids it."""
     require_mode(mode, allowed)
-    if folder.exists() and any(folder.iterdir()):
+    if list_files(folder):
         if mode == "overwrite":
-            shutil.rmtree(folder)
+            discard_stage(folder)
         elif mode == "new":
             resume = 'Continue it with mode="resume" (--resume), or discard' if "resume" in allowed else "Discard"
             raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')

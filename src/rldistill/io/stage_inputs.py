@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rldistill.core.errors import ConfigError
-from rldistill.io.atomic import Mode, open_stage, read_json, write_json
+from rldistill.io.atomic import Mode, list_files, open_stage, read_json, write_json
 
 FILE = "inputs.json"
 SPEED_ONLY = frozenset({"num_threads", "device", "workers", "memory_gb"})
@@ -68,11 +68,11 @@ class StageInputs:
 
     def open_folder(self, folder: Path, result: str, mode: Mode) -> bool:
         """Prepare the folder as `open_stage` does and write `inputs.json`; raise ConfigError for other inputs, too."""
-        if folder.exists() and [*folder.iterdir()] == [folder / FILE]:
+        if list_files(folder) == [folder / FILE]:
             (folder / FILE).unlink()  # an earlier attempt failed before it made anything
         if mode != "overwrite":
             self.require_same(folder)
-        is_new = mode == "overwrite" or not folder.exists() or not any(folder.iterdir())
+        is_new = mode == "overwrite" or not list_files(folder)
         exists = open_stage(folder, folder / result, mode)
         if is_new:
             self.write(folder)

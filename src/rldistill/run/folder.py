@@ -14,6 +14,7 @@ from rldistill.evaluation.episodes import PolicyRuns
 from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
 from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
+from rldistill.io.lock import lock_folder
 from rldistill.io.provenance import provenance
 from rldistill.recipes.job import Run
 from rldistill.reporting.sections import CONTROL_SUFFIX
@@ -29,33 +30,33 @@ def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
     """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
 
     Raises:
-        ConfigError: `mode` is none, or the folder is not that of a run and holds a file that a run would overwrite.
+        ConfigError: `mode` is none, another process uses the folder, or the folder is not that of a run and holds a
+            file that a run would overwrite.
     """
     require_mode(mode)
-    config, machine = run.out / "config.yaml", run.out / "provenance.json"
-    document = None
-    with suppress(CorruptArtifactError):
-        document = read_json(machine)
-    if not isinstance(document, dict) or "versions" not in document:
-        for name in RUN_FILES:
-            if (run.out / name).exists():
-                raise ConfigError(
-                    f"{run.out}: it is not the folder of a run, which would overwrite its {name}. Use another folder "
-                    "(out=...)."
-                )
-    old = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in (config, machine)}
-    times = _modification_times(run, stages)
-    write_json(machine, provenance(run.seed))  # first, since it marks the folder as that of a run
-    _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
-    try:
-        yield
-    except RLDistillError:
-        if _modification_times(run, stages) == times:
-            for path, text in old.items():
-                path.unlink() if text is None else _write_text(path, text)
-            with suppress(OSError):  # the folder holds something else
-                run.out.rmdir()
-        raise
+    with lock_folder(run.out):
+        config, machine = run.out / "config.yaml", run.out / "provenance.json"
+        document = None
+        with suppress(CorruptArtifactError):
+            document = read_json(machine)
+        if not isinstance(document, dict) or "versions" not in document:
+            for name in RUN_FILES:
+                if (run.out / name).exists():
+                    raise ConfigError(
+                        f"{run.out}: it is not the folder of a run, which would overwrite its {name}. Use another "
+                        "folder (out=...)."
+                    )
+        old = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in (config, machine)}
+        times = _modification_times(run, stages)
+        write_json(machine, provenance(run.seed))  # first, since it marks the folder as that of a run
+        _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
+        try:
+            yield
+        except RLDistillError:
+            if _modification_times(run, stages) == times:
+                for path, text in old.items():
+                    path.unlink() if text is None else _write_text(path, text)
+            raise
 
 
 def _write_text(path: Path, text: str) -> None:

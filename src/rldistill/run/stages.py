@@ -27,6 +27,7 @@ from rldistill.evaluation.verify import fit_to_env, quick_check
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, require_mode
+from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
 from rldistill.recipes.from_reward import train_control
@@ -232,9 +233,10 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     run = with_loaded_features(run)
     # Students of the run that do not fit its losses are no reason to refuse the collection.
     collected = dataclasses.replace(run, students={})
-    result = search(
-        run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
-    )
+    with lock_folder(run.out):
+        result = search(
+            run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
+        )
     page = run.out / "search" / "search.html"
     write_search(result, page)
     console = Console(highlight=False)

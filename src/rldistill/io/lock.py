@@ -1,0 +1,65 @@
+"""Lock of a folder, so that two processes do not write into it at once."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rldistill.core.errors import ConfigError
+from rldistill.io.atomic import LOCK
+
+_held = threading.local()
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which is made; raise ConfigError if another process or thread holds it.
+
+    The system frees the lock of a process that ends in any way. Locks within a lock of the same folder do nothing.
+    """
+    own: set[str] = _held.__dict__.setdefault("folders", set())
+    path, made = os.path.realpath(folder), [part for part in (folder, *folder.parents) if not part.exists()]
+    if path in own:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _lock(folder)
+    own.add(path)
+    try:
+        yield
+    finally:
+        own.remove(path)
+        (folder / LOCK).unlink(missing_ok=True)
+        os.close(file)
+        for part in made:  # only those that are empty
+            with suppress(OSError):
+                part.rmdir()
+
+
+def _lock(folder: Path) -> int:
+    while True:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file between the two calls; then this lock holds nothing.
+            if os.fstat(file).st_ino == (folder / LOCK).stat().st_ino:
+                os.truncate(file, 0)
+                os.write(file, f"{os.uname().nodename}, process {os.getpid()}".encode())
+                return file
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+                return file
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                os.close(file)
+                raise
+            owner = os.pread(file, 200, 0).decode(errors="replace") or "another process"
+            os.close(file)
+            raise ConfigError(f"{folder}: in use by {owner}. Wait until it ends, or use another folder.") from None
+        os.close(file)
