@@ -77,6 +77,7 @@ def test_resumed_fit_has_the_same_weights(with_features: Dataset, tmp_path: Path
     whole = distill(with_features, Mlp((8,)), settings, tmp_path / "whole")
     with pytest.raises(Stop):
         distill(with_features, Mlp((8,)), settings, tmp_path / "cut", progress=Reports(stop))
+    assert [*(tmp_path / "cut" / "checkpoints").iterdir()]
     cut = distill(with_features, Mlp((8,)), settings, tmp_path / "cut", mode="resume")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, cut.state_dict()[name])
