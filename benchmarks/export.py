@@ -7,6 +7,7 @@ The bare graph is the same network without normalization, action and metadata: t
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ REPEATS = 5
 
 def main() -> None:
     """Print p50 in microseconds and the ratio to the bare graph, the best of several rounds."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     policy = Mlp((64, 64)).build(spec_from_env(ENV)).eval()

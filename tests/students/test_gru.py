@@ -34,7 +34,7 @@ from ..conftest import CARTPOLE
 BLIND = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 40), st.integers(1, 9), st.booleans())
 def test_every_step_comes_once_and_in_its_order(dataset: Dataset, length: int, lanes: int, shuffled: bool) -> None:
     rows = np.arange(len(dataset))
