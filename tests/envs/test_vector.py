@@ -12,6 +12,7 @@ import pytest
 
 from rldistill.core.errors import ConfigError, MissingExtraError
 from rldistill.core.spec import EnvConfig, Wrapper
+from rldistill.envs import make
 from rldistill.envs.make import make_env, wrapper_class
 from rldistill.envs.seeding import PURPOSES, episode_seed
 from rldistill.envs.spaces import spec_from_env
@@ -137,6 +138,36 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
 def test_invalid_environment_is_refused(env: EnvConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         spec_from_env(env)
+
+
+PACKAGE = """
+import gymnasium
+from tests.envs.user_envs import Base
+gymnasium.register("Parcel-Sort-v0", Base)
+"""
+
+
+@pytest.mark.parametrize("text", [PACKAGE, PACKAGE + "1 / 0\n", None])
+def test_known_package_is_registered_before_its_id_is_checked(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(make.THIRD_PARTY, "parcels", (r"Parcel-.*", "parcel-sim"))
+    monkeypatch.delitem(sys.modules, "parcels", raising=False)
+    monkeypatch.delitem(gymnasium.registry, "Parcel-Sort-v0", raising=False)
+    file = tmp_path / "run.yaml"
+    file.write_text("env: {id: Parcel-Sort-v0}\nteacher: a.zip\n")
+    if text is None:
+        with pytest.raises(ConfigError, match=r"Parcel-Sort-v0 needs another package.*pip install parcel-sim"):
+            load_run(file)
+        return
+    (tmp_path / "parcels.py").write_text(text)
+    if text == PACKAGE:
+        assert spec_from_env(load_run(file).env).obs_shape == (3,)
+    else:
+        with pytest.raises(ConfigError, match=r"parcels cannot be imported \(ZeroDivisionError.*parcels.py, line 5\)"):
+            load_run(file)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("highway_env") is not None, reason="highway-env is installed")

@@ -58,7 +58,7 @@ def collect(
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
-    inputs = StageInputs("collect", {"seed": seed, "collect": config})
+    inputs = StageInputs("collect", {"seed": seed, "collect": config}, code=(env, fingerprint(teacher)))
     record = Round(envs_per_stream=config.envs_per_stream, teacher=fingerprint(teacher), inputs=inputs.to_json())
     env = adapt_env(env, teacher)
     views = observation_views(env)

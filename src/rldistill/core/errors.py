@@ -76,6 +76,11 @@ def short_repr(value: Any) -> str:
         return f"a {type(value).__name__} too long to print"
 
 
+def is_library(file: str) -> bool:
+    """Return True if a file of Python code belongs to this package, to the standard library or to a site package."""
+    return file.startswith(LIBRARIES) or "site-packages" in file or "dist-packages" in file
+
+
 def user_code(error: BaseException) -> str | None:
     """Return the name of the innermost code outside of all libraries in which an error was raised, if there is any."""
     place = _user_place(error)
@@ -100,8 +105,7 @@ def failure(error: BaseException) -> str:
 
 def _user_place(error: BaseException) -> tuple[CodeType, int] | None:
     for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
-        file = frame.f_code.co_filename
-        if not file.startswith(LIBRARIES) and "site-packages" not in file and "dist-packages" not in file:
+        if not is_library(frame.f_code.co_filename):
             return frame.f_code, line
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -20,10 +22,23 @@ from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.views import Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]
-HIGHWAY_ENV_IDS = (
-    r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+"
-)
-"""Ids that Gymnasium does not register before highway-env is imported."""
+THIRD_PARTY = {
+    "highway_env": (
+        r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+",
+        "rldistill[driving]",
+    ),
+    "minigrid": (r"(MiniGrid|BabyAI)-.*", "minigrid"),
+    "miniworld": (r"MiniWorld-.*", "miniworld"),
+    "gymnasium_robotics": (
+        r"(Adroit|AntMaze|Fetch|FrankaKitchen|HandManipulate|HandReach|MaMuJoCo|PointMaze).*", "gymnasium-robotics",
+    ),
+    "panda_gym": (r"Panda.*", "panda-gym"),
+    "mo_gymnasium": (r"mo-.*", "mo-gymnasium"),
+    "metaworld": (r"Meta-World/.*", "metaworld"),
+    "flappy_bird_gymnasium": (r"FlappyBird-.*", "flappy-bird-gymnasium"),
+    "pybullet_envs_gymnasium": (r".*Bullet(Env)?-.*", "pybullet-envs-gymnasium"),
+}  # fmt: skip
+"""Ids that Gymnasium does not register before a module is imported, and the package to install."""
 OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
 )  # fmt: skip
@@ -42,19 +57,33 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     return cls
 
 
+def register(env_id: str) -> None:
+    """Register the ids of Atari, and those of the known package that has `env_id`.
+
+    Raises:
+        ConfigError: The package is not installed, or cannot be imported.
+    """
+    register_atari()
+    look_here()  # for ids such as `module:Name-v0`
+    for module, (ids, package) in THIRD_PARTY.items():
+        if env_id in gymnasium.registry or not re.fullmatch(ids, env_id):
+            continue
+        if find_spec(module) is None:
+            if module == "highway_env":
+                raise MissingExtraError(env_id, "driving")
+            raise ConfigError(f"env.id: {env_id} needs another package. Install it: pip install {package}")
+        try:
+            gymnasium.register_envs(importlib.import_module(module))
+        except (Exception, SystemExit) as error:
+            raise ConfigError(f"env.id: {env_id}: {module} cannot be imported ({failure(error)}).") from error
+
+
 def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     """Return one environment with its wrappers; `kwargs` override those of the configuration.
 
     Raise ConfigError for an unknown id and for refused arguments, MissingExtraError for a package that is missing.
     """
-    register_atari()
-    look_here()  # for ids such as `module:Name-v0`
-    if re.fullmatch(HIGHWAY_ENV_IDS, config.id) and config.id not in gymnasium.registry:
-        try:
-            import highway_env
-        except ImportError:
-            raise MissingExtraError(config.id, "driving") from None
-        gymnasium.register_envs(highway_env)
+    register(config.id)
     spec: EnvSpec | str = config.id
     # `module:function` comes from the user alone: the ids in datasets and policies are compared, never made.
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.id):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from rldistill.core.errors import ConfigError
-from rldistill.io.atomic import Mode, list_files, open_stage, read_json, write_json
+from rldistill.core.errors import ConfigError, is_library
+from rldistill.io.atomic import Mode, list_files, open_stage, read_json, sha256_file, write_json
 
-FILE = "inputs.json"
+FILE, SOURCES = "inputs.json", "sources"
 SPEED_ONLY = frozenset({"num_threads", "device", "workers", "memory_gb"})
 """Settings of our own classes that change the speed and at most the last digits of a result."""
 
@@ -31,10 +33,12 @@ class StageInputs:
     Attributes:
         verb: command that makes the folder, for the advice in errors.
         values: configs, students and hashes by their key in the run file.
+        code: further values that name code of the user, such as the environment.
     """
 
     verb: str
     values: Mapping[str, Any]
+    code: tuple[Any, ...] = ()
 
     @property
     def advice(self) -> str:
@@ -42,8 +46,10 @@ class StageInputs:
         return f'start again with mode="overwrite" (`rldistill {self.verb} FILE --overwrite`).'
 
     def to_json(self) -> dict[str, Any]:
-        """Return the canonical JSON of all values."""
-        return {key: canonical(value) for key, value in self.values.items()}
+        """Return the canonical JSON of all values, and the hashes of the user's modules that they name."""
+        values = {key: canonical(value) for key, value in self.values.items()}
+        sources = source_hashes([values, *map(canonical, self.code)])
+        return values | ({SOURCES: sources} if sources else {})
 
     def write(self, folder: Path) -> None:
         """Write `inputs.json` into a folder."""
@@ -57,7 +63,10 @@ class StageInputs:
         self.require_equal(read_json(path, f"Delete it, or {self.advice}"), str(path))
 
     def require_equal(self, known: Mapping[str, Any], where: str) -> None:
-        """Raise ConfigError if the inputs read from JSON are others; keys that have no value now are not compared."""
+        """Raise ConfigError if the inputs read from JSON are others; keys that have no value now are not compared.
+
+        Code of the user that was edited is a warning only, since most edits change no result.
+        """
         for key, value in self.values.items():
             if (difference := first_difference(known.get(key), value, key)) is not None:
                 name, was, now = difference
@@ -65,6 +74,11 @@ class StageInputs:
                     f"{where}: {name} was {format_json(was)}, now it is {format_json(now)}. "
                     f"Go on with the old value, or {self.advice}"
                 )
+        before = known.get(SOURCES)
+        for module, digest in self.to_json().get(SOURCES, {}).items():
+            if isinstance(before, dict) and before.get(module, digest) != digest:
+                edited = f"the code of {module} was edited after it was used here"
+                warnings.warn(f"{edited}. If its results are others now, {self.advice}", stacklevel=3)
 
     def open_folder(self, folder: Path, result: str, mode: Mode) -> bool:
         """Prepare the folder as `open_stage` does and write `inputs.json`; raise ConfigError for other inputs, too."""
@@ -77,6 +91,18 @@ class StageInputs:
         if is_new:
             self.write(folder)
         return exists
+
+
+def source_hashes(value: Any) -> dict[str, str]:
+    """Return the hash of the file of each of the user's modules that JSON names as `module:Name`."""
+    if isinstance(value, Mapping | list):
+        items = value.values() if isinstance(value, Mapping) else value
+        return {module: digest for item in items for module, digest in source_hashes(item).items()}
+    match = re.match(r"([A-Za-z_][\w.]*):[A-Za-z_]", value) if isinstance(value, str) else None
+    file = getattr(sys.modules.get(match[1]), "__file__", None) if match else None
+    if match is None or file is None or is_library(file) or not Path(file).is_file():
+        return {}
+    return {match[1]: sha256_file(Path(file))[:32]}
 
 
 def canonical(value: Any) -> Any:

@@ -20,8 +20,8 @@ from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.atari import is_atari, register_atari, rom_name
-from rldistill.envs.make import wrapper_class
+from rldistill.envs.atari import is_atari, rom_name
+from rldistill.envs.make import register, wrapper_class
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.exporters.config import ExportConfig
 from rldistill.io.atomic import Mode
@@ -45,7 +45,7 @@ def _require_registered(env: EnvConfig) -> EnvConfig:
     if is_atari(env.id):
         rom_name(env.id)
     elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
-        register_atari()
+        register(env.id)
         if env.id not in gymnasium.registry:
             hint = did_you_mean(env.id, gymnasium.registry)
             raise invalid(f"Gymnasium has no environment {env.id!r}.{hint}", "id")
