@@ -27,7 +27,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLear
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
-from rldistill.io.atomic import read_jsonl, sha256_file
+from rldistill.io.atomic import read_jsonl, sha256_file, write_json
 from rldistill.io.progress import SILENT
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
@@ -286,7 +286,7 @@ def test_student_with_other_inputs_is_refused(tmp_path: Path, teacher: NetworkPo
     folder = run.out / "students" / "mlp" / "seed-0"
     inputs = student_inputs(run, teacher)
     assert not inputs.open_folder(folder, "policy.json", "new")
-    (folder / "policy.json").write_text("{}")
+    write_json(folder / "policy.json", {})
     with pytest.raises(ConfigError, match=r"teacher was NetworkPolicy .*, now it is NetworkPolicy"):
         student_inputs(run, other).open_folder(folder, "policy.json", "resume")
 
