@@ -74,14 +74,14 @@ def test_constant_actions_are_suspicious(teacher: NetworkPolicy) -> None:
     lazy = Mlp((4,)).build(teacher.spec).eval()
     torch.nn.init.zeros_(lazy.output.weight)
     lazy.output.bias.data = torch.tensor([1.0, 0.0])
-    assert "constant actions" in quick_check(lazy, CARTPOLE)[0]
+    assert "constant actions" in quick_check(lazy, CARTPOLE).problems[0]
 
 
 def test_observations_far_from_the_normaliser_are_suspicious(teacher: NetworkPolicy) -> None:
     policy = Mlp((4,)).build(teacher.spec).eval()
     policy.standardize(torch.full((4,), 100.0), torch.ones(4))
     policy.obs_clip = {"": 10.0}
-    assert any("standard deviations" in text for text in quick_check(policy, CARTPOLE))
+    assert any("standard deviations" in text for text in quick_check(policy, CARTPOLE).problems)
 
 
 class Mixed(gymnasium.Env[Any, Any]):
@@ -109,11 +109,13 @@ def test_only_normalized_entries_of_a_dict_are_checked() -> None:
     env = EnvConfig("Mixed-v0")
     policy = Mlp((4,)).build(spec_from_env(env)).eval()
     policy.obs_clip = {"cart": 10.0}
-    assert not any("standard deviations" in text for text in quick_check(policy, env))
+    assert not any("standard deviations" in text for text in quick_check(policy, env).problems)
     mean = torch.zeros(2 + 3 + 1)
     mean[0] = 100.0  # of the first of two numbers, which is -1 or 1: half of all are 99 or 101 away
     policy.standardize(mean, torch.ones(2 + 3 + 1))
-    assert any(text.startswith("50.0% of the observations are more than 5") for text in quick_check(policy, env))
+    assert any(
+        text.startswith("50.0% of the observations are more than 5") for text in quick_check(policy, env).problems
+    )
 
 
 def test_an_action_space_of_another_size_is_suspicious(teacher: NetworkPolicy) -> None:
@@ -133,7 +135,7 @@ def test_policy_that_is_better_when_sampled_is_suspicious() -> None:
 
 def test_reversed_frames_are_suspicious() -> None:
     pong = EnvConfig("ALE/Pong-v5")
-    assert quick_check(load_policy("zoo:pong-dqn"), pong, steps=200) == []
+    assert quick_check(load_policy("zoo:pong-dqn"), pong, steps=200) == ([], [])
     turned = load_policy("zoo:pong-dqn")
     assert isinstance(turned, nn.Module)
     first = next(layer for layer in turned.modules() if isinstance(layer, nn.Conv2d))

@@ -265,6 +265,21 @@ def test_gaussian_kl_of_tiny_standard_deviations_is_finite() -> None:
     assert ForwardKL()(PolicyOutput(head, params), make_labels(params, head)).item() == 0
 
 
+@pytest.mark.parametrize("head", [GaussianHead, SquashedGaussianHead])
+def test_kl_of_a_teacher_without_noise_is_its_distance(head: type[GaussianHead]) -> None:
+    space, teacher = head(low=(-1.0,) * 2, high=(1.0,) * 2), torch.tensor([[0.5, -1.0, -20.0, -20.0]])
+    student, labels = PolicyOutput(space, torch.tensor([[0.0, 0.0, -1.0, -2.0]])), make_labels(teacher, space)
+    assert ForwardKL()(student, labels) == Wasserstein()(student, labels)
+    labels = make_labels(torch.tensor([[0.5, -1.0, -20.0, -19.0]]), space)
+    assert ForwardKL()(student, labels) > 10 * Wasserstein()(student, labels)
+
+
+def test_kl_of_a_deterministic_teacher_is_the_squared_error() -> None:
+    space = DeterministicHead(low=(-1.0,) * 2, high=(1.0,) * 2)
+    student, labels = PolicyOutput(space, torch.zeros(1, 2)), make_labels(torch.tensor([[0.5, -1.0]]), space)
+    assert ForwardKL()(student, labels).item() == pytest.approx(1.25)
+
+
 def test_advantage_weighted_nll_needs_values() -> None:
     labels = make_labels(torch.zeros(1, 2), LOGITS)
     with pytest.raises(SpecMismatchError, match="expected a teacher with Q values or a value, found categorical alone"):

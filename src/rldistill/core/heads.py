@@ -33,6 +33,8 @@ ILLEGAL = -1e8
 CERTAIN_LOGIT = 20.0
 """The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
 LARGEST = torch.finfo(torch.float32).max
+NO_NOISE_LOG_STD = -20.0
+"""The log_std of a policy without noise whose actions are squashed nevertheless."""
 HEADS: dict[str, type[ActionHead]] = {}  # by kind
 
 

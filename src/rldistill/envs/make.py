@@ -41,6 +41,7 @@ THIRD_PARTY = {
 """Ids that Gymnasium does not register before a module is imported, and the package to install."""
 OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
+    "PadObservation",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,12 +16,21 @@ from gymnasium import spaces
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, DeterministicHead, MultiCategoricalHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, ObsPart, PolicySpec
+from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, ObsPart, PolicySpec, Wrapper
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
 from rldistill.envs.checked import obs_dtype
 from rldistill.envs.make import make_env
 from rldistill.envs.views import ObservationViews
 from rldistill.envs.wrappers import FlatDict
+
+OLDER_OBSERVATIONS: dict[tuple[str, int, int], list[list[int]]] = {
+    # Since version 5 the values of the world, which are 0, are left out. Versions 2 and 3 had contact forces of 0.
+    ("Ant", 111, 105): [[27, 84, 78]],
+    ("Ant", 111, 27): [[27, 84, 0]],
+    ("Humanoid", 376, 348): [[45, 10, 0], [130, 6, 0], [78, 6, 0], [17, 84, 78]],
+    ("HumanoidStandup", 376, 348): [[45, 10, 0], [130, 6, 0], [78, 6, 0], [17, 84, 78]],
+}
+"""Segments of PadObservation by the environment, and the sizes of observations of older versions and of version 5."""
 
 
 def adapt_env(env: EnvConfig, teacher: Policy) -> EnvConfig:
@@ -37,6 +47,11 @@ def adapt_env(env: EnvConfig, teacher: Policy) -> EnvConfig:
     view = teacher.spec.view
     if CHANNELS_FIRST not in view and teacher.spec.transposed_images(spec_from_env(env.view_of("teacher"))):
         view = (*view, CHANNELS_FIRST)
+    if not view and len(teacher.spec.obs_shape) == 1:
+        shape = spec_from_env(env.view_of("teacher")).obs_shape
+        sizes = (*teacher.spec.obs_shape, *shape)
+        segments = OLDER_OBSERVATIONS.get((re.sub(r"-v\d+$", "", env.id), *sizes)) if len(sizes) == 2 else None
+        view = () if segments is None else (Wrapper("PadObservation", {"segments": segments}),)
     wrappers = env.view_of("teacher").wrappers
     if wrappers[len(wrappers) - len(view) :] == view:
         return env

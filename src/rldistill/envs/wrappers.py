@@ -140,6 +140,29 @@ class StackFrames(EpisodeWrapper):
         return np.concatenate(list(self._frames), -1)
 
 
+class PadObservation(TransformObservation):
+    """Wrapper that replaces parts of a vector by zeros, for agents of older versions of an environment.
+
+    Each of the `segments` is the number of values that are kept, of zeros after them, and of values left out there.
+    """
+
+    def __init__(self, env: Env, segments: Sequence[Sequence[int]]) -> None:
+        box = _require_box(env)
+        columns: list[int] = []
+        start = 0
+        for keep, zeros, drop in segments:
+            columns += [*range(start, start + keep), *[-1] * zeros]
+            start += keep + drop
+        if len(box.shape) != 1 or start != box.shape[0]:
+            raise ValueError(f"segments: expected those of {box.shape} values, found {start}")
+        index = np.array(columns)
+
+        def pad(values: Array) -> Array:
+            return np.where(index < 0, 0, values[index]).astype(values.dtype)
+
+        super().__init__(env, pad, spaces.Box(pad(box.low), pad(box.high), dtype=box.dtype.type))
+
+
 class ActionMask(EpisodeWrapper):
     """Wrapper that adds the environment's `action_masks()` to the observation: 1 for each legal action.
 

@@ -31,8 +31,6 @@ from rldistill.evaluation.statistics import Estimate, Returns, estimate, mean, n
 from rldistill.evaluation.tables import NONE, Record, Result, Rows, TableCell, figure, rich_table
 from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.losses import ActionNLL, ForwardKL
-from rldistill.losses.objective import Term
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.ensemble import Ensemble
 from rldistill.students import Cnn, Mlp
@@ -127,9 +125,9 @@ def compare_teachers(
 ) -> TeacherComparison:
     """Play all teachers, distil a probe student from each, and recommend one.
 
-    The probe is an MLP of 32x32 (a small CNN for pictures), distilled with ForwardKL, or with the squared error for
-    actions without a distribution. Teachability is (probe - random) / (best teacher - random), the mean over three
-    training seeds; it uses the best teacher for all, so that the probe of a poor teacher is not overrated.
+    The probe is an MLP of 32x32 (a small CNN for pictures), distilled with the default loss. Teachability is
+    (probe - random) / (best teacher - random), the mean over three training seeds; it uses the best teacher for all, so
+    that the probe of a poor teacher is not overrated.
 
     Raises:
         ConfigError: there is no teacher.
@@ -191,10 +189,8 @@ def short_names(names: list[str]) -> list[str]:
 def _probe(data: Dataset, epochs: int, folder: Path, seed: int) -> Policy | None:
     """Distil the probe student; return None, which plays at random, if it learned nothing."""
     probe = Cnn() if data.spec.frames or len(data.spec.obs_shape) == 3 else Mlp((32, 32))
-    # Deterministic actions, such as those of an ensemble of Gaussian policies, have no KL.
-    loss = ForwardKL() if data.spec.head.discrete or data.spec.head.stochastic else ActionNLL()
     try:
-        config = DistillConfig((Term(loss),), epochs=epochs)
+        config = DistillConfig(epochs=epochs)
         return distill(data, probe, config, folder / f"probe-{seed}", seed=seed, progress=False)
     except NothingLearnedError:
         return None

@@ -6,7 +6,7 @@ import math
 import re
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import Positive, validated_dataclass
+from rldistill.core.heads import SquashedGaussianHead
 from rldistill.core.policy import ObsTransformPolicy, Policy, PolicyOutput
 from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig
 from rldistill.envs.atari import preprocessed_id
@@ -31,11 +32,11 @@ from rldistill.io.progress import Part, Progress, stage_progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
-from rldistill.teachers.load import other_training_env, settings_source
+from rldistill.teachers.load import settings_source, training_remarks
 
 TOLERANCE, CONFIDENCE, SIGNIFICANCE = 0.10, 0.99, 0.01
-NUM_CHECKED_STATES, NUM_SLOTS, MAX_REVERSED_EPISODES = 512, 4, 8
-OUTLIER_STD, MAX_OUTLIER_SHARE, MAX_SAME_ACTION_SHARE = 5.0, 0.05, 0.99
+NUM_CHECKED_STATES, NUM_SLOTS, MAX_REVERSED_EPISODES, MIN_COMPARED_EPISODES = 512, 4, 8, 10
+OUTLIER_STD, MAX_OUTLIER_SHARE, MAX_SAME_ACTION_SHARE, MAX_BEYOND_SHARE = 5.0, 0.05, 0.99, 0.01
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,19 @@ class VerifyConfig:
 class Verification(Result):
     """Result of `verify`.
 
-    `mean` and `std` are those of the return; None if the teacher does not fit the environment. `suspicious` holds the
-    probable mistakes.
+    `mean` and `std` are those of the return; None if the teacher does not fit the environment. `random` is the
+    mean return of random play, `suspicious` holds the probable mistakes, and `remarks` what may be intended.
     """
 
     teacher: str
     env: str
     mean: Estimate | None = None
     std: float | None = None
+    random: float | None = None
     episodes: int = 0
     claim: ClaimCheck | None = None
     suspicious: list[str] = Field(default_factory=list)
+    remarks: list[str] = Field(default_factory=list)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -129,14 +132,24 @@ class Verification(Result):
             text = f"{self.mean.value:.1f} ± {self.std:.1f} over {self.episodes} episodes"
             interval = interval_text(self.mean.ci95, ".1f")
             lines.append(("mean return", text + (f" (95% interval of the mean {interval})" if interval else "")))
+        if self.random is not None:
+            lines.append(("random play", f"{self.random:.1f}"))
         if self.claim is not None:
             word = "consistent" if self.claim.consistent else "not consistent"
             text = f"{word} with {self.claim.mean:g} ± {self.claim.std:g}: {self.claim.reason}"
             lines.append(("claim", text))
+        lines += [("remark", text) for text in self.remarks]
         lines += [("suspicious", text) for text in self.suspicious]
         lines.append(("result", "verified" if self.ok else "not verified"))
         title = f"{self.teacher} on {self.env}"
         return [rich_table([[TableCell("teacher", name), TableCell(title, text)] for name, text in lines], left=True)]
+
+
+class QuickCheck(NamedTuple):
+    """Probable mistakes in a teacher, and remarks on what may be intended."""
+
+    problems: list[str]
+    remarks: list[str]
 
 
 def verify(
@@ -173,7 +186,7 @@ def verify(
             )
             returns.append(played.returns)
     greedy = returns[0]
-    suspicious = quick_check(policy, fitted_env, seed)
+    suspicious, remarks = quick_check(policy, fitted_env, seed)
     if spec_from_env(fitted_env).frames is not None:
         backwards = ObsTransformPolicy(policy, lambda obs: obs.flip(1))
         number = min(len(greedy), MAX_REVERSED_EPISODES)
@@ -185,13 +198,18 @@ def verify(
         if (p := _p_better(sampled, greedy)) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f} and {sampled.mean():.1f}, p = {p:.2g}"
             suspicious.append(f"used deterministically, but it is better with sampled actions ({means})")
-    if (remark := other_training_env(name, env.id)) is not None:
-        suspicious.append(remark)
+    random = play(fitted_env, None, config.episodes, PlayConfig(seed, max_steps=config.max_steps)).returns
+    p = _p_better(greedy, random)
+    if greedy.mean() <= random.mean() or (p > SIGNIFICANCE and len(greedy) >= MIN_COMPARED_EPISODES):
+        suspicious.append(f"not better than random play ({greedy.mean():.1f} and {random.mean():.1f}, p = {p:.2g})")
+    suspicious += training_remarks(name, env)
     return Verification(
         teacher=name,
         env=env.id,
         mean=estimate(mean, greedy[None]),
         std=float(greedy.std()),
+        random=float(random.mean()),
+        remarks=remarks,
         episodes=config.episodes,
         claim=None if config.claim is None else config.claim.check(greedy),
         suspicious=suspicious,
@@ -216,12 +234,11 @@ def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tup
                 raise
             reason = problem.removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
             problem = f"{name} and {env.id} do not fit: {settings_source(name)}: {reason}"
-        remark = other_training_env(name, env.id)
-        raise SpecMismatchError(f"{problem}; {remark}" if remark else problem) from None
+        raise SpecMismatchError("; ".join([problem, *training_remarks(name, env)])) from None
     return policy, fitted_env
 
 
-def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_CHECKED_STATES) -> list[str]:
+def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_CHECKED_STATES) -> QuickCheck:
     """Return the mistakes that a few hundred steps show: constant actions, observations of the wrong scale.
 
     Raises:
@@ -244,7 +261,8 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
     obs = np.concatenate(seen)
     output = PolicyOutput(outputs[0].head, torch.cat([output.params for output in outputs]))
     if not torch.isfinite(output.params).all():
-        return ["its outputs are NaN or infinite in some states; check its weights and the scale of the observations"]
+        scale = "its outputs are NaN or infinite in some states; check its weights and the scale of the observations"
+        return QuickCheck([scale], [])
     found, actions = [], output.mode()
     if output.head.discrete:
         _, counts = torch.unique(actions.reshape(len(actions), -1), dim=0, return_counts=True)
@@ -262,7 +280,24 @@ def quick_check(policy: Policy, env: EnvConfig, seed: int = 0, steps: int = NUM_
             found.append(f"{share:.1%} of the observations are more than {deviations}")
     if policy.spec.obs_dtype == "uint8" and len(policy.spec.obs_shape) == 3 and obs.max() <= 1:
         found.append("frames of the wrong scale: no pixel is above 1, where 0 to 255 are expected")
-    return found
+    return QuickCheck(found, _beyond_bounds(output))
+
+
+def _beyond_bounds(output: PolicyOutput) -> list[str]:
+    """Return a remark if actions are beyond their bounds before they are clipped."""
+    head, raw = output.head, output.head.raw_mode(output.params)
+    if head.discrete or isinstance(head, SquashedGaussianHead):
+        return []
+    low, high = raw.new_tensor(head.low), raw.new_tensor(head.high)
+    excess = torch.maximum(low - raw, raw - high)  # minus infinity without bounds
+    share = float((excess > 1e-3 * (high - low)).any(1).float().mean())
+    if share <= MAX_BEYOND_SHARE:
+        return []
+    column = int((excess / (high - low)).amax(0).nan_to_num(-1).argmax())
+    return [
+        f"{share:.1%} of its actions are beyond their bounds and clipped, by up to {excess[:, column].max():.3g} where "
+        f"the bounds are {head.low[column]:g} and {head.high[column]:g}. If tanh belongs after them, set squash=tanh"
+    ]
 
 
 def _p_better(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from rldistill.core.heads import ILLEGAL, MASK, BernoulliHead, GaussianHead, SquashedGaussianHead
+from rldistill.core.heads import ILLEGAL, MASK, NO_NOISE_LOG_STD, BernoulliHead, GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.exporters.program import (
@@ -37,8 +37,8 @@ from rldistill.exporters.program import (
     transpose,
     unary,
 )
-from rldistill.policies.actor_critic import NO_NOISE_LOG_STD, ActorPolicy, NoisyOutput
-from rldistill.policies.layers import ACTIVATIONS, Flat
+from rldistill.policies.actor_critic import ActorPolicy, NoisyOutput
+from rldistill.policies.layers import ACTIVATIONS, Flat, has_arguments
 from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 from rldistill.policies.wrappers import ActionMaskedPolicy, ChannelsLastPolicy
 from rldistill.students.features import CLIP_STD, RandomFourierFeatures, Standardizer
@@ -136,8 +136,8 @@ def lower(layer: Any, x: Any) -> Node:
         ExportError: The layer has no translation.
     """
     name = next((name for name, kind in ACTIVATIONS.items() if type(layer) is kind), None)
-    if name is None:
-        raise ExportError(f"export: the layer {type(layer).__name__} has no translation into operations")
+    if name is None or has_arguments(layer):
+        raise ExportError(f"export: the layer {layer} has no translation into operations")
     return unary(_single(x), name)
 
 

@@ -27,7 +27,7 @@ from rldistill.envs.make import make_env
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface
 from rldistill.io.atomic import write_atomic
-from rldistill.policies.layers import Flat
+from rldistill.policies.layers import Flat, has_arguments
 from rldistill.policies.network import NetworkPolicy
 from rldistill.teachers.sb3.load import load_sb3
 
@@ -85,6 +85,8 @@ def _dense_body(policy: Policy) -> tuple[list[nn.Module], type[nn.Module]]:
     activations = {type(layer) for layer in body if not isinstance(layer, allowed)}
     if policy.num_frozen_layers > 1 or len(activations) > 1:
         raise ExportError(f"sb3: SB3 has no {type(policy.config.features).__name__} features. Use onnx.")
+    if any(has_arguments(layer) for layer in body if not isinstance(layer, allowed)):
+        raise ExportError("sb3: an activation with arguments or weights is not exported. Use onnx.")
     first = next((layer for layer in body if isinstance(layer, allowed)), None)
     if first is None:
         body, first = [], None

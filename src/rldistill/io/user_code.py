@@ -27,7 +27,7 @@ def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Ten
         form = f"{size} integers, below {', '.join(map(str, head.nvec))}"
     expected = f"expected {form} for each observation. Correct its actions."
     try:
-        array = np.asarray(actions)
+        array = np.asarray(_without_tensors(actions))
     except ValueError:  # of different shapes
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
@@ -46,6 +46,13 @@ def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Ten
             raise SpecMismatchError(f"teacher: {name} returns action {invalid[0]:g}, {expected}")
     choices = torch.from_numpy(array.astype(np.int64))
     return head.certain(choices[:, 0] if head.single_choice else choices)
+
+
+def _without_tensors(value: Any) -> Any:
+    """Return actions with arrays in place of tensors, which may be on a GPU or part of a graph of gradients."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    return [_without_tensors(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, inf
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import PositiveFloat, validated_dataclass
-from rldistill.core.heads import ILLEGAL, ActionHead, GaussianHead
+from rldistill.core.heads import ILLEGAL, NO_NOISE_LOG_STD, ActionHead, DeterministicHead, GaussianHead
 from rldistill.core.policy import Labels, PolicyOutput
 
 
@@ -81,10 +81,18 @@ class ForwardKL(Softened):
     """KL(teacher || student), the teacher softened: softmax(params / temperature).
 
     Covers all actions of the teacher. Rusu 2015, arXiv 1511.06295. A `categorical` student learns the softened
-    distribution itself; a `q_values` student is softened like its teacher.
+    distribution itself; a `q_values` student is softened like its teacher. Where a KL would be infinite, it is a
+    distance: Wasserstein for Gaussians without noise (TD3, DDPG), ActionNLL for deterministic teachers.
     """
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
+        if isinstance(head := labels.teacher.head, GaussianHead | DeterministicHead) and type(head) is type(
+            student.head
+        ):
+            if isinstance(head, DeterministicHead):
+                return ActionNLL()(student, labels)
+            if bool((labels.teacher.params.chunk(2, -1)[1] <= NO_NOISE_LOG_STD).all()):
+                return Wasserstein()(student, labels)
         temperature = self.temperature or 1.0
         return kl(detached(labels.teacher), student, temperature, student_temperature(student.head, temperature))
 

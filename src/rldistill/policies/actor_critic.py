@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import Positive, validated_dataclass
-from rldistill.core.heads import GaussianHead, SquashedGaussianHead
+from rldistill.core.heads import NO_NOISE_LOG_STD, GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.layers import ActivationName, activation, convolutions, dense
@@ -20,8 +20,6 @@ KERNELS, STRIDES = (8, 4, 3), (4, 2, 1)
 Noise = Literal["none", "free", "learned", "state"]
 MAX_LSTM_LAYERS = 100
 """Limit for files: building a billion layers would take forever."""
-NO_NOISE_LOG_STD = -20.0
-"""log_std of a policy without noise whose actions are squashed nevertheless."""
 
 
 @validated_dataclass
@@ -35,6 +33,7 @@ class Actor:
         features: Width of the dense ReLU layer behind them.
         lstm: Hidden size and number of layers; empty for none.
         hidden: Widths of the dense layers before the output.
+        rescaled: Add a linear layer after the last activation (CrossQ's last batch renormalization with gSDE).
         critic: Widths of the dense layers from the same features to the value; None without a value.
         activation: Activation of the dense layers.
         noise: `none`; `free`, a log_std for each action; `learned`, a layer of its own; `state`, gSDE (Raffin 2020,
@@ -53,6 +52,7 @@ class Actor:
     noise: Noise = "none"
     expln: bool = False
     clip_mean: float = 0.0
+    rescaled: bool = False
 
     hidden_as_features: ClassVar[bool] = True
 
@@ -76,6 +76,8 @@ class ActorPolicy(NetworkPolicy):
         act = activation(config.activation)
         width = config.lstm[0] if config.lstm else config.features_width(spec)
         layers, last = dense(width, config.hidden, act)
+        if config.rescaled:
+            layers.append(nn.Linear(last, last))
         super().__init__(config, spec, nn.Sequential(*layers), last, _output(config, spec, last))
         self.extractors = nn.ModuleDict()
         for key in config.images:

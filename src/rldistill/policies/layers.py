@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.errors import ConfigError, did_you_mean, error_text
 from rldistill.core.fields import import_name, invalid
 from rldistill.core.spec import Obs, PolicySpec
 
@@ -24,9 +27,16 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 
 
+WEIGHTED_ACTIVATIONS: dict[str, type[nn.Module]] = {"prelu": nn.PReLU}
+"""Activations that teachers may have; the exporters do not know them."""
+MAX_ARGUMENT = 1e5
+
+
 def _require_activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise invalid(f"there is no activation {name!r}.{did_you_mean(name, ACTIVATIONS)}")
+    try:
+        activation(name)
+    except ConfigError as error:
+        raise invalid(str(error).removeprefix("activation: ")) from None
     return name
 
 
@@ -66,25 +76,56 @@ def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:
             nn.init.zeros_(layer.bias)
 
 
-def activation(name: str, field: str = "activation") -> type[nn.Module]:
-    """Return the activation of that name; raise ConfigError with the nearest one if there is none."""
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ConfigError(f"{field}: there is no activation {name!r}.{did_you_mean(str(name), ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+def activation(name: str, field: str = "activation") -> Callable[[], nn.Module]:
+    """Return the activation `name`, or `name(0.2)` with numbers as arguments.
+
+    Raise ConfigError, with the nearest name if there is none.
+    """
+    base, _, arguments = str(name).partition("(")
+    known = ACTIVATIONS | WEIGHTED_ACTIVATIONS
+    if not isinstance(name, str) or base not in known:
+        raise ConfigError(f"{field}: there is no activation {name!r}.{did_you_mean(base, ACTIVATIONS)}")
+    if not arguments:
+        return known[base]
+    try:
+        call = ast.parse(f"f({arguments}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        args = [ast.literal_eval(value) for value in call.args]
+        kwargs = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if not all(
+            type(value) in (bool, int, float) and abs(value) <= MAX_ARGUMENT for value in [*args, *kwargs.values()]
+        ):
+            raise ValueError("expected small numbers")
+        function = partial(known[base], *args, **kwargs)
+        function()
+    except Exception as error:  # from the constructor
+        raise ConfigError(
+            f"{field}: {name!r} is no activation with numbers as arguments ({error_text(error)})"
+        ) from None
+    return function
+
+
+def has_arguments(layer: nn.Module) -> bool:
+    """Return True if an activation has weights, or other settings than its class has by default."""
+    if type(layer) not in (ACTIVATIONS | WEIGHTED_ACTIVATIONS).values():
+        return False
+    text = re.sub(r"(, )?inplace=True", "", str(layer))
+    return bool(layer.state_dict()) or text != str(type(layer)())
 
 
 def import_activation(name: str, field: str) -> None:
     """Import an activation of the user's own, `module:Class`; raise ConfigError if it is no `torch.nn.Module`."""
     # The name comes from a run file, Python or the command line: files of policies only use imported activations.
-    if ":" in name and name not in ACTIVATIONS:
-        cls = import_name(name, field)
+    base = name.partition("(")[0]
+    if ":" in base and base not in ACTIVATIONS:
+        cls = import_name(base, field)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise ConfigError(f"{field}: {name} is no subclass of torch.nn.Module. Name one that is.")
-        ACTIVATIONS[name] = cls
+            raise ConfigError(f"{field}: {base} is no subclass of torch.nn.Module. Name one that is.")
+        ACTIVATIONS[base] = cls
     activation(name, field)
 
 
-def dense(width: int, hidden: Sequence[int], act: type[nn.Module]) -> tuple[list[nn.Module], int]:
+def dense(width: int, hidden: Sequence[int], act: Callable[[], nn.Module]) -> tuple[list[nn.Module], int]:
     """Return linear layers with activations, and the width of the last."""
     layers: list[nn.Module] = []
     for size in hidden:
@@ -96,7 +137,7 @@ def dense(width: int, hidden: Sequence[int], act: type[nn.Module]) -> tuple[list
 def convolutions(
     shape: tuple[int, int, int],
     sizes: tuple[Sequence[int], Sequence[int], Sequence[int]],
-    act: type[nn.Module],
+    act: Callable[[], nn.Module],
     field: str = "kernels",
 ) -> tuple[list[nn.Module], int]:
     """Return convolutions without padding, an activation after each, and the number of values after the last.

@@ -49,7 +49,7 @@ from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import read_document
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, other_training_env
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, training_remarks
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 from rldistill.teachers.zoo import ZOO
@@ -294,8 +294,8 @@ def _warn_of_mistakes(run: Run, teacher: Policy) -> None:
     path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
     if isinstance(run.teacher, TrainConfig) or path.startswith(ZOO):
         return
-    problems = quick_check(teacher, run.env, run.seed)
-    if path and (remark := other_training_env(path, run.env.id)):
-        problems.append(remark)
-    for problem in problems:
+    problems, remarks = quick_check(teacher, run.env, run.seed)
+    for remark in remarks:
+        warnings.warn(f"the teacher: {remark}", stacklevel=3)
+    for problem in [*problems, *(training_remarks(path, run.env) if path else [])]:
         warnings.warn(f"the teacher looks wrong: {problem}. See `rldistill teachers verify`.", stacklevel=3)

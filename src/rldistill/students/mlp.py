@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from rldistill.core.fields import Positive, validated_dataclass
@@ -36,7 +38,7 @@ def network_on_features(
     features: Features,
     spec: PolicySpec,
     hidden: tuple[Positive, ...] = (),
-    act: type[nn.Module] = nn.ReLU,
+    act: Callable[[], nn.Module] = nn.ReLU,
 ) -> NetworkPolicy:
     """Return a network of dense layers and a linear one on fixed features, with new weights."""
     frozen, num_features = features.build(spec)

@@ -19,7 +19,8 @@ from rldistill.io.untrusted import read_checkpoint
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.encoding import flat_width, moments_shape
 from rldistill.policies.layers import import_activation
-from rldistill.teachers.sb3.tensors import InconsistentFileError, RebuildError, Settings, Tensors, rebuild, require_kind
+from rldistill.teachers.sb3.extractor import InconsistentFileError, RebuildError
+from rldistill.teachers.sb3.tensors import Settings, Tensors, rebuild, require_kind
 
 SUPPORTED = (
     "CleanRL's dqn, dqn_atari, ppo, ppo_atari, ppo_continuous_action, ddpg and td3, or of skrl, rsl_rl and rl_games "
@@ -65,7 +66,7 @@ def load_checkpoint(
     An `activation` replaces that of the library; the tensors determine the `head` as well. `obs_mean` and
     `obs_variance` replace the statistics of the file. Raise the errors of `load_policy`.
     """
-    parts = read_checkpoint(Path(path))
+    parts, spec = read_checkpoint(Path(path)), spec.unmasked
     if activation is not None:
         import_activation(activation, "teacher.activation")
     name, tensors = _network(path, parts)

@@ -31,7 +31,7 @@ class FilePolicy:
 
     def __init__(self, path: str, content: bytes, spec: PolicySpec, *settings: Any) -> None:
         super().__init__()
-        self.spec, self.path, self._arguments = spec, path, (path, content, spec, *settings)
+        self.spec, self.path, self.arguments = spec, path, (path, content, spec, *settings)
         self.content_parts = (hashlib.sha256(content).hexdigest(), *settings)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
@@ -41,12 +41,15 @@ class FilePolicy:
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for a batch of observations."""
         assert isinstance(obs, Tensor)
-        params = self.compute(obs)
+        return self.to_output(self.compute(obs)), None
+
+    def to_output(self, params: Tensor) -> PolicyOutput:
+        """Return the output with these numbers as parameters."""
         if self.probabilities:
             logits = (params + EPSILON).log()
             bits = isinstance(self.spec.head, BernoulliHead)
             params = logits - (1 - params + EPSILON).log() if bits else logits
-        return PolicyOutput(self.spec.head, params), None
+        return PolicyOutput(self.spec.head, params)
 
     @abstractmethod
     def compute(self, obs: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class FilePolicy:
             warn_of_logits(self.path, head)
 
     def __reduce__(self) -> Any:
-        return type(self), self._arguments, {"probabilities": self.probabilities}
+        return type(self), self.arguments, {"probabilities": self.probabilities}
 
 
 def with_head(spec: PolicySpec, kind: HeadKind | None, name: str) -> PolicySpec:

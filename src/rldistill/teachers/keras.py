@@ -36,7 +36,7 @@ class KerasPolicy(FilePolicy, nn.Module):
 def load_keras(path: str, spec: PolicySpec, head: HeadKind | None = None, scale: float = 1.0) -> KerasPolicy:
     """Load a `.keras` file; raise the errors of `load_policy`."""
     content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
-    policy = KerasPolicy(path, content, with_head(spec, head, path), scale).eval()
+    policy = KerasPolicy(path, content, with_head(spec.unmasked, head, path), scale).eval()
     require_keras_fit(path, policy.model, policy.spec)
     policy.apply_options(head, scale, str(policy.model.inputs[0].dtype))
     return policy

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import gymnasium
 from annotated_types import MinLen
 from pydantic import FiniteFloat, model_validator
+from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
 from rldistill.core.fields import validated_dataclass
-from rldistill.core.heads import HeadKind
-from rldistill.core.policy import Policy
-from rldistill.core.spec import PolicySpec
+from rldistill.core.heads import ActionHead, DeterministicHead, GaussianHead, HeadKind, SquashedGaussianHead
+from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
+from rldistill.core.spec import EnvConfig, Obs, PolicySpec
+from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.checkpoint import load_checkpoint
+from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.keras import load_keras
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.python import load_module
-from rldistill.teachers.sb3.load import load_sb3
-from rldistill.teachers.sb3.zoo_folder import ZooFolder, read_zoo_folder
+from rldistill.teachers.sb3.load import load_sb3, observed_normalized
+from rldistill.teachers.sb3.zoo_folder import NORMALIZERS, ZooFolder, read_zoo_folder
 from rldistill.teachers.zoo import ZOO, load_zoo
 
 EXECUTABLE_SUFFIXES = (".pt2", ".pkl", ".pickle", ".joblib", ".npy", ".h5", ".hdf5")
@@ -92,6 +97,8 @@ class SavedTeacher:
         scale: Factor of the input of ONNX and Keras; 1/255 for pixels from 0 to 1.
         output: Name of the ONNX output with the parameters of the head, if several outputs fit.
         obs_mean, obs_variance: Statistics with which a state dict normalizes observations, if its file has none.
+        squash: `tanh` for continuous actions that the teacher's library passes through tanh and scales to their bounds
+            after the network.
     """
 
     path: str
@@ -102,6 +109,7 @@ class SavedTeacher:
     output: str | None = None
     obs_mean: tuple[FiniteFloat, ...] = ()
     obs_variance: tuple[FiniteFloat, ...] = ()
+    squash: Literal["tanh"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -121,21 +129,63 @@ class SavedTeacher:
                 remedy = "such files can run code when read. Use a state dict, safetensors or a zip."
                 raise UntrustedFileError(f"{path}: {remedy}")
             raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
-        defaults = {field.name: field.default for field in dataclasses.fields(self)[1:]}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)[1:] if field.name != "squash"}
         options = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
         for name in options:
             if name not in file_format.options:
                 raise ConfigError(
                     f"teacher.{name}: {path} is {file_format.noun}, which {REASONS[name]}. Remove the option."
                 )
-        if not file_format.holds_spec:
-            if spec is None:
-                raise ConfigError(
-                    f"teacher: {path}: {file_format.noun} does not hold the observations and actions of its "
-                    "environment. Pass the spec of the environment."
-                )
-            spec = spec.unmasked
-        return file_format.load(path, spec, **options)
+        if not file_format.holds_spec and spec is None:
+            raise ConfigError(
+                f"teacher: {path}: {file_format.noun} does not hold the observations and actions of its environment. "
+                "Pass the spec of the environment."
+            )
+        policy = file_format.load(path, spec, **options)
+        return policy if self.squash is None else _squashed(policy, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquashedPolicy(PolicyWrapper):
+    """Policy whose means pass through tanh, scaled to the bounds of actions."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The spec of the policy, with a head that squashes if that is Gaussian."""
+        spec = self.policy.spec
+        return dataclasses.replace(spec, head=squashed_head(spec.head))
+
+    @property
+    def content_parts(self) -> tuple[str, ...]:
+        """The identity of the policy."""
+        return "tanh", fingerprint(self.policy)
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the policy's output with squashed actions, and its next state."""
+        output, state = self.policy(obs, state)
+        head = squashed_head(output.head)
+        params = output.params
+        if isinstance(head, DeterministicHead):
+            params = head.as_kind("squashed_gaussian").bounded(params)
+        return dataclasses.replace(output, head=head, params=params), state
+
+
+def squashed_head(head: ActionHead) -> ActionHead:
+    """Return the head of squashed actions: deterministic actions stay so, since they have no parameters of noise."""
+    return head.as_kind("squashed_gaussian") if isinstance(head, GaussianHead) else head
+
+
+def _squashed(policy: Policy, path: str) -> Policy:
+    head = policy.spec.head
+    if head.discrete or isinstance(head, SquashedGaussianHead):
+        reason = "has discrete actions" if head.discrete else "squashes its actions itself"
+        raise ConfigError(f"teacher.squash: {path} {reason}. Remove the option.")
+    if not all(map(math.isfinite, (*head.low, *head.high))):
+        raise ConfigError(f"teacher.squash: the actions of {path} have no bounds to which tanh could be scaled.")
+    if isinstance(policy, ActorPolicy) and isinstance(head, GaussianHead):  # whose folder can then be saved
+        policy.spec = dataclasses.replace(policy.spec, head=squashed_head(head))
+        return policy
+    return SquashedPolicy(policy)
 
 
 @validated_dataclass
@@ -173,13 +223,38 @@ def load_policy(path: str | Path, *, spec: PolicySpec | None = None, **options: 
     return SavedTeacher(str(path), **options).load(spec)
 
 
-def other_training_env(path: str, env_id: str) -> str | None:
-    """Return a remark if the rl-baselines3-zoo folder of a teacher names another environment, and None otherwise."""
-    trained_on = _zoo_folder(path).env_id or env_id
+def training_remarks(path: str, env: EnvConfig) -> list[str]:
+    """Return remarks on another environment, or lost statistics, in the files of a teacher."""
+    folder, remarks = _zoo_folder(path), []
+    if folder.env_id is not None and not _same_game(folder.env_id, dict(folder.env_kwargs), env):
+        remarks.append(f"the args.yml beside it says that it was trained on {folder.env_id}")
+    if (file := _zip_of(path)) is not None and folder.normalizer is None:
+        others = [other.name for other in sorted(file.parent.glob("*.pkl")) if "normalize" in other.name.lower()]
+        if others:
+            remarks.append(
+                f"{others[0]} beside it was not read. If it is this agent's, name it {NORMALIZERS[0]}; else move it"
+            )
+        elif observed_normalized(file):
+            remarks.append(
+                "it was trained on normalized observations (VecNormalize), whose statistics are lost. Add its "
+                f"{NORMALIZERS[0]}"
+            )
+    return remarks
+
+
+def _same_game(trained: str, trained_kwargs: Mapping[str, Any], env: EnvConfig) -> bool:
+    """Return True for versions of one environment, and for ids that differ in their registered arguments only."""
     # Without the version and, for Atari, without the suffix of its preprocessing.
-    names = [re.sub(r"-v\d+$", "", name).rpartition("/")[2] for name in (trained_on, env_id)]
-    one, other = (re.sub(r"(NoFrameskip|Deterministic)$", "", name) for name in names)
-    return None if one == other else f"the args.yml beside it says that it was trained on {trained_on}"
+    names = [re.sub(r"-v\d+$", "", name).rpartition("/")[2] for name in (trained, env.id)]
+    names = [re.sub(r"(NoFrameskip|Deterministic)$", "", name) for name in names]
+    if names[0] == names[1]:
+        return True
+    newest = {spec.name: spec for spec in sorted(gymnasium.registry.values(), key=lambda spec: spec.version or 0)}
+    one, other = (newest.get(name) for name in names)
+    if one is None or other is None or one.entry_point != other.entry_point:
+        return False
+    before, now = {**one.kwargs, **trained_kwargs}, {**other.kwargs, **env.kwargs}
+    return all(before.get(key) == now.get(key) for key in {*before, *other.kwargs})
 
 
 def settings_source(path: str) -> str:
@@ -189,11 +264,16 @@ def settings_source(path: str) -> str:
 
 def _zoo_folder(path: str) -> ZooFolder:
     """Return the settings beside a zip; those of other teachers are empty."""
+    file = _zip_of(path)
+    return ZooFolder() if file is None else read_zoo_folder(file)
+
+
+def _zip_of(path: str) -> Path | None:
     try:
         file = Path(_agent_in(path))
     except ConfigError:  # the name of a teacher that is also that of a folder
-        return ZooFolder()
-    return read_zoo_folder(file) if file.suffix == ".zip" and file.exists() else ZooFolder()
+        return None
+    return file if file.suffix == ".zip" and file.exists() else None
 
 
 def _agent_in(path: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rldistill.core.errors import (
@@ -17,54 +19,106 @@ from rldistill.core.errors import (
     ConfigError,
     CorruptArtifactError,
     MissingExtraError,
+    RLDistillError,
     SpecMismatchError,
     UntrustedFileError,
-    did_you_mean,
     error_text,
     short_repr,
 )
-from rldistill.core.heads import HeadKind
-from rldistill.core.spec import PolicySpec
+from rldistill.core.heads import MASK, HeadKind
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import read_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
-from rldistill.teachers.file_policy import FilePolicy, synthetic_observations, with_head
+from rldistill.io.user_code import one_hot_logits
+from rldistill.policies.encoding import split_parts
+from rldistill.teachers.file_policy import NUM_TRIALS, FilePolicy, synthetic_observations, with_head
+from rldistill.teachers.onnx_ports import DTYPES, Outputs, Ports, choose_outputs, find_ports, takes_mask
 
 LOOPS = ("Loop", "Scan")
 MAX_VALUES = 1 << 26
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 FLOAT_TYPES = (1, 10, 11)
 """TensorProto's float, float16 and double."""
-DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-    "tensor(int64)": np.int64,
-}
 
 
 class OnnxPolicy(FilePolicy):
-    """Policy with an ONNX graph of one input; one output of the graph is the parameters of the head.
+    """Policy with an ONNX graph, whose inputs are the observation, or its entries by name, and parts of a state.
 
     uint8 is passed to a graph of floats as 0 to 255, times `scale`. A graph for a single observation is run once for
-    each. onnxruntime computes on the CPU.
+    each. An action of the graph becomes parameters of a head that always chooses it. onnxruntime computes on the CPU.
     """
 
-    def __init__(self, path: str, content: bytes, spec: PolicySpec, output: str, scale: float) -> None:
-        super().__init__(path, content, spec, output, scale)
-        self._output, self._scale, self._session = output, scale, _session(content)
+    def __init__(self, path: str, content: bytes, spec: PolicySpec, outputs: Outputs, scale: float) -> None:
+        super().__init__(path, content, spec, outputs, scale)
+        self._outputs, self._scale, self._session = outputs, scale, _session(content)
+        self._ports = find_ports(path, self._session, spec)
 
-    __call__ = FilePolicy.forward
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return zeros, or None without a state."""
+        size = sum(math.prod(state.shape) for state in self._ports.states)
+        return torch.zeros(batch_size, size) if self._ports.states else None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the output for observations `[B, ...]`, and the next state."""
+        entries = split_parts(obs, self.spec) if self.spec.parts and isinstance(obs, Tensor) else obs
+        first = entries if isinstance(entries, Tensor) else next(iter(entries.values()))
+        if state is None:
+            state = self.initial_state(len(first))
+        params, after = self._run(obs if isinstance(obs, Tensor) else entries, entries, state)
+        output = self.to_output(params)
+        if not isinstance(entries, Tensor) and MASK in entries:
+            output = output.masked(entries[MASK])
+        return output.to(first.device), None if after is None else after.to(first.device)
 
     def compute(self, obs: Tensor) -> Tensor:
-        """Return the output of the graph, `[B, P]`."""
-        (entry,) = self._session.get_inputs()
-        inputs = obs.cpu().numpy().astype(DTYPES[entry.type], copy=False)
-        if self._scale != 1:
-            inputs = (inputs * self._scale).astype(inputs.dtype)
-        rows = 1 if entry.shape[0] == 1 else len(inputs)
-        batches = [np.ascontiguousarray(inputs[start : start + rows]) for start in range(0, len(inputs), rows)]
-        outputs = [self._session.run([self._output], {entry.name: batch})[0] for batch in batches]
-        return torch.from_numpy(np.concatenate(outputs)).float().to(obs.device)
+        """Return the parameters of the head, `[B, P]`, at the start of an episode."""
+        entries = split_parts(obs, self.spec) if self.spec.parts else obs
+        return self._run(obs, entries, self.initial_state(len(obs)))[0]
+
+    def run_outputs(self, names: Sequence[str], obs: Tensor) -> list[NDArray[Any]]:
+        """Return outputs of the graph at the start of an episode."""
+        entries = split_parts(obs, self.spec) if self.spec.parts else obs
+        return self._run_graph(names, obs, entries, self.initial_state(len(obs)))
+
+    def _run(self, obs: Obs, entries: Obs, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        states = [port.target for port in self._ports.states]
+        names = self._outputs.names
+        results = self._run_graph([*names, *states], obs, entries, state)
+        values, parts = results[: len(names)], results[len(names) :]
+        after = None if state is None else torch.from_numpy(np.concatenate(parts, 1)).float()
+        if self._outputs.acts:
+            return one_hot_logits(self.spec.head, values[0], len(values[0]), self.path), after
+        return torch.from_numpy(np.concatenate(values, 1)).float(), after
+
+    def _run_graph(self, names: Sequence[str], obs: Obs, entries: Obs, state: Tensor | None) -> list[NDArray[Any]]:
+        """Return outputs for a batch, of states as `[B, N]`."""
+        inputs = {}
+        for key, entry in self._ports.entries.items():
+            value: Any = entries[key] if key and not isinstance(entries, Tensor) else obs
+            if not isinstance(value, Tensor):  # a dict for a graph of one vector
+                value = torch.cat([part.reshape(len(part), -1).float() for part in value.values()], 1)
+            array = value.cpu().numpy()
+            scaled = self._scale != 1 and (len(self._ports.entries) == 1 or array.dtype == np.uint8)
+            array = array.astype(DTYPES[entry.type], copy=False)
+            inputs[entry.name] = (array * self._scale).astype(array.dtype) if scaled else array
+        count, fixed = len(next(iter(inputs.values()))), [entry.shape[0] for entry in self._ports.entries.values()]
+        before = None if state is None else state.cpu().numpy()
+        batches = []
+        rows = 1 if 1 in fixed else count
+        for start in range(0, count, rows):
+            batch = {name: np.ascontiguousarray(array[start : start + rows]) for name, array in inputs.items()}
+            column = 0
+            for port in self._ports.states:
+                assert before is not None
+                batch[port.source] = port.split(before[start : start + rows], column)
+                column += math.prod(port.shape)
+            results = dict(zip(names, self._session.run(list(names), batch), strict=True))
+            for port in self._ports.states:
+                if port.target in results:
+                    results[port.target] = port.flat(results[port.target])
+            batches.append([*results.values()])
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def load_onnx(
@@ -88,23 +142,56 @@ def load_onnx(
     for tensor in _tensors(model):  # after onnxruntime has checked that their sizes are right
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
-    spec = with_head(spec, head, path)
-    policy = OnnxPolicy(path, content, spec, _output_name(path, session, spec, output), scale)
+    spec = spec if takes_mask(session) else spec.unmasked
+    with_kind = with_head(spec, head, path)
+    ports = find_ports(path, session, spec)
+    outputs = choose_outputs(path, session, ports, with_kind, output)
+    if outputs.acts and head is not None:
+        raise ConfigError(f"teacher.head: {path} returns actions, not parameters of a head. Remove the option.")
+    policy = OnnxPolicy(path, content, with_head(spec, head or outputs.kind, path), outputs, scale)
+    _require_batches(path, policy)
+    if outputs.kind == "gaussian" and head is None:
+        policy = _with_own_gaussian(policy, [entry.name for entry in session.get_outputs()])
+    known = outputs.acts or outputs.known
+    policy.apply_options(head or (policy.spec.head.kind if known else None), scale, _types(ports))
+    return policy
+
+
+def _types(ports: Ports) -> str:
+    types = [str(entry.type) for entry in ports.entries.values()]
+    return next((name for name in types if "int" not in name), types[0])
+
+
+def _require_batches(path: str, policy: OnnxPolicy) -> None:
+    """Raise the errors of `load_policy` unless the graph takes batches of any size, and returns ordinary numbers."""
     for count in (1, 3):
         try:
-            params = policy(synthetic_observations(spec, count))[0].params
+            params = policy.compute(synthetic_observations(policy.spec, count))
+        except RLDistillError:
+            raise
         except Exception as error:  # onnxruntime has no base class of errors
             reason = f"onnxruntime fails on {count} observations ({' '.join(str(error).split())})"
             raise SpecMismatchError(f"{path}: {reason}. Export it with a batch of any size.") from None
-        if params.shape != (count, spec.head.num_params):
+        if params.shape != (count, policy.spec.head.num_params):
             problem = f"returns {list(params.shape)} for {count} observations"
             raise SpecMismatchError(f"{path}: {problem}. Export it with a batch of any size.")
         if not torch.isfinite(params).all():
             raise CorruptArtifactError(
                 f"{path}: returns NaN or infinite numbers for ordinary observations. Check its weights."
             )
-    policy.apply_options(head, scale, session.get_inputs()[0].type)
-    return policy
+
+
+def _with_own_gaussian(policy: OnnxPolicy, outputs: Sequence[str]) -> OnnxPolicy:
+    """Return the policy with the head, of a Gaussian that is clipped or squashed, whose mode is the graph's action."""
+    if "action" not in outputs:
+        return policy
+    obs = synthetic_observations(policy.spec, NUM_TRIALS)
+    (action,), params = policy.run_outputs(["action"], obs), policy.compute(obs)
+    heads = [policy.spec.head.as_kind(kind) for kind in ("gaussian", "squashed_gaussian")]
+    errors = [float((head.bounded(head.raw_mode(params)) - torch.from_numpy(action)).abs().max()) for head in heads]
+    path, content, spec, *settings = policy.arguments
+    best = heads[errors.index(min(errors))]
+    return OnnxPolicy(path, content, dataclasses.replace(spec, head=best), *settings)
 
 
 def _require_safe(path: str, model: Any) -> None:
@@ -164,35 +251,3 @@ def _tensors(model: Any) -> Iterator[Any]:
             yield from (sparse.values, sparse.indices)
         for attribute in (attribute for node in graph.node for attribute in node.attribute):
             yield from [attribute.t, *attribute.tensors]
-
-
-def _output_name(path: str, session: Any, spec: PolicySpec, name: str | None) -> str:
-    """Return the name of the output with the parameters of the head, once the input fits."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or inputs[0].type not in DTYPES:
-        types = [entry.type for entry in inputs]
-        raise SpecMismatchError(
-            f"{path}: {len(inputs)} inputs of {types}, expected one of numbers. Export it with one."
-        )
-    shape = tuple(inputs[0].shape)[1:]
-    if len(shape) != len(spec.obs_shape) or any(
-        isinstance(size, int) and size != expected for size, expected in zip(shape, spec.obs_shape, strict=True)
-    ):
-        raise SpecMismatchError(
-            f"{path}: takes observations of {shape}, the environment gives {spec.obs_shape}. Use another environment."
-        )
-    size = spec.head.num_params
-    fitting = [o.name for o in outputs if "float" in o.type and len(o.shape) == 2 and o.shape[1] == size]
-    found = ", ".join(f"{output.name} {output.shape}" for output in outputs)
-    if name is not None and name not in fitting:
-        hint = did_you_mean(name, fitting)
-        raise SpecMismatchError(f"teacher.output: {path} has no output {name!r} of {size} numbers, only {found}.{hint}")
-    if not fitting:
-        raise SpecMismatchError(
-            f"{path}: returns {found}, expected [batch, {size}] for a {spec.head.kind} head. Use another environment."
-        )
-    if name is None and len(fitting) > 1:
-        raise ConfigError(
-            f"teacher.output: {' and '.join(fitting)} of {path} fit its {spec.head.kind} head. Set output={fitting[0]}."
-        )
-    return name or str(fitting[0])

@@ -119,14 +119,28 @@ class FunctionPolicy:
             before = torch.zeros(count, *self.state_shape) if state is None else state.cpu()
             kwargs["state"] = tuple(part.transpose(0, 1).numpy() for part in before.unbind(1))
             kwargs["episode_start"] = ~before.flatten(1).any(1).numpy()  # the state is zero at the start only
-        if self.batched:
-            actions, after = self._call(arrays, kwargs)
-        else:
-            actions = [self._call(_row(arrays, row), _row(kwargs, row))[0] for row in range(count)]
-            after = None
+        after = None
+        try:
+            if self.batched:
+                actions, after = self._call(arrays, kwargs)
+            else:
+                actions = [self._call(_row(arrays, row), _row(kwargs, row))[0] for row in range(count)]
+        except ConfigError:
+            if not self.batched or self.state_shape or not self._takes_one(_row(arrays, 0), _row(kwargs, 0)):
+                raise
+            object.__setattr__(self, "batched", False)  # a predict for single observations
+            return self(obs, state)
         output = PolicyOutput(self.spec.head, one_hot_logits(self.spec.head, actions, count, self.name))
         output = (output if mask is None else output.masked(mask)).to(device)
         return output, self._pack(after, count).to(device) if self.state_shape else None
+
+    def _takes_one(self, obs: Any, kwargs: Any) -> bool:
+        """Return True if the function returns an action for one observation."""
+        try:
+            one_hot_logits(self.spec.head, [self._call(obs, kwargs)[0]], 1, self.name)
+        except (ConfigError, SpecMismatchError):
+            return False
+        return True
 
     def _to_numpy(self, obs: Obs) -> tuple[Any, Tensor | None]:
         """Return the observations as the environment returns them, and the mask if there is one."""
@@ -193,7 +207,7 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
         problem = f"teacher: {weights} does not fit the network of {name}"
         load_weights(teacher, read_state_dict(Path(weights)), problem, "Use its own file.")
     if is_network:
-        teacher.eval()
+        teacher.eval().cpu()
     is_policy = callable(getattr(teacher, "initial_state", None))
     if head is not None and (is_policy or not is_network):
         reason = "already holds the kind of its head" if is_policy else "returns actions, not parameters of a head"

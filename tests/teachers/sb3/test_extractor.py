@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rldistill.run.config import load_run
 from rldistill.students.storage import save_policy, trust
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher, load_policy
-from rldistill.teachers.sb3.tensors import ExtractorPolicy
+from rldistill.teachers.sb3.extractor import ExtractorPolicy
 
 from .test_load import rewrite
 
@@ -50,6 +51,17 @@ class Sine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sin()
+
+
+class Swish(nn.Module):
+    """Activation of the user's own with an argument."""
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.beta * x).sigmoid()
 
 
 class Wide(BaseFeaturesExtractor):
@@ -200,6 +212,38 @@ def test_own_activation_equals_that_of_sb3(tmp_path: Path) -> None:
     np.testing.assert_allclose(action, model.predict(obs, deterministic=True)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match=r"^teacher\.activation: .*NoModule is no subclass of torch\.nn\.Module"):
         load_policy(tmp_path / "model.zip", activation=f"{__name__}:NoModule")
+
+
+@pytest.mark.parametrize("function", [Swish, partial(Swish, 3.0), partial(Swish, beta=0.2)])
+def test_arguments_of_an_own_activation_are_those_of_the_file(function: Any, tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", Space(BOX, PUSH), policy_kwargs={"activation_fn": function, "net_arch": [8]})
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(UntrustedFileError, match=r"Swish.*; name your own with activation: module:Class"):
+        load_policy(tmp_path / "model.zip")
+    policy = load_policy(tmp_path / "model.zip", activation=f"{__name__}:Swish")
+    obs = np.stack([BOX.sample() for _ in range(16)])
+    with torch.no_grad():
+        action = policy(torch.from_numpy(obs))[0].mode().numpy()
+    np.testing.assert_allclose(action, model.predict(obs, deterministic=True)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "functools.partial(<class 'torch.nn.modules.activation.LeakyReLU'>, __import__('os').abort())",
+        "functools.partial(<class 'torch.nn.modules.activation.LeakyReLU'>, 1e300)",
+        "functools.partial(<class 'torch.nn.modules.activation.PReLU'>, num_parameters=10**12)",
+        "functools.partial(<class 'torch.nn.modules.activation.RReLU'>, 'a')",
+        "functools.partial(<class 'torch.nn.modules.activation.ReLU'>, 1, 2, 3)",
+        "functools.partial(functools.partial(<class 'torch.nn.modules.activation.ReLU'>, 1))",
+        "<function <lambda> at 0x7f0000000000>",
+    ],
+)
+def test_arguments_that_are_no_numbers_are_refused(text: str, tmp_path: Path) -> None:
+    PPO("MlpPolicy", Space(BOX, PUSH)).save(tmp_path / "model.zip")
+    path = rewrite(tmp_path / "model.zip", {"policy_kwargs": {"activation_fn": text}})
+    with pytest.raises(UntrustedFileError, match=r"model\.zip: "):
+        load_policy(path)
 
 
 def test_policy_with_an_own_activation_is_loaded_back_after_trust(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import CrossQ
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
@@ -125,10 +124,10 @@ def test_prefixes_of_compiled_networks_are_removed(compiled: str, tmp_path: Path
 
 
 def test_unsupported_algorithm_is_refused(tmp_path: Path) -> None:
-    model = CrossQ("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [4]})
-    model.save(tmp_path / "model.zip")
-    with pytest.raises(UntrustedFileError, match=r"the algorithm 'crossq' is not supported\. Use DQN"):
-        load_policy(tmp_path / "model.zip")
+    PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
+    policy_class = {"__module__": "sb3_contrib.dreamer.policies"}
+    with pytest.raises(UntrustedFileError, match=r"the algorithm 'dreamer' is not supported\. Use DQN"):
+        load_policy(rewrite(tmp_path / "model.zip", {"policy_class": policy_class}))
 
 
 def test_files_that_run_code_are_refused(tmp_path: Path) -> None:

@@ -214,6 +214,22 @@ def test_wrappers_become_the_view_of_the_teacher(tmp_path: Path, config: str, vi
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "!!python/name:torch.nn.modules.activation.ReLU ''",
+        "!!python/object/apply:os.system ['x']",
+        "!!python/object/new:pathlib.PosixPath [/, etc]",
+        "!!python/object:some.Class {a: !!python/module:os ''}",
+        "!own {a: [!other 1]}",
+        "!!python/tuple [1, 2]",
+    ],
+)
+def test_unknown_tags_of_settings_for_training_are_inert(tmp_path: Path, value: str) -> None:
+    config = f"policy_kwargs: {{activation_fn: {value}}}\ncallback: {value}\nframe_stack: 2\n"
+    assert read_zoo_folder(agent(tmp_path, config=config)).view == (Wrapper("StackFrames", {"stack": 2}),)
+
+
+@pytest.mark.parametrize(
     ("config", "error", "words"),
     [
         ("env_wrapper: my.wrappers.Secret", UntrustedFileError, "Secret is unknown"),
@@ -234,8 +250,10 @@ def test_wrappers_become_the_view_of_the_teacher(tmp_path: Path, config: str, vi
         ("normalize: \"{'norm_obs': True}\"", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: dict(norm_obs=True)", UntrustedFileError, "no vecnormalize.pkl"),
         ("normalize: __import__('os').system('x')", CorruptArtifactError, "expected a boolean or a dict"),
-        ("a: !!python/object/apply:os.system ['x']", UntrustedFileError, "nothing was run"),
-        ("a: !!python/name:os.system", UntrustedFileError, "nothing was run"),
+        ("normalize: !!python/name:os.system ''", UntrustedFileError, "normalize: expected.*found !!python/name:os"),
+        ("frame_stack: !!python/object/apply:os.system ['x']", UntrustedFileError, "frame_stack.*!!python/object/app"),
+        ("env_wrapper: !!python/name:os.system ''", CorruptArtifactError, "env_wrapper: expected names.*!!python/na"),
+        ("env_kwargs: {a: !!python/object:os.x {}}", UntrustedFileError, "'a' is !!python/object:os.x, which is not"),
         ("!!python/object/apply:collections.OrderedDict\n- x", UntrustedFileError, "pairs"),
         ("[1, 2]", CorruptArtifactError, "settings by name"),
         ("a: [", CorruptArtifactError, "not YAML"),

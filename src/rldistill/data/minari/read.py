@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 from pydantic import ConfigDict, Field, Json, PlainValidator
 
 from rldistill.core.errors import (
@@ -117,6 +119,28 @@ class _Metadata(Document):
     exported: Json[Origin] | None = Field(None, alias="rldistill")
 
 
+def _flat(observations: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the entries of dicts within dicts by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in observations.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _flat_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return a dict space whose entries have dotted names, without texts; another space unchanged."""
+    if not isinstance(space, spaces.Dict):
+        return space
+    entries: dict[str, spaces.Space[Any]] = {}
+    for key, part in space.spaces.items():
+        inner = _flat_space(part)
+        entries |= (
+            {f"{key}.{name}": own for name, own in inner.items()} if isinstance(inner, spaces.Dict) else {key: inner}
+        )
+    kept = OrderedDict((key, part) for key, part in entries.items() if not isinstance(part, spaces.Text))
+    return spaces.Dict(kept) if kept else space
+
+
 @dataclass
 class _Source:
     """Dataset of Minari that is safe to read, and notes on episodes that are not exactly as recorded."""
@@ -159,7 +183,7 @@ class _Source:
         if (origin := metadata.exported) is None:
             env_spec = metadata.env_spec or _EnvSpec(id=where)
             env = EnvConfig(env_spec.id, env_spec.kwargs or {})
-            spec = spec_from_spaces(env.id, metadata.observation_space, metadata.action_space)
+            spec = spec_from_spaces(env.id, _flat_space(metadata.observation_space), metadata.action_space)
             origin = Origin(env=env, spec=spec, teacher_spec=None)
         return cls(where, metadata, minari, origin)
 
@@ -170,6 +194,11 @@ class _Source:
             where = f"{self.where}: episode {number}"
             with _reading(where):
                 episode = next(iter(self.minari.iterate_episodes([number])))
+                if self.metadata.exported is None and isinstance(episode.observations, dict):
+                    flat = _flat(episode.observations)
+                    if dropped := [key for key in flat if key not in self.origin.spec.entries]:
+                        self.notes.add(f"the text of {', '.join(dropped)} in its observations was left out")
+                    episode = replace(episode, observations=flat)
                 columns = episode_columns(where, episode, number, self.origin, self.metadata.exported is not None)
                 self.notes |= conversion_notes(episode, self.origin.spec)
             shapes = {key: column.shape[1:] for key, column in columns.items()}

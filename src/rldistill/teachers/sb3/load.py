@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import base64
 import dataclasses
 import json
 import re
@@ -9,7 +11,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
+from torch.nn import RReLU
 
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
@@ -25,20 +29,25 @@ from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import require_regular
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member, read_tensors
 from rldistill.policies.actor_critic import ActorPolicy
-from rldistill.policies.layers import ACTIVATIONS, import_activation
-from rldistill.teachers.sb3.normalizer import normalize
+from rldistill.policies.layers import ACTIVATIONS, WEIGHTED_ACTIVATIONS, import_activation
+from rldistill.policies.layers import activation as make_activation
+from rldistill.teachers.sb3.extractor import Extractor, InconsistentFileError, RebuildError
+from rldistill.teachers.sb3.normalizer import normalize, read_arrays
 from rldistill.teachers.sb3.spaces import read_spaces, scaled_images
-from rldistill.teachers.sb3.tensors import Extractor, InconsistentFileError, RebuildError, Settings, Tensors, rebuild
+from rldistill.teachers.sb3.tensors import Settings, Tensors, rebuild
 from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
 
 MAX_DATA_BYTES = 64 << 20
 SUPPORTED = (
-    "DQN, QRDQN, PPO, A2C, TRPO, ARS, SAC, TD3, DDPG, TQC, RecurrentPPO and MaskablePPO with MlpPolicy, CnnPolicy or "
-    "MultiInputPolicy"
+    "DQN, QRDQN, PPO, A2C, TRPO, ARS, SAC, TD3, DDPG, TQC, CrossQ, RecurrentPPO and MaskablePPO with MlpPolicy, "
+    "CnnPolicy or MultiInputPolicy"
 )
 POLICY_MODULES = (
     *(f"stable_baselines3.{name}.policies" for name in ("common", "dqn", "ppo", "a2c", "sac", "td3", "ddpg")),
-    *(f"sb3_contrib.{name}.policies" for name in ("qrdqn", "tqc", "trpo", "ars", "ppo_recurrent", "ppo_mask")),
+    *(
+        f"sb3_contrib.{name}.policies"
+        for name in ("qrdqn", "tqc", "trpo", "ars", "crossq", "ppo_recurrent", "ppo_mask")
+    ),
     *(f"sb3_contrib.common.{name}.policies" for name in ("recurrent", "maskable")),
 )
 EXTRACTORS = tuple(
@@ -81,6 +90,27 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
     return policy
 
 
+def observed_normalized(path: Path) -> bool:
+    """Return True if the last observation of the training shows that VecNormalize had changed it.
+
+    It does so where it is outside of its space, or of float32 though the space is of float64.
+    """
+    try:
+        data, _ = _read_zip(path)
+        space = read_spaces(data)[0]
+        arrays = read_arrays(base64.b64decode(data["_last_obs"][":serialized:"]))
+    except (LookupError, RebuildError, RLDistillError, TypeError, ValueError):
+        return False
+    boxes = [*space.spaces.values()] if isinstance(space, spaces.Dict) else [space]
+    return len(arrays) == len(boxes) and any(
+        array.dtype == np.float32
+        and box.dtype.kind == "f"
+        and (box.dtype == np.float64 or bool(((array < box.low - 1e-3) | (array > box.high + 1e-3)).any()))
+        for array, box in zip(arrays, boxes, strict=True)
+        if isinstance(box, spaces.Box) and array.shape[1:] == box.shape
+    )
+
+
 def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
     """Return the acting network of a live SB3 model as a policy of ours; raise ConfigError if ours cannot express it.
 
@@ -96,6 +126,7 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
             bool(policy.squash_output),
             bool(getattr(distribution, "use_expln", False)),
             float(getattr(getattr(policy, "actor", None), "clip_mean", 2.0)),
+            float(getattr(policy, "batch_norm_params", {}).get("batch_norm_eps", 1e-3)),
         )
         tensors = {name: value.detach().cpu() for name, value in policy.state_dict().items()}
         spec = spec or spec_from_spaces(type(model).__name__, model.observation_space, model.action_space)
@@ -153,7 +184,10 @@ def _settings_from_text(
     except RebuildError:
         if option is None:
             raise
-        activation = option
+        arguments = _partial(_dotted_name(text))[1]
+        activation = f"{option}({arguments})" if arguments and "(" not in option else option
+        import_activation(activation, "teacher.activation")
+        option = activation
     if option not in (None, activation):
         raise ConfigError(f"teacher.activation: {path} has the activation {activation}. Remove the option.")
     return Settings(
@@ -162,6 +196,7 @@ def _settings_from_text(
         _is_true(kwargs.get("squash_output", ars and not linear)),
         _is_true(kwargs.get("use_expln", False)),
         float(kwargs.get("clip_mean", 2.0)),
+        float(kwargs.get("batch_norm_eps", 1e-3)),
         extractor,
     )
 
@@ -188,14 +223,30 @@ def _dotted_name(value: Any) -> str:
     return re.sub(r"^<class '|'>$", "", str(value))
 
 
-def _activation_name(dotted: str) -> str:
+def _activation_name(text: str) -> str:
+    """Return `leakyrelu(0.2)` for the text of a class, or of a partial of a class."""
+    dotted, arguments = _partial(text)
     module, _, name = dotted.rpartition(".")
-    if not f"{module}.".startswith("torch.nn.") or name.lower() not in ACTIVATIONS:
+    if name == "RReLU" and module.startswith("torch.nn."):  # a teacher acts with the mean of its slopes
+        slopes = RReLU(*ast.literal_eval(f"[{re.sub(r'[a-z]+=', '', arguments)}]"))
+        return f"leakyrelu({(slopes.lower + slopes.upper) / 2})"
+    if not f"{module}.".startswith("torch.nn.") or name.lower() not in ACTIVATIONS | WEIGHTED_ACTIVATIONS:
         raise RebuildError(
             f"activation {short_repr(dotted)}; name your own with activation: module:Class, or use "
             f"{', '.join(name for name in ACTIVATIONS if ':' not in name)}"
         )
-    return name.lower()
+    full = f"{name.lower()}({arguments})" if arguments else name.lower()
+    try:
+        make_activation(full)
+    except ConfigError as error:
+        raise RebuildError(str(error)) from None
+    return full
+
+
+def _partial(text: str) -> tuple[str, str]:
+    """Return the name of a class, and the arguments of a `functools.partial` of it."""
+    match = re.fullmatch(r"functools\.partial\(<class '([^']+)'>(?:, (.*))?\)", text)
+    return (match[1], match[2] or "") if match else (text, "")
 
 
 def _require_known_extractor(dotted: str) -> None:

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,19 @@ def read_normalizer(path: Path) -> Normalizer:
         ) from None
 
 
+def read_arrays(content: bytes) -> list[NDArray[Any]]:
+    """Return the array in a pickle, or those in a dict; none for anything else."""
+    try:
+        value = _Unpickler(io.BytesIO(content)).load()
+    except Exception:  # pickle and numpy raise many kinds of errors for damaged bytes
+        return []
+    return [
+        part.array
+        for part in (value.values() if isinstance(value, dict) else [value])
+        if isinstance(part, PickledArray)
+    ]
+
+
 class _Record:
     """Placeholder for an object whose class is not imported; keeps its state as plain data."""
 
@@ -128,8 +142,15 @@ class _Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = {
         code: method
         for code, method in pickle._Unpickler.dispatch.items()
-        if code not in (*pickle.BYTEARRAY8, *pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)
+        if code not in (*pickle.NEXT_BUFFER, *pickle.READONLY_BUFFER)
     }
+
+    def _load_bytearray8(self) -> None:
+        # Python's own allocates as many bytes as the file names.
+        (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(size)))  # type: ignore[attr-defined]
+
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rldistill.core.errors import short_repr
-from rldistill.teachers.sb3.tensors import RebuildError
+from rldistill.teachers.sb3.extractor import RebuildError
 
 NUMBER = r"[-+]?(?:inf|(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)"
 DTYPE = r"bool|float(16|32|64)|u?int(8|16|32|64)"

@@ -5,103 +5,38 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from gymnasium import spaces
-from torch import Tensor, nn
+from torch import Tensor
 
-from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError
-from rldistill.core.fields import import_name
+from rldistill.core.errors import RLDistillError, SpecMismatchError
 from rldistill.core.heads import ActionHead, BernoulliHead, HeadKind, SquashedGaussianHead
-from rldistill.core.spec import Obs, PolicySpec, Wrapper
-from rldistill.io.untrusted import load_weights
-from rldistill.io.user_code import wrap_errors
+from rldistill.core.spec import PolicySpec
 from rldistill.policies.actor_critic import KERNELS, Actor, ActorPolicy, Noise
 from rldistill.teachers.file_policy import synthetic_observations
+from rldistill.teachers.sb3.extractor import (
+    Extractor,
+    ExtractorActor,
+    ExtractorPolicy,
+    InconsistentFileError,
+    RebuildError,
+)
 
-FIELD = "teacher.extractor"
 Tensors = dict[str, Tensor]
-Layer = tuple[Tensor, Tensor]
-"""Weight and bias."""
+
+
+class Layer(NamedTuple):
+    """Weight and bias of a layer, and the weight of the PReLU after it."""
+
+    weight: Tensor
+    bias: Tensor
+    slope: Tensor | None = None
+
+
 CONVOLUTION_INDICES = (0, 2, 4, 7)
 """Indices of the layers in an `Actor`'s image extractor: three convolutions and a dense layer."""
-
-
-class RebuildError(Exception):
-    """A policy that an `Actor` cannot express; the message is the reason."""
-
-
-class InconsistentFileError(RebuildError):
-    """A file whose text or spec describes another policy than its tensors."""
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Features extractor of the user's own, whose class no file may name.
-
-    Attributes:
-        reference: Its class as `module:Class`, from the run file, Python or the command line.
-        space, kwargs: Its arguments, from the file of the policy.
-    """
-
-    reference: str
-    space: spaces.Space[Any] = field(hash=False)
-    kwargs: dict[str, Any] = field(hash=False)
-
-    def build(self, weights: Tensors) -> nn.Module:
-        """Return the extractor with its weights, constructed as SB3 does."""
-        cls = import_name(self.reference, FIELD)
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise ConfigError(f"{FIELD}: {self.reference} is no subclass of torch.nn.Module. Name one that is.")
-        if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
-            raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
-        with wrap_errors(f"teacher: {self.reference}"):
-            module: nn.Module = cls(self.space, **self.kwargs)
-        problem = f"{FIELD}: the weights in the file do not fit {self.reference}"
-        load_weights(module, weights, problem, "Name another class.")
-        return module.eval()
-
-
-@dataclass(frozen=True)
-class ExtractorActor(Actor):
-    """Actor with a features extractor of the user's own, which returns `features` numbers."""
-
-    hidden_as_features: ClassVar[bool] = False
-
-    extractor: Extractor | None = None
-
-    def features_width(self, spec: PolicySpec) -> int:
-        """Return the number of features."""
-        return self.features
-
-
-class ExtractorPolicy(ActorPolicy):
-    """Policy of an `ExtractorActor`."""
-
-    def __init__(self, config: Actor, spec: PolicySpec, extractor: nn.Module, reference: str) -> None:
-        super().__init__(config, spec)
-        self.extractor, self.reference = extractor, reference
-
-    def require_storable(self) -> None:
-        """Raise ConfigError: a file must not name the code that it needs."""
-        raise ConfigError(
-            f"{FIELD}: a policy with {self.reference} cannot be saved, since a file must not name code. Keep its zip, "
-            "or distil it into a student."
-        )
-
-    def _features(self, standardized: Obs) -> Tensor:
-        with wrap_errors(f"teacher: {self.reference}"):
-            features = self.extractor(standardized)
-        first = standardized if isinstance(standardized, Tensor) else next(iter(standardized.values()))
-        expected = (len(first), self.config.features)
-        if not isinstance(features, torch.Tensor) or features.shape != expected:
-            found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise ConfigError(
-                f"{FIELD}: {self.reference} returns {found}, expected {list(expected)}. Correct its code."
-            )
-        return features
 
 
 @dataclass(frozen=True)
@@ -113,6 +48,7 @@ class Settings:
     squash_output: bool = False
     expln: bool = False
     clip_mean: float = 2.0
+    batch_norm_eps: float = 1e-3
     extractor: Extractor | None = None
 
 
@@ -127,6 +63,7 @@ class _Parts:
     noise: Noise = "none"
     log_std: Tensor | Layer | None = None
     critic: list[Layer] | None = None
+    rescaling: Layer | None = None
 
 
 def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_images: Collection[str]) -> ActorPolicy:
@@ -139,6 +76,8 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
     spec = dataclasses.replace(spec, head=parts.head)
     layers = {f"body.{2 * index}": layer for index, layer in enumerate(parts.hidden)}
     layers |= {f"critic.{2 * index}": layer for index, layer in enumerate(parts.critic or ())}
+    if parts.rescaling is not None:
+        layers[f"body.{2 * len(parts.hidden)}"] = parts.rescaling
     plain = parts.noise == "none" and not isinstance(parts.head, SquashedGaussianHead)
     layers["output" if plain else "output.mean"] = parts.output
     state, lstm = _lstm_state(tensors)
@@ -153,6 +92,7 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
         activation=settings.activation,
         noise=parts.noise,
         expln=settings.expln,
+        rescaled=parts.rescaling is not None,
         clip_mean=settings.clip_mean if parts.noise == "state" and parts.extractor.startswith("actor") else 0.0,
     )
     if own := settings.extractor:
@@ -166,7 +106,10 @@ def rebuild(tensors: Tensors, spec: PolicySpec, settings: Settings, scaled_image
             sizes = _widths(image)
             config = dataclasses.replace(config, images=tuple(images), channels=sizes[:-1], features=sizes[-1])
     for name, layer in layers.items():
-        state[f"{name}.weight"], state[f"{name}.bias"] = layer
+        state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
+        if layer.slope is not None:
+            network, index = name.split(".")
+            state[f"{network}.{int(index) + 1}.weight"] = layer.slope
     _require_fit(config, spec, state)
     if own:
         prefix = f"{parts.extractor}."
@@ -205,14 +148,14 @@ def _require_fit(config: Actor, spec: PolicySpec, state: Tensors) -> None:
 def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
     for name in ("q_net", "quantile_net"):
         if layers := _find_layers(tensors, rf"{name}\.{name}\.(\d+)"):
-            *hidden, (weight, bias) = layers
+            *hidden, (weight, bias, _) = layers
             if name == "quantile_net":  # the mean over quantiles is linear, and so can be taken in the weights
                 actions = neutral.num_params
                 if not neutral.discrete or weight.ndim != 2 or len(weight) % actions:
                     raise InconsistentFileError(f"quantiles of shape {tuple(weight.shape)} for {actions} actions")
                 weight = weight.view(-1, actions, weight.shape[1]).mean(0)
                 bias = bias.view(-1, actions).mean(0)
-            return _Parts(f"{name}.features_extractor", hidden, (weight, bias), require_kind(neutral, "q_values"))
+            return _Parts(f"{name}.features_extractor", hidden, Layer(weight, bias), require_kind(neutral, "q_values"))
     if "action_net.weight" in tensors:
         return _on_policy(tensors, neutral, settings)
     if layers := _find_layers(tensors, r"action_net\.(\d+)"):
@@ -221,15 +164,48 @@ def _find_parts(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _P
         return _Parts("features_extractor", layers[:-1], layers[-1], head)
     extractor = "actor.features_extractor"
     if "actor.mu.weight" in tensors or "actor.log_std" in tensors:
-        head, hidden = require_kind(neutral, "squashed_gaussian"), _find_layers(tensors, r"actor\.latent_pi\.(\d+)")
+        head = require_kind(neutral, "squashed_gaussian")
+        hidden, last = _fold_batch_renorm(tensors, settings.batch_norm_eps)
         mean = _find_layer(tensors, "actor.mu" if "actor.mu.weight" in tensors else "actor.mu.0")
         if "actor.log_std" in tensors:
             log_std = _expand_log_std(tensors["actor.log_std"], mean)
-            return _Parts(extractor, hidden, mean, head, "state", log_std)
-        return _Parts(extractor, hidden, mean, head, "learned", _find_layer(tensors, "actor.log_std"))
+            rescaling = None if last is None else Layer(last.weight.diag(), last.bias)
+            return _Parts(extractor, hidden, mean, head, "state", log_std, rescaling=rescaling)
+        outputs = [mean, _find_layer(tensors, "actor.log_std")]
+        mean, log_std_layer = outputs if last is None else [_rescaled(layer, last) for layer in outputs]
+        return _Parts(extractor, hidden, mean, head, "learned", log_std_layer)
     if layers := _find_layers(tensors, r"actor\.mu\.(\d+)"):
         return _Parts(extractor, layers[:-1], layers[-1], require_kind(neutral, "squashed_gaussian"))
     raise RebuildError("tensors of an unknown policy")
+
+
+def _fold_batch_renorm(tensors: Tensors, epsilon: float) -> tuple[list[Layer], Layer | None]:
+    """Return the hidden layers of SAC, TQC or CrossQ, whose batch renormalizations become part of the next layers.
+
+    The second value is the last one, as factors and summands, since an output is after it.
+    """
+    layers: list[Layer] = []
+    scale: Layer | None = None
+    indices = {int(match[1]) for name in tensors if (match := re.match(r"actor\.latent_pi\.(\d+)\.", name))}
+    for index in sorted(indices):
+        name = f"actor.latent_pi.{index}"
+        if f"{name}.ra_mean" in tensors:
+            factor = tensors[f"{name}.scale"].double() / (tensors[f"{name}.ra_var"].double() + epsilon).sqrt()
+            scale = Layer(factor, tensors[f"{name}.bias"] - tensors[f"{name}.ra_mean"] * factor)
+            continue
+        layer = _find_layer(tensors, name)
+        if layer.weight.ndim == 1 and layers:
+            layers[-1] = layers[-1]._replace(slope=layer.weight)
+            continue
+        layers.append(layer if scale is None else _rescaled(layer, scale))
+        scale = None
+    return layers, scale and Layer(scale.weight.float(), scale.bias.float())
+
+
+def _rescaled(layer: Layer, scale: Layer) -> Layer:
+    """Return a dense layer for inputs before they are multiplied and shifted."""
+    weight = layer.weight.double()
+    return Layer((weight * scale.weight).float(), (layer.bias + weight @ scale.bias.double()).float())
 
 
 def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Parts:
@@ -248,7 +224,7 @@ def _on_policy(tensors: Tensors, neutral: ActionHead, settings: Settings) -> _Pa
     log_std = tensors.get("log_std")
     if isinstance(neutral, BernoulliHead) and len(output[0]) == 2 * neutral.num_params:
         # MaskablePPO has two logits for each bit, whose difference is the logit of a Bernoulli variable.
-        output = output[0][1::2] - output[0][::2], output[1][1::2] - output[1][::2]
+        output = Layer(*(part[1::2] - part[::2] for part in (output.weight, output.bias)))
     if log_std is None:
         return _Parts(extractor, hidden, output, neutral, critic=critic)
     if log_std.ndim == 1:
@@ -276,7 +252,7 @@ def _image_layers(tensors: Tensors, extractor: str, spec: PolicySpec) -> dict[st
     for key in spec.entries:
         prefix = re.escape(f"{extractor}.extractors.{key}." if key else f"{extractor}.")
         if convolutions := _find_layers(tensors, rf"{prefix}cnn\.(\d+)"):
-            kernels = tuple(int(weight.shape[-1]) for weight, _ in convolutions)
+            kernels = tuple(int(layer.weight.shape[-1]) for layer in convolutions)
             if kernels != KERNELS:
                 raise RebuildError(f"convolutions with kernels {kernels}; only SB3's NatureCNN is known")
             dense = _find_layers(tensors, rf"{prefix}linear\.(\d+)")
@@ -311,13 +287,20 @@ def _find_layers(tensors: Tensors, pattern: str) -> list[Layer]:
     for name in tensors:
         if match := re.fullmatch(rf"({pattern})\.weight", name):
             names.setdefault(int(match[2]), match[1])
-    return [_find_layer(tensors, names[index]) for index in sorted(names)]
+    layers: list[Layer] = []
+    for _, name in sorted(names.items()):
+        layer = _find_layer(tensors, name)
+        if layer.weight.ndim == 1 and layers and f"{name}.bias" not in tensors:
+            layers[-1] = layers[-1]._replace(slope=layer.weight)
+        else:
+            layers.append(layer)
+    return layers
 
 
 def _find_layer(tensors: Tensors, name: str) -> Layer:
     weight = tensors[f"{name}.weight"]
-    return weight, tensors.get(f"{name}.bias", torch.zeros(len(weight)))
+    return Layer(weight, tensors.get(f"{name}.bias", torch.zeros(len(weight))))
 
 
 def _widths(layers: Iterable[Layer]) -> tuple[int, ...]:
-    return tuple(len(weight) for weight, _ in layers)
+    return tuple(len(layer.weight) for layer in layers)

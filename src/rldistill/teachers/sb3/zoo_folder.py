@@ -146,6 +146,16 @@ def _first(folders: list[Path], names: tuple[str, ...]) -> Path | None:
     return next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
 
 
+class _Inert:
+    """Value of an unknown tag, which no setting accepts; most of them are keys that only training uses."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+
+    def __repr__(self) -> str:
+        return self.tag.replace("tag:yaml.org,2002:", "!!")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader with the zoo's tag for ordered pairs, read as data, and without `<<`, which can expand."""
 
@@ -163,6 +173,8 @@ def _pairs(loader: _Loader, node: yaml.Node) -> dict[Any, Any]:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.construct_yaml_seq)  # type: ignore[type-var]
+_Loader.add_constructor(None, lambda loader, node: _Inert(node.tag))
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -233,6 +245,8 @@ def _is_normalized(value: Any, path: Path | None) -> bool:
             raise CorruptArtifactError(
                 f"{path}: normalize: expected a boolean or a dict, found {short_repr(value)}."
             ) from None
+    if isinstance(value, _Inert):
+        raise UntrustedFileError(f"{path}: normalize: expected a boolean or a dict, found {value}. Write it as data.")
     return bool(value.get("norm_obs", True)) if isinstance(value, dict) else bool(value)
 
 
