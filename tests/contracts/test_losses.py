@@ -50,7 +50,7 @@ CONTINUOUS += [(head, GAUSSIAN) for head in (DETERMINISTIC, SQUASHED)]
 ALL: Pairs = [*product(HEADS, HEADS)]
 # Teacher and student, all pairs that a loss accepts; the outputs have values and features.
 ACCEPTED: dict[str, Pairs] = {
-    "forward_kl": DIVERGENCES,
+    "forward_kl": [*DIVERGENCES, (DETERMINISTIC, DETERMINISTIC)],
     "reverse_kl": DIVERGENCES,
     "jeffreys": DIVERGENCES,
     "wasserstein": [(GAUSSIAN, GAUSSIAN), (SQUASHED, SQUASHED)],
