@@ -8,6 +8,7 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -240,6 +241,15 @@ def _is_stopped(pid: int) -> bool:
         return False
 
 
+def _has_unguarded_script() -> bool:
+    """Return True if the script of this process has no `if __name__ == "__main__":`, which new processes need."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        return file is not None and "__main__" not in Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
+
 def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
     try:
         pickle.dumps(job)
@@ -255,11 +265,11 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
         try:
-            pending = {pool.submit(_run_alone, stream) for stream in streams}
-        finally:
-            if in_main_thread:
-                signal.signal(signal.SIGINT, before)
-        try:
+            try:
+                pending = {pool.submit(_run_alone, stream) for stream in streams}
+            finally:
+                if in_main_thread:
+                    signal.signal(signal.SIGINT, before)
             stopped = set[int]()
             while pending:
                 done, pending = wait(pending, CHECK_INTERVAL_S, FIRST_COMPLETED)
@@ -273,6 +283,11 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
                             f"collect: worker {pid} is stopped. `kill -CONT {pid}` lets it go on", stacklevel=2
                         )
         except BrokenProcessPool:
+            if _has_unguarded_script():
+                raise ConfigError(
+                    "collect.workers: the workers import this script again. Put its calls below `if __name__ == "
+                    "'__main__':`, or set workers: 1."
+                ) from None
             raise ConfigError(
                 "collect.workers: a worker was killed, perhaps for want of memory. The finished blocks are kept: "
                 "continue with --resume, or with fewer workers."

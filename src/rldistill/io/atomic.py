@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -232,7 +234,12 @@ def sha256_file(path: Path) -> str:
 
 
 def require_mode(mode: str, allowed: Sequence[str] = get_args(Mode)) -> None:
-    """Raise ConfigError if `mode` is not one of `allowed`."""
+    """Raise ConfigError if `mode` is not one of `allowed`.
+
+    A worker that imports an unguarded script must not run its stages again; it ends here, and its parent has the error.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(1)
     if mode not in allowed:
         hint = did_you_mean(mode, allowed) if isinstance(mode, str) else ""
         raise ConfigError(f"mode: expected one of {', '.join(allowed)}, found {short_repr(mode)}.{hint}")

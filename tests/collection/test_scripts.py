@@ -1,0 +1,35 @@
+"""Scripts that collect with several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rldistill
+
+pytestmark = pytest.mark.slow
+SCRIPT = """
+from pathlib import Path
+from rldistill import CollectConfig, EnvConfig, Mlp, collect, spec_from_env
+
+teacher = Mlp((8,)).build(spec_from_env(EnvConfig("CartPole-v1"))).eval()
+"""
+CALL = 'collect(EnvConfig("CartPole-v1"), teacher, CollectConfig(steps=400, workers=2, epsilon=0.5), Path("data"))\n'
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_script_without_a_main_guard_gets_a_hint(guarded: bool, tmp_path: Path) -> None:
+    call = f'if __name__ == "__main__":\n    {CALL}' if guarded else CALL
+    (tmp_path / "script.py").write_text(SCRIPT + call)
+    path = str(Path(rldistill.__file__).parents[1])
+    result = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (result.returncode == 0) == guarded, result.stderr
+    assert ("ConfigError: collect.workers: the workers import this script again" in result.stderr) != guarded
+    assert "--resume" not in result.stderr
