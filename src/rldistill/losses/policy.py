@@ -82,7 +82,7 @@ class ForwardKL(Softened):
 
     Covers all actions of the teacher. Rusu 2015, arXiv 1511.06295. A `categorical` student learns the softened
     distribution itself; a `q_values` student is softened like its teacher. Where a KL would be infinite, it is a
-    distance: Wasserstein for Gaussians without noise (TD3, DDPG), ActionNLL for deterministic teachers.
+    distance: Wasserstein for Gaussians without noise (TD3, DDPG), the squared error for deterministic teachers.
     """
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
@@ -90,7 +90,7 @@ class ForwardKL(Softened):
             student.head
         ):
             if isinstance(head, DeterministicHead):
-                return ActionNLL()(student, labels)
+                return head.nll(student.params, labels.teacher.params.detach())
             if bool((labels.teacher.params.chunk(2, -1)[1] <= NO_NOISE_LOG_STD).all()):
                 return Wasserstein()(student, labels)
         temperature = self.temperature or 1.0
