@@ -252,11 +252,11 @@ def list_files(folder: Path) -> list[Path]:
 
 def discard_stage(folder: Path) -> None:
     """Delete what stages wrote into a folder; raise ConfigError, and delete nothing, if it holds anything else."""
+    if not folder.exists():
+        return
     files: list[Path] = []
     folders: list[Path] = []
-    for root, _, names in (
-        os.walk(folder, onerror=_raise) if folder.exists() else ()
-    ):  # links to folders are not followed, and refused below
+    for root, _, names in os.walk(folder, onerror=_raise):  # links to folders are not followed, and refused below
         own = Path(root)
         folders.append(own)
         files += [own / name for name in names]
