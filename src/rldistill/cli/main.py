@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import traceback
@@ -209,6 +210,9 @@ def main() -> None:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # of characters that a terminal in LANG=C cannot show
     try:
         app(prog_name="rldistill")
     except Exception:  # not 1, which is the answer that a claim does not hold

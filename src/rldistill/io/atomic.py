@@ -251,7 +251,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def discard_stage(folder: Path) -> None:
-    """Delete what stages wrote into a folder; raise ConfigError, and delete nothing, if it holds anything else."""
+    """Delete the files of stages in a folder; raise ConfigError, and delete nothing, if it holds anything else."""
     if not folder.exists():
         return
     files: list[Path] = []
