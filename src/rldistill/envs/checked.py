@@ -57,11 +57,14 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env, name: str, meter: RewardMeter | None = None) -> None:
         super().__init__(env)
         self.name, self._meter = name, meter
-        space, action = env.observation_space, env.action_space
+        # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces.
+        self._space, self._action_space = env.observation_space, env.action_space
+        space, action = self._space, self._action_space
         self._dtype = None if space.dtype is None or space.shape is None else np.dtype(space.dtype)
         if isinstance(space, spaces.Box) and (dtype := np.dtype(obs_dtype(space.dtype))) != space.dtype:
             low, high = (np.clip(bound, *_limits(dtype)) for bound in (space.low, space.high))
             self.observation_space = spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
+        self._stored_dtype = self.observation_space.dtype
         self._start: Any = getattr(action, "start", None)
         if isinstance(action, spaces.Discrete) and action.start:
             self.action_space = spaces.Discrete(int(action.n))
@@ -91,21 +94,23 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._invalid(f"step returned {_kind(result)}", INTERFACE)
         obs, reward, terminated, truncated, info = result
-        number = _number(reward)
-        if not math.isfinite(number):
+        value = _number(reward)
+        if not math.isfinite(value):
             scalar = isinstance(reward, float | np.number) or (
                 np.size(reward) == 1 and np.asarray(reward).dtype.kind == "f"
             )
             raise self._invalid(
                 f"a reward is {'NaN or infinite' if scalar else _kind(reward)}", "Return a finite number"
             )
-        self.own_reward = number if self._meter is None else self._meter.total
-        ends = []
-        for end in (terminated, truncated):
+        self.own_reward = value if self._meter is None else self._meter.total
+        ends = [terminated, truncated]
+        for number, end in enumerate(ends):
+            if isinstance(end, bool):
+                continue
             if np.size(end) != 1 or np.asarray(end).dtype.kind not in "biuf":
                 raise self._invalid(f"terminated or truncated is {_kind(end)}", "Return True or False")
-            ends.append(bool(np.asarray(end).item()))
-        return self._observation(obs), number, ends[0], ends[1], _success(info)
+            ends[number] = bool(np.asarray(end).item())
+        return self._observation(obs), value, ends[0], ends[1], _success(info)
 
     def close(self) -> None:
         """Close the environment; warn if that fails, since all results are there already."""
@@ -115,7 +120,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             warnings.warn(f"env close failed: {failure(error)}", stacklevel=2)
 
     def _action(self, action: Any) -> Any:
-        space: spaces.Space[Any] = self.env.action_space
+        space = self._action_space
         if isinstance(space, spaces.Discrete):
             return action + self._start if self._start else action
         if isinstance(space, spaces.MultiDiscrete):
@@ -129,7 +134,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def _observation(self, obs: Any) -> Any:
         if self._dtype is None:
             return obs
-        space = self.env.observation_space
+        space = self._space
         try:
             array = np.asarray(obs)
         except (TypeError, ValueError):  # of different lengths
@@ -139,8 +144,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             found = f"found {array.dtype} of shape {array.shape}" if array.dtype.kind != "O" else f"found {_kind(obs)}"
             expected = f"its observation_space has {self._dtype} of shape {space.shape}"
             raise self._invalid(f"the observation does not fit: {found}, {expected}", "Correct the one or the other")
-        dtype = self.observation_space.dtype
-        return array if array.dtype == dtype else array.astype(dtype or array.dtype)
+        return array if array.dtype == self._stored_dtype else array.astype(self._stored_dtype or array.dtype)
 
     def _failed(self, method: str, error: BaseException) -> RLDistillError:
         if isinstance(error, RLDistillError):
