@@ -11,9 +11,9 @@ import pytest
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.data.blocks import read_block
-from rldistill.io import atomic
 from rldistill.io.atomic import read_json, read_jsonl, seal, sha256_file
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_state_dict
+from rldistill.io.state_dicts import read_state_dict
+from rldistill.io.untrusted import MAX_JSON_BYTES, MAX_WEIGHTS_BYTES
 from rldistill.students.storage import load_native
 from rldistill.teachers.sb3.load import _read_zip
 from rldistill.teachers.sb3.normalizer import read_normalizer
@@ -66,7 +66,7 @@ def test_link_out_of_the_folder_is_refused(name: str, target: str, tmp_path: Pat
 @pytest.mark.parametrize("name", ["policy.json", "metrics.jsonl", "agent.pt", "vecnormalize.pkl"])
 def test_large_file_is_refused_before_it_is_read(name: str, tmp_path: Path) -> None:
     with (tmp_path / name).open("wb") as file:
-        file.truncate(max(atomic.MAX_JSON_BYTES, MAX_WEIGHTS_BYTES) + 1)  # without content on disk
+        file.truncate(max(MAX_JSON_BYTES, MAX_WEIGHTS_BYTES) + 1)  # without content on disk
     with pytest.raises(UntrustedFileError, match=r"1,073,741,825 bytes, above the limit of [\d,]+\. Use a smaller"):
         READERS[name](tmp_path / name)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rldistill.core.errors import UntrustedFileError
-from rldistill.io.untrusted import read_state_dict
+from rldistill.io.state_dicts import read_state_dict
 
 
 @pytest.mark.parametrize(

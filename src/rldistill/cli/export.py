@@ -76,6 +76,9 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of an export.", show_default=False)],
     env: OptionalEnv = None,
     env_kwarg: EnvKwargs = None,
+    run_code: Annotated[
+        bool, typer.Option("--run-code", help="Run the C source and the SB3 zip of a folder that you trust.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +87,8 @@ def verify(
     from rldistill.io.progress import track
 
     with track("verify", "episodes", quiet) as progress:
-        certificate = verify_export(folder, None if env is None else parse_env(env, env_kwarg), progress=progress)
+        own_env = None if env is None else parse_env(env, env_kwarg)
+        certificate = verify_export(folder, own_env, progress=progress, run_code=run_code)
     if as_json or not quiet:
         print_result(certificate, as_json)
     if certificate.failures:

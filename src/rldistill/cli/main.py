@@ -33,6 +33,7 @@ from rldistill.cli.options import (
     require_new,
 )
 from rldistill.cli.teachers import teachers
+from rldistill.core.errors import printable
 
 app = command_group(pretty_exceptions_enable=False)
 app.add_typer(datasets, name="dataset")
@@ -186,7 +187,7 @@ def explain(
 
     require_new(out, "--out")
     policy = load_native(path)
-    typer.echo(interpret.explain(policy))
+    typer.echo(printable(interpret.explain(policy)))
     if out is not None:
         interpret.draw(policy, out)
 
@@ -209,7 +210,7 @@ def main() -> None:
     # A scheduler's SIGTERM stops a run like Ctrl-C, also where a shell started the process with SIGINT ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {printable(str(message))}", err=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # of characters that a terminal in LANG=C cannot show

@@ -17,7 +17,7 @@ import typer
 
 import rldistill
 from rldistill.cli.completion import complete_setting
-from rldistill.core.errors import ConfigError
+from rldistill.core.errors import ConfigError, printable
 
 File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False)]
 Overrides = Annotated[
@@ -147,4 +147,5 @@ def show(value: dict[str, Any], as_json: bool = False) -> None:
     width = max(map(len, value))
     for key, item in value.items():
         lines = [f"{name} {entry}" for name, entry in item.items()] if isinstance(item, dict) else [str(item)]
+        lines = [*map(printable, lines)]
         typer.echo(f"{key:<{width}}  " + f"\n{'':<{width}}  ".join(lines))

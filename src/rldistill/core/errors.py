@@ -18,6 +18,13 @@ OWN_FOLDER = str(Path(__file__).resolve().parents[1])
 LIBRARIES = (sysconfig.get_paths()["stdlib"], OWN_FOLDER, "<frozen")
 
 
+def printable(text: str) -> str:
+    """Return text of an untrusted file for a terminal, with control characters other than line breaks escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 class RLDistillError(Exception):
     """Base of all errors; the message names the problem, its place and the remedy.
 
@@ -25,7 +32,7 @@ class RLDistillError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+        text = printable(message)
         # Escaped first, so that the copy of another process, which pickle makes with this text, is the same.
         if len(text) > MAX_MESSAGE_CHARS:
             text = f"{text[: MAX_MESSAGE_CHARS - 200]} ... {text[-180:]}"

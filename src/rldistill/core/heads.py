@@ -30,6 +30,8 @@ MASK = "action_mask"
 """The key of the action mask in a dict observation."""
 ILLEGAL = -1e8
 """The logit or value of an illegal action; finite, so that no loss becomes NaN."""
+MAX_ACTIONS = 1 << 20
+"""Limit of the choices of a head: a file could name a space that fills the memory."""
 CERTAIN_LOGIT = 20.0
 """The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
 LARGEST = torch.finfo(torch.float32).max
@@ -72,6 +74,8 @@ class ActionHead(ABC):
             HEADS[cls.kind] = cls
 
     def __post_init__(self) -> None:
+        if sum(self.nvec) > MAX_ACTIONS:
+            raise SpecMismatchError(f"nvec: more than {MAX_ACTIONS:,} actions. Use a smaller space.")
         choices, low, high = len(self.nvec), len(self.low), len(self.high)
         fits = choices > 0 == low == high if self.discrete else choices == 0 < low == high
         if not fits or (self.single_choice and choices != 1):

@@ -103,6 +103,8 @@ class EnvConfig:
         return replace(self, wrappers=self.wrappers + getattr(self.views, side), views=None)
 
 
+MAX_OBS_VALUES = 1 << 26
+"""Limit of an observation: a file could name a space that fills the memory."""
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
 
 
@@ -143,6 +145,10 @@ class PolicySpec:
     parts: tuple[tuple[str, Annotated[ObsPart, Stored()]], ...] = ()
     view: tuple[Annotated[Wrapper, Stored()], ...] = ()
     env_kwargs: tuple[tuple[str, bool | int | float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if max(math.prod(self.obs_shape), sum(part.width for part in self.entries.values())) > MAX_OBS_VALUES:
+            raise SpecMismatchError(f"obs_shape: more than {MAX_OBS_VALUES:,} values. Use a smaller space.")
 
     @classmethod
     def from_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:

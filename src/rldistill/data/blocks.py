@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rldistill.core.errors import CorruptArtifactError, error_text
-from rldistill.io.atomic import require_regular, write_atomic
+from rldistill.io.atomic import write_atomic
+from rldistill.io.untrusted import require_regular
 
 Columns = dict[str, NDArray[Any]]
 ACTORS = ("teacher", "student", "random")

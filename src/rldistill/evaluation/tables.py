@@ -13,6 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from rldistill.core.errors import printable
 from rldistill.evaluation.statistics import Estimate
 from rldistill.io.atomic import Document
 
@@ -37,7 +38,7 @@ class Result(Record):
 
     def __rich__(self) -> Group:
 
-        return Group(*(Text(block) if isinstance(block, str) else block for block in self.blocks()))
+        return Group(*(Text(printable(block)) if isinstance(block, str) else block for block in self.blocks()))
 
     def __str__(self) -> str:
 
@@ -86,12 +87,18 @@ def percent_text(share: float) -> str:
 
 def rich_table(rows: Rows, title: str = "", left: bool = False) -> Table:
     """Return a table for a terminal, with the notes under the figures."""
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=Text(printable(title)) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for number, cell in enumerate(rows[0]):
         width = min(len(cell.column), 16)
         table.add_column(
-            Text(cell.column), justify="right" if number and not left else "left", min_width=width, overflow="fold"
+            Text(printable(cell.column)),
+            justify="right" if number and not left else "left",
+            min_width=width,
+            overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text.assemble(cell.text, (f"\n{cell.note}" * bool(cell.note), "dim")) for cell in row))
+        texts = [(printable(cell.text), printable(f"\n{cell.note}" * bool(cell.note))) for cell in row]
+        table.add_row(*(Text.assemble(text, (note, "dim")) for text, note in texts))
     return table

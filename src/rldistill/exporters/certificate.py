@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, field_serializer
 from rich.table import Table
 
-from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import Document, read_json, sha256_file, write_json
+from rldistill.students.storage import VIEWS
 
 FILE = "parity.json"
 MAX_DIFFERENCE = 1e-5
+MAX_COMPARED = 1_000_000
+"""Limit of states and episodes: a certificate from elsewhere must not play for ever."""
 GOOD_AGREEMENT, MIN_INT8_AGREEMENT = 0.99, 0.9
 
 
@@ -45,19 +49,37 @@ class ClosedLoop(Document):
     keeps_95: str
 
 
+class WrapperRecord(Document):
+    """Wrapper of an environment."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
 class EnvRecord(Document):
     """Environment of the certificate, as the policy observes it."""
 
     id: str
     kwargs: dict[str, Any]
-    wrappers: list[dict[str, Any]]
+    wrappers: list[WrapperRecord]
+
+    @classmethod
+    def of(cls, env: EnvConfig) -> EnvRecord:
+        """Return the record of an environment without views."""
+        wrappers = [WrapperRecord(name=wrapper.name, kwargs=wrapper.kwargs) for wrapper in env.wrappers]
+        return cls(id=env.id, kwargs=env.kwargs, wrappers=wrappers)
 
     def config(self, path: Path) -> EnvConfig:
         """Return the environment; raise UntrustedFileError if it names code, which a file may not."""
-        names = [self.id, *(str(wrapper.get("name")) for wrapper in self.wrappers)]
-        if code := [name for name in names if ":" in name]:
+        wrappers = tuple(Wrapper(wrapper.name, wrapper.kwargs) for wrapper in self.wrappers)
+        if code := [name for name in (self.id, *(wrapper.name for wrapper in wrappers)) if ":" in name]:
             raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
-        wrappers = tuple(Wrapper(**wrapper) for wrapper in self.wrappers)
+        for wrapper in wrappers:  # others may write videos, or call a function
+            if wrapper.name not in VIEWS or not wrapper.has_small_kwargs:
+                raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
+        for key, value in self.kwargs.items():  # a text may name a file, and a large number fill the memory
+            if not Wrapper("", {key: value}).has_small_kwargs or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
+                raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
         return EnvConfig(self.id, self.kwargs, wrappers)
 
 
@@ -123,9 +145,9 @@ class Certificate(Result):
     env: EnvRecord
     seed: int
     spec: Annotated[PolicySpec, Stored()]
-    state_shape: tuple[int, ...] | None
-    states: int
-    episodes: int
+    state_shape: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] | None
+    states: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
+    episodes: Annotated[int, Field(ge=1, le=MAX_COMPARED)]
     parameters: int | None
     macs: int | None
     torch_latency_us: dict[str, float] | None

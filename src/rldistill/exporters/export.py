@@ -20,7 +20,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
-from rldistill.exporters.c_source import write_c
+from rldistill.exporters.c_source import CSource, write_c
 from rldistill.exporters.c_test import write_c_test
 from rldistill.exporters.certificate import (
     GOOD_AGREEMENT,
@@ -145,9 +145,7 @@ class _Export:
             policy=self.context.name,
             fingerprint=fingerprint(self.policy),
             kind=kind_of(self.policy),
-            env=EnvRecord(
-                id=self.env.id, kwargs=self.env.kwargs, wrappers=[*map(dataclasses.asdict, self.env.wrappers)]
-            ),
+            env=EnvRecord.of(self.env),
             seed=self.context.seed,
             spec=self.policy.spec,
             state_shape=self.interface.state_shape,
@@ -265,7 +263,7 @@ class _Export:
                 break
 
     def _c(self) -> None:
-        source = write_c(self.program, f"{kind_of(self.policy)} for {self.env.id}, written by rldistill")
+        source = c_source(self.program, self.policy, self.env)
         self.c_memory = source.memory
         files = {"student.c": source.source, "student.h": source.header,
                  "student_test.c": write_c_test(self.program, self.vectors)}  # fmt: skip
@@ -283,6 +281,11 @@ class _Export:
     def write(self, name: str, content: bytes) -> None:
         """Write one file."""
         write_atomic(self.folder / name, lambda temporary: temporary.write_bytes(content))
+
+
+def c_source(program: Program, policy: Policy, env: EnvConfig) -> CSource:
+    """Return the C source of a policy."""
+    return write_c(program, f"{kind_of(policy)} for {env.id}, written by rldistill")
 
 
 def kind_of(policy: Policy) -> str:

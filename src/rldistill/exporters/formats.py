@@ -38,8 +38,10 @@ def missing_tool(name: Format) -> str | None:
     return None
 
 
-def open_runtime(name: Format, folder: Path, interface: Interface, ram: int) -> ExportedPolicy:
+def open_runtime(name: Format, folder: Path, interface: Interface, ram: int, trusted: bool = True) -> ExportedPolicy:
     """Return the exported policy of a format; `ram` is the size of the struct of the C source.
+
+    The C source is always run; of an SB3 zip that is not `trusted`, no code is.
 
     Raises:
         CorruptArtifactError: The file does not load or compile.
@@ -49,4 +51,4 @@ def open_runtime(name: Format, folder: Path, interface: Interface, ram: int) -> 
         return CRuntime(interface, folder, ram)
     if name == "html":
         return NodeRuntime(interface, path)
-    return Sb3Runtime(interface, path) if name == "sb3" else OnnxRuntime(interface, path)
+    return Sb3Runtime(interface, path, trusted) if name == "sb3" else OnnxRuntime(interface, path)

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.exporters.program import Program
 from rldistill.exporters.vectors import Vectors
-from rldistill.io.atomic import read_regular
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 
 DOCUMENT_PREFIX = "const DOCUMENT = "
 

@@ -107,16 +107,6 @@ def finish(model: Any, metadata: Mapping[str, str]) -> bytes:
     return content
 
 
-def session(content: bytes) -> Any:
-    """Return a session of onnxruntime on one thread of the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
 def read_metadata(content: bytes) -> dict[str, Any]:
     """Return the JSON under the key `rldistill`; empty if the model has none."""
     import onnx

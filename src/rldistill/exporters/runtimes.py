@@ -25,10 +25,9 @@ from rldistill.core.heads import BernoulliHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.exporters.javascript import read_program, runtime
-from rldistill.exporters.onnx import params_names, session
+from rldistill.exporters.onnx import params_names
 from rldistill.exporters.vectors import raw_entries
-from rldistill.io.atomic import read_regular
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
+from rldistill.teachers.onnx import read_model, session
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
 COMPILE_TIMEOUT_S = 300
@@ -104,8 +103,10 @@ class OnnxRuntime(ExportedPolicy):
 
     def __init__(self, interface: Interface, path: Path) -> None:
         super().__init__(interface)
+        self._path = path
+        content, _ = read_model(path, interface.spec)
         try:
-            self.session = session(read_regular(path, MAX_WEIGHTS_BYTES))
+            self.session = session(content)
         except Exception as error:  # onnxruntime has no base class of errors
             raise CorruptArtifactError(
                 f"{path}: onnxruntime refuses it ({error_text(error)}). Export it again."
@@ -118,9 +119,20 @@ class OnnxRuntime(ExportedPolicy):
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Run the model on a batch."""
         inputs = entries if state is None else {**entries, "state_in": state}
-        action, *rest = self.session.run(self._outputs, inputs)
-        after = rest.pop() if state is not None else None
-        return action, np.concatenate(rest, 1), after
+        try:
+            action, *rest = self.session.run(self._outputs, inputs)
+            after = rest.pop() if state is not None else None
+            params = np.concatenate(rest, 1)
+            size = len(next(iter(entries.values())))
+            if action.shape != (size, *self.interface.action_shape) or params.shape != (
+                size,
+                self.spec.head.num_params,
+            ):
+                raise ValueError(f"actions of shape {action.shape} and parameters of shape {params.shape}")
+        except Exception as error:  # onnxruntime has no base class of errors
+            problem = f"not the model of this certificate ({error_text(error)})"
+            raise CorruptArtifactError(f"{self._path}: {problem}. Export it again.") from None
+        return action, params, after
 
 
 class CRuntime(ExportedPolicy):

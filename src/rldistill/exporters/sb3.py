@@ -168,22 +168,27 @@ def _save(model: Any, path: Path) -> None:
 
 
 class Sb3Runtime(ExportedPolicy):
-    """Zip in SB3: its actions; the parameters of the head are those of our own reader."""
+    """Zip in SB3: its actions; the parameters of the head are those of our own reader.
 
-    def __init__(self, interface: Interface, path: Path) -> None:
+    SB3's own reader runs code of the file, so it reads only a `trusted` file; otherwise the actions are ours too.
+    """
+
+    def __init__(self, interface: Interface, path: Path, trusted: bool) -> None:
         import stable_baselines3
 
         super().__init__(interface)
         algorithm = algorithm_of(interface.spec.head)
-        self._model = getattr(stable_baselines3, algorithm).load(path, device="cpu")
+        self._model = getattr(stable_baselines3, algorithm).load(path, device="cpu") if trusted else None
         self._reader = load_sb3(path)
 
     def run(
         self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the deterministic actions of SB3."""
-        action, _ = self._model.predict(entries["obs"], deterministic=True)
+        """Return deterministic actions."""
         with torch.no_grad():
-            params = self._reader(torch.from_numpy(entries["obs"]))[0].params.numpy()
+            output = self._reader(torch.from_numpy(entries["obs"]))[0]
+        action, params = output.mode().numpy(), output.params.numpy()
+        if self._model is not None:
+            action, _ = self._model.predict(entries["obs"], deterministic=True)
         dtype = np.int64 if self.spec.head.discrete else np.float32
         return np.asarray(action).reshape(-1, *self.interface.action_shape).astype(dtype), params, None

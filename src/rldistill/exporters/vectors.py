@@ -16,7 +16,8 @@ from torch import Tensor
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.atomic import require_regular, write_atomic
+from rldistill.io.atomic import write_atomic
+from rldistill.io.untrusted import require_regular
 from rldistill.policies.encoding import split_parts
 
 NUM_STEPS = 64

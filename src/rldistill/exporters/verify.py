@@ -15,18 +15,26 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate, FormatRecord
 from rldistill.exporters.config import FORMATS, ExportConfig
+from rldistill.exporters.export import c_source
 from rldistill.exporters.formats import missing_tool, open_runtime
+from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
+from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.exporters.vectors import Vectors
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import load_policy
 
 TOLERANCE = 1e-4
+FOREIGN_C = (
+    "not compiled: the source is not the one that this version writes for the original policy. Read it, then use "
+    "--run-code."
+)
 
 
 def verify_export(
@@ -34,17 +42,22 @@ def verify_export(
     env: EnvConfig | None = None,
     dataset: Dataset | None = None,
     progress: Progress | bool = True,
+    *,
+    run_code: bool = False,
 ) -> Certificate:
     """Compute the certificate of exported files again, from the files that are there.
 
     The files are compared with their hashes and with the test vectors. If the original policy is where it was, the
-    states and episodes of the certificate are compared again, too.
+    states and episodes of the certificate are compared again, too. The folder may come from anybody: C source is run
+    only if it is the one that this version writes for the original policy, and SB3's reader, which runs code of the
+    zip, is not used.
 
     Args:
         folder: Folder of the export.
         env: Environment of the policy, by default that of the certificate.
         dataset: Dataset whose held-out observations are compared.
         progress: True to show it on stderr, False for none, or a receiver.
+        run_code: True to run the code of a folder that you trust: any C source, and the zip in SB3.
 
     Returns:
         The new certificate; `failures` is empty if all is well.
@@ -70,7 +83,11 @@ def verify_export(
             if (reason := missing_tool(name)) is not None:
                 records[name] = record.model_copy(update={"remark": reason})
                 continue
-            runtime = open_runtime(name, folder, interface, record.ram or 0)
+            ram = record.ram if run_code or name != "c" else _memory_of_own_c(folder, policy, env)
+            if name == "c" and ram is None:
+                records[name] = record.model_copy(update={"remark": FOREIGN_C})
+                continue
+            runtime = open_runtime(name, folder, interface, ram or 0, run_code)
             remark = "compared with the test vectors only: the original policy is not there"
             fields: dict[str, Any] = {"remark": remark}
             if measures is not None:
@@ -78,6 +95,19 @@ def verify_export(
             fields["wrong_vectors"] = wrong_steps(runtime, vectors) if name != "int8" else 0
             records[name] = record.model_copy(update=fields)
     return certificate.model_copy(update={"formats": records})
+
+
+def _memory_of_own_c(folder: Path, policy: Policy | None, env: EnvConfig | None) -> int | None:
+    """Return the size of the struct of the C source; None if it is not what this version writes for the policy."""
+    if policy is None or env is None:
+        return None
+    try:
+        source = c_source(lower_policy(policy), policy, env)
+    except ExportError:
+        return None
+    texts = {"student.c": source.source, "student.h": source.header}
+    is_own = all(read_regular(folder / name, MAX_WEIGHTS_BYTES) == text.encode() for name, text in texts.items())
+    return source.memory if is_own else None
 
 
 def wrong_steps(runtime: ExportedPolicy, vectors: Vectors) -> int:

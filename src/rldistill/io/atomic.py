@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.fields import explain
+from rldistill.io.untrusted import read_own, require_regular
 
 Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
-MAX_JSON_BYTES = 1 << 26
+MAX_ERRORS = 1_000
 STAGE_FILES = re.compile(
     r"(inputs|manifest|policy|score|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
     r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|\.\d+\.tmp\..+|"
@@ -107,30 +107,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
-def require_regular(path: Path) -> int:
-    """Return the size of a file in bytes; raise UntrustedFileError for a pipe or a device, which may have no end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # to open a folder is an error anyway
-        raise UntrustedFileError(f"{path}: not a regular file. Replace it by one.")
-    return status.st_size
-
-
-def read_regular(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file; raise UntrustedFileError if it is none or has more than `max_bytes` bytes."""
-    size = require_regular(path)
-    if size > max_bytes:
-        raise UntrustedFileError(f"{path}: {size:,} bytes, above the limit of {max_bytes:,}. Use a smaller file.")
-    with path.open("rb") as file:
-        return file.read(size)
-
-
-def read_own(path: Path) -> bytes:
-    """Read a JSON file of this package; raise UntrustedFileError for a link out of its folder, too."""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(path.parent)):
-        raise UntrustedFileError(f"{path}: a link out of its folder. Replace it by a copy of the file.")
-    return read_regular(path, MAX_JSON_BYTES)
-
-
 def read_json(path: Path, advice: str = "The file was cut or changed.") -> dict[str, Any]:
     """Read an object that `write_json` wrote; `advice` ends the message for one that was changed.
 
@@ -207,6 +183,8 @@ def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice:
         # From JSON, where a list is a tuple and nothing else is converted.
         return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
+        if error.error_count() > MAX_ERRORS:  # whose list takes gigabytes for a large file
+            raise CorruptArtifactError(f"{path}: {error.error_count():,} fields are wrong. {advice}") from None
         first = error.errors()[0]
         first["loc"] = tuple(filter(None, [field, *_location(first["loc"], value)]))
         problem = explain(first)
@@ -229,6 +207,8 @@ def _location(loc: tuple[int | str, ...], value: Any) -> list[str]:
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     require_regular(path)
+    if path.is_dir():
+        raise CorruptArtifactError(f"{path}: a folder, expected a file. {CHANGED}")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

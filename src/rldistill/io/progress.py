@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rldistill.core.errors import ConfigError, short_repr
+from rldistill.core.errors import ConfigError, printable, short_repr
 
 MIN_DURATION_S = 2.0
 LINE_INTERVAL_S = 20.0
@@ -64,7 +64,7 @@ class _Display:
     """Progress with its rate, the remaining time and the score, within `stack`."""
 
     def __init__(self, title: str, unit: str, stack: ExitStack) -> None:
-        self.title, self.unit, self.stack = title, unit, stack
+        self.title, self.unit, self.stack = printable(title), unit, stack
         self.started = self.last_line = time.monotonic()
         self.finished = -1  # the total at the end; a task may turn out to have more
         self.first: tuple[float, int] | None = None
@@ -94,8 +94,8 @@ class _Display:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn()
-            more = TextColumn("{task.fields[details]}"), TimeRemainingColumn()
+            columns = TextColumn("{task.description:<28}", markup=False), BarColumn(), MofNCompleteColumn()
+            more = TextColumn("{task.fields[details]}", markup=False), TimeRemainingColumn()
             self.bar = self.stack.enter_context(Progress(*columns, *more, console=Console(stderr=True)))
             self.task = self.bar.add_task(self.title, total=None, details="")
         self.bar.update(self.task, completed=done, total=total, details=details)

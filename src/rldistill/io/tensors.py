@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError
-from rldistill.io.atomic import SEAL, START_AGAIN, read_regular, require_regular, seal, unseal, write_atomic
+from rldistill.io.atomic import SEAL, START_AGAIN, seal, unseal, write_atomic
+from rldistill.io.untrusted import read_regular, require_regular
 
 MAX_CHECKPOINT_BYTES = 1 << 40
 HASH_CHARS = 64

@@ -1,215 +1,146 @@
-"""Tensors and HDF5 arrays in files from untrusted sources: read as data, checked, or refused."""
+"""Files from elsewhere: regular ones of a limited size, and archives, HDF5 and YAML in them, read as data.
+
+Every reader of such a file goes through this module, which limits the size of the file, the number of its entries, and
+the size of the values in it. A test in `tests/contracts` keeps it so.
+"""
 
 from __future__ import annotations
 
 import io
-import pickle
-import re
+import os
+import resource
+import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from torch import Tensor, nn
+import yaml
 
-from rldistill.core.errors import (
-    DOWNLOAD_HINT,
-    RESAVE_HINT,
-    ConfigError,
-    CorruptArtifactError,
-    RLDistillError,
-    UntrustedFileError,
-    error_text,
-    short_repr,
-)
-from rldistill.io.atomic import read_regular
+from rldistill.core.errors import UntrustedFileError
 
 MAX_WEIGHTS_BYTES = 1 << 30
-MAX_PARAMETERS = 1 << 28
-MAX_PARTS, MAX_DEPTH = 100_000, 16
-"""Limits of the dicts and lists in a checkpoint, which may contain each other many times."""
-SAVE_STATE_DICT = "Save the state dict alone: torch.save(network.state_dict(), FILE)."
-NUMBERS = (
-    torch.float16, torch.bfloat16, torch.float32, torch.float64,
-    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,  # counters and indices in buffers
-)  # fmt: skip
+FREE_BYTES, MAX_INFLATION = 64 << 20, 8
+"""An archive may unpack to `FREE_BYTES`, and to `MAX_INFLATION` times its size."""
+CHILD_SECONDS, CHILD_BYTES = 15, 1 << 30
+"""Limits of a child process: its time, and its memory beyond that of this process."""
+MAX_ENTRIES, MAX_CD_BYTES = 100_000, 4 << 20
+"""Limits of the entries of a YAML file or a folder, and of the list of members of a zip."""
+MAX_YAML_BYTES, MAX_JSON_BYTES = 1 << 20, 32 << 20
 
 
-class RefusedPickleError(pickle.UnpicklingError):
-    """Pickle with more than numbers."""
+def require_regular(path: Path, max_bytes: int | None = None) -> int:
+    """Return the size of a file in bytes; raise UntrustedFileError for a pipe, a device, or a file that is too large.
 
-
-class PickledDtype:
-    """Dtype of numbers in a pickle."""
-
-    def __init__(self, code: str, *flags: Any) -> None:
-        if not isinstance(code, str) or not re.fullmatch(r"[|<>=]?[biuf?]\d{0,2}", code):
-            raise RefusedPickleError(f"it has arrays of dtype {short_repr(code)}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: Any) -> None:
-        """Set the order of bytes."""
-        self.dtype = self.dtype.newbyteorder(state[1] if state[1] in ("<", ">") else "=")
-
-
-class PickledArray:
-    """Array in a pickle, built here so that numpy's own classes are not called with values of the file."""
-
-    def __init__(self, *ignored: Any) -> None:
-        self.array: np.ndarray[Any, Any] = np.zeros(0)
-
-    @classmethod
-    def from_bytes(cls, data: Any, dtype: PickledDtype, shape: tuple[int, ...], order: str = "C") -> PickledArray:
-        """Return the array with these bytes."""
-        array = cls()
-        array.array = np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C").copy()
-        return array
-
-    @classmethod
-    def scalar(cls, dtype: PickledDtype, data: Any) -> PickledArray:
-        """Return an array without dimensions."""
-        return cls.from_bytes(data, dtype, ())
-
-    def __float__(self) -> float:
-        """Return the number of an array with one."""
-        return float(self.array.item())
-
-    def __setstate__(self, state: Any) -> None:
-        """Set the content."""
-        _, shape, dtype, fortran, data = state
-        self.array = self.from_bytes(data, dtype, shape, "F" if fortran else "C").array
-
-
-PICKLED_NUMBERS: dict[str, Callable[..., Any]] = {
-    "numpy.core.multiarray._reconstruct": PickledArray,
-    "numpy.core.multiarray.scalar": PickledArray.scalar,
-    "numpy.core.numeric._frombuffer": PickledArray.from_bytes,
-    "numpy.ndarray": PickledArray,
-    "numpy.dtype": PickledDtype,
-    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
-}
-"""Constructors of arrays by the names in pickles; `numpy._core` of NumPy 2 is `numpy.core`."""
-PICKLE_GLOBALS = [
-    (function, name.replace("numpy.core.", package))
-    for name, function in PICKLED_NUMBERS.items()
-    for package in ("numpy.core.", "numpy._core.")
-]
-
-
-def read_checkpoint(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the state dicts in a checkpoint by their dotted names; a state dict alone has an empty name.
-
-    Arrays of numpy and lists of numbers are tensors too; texts, single numbers and anything else are left out. Raise
-    the errors of `read_state_dict`.
+    Without `max_bytes`, only a file of holes is too large.
     """
-    content = read_regular(path, MAX_WEIGHTS_BYTES)
-    if path.suffix == ".safetensors":  # which is in no order
-        return {"": dict(sorted(read_state_dict(path).items(), key=lambda item: _natural_key(item[0])))}
-    parts: dict[str, dict[str, Tensor]] = {}
-    pending, count = [("", _unpickle(content, path, "the file"), 0)], 0
-    while pending:
-        name, value, depth = pending.pop(0)
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            count += 1
-            if count > MAX_PARTS or depth > MAX_DEPTH:
-                raise UntrustedFileError(f"{path}: it has too many parts inside each other. {SAVE_STATE_DICT}")
-            if isinstance(item, PickledArray):
-                item = torch.from_numpy(item.array)
-            elif isinstance(item, list | tuple) and item and all(type(number) in (int, float) for number in item):
-                item = torch.tensor(item, dtype=torch.float64)
-            if isinstance(item, Tensor):
-                parts.setdefault(name, {})[str(key)] = item
-            elif isinstance(item, dict | list | tuple):
-                pending.append((f"{name}.{key}" if name else str(key), item, depth + 1))
-    _checked({f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.items()}, path)
-    return {name: without_prefixes(part) for name, part in parts.items()}
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # to open a folder is an error anyway
+        raise UntrustedFileError(f"{path}: not a regular file. Replace it by one.")
+    size = status.st_size
+    if max_bytes is not None and size > max_bytes:
+        raise UntrustedFileError(f"{path}: {size:,} bytes, above the limit of {max_bytes:,}. Use a smaller file.")
+    if size > FREE_BYTES + MAX_INFLATION * 512 * status.st_blocks:
+        raise UntrustedFileError(f"{path}: almost all of its {size:,} bytes are holes. Copy it again.")
+    return size
 
 
-def _natural_key(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file; raise UntrustedFileError if it is none or has more than `max_bytes` bytes."""
+    size = require_regular(path, max_bytes)
+    with path.open("rb") as file:
+        return file.read(size)
 
 
-def without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without the prefixes of `torch.compile` and of `DistributedDataParallel` in their names."""
-    names = {name: name.replace("_orig_mod.", "") for name in tensors}
-    while names and all(name.startswith("module.") for name in names.values()):
-        names = {name: plain.removeprefix("module.") for name, plain in names.items()}
-    return {plain: tensors[name] for name, plain in names.items()} if len({*names.values()}) == len(names) else tensors
+def read_own(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a file in a folder of this package; raise UntrustedFileError for a link out of its folder, too."""
+    _require_inside(path, _root(path.parent))
+    return read_regular(path, max_bytes)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors or a file of `torch.save`.
+def require_confined(folder: Path, left_out: Container[str] = ()) -> None:
+    """Raise UntrustedFileError for a link out of a folder, a pipe or a device in it, at any depth.
 
-    Raises:
-        UntrustedFileError: A script, an exported program, or anything but plain tensors.
-        CorruptArtifactError: A truncated or altered file.
+    The entries `left_out` of the folder itself are not examined.
     """
-    content = read_regular(path, MAX_WEIGHTS_BYTES)
-    if path.suffix == ".safetensors":
-        try:
-            tensors = load_safetensors(content)
-        except (SafetensorError, ValueError) as error:
-            raise CorruptArtifactError(
-                f"{path}: not a whole safetensors file ({error_text(error)}); {DOWNLOAD_HINT}"
-            ) from None
-        return _checked(tensors, path)
-    return read_tensors(content, path, "the file")
+    root, pending = _root(folder), [entry for entry in os.scandir(folder) if entry.name not in left_out]
+    for _ in range(10 * MAX_ENTRIES):
+        if not pending:
+            return
+        entry = pending.pop()
+        path = Path(entry.path)
+        if entry.is_symlink():
+            _require_inside(path, root)
+        if entry.is_dir(follow_symlinks=False):
+            pending += os.scandir(entry)
+        elif path.exists():
+            require_regular(path)
+    raise UntrustedFileError(f"{folder}: more than {10 * MAX_ENTRIES:,} files. It is refused.")
 
 
-def read_tensors(content: bytes, path: Path, name: str) -> dict[str, Tensor]:
-    """Read a state dict of `torch.save` from `content`, whose name in the file `path` is `name`."""
-    tensors = _unpickle(content, path, name)
-    if not isinstance(tensors, dict):
-        raise UntrustedFileError(f"{path}: {name} is no state dict. {SAVE_STATE_DICT}")
-    return without_prefixes(_checked(tensors, path, name))
+def _require_inside(path: Path, root: Path) -> None:
+    if not Path(os.path.realpath(path)).is_relative_to(root):
+        raise UntrustedFileError(f"{path}: a link out of its folder. Replace it by a copy of the file.")
 
 
-def _unpickle(content: bytes, path: Path, name: str) -> Any:
-    """Return a dict or a list of tensors, arrays, numbers and texts; refuse everything else."""
+def _root(folder: Path) -> Path:
+    """Return the folder that links must not leave; in the cache of Hugging Face, that of the whole repository."""
+    for parent in [folder.absolute(), *folder.absolute().parents]:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            return Path(os.path.realpath(parent.parent))
+    return Path(os.path.realpath(folder))
+
+
+def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
+    """Return the value of a YAML document; raise a YAMLError if aliases make it larger than `MAX_ENTRIES` or endless.
+
+    `loader` constructs plain values only.
+    """
+    parser = loader(text)
     try:
-        if zipfile.is_zipfile(io.BytesIO(content)):
-            content = _repack(content, path, name)
-        with torch.serialization.safe_globals(PICKLE_GLOBALS):  # type: ignore[arg-type]
-            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except RLDistillError:
-        raise
-    except pickle.UnpicklingError:
-        raise UntrustedFileError(
-            f"{path}: {name} holds more than tensors, and reading it could run code. {SAVE_STATE_DICT}"
-        ) from None
-    except Exception as error:  # zipfile and torch raise many kinds of errors for damaged bytes
-        raise CorruptArtifactError(
-            f"{path}: not a whole file of tensors ({error_text(error)}); {DOWNLOAD_HINT}"
-        ) from None
-    if not isinstance(value, dict | list | tuple):
-        raise UntrustedFileError(f"{path}: {name} is no state dict. {SAVE_STATE_DICT}")
-    return value
+        node = parser.get_single_node()
+        if node is None:
+            return None
+        _count_entries(node, {})
+        return parser.construct_document(node)
+    finally:
+        parser.dispose()
 
 
-def _repack(content: bytes, path: Path, name: str) -> bytes:
-    # PyTorch's own reader may find other members than Python, so it gets only those that Python reads.
-    copied, remaining = io.BytesIO(), MAX_WEIGHTS_BYTES
-    with zipfile.ZipFile(io.BytesIO(content)) as inner, zipfile.ZipFile(copied, "w") as copy:
-        if any(member.endswith(("constants.pkl", ".pt2", "models/model.json")) for member in inner.namelist()):
-            raise UntrustedFileError(
-                f"{path}: {name} is a TorchScript or an exported program, which runs code when read. "
-                "Use its state dict, or export it to ONNX."
-            )
-        for member in dict.fromkeys(inner.namelist()):
-            member_content = read_member(path, inner, member, remaining)
-            remaining -= len(member_content)
-            copy.writestr(member, member_content)
-    return copied.getvalue()
+def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return the number of entries below a node, counting those of an alias each time."""
+    if id(node) not in counts:
+        counts[id(node)] = MAX_ENTRIES + 1  # for an alias of the node inside itself
+        if not isinstance(node, yaml.CollectionNode) and len(node.value) > 1_000 and not node.tag.endswith(":str"):
+            problem = f"a number of {len(node.value):,} digits"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        counts[id(node)] = 1 + sum(_count_entries(child, counts) for child in children)
+    if counts[id(node)] > MAX_ENTRIES:
+        problem = f"more than {MAX_ENTRIES:,} entries; are there aliases of aliases?"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return counts[id(node)]
+
+
+@contextmanager
+def open_zip(source: Path | bytes) -> Iterator[zipfile.ZipFile]:
+    """Open an archive in a file or in bytes; raise BadZipFile if it is none, or its list of members is too long."""
+    if isinstance(source, Path):
+        require_regular(source)
+    with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is not None and end[zipfile._ECD_SIZE] > MAX_CD_BYTES:  # type: ignore[attr-defined]
+            raise zipfile.BadZipFile("it has too many members")
+        with zipfile.ZipFile(file) as archive:
+            yield archive
 
 
 def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """Read a member of an archive, whose header has the most bytes that zipfile unpacks; `limit` is their limit."""
+    """Read a member of an archive that unpacks to at most `limit` bytes, and not to far more than the whole archive."""
     info = archive.getinfo(name)
+    limit = min(limit, FREE_BYTES + MAX_INFLATION * archive.start_dir)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UntrustedFileError(
             f"{path}: {name} is compressed in an unusual way. Compress it again as an ordinary zip."
@@ -218,43 +149,26 @@ def read_member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> 
         raise UntrustedFileError(
             f"{path}: {name} unpacks to {info.file_size:,} bytes, above the limit of {limit:,}. Use a smaller file."
         )
-    return archive.read(info)
+    with archive.open(info) as file:
+        return file.read(info.file_size)  # `read` without a number unpacks up to 2 GB, whatever the header says
 
 
-def _checked(tensors: dict[Any, Any], path: Path, name: str = "the file") -> dict[str, Tensor]:
-    total = 0
-    for key, value in tensors.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            advice, parts = SAVE_STATE_DICT, [part for part, item in tensors.items() if isinstance(item, dict)]
-            statistics = [part for part in parts if {"mean", "_mean", "running_mean"} & tensors[part].keys()]
-            parts = [part for part in parts if part not in statistics]
-            if parts:  # a checkpoint of a training
-                part = short_repr(parts[0])
-                advice = (
-                    f"If the state dict is {part} in it, save that alone: torch.save(torch.load(FILE)[{part}], NEW)."
-                )
-                if statistics:
-                    advice += f" Normalize observations with {short_repr(statistics[0])} in the factory."
-            raise UntrustedFileError(f"{path}: {name} holds more than tensors. {advice}")
-        plain = value.layout == torch.strided and value.device.type == "cpu" and value.dtype in NUMBERS
-        stored = value.untyped_storage().nbytes() // value.element_size() if plain else 0
-        total += value.numel()
-        if not plain or value.numel() > stored or total > MAX_PARAMETERS:
-            raise UntrustedFileError(
-                f"{path}: {short_repr(key)} is not a plain tensor of numbers of a usual size. {SAVE_STATE_DICT}"
-            )
-        if not torch.isfinite(value).all():
-            raise CorruptArtifactError(f"{path}: {short_repr(key)} holds NaN or infinite weights; {RESAVE_HINT}")
-    return tensors
-
-
-def iterate_arrays(file: Any, where: str, max_entries: int, max_ratio: int) -> Iterator[tuple[str, Any]]:
-    """Yield the arrays of an open HDF5 file with their paths; `where` is its name in errors.
+def iterate_arrays(source: Path | bytes, where: str, max_entries: int, max_ratio: int) -> Iterator[tuple[str, Any]]:
+    """Yield the arrays of an HDF5 file with their paths; `where` is its name in errors.
 
     Raises:
         UntrustedFileError: A link out of the file, an entry under two names, more than `max_entries` entries, or an
             array of more than `max_ratio` times its stored bytes.
     """
+    import h5py
+
+    if isinstance(source, Path):
+        require_regular(source)
+    with h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as file:
+        yield from _arrays(file, where, max_entries, max_ratio)
+
+
+def _arrays(file: Any, where: str, max_entries: int, max_ratio: int) -> Iterator[tuple[str, Any]]:
     import h5py
 
     pending, seen = [("", file)], set[int]()
@@ -281,16 +195,28 @@ def iterate_arrays(file: Any, where: str, max_entries: int, max_ratio: int) -> I
                 yield name, item
 
 
-def load_weights(network: nn.Module, tensors: dict[str, Tensor], problem: str, remedy: str) -> None:
-    """Load a state dict; raise ConfigError with `problem`, the reason and `remedy` if it does not fit."""
-    own = network.state_dict()
-    if {*own} != {*tensors}:  # of a network that was compiled, or a compiled network
-        names = dict(zip(without_prefixes(own), own, strict=True))
-        tensors = {names.get(name, name): tensor for name, tensor in without_prefixes(tensors).items()}
-    for name, value in tensors.items():  # PyTorch would convert integers to floats
-        if isinstance(own.get(name), Tensor) and own[name].is_floating_point() != value.is_floating_point():
-            raise ConfigError(f"{problem}: {name} is of {value.dtype}, expected {own[name].dtype}. {remedy}")
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ConfigError(f"{problem}: {' '.join(str(error).split())}. {remedy}") from None
+def run_limited(where: str, work: Callable[[], object]) -> None:
+    """Run `work` in a child process with limits of time and memory; raise UntrustedFileError if it fails there."""
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - nothing else is imported here
+                used = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + CHILD_BYTES,) * 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (CHILD_SECONDS,) * 2)
+            work()
+            os.write(sender, b"done")
+        except BaseException as error:
+            os.write(sender, " ".join(str(error).split())[:300].encode(errors="replace") or b"it failed")
+        finally:
+            os._exit(0)
+    os.close(sender)
+    with open(receiver, "rb") as result:  # noqa: PTH123 - a descriptor
+        found = result.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    if found != "done":
+        problem = found or f"it needs more than {CHILD_SECONDS} seconds"
+        raise UntrustedFileError(
+            f"{where}: it does not run within {CHILD_BYTES >> 30} GB of memory ({problem}). Use a smaller network."
+        )

@@ -80,7 +80,10 @@ def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 def _require_folder(path: Path) -> Path:
     if "\0" in str(path):
         raise invalid(f"{str(path)!r} is no name of a folder")
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    except OSError as error:  # such as a name that is too long
+        raise invalid(f"{path}: {error.strerror}. Use another folder") from None
     if not existing.is_dir():
         raise invalid(f"{existing} is a file, expected a folder")
     return path

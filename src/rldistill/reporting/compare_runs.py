@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, error_text
 from rldistill.evaluation.results import Evaluation, terminal_rows
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
+from rldistill.io.untrusted import MAX_YAML_BYTES, load_yaml, read_own
 
 IGNORED_KEYS = ("name", "out")
 COLUMNS = ("policy", "mean return", "normalized", "parameters", "env steps")
@@ -75,9 +76,10 @@ def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
     for path in paths:
         file = path / "config.yaml"
         try:
-            settings[str(path)] = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {})
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise CorruptArtifactError(f"{file}: not valid YAML; was it edited?") from None
+            text = read_own(file, MAX_YAML_BYTES).decode() if file.exists() else ""
+            settings[str(path)] = _flat(load_yaml(text, yaml.SafeLoader))
+        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+            raise CorruptArtifactError(f"{file}: not valid YAML ({error_text(error)}). Was it edited?") from None
     keys = dict.fromkeys(key for own in settings.values() for key in own if key.split(".")[0] not in IGNORED_KEYS)
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}

@@ -10,6 +10,7 @@ from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
 from rldistill.io.atomic import write_atomic
+from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
 from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
 from rldistill.reporting.interpret import interpretable_student
@@ -38,8 +39,11 @@ def write_report(run: Path | str) -> Path:
 
     Raises:
         CorruptArtifactError: `evaluation.json` or a learning curve is missing or broken.
+        UntrustedFileError: The folder has links that lead out of it.
     """
     run = Path(run)
+    if run.is_dir():
+        require_confined(run, ("dataset",))  # all that it holds may be published; no dataset is
     evaluation = Evaluation.read(run / "evaluation.json")
     content = _content(run, evaluation)
     # Videos get the space that the rest of the page leaves.
@@ -116,4 +120,4 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return read_own(path).decode(errors="replace") if path.exists() else ""

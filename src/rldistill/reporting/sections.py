@@ -19,6 +19,7 @@ from rldistill.evaluation.tables import number_text
 from rldistill.evaluation.videos import LABELS, notable_episodes
 from rldistill.exporters.certificate import FILE, Certificate
 from rldistill.io.atomic import read_json, read_jsonl
+from rldistill.io.untrusted import read_regular
 from rldistill.reporting.charts import Line, LineStyle, Series, bulk, lines_chart, palette, scatter_chart
 from rldistill.reporting.search_page import front_chart, search_verdict
 
@@ -37,6 +38,7 @@ METRICS = (
 MAX_VALUES = 24
 """Largest number of values of an observation in the report."""
 
+MAX_MEDIA_BYTES = 64 << 20
 MAX_PICTURE_BYTES = 100_000
 """Largest size of a picture: twelve of them for each student must leave space for the videos."""
 
@@ -194,7 +196,7 @@ def _action_text(action: Any) -> str:
 
 def data_url(path: Path, kind: str) -> str:
     """Return a file as a URL that contains it."""
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:{kind};base64,{base64.b64encode(read_regular(path, MAX_MEDIA_BYTES)).decode()}"
 
 
 def embedded_videos(folder: Path, evaluation: Evaluation, space: int) -> tuple[dict[str, list[dict[str, Any]]], int]:

@@ -134,8 +134,7 @@ def _env_of_run(run: Path) -> EnvConfig:
     document = {"id": document} if isinstance(document, str) else document
     env: EnvConfig = read(EnvConfig, document)
     env = env.view_of("student")
-    wrappers = [dataclasses.asdict(wrapper) for wrapper in env.wrappers]
-    return EnvRecord(id=env.id, kwargs=env.kwargs, wrappers=wrappers).config(path)
+    return EnvRecord.of(env).config(path)
 
 
 def _context(run: Path, source: Path, folder: Path, name: str, seed: int, dataset: Dataset | None) -> ExportContext:

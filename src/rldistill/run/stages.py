@@ -12,7 +12,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from rldistill.collection.collect import collect
-from rldistill.core.errors import ConfigError, NothingLearnedError
+from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
@@ -239,10 +239,10 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
         )
     page = run.out / "search" / "search.html"
     write_search(result, page)
-    console = Console(highlight=False)
-    console.print(rich_table(search_rows(result)), search_verdict(result), sep="\n")
+    console = Console(highlight=False, markup=False)
+    console.print(rich_table(search_rows(result)), printable(search_verdict(result)), sep="\n")
     if result["winner"]:
-        console.print(as_students(result), markup=False)
+        console.print(as_students(result))
     print(f"search page: {page}")
     return result
 

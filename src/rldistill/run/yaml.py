@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
-
-MAX_ENTRIES = 100_000
-"""Upper limit of the entries of a run file: a few aliases of aliases can stand for billions."""
+from rldistill.io.untrusted import MAX_YAML_BYTES, load_yaml, read_regular
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,10 +39,12 @@ _Loader.add_implicit_resolver(
 def parse_value(text: str, where: str) -> Any:
     """Return a value that is written in YAML; a ConfigError begins with `where`."""
     try:
-        return yaml.load(text, _Loader)  # a subclass of SafeLoader
+        return load_yaml(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise ConfigError(f"{where}:{line} not valid YAML: {error.problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: nested too deeply. Use fewer levels.") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # an impossible date, a number of 5,000 digits
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -54,27 +52,22 @@ def parse_value(text: str, where: str) -> Any:
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the content of a run file."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MAX_YAML_BYTES).decode()
     except FileNotFoundError:
         neighbors = [str(path) for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
         raise ConfigError(f"{file}: there is no such file.{did_you_mean(str(file), neighbors)}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: not text; expected a run file in YAML") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    try:
-        document = _without_aliases(parse_value(text, str(file)), file, itertools.count())
-    except RecursionError:
-        raise ConfigError(f"{file}: nested too deeply; does an alias hold itself?") from None
+    document = _without_aliases(parse_value(text, str(file)))
     if not isinstance(document, dict):
         raise ConfigError(f"{file}: found {short_repr(document)}, expected keys such as env, teacher and students")
     return document
 
 
-def _without_aliases(value: Any, file: Path, count: Iterator[int]) -> Any:
+def _without_aliases(value: Any) -> Any:
     """Return a copy in which every alias is an object of its own, so that an override changes one place only."""
-    if next(count) > MAX_ENTRIES:
-        raise ConfigError(f"{file}: more than {MAX_ENTRIES:,} entries; are there aliases of aliases?")
     if isinstance(value, dict):
-        return {key: _without_aliases(entry, file, count) for key, entry in value.items()}
-    return [_without_aliases(entry, file, count) for entry in value] if isinstance(value, list) else value
+        return {key: _without_aliases(entry) for key, entry in value.items()}
+    return [_without_aliases(entry) for entry in value] if isinstance(value, list) else value

@@ -13,13 +13,15 @@ import math
 import os
 import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
@@ -36,8 +38,16 @@ from rldistill.core.errors import (
 from rldistill.core.fields import import_name, validated_dataclass
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.atomic import read_regular, write_atomic
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, iterate_arrays, read_member
+from rldistill.io.atomic import write_atomic
+from rldistill.io.untrusted import (
+    FREE_BYTES,
+    MAX_INFLATION,
+    MAX_WEIGHTS_BYTES,
+    iterate_arrays,
+    open_zip,
+    read_member,
+    read_regular,
+)
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 
@@ -53,7 +63,9 @@ LAYERS = (
 )  # fmt: skip
 VALUES = ("DTypePolicy", "__keras_tensor__")
 VALUE_MODULES = ("keras.initializers", "keras.regularizers", "keras.constraints")
-MAX_ARRAYS, MAX_ACTIVATIONS = 10_000, 1 << 26
+MAX_ARRAYS, MAX_CALLS = 10_000, 2_000
+NUM_TRIALS, MAX_VALUES, MAX_FLOPS = 64, 1 << 28, 1 << 40
+"""Limits of the numbers and of the operations of a model for that many observations: 1 GB and some 20 seconds."""
 FILE = "policy.keras"
 
 
@@ -195,7 +207,7 @@ def read_keras(path: Path | str, content: bytes | None = None) -> Any:
             raise ConfigError(f"{path}: there is no such file")
         content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with open_zip(content) as archive:
             names = archive.namelist()
             for name in names:
                 if name not in (CONFIG, WEIGHTS, METADATA) or names.count(name) > 1:
@@ -211,7 +223,9 @@ def read_keras(path: Path | str, content: bytes | None = None) -> Any:
             weights = read_member(Path(path), archive, WEIGHTS, MAX_WEIGHTS_BYTES)
         document, keras = json.loads(config), keras_on_torch()
         _require_known(path, document)
-        _require_size(path, document, weights)
+        if (calls := _num_calls(document)) > MAX_CALLS:
+            raise UntrustedFileError(f"{path}: {calls:,} calls of layers, above the limit of {MAX_CALLS:,}")
+        _require_size(path, document, weights, FREE_BYTES + MAX_INFLATION * len(content))
         # Not `keras.saving.load_model`: it takes a path only, whose file could change after these checks.
         load = importlib.import_module("keras.src.saving.saving_lib").load_model
         with keras.device("cpu"):
@@ -286,28 +300,65 @@ def _require_known(path: Path | str, document: Any) -> None:
             )
 
 
-def _require_size(path: Path | str, document: dict[str, Any], weights: bytes) -> None:
-    """Build the model on "meta", where it takes no memory, and compare its size with the stored weights."""
-    import h5py
+def _num_calls(document: Any) -> int:
+    """Return the number of calls of layers in a model, those of models inside it each time that they are called."""
+    layers = document["config"].get("layers", ()) if isinstance(document.get("config"), dict) else ()
+    calls = 0
+    for layer in layers:
+        own = _num_calls(layer) if layer.get("class_name") in MODELS else 1
+        calls += max(1, len(layer.get("inbound_nodes", ()))) * own
+    return calls
 
-    stored = 0
-    with h5py.File(io.BytesIO(weights), "r") as file:
-        for name, item in iterate_arrays(file, f"{path}: {WEIGHTS}", MAX_ARRAYS, max_ratio=64):  # refuses links
-            if item.dtype.kind not in "fiu":
-                raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
-            stored += math.prod(item.shape)
+
+def _require_size(path: Path | str, document: dict[str, Any], weights: bytes, max_bytes: int) -> None:
+    """Build and run the model on "meta", where it takes no memory, to measure its weights, its values and its time."""
+    stored = num_bytes = 0
+    for name, item in iterate_arrays(weights, f"{path}: {WEIGHTS}", MAX_ARRAYS, max_ratio=64):  # refuses links
+        if item.dtype.kind not in "fiu":
+            raise UntrustedFileError(f"{path}: {WEIGHTS}: {name} is no plain array of numbers; refused")
+        stored, num_bytes = stored + math.prod(item.shape), num_bytes + item.nbytes
+    if num_bytes > max_bytes:
+        raise UntrustedFileError(f"{path}: {WEIGHTS} holds {num_bytes:,} bytes, above the limit of {max_bytes:,}")
     keras = keras_on_torch()
-    with keras.device("meta"):
+    with keras.device("meta"), _Measured(path):
         model = keras.saving.deserialize_keras_object(document, safe_mode=True)
-    if model.count_params() > stored:
-        raise UntrustedFileError(f"{path}: a model of {model.count_params():,} weights, of which {stored:,} are stored")
-    for layer in model.layers:
-        for output in layer.output if isinstance(layer.output, list) else [layer.output]:
-            if math.prod(size for size in output.shape if size) > MAX_ACTIVATIONS:
-                raise UntrustedFileError(
-                    f"{path}: {short_repr(layer.name)} has an output of {short_repr(output.shape)}"
-                )
+        if model.count_params() > stored:
+            problem = f"a model of {model.count_params():,} weights, of which {stored:,} are stored"
+            raise UntrustedFileError(f"{path}: {problem}")
     if len(model.inputs or ()) != 1 or len(model.outputs) != 1:
         raise SpecMismatchError(
             f"{path}: {len(model.inputs or ())} inputs and {len(model.outputs)} outputs, expected one"
         )
+    if None in (shape := model.inputs[0].shape[1:]):
+        raise SpecMismatchError(f"{path}: takes observations of {shape}. Use a model for one shape.")
+    with keras.device("meta"), torch.no_grad(), _Measured(path):
+        model(torch.zeros(NUM_TRIALS, *shape, device="meta"), training=False)
+
+
+class _Measured(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counter of the numbers and of the operations within it; raises UntrustedFileError if there are too many."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.path, self.values, self.flops, self.too_large = path, 0, 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        size = sum(tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor))
+        self.values += size
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=found)
+        elif "pool" in str(func):
+            self.flops += size * math.prod(args[1])
+        if self.values > MAX_VALUES or self.flops > MAX_FLOPS:
+            self.too_large = True
+            raise MemoryError
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self.too_large:  # Keras wraps the errors of its layers
+            raise UntrustedFileError(
+                f"{self.path}: needs more than {MAX_VALUES:,} numbers or {MAX_FLOPS:,} operations for {NUM_TRIALS} "
+                "observations. Use a smaller network."
+            ) from None

@@ -17,8 +17,9 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.io.atomic import CHANGED, Document, read_json, read_value, require_regular, write_atomic, write_json
+from rldistill.io.atomic import CHANGED, Document, read_json, read_value, write_atomic, write_json
 from rldistill.io.tensors import content_hash
+from rldistill.io.untrusted import require_regular
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy

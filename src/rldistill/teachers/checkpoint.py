@@ -15,7 +15,7 @@ from torch import Tensor
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
-from rldistill.io.untrusted import read_checkpoint
+from rldistill.io.state_dicts import read_checkpoint
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.encoding import flat_width, moments_shape
 from rldistill.policies.layers import import_activation

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from rldistill.core.heads import HeadKind
 from rldistill.core.spec import PolicySpec
-from rldistill.io.atomic import read_regular
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 from rldistill.students.keras import channels_last, keras_on_torch, read_keras, require_keras_fit
 from rldistill.teachers.file_policy import FilePolicy, with_head
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,19 @@ from rldistill.core.errors import (
     MissingExtraError,
     RLDistillError,
     SpecMismatchError,
-    UntrustedFileError,
     error_text,
     short_repr,
 )
 from rldistill.core.heads import MASK, HeadKind
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.atomic import read_regular
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular, run_limited
 from rldistill.io.user_code import one_hot_logits
 from rldistill.policies.encoding import split_parts
 from rldistill.teachers.file_policy import NUM_TRIALS, FilePolicy, synthetic_observations, with_head
+from rldistill.teachers.onnx_checks import BATCH, known_shape, needs_trial, of_kind, require_safe
 from rldistill.teachers.onnx_ports import DTYPES, Outputs, Ports, choose_outputs, find_ports, takes_mask
 
-LOOPS = ("Loop", "Scan")
-MAX_VALUES = 1 << 26
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 FLOAT_TYPES = (1, 10, 11)
 """TensorProto's float, float16 and double."""
 
@@ -51,7 +47,7 @@ class OnnxPolicy(FilePolicy):
 
     def __init__(self, path: str, content: bytes, spec: PolicySpec, outputs: Outputs, scale: float) -> None:
         super().__init__(path, content, spec, outputs, scale)
-        self._outputs, self._scale, self._session = outputs, scale, _session(content)
+        self._outputs, self._scale, self._session = outputs, scale, session(content)
         self._ports = find_ports(path, self._session, spec)
 
     def initial_state(self, batch_size: int) -> Tensor | None:
@@ -129,29 +125,24 @@ def load_onnx(
         import onnx
     except ImportError:
         raise MissingExtraError("Reading ONNX", "export") from None
-    content = read_regular(Path(path), MAX_WEIGHTS_BYTES)
+    content, model = read_model(Path(path), spec)
     try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf raises errors of its own
-        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error_text(error)}); {DOWNLOAD_HINT}") from None
-    _require_safe(path, model)
-    try:
-        session = _session(content)
+        graph = session(content)
     except Exception as error:  # onnxruntime has no base class of errors
         raise CorruptArtifactError(f"{path}: onnxruntime refuses it ({error_text(error)}); export it again") from None
-    for tensor in _tensors(model):  # after onnxruntime has checked that their sizes are right
+    for tensor in of_kind(model, "TensorProto"):  # after onnxruntime has checked that their sizes are right
         if tensor.data_type in FLOAT_TYPES and np.isnan(onnx.numpy_helper.to_array(tensor)).any():
             raise CorruptArtifactError(f"{path}: {short_repr(tensor.name)} holds NaN; {RESAVE_HINT}")
-    spec = spec if takes_mask(session) else spec.unmasked
+    spec = spec if takes_mask(graph) else spec.unmasked
     with_kind = with_head(spec, head, path)
-    ports = find_ports(path, session, spec)
-    outputs = choose_outputs(path, session, ports, with_kind, output)
+    ports = find_ports(path, graph, spec)
+    outputs = choose_outputs(path, graph, ports, with_kind, output)
     if outputs.acts and head is not None:
         raise ConfigError(f"teacher.head: {path} returns actions, not parameters of a head. Remove the option.")
     policy = OnnxPolicy(path, content, with_head(spec, head or outputs.kind, path), outputs, scale)
     _require_batches(path, policy)
     if outputs.kind == "gaussian" and head is None:
-        policy = _with_own_gaussian(policy, [entry.name for entry in session.get_outputs()])
+        policy = _with_own_gaussian(policy, [entry.name for entry in graph.get_outputs()])
     known = outputs.acts or outputs.known
     policy.apply_options(head or (policy.spec.head.kind if known else None), scale, _types(ports))
     return policy
@@ -194,60 +185,45 @@ def _with_own_gaussian(policy: OnnxPolicy, outputs: Sequence[str]) -> OnnxPolicy
     return OnnxPolicy(path, content, dataclasses.replace(spec, head=best), *settings)
 
 
-def _require_safe(path: str, model: Any) -> None:
-    """Refuse tensors outside the file, unknown operators, loops, and huge tensors as far as shapes are known."""
+def read_model(path: Path, spec: PolicySpec) -> tuple[bytes, Any]:
+    """Return the bytes of an ONNX file for the observations of `spec`, and its model, once it is safe to run.
+
+    Raises:
+        UntrustedFileError: It refers to other files, may never end, or needs too much memory or time.
+        CorruptArtifactError: It is truncated or damaged.
+    """
     import onnx
 
-    for tensor in _tensors(model):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UntrustedFileError(
-                f"{path}: the tensor {tensor.name} is outside the file. Export it again with external_data=False."
-            )
-    domains = {*DOMAINS, *(function.domain for function in model.functions)}
-    for node in (node for graph in _graphs(model) for node in graph.node):
-        if node.domain not in domains:
-            raise UntrustedFileError(
-                f"{path}: the operator {node.domain}.{node.op_type} is of an unknown domain. Export it without it."
-            )
-        if node.op_type in LOOPS:
-            raise UntrustedFileError(f"{path}: {node.op_type} may never end. Export it with the loop unrolled.")
+    content = read_regular(path, MAX_WEIGHTS_BYTES)
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # onnx has no base class of errors
-        raise CorruptArtifactError(
-            f"{path}: its shapes do not fit each other ({error_text(error)}). Export it again."
-        ) from None
-    for value in inferred.graph.value_info:
-        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if math.prod(size for size in sizes if size) > MAX_VALUES:
-            raise UntrustedFileError(
-                f"{path}: {short_repr(value.name)} has the shape {short_repr(sizes)}. Use a smaller network."
-            )
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf raises errors of its own
+        raise CorruptArtifactError(f"{path}: not a whole ONNX file ({error_text(error)}); {DOWNLOAD_HINT}") from None
+    require_safe(str(path), model, spec)
+    if needs_trial(model):
+        run_limited(str(path), lambda: _try(session(content), spec))
+    return content, model
 
 
-def _session(content: bytes) -> Any:
+def _try(graph: Any, spec: PolicySpec) -> None:
+    """Run a model on batches of zeros."""
+    for count in (1, BATCH):
+        inputs = {}
+        for entry in graph.get_inputs():
+            shape = known_shape(spec, entry.name, [size if isinstance(size, int) else 0 for size in entry.shape], count)
+            inputs[entry.name] = np.zeros(shape, DTYPES.get(entry.type, np.float32))
+        try:
+            graph.run(None, inputs)
+        except Exception as error:  # other errors, such as of a model for one observation, come again with their names
+            if "alloc" in str(error):
+                raise
+
+
+def session(content: bytes) -> Any:
+    """Return a session of onnxruntime on one thread of the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def _graphs(model: Any) -> Iterator[Any]:
-    """Yield the graph, the functions, and all graphs inside their nodes."""
-    pending = [model.graph, *model.functions]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        for attribute in (attribute for node in graph.node for attribute in node.attribute):
-            pending += [attribute.g, *attribute.graphs]
-
-
-def _tensors(model: Any) -> Iterator[Any]:
-    for graph in _graphs(model):
-        yield from getattr(graph, "initializer", ())  # a function has nodes only
-        for sparse in getattr(graph, "sparse_initializer", ()):
-            yield from (sparse.values, sparse.indices)
-        for attribute in (attribute for node in graph.node for attribute in node.attribute):
-            yield from [attribute.t, *attribute.tensors]

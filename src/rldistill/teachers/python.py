@@ -22,7 +22,7 @@ from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK, HeadKind
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.io.untrusted import load_weights, read_state_dict
+from rldistill.io.state_dicts import load_weights, read_state_dict
 from rldistill.io.user_code import one_hot_logits, wrap_errors
 from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble

@@ -32,7 +32,7 @@ from rldistill.data.minari.episode import ADVICE, conversion_notes, damaged, epi
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Document, Mode, read_foreign_json
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.io.untrusted import iterate_arrays
+from rldistill.io.untrusted import iterate_arrays, require_confined
 
 BLOCK_STEPS = 4_096
 MAX_ARRAYS, MAX_COMPRESSION_RATIO = 1_000_000, 1_100
@@ -165,14 +165,12 @@ class _Source:
         except CorruptArtifactError as error:
             raise damaged(where, str(error)) from None
         metadata = _Metadata.parse(document, Path(f"{where}: metadata.json"))
+        require_confined(folder)
         with _reading(where):
             if metadata.data_format == "hdf5":
-                import h5py
-
-                with h5py.File(folder / "data" / "main_data.hdf5", "r") as file:
-                    for _ in iterate_arrays(file, f"{where}: main_data.hdf5", MAX_ARRAYS, MAX_COMPRESSION_RATIO):
-                        pass
-                    stored = len(file)
+                path = folder / "data" / "main_data.hdf5"
+                arrays = iterate_arrays(path, f"{where}: main_data.hdf5", MAX_ARRAYS, MAX_COMPRESSION_RATIO)
+                stored = len({name.partition("/")[0] for name, _ in arrays})
             else:
                 stored = sum(item.name.isdigit() for item in (folder / "data").iterdir() if item.is_dir())
             if stored != metadata.total_episodes:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import import_name
 from rldistill.core.spec import Obs, PolicySpec, Wrapper
-from rldistill.io.untrusted import load_weights
+from rldistill.io.state_dicts import load_weights
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy
 

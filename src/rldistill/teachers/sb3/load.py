@@ -7,7 +7,6 @@ import base64
 import dataclasses
 import json
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ from rldistill.core.errors import (
     ConfigError,
     CorruptArtifactError,
     RLDistillError,
+    SpecMismatchError,
     UntrustedFileError,
     error_text,
     short_repr,
 )
 from rldistill.core.spec import PolicySpec, Wrapper
 from rldistill.envs.spaces import spec_from_spaces
-from rldistill.io.atomic import require_regular
-from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_member, read_tensors
+from rldistill.io.state_dicts import read_tensors
+from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, open_zip, read_member
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, WEIGHTED_ACTIVATIONS, import_activation
 from rldistill.policies.layers import activation as make_activation
@@ -75,6 +75,8 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
             view = (*view, Wrapper("ChannelsFirst"))  # the environment's own images have channels last
         spec = dataclasses.replace(spec, env_kwargs=folder.env_kwargs, frames=folder.frames, view=view)
         policy = rebuild(tensors, spec, settings, scaled_images(obs_space))
+    except SpecMismatchError as error:
+        raise UntrustedFileError(f"{path}: its spaces are not supported: {error}") from None
     except InconsistentFileError as error:
         problem = f"its text and its tensors differ: {error}. Save it again with model.save()."
         raise UntrustedFileError(f"{path}: {problem}") from None
@@ -137,10 +139,9 @@ def to_native(model: Any, spec: PolicySpec | None = None) -> ActorPolicy:
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], Tensors]:
     """Return `data` as JSON and `policy.pth` as tensors; refuse any other file."""
-    require_regular(path)
     members = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             for name, limit in (("data", MAX_DATA_BYTES), ("policy.pth", MAX_WEIGHTS_BYTES)):
                 if name not in archive.namelist():
                     if min((info.header_offset for info in archive.infolist()), default=0) > 0:

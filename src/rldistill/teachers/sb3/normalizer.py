@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from rldistill.core.errors import DOWNLOAD_HINT, CorruptArtifactError, UntrustedFileError, error_text
 from rldistill.core.spec import Wrapper
-from rldistill.io.atomic import read_regular
-from rldistill.io.untrusted import PICKLED_NUMBERS, PickledArray, RefusedPickleError
+from rldistill.io.state_dicts import PICKLED_NUMBERS, PickledArray, RefusedPickleError
+from rldistill.io.untrusted import read_regular
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.encoding import moments_shape
 

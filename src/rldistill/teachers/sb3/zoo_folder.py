@@ -14,7 +14,7 @@ import yaml
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.spec import FramePipeline, Wrapper
-from rldistill.io.atomic import read_regular
+from rldistill.io.untrusted import load_yaml, read_regular
 
 NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
 SETTINGS = (*NORMALIZERS, "args.yml")
@@ -180,7 +180,7 @@ _Loader.add_constructor(None, lambda loader, node: _Inert(node.tag))
 def _mapping(path: Path) -> dict[str, Any]:
     content = read_regular(path, MAX_YAML_BYTES)
     try:
-        value = yaml.load(content.decode(), _Loader)  # a subclass of SafeLoader
+        value = load_yaml(content.decode(), _Loader)
     except yaml.constructor.ConstructorError as error:
         raise UntrustedFileError(f"{path}: {error.problem}; read as data only, nothing was run") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
