@@ -37,6 +37,8 @@ class CommandGroup(TyperGroup):
         """Run the command and turn its errors into messages and exit codes."""
         try:
             return super().invoke(ctx)
+        except typer.Exit:  # of a group inside this one, which has printed its message
+            raise
         except RLDistillError as error:
             _fail(str(error), ctx)
         except KeyboardInterrupt:

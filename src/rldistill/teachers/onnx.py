@@ -208,7 +208,7 @@ def read_model(path: Path, spec: PolicySpec) -> tuple[bytes, Any]:
 def _try(graph: Any, spec: PolicySpec) -> None:
     """Run a model on batches of zeros."""
     for count in (1, BATCH):
-        inputs = {}
+        inputs: dict[str, NDArray[Any]] = {}
         for entry in graph.get_inputs():
             shape = known_shape(spec, entry.name, [size if isinstance(size, int) else 0 for size in entry.shape], count)
             inputs[entry.name] = np.zeros(shape, DTYPES.get(entry.type, np.float32))
