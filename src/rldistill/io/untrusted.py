@@ -111,13 +111,16 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
 def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
     """Return the number of entries below a node, counting those of an alias each time."""
     if id(node) not in counts:
-        counts[id(node)] = MAX_ENTRIES + 1  # for an alias of the node inside itself
+        counts[id(node)] = -1  # for an alias of the node inside itself
         if not isinstance(node, yaml.CollectionNode) and len(node.value) > 1_000 and not node.tag.endswith(":str"):
             problem = f"a number of {len(node.value):,} digits"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
         children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
         counts[id(node)] = 1 + sum(_count_entries(child, counts) for child in children)
+    if counts[id(node)] < 0:
+        problem = "nested too deeply; does an alias hold itself?"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     if counts[id(node)] > MAX_ENTRIES:
         problem = f"more than {MAX_ENTRIES:,} entries; are there aliases of aliases?"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
