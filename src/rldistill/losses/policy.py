@@ -86,9 +86,8 @@ class ForwardKL(Softened):
     """
 
     def __call__(self, student: PolicyOutput, labels: Labels) -> Tensor:
-        if isinstance(head := labels.teacher.head, GaussianHead | DeterministicHead) and type(head) is type(
-            student.head
-        ):
+        head = labels.teacher.head
+        if isinstance(head, GaussianHead | DeterministicHead) and head.same_space(student.head):
             if isinstance(head, DeterministicHead):
                 return head.nll(student.params, labels.teacher.params.detach())
             if bool((labels.teacher.params.chunk(2, -1)[1] <= NO_NOISE_LOG_STD).all()):
