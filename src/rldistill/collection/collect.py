@@ -79,18 +79,22 @@ def collect(
             with stage_progress(progress, "collect", "steps") as report:
                 manifest.add_blocks(run_streams(job, report))
         except Exception as error:
-            kept = sum(
-                length * config.envs_per_stream
-                for stream in range(config.num_streams)
-                for number, length in enumerate(config.block_lengths)
-                if (folder / BlockKey(round, stream, number).file).exists()
-            )
-            if not kept:
+            if not (kept := _num_kept(config, folder, round)):
                 discard(folder, keep_folder=existed) if before is None else before.write()
             elif isinstance(error, RLDistillError):
                 error.args = (f"{str(error).rstrip('.')}. {kept:,} steps are kept; --resume goes on.",)
             raise
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
+
+
+def _num_kept(config: CollectConfig, folder: Path, round: int) -> int:
+    """Return the number of steps in the blocks of an interrupted collection."""
+    return sum(
+        length * config.envs_per_stream
+        for stream in range(config.num_streams)
+        for number, length in enumerate(config.block_lengths)
+        if (folder / BlockKey(round, stream, number).file).exists()
+    )
 
 
 def collected_spec(env: EnvConfig, teacher: Policy) -> PolicySpec:

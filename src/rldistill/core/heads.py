@@ -25,18 +25,12 @@ HeadKind = Literal[
 ]
 
 Size = Annotated[int, Ge(1)]
-
-MASK = "action_mask"
-"""The key of the action mask in a dict observation."""
-ILLEGAL = -1e8
-"""The logit or value of an illegal action; finite, so that no loss becomes NaN."""
-MAX_ACTIONS = 1 << 20
-"""Limit of the choices of a head: a file could name a space that fills the memory."""
-CERTAIN_LOGIT = 20.0
-"""The logit of a certain choice where the others have 0: large, but a KL divergence stays finite."""
+MASK = "action_mask"  # key in a dict observation
+ILLEGAL = -1e8  # logit or value of an illegal action; finite, so that no loss becomes NaN
+MAX_ACTIONS = 1 << 20  # choices of a head: a file could name a space that fills the memory
+CERTAIN_LOGIT = 20.0  # of a certain choice where the others have 0: large, but a KL divergence stays finite
 LARGEST = torch.finfo(torch.float32).max
-NO_NOISE_LOG_STD = -20.0
-"""The log_std of a policy without noise whose actions are squashed nevertheless."""
+NO_NOISE_LOG_STD = -20.0  # of a policy without noise whose actions are squashed nevertheless
 HEADS: dict[str, type[ActionHead]] = {}  # by kind
 
 
@@ -50,10 +44,8 @@ class ActionHead(ABC):
         nvec: the number of options of each discrete choice; the number of bits of a `bernoulli` head.
         low, high: the bounds of a continuous action.
         kind, neutral_kind: the name in files, and that of an environment with the same actions.
-        discrete: True if actions are integers.
-        single_choice: True if an action is one integer.
-        action_values: True if the params are Q values.
-        stochastic: True if the params describe a distribution.
+        discrete, single_choice: True if actions are integers, and if an action is one integer.
+        action_values, stochastic: True if the params are Q values, and if they describe a distribution.
         regret_unit: the unit of `regret`.
     """
 

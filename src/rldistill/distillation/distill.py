@@ -56,8 +56,7 @@ def distill(
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
     folder = Path(folder)
-    initial = student if isinstance(student, NetworkPolicy) else None
-    student = student.config if isinstance(student, NetworkPolicy) else student
+    student, initial = (student.config, student) if isinstance(student, NetworkPolicy) else (student, None)
     trust_student(student)
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
@@ -71,8 +70,8 @@ def distill(
             else:
                 started = time.monotonic()
                 fit_once = fit_tree if fit == "tree" else fit_ridge
-                losses = tuple(term.loss for term in config.losses)
-                policy, scores, problem = fit_once(dataset, cast(Any, student), losses, seed)
+                losses = (term.loss for term in config.losses)
+                policy, scores, problem = fit_once(dataset, cast(Any, student), tuple(losses), seed)
                 row = {"epoch": 1, "step": int((~dataset.heldout).sum()), **scores}
                 Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
                 if problem is not None:

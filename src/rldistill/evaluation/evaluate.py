@@ -97,9 +97,7 @@ def evaluate(
         if config.robustness is not None:
             part = Part(report, sum(own.size for own in returns.values()))
             perturbed = robustness(env, entries, returns, config.robustness, base, part)
-    # Thresholds of performance profiles are quantiles, so that a single outlier does not move them.
-    values = np.concatenate([own.ravel() for own in returns.values()])
-    thresholds = np.unique(np.quantile(values, np.linspace(0, 1, NUM_THRESHOLDS), method="nearest"))
+    thresholds = _profile_thresholds(returns)
     results = {name: match.result(name, returns, thresholds, context, folder) for name in entries}
     evaluation = Evaluation(
         env=env.id,
@@ -122,6 +120,12 @@ def evaluate(
         with track("videos", "frames", quiet=not is_shown(progress)) as report:
             record_videos(env, context.seed, first, match.decisions, folder / "videos", report)
     return evaluation
+
+
+def _profile_thresholds(returns: Mapping[str, Returns]) -> Returns:
+    """Return thresholds of performance profiles: quantiles, so that a single outlier does not move them."""
+    values = np.concatenate([own.ravel() for own in returns.values()])
+    return np.unique(np.quantile(values, np.linspace(0, 1, NUM_THRESHOLDS), method="nearest"))
 
 
 def _fitted_policies(

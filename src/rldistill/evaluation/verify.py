@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from contextlib import closing
@@ -174,23 +175,18 @@ def verify(
         hint = f"It may have been trained in {other}; set its keyword arguments (--env-kwarg) or its wrappers."
         return Verification(teacher=name, env=env.id, suspicious=[f"{error}. {hint}"])
     returns, modes = [], [False, True] if policy.spec.head.stochastic else [False]
+    settings = PlayConfig(seed, max_steps=config.max_steps)
     with stage_progress(progress, "verify", "episodes") as report:
         for number, sample in enumerate(modes):
             part = Part(report, number * config.episodes, len(modes) * config.episodes)
-            played = play(
-                fitted_env,
-                policy,
-                config.episodes,
-                PlayConfig(seed, sample=sample, max_steps=config.max_steps),
-                progress=part,
-            )
-            returns.append(played.returns)
+            chosen = dataclasses.replace(settings, sample=sample)
+            returns.append(play(fitted_env, policy, config.episodes, chosen, progress=part).returns)
     greedy = returns[0]
     suspicious, remarks = quick_check(policy, fitted_env, seed)
     if spec_from_env(fitted_env).frames is not None:
         backwards = ObsTransformPolicy(policy, lambda obs: obs.flip(1))
         number = min(len(greedy), MAX_REVERSED_EPISODES)
-        reversed_returns = play(fitted_env, backwards, number, PlayConfig(seed, max_steps=config.max_steps)).returns
+        reversed_returns = play(fitted_env, backwards, number, settings).returns
         if _p_better(reversed_returns, greedy) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f}, but {reversed_returns.mean():.1f} with a reversed stack"
             suspicious.append(f"frames in the wrong order: {means}")
@@ -198,7 +194,7 @@ def verify(
         if (p := _p_better(sampled, greedy)) <= SIGNIFICANCE:
             means = f"{greedy.mean():.1f} and {sampled.mean():.1f}, p = {p:.2g}"
             suspicious.append(f"used deterministically, but it is better with sampled actions ({means})")
-    random = play(fitted_env, None, config.episodes, PlayConfig(seed, max_steps=config.max_steps)).returns
+    random = play(fitted_env, None, config.episodes, settings).returns
     p = _p_better(greedy, random)
     if greedy.mean() <= random.mean() or (p > SIGNIFICANCE and len(greedy) >= MIN_COMPARED_EPISODES):
         suspicious.append(f"not better than random play ({greedy.mean():.1f} and {random.mean():.1f}, p = {p:.2g})")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from rldistill.core.errors import UntrustedFileError
 from rldistill.core.policy import Policy
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.ensemble import Ensemble
@@ -122,3 +125,33 @@ def _latency(policy: Policy, obs: Tensor, warm_up: int, seconds: float = math.in
         times.append((time.perf_counter() - started) * 1e6)
     p50, p99 = np.percentile(times, [50, 99])
     return {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+
+
+class BoundedCompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counter of the numbers and operations of PyTorch within it; raises UntrustedFileError if there are too many."""
+
+    def __init__(self, path: Path | str, max_values: int, max_flops: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.path, self.max_values, self.max_flops = path, max_values, max_flops
+        self.values, self.flops, self.too_large = 0, 0, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        size = sum(tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor))
+        self.values += size
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=found)
+        elif "pool" in str(func):
+            self.flops += size * math.prod(args[1])
+        if self.values > self.max_values or self.flops > self.max_flops:
+            self.too_large = True
+            raise MemoryError
+        return found
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if self.too_large:  # Keras wraps the errors of its layers
+            raise UntrustedFileError(
+                f"{self.path}: needs more than {self.max_values:,} numbers or {self.max_flops:,} operations. Use a "
+                "smaller network."
+            ) from None

@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
@@ -48,6 +45,7 @@ from rldistill.io.untrusted import (
     read_member,
     read_regular,
 )
+from rldistill.policies.cost import BoundedCompute
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.student import Student
 
@@ -320,7 +318,7 @@ def _require_size(path: Path | str, document: dict[str, Any], weights: bytes, ma
     if num_bytes > max_bytes:
         raise UntrustedFileError(f"{path}: {WEIGHTS} holds {num_bytes:,} bytes, above the limit of {max_bytes:,}")
     keras = keras_on_torch()
-    with keras.device("meta"), _Measured(path):
+    with keras.device("meta"), BoundedCompute(path, MAX_VALUES, MAX_FLOPS):
         model = keras.saving.deserialize_keras_object(document, safe_mode=True)
         if model.count_params() > stored:
             problem = f"a model of {model.count_params():,} weights, of which {stored:,} are stored"
@@ -331,34 +329,5 @@ def _require_size(path: Path | str, document: dict[str, Any], weights: bytes, ma
         )
     if None in (shape := model.inputs[0].shape[1:]):
         raise SpecMismatchError(f"{path}: takes observations of {shape}. Use a model for one shape.")
-    with keras.device("meta"), torch.no_grad(), _Measured(path):
+    with keras.device("meta"), torch.no_grad(), BoundedCompute(path, MAX_VALUES, MAX_FLOPS):
         model(torch.zeros(NUM_TRIALS, *shape, device="meta"), training=False)
-
-
-class _Measured(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counter of the numbers and of the operations within it; raises UntrustedFileError if there are too many."""
-
-    def __init__(self, path: Path | str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.path, self.values, self.flops, self.too_large = path, 0, 0, False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        size = sum(tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor))
-        self.values += size
-        if (count := flop_registry.get(func._overloadpacket)) is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=found)
-        elif "pool" in str(func):
-            self.flops += size * math.prod(args[1])
-        if self.values > MAX_VALUES or self.flops > MAX_FLOPS:
-            self.too_large = True
-            raise MemoryError
-        return found
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        if self.too_large:  # Keras wraps the errors of its layers
-            raise UntrustedFileError(
-                f"{self.path}: needs more than {MAX_VALUES:,} numbers or {MAX_FLOPS:,} operations for {NUM_TRIALS} "
-                "observations. Use a smaller network."
-            ) from None
