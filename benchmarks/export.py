@@ -20,8 +20,8 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.config import ExportConfig, Format
 from rldistill.exporters.cost import c_latency, timed
 from rldistill.exporters.export import export_policy
-from rldistill.exporters.onnx import session
 from rldistill.students import Mlp
+from rldistill.teachers.onnx import session
 
 ENV = EnvConfig("LunarLander-v3")
 FORMATS: tuple[Format, ...] = ("onnx", "c")

@@ -1,5 +1,8 @@
 """Operations in C99, as the text of static functions; `T` stands for the type of the input."""
 
+LONG_SUM = 128
+"""Inputs of a dense layer from which on its sums are made of shorter ones."""
+
 ACTIVATIONS = {
     "relu": "x > 0.0f ? x : 0.0f",
     "tanh": "tanhf(x)",
@@ -87,6 +90,23 @@ static void linear_T(const T *restrict in, const float *restrict weight, const f
     }
 }
 """,
+    "long_linear": """
+/* As linear, with long sums made of short ones, in `sum`: the rounding error of one grows with its length. */
+static void long_linear_T(const T *restrict in, const float *restrict weight, const float *restrict bias,
+                          int32_t inputs, int32_t outputs, float *restrict sum, float *restrict out) {
+    for (int32_t o = 0; o < outputs; o++) out[o] = bias[o];
+    for (int32_t start = 0; start < inputs; start += LENGTH) {
+        const int32_t end = start + LENGTH < inputs ? start + LENGTH : inputs;
+        for (int32_t o = 0; o < outputs; o++) sum[o] = 0.0f;
+        for (int32_t i = start; i < end; i++) {
+            const float x = (float)in[i];
+            const float *row = weight + i * outputs;
+            for (int32_t o = 0; o < outputs; o++) sum[o] += x * row[o];
+        }
+        for (int32_t o = 0; o < outputs; o++) out[o] += sum[o];
+    }
+}
+""".replace("LENGTH", str(LONG_SUM)),
     "conv": """
 /* Square kernels on [depth, height, width]; weight: [depth, kernel, kernel, channels]; out: [channels, rows, columns].
    `sum` has room for one number per channel. */

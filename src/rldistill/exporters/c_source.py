@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.exporters.c_runtime import ACTIVATIONS, FUNCTIONS, UNARY
+from rldistill.exporters.c_runtime import ACTIVATIONS, FUNCTIONS, LONG_SUM, UNARY
 from rldistill.exporters.program import Node, Program
 
 TYPES = {
@@ -242,7 +242,10 @@ class _Writer:
     def _linear(self, node: Node, out: str) -> list[str]:
         x, weight, bias = self._weights(node)
         tables = self._table(weight.T), self._table(bias)
-        return [self._call("linear", self._type(x), self._pointer(x), *tables, x.size, len(bias), out)]
+        arguments = self._type(x), self._pointer(x), *tables, x.size, len(bias)
+        if _scratch(node):
+            return [self._call("long_linear", *arguments, f"{out} + {node.size}", out)]
+        return [self._call("linear", *arguments, out)]
 
     def _conv(self, node: Node, out: str) -> list[str]:
         x, weight, bias = self._weights(node)
@@ -302,6 +305,8 @@ def _scratch(node: Node) -> int:
     """Return the number of intermediate results: sums of channels, or positions and sizes of objects."""
     if node.kind == "objects":
         return 3 * len(node.settings["regions"]) * node.inputs[0].shape[0]
+    if node.kind == "linear":
+        return node.size if node.inputs[0].size > LONG_SUM else 0
     return node.shape[0] if node.kind == "conv" else 0
 
 
