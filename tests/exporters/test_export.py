@@ -244,6 +244,8 @@ def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None
     (tmp_path / "export" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists"):
         export_policy(teacher, CARTPOLE, tmp_path / "export", small("onnx"), progress=False)
+    with pytest.raises(ConfigError, match=r"mine\.txt: not written by an export"):
+        export_policy(teacher, CARTPOLE, tmp_path / "export", small("onnx"), mode="overwrite", progress=False)
     assert (tmp_path / "export" / "mine.txt").read_text() == "mine"
 
 

@@ -22,6 +22,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.c_source import CSource, write_c
 from rldistill.exporters.c_test import write_c_test
+from rldistill.exporters.certificate import FILE as CERTIFICATE
 from rldistill.exporters.certificate import (
     GOOD_AGREEMENT,
     MIN_INT8_AGREEMENT,
@@ -107,15 +108,27 @@ def export_policy(
 @contextmanager
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `folder` at the end, unless there is an error."""
+    _require_own(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield work
+        _require_own(folder)
         shutil.rmtree(folder, ignore_errors=True)
         work.chmod(0o755)
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _require_own(folder: Path) -> None:
+    """Raise ConfigError if a folder holds anything but the files of an export."""
+    own = {CERTIFICATE, VECTORS, *(name for names in FILES.values() for name in names)}
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name not in own or not path.is_file() or path.is_symlink():
+            raise ConfigError(
+                f"{path}: not written by an export, so {folder} is not discarded. Move it away, or use another folder."
+            )
 
 
 class _Export:

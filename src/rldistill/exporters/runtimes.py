@@ -9,6 +9,7 @@ import math
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from rldistill.exporters.vectors import raw_entries
 from rldistill.teachers.onnx import read_model, session
 
 C_FLAGS = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror")
-COMPILE_TIMEOUT_S = 300
+COMPILE_TIMEOUT_S, ANSWER_TIMEOUT_S = 300, 60
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,18 @@ class NodeRuntime(ExportedPolicy):
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        limit = threading.Timer(ANSWER_TIMEOUT_S, self._process.kill)  # a tree in a foreign page may have no end
+        limit.start()
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             return json.loads(self._process.stdout.readline())
         except (OSError, ValueError):
             reason = self._errors.read_text("utf-8").strip()[-200:]
+            reason = reason or "no answer"
             raise CorruptArtifactError(f"{self._path}: Node refuses it ({reason}). Export again.") from None
+        finally:
+            limit.cancel()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

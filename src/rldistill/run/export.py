@@ -16,15 +16,16 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.results import Evaluation
-from rldistill.exporters.certificate import Certificate, EnvRecord
+from rldistill.exporters.certificate import FILE, Certificate, EnvRecord
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import ExportContext, export_policy
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
-from rldistill.run.folder import require_result
+from rldistill.run.folder import record_run, require_result
 from rldistill.run.yaml import read_yaml
 from rldistill.students.storage import load_native, read_document
+from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher
 
 
@@ -36,19 +37,22 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     env = run.env.view_of("student")
     dataset = run.read_dataset() if run.recipe.needs_dataset and run.dataset_folder.exists() else None
     certificates = []
-    for name in run.students:
-        folder, source = run.out / "export" / name, run.out / "students" / name / f"seed-{run.seeds[0]}"
-        require_result(source / "policy.json", "student", "distill")
-        if mode == "resume" and (folder / "parity.json").exists():
-            certificates.append(Certificate.read(folder))
-            continue
-        with track(f"export {name}", "episodes", quiet) as progress:
-            context = _context(run.out, source, folder, name, run.seed, dataset)
-            new: Mode = "overwrite" if mode == "overwrite" else "new"
-            certificates.append(
-                export_policy(load_native(source), env, folder, run.export or ExportConfig(), context, new, progress)
-            )
-        Console().print(certificates[-1])
+    with record_run(run, mode, "export"):
+        for name in run.students:
+            folder, source = run.out / "export" / name, run.out / "students" / name / f"seed-{run.seeds[0]}"
+            require_result(source / "policy.json", "student", "distill")
+            policy, new = load_native(source), mode
+            if mode == "resume":
+                certificate = Certificate.read(folder) if (folder / FILE).exists() else None
+                if certificate is not None and certificate.fingerprint == fingerprint(policy):
+                    certificates.append(certificate)
+                    continue
+                new = "overwrite"
+            with track(f"export {name}", "episodes", quiet) as progress:
+                context = _context(run.out, source, folder, name, run.seed, dataset)
+                config = run.export or ExportConfig()
+                certificates.append(export_policy(policy, env, folder, config, context, new, progress))
+            Console().print(certificates[-1])
     return certificates
 
 
