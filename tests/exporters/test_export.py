@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError
-from rldistill.core.heads import HeadKind, SquashedGaussianHead
-from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.core.heads import MASK, CategoricalHead, HeadKind
+from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate
+from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import ExportContext, export_policy
 from rldistill.exporters.onnx import read_metadata
 from rldistill.exporters.program import ExportError
-from rldistill.exporters.runtimes import compiler
+from rldistill.exporters.runtimes import ExportedPolicy, Interface, compiler
 from rldistill.exporters.verify import verify_export
 from rldistill.io.atomic import read_json
 from rldistill.policies.network import NetworkPolicy
@@ -173,7 +175,13 @@ def test_continuous_policies_in_sb3_with_their_moments(kind: HeadKind, tmp_path:
     policy.standardize(torch.tensor([0.1, -0.2, 0.5]), torch.tensor([0.6, 0.7, 4.0]))
     certificate = export_policy(policy, env, tmp_path / "export", small("sb3", "onnx"), progress=False)
     assert certificate.failures == []
-    assert ("SAC" if isinstance(policy.spec.head, SquashedGaussianHead) else "PPO") == "SAC" or kind == "gaussian"
+    from stable_baselines3 import PPO, SAC
+
+    model = (SAC if kind == "squashed_gaussian" else PPO).load(tmp_path / "export" / "student.zip")
+    obs = torch.randn(16, 3)
+    with torch.no_grad():
+        expected = policy(obs)[0].mode().numpy()
+    assert np.allclose(model.predict(obs.numpy(), deterministic=True)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +238,32 @@ def test_student_of_the_users_own_is_traced(tmp_path: Path) -> None:
     )
     assert certificate.formats["onnx"].differences["own"].agreement == 1.0
     assert "Sine() has no translation" in str(certificate.formats["c"].refused)
+
+
+def test_nan_and_masked_differences_are_found() -> None:
+    """NaN is the largest difference, and the huge logits of illegal actions do not hide those of legal ones."""
+
+    class Fixed(ExportedPolicy):
+        def __init__(self, params: Tensor) -> None:
+            super().__init__(Interface(spec))
+            self.params = params.numpy()
+
+        def run(self, entries: Any, state: Any) -> Any:
+            return self.params.argmax(1), self.params, None
+
+    parts = (("obs", ObsPart((2,), "float32")), (MASK, ObsPart((3,), "int8")))
+    spec = PolicySpec.from_parts(parts, CategoricalHead((3,)))
+    policy = Linear().build(spec).eval()
+    obs = torch.tensor([[0.5, -0.5, 1.0, 1.0, 0.0]])
+    states = States(obs, np.array([True]), None)
+    with torch.no_grad():
+        params = policy(obs)[0].params.float()
+    assert compare(policy, Fixed(params), states).largest == 0
+    other = params + torch.tensor([[0.5, -0.5, 0.0]]) * (1 if params[0, 0] < params[0, 1] else -1)
+    difference = compare(policy, Fixed(other), states)
+    assert difference.largest > 0.1
+    assert (difference.unequal, difference.ties) == (1, 0)
+    assert compare(policy, Fixed(params * torch.nan), states).largest > 1
 
 
 def test_format_without_translation_is_refused_if_it_is_asked_for(tmp_path: Path) -> None:

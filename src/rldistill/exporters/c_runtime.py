@@ -1,7 +1,7 @@
 """Operations in C99, as the text of static functions; `T` stands for the type of the input."""
 
 LONG_SUM = 128
-"""Inputs of a dense layer from which on its sums are made of shorter ones."""
+"""Number of inputs of a dense layer above which its sums are split, because rounding errors grow with the length."""
 
 ACTIVATIONS = {
     "relu": "x > 0.0f ? x : 0.0f",

@@ -129,7 +129,7 @@ class FormatRecord(Document):
                 )
         for quantity in ("batches", "consecutive"):
             value = getattr(self, quantity)
-            if name in FLOAT_FORMATS and value is not None and value > 10 * MAX_DIFFERENCE:
+            if name in FLOAT_FORMATS and value is not None and value > MAX_DIFFERENCE:
                 found.append(f"{name}: the largest difference over {quantity} is {value:.1e}")
         if self.closed_loop is not None and self.closed_loop.keeps_95 == "no":
             found.append(f"{name}: does not keep 95% of the original ({self.closed_loop.mean:.4g})")
@@ -181,7 +181,10 @@ class Certificate(Result):
     @property
     def verdict(self) -> str:
         """Result in one line."""
-        return f"certificate: {'failed' if self.failures else 'passed'}"
+        if self.failures:
+            return "certificate: failed"
+        left = [name for name, record in self.formats.items() if not record.refused and not record.differences]
+        return "certificate: passed" + (f", but not compared with the policy: {', '.join(left)}" if left else "")
 
     def blocks(self) -> list[Table | str]:
         """Return the table of the formats, the remarks and the verdict."""

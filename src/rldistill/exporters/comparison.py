@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.heads import MASK
+from rldistill.core.heads import ILLEGAL, MASK, BernoulliHead
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import EnvConfig, Obs, PolicySpec
 from rldistill.envs.make import make_env
@@ -20,6 +19,9 @@ from rldistill.exporters.runtimes import ExportedPolicy
 
 TIE = 1e-5
 """Relative difference of two numbers that count as equal."""
+
+WORST = 1e30
+"""Difference of NaN and of infinite numbers, which JSON does not have."""
 
 BATCH = 256
 CONSECUTIVE_STEPS = 500
@@ -181,10 +183,17 @@ def equal_actions(a: Episodes, b: Episodes) -> float:
     return same / max(total, 1)
 
 
+def _scale(params: Tensor) -> Tensor:
+    """Return the largest legal parameter of each state, at least 1, `[B, 1]`; illegal actions have huge ones."""
+    size = params.abs()
+    legal = size < -ILLEGAL / 2
+    return torch.where(legal, size, 0.0).amax(-1, keepdim=True).clamp_min(1.0)
+
+
 def _relative(expected: Tensor, found: Tensor) -> Tensor:
-    """Return `[B, P]`; infinite numbers that are equal have no difference."""
-    scale = expected.abs().nan_to_num(posinf=1.0).amax(-1, keepdim=True).clamp(1.0, 1e6)
-    return torch.where(expected == found, 0.0, (expected - found).abs() / scale)
+    """Return `[B, P]`; equal numbers have no difference, also infinite ones, and NaN has the largest."""
+    difference = (expected - found).abs() / _scale(expected)
+    return torch.where(expected == found, 0.0, difference.nan_to_num(WORST, WORST).clamp_max(WORST))
 
 
 def _equal_actions(expected: PolicyOutput, found: PolicyOutput) -> Tensor:
@@ -198,6 +207,10 @@ def _is_tie(expected: PolicyOutput, found: PolicyOutput) -> Tensor:
     head = expected.head
     if not head.discrete:
         return torch.zeros(len(expected.params), dtype=torch.bool)
-    lost = head.regret(dataclasses.replace(expected).params, found.mode())
+    action, choices = found.mode(), torch.tensor(head.nvec if head.single_choice else 2)
+    if not isinstance(head, BernoulliHead) and not head.single_choice:
+        choices = torch.tensor(head.nvec)
+    possible = (action >= 0) & (action < choices)
+    lost = head.regret(expected.params, torch.where(possible, action, 0))
     assert lost is not None
-    return lost <= TIE * expected.params.abs().amax(-1).clamp_min(1.0)
+    return possible.reshape(len(action), -1).all(-1) & (lost <= TIE * _scale(expected.params).squeeze(-1))

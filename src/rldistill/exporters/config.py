@@ -20,7 +20,8 @@ class ExportConfig:
         formats: `onnx`, `int8` (quantized ONNX), `c` (C99), `html` (a page with JavaScript) and `sb3` (a zip of
             Stable-Baselines3); by default `onnx`, and `c` where it applies.
         states: Observations of the student's own play, and as many of the dataset, that are compared.
-        episodes: Full episodes that the original and each exported file play; a yes takes at least 59.
+        episodes: Full episodes that the original and each exported file play; at least 59 are needed to show that a
+            file keeps 95%.
     """
 
     formats: tuple[Format, ...] = ()

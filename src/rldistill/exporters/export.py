@@ -262,7 +262,10 @@ class _Export:
         self.write("student.onnx", self.onnx_bytes)
 
     def _int8(self) -> None:
-        states = (self.measures.heldout or self.measures.own).first(NUM_CALIBRATION_STATES)
+        recurrent = self.interface.state_shape is not None  # held-out observations come without their states
+        states = (self.measures.own if recurrent else self.measures.heldout or self.measures.own).first(
+            NUM_CALIBRATION_STATES
+        )
         inputs: dict[str, NDArray[Any]] = raw_entries(states.obs, self.policy.spec)
         if states.state is not None:
             inputs["state_in"] = states.state.numpy().astype(np.float32)

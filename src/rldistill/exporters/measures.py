@@ -76,7 +76,9 @@ class Measures:
         }
         if runtime.state_shape is not None:
             found["consecutive"] = consecutive_difference(self.policy, runtime, self.consecutive)
-        if name != "html":
+        if name == "html":
+            found["remark"] = f"compared on at most {MAX_NODE_STATES} states, and not played"
+        else:
             found["closed_loop"] = self.closed_loop(runtime)
         if isinstance(runtime, OnnxRuntime):
             found["latency_us"] = onnx_latency(runtime)

@@ -50,7 +50,7 @@ class Node:
 
     @property
     def size(self) -> int:
-        """Number of its numbers."""
+        """Number of values."""
         return math.prod(self.shape)
 
 
@@ -146,7 +146,7 @@ def reshape(x: Node, shape: tuple[int, ...]) -> Node:
 
 
 def flat(x: Node) -> Node:
-    """Return the numbers as a vector of float32."""
+    """Return the numbers as a vector."""
     return reshape(x, (x.size,))
 
 

@@ -206,6 +206,8 @@ class NodeRuntime(ExportedPolicy):
             )
         weakref.finalize(self, _stop, self._process)
         self._path = path
+        if runtime() not in path.read_text("ascii", "replace"):
+            raise CorruptArtifactError(f"{path}: its script is not the one of this version. Export again.")
         self._ask(read_program(path))
 
     def run(

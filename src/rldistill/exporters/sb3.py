@@ -89,7 +89,7 @@ def _dense_body(policy: Policy) -> tuple[list[nn.Module], type[nn.Module]]:
         raise ExportError("sb3: an activation with arguments or weights is not exported. Use onnx.")
     first = next((layer for layer in body if isinstance(layer, allowed)), None)
     if first is None:
-        body, first = [], None
+        body = []
     output = copy.deepcopy(policy.output)
     target = first or output
     assert isinstance(target, nn.Linear | nn.Conv2d)

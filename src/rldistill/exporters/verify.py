@@ -29,6 +29,7 @@ from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import load_policy
+from rldistill.teachers.zoo import ZOO
 
 TOLERANCE = 1e-4
 FOREIGN_C = (
@@ -69,6 +70,9 @@ def verify_export(
     folder = Path(folder)
     certificate = Certificate.read(folder)
     vectors, measures = Vectors.read(folder / VECTORS), None
+    source = folder.parent.parent / "dataset"  # of the run that the folder lies in
+    if dataset is None and (source / "manifest.json").exists():
+        dataset = Dataset.read([source])
     interface = Interface(certificate.spec, certificate.state_shape)
     records: dict[str, FormatRecord] = {}
     with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
@@ -80,6 +84,8 @@ def verify_export(
         for name in FORMATS:
             if (record := certificate.formats.get(name)) is None or record.refused:
                 continue
+            # Only files and sizes are kept from the certificate: no figure is shown that was not measured now.
+            record = FormatRecord(files=record.files, bytes=record.bytes, ram=record.ram)
             if (reason := missing_tool(name)) is not None:
                 records[name] = record.model_copy(update={"remark": reason})
                 continue
@@ -88,7 +94,7 @@ def verify_export(
                 records[name] = record.model_copy(update={"remark": FOREIGN_C})
                 continue
             runtime = open_runtime(name, folder, interface, ram or 0, run_code)
-            remark = "compared with the test vectors only: the original policy is not there"
+            remark = "compared with the test vectors only: the original policy is not there, or was changed"
             fields: dict[str, Any] = {"remark": remark}
             if measures is not None:
                 fields = measures.fields(name, runtime, folder)
@@ -128,8 +134,8 @@ def wrong_steps(runtime: ExportedPolicy, vectors: Vectors) -> int:
 
 def _original(folder: Path, certificate: Certificate) -> Policy | None:
     """Return the policy that was exported, if it is where it was and did not change."""
-    path = folder / certificate.policy
-    if not path.exists():
+    path = certificate.policy if certificate.policy.startswith(ZOO) else folder / certificate.policy
+    if isinstance(path, Path) and not path.exists():
         return None
     try:
         policy = load_policy(path, spec=certificate.spec)

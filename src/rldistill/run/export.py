@@ -11,13 +11,14 @@ from rich.console import Console
 
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.fields import read
+from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.results import Evaluation
 from rldistill.exporters.certificate import FILE, Certificate, EnvRecord
-from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.config import DEFAULT_FORMATS, ExportConfig
 from rldistill.exporters.export import ExportContext, export_policy
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
@@ -44,7 +45,7 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
             policy, new = load_native(source), mode
             if mode == "resume":
                 certificate = Certificate.read(folder) if (folder / FILE).exists() else None
-                if certificate is not None and certificate.fingerprint == fingerprint(policy):
+                if certificate is not None and _is_current(certificate, policy, run.export or ExportConfig()):
                     certificates.append(certificate)
                     continue
                 new = "overwrite"
@@ -54,6 +55,13 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
                 certificates.append(export_policy(policy, env, folder, config, context, new, progress))
             Console().print(certificates[-1])
     return certificates
+
+
+def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
+    """Return True if an export of the policy with these settings would be the same."""
+    made = ExportConfig(tuple(certificate.formats), certificate.states, certificate.episodes)  # type: ignore[arg-type]
+    wanted = dataclasses.replace(config, formats=config.formats or DEFAULT_FORMATS)
+    return made == wanted and certificate.fingerprint == fingerprint(policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +113,11 @@ class ExportSource:
     ) -> tuple[Path, Certificate]:
         run = Path(self.path)
         name = self._student_name(run)
-        seeds = sorted((run / "students" / name).glob("seed-*"), key=lambda path: int(path.name.partition("-")[2]))
-        source = seeds[0] if self.seed is None else run / "students" / name / f"seed-{self.seed}"
+        seeds = sorted(
+            int(path.name[5:]) for path in (run / "students" / name).glob("seed-*") if path.name[5:].isdigit()
+        )
+        seed = self.seed if self.seed is not None else next(iter(seeds), 0)
+        source = run / "students" / name / f"seed-{seed}"
         require_result(source / "policy.json", "student", "distill")
         folder = out or run / "export" / name
         env = self.env or _env_of_run(run)
@@ -114,7 +125,9 @@ class ExportSource:
         if (run / "dataset" / "manifest.json").exists():
             dataset = Dataset.read([run / "dataset"])
         with track(f"export {name}", "episodes", quiet) as progress:
-            context = _context(run, source, folder, name, 0, dataset)
+            config_file = run / "config.yaml"
+            run_seed = read_yaml(config_file).get("seed", 0) if config_file.exists() else 0
+            context = _context(run, source, folder, name, run_seed if isinstance(run_seed, int) else 0, dataset)
             return folder, export_policy(load_native(source), env, folder, config, context, mode, progress)
 
     def _student_name(self, run: Path) -> str:
