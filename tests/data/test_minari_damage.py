@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rldistill.cli.main import app
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import ConfigError, CorruptArtifactError, UntrustedFileError
+from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.minari import ORIGIN
@@ -293,7 +293,7 @@ def test_failed_import_deletes_nothing(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
-def test_actions_outside_bounds_are_a_warning_and_unbounded_ones_are_refused(minari: Any, tmp_path: Path) -> None:
+def test_actions_outside_bounds_are_a_warning_and_unbounded_ones_are_read(minari: Any, tmp_path: Path) -> None:
     record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Box(-1, 1, (2,)), data_format="hdf5")
     change_hdf5(tmp_path, with_array("actions", np.full((4, 2), 1.5, np.float32)))
     with pytest.warns(UserWarning, match="other/it-v0: some actions are outside the bounds"):
@@ -302,6 +302,4 @@ def test_actions_outside_bounds_are_a_warning_and_unbounded_ones_are_refused(min
     with pytest.raises(CorruptArtifactError, match="episode 1: actions: found NaN"):
         import_minari("minari:other/it-v0", tmp_path / "in", mode="overwrite")
     record_elsewhere(minari, "other/free-v0", gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
-    with pytest.raises(ConfigError, match="other/free-v0: found infinite numbers"):
-        import_minari("minari:other/free-v0", tmp_path / "free")
-    assert not (tmp_path / "free").exists()
+    assert min(import_minari("minari:other/free-v0", tmp_path / "free").spec.head.high) > 1e38

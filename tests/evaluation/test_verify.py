@@ -42,7 +42,7 @@ def test_claims_are_read(text: str, claim: Claim) -> None:
 
 @pytest.mark.parametrize("text", ["", "good", "1±", "±3", "1±2±3", "1e400", "1±1e400"])
 def test_invalid_claims_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--claimed"):
+    with pytest.raises(ConfigError, match="claimed"):
         Claim.parse(text)
 
 

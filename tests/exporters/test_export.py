@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, SpecMismatchError
 from rldistill.core.heads import MASK, CategoricalHead, HeadKind
 from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec
 from rldistill.data.dataset import Dataset
@@ -281,6 +281,19 @@ def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"mine\.txt: not written by an export"):
         export_policy(teacher, CARTPOLE, tmp_path / "export", small("onnx"), mode="overwrite", progress=False)
     assert (tmp_path / "export" / "mine.txt").read_text() == "mine"
+
+
+def test_folder_without_a_certificate_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "student.c").write_text("mine")
+    with pytest.raises(ConfigError, match="not the folder of an export"):
+        export_policy(teacher, CARTPOLE, tmp_path / "export", small("onnx"), mode="overwrite", progress=False)
+    assert (tmp_path / "export" / "student.c").read_text() == "mine"
+
+
+def test_other_environment_is_refused(exported: Path) -> None:
+    with pytest.raises(SpecMismatchError, match="do not fit"):
+        verify_export(exported, EnvConfig("Acrobot-v1"), progress=False)
 
 
 def test_without_a_compiler_the_source_is_written(

@@ -15,7 +15,7 @@ import typer
 import rldistill
 from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
-from rldistill.cli.errors import EXIT_CRASH, TRACEBACK, command_group
+from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
 from rldistill.cli.export import exports
 from rldistill.cli.options import (
     AsJson,
@@ -70,6 +70,11 @@ def _run_stage(
         getattr(rldistill, function)(settings, mode, quiet)
     if as_json:
         print_json(read_json(settings.out / "evaluation.json"))
+    if function == "run_all" and settings.export is not None:
+        from rldistill.run.export import failed_exports
+
+        if failed_exports(settings):
+            raise typer.Exit(EXIT_FALSE)
 
 
 @app.command()

@@ -101,8 +101,17 @@ def export_policy(
     require_mode(mode, ("new", "overwrite"))
     if mode == "new" and folder.exists() and any(folder.iterdir()):
         raise ConfigError(f'{folder} exists. Discard it with mode="overwrite" (--overwrite).')
+    policy = fitted(policy, env)
     with stage_progress(progress, "export", "episodes") as report, inference_threads(1), _whole_folder(folder) as work:
-        return _Export(with_action_mask(policy, spec_from_env(env)), env, work, config, context, report).run()
+        return _Export(policy, env, work, config, context, report).run()
+
+
+def fitted(policy: Policy, env: EnvConfig) -> Policy:
+    """Return the policy with the action mask of its environment; raise SpecMismatchError if they do not fit."""
+    spec = spec_from_env(env)
+    policy = with_action_mask(policy, spec)
+    policy.spec.require_same_input(spec, "the policy", env.id)
+    return policy
 
 
 @contextmanager
@@ -129,6 +138,8 @@ def _require_own(folder: Path) -> None:
             raise ConfigError(
                 f"{path}: not written by an export, so {folder} is not discarded. Move it away, or use another folder."
             )
+    if folder.exists() and any(folder.iterdir()) and not (folder / CERTIFICATE).exists():
+        raise ConfigError(f"{folder}: not the folder of an export, so it is not discarded. Use another folder.")
 
 
 class _Export:

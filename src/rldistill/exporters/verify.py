@@ -12,10 +12,9 @@ from rldistill.core.errors import RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate, FormatRecord
 from rldistill.exporters.config import FORMATS, ExportConfig
-from rldistill.exporters.export import c_source
+from rldistill.exporters.export import c_source, fitted
 from rldistill.exporters.formats import missing_tool, open_runtime
 from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
@@ -26,7 +25,6 @@ from rldistill.exporters.vectors import Vectors
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular
 from rldistill.policies.agent import inference_threads
-from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.zoo import ZOO
@@ -78,7 +76,7 @@ def verify_export(
     with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
         if (policy := _original(folder, certificate)) is not None:
             env = env or certificate.env.config(folder)
-            policy = with_action_mask(policy, spec_from_env(env))
+            policy = fitted(policy, env)
             config = ExportConfig((), certificate.states, certificate.episodes)
             measures = Measures(policy, env, interface, config, certificate.seed, dataset, report)
         for name in FORMATS:
@@ -98,7 +96,10 @@ def verify_export(
             fields: dict[str, Any] = {"remark": remark}
             if measures is not None:
                 fields = measures.fields(name, runtime, folder)
-            fields["wrong_vectors"] = wrong_steps(runtime, vectors) if name != "int8" else 0
+            if name != "int8":
+                fields["wrong_vectors"] = wrong_steps(runtime, vectors)
+            elif measures is None:
+                fields["remark"] = "not compared: the original policy is not there, or was changed"
             records[name] = record.model_copy(update=fields)
     return certificate.model_copy(update={"formats": records})
 

@@ -57,8 +57,8 @@ class Flat(nn.Module):
     def forward(self, obs: Obs) -> Tensor:
         """Return the vector."""
         if isinstance(obs, Tensor):
-            return obs.flatten(1)
-        return torch.cat([entry.flatten(1) for entry in obs.values()], 1)
+            return obs.flatten(1) if obs.ndim > 1 else obs[:, None]  # of numbers without a shape
+        return torch.cat([entry.reshape(len(entry), -1) for entry in obs.values()], 1)
 
 
 def keep_scale(net: nn.Module, nonlinearity: str = "relu") -> None:

@@ -201,6 +201,17 @@ class Finetune(FromReward):
                 )
         return head
 
+    def check(self, run: Run, teacher: Policy) -> None:
+        for name in run.students:
+            for seed in run.seeds:
+                folder = run.out / "students" / name / f"seed-{seed}"
+                if self.initial is not None and Path(self.initial).resolve() == folder.resolve():
+                    raise ConfigError(
+                        f"recipe.initial: {self.initial} is a student of this run, which would replace it. Use another "
+                        "folder for the run (out=...)."
+                    )
+        super().check(run, teacher)
+
     def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
         if self.initial is None:
             # Into a folder of its own, since a stage's folder holds one policy.

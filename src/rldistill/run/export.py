@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rldistill.core.errors import ConfigError, did_you_mean
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean
 from rldistill.core.fields import read
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
@@ -44,7 +45,9 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
             require_result(source / "policy.json", "student", "distill")
             policy, new = load_native(source), mode
             if mode == "resume":
-                certificate = Certificate.read(folder) if (folder / FILE).exists() else None
+                certificate = None
+                with suppress(CorruptArtifactError):  # exported again
+                    certificate = Certificate.read(folder)
                 if certificate is not None and _is_current(certificate, policy, run.export or ExportConfig()):
                     certificates.append(certificate)
                     continue
@@ -55,6 +58,12 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
                 certificates.append(export_policy(policy, env, folder, config, context, new, progress))
             Console().print(certificates[-1])
     return certificates
+
+
+def failed_exports(run: Run) -> list[str]:
+    """Return the reasons why exported files of a run do not pass."""
+    folders = [run.out / "export" / name for name in run.students if run.export is not None]
+    return [reason for folder in folders if (folder / FILE).exists() for reason in Certificate.read(folder).failures]
 
 
 def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
