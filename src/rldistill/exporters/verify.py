@@ -13,7 +13,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.exporters.certificate import Certificate, FormatRecord
-from rldistill.exporters.config import FORMATS, ExportConfig
+from rldistill.exporters.config import FORMATS, ExportConfig, Format
 from rldistill.exporters.export import c_source, fitted
 from rldistill.exporters.formats import missing_tool, open_runtime
 from rldistill.exporters.lowering import lower_policy
@@ -68,10 +68,10 @@ def verify_export(
     folder = Path(folder)
     certificate = Certificate.read(folder)
     vectors, measures = Vectors.read(folder / VECTORS), None
+    interface = Interface(certificate.spec, certificate.state_shape)
     source = folder.parent.parent / "dataset"  # of the run that the folder lies in
     if dataset is None and (source / "manifest.json").exists():
         dataset = Dataset.read([source])
-    interface = Interface(certificate.spec, certificate.state_shape)
     records: dict[str, FormatRecord] = {}
     with stage_progress(progress, "verify", "episodes") as report, inference_threads(1):
         if (policy := _original(folder, certificate)) is not None:
@@ -80,28 +80,28 @@ def verify_export(
             config = ExportConfig((), certificate.states, certificate.episodes)
             measures = Measures(policy, env, interface, config, certificate.seed, dataset, report)
         for name in FORMATS:
-            if (record := certificate.formats.get(name)) is None or record.refused:
-                continue
-            # Only files and sizes are kept from the certificate: no figure is shown that was not measured now.
-            record = FormatRecord(files=record.files, bytes=record.bytes, ram=record.ram)
-            if (reason := missing_tool(name)) is not None:
-                records[name] = record.model_copy(update={"remark": reason})
-                continue
-            ram = record.ram if run_code or name != "c" else _memory_of_own_c(folder, policy, env)
-            if name == "c" and ram is None:
-                records[name] = record.model_copy(update={"remark": FOREIGN_C})
-                continue
-            runtime = open_runtime(name, folder, interface, ram or 0, run_code)
-            remark = "compared with the test vectors only: the original policy is not there, or was changed"
-            fields: dict[str, Any] = {"remark": remark}
-            if measures is not None:
-                fields = measures.fields(name, runtime, folder)
-            if name != "int8":
-                fields["wrong_vectors"] = wrong_steps(runtime, vectors)
-            elif measures is None:
-                fields["remark"] = "not compared: the original policy is not there, or was changed"
-            records[name] = record.model_copy(update=fields)
+            if (record := certificate.formats.get(name)) is not None and not record.refused:
+                ram = record.ram if run_code or name != "c" else _memory_of_own_c(folder, policy, env)
+                # Only files and sizes are kept from the certificate: no figure is shown that was not measured now.
+                kept = FormatRecord(files=record.files, bytes=record.bytes, ram=record.ram)
+                if (remark := missing_tool(name)) is None and name == "c" and ram is None:
+                    remark = FOREIGN_C
+                fields: dict[str, Any] = {"remark": remark}
+                if remark is None:
+                    runtime = open_runtime(name, folder, interface, ram or 0, run_code)
+                    fields = _fields(name, runtime, vectors)
+                    if measures is not None:
+                        fields |= {"remark": None} | measures.fields(name, runtime, folder)
+                records[name] = kept.model_copy(update=fields)
     return certificate.model_copy(update={"formats": records})
+
+
+def _fields(name: Format, runtime: ExportedPolicy, vectors: Vectors) -> dict[str, Any]:
+    """Return the result of the test vectors, and the remark for a format of which nothing else is known."""
+    reason = "the original policy is not there, or was changed"
+    if name == "int8":
+        return {"remark": f"not compared: {reason}"}
+    return {"remark": f"compared with the test vectors only: {reason}", "wrong_vectors": wrong_steps(runtime, vectors)}
 
 
 def _memory_of_own_c(folder: Path, policy: Policy | None, env: EnvConfig | None) -> int | None:
