@@ -144,7 +144,7 @@ def run_file(folder: Path) -> Fuzzer:
 def policy_json(folder: Path) -> Fuzzer:
     """Return the fuzzer of `policy.json`, with a hash that fits."""
     save_policy(Mlp((4,), features=Fourier(8)).build(spec_from_env(CARTPOLE)), folder, {})
-    document = json.loads((folder / "policy.json").read_text())
+    document = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
 
     def attempt(rng: random.Random) -> None:
         changed = mutate(document, rng, rng.choice((1, 2, 4)))
@@ -160,7 +160,7 @@ def manifest(folder: Path) -> Fuzzer:
         CARTPOLE, teacher(), CollectConfig(steps=256, epsilon=0.3, block_steps=64), folder / "dataset", progress=False
     )
     path = folder / "dataset" / "manifest.json"
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
 
     def attempt(rng: random.Random) -> None:
         changed = mutate(document, rng, rng.choice((1, 2, 4)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rldistill.evaluation.evaluate import RunContext, evaluate
 from rldistill.evaluation.non_inferiority import RISK, least_episodes
 from rldistill.evaluation.results import Evaluation, verdict
 from rldistill.evaluation.statistics import Estimate
+from rldistill.io.atomic import read_json
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear
 from rldistill.teachers.python import FunctionPolicy
@@ -174,7 +174,7 @@ def test_result_prints_as_table_and_is_read_back(teacher: NetworkPolicy, tmp_pat
     assert [len(entry.runs) for entry in found.students.values()] == [1, 2]
     again = Evaluation.read(tmp_path / "evaluation.json")
     assert again == found
-    assert again.to_dict() == json.loads((tmp_path / "evaluation.json").read_text())
+    assert again.to_dict() == read_json(tmp_path / "evaluation.json")
 
 
 def test_identical_training_seeds_count_as_one(teacher: NetworkPolicy, tmp_path: Path) -> None:

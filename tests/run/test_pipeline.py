@@ -174,7 +174,7 @@ def test_best_round_is_the_result(tmp_path: Path, teacher: NetworkPolicy) -> Non
     assert torch.equal(load_native(folder).threshold, rounds[best].threshold)
     # Killed before the end, it goes on without playing again.
     worst = int(np.argmin(scores))
-    (folder / f"round-{worst}" / "score.json").write_text('{"episodes": 5, "score": 1000}')
+    write_json(folder / f"round-{worst}" / "score.json", {"episodes": 5, "score": 1000})
     (folder / "policy.json").unlink()
     run_distill(run, mode="resume", quiet=True)
     assert torch.equal(load_native(folder).threshold, rounds[worst].threshold)

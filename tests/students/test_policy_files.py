@@ -76,7 +76,7 @@ def test_a_missing_or_senseless_field_is_named(folder: Path, field: str, value: 
         ("spec.head.low", [0.0], "do not make a categorical head"),
         ("spec.head.kind", "gaussian", "do not make a gaussian head"),
         ("spec.obs_dtype", "floau32", "spec.obs_dtype: expected a dtype"),
-        ("spec.obs_shape", [2**40, 2**40], "config: no network can have these sizes"),
+        ("spec.obs_shape", [2**40, 2**40], "obs_shape: more than"),
         ("config.hidden", [10**30], r"config\.hidden\.0: found 10+"),
         ("weights_sha256", KeyError, "weights_sha256: is missing"),
         ("weights_sha256", None, "weights_sha256: found None, expected text"),

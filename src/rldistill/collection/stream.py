@@ -236,7 +236,7 @@ def _end_with_parent() -> None:
 def _is_stopped(pid: int) -> bool:
     """Return True if a process was stopped by a signal, as far as the system shows it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
         return False
 

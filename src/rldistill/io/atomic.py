@@ -262,10 +262,17 @@ def _is_of_stage(path: Path) -> bool:
     """Return True if a file has the name of one that stages write, and JSON the mark of this program."""
     if not STAGE_FILES.fullmatch(path.name) or not path.is_file():
         return False
-    if path.suffix in (".json", ".jsonl") and path.stat().st_size:
-        with path.open("rb") as file:
-            return SEAL.encode() in file.read(200)
-    return True
+    if path.suffix not in (".json", ".jsonl"):
+        return True
+    with path.open("rb") as file:
+        if SEAL.encode() in (start := file.read(200)):
+            return True
+        content = start + file.read()
+    try:  # the JSON of another program; a file that was cut is ours
+        json.loads(content.splitlines()[0] if path.suffix == ".jsonl" and content else content)
+    except ValueError:
+        return True
+    return False
 
 
 def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = get_args(Mode)) -> bool:

@@ -181,6 +181,8 @@ class _Source:
         if (origin := metadata.exported) is None:
             env_spec = metadata.env_spec or _EnvSpec(id=where)
             env = EnvConfig(env_spec.id, env_spec.kwargs or {})
+            if np.any(getattr(metadata.action_space, "start", 0)):
+                raise ConfigError(f"{where}: actions {metadata.action_space}. Use Discrete or MultiDiscrete from 0.")
             spec = spec_from_spaces(env.id, _flat_space(metadata.observation_space), metadata.action_space)
             origin = Origin(env=env, spec=spec, teacher_spec=None)
         return cls(where, metadata, minari, origin)
