@@ -217,7 +217,7 @@ def minari(folder: Path) -> Fuzzer:
             for key in ("observation_space", "action_space", "env_spec"):
                 if key in changed and rng.random() < 0.95:
                     changed[key] = json.dumps(changed[key])
-        path.write_text(json.dumps(changed))
+        path.write_text(json.dumps(changed), encoding="utf-8")
         metadata = _Metadata.parse(read_foreign_json(path), path)
         spec_from_spaces("minari", metadata.observation_space, metadata.action_space)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
-from rldistill.core.errors import RLDistillError
+from rldistill.core.errors import ConfigError, RLDistillError
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import open_dataset
 from rldistill.data.manifest import Manifest
@@ -86,7 +86,7 @@ def test_an_environment_that_a_file_names_is_never_imported(tmp_path: Path, monk
     relabel(tmp_path / "a", policy, tmp_path / "relabelled")
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
     assert "planted" not in sys.modules
-    with pytest.raises(SystemExit, match="it ran"):
+    with pytest.raises(ConfigError, match="it ran"):
         spec_from_env(EnvConfig("planted:make"))
 
 
