@@ -23,6 +23,9 @@ from rldistill.policies.wrappers import ActionMaskedPolicy
 
 WARM_UP_CALLS, TIMED_CALLS = 20, 200
 BATCH_SIZES = (64, 256)
+POOL_COST = 256
+"""Operations of matrix products that take as long as one comparison of a pooling."""
+
 BATCH_TIMING_S, MIN_CALLS = 0.25, 10
 """Limit of the time for calls with a batch, which take long in large networks, and their least number."""
 
@@ -136,17 +139,21 @@ class BoundedCompute(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.values, self.flops, self.too_large = 0, 0, False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "pool" in str(func) and len(args) > 1:  # before it runs, which takes long even without memory
+            stride = args[2] if len(args) > 2 and args[2] else args[1]
+            self.flops += POOL_COST * args[0].numel() * math.prod(args[1]) // max(1, math.prod(stride))
+            self._require_bounded()
         found = func(*args, **(kwargs or {}))
-        size = sum(tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor))
-        self.values += size
+        self.values += sum(tensor.numel() for tensor in tree_leaves(found) if isinstance(tensor, Tensor))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=found)
-        elif "pool" in str(func):
-            self.flops += size * math.prod(args[1])
+        self._require_bounded()
+        return found
+
+    def _require_bounded(self) -> None:
         if self.values > self.max_values or self.flops > self.max_flops:
             self.too_large = True
             raise MemoryError
-        return found
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
