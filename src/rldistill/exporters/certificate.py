@@ -15,6 +15,7 @@ from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, shor
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
+from rldistill.exporters.comparison import Difference
 from rldistill.exporters.config import FLOAT_FORMATS
 from rldistill.exporters.vectors import FILE as VECTORS
 from rldistill.io.atomic import Document, read_json, sha256_file, write_json
@@ -25,17 +26,6 @@ MAX_DIFFERENCE = 1e-5
 MAX_COMPARED = 1_000_000
 """Limit of states and episodes: a certificate from elsewhere must not play for ever."""
 GOOD_AGREEMENT, MIN_INT8_AGREEMENT = 0.99, 0.9
-
-
-class DifferenceRecord(Document):
-    """Difference over N states; see `rldistill.exporters.comparison.Difference`."""
-
-    states: int
-    largest: float
-    mean: float
-    agreement: float
-    ties: int
-    unequal: int
 
 
 class ClosedLoop(Document):
@@ -106,7 +96,7 @@ class FormatRecord(Document):
     refused: str | None = None
     remark: str | None = None
     wrong_vectors: int = 0
-    differences: dict[str, DifferenceRecord] = Field(default_factory=dict)
+    differences: dict[str, Difference] = Field(default_factory=dict)
     batches: float | None = None
     consecutive: float | None = None
     closed_loop: ClosedLoop | None = None

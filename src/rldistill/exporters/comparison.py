@@ -16,6 +16,7 @@ from rldistill.core.spec import EnvConfig, Obs, PolicySpec
 from rldistill.envs.make import make_env
 from rldistill.evaluation.episodes import CALIBRATION, Episodes, PlayConfig, play
 from rldistill.exporters.runtimes import ExportedPolicy
+from rldistill.io.atomic import Document
 
 TIE = 1e-5
 """Relative difference of two numbers that count as equal."""
@@ -122,8 +123,7 @@ def _with_values(base: Tensor, values: NDArray[Any], spec: PolicySpec) -> Tensor
     return obs
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(Document):
     """Difference of an exported policy and the original over N states.
 
     Attributes:
@@ -157,7 +157,14 @@ def compare(policy: Policy, exported: ExportedPolicy, states: States, batch: int
             differs = ~_equal_actions(expected, found)
             tied = differs & _is_tie(expected, found)
             unequal, ties = unequal + int((differs & ~tied).sum()), ties + int(tied.sum())
-    return Difference(count, largest, total / count, 1 - (unequal + ties) / count, ties, unequal)
+    return Difference(
+        states=count,
+        largest=largest,
+        mean=total / count,
+        agreement=1 - (unequal + ties) / count,
+        ties=ties,
+        unequal=unequal,
+    )
 
 
 def consecutive_difference(policy: Policy, exported: ExportedPolicy, states: States) -> float:

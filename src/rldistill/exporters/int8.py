@@ -53,7 +53,7 @@ def quantize_onnx(
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self._batches, None)
 
-    logging.getLogger().setLevel(max(logging.getLogger().level, logging.WARNING))
+    root, level = logging.getLogger(), logging.getLogger().level
     with tempfile.TemporaryDirectory() as name:
         source, prepared, target = (Path(name) / file for file in ("float.onnx", "prepared.onnx", "int8.onnx"))
         source.write_bytes(content)
@@ -61,13 +61,19 @@ def quantize_onnx(
         model = onnx.load(str(prepared))
         layers = [node.name for node in model.graph.node if node.op_type in OPERATORS]
         in_float = [layers[0], layers[-1]] if scheme == SCHEMES[1] and len(layers) > 2 else []
-        model.opset_import[0].version = OPSET_INT16
-        onnx.save(model, str(prepared))
-        quantize_static(
-            str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=[*OPERATORS],
-            activation_type=QuantType.QUInt16 if scheme == SCHEMES[2] else QuantType.QUInt8,
-            weight_type=QuantType.QUInt8, nodes_to_exclude=in_float,
-        )  # fmt: skip
+        activation_type = QuantType.QUInt8
+        if scheme == SCHEMES[2]:
+            activation_type = QuantType.QUInt16
+            model.opset_import[0].version = OPSET_INT16
+            onnx.save(model, str(prepared))
+        root.setLevel(max(level, logging.WARNING))  # onnxruntime logs to the root
+        try:
+            quantize_static(
+                str(prepared), str(target), Reader(), quant_format=QuantFormat.QDQ, op_types_to_quantize=[*OPERATORS],
+                activation_type=activation_type, weight_type=QuantType.QUInt8, nodes_to_exclude=in_float,
+            )  # fmt: skip
+        finally:
+            root.setLevel(level)
         quantized = onnx.load(str(target))
     quantized.ClearField("metadata_props")
     onnx.helper.set_model_props(quantized, dict(metadata))

@@ -15,7 +15,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.evaluation.episodes import Episodes, PlayConfig, play
 from rldistill.evaluation.non_inferiority import non_inferior
 from rldistill.evaluation.statistics import estimate, mean
-from rldistill.exporters.certificate import ClosedLoop, DifferenceRecord
+from rldistill.exporters.certificate import ClosedLoop
 from rldistill.exporters.comparison import (
     CONSECUTIVE_STEPS,
     States,
@@ -68,10 +68,7 @@ class Measures:
             sources["dataset"] = self.heldout.first(limit)
         sources |= extreme_states(self.env, self.policy, self.consecutive)
         found: dict[str, Any] = {
-            "differences": {
-                source: DifferenceRecord(**dataclasses.asdict(compare(self.policy, runtime, states)))
-                for source, states in sources.items()
-            },
+            "differences": {source: compare(self.policy, runtime, states) for source, states in sources.items()},
             "batches": max(compare(self.policy, runtime, self.own.first(64), size).largest for size in (1, 64)),
         }
         if runtime.state_shape is not None:

@@ -34,7 +34,6 @@ ACTS = re.compile(r"policy|actor|action|mu\b|mean")
 MEANS = {"running_mean": ("running_variance", "running_var"), "_mean": ("_var",), "mean": ("var", "variance")}
 """Names of a mean and of its variance."""
 LOG_STDS = r"(.*\.)?(log_?std(_param(eter)?)?|std(_param)?|actor_logstd|sigma)"
-LAST_LAYERS = re.compile(r"(^|[._])(mu|mean(_layer)?|action(_layer)?|policy_layer)$")
 STATISTICS_HINT = "Set obs_mean and obs_variance"
 
 
