@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -211,3 +212,18 @@ def test_actions_arrive_in_the_space(kind: str, sent: Any, received: Any, monkey
     env.step(np.asarray(sent))
     assert np.array_equal(seen[0], received)
     assert not re.search("start", str(env.action_space))
+
+
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+@pytest.mark.parametrize("space", ["missing", None, (4,)], ids=repr)
+def test_environment_without_a_space_is_refused(name: str, space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bare(gymnasium.Env[Any, Any]):
+        observation_space, action_space = gymnasium.spaces.Box(0, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+    monkeypatch.delattr(Bare, name) if space == "missing" else monkeypatch.setattr(Bare, name, space)
+    gymnasium.register("Bare-v0", Bare)
+    try:
+        with pytest.raises(ConfigError, match=f"its {name} is .*Set it to a space"):
+            make_env(EnvConfig("Bare-v0"))
+    finally:
+        del gymnasium.registry["Bare-v0"]

@@ -13,7 +13,7 @@ import gymnasium.wrappers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure
+from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure, short_repr
 from rldistill.core.fields import import_name, look_here
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
@@ -104,6 +104,11 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
         raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
+    for name in ("observation_space", "action_space"):
+        if not isinstance(found := getattr(env, name, None), spaces.Space):
+            raise ConfigError(
+                f"env.id: {config.id}: its {name} is {short_repr(found)}. Set it to a space of gymnasium.spaces."
+            )
     meter = RewardMeter(env) if config.wrappers else None
     env = _wrap(meter or env, config.wrappers)
     for wrapper in chain_of(env):
