@@ -270,6 +270,13 @@ class OtherMask(Base):
         return {"x": super().observe(), "mask": np.array([1, self.numbers[0] > 0], np.int8)}
 
 
+class NoLegalAction(Base):
+    observation_space = spaces.Dict({"x": spaces.Box(-1, 1, (3,)), "action_mask": spaces.Box(0, 1, (2,), np.int8)})
+
+    def observe(self) -> Any:
+        return {"x": super().observe(), "action_mask": np.full(2, self.numbers[0] > 0, np.int8)}
+
+
 class MaskInInfo(Base):
     def step(self, action: Any) -> Any:
         return *super().step(action)[:4], {"action_mask": np.ones(2, np.int8)}

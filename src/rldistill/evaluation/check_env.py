@@ -203,6 +203,13 @@ class _Check:
                     "Correct its bounds; a network with scaled images needs 0 to 255",
                 )  # fmt: skip
         for key, values in _entries(spec, array) if spec.parts else ():
+            if key == MASK and spec.head.discrete:
+                choices = np.split(values, np.cumsum(spec.head.choices)[:-1], axis=1)
+                if any(not legal.any(1).all() for legal in choices):
+                    self.add(
+                        "error", "action mask", "no action is legal in some state",
+                        "End the episode there, or allow an action that does nothing",
+                    )  # fmt: skip
             sizes = {sum(spec.head.choices), len(spec.head.choices)}
             is_mask = values.shape[1] in sizes and spec.head.discrete and np.isin(values, (0, 1)).all()
             if key != MASK and is_mask and values.any(1).all() and not spec.entries[key].nvec:
