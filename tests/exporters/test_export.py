@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, SpecMismatchError
 from rldistill.core.heads import MASK, CategoricalHead, HeadKind
@@ -217,29 +217,6 @@ def test_int8_model_that_plays_badly_is_refused_with_the_figure(tmp_path: Path) 
     assert not (tmp_path / "export" / "student.int8.onnx").exists()
 
 
-class Sine(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.sin()
-
-
-@dataclasses.dataclass(frozen=True)
-class Own(Student):
-    """A student of the user's own with a layer that has no translation."""
-
-    def build(self, spec: PolicySpec) -> NetworkPolicy:
-        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 8), Sine()), 8)
-
-
-def test_student_of_the_users_own_is_traced(tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    policy = Own().build(spec_from_env(CARTPOLE)).eval()
-    certificate = export_policy(
-        policy, CARTPOLE, tmp_path / "export", ExportConfig((), states=200, episodes=2), progress=False
-    )
-    assert certificate.formats["onnx"].differences["own"].agreement == 1.0
-    assert "Sine() has no translation" in str(certificate.formats["c"].refused)
-
-
 def test_nan_and_masked_differences_are_found() -> None:
     """NaN is the largest difference, and the huge logits of illegal actions do not hide those of legal ones."""
 
@@ -264,13 +241,6 @@ def test_nan_and_masked_differences_are_found() -> None:
     assert difference.largest > 0.1
     assert (difference.unequal, difference.ties) == (1, 0)
     assert compare(policy, Fixed(params * torch.nan), states).largest > 1
-
-
-def test_format_without_translation_is_refused_if_it_is_asked_for(tmp_path: Path) -> None:
-    policy = Own().build(spec_from_env(CARTPOLE)).eval()
-    with pytest.raises(ExportError, match=r"Sine\(\) has no translation"):
-        export_policy(policy, CARTPOLE, tmp_path / "export", small("c"), progress=False)
-    assert [*tmp_path.iterdir()] == []
 
 
 def test_existing_folder_is_kept(teacher: NetworkPolicy, tmp_path: Path) -> None:

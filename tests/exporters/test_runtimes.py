@@ -61,7 +61,7 @@ STUDENTS_BY_NAME: dict[str, list[Any]] = {
     "tree": [Tree(nodes=7), Tree(nodes=7, features=Standardized())],
 }
 UNTRANSLATED = {"keras"}
-"""Students that PyTorch traces; see test_export.py."""
+"""Students that PyTorch traces; see test_traced.py."""
 
 
 def observations(head: ActionHead) -> dict[str, PolicySpec]:

@@ -83,7 +83,7 @@ class FormatRecord(Document):
         remark: Part of the certificate that could not be computed, such as "not compiled: no C compiler".
         wrong_vectors: Steps of the test vectors with another action or other parameters.
         differences: By the source of the states: `dataset`, `own`, and one for each kind of extreme state.
-        batches: Largest difference with a batch of 1 and of 64.
+        batches: Largest difference of batches of 1 and of 64 to the original with 64.
         consecutive: Largest difference over consecutive steps with a state of its own; None if feed-forward.
         closed_loop: Play in the environment; None where the format is only compared.
         latency_us: p50 and p99 of one decision in microseconds.

@@ -167,6 +167,17 @@ def compare(policy: Policy, exported: ExportedPolicy, states: States, batch: int
     )
 
 
+def batch_difference(policy: Policy, exported: ExportedPolicy, states: States) -> float:
+    """Return the largest relative difference of batches of one and of all states to the policy on all states."""
+    largest, count = 0.0, len(states.obs)
+    with torch.no_grad():
+        expected = policy(states.obs, states.state)[0].params
+        for row in (slice(0, count), *(slice(row, row + 1) for row in range(count))):
+            found = exported(states.obs[row], None if states.state is None else states.state[row])[0].params
+            largest = max(largest, float(_relative(expected[row], found).max()))
+    return largest
+
+
 def consecutive_difference(policy: Policy, exported: ExportedPolicy, states: States) -> float:
     """Return the largest relative difference over consecutive steps, in which each policy keeps its own state."""
     largest, own, other = 0.0, policy.initial_state(1), exported.initial_state(1)

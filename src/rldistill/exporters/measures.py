@@ -19,6 +19,7 @@ from rldistill.exporters.certificate import ClosedLoop
 from rldistill.exporters.comparison import (
     CONSECUTIVE_STEPS,
     States,
+    batch_difference,
     compare,
     consecutive_difference,
     consecutive_states,
@@ -69,7 +70,7 @@ class Measures:
         sources |= extreme_states(self.env, self.policy, self.consecutive)
         found: dict[str, Any] = {
             "differences": {source: compare(self.policy, runtime, states) for source, states in sources.items()},
-            "batches": max(compare(self.policy, runtime, self.own.first(64), size).largest for size in (1, 64)),
+            "batches": batch_difference(self.policy, runtime, self.own.first(64)),
         }
         if runtime.state_shape is not None:
             found["consecutive"] = consecutive_difference(self.policy, runtime, self.consecutive)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ from rldistill.core.policy import Policy
 from rldistill.exporters.onnx import OPSET, finish, params_names
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import Interface
+
+TRACED_BATCH = 13
+"""Batch of the traced inputs: a size that no layer has by accident."""
 
 
 class _Traced(nn.Module):
@@ -51,12 +56,13 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
         raise ExportError(f"onnx: a {type(policy).__name__} is no torch.nn.Module, so PyTorch cannot trace it")
     spec = interface.spec
     names = [key or "obs" for key in spec.entries]
-    arguments = [torch.zeros((2, *part.shape), dtype=getattr(torch, part.dtype)) for part in spec.entries.values()]
+    shapes = [(part.shape, getattr(torch, part.dtype)) for part in spec.entries.values()]
+    arguments = [torch.zeros((TRACED_BATCH, *shape), dtype=dtype) for shape, dtype in shapes]
     outputs = ["action", *params_names(spec.head)]
     if interface.state_shape is not None:
         names.append("state_in")
         outputs.append("state_out")
-        arguments.append(torch.zeros((2, *interface.state_shape)))
+        arguments.append(torch.zeros((TRACED_BATCH, *interface.state_shape)))
     batch = torch.export.Dim("batch")
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -74,4 +80,28 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
     finally:
         logging.getLogger("torch.onnx").setLevel(level)
     assert program is not None
-    return finish(program.model_proto, metadata)
+    model = program.model_proto  # each access makes a new one
+    _free_batch(model)
+    return finish(model, metadata)
+
+
+def _free_batch(model: Any) -> None:
+    """Give a graph that was traced for one batch, as those of Keras are, a batch of any size.
+
+    A graph whose numbers depend on the batch does not become right by that; the certificate, which compares batches,
+    then fails.
+    """
+    import onnx
+
+    graph = model.graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape" or (tensor := tensors.get(node.input[1])) is None:
+            continue
+        sizes = onnx.numpy_helper.to_array(tensor)
+        if sizes[:1] == TRACED_BATCH:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([0, *sizes[1:]], np.int64), tensor.name))
+        del node.attribute[:]  # without allowzero, 0 is the size of the input
