@@ -79,12 +79,12 @@ static void clip(const float *in, const float *low, const float *high, int32_t s
 }
 """,
     "linear": """
-/* weight: [inputs, outputs], so that the inner loop needs no sum in a fixed order. */
-static void linear_T(const T *restrict in, const float *restrict weight, const float *restrict bias, int32_t inputs,
-                     int32_t outputs, float *restrict out) {
+/* weight: [inputs, outputs], so that the inner loop needs no sum in a fixed order; `mean` is subtracted from pixels. */
+static void linear_T(const T *restrict in, float mean, const float *restrict weight, const float *restrict bias,
+                     int32_t inputs, int32_t outputs, float *restrict out) {
     for (int32_t o = 0; o < outputs; o++) out[o] = bias[o];
     for (int32_t i = 0; i < inputs; i++) {
-        const float x = (float)in[i];
+        const float x = (float)in[i] - mean;
         const float *row = weight + i * outputs;
         for (int32_t o = 0; o < outputs; o++) out[o] += x * row[o];
     }
@@ -92,14 +92,14 @@ static void linear_T(const T *restrict in, const float *restrict weight, const f
 """,
     "long_linear": """
 /* As linear, with long sums made of short ones, in `sum`: the rounding error of one grows with its length. */
-static void long_linear_T(const T *restrict in, const float *restrict weight, const float *restrict bias,
+static void long_linear_T(const T *restrict in, float mean, const float *restrict weight, const float *restrict bias,
                           int32_t inputs, int32_t outputs, float *restrict sum, float *restrict out) {
     for (int32_t o = 0; o < outputs; o++) out[o] = bias[o];
     for (int32_t start = 0; start < inputs; start += LENGTH) {
         const int32_t end = start + LENGTH < inputs ? start + LENGTH : inputs;
         for (int32_t o = 0; o < outputs; o++) sum[o] = 0.0f;
         for (int32_t i = start; i < end; i++) {
-            const float x = (float)in[i];
+            const float x = (float)in[i] - mean;
             const float *row = weight + i * outputs;
             for (int32_t o = 0; o < outputs; o++) sum[o] += x * row[o];
         }
@@ -110,9 +110,9 @@ static void long_linear_T(const T *restrict in, const float *restrict weight, co
     "conv": """
 /* Square kernels on [depth, height, width]; weight: [depth, kernel, kernel, channels]; out: [channels, rows, columns].
    `sum` has room for one number per channel. */
-static void conv_T(const T *restrict in, const float *restrict weight, const float *restrict bias, int32_t depth,
-                   int32_t height, int32_t width, int32_t channels, int32_t kernel, int32_t stride, int32_t padding,
-                   float *restrict sum, float *restrict out) {
+static void conv_T(const T *restrict in, float mean, const float *restrict weight, const float *restrict bias,
+                   int32_t depth, int32_t height, int32_t width, int32_t channels, int32_t kernel, int32_t stride,
+                   int32_t padding, float *restrict sum, float *restrict out) {
     const int32_t rows = (height + 2 * padding - kernel) / stride + 1;
     const int32_t columns = (width + 2 * padding - kernel) / stride + 1;
     for (int32_t r = 0; r < rows; r++) {
@@ -125,7 +125,7 @@ static void conv_T(const T *restrict in, const float *restrict weight, const flo
                     for (int32_t j = 0; j < kernel; j++) {
                         const int32_t x = c * stride + j - padding;
                         if (x < 0 || x >= width) continue;
-                        const float pixel = (float)in[(d * height + y) * width + x];
+                        const float pixel = (float)in[(d * height + y) * width + x] - mean;
                         const float *row = weight + ((d * kernel + i) * kernel + j) * channels;
                         for (int32_t o = 0; o < channels; o++) sum[o] += pixel * row[o];
                     }

@@ -197,15 +197,16 @@ class _Writer:
     def _copy(self, node: Node, out: str) -> str:
         return self._call("copy", self._type(node), self._pointer(node), node.size, out)
 
-    def _weights(self, node: Node) -> tuple[Node, NDArray[np.float32], NDArray[np.float32]]:
-        """Return the input, the weights and the biases of a layer, with the scale of folded pixels in them."""
-        (x,), weight, bias = node.inputs, node.arrays["weight"], node.arrays["bias"]
+    def _layer(self, node: Node) -> tuple[Node, list[str], NDArray[np.float32]]:
+        """Return the input of a layer, its first arguments and its weights, with the scale of folded pixels in them.
+
+        Their mean stays an argument: in the biases it would cancel with large sums, which costs precision.
+        """
+        (x,), weight, mean = node.inputs, node.arrays["weight"], 0.0
         root = self._root(x)
-        if not self._is_folded(root):
-            return x, weight, bias
-        mean, std = (float(root.arrays[key].item()) for key in ("mean", "std"))
-        sums = weight.reshape(len(weight), -1).astype(np.float64).sum(1)
-        return root.inputs[0], (weight / std).astype(np.float32), (bias - mean / std * sums).astype(np.float32)
+        if self._is_folded(root):
+            x, mean, weight = root.inputs[0], float(root.arrays["mean"].item()), weight / root.arrays["std"].item()
+        return x, [self._pointer(x), c_number(float(np.float32(mean)), "float")], weight.astype(np.float32)
 
     # Operations
 
@@ -240,19 +241,19 @@ class _Writer:
         return [self._call("transpose", self._type(x), self._pointer(x), *x.shape, out)]
 
     def _linear(self, node: Node, out: str) -> list[str]:
-        x, weight, bias = self._weights(node)
-        tables = self._table(weight.T), self._table(bias)
-        arguments = self._type(x), self._pointer(x), *tables, x.size, len(bias)
+        x, first, weight = self._layer(node)
+        tables = self._table(weight.T), self._table(node.arrays["bias"])
+        kind, arguments = self._type(x), (*first, *tables, x.size, node.size)
         if _scratch(node):
-            return [self._call("long_linear", *arguments, f"{out} + {node.size}", out)]
-        return [self._call("linear", *arguments, out)]
+            return [self._call("long_linear", kind, *arguments, f"{out} + {node.size}", out)]
+        return [self._call("linear", kind, *arguments, out)]
 
     def _conv(self, node: Node, out: str) -> list[str]:
-        x, weight, bias = self._weights(node)
-        tables = self._table(weight.transpose(1, 2, 3, 0)), self._table(bias)
-        sizes = *x.shape, len(bias), weight.shape[-1], node.settings["stride"], node.settings["padding"]
+        x, first, weight = self._layer(node)
+        tables = self._table(weight.transpose(1, 2, 3, 0)), self._table(node.arrays["bias"])
+        sizes = *x.shape, len(weight), weight.shape[-1], node.settings["stride"], node.settings["padding"]
         sums = f"{out} + {node.size}"
-        return [self._call("conv", self._type(x), self._pointer(x), *tables, *sizes, sums, out)]
+        return [self._call("conv", self._type(x), *first, *tables, *sizes, sums, out)]
 
     def _max_pool(self, node: Node, out: str) -> list[str]:
         (x,), settings = node.inputs, node.settings

@@ -67,10 +67,10 @@ def failed_exports(run: Run) -> list[str]:
 
 
 def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
-    """Return True if an export of the policy with these settings would be the same."""
+    """Return True if an export passed, and was one of this policy with these settings."""
     made = ExportConfig(tuple(certificate.formats), certificate.states, certificate.episodes)  # type: ignore[arg-type]
     wanted = dataclasses.replace(config, formats=config.formats or DEFAULT_FORMATS)
-    return made == wanted and certificate.fingerprint == fingerprint(policy)
+    return made == wanted and not certificate.failures and certificate.fingerprint == fingerprint(policy)
 
 
 @dataclasses.dataclass(frozen=True)
