@@ -1,7 +1,5 @@
 """`rldistill dataset`: inspect, check and transform datasets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

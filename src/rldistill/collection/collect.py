@@ -5,8 +5,6 @@ block depends only on the earlier blocks of its stream, so that its bytes are th
 after any interruption.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Configuration of data collection."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Recorder of the steps and labels of one block."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

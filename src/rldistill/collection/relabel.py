@@ -1,7 +1,5 @@
 """Relabel: labels of another teacher for states that are recorded already."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence

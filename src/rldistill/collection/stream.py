@@ -1,7 +1,5 @@
 """Streams: fixed groups of environments that are played block by block, in one process or several."""
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import multiprocessing.connection

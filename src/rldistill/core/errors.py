@@ -1,7 +1,5 @@
 """Errors that a user can cause, in one tree."""
 
-from __future__ import annotations
-
 import difflib
 import reprlib
 import sysconfig

@@ -4,8 +4,6 @@ A configuration class is a frozen dataclass made with `validated_dataclass`. Pyd
 `epochs: Positive = 20`) whenever an instance is made, so that Python code and run files accept the same values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib

@@ -1,7 +1,5 @@
 """Schedules: values as functions of the progress of training, from 0 to 1."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Annotated

@@ -5,8 +5,6 @@ distinguishes steps, the few frames before the steps of each slot (if frames are
 observations that no following row has. Each block can be read alone.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

@@ -1,7 +1,5 @@
 """Checks of the content of a block against the manifest, which a hash cannot replace: it is that of any writer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Frame stacks from frames that are stored once."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Export of a dataset as a folder of LeRobot, a LeRobotDataset of version 3.0."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

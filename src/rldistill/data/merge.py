@@ -1,7 +1,5 @@
 """Merge of several datasets of the same kind."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from functools import partial

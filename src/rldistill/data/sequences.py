@@ -1,7 +1,5 @@
 """Whole episodes side by side, for recurrent students."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial

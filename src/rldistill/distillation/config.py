@@ -1,7 +1,5 @@
 """Configuration of distillation."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MinLen

@@ -1,7 +1,5 @@
 """Distillation: a dataset and losses become a student."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any, cast

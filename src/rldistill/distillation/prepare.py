@@ -1,7 +1,5 @@
 """Preparation of a network before its fit: standardization, features from the data, values of frozen layers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

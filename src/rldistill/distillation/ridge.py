@@ -1,7 +1,5 @@
 """Fit of ridge students: one pass over the data, one linear solve."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

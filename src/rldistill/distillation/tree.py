@@ -1,7 +1,5 @@
 """Fit of trees: scikit-learn fits them, our own arrays store them."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

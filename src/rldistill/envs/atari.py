@@ -1,7 +1,5 @@
 """Atari 2600 games on ale-py's own vector environment."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, astuple
 from typing import Any

@@ -1,7 +1,5 @@
 """The boundary to environments of the user: actions, results and errors as the rest of the package expects them."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

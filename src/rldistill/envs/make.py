@@ -1,7 +1,5 @@
 """Construction of one environment with its wrappers."""
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Environments with changed physics."""
 
-from __future__ import annotations
-
 from functools import reduce
 from typing import Any
 

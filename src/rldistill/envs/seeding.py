@@ -1,7 +1,5 @@
 """Seeds of episodes and generators, derived so that no two purposes share one."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

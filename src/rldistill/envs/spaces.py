@@ -1,7 +1,5 @@
 """Specifications of policies that fit an environment."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Vector environments in which every episode has its own seed, and the loop that steps them with a policy."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Two views of one state: the observations of teacher and student at the same step."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

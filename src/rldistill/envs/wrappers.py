@@ -1,7 +1,5 @@
 """Wrappers of rl-baselines3-zoo that Gymnasium does not have, and those for dict observations and action masks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

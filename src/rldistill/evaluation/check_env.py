@@ -1,7 +1,5 @@
 """Check of an environment: everything that will not work with it, or that is suspicious, after a few hundred steps."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator, Mapping

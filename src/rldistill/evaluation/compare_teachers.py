@@ -4,8 +4,6 @@ A teacher's own return does not decide: the same small probe student learns from
 labeled steps, and its return counts.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from itertools import combinations, count

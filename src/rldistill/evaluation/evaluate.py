@@ -1,7 +1,5 @@
 """Evaluation of a teacher, its students and random play, or a baseline, on the same fresh seeds."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Fidelity: distance between the decisions of a student and its teacher, on the teacher's states and on its own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path

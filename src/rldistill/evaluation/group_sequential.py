@@ -1,7 +1,5 @@
 """Group-sequential tests: repeated analyses of a growing sample that share one risk of a false yes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

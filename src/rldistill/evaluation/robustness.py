@@ -1,7 +1,5 @@
 """Robustness: returns of the teacher and its students in perturbed environments, one perturbation at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@ as columns, the estimates are those of rliable. All functions are pure. Statisti
 samples: `[..., runs, episodes]` gives `[...]`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Results that are stored as JSON and print as tables, and the cells of these tables."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections.abc import Sequence

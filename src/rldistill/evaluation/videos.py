@@ -1,7 +1,5 @@
 """Videos of each policy's best, median and worst episode, and of its teacher in the same episodes."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Programs as C99 source: no allocation, and no library but math.h."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable

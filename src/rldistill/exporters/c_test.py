@@ -1,7 +1,5 @@
 """Test program in C: consecutive steps of a policy with the expected actions and parameters."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Settings of an export."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 from rldistill.core.fields import Positive, validated_dataclass

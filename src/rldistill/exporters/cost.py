@@ -1,7 +1,5 @@
 """Time and memory of exported policies, one decision at a time."""
 
-from __future__ import annotations
-
 import math
 import platform
 import shutil

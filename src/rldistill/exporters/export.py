@@ -1,7 +1,5 @@
 """Export of a policy to files that run without this package, with a certificate."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """Files of each export format, and how they run."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Static quantization of an ONNX model to 8 bits."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping

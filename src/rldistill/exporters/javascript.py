@@ -1,7 +1,5 @@
 """Programs for JavaScript, in a page that runs offline."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import json

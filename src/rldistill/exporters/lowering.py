@@ -4,8 +4,6 @@ A new layer is one function under `lower.register`, which composes the operation
 supports it.
 """
 
-from __future__ import annotations
-
 from functools import singledispatch
 from typing import Any
 

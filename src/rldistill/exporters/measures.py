@@ -1,7 +1,5 @@
 """Measurements of a certificate, for which all formats share observations and episodes."""
 
-from __future__ import annotations
-
 import dataclasses
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Programs as ONNX graphs, opset 20."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

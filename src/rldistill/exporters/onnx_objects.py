@@ -1,7 +1,5 @@
 """The features `objects` as ONNX operators."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

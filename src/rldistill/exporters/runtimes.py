@@ -1,7 +1,5 @@
 """Exported files as policies, so that they are compared and play like any other policy."""
 
-from __future__ import annotations
-
 import ctypes
 import dataclasses
 import json

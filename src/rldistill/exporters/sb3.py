@@ -1,7 +1,5 @@
 """Policies as zips of Stable-Baselines3, for fine-tuning there."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from pathlib import Path

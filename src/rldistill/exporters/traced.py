@@ -1,7 +1,5 @@
 """ONNX of policies without a program, such as Keras models and students of the user's own, traced by PyTorch."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Verification of exported files: their hashes, their test vectors, and the certificate once more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files that are whole or not there: atomic writes, checked reads, hashes, and folders of stages."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

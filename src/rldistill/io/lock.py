@@ -1,7 +1,5 @@
 """Lock of a folder, so that two processes do not write into it at once."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

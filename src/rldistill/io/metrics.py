@@ -1,7 +1,5 @@
 """Metrics of a stage over time: `metrics.jsonl`, and the same as scalars of TensorBoard under the names of SB3."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

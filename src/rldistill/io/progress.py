@@ -1,7 +1,5 @@
 """Progress of a stage that takes over two seconds: a bar on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Provenance of artifacts: versions, seed, command and machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys

@@ -1,7 +1,5 @@
 """Inputs of a stage: the record of everything that the files of its folder were made from."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

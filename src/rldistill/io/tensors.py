@@ -1,7 +1,5 @@
 """Tensors of this package on disk, as safetensors with a hash, and the hash of checkpoints of Stable-Baselines3."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zipfile

@@ -4,8 +4,6 @@ Every reader of such a file goes through this module, which limits the size of t
 the size of the values in it. A test in `tests/contracts` keeps it so.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import resource

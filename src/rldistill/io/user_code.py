@@ -1,7 +1,5 @@
 """Results of user code: actions as parameters of a head, and errors as one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Objective of a fit: loss terms, their weights over time, and the lowest loss of a constant output."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import reduce

@@ -1,7 +1,5 @@
 """Losses on distributions over actions, and the base class and checks of all losses."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import ClassVar, Protocol

@@ -1,7 +1,5 @@
 """Losses on Q values, state values and the last hidden layer."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

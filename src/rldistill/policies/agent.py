@@ -1,7 +1,5 @@
 """Policies that act: with the recurrent state of their episodes, and on observations as an environment has them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

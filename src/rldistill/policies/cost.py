@@ -1,7 +1,5 @@
 """Cost of a policy: parameters, bytes, multiply-adds, activations, latency."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Encoding of observations as network inputs."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Ensemble of policies that acts, and so can teach, as one policy."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Layers and initialization shared by all networks."""
 
-from __future__ import annotations
-
 import ast
 import re
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """Network of every student that learns by gradient: a body, a last linear layer, a head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Policies around other policies: action masks for policies without one, and images with channels last."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

@@ -1,7 +1,5 @@
 """Recipes, which are ways from a teacher to a student, and the names of all classes in run files."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

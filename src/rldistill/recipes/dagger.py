@@ -8,8 +8,6 @@ On-policy distillation (Czarnecki 2019, arXiv 1902.02186) learns from the newest
 -sum_a student(a|s) log teacher(a|s), without their term for later steps. In the first collection the teacher acts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from rldistill.collection.collect import collect

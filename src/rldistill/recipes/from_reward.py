@@ -3,8 +3,6 @@
 The result is the best policy by validation episodes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from functools import partial
 from pathlib import Path

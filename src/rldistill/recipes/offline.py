@@ -1,7 +1,5 @@
 """Recipes that learn from the teacher's dataset alone, without further environment steps."""
 
-from __future__ import annotations
-
 from rldistill.collection.collect import collected_spec
 from rldistill.collection.relabel import relabel
 from rldistill.core.fields import Positive, validated_dataclass

@@ -1,7 +1,5 @@
 """Comparison of runs: the results of each, and the differences between their configurations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

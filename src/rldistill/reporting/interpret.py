@@ -1,7 +1,5 @@
 """Interpretable students: trees as rules, linear students as a table or a picture of their weights."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Model card of a run in the format of the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Pages: the report of a run with its model card, and a comparison of teachers; each is one file that opens offline."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar

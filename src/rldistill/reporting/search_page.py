@@ -1,7 +1,5 @@
 """Page and table of a search for the smallest student."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

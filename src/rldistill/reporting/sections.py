@@ -1,7 +1,5 @@
 """Sections of the report: size and score, curves, the largest disagreements, and videos."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import math

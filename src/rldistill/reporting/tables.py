@@ -1,7 +1,5 @@
 """Tables of the report below the first one: statistics, fidelity and sample efficiency."""
 
-from __future__ import annotations
-
 from rldistill.evaluation.results import Evaluation, policy_rows
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, interval_text, percent_text
 

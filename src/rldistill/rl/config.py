@@ -1,7 +1,5 @@
 """Settings of PPO and DQN."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from rldistill.core.fields import (

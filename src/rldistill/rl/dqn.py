@@ -1,7 +1,5 @@
 """DQN with or without a teacher: double, dueling, n-step, and the two phases of QDagger."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from typing import Any

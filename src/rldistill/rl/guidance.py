@@ -1,7 +1,5 @@
 """Guidance by a teacher while a student learns from reward: losses, their weight, and the teacher's own steps."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """PPO with or without a teacher: the learner of every recipe that learns from reward, except qdagger."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Observations in the replay of a learner of Q values, and transitions of a teacher's dataset."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Task of a learner, and the learner's networks, environments and counters, saved and restored by name."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import time

@@ -4,8 +4,6 @@ The command line (`distill.epochs=3`) takes precedence over the environment (`RL
 environment over the file, and the file over the defaults.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence

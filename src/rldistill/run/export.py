@@ -1,7 +1,5 @@
 """Export of the students of a run, and of any other policy."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Folder of a run: its record, and the policies, environment steps and learning curves in it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """JSON Schema of run files, for editors, and the same as tables for people."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

@@ -1,7 +1,5 @@
 """The stages of a run, one function each, and all of them in order."""
 
-from __future__ import annotations
-
 import dataclasses
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reading of run files in YAML."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Candidates of a search: students of several families and sizes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Configuration of the search for the smallest student."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from rldistill.core.fields import OpenFraction, Positive, Seed, validated_dataclass

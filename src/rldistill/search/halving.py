@@ -3,8 +3,6 @@
 From rung to rung there are half as many students, with twice the epochs and twice the episodes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import shutil

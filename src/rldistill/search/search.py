@@ -1,7 +1,5 @@
 """Search for the smallest student: many candidates on a shared dataset, and a test of the smallest good ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Largest student of a family within a budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

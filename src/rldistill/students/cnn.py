@@ -1,7 +1,5 @@
 """Convolutional network on frames, channels first."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

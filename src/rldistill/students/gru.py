@@ -1,7 +1,5 @@
 """Recurrent network with a GRU cell."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

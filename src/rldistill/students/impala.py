@@ -1,7 +1,5 @@
 """Residual network of IMPALA on images, channels first."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

@@ -1,7 +1,5 @@
 """Linear functions of the observation or of fixed features of it: learned by gradient, or solved for."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from rldistill.core.fields import PositiveFloat, validated_dataclass

@@ -1,7 +1,5 @@
 """Multi-layer perceptron on the flattened observation, or on fixed features of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

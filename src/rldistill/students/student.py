@@ -1,7 +1,5 @@
 """Capabilities that the configuration of a student declares."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal
 

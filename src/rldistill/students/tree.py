@@ -1,7 +1,5 @@
 """Decision tree that a person can read."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import torch

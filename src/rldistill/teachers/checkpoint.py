@@ -1,7 +1,5 @@
 """State dicts of CleanRL, skrl, rsl_rl and rl_games, with the statistics of their observations, as SB3's networks."""
 
-from __future__ import annotations
-
 import math
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Policies with a network in a file of another library, which does not name the meaning of its outputs."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import warnings

@@ -1,7 +1,5 @@
 """Fingerprints of teachers: their content, not their location."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Keras 3 teachers, trained on any backend."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Loading of teachers in any format, which the path determines."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -1,7 +1,5 @@
 """ONNX teachers: graphs of known operators in one file, run by onnxruntime."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Checks of ONNX models from untrusted sources: nothing outside the file, no loops, and bounded memory and time."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Inputs and outputs of an ONNX graph, by their purpose: observations, states, parameters of a head, actions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple

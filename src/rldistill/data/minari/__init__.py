@@ -1,7 +1,5 @@
 """Import and export of Minari datasets, and the names, folders and metadata that both share."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

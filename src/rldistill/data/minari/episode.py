@@ -1,7 +1,5 @@
 """Conversion of an episode of Minari to columns; invalid numbers are refused."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

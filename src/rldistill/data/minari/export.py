@@ -1,7 +1,5 @@
 """Export of a dataset to Minari; `rldistill.data.minari.read` imports it again."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Features: fixed functions of the observation that linear students, mlps and trees take as input."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Objects on the screen of a game as features: positions, speeds and future meetings."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Annotated
 

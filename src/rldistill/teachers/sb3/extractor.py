@@ -1,7 +1,5 @@
 """Features extractors of the user's own in SB3 policies, whose class no file may name."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 

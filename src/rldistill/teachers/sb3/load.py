@@ -1,7 +1,5 @@
 """Stable-Baselines3 and sb3-contrib policies, rebuilt from their tensors without executing code of their files."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import dataclasses

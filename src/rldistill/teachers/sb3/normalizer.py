@@ -1,7 +1,5 @@
 """Moments in `vecnormalize.pkl`, read by an unpickler that builds numbers, arrays and inert records only."""
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

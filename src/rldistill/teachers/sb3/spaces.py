@@ -1,7 +1,5 @@
 """Spaces of SB3 files, read from the plain text beside their pickles, which are never read."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import OrderedDict

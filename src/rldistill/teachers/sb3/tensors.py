@@ -1,7 +1,5 @@
 """Actors built from the tensors of an SB3 policy, with SB3's features extractors or one of the user's own."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Collection, Iterable

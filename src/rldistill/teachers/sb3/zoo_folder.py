@@ -1,7 +1,5 @@
 """Folder of rl-baselines3-zoo beside an agent: the wrappers and settings of its environment."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

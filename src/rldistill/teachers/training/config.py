@@ -1,7 +1,5 @@
 """Configuration of teacher training."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Any
 

@@ -6,8 +6,6 @@ steps. `rldistill.rl.dqn` cannot replace it: on Pong (32 environments, classic n
 makes 0.74 times as many steps a second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

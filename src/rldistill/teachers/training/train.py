@@ -1,7 +1,5 @@
 """Training of a teacher with an algorithm of Stable-Baselines3 or sb3-contrib."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import time
