@@ -161,5 +161,5 @@ def _replay(columns: Columns, spec: PolicySpec) -> Iterator[tuple[NDArray[Any], 
             after[ended] = before(rows[ended, number + 1])
         ends = columns["terminated"][at], columns["truncated"][at]
         reward = columns["reward"][at]
-        step = Step(after, reward, *ends, ended, last_obs, np.full(len(ended), np.nan), reward)
+        step = Step(after, reward, *ends, ended, last_obs, [{}] * len(ended), reward)
         yield before(at), step

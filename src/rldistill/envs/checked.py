@@ -11,8 +11,6 @@ from gymnasium import spaces
 from rldistill.core.errors import RLDistillError, SpecMismatchError, failure
 from rldistill.envs.wrappers import Env, Step
 
-SUCCESS_KEYS = ("is_success", "success")
-"""Keys of `info`: that of Gymnasium-Robotics and highway-env, and a common one."""
 INTERFACE = (
     "Gymnasium expects reset(self, *, seed=None, options=None), which returns (obs, info), and step(self, action), "
     "which returns (obs, reward, terminated, truncated, info)"
@@ -48,6 +46,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     Attributes:
         own_reward: Reward of the last step, in units of the environment without `env.wrappers`.
+        info: Last value of each key of `info` in the steps of the episode.
     """
 
     own_reward = 0.0
@@ -55,6 +54,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env, name: str, meter: RewardMeter | None = None) -> None:
         super().__init__(env)
         self.name, self._meter = name, meter
+        self.info: dict[Any, Any] = {}
         # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces.
         self._space, self._action_space = env.observation_space, env.action_space
         space, action = self._space, self._action_space
@@ -79,6 +79,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise self._invalid(f"reset returned {_kind(result)}", INTERFACE)
         if self._meter is not None:
             self._meter.total = 0.0
+        self.info = {}
         return self._observation(result[0]), {}
 
     def step(self, action: Any) -> Step:
@@ -108,7 +109,13 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             if np.size(end) != 1 or np.asarray(end).dtype.kind not in "biuf":
                 raise self._invalid(f"terminated or truncated is {_kind(end)}", "Return True or False")
             ends[number] = bool(np.asarray(end).item())
-        return self._observation(obs), value, ends[0], ends[1], _success(info)
+        if isinstance(info, dict):  # kept here, since its values may not fit into a batch
+            self.info |= info
+        return self._observation(obs), value, ends[0], ends[1], {}
+
+    def numbers(self) -> dict[str, float]:
+        """Return the last number of each key of `info` in the episode, NaN for values that are none."""
+        return {str(key): _number(value) for key, value in self.info.items()}
 
     def close(self) -> None:
         """Close the environment; warn if that fails, since all results are there already."""
@@ -157,7 +164,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _number(value: Any) -> float:
-    """Return the number that a reward is, also as an array of one number; NaN if it is none."""
+    """Return a number, also one in an array, as a float; NaN if it is none."""
     if isinstance(value, float):
         return value
     try:
@@ -173,14 +180,6 @@ def _kind(value: Any) -> str:
         return f"an array of shape {value.shape}"
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"a {type(value).__name__}{size}"
-
-
-def _success(info: Any) -> dict[str, Any]:
-    """Return the success of an episode alone: other entries of `info` are not used, and may not fit into a batch."""
-    for key in SUCCESS_KEYS if isinstance(info, dict) else ():
-        if key in info and not math.isnan(number := _number(info[key])):
-            return {key: number}
-    return {}
 
 
 def _limits(dtype: np.dtype[Any]) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -17,7 +17,6 @@ from rldistill.core.errors import ConfigError, SpecMismatchError, error_text
 from rldistill.core.heads import MASK
 from rldistill.core.spec import SIDES, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
-from rldistill.envs.checked import SUCCESS_KEYS
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 
@@ -33,7 +32,8 @@ CHECK_STEPS, CHECK_EPISODES = 150, 6
 class Step:
     """Result of one step of all slots; `obs` already begins the next episode where one ended.
 
-    `ended` are the slots whose episode ended, with their `last_obs` and their `success`: that in `info`, or else NaN.
+    `ended` are the slots whose episode ended, with their `last_obs` and their `info`: the last number of each key in
+    the episode, or NaN if it is none.
     `own_reward` is the environment's, before `env.wrappers`, and `reward` the one to learn from.
     """
 
@@ -43,7 +43,7 @@ class Step:
     truncated: NDArray[np.bool_]
     ended: NDArray[np.int64]
     last_obs: NDArray[Any]
-    success: NDArray[np.float64]
+    info: list[dict[str, float]]
     own_reward: NDArray[np.float64]
 
 
@@ -101,7 +101,11 @@ class SeededVectorEnv:
             self.episode[ended] += 1
         own_reward = reward = np.asarray(reward, np.float64)
         if isinstance(self.vector, SyncVectorEnv):
-            own_reward = np.array([getattr(env, "own_reward", 0.0) for env in self.vector.envs])
+            envs: Any = self.vector.envs
+            own_reward = np.array([getattr(env, "own_reward", 0.0) for env in envs])
+            infos = [envs[slot].numbers() for slot in ended]
+        else:
+            infos = [{key: float(values[slot]) for key, values in info.items()} for slot in ended]
         self._age += 1
         if len(ended):
             obs = self._reset(terminated | truncated, obs)
@@ -110,7 +114,7 @@ class SeededVectorEnv:
                 f"evaluate.max_steps: an episode has not ended after {self._max_steps:,} steps. Limit the episodes "
                 "with Gymnasium's TimeLimit (env.kwargs: {max_episode_steps: 1000}), or raise max_steps."
             )
-        return Step(obs, reward, terminated, truncated, ended, last_obs, _success(info, ended), own_reward)
+        return Step(obs, reward, terminated, truncated, ended, last_obs, infos, own_reward)
 
     def step(self, actions: NDArray[Any]) -> Step:
         """Take a step of all slots."""
@@ -216,15 +220,6 @@ class _IdleEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         return self.obs, 0.0, False, False, {}
-
-
-def _success(info: Mapping[str, Any], slots: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return 1 or 0 for the episodes that ended in these slots, and NaN where `info` has no success."""
-    for key in SUCCESS_KEYS:
-        values, present = info.get(key), info.get(f"_{key}")
-        if isinstance(values, np.ndarray) and values.dtype.kind in "biuf" and present is not None:
-            return np.where(present[slots], values[slots].astype(np.float64), np.nan)
-    return np.full(len(slots), np.nan)
 
 
 def make_vector_env(

@@ -57,6 +57,8 @@ class EvaluateConfig:
         sequential: True to play until every student is known to keep its share or not, with a group-sequential test.
         max_episodes: largest number of episodes of each policy and training seed if `sequential`.
         max_steps: largest number of steps of an episode, here and wherever a run plays full episodes.
+        metrics: keys of the environment's `info`, such as `crashed`, as further columns. An episode counts with the
+            number in its last step that has the key; true is 1 and false 0. Episodes without the key do not count.
         robustness: perturbations of the environment, if any.
         device: device of the policies; it changes the speed, and results by rounding only.
     """
@@ -70,6 +72,7 @@ class EvaluateConfig:
     sequential: bool = False
     max_episodes: Positive = 300
     max_steps: Positive = MAX_EPISODE_STEPS
+    metrics: tuple[str, ...] = ()
     robustness: RobustnessConfig | None = None
     device: Device = "cpu"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +29,9 @@ MAX_SLOTS, MAX_EMULATORS = 128, 8
 
 PolicyKind = Literal["teacher", "student", "random", "baseline"]
 """Role of a policy; the baseline is the user's own policy in place of random play."""
+
+SUCCESS_KEYS = ("is_success", "success")
+"""Keys of `info`: that of Gymnasium-Robotics and highway-env, and a common one."""
 
 NO_EPISODE = -1
 """Episode number of a slot with no episode left to play."""
@@ -86,25 +90,35 @@ def reference_name(policies: Mapping[str, Any]) -> str:
 
 @dataclass
 class Episodes:
-    """Results of n episodes from number `first` on; `success` is NaN if the environment does not report it."""
+    """Results of n episodes from number `first` on.
+
+    Attributes:
+        info: of each episode, the last number of each key of the environment's `info`, NaN for values that are none.
+    """
 
     returns: NDArray[np.float64]
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
-    success: NDArray[np.float64]
+    info: list[dict[str, float]]
     actions: list[list[Any]]
     first: int = 0
 
     def followed_by(self, more: Episodes) -> Episodes:
         """Concatenate two ranges of episodes."""
-        names = ("returns", "discounted", "lengths", "success")
+        names = ("returns", "discounted", "lengths")
         arrays = {name: np.concatenate([getattr(self, name), getattr(more, name)]) for name in names}
-        return Episodes(**arrays, actions=[*self.actions, *more.actions], first=self.first)
+        return Episodes(**arrays, info=self.info + more.info, actions=self.actions + more.actions, first=self.first)
+
+    def metric(self, *keys: str) -> NDArray[np.float64]:
+        """Return the number of each episode under the first of these keys that it has, and NaN without any."""
+        numbers = ([info[key] for key in keys if not math.isnan(info.get(key, math.nan))] for info in self.info)
+        return np.array([own[0] if own else math.nan for own in numbers])
 
     @property
     def success_rate(self) -> float | None:
         """Share of successes among the episodes that report it; None without any."""
-        reported = self.success[~np.isnan(self.success)]
+        success = self.metric(*SUCCESS_KEYS)
+        reported = success[~np.isnan(success)]
         return float(reported.mean()) if len(reported) else None
 
     @property
@@ -146,9 +160,10 @@ def play(
 
     The teacher of `query` is evaluated in every state. `progress` receives the number of finished episodes.
     """
-    lengths, success = np.zeros(episodes, np.int64), np.full(episodes, np.nan)
+    info: list[dict[str, float]] = [{} for _ in range(episodes)]
     actions: list[list[Any]] = [[] for _ in range(episodes)]
-    out = Episodes(np.zeros(episodes), np.zeros(episodes), lengths, success, actions, config.first)
+    returns, discounted = np.zeros(episodes), np.zeros(episodes)
+    out = Episodes(returns, discounted, np.zeros(episodes, np.int64), info, actions, config.first)
     # Two groups of emulators take turns, so that the policy computes for one while the other is stepped.
     groups = min(episodes, 2 if is_atari(env_config.id) else 1)
     ranges = [range(config.first + group, config.first + episodes, groups) for group in range(groups)]
@@ -246,10 +261,11 @@ def _count(
     out.lengths[episodes] += 1
     for slot in counted:
         actions[playing[slot]].extend(action[slot].tobytes())
-    over = playing[step.ended] != NO_EPISODE
-    ended = playing[step.ended[over]]
-    out.success[ended - out.first] = step.success[over]
-    for number in ended:
-        taken = np.frombuffer(actions[number], action.dtype)
-        out.actions[number - out.first] = list(taken.reshape(-1, *action.shape[1:]))
-    return len(ended)
+    ended = 0
+    for number, info in zip(playing[step.ended], step.info, strict=True):
+        if number != NO_EPISODE:
+            taken = np.frombuffer(actions[number], action.dtype)
+            out.actions[number - out.first] = list(taken.reshape(-1, *action.shape[1:]))
+            out.info[number - out.first] = info
+            ended += 1
+    return ended

@@ -1,7 +1,7 @@
 """Evaluation of a teacher, its students and random play, or a baseline, on the same fresh seeds."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
+from rldistill.evaluation.metrics import metric_estimate, probe_metrics, require_metrics, run_returns
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
-from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult, Profile, RunReturns
+from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult, Profile
 from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.videos import record_videos, remove_videos
@@ -183,6 +184,7 @@ class _Match:
     def __init__(
         self, env: EnvConfig, policies: Mapping[str, PolicyRuns], config: EvaluateConfig, base: PlayConfig
     ) -> None:
+        probe_metrics(env, config.metrics)
         self.env, self.policies, self.config, self.base = env, policies, config, base
         self.reference = reference_name(policies)
         students = [name for name, entry in policies.items() if entry.kind == "student"]
@@ -217,6 +219,7 @@ class _Match:
                     played = self.episodes[name]
                     played[run] = played[run].followed_by(more) if run in played else more
                     done += count - before
+                    require_metrics(config.metrics, self._infos(), complete=False)
             before = count
             for name, decision in self.decisions.items():
                 if decision is None or decision.decision == "undecided":
@@ -227,7 +230,11 @@ class _Match:
                     self.decisions[name] = test if best.mean() > random.mean() else None
             if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
                 break
+        require_metrics(config.metrics, self._infos(), complete=True)
         progress.update(done, done)
+
+    def _infos(self) -> Iterator[dict[str, float]]:
+        return (info for runs in self.episodes.values() for episodes in runs.values() for info in episodes.info)
 
     def result(
         self, name: str, returns: Mapping[str, Returns], thresholds: Returns, context: RunContext, folder: Path
@@ -256,7 +263,7 @@ class _Match:
             close = fidelity(name, students, context.dataset, folder, context.temperature)
         return PolicyResult(
             kind=entry.kind,
-            runs=[RunReturns(training_seed=seed, returns=part.returns.tolist()) for seed, part in runs.items()],
+            runs=[run_returns(seed, part, self.config.metrics) for seed, part in runs.items()],
             distinct_episodes=distinct,
             distinct_runs=len({part.returns.tobytes() for part in runs.values()}),
             mean=stats.estimate(stats.mean, own, distinct=distinct),
@@ -274,6 +281,7 @@ class _Match:
             env_steps=entry.env_steps,
             non_inferiority=self.decisions.get(name),
             fidelity=close,
+            metrics={key: metric_estimate([*runs.values()], key, distinct) for key in self.config.metrics},
         )
 
 

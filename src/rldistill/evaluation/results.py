@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError
@@ -21,10 +21,11 @@ REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy"
 
 
 class RunReturns(Record):
-    """Returns of one policy, episode by episode."""
+    """Returns of one policy, episode by episode, and its further metrics (None: the episode does not report it)."""
 
     training_seed: int | None
     returns: list[float]
+    metrics: dict[str, list[float | None]] = Field(default_factory=dict)
 
 
 class Profile(Record):
@@ -68,6 +69,7 @@ class PolicyResult(Record):
         distinct_runs: number of training seeds whose returns differ.
         agreement, action_rmse: agreement with the teacher on the student's own states.
         probability_of_improvement: probability of a higher return than the teacher's in the same episode.
+        metrics: means of `evaluate.metrics` over the episodes that report them; None without any.
     """
 
     kind: PolicyKind
@@ -94,6 +96,7 @@ class PolicyResult(Record):
     env_steps: int
     non_inferiority: NonInferiorityResult | None
     fidelity: Fidelity | None
+    metrics: dict[str, Estimate | None] = Field(default_factory=dict)
 
     @property
     def returns(self) -> list[float]:
@@ -215,6 +218,7 @@ def policy_rows(evaluation: Evaluation) -> Rows:
                 figure("IQM", entry.iqm.value),
                 figure("discounted", entry.discounted_mean),
                 figure("normalized", entry.normalized, ".3f"),
+                *(figure(metric, entry.metrics.get(metric)) for metric in teacher.metrics),
                 rmse if continuous else agreement,
                 figure("parameters", entry.parameters or None, ",", note),
                 TableCell("multiply-adds", f"{macs / 1e6:,.1f}M" if macs and macs >= 1e6 else number_text(macs, ",")),

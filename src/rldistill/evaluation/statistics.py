@@ -37,6 +37,12 @@ def mean(returns: Returns) -> Values:
     return np.asarray(returns.mean((-2, -1)))
 
 
+def mean_of_reported(values: Returns) -> Values:
+    """Return the mean over all runs and episodes with a value, and NaN without any."""
+    reported = ~np.isnan(values)
+    return np.asarray(np.where(reported, values, 0.0).sum((-2, -1)) / _positive(reported.sum((-2, -1))))
+
+
 def median(returns: Returns) -> Values:
     """Return the median, over episode seeds (or tasks), of the mean over runs."""
     return np.asarray(np.median(returns.mean(-2), -1))
@@ -162,8 +168,8 @@ def _acceleration(statistic: Statistic, samples: Sequence[Returns]) -> float:
 def _half_width(sample: Returns, episodes: int) -> float:
     """Return the half-width of an interval in standard deviations of the bootstrap, from both variance components."""
     runs = len(sample)
-    within = float(sample.mean(0).var(ddof=1)) / episodes if episodes > 1 and sample.shape[1] > 1 else 0.0
-    between = float(sample.mean(1).var(ddof=1)) / runs if runs > 1 else 0.0
+    within = float(np.nanmean(sample, 0).var(ddof=1)) / episodes if episodes > 1 and sample.shape[1] > 1 else 0.0
+    between = float(np.nanmean(sample, 1).var(ddof=1)) / runs if runs > 1 else 0.0
     drawn = within * (1 - 1 / episodes) + between * (1 - 1 / runs)
     if drawn == 0:
         return float(norm.ppf(0.975))

@@ -66,6 +66,7 @@ def _front_matter(evaluation: Evaluation) -> dict[str, Any]:
             {"type": "mean_reward", "name": "mean_reward", "value": reward},
             {"type": "normalized_score", "name": "share of the teacher's lead", "value": score},
             {"type": "parameters", "name": "parameters", "value": entry.parameters},
+            *({"type": key, "name": key, "value": own and own.value} for key, own in entry.metrics.items()),
         ]
         result = {
             "task": {"type": "reinforcement-learning", "name": "reinforcement-learning"},
