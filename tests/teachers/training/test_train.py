@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
@@ -281,3 +283,36 @@ def test_training_and_validation_share_no_episode_with_the_final_evaluation() ->
     final_seeds = {episode_seed(0, "evaluate", 0, 0, 0, episode) for episode in range(400)}
     assert not seeds["train"] & seeds["evaluate"]
     assert not seeds["evaluate"] & final_seeds
+
+
+def test_normalized_training_stores_its_moments_and_resumes_them(tmp_path: Path) -> None:
+    pendulum, settings = EnvConfig("Pendulum-v1"), {"n_steps": 64}
+    config = TrainConfig("PPO", 512, 4, 512, 2, normalize=True, hyperparameters=settings)
+    policy = train_teacher(pendulum, config, tmp_path)
+    model = PPO.load(tmp_path / "checkpoints" / "best.zip", device="cpu")
+    rms, returns = model.moments
+    assert rms.count > 512
+    torch.testing.assert_close(policy.obs_mean, torch.tensor(rms.mean).float())
+    obs = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32) * [1, 1, 200]  # some are clipped
+    seen = np.clip((obs - rms.mean) / np.sqrt(rms.var + 1e-8), -10, 10).astype(np.float32)
+    acted = policy(torch.from_numpy(obs).float())[0].mode().detach()
+    np.testing.assert_allclose(acted, model.predict(seen, deterministic=True)[0], atol=1e-5)
+    train_teacher(pendulum, replace(config, total_steps=1_024), tmp_path, mode="resume")
+    resumed = PPO.load(tmp_path / "checkpoints" / "last.zip", device="cpu").moments
+    # Each step of the vector environment adds 4 observations, each reset one more.
+    assert resumed[0].count - rms.count == pytest.approx(512, abs=8)
+    assert resumed[1].count > returns.count
+    with pytest.raises(ConfigError, match=r"teacher\.train\.normalize was True, now it is none"):
+        train_teacher(pendulum, replace(config, normalize=False), tmp_path, mode="resume")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "message"),
+    [
+        ("SAC", "Pendulum-v1", "SAC does not support it. Use PPO or A2C"),
+        ("PPO", "Taxi-v4", "the observations are not one vector of numbers"),
+    ],
+)
+def test_normalization_is_refused(algorithm: str, env: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_teacher(EnvConfig(env), TrainConfig(algorithm, 64, 2, normalize=True), tmp_path)

@@ -30,7 +30,7 @@ from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.layers import ACTIVATIONS, WEIGHTED_ACTIVATIONS, import_activation
 from rldistill.policies.layers import activation as make_activation
 from rldistill.teachers.sb3.extractor import Extractor, InconsistentFileError, RebuildError
-from rldistill.teachers.sb3.normalizer import normalize, read_arrays
+from rldistill.teachers.sb3.normalizer import normalize, read_arrays, read_normalizer
 from rldistill.teachers.sb3.spaces import read_spaces, scaled_images
 from rldistill.teachers.sb3.tensors import Settings, Tensors, rebuild
 from rldistill.teachers.sb3.zoo_folder import read_zoo_folder
@@ -86,7 +86,7 @@ def load_sb3(path: Path, activation: str | None = None, extractor: str | None = 
             "Save it again, or load its state dict with module:factory."
         ) from None
     if folder.normalizer is not None:
-        normalize(policy, folder.normalizer)
+        normalize(policy, read_normalizer(folder.normalizer), folder.normalizer)
     return policy
 
 

@@ -45,13 +45,13 @@ class Normalizer(NamedTuple):
     reward_scale: float = 1.0
 
 
-def normalize(policy: ActorPolicy, path: Path) -> None:
-    """Give the policy the moments of a `vecnormalize.pkl`, and scale its critic to the units of rewards.
+def normalize(policy: ActorPolicy, normalizer: Normalizer, where: object) -> None:
+    """Give the policy the moments of a normalizer, and scale its critic to the units of rewards.
 
     Raises:
-        UntrustedFileError: The file holds other objects, or moments of other observations.
+        UntrustedFileError: The moments are those of other observations; `where` is the file in its message.
     """
-    normalizer, spec = read_normalizer(path), policy.spec
+    spec = policy.spec
     if policy.critic is not None:
         with torch.no_grad():
             for parameter in policy.critic[-1].parameters():
@@ -74,7 +74,7 @@ def normalize(policy: ActorPolicy, path: Path) -> None:
         mean, var = moments[key]
         if mean.shape != part.shape or (not spec.parts and part.dtype == "uint8"):
             raise UntrustedFileError(
-                f"{path}: it normalizes observations of shape {mean.shape}, expected {part.shape} and no bytes. Use "
+                f"{where}: it normalizes observations of shape {mean.shape}, expected {part.shape} and no bytes. Use "
                 "the normalizer that was saved beside this agent."
             )
         means.append(mean.ravel())

@@ -31,6 +31,8 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints; each evaluation saves one, too.
         num_threads: number of threads of PyTorch.
         device: device of the networks; `auto` takes a GPU if there is one.
+        normalize: True to standardize observations and scale rewards by running moments, as SB3's VecNormalize does;
+            for PPO and A2C on vectors. The moments are stored in the policy.
         hyperparameters: settings of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
             `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
     """
@@ -43,4 +45,5 @@ class TrainConfig:
     checkpoint_every: Positive = 50_000
     num_threads: NumThreads = 1
     device: Device = "auto"
+    normalize: bool = False
     hyperparameters: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.policy import resolve_device
@@ -36,6 +38,7 @@ from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import load_native, read_document, save_policy
 from rldistill.teachers.sb3.load import to_native
+from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN, SteppingVecEnv
 
@@ -70,6 +73,7 @@ def train_teacher(
         "env": replace(env, views=None),
         "teacher.train.algorithm": config.algorithm,
         "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
+        "teacher.train.normalize": config.normalize or None,
     }
     inputs = StageInputs("train", values)
     if mode == "overwrite":  # errors are found before the teacher in the folder is deleted
@@ -138,7 +142,11 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
 def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
     """Return a new algorithm; raise ConfigError if it cannot be built, or its network cannot be stored."""
     cls, settings = algorithm_class(config), _settings(config)
-    space = vector.observation_space
+    space, spec = vector.observation_space, spec_from_env(env)
+    if config.normalize and not issubclass(cls, OnPolicyAlgorithm):
+        raise ConfigError(f"train.normalize: {config.algorithm} does not support it. Use PPO or A2C.")
+    if config.normalize and (spec.parts or spec.obs_dtype == "uint8" or not isinstance(space, Box)):
+        raise ConfigError("train.normalize: the observations are not one vector of numbers. Remove it.")
     if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
         raise ConfigError(
             f"env.id: the images are {space.shape}, expected channels first. Transpose them in a wrapper."
@@ -146,14 +154,19 @@ def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: in
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     device = resolve_device(config.device, "train.device")
     try:
-        model = cls(policy, vector, seed=seed, device=device, **settings)
+        model = cls(policy, _normalized(vector, config), seed=seed, device=device, **settings)
     except Exception as error:  # SB3 does not check hyperparameters
         raise ConfigError(f"train.hyperparameters: {config.algorithm} cannot be built: {error}") from None
     try:
-        to_native(model, spec_from_env(env))
+        to_native(model, spec)
     except ConfigError as error:
         raise ConfigError(f"train.hyperparameters: {error}") from None
     return model
+
+
+def _normalized(vector: SteppingVecEnv, config: TrainConfig) -> VecEnv:
+    gamma = config.hyperparameters.get("gamma", 0.99)
+    return VecNormalize(vector, gamma=gamma) if config.normalize else vector
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
@@ -179,7 +192,9 @@ def _load(path: Path, config: TrainConfig, vector: SteppingVecEnv) -> BaseAlgori
     changed = {name: value for name, value in _settings(config).items() if name != "policy_kwargs"}
     device = resolve_device(config.device, "train.device")
     try:
-        model = algorithm_class(config).load(path, env=vector, device=device, **changed)
+        model = algorithm_class(config).load(path, env=_normalized(vector, config), device=device, **changed)
+        if (normalizer := model.get_vec_normalize_env()) is not None:
+            normalizer.obs_rms, normalizer.ret_rms = model.moments  # type: ignore[attr-defined]
     except Exception as error:
         raise CorruptArtifactError(f"{path}: SB3 cannot read it ({error}). {START_AGAIN}") from None
     if isinstance(model, OffPolicyAlgorithm):
@@ -248,10 +263,14 @@ class EvalCheckpointCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Append a row to the curve, store the policy if it is the best so far, and save a checkpoint."""
-        config, model = self.config, self.model
+        config, model, normalizer = self.config, self.model, self.model.get_vec_normalize_env()
         averaged = model.acting_on_average() if isinstance(model, DoubleDQN) else nullcontext()
         num_envs = min(config.eval_episodes, 8)
-        with averaged, closing(training_env(self.env_config, num_envs, self.run_seed, "evaluate")) as env:
+        with averaged, closing(training_env(self.env_config, num_envs, self.run_seed, "evaluate")) as vector:
+            env: VecEnv = vector
+            if normalizer is not None:
+                env = VecNormalize(vector, training=False, norm_reward=False)
+                env.obs_rms = normalizer.obs_rms
             returns, _ = evaluate_policy(model, env, config.eval_episodes, return_episode_rewards=True, warn=False)
             row = {
                 "step": model.num_timesteps,
@@ -264,7 +283,12 @@ class EvalCheckpointCallback(BaseCallback):
                 self.best = row["mean"]
                 details = {"env_steps": row["step"], "algorithm": config.algorithm, "mean_return": self.best}
                 details = provenance(self.run_seed) | details
-                save_policy(to_native(model, self.spec), self.folder, details, half=self.spec.frames is not None)
+                policy = to_native(model, self.spec)
+                if normalizer is not None:
+                    rms: Any = normalizer.obs_rms
+                    moments = {"": (rms.mean, rms.var)}
+                    normalize(policy, Normalizer(moments, normalizer.epsilon, normalizer.clip_obs), self.folder)
+                save_policy(policy, self.folder, details, half=self.spec.frames is not None)
                 self.save_checkpoint("best")
         self.rows.append(row)
         Metrics(self.folder, "curve.jsonl").write(self.rows)
@@ -273,6 +297,9 @@ class EvalCheckpointCallback(BaseCallback):
 
     def save_checkpoint(self, name: str = "last") -> None:
         """Save the algorithm without its replay buffer."""
+        if (normalizer := self.model.get_vec_normalize_env()) is not None:
+            # SB3 saves the attributes of the model, not those of its environments.
+            self.model.moments = normalizer.obs_rms, normalizer.ret_rms  # type: ignore[attr-defined]
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
