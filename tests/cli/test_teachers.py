@@ -20,6 +20,7 @@ from rldistill.collection.config import CollectConfig
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import short_names
+from rldistill.io.atomic import read_jsonl
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
@@ -34,14 +35,24 @@ def teachers(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-def test_shipped_teachers_are_listed() -> None:
+def test_shipped_teachers_are_listed_with_their_files() -> None:
     code, out = teachers("list", "--json")
     assert code == 0
-    (row_of_pong,) = [row for row in json.loads(out) if row["name"] == "zoo:pong-dqn"]
-    folder = Path(rldistill.__file__).parent / "zoo" / "pong-dqn"
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert row_of_pong["mean_return"] == evaluation["policies"]["teacher"]["mean"]["value"]
-    assert "zoo:pong-dqn" in teachers("list")[1]
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert len(rows) >= 2
+    for name, row in rows.items():
+        folder = Path(rldistill.__file__).parent / "zoo" / name.removeprefix("zoo:")
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        run = yaml.safe_load((folder / "config.yaml").read_text())
+        assert row["mean_return"] == evaluation["policies"]["teacher"]["mean"]["value"]
+        assert row["env"] == evaluation["env"] == run["env"]["id"]
+        assert read_jsonl(folder / "curve.jsonl")[-1]["step"] >= row["env_steps"] > 0
+        assert row["license"] == "MIT"
+        assert row["episodes"] >= 30
+        assert (folder / "policy.safetensors").stat().st_size <= (3_500_000 if name == "zoo:pong-dqn" else 1_000_000)
+        if "float32" in evaluation["policies"]:  # of the same episodes
+            assert evaluation["policies"]["float32"]["mean"]["value"] == pytest.approx(row["mean_return"], rel=0.01)
+        assert name in teachers("list")[1]
 
 
 def test_exit_code_of_true_and_false_claims(teacher: NetworkPolicy, tmp_path: Path) -> None:

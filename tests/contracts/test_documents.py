@@ -33,6 +33,10 @@ SMALLER = {
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
+    **dict.fromkeys(
+        ("cartpole-ppo.yaml", "lunarlander-ppo.yaml", "bipedalwalker-ppo.yaml", "swimmer-ppo.yaml"),
+        [*TRAINED, "teacher.train.num_envs=2"],
+    ),
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""

@@ -31,17 +31,23 @@ teachers = command_group(help="List, verify and compare teachers.")
 @teachers.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the teachers that are part of rldistill."""
-    from rldistill.teachers.zoo import zoo_documents
+    from rldistill.teachers.zoo import zoo_documents, zoo_kilobytes
 
     rows, evaluations = [], zoo_documents("evaluation.json")
     for name, document in zoo_documents().items():
+        evaluation = evaluations[name]
         row = {
             "name": f"zoo:{name}",
+            "env": evaluation["env"],
+            "mean_return": evaluation["policies"]["teacher"]["mean"]["value"],
+            "episodes": evaluation["episodes"],
+            "parameters": evaluation["policies"]["teacher"]["parameters"],
+            "kilobytes": zoo_kilobytes(name),
             "algorithm": document["provenance"].get("algorithm"),
+            "env_steps": document["provenance"].get("env_steps"),
             "observation": "x".join(map(str, document["spec"]["obs_shape"])),
             "actions": document["spec"]["head"]["kind"],
-            "mean_return": evaluations[name]["policies"]["teacher"]["mean"]["value"],
-            "env_steps": document["provenance"].get("env_steps"),
+            "license": document["provenance"].get("license", "MIT"),  # that of the package
         }
         rows.append(row)
         if not as_json:

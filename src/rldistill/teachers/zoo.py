@@ -6,7 +6,7 @@ from typing import Any
 from rldistill.core.errors import ConfigError, did_you_mean
 from rldistill.core.policy import Policy
 from rldistill.io.atomic import unseal
-from rldistill.students.storage import DOCUMENT, load_native
+from rldistill.students.storage import DOCUMENT, TENSORS, load_native
 
 ZOO = "zoo:"
 
@@ -21,6 +21,11 @@ def zoo_documents(file: str = DOCUMENT) -> dict[str, Any]:
     """Return the content of `policy.json`, or of another file beside it, for each teacher."""
     zoo = resources.files("rldistill") / "zoo"
     return {name: unseal((zoo / name / file).read_bytes()) for name in zoo_names()}
+
+
+def zoo_kilobytes(name: str) -> int:
+    """Return the size of the weights of a teacher in kB."""
+    return round(len((resources.files("rldistill") / "zoo" / name / TENSORS).read_bytes()) / 1000)
 
 
 def load_zoo(path: str) -> Policy:
