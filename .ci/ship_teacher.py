@@ -1,7 +1,8 @@
 """Put a trained teacher into the zoo, in half precision: `python .ci/ship_teacher.py RUN_FILE [FOLDER]`.
 
-FOLDER is that of `rldistill train RUN_FILE`. `src/rldistill/zoo/NAME`, with the name of the run file, gets the policy, the run
-file, the learning curve, and 100 episodes of the teacher, of the same in full precision (`float32`) and of random play.
+FOLDER is that of `rldistill train RUN_FILE`. `src/rldistill/zoo/NAME`, with the name of the run file, gets the policy,
+the run file, the learning curve, and 100 episodes of the teacher, of the same in full precision (`float32`) and of
+random play.
 """
 
 import argparse

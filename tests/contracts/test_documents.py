@@ -26,6 +26,7 @@ PONG = [
     *EVALUATED,
 ]
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
+PPO_TEACHERS = ("cartpole", "lunarlander", "bipedalwalker", "swimmer")
 SMALLER = {
     "pong.yaml": PONG,
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
@@ -33,10 +34,7 @@ SMALLER = {
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
-    **dict.fromkeys(
-        ("cartpole-ppo.yaml", "lunarlander-ppo.yaml", "bipedalwalker-ppo.yaml", "swimmer-ppo.yaml"),
-        [*TRAINED, "teacher.train.num_envs=2"],
-    ),
+    **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""
