@@ -99,7 +99,7 @@ def test_failed_derivation_leaves_a_folder_only_if_it_was_there(tmp_path: Path, 
     (folder / "mine").touch()
     with pytest.raises(ConfigError, match="holds more than a dataset"), open_derived(folder, [source], "overwrite"):
         pass
-    discard(folder, keep_folder=False)
+    discard(folder)
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 

@@ -5,16 +5,36 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.collection.relabel import relabel
 from rldistill.core.errors import ConfigError
+from rldistill.core.spec import EnvConfig
+from rldistill.data.merge import merge
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill
+from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.evaluate import evaluate
+from rldistill.io.atomic import Mode
 from rldistill.io.lock import lock_folder
+from rldistill.rl import dqn, ppo
+from rldistill.rl.config import DQNConfig, PPOConfig
+from rldistill.rl.train_state import LearningTask
+from rldistill.students import Mlp, Ridge
+from rldistill.teachers.training.config import TrainConfig
+from rldistill.teachers.training.train import train_teacher
 
+ENV = EnvConfig("CartPole-v1")
 HOLD = """
 import sys, time
 from pathlib import Path
+from rldistill.io.atomic import Mode
 from rldistill.io.lock import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
@@ -71,3 +91,45 @@ def test_no_empty_folder_is_left(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "a" / "b"):
         (tmp_path / "a" / "mine").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "mine"]
+
+
+def test_stages_called_from_python_take_the_lock(tmp_path: Path) -> None:
+    teacher = Mlp((4,)).build(spec_from_env(ENV)).eval()
+    data = collect(ENV, teacher, CollectConfig(steps=64, epsilon=0.3), tmp_path / "data", progress=False)
+    other = tmp_path / "other"
+    collect(ENV, teacher, CollectConfig(steps=64, epsilon=0.3), other, seed=1, progress=False)
+    evaluation, train = EvaluateConfig(episodes=2, videos=False), TrainConfig("PPO", 64, 1, 64, 1)
+    task = LearningTask(ENV, Mlp((4,)), tmp_path / "out")
+    stages: dict[str, Callable[[Path, Mode], object]] = {
+        "collect": lambda folder, mode: collect(ENV, teacher, CollectConfig(steps=64), folder, mode=mode),
+        "distill": lambda folder, mode: distill(data, Ridge(), DistillConfig(), folder, mode=mode),
+        "relabel": lambda folder, mode: relabel(tmp_path / "data", teacher, folder, mode=mode),
+        "merge": lambda folder, mode: merge([tmp_path / "data", other], folder, mode=mode),
+        "train": lambda folder, mode: train_teacher(ENV, train, folder, mode=mode),
+        "evaluate": lambda folder, _: evaluate(ENV, {"teacher": teacher}, evaluation, folder, progress=False),
+        "ppo": lambda _, mode: ppo.learn(task, PPOConfig(), mode=mode),
+        "dqn": lambda _, mode: dqn.learn(task, DQNConfig(), mode=mode),
+    }
+    folder = tmp_path / "out"
+    folder.mkdir()
+    modes: tuple[Mode, ...] = ("new", "overwrite")
+    for mode in modes:
+        for name, stage in stages.items():
+            errors = list[str]()
+
+            def call(stage: Callable[[Path, Mode], object] = stage, mode: Mode = mode) -> None:
+                try:
+                    stage(folder, mode)
+                except ConfigError as error:
+                    errors.append(str(error))  # noqa: B023 - the thread ends within the loop
+
+            with lock_folder(folder):
+                thread = threading.Thread(target=call)
+                thread.start()
+                thread.join()
+                assert [path.name for path in folder.iterdir()] == [".lock"], name
+            assert len(errors) == 1, name
+            assert errors[0].startswith(f"{folder}: in use by"), name
+    assert stages["evaluate"](folder, "new")
+    assert "evaluation.json" in {path.name for path in folder.iterdir()}
+    assert not (folder / ".lock").exists()

@@ -18,12 +18,14 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, Manifest, Origin, Round, discard
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.lock import locked
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
 
+@locked
 def collect(
     env: EnvConfig,
     teacher: Policy,
@@ -65,7 +67,6 @@ def collect(
     origin = Origin(env=env, spec=collected_spec(env, teacher), teacher_spec=teacher_spec)
     device = resolve_device(config.device, "collect.device")
     job = CollectJob(env, views, teacher, student, config, device, seed, round, folder)
-    existed = folder.exists()
     if round == 0:
         if mode == "overwrite" and (folder / FILE).exists():
             Stream(job, 0).try_teacher()
@@ -78,7 +79,7 @@ def collect(
                 manifest.add_blocks(run_streams(job, report))
         except Exception as error:
             if not (kept := _num_kept(config, folder, round)):
-                discard(folder, keep_folder=existed) if before is None else before.write()
+                discard(folder) if before is None else before.write()
             elif isinstance(error, RLDistillError):
                 error.args = (f"{str(error).rstrip('.')}. {kept:,} steps are kept; --resume goes on.",)
             raise

@@ -25,7 +25,8 @@ from rldistill.core.fields import Stored, explain, read
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import BROKEN, RESUME, STEP, Block, BlockKey, count_rows, read_block, write_block
 from rldistill.data.content import require_content, require_counts
-from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, sha256_file, write_json
+from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, require_mode, sha256_file, write_json
+from rldistill.io.lock import lock_folder
 from rldistill.io.stage_inputs import StageInputs, canonical
 
 FILE = "manifest.json"
@@ -235,26 +236,25 @@ def open_derived(folder: Path, sources: Iterable[Path], mode: Mode) -> Iterator[
     for source in sources:
         if source.resolve().is_relative_to(folder.resolve()):
             raise ConfigError(f"out: {source} is in {folder} and must stay as it is. Choose another folder.")
-    existed = folder.exists()
-    if mode == "overwrite" and existed and not {item.name for item in list_files(folder)} <= {FILE, "blocks"}:
+    if mode == "overwrite" and folder.exists() and not {item.name for item in list_files(folder)} <= {FILE, "blocks"}:
         raise ConfigError(f"out: {folder} holds more than a dataset and is not discarded. Choose another folder.")
-    open_stage(folder, folder / FILE, mode, ("new", "overwrite"))
-    try:
-        yield
-    except BaseException:
-        discard(folder, keep_folder=existed)
-        raise
+    allowed = "new", "overwrite"
+    require_mode(mode, allowed)
+    with lock_folder(folder):
+        open_stage(folder, folder / FILE, mode, allowed)
+        try:
+            yield
+        except BaseException:
+            discard(folder)
+            raise
 
 
-def discard(folder: Path, keep_folder: bool) -> None:
-    """Delete a dataset."""
+def discard(folder: Path) -> None:
+    """Delete the files of a dataset; its folder goes with the lock, if that made it."""
     for path in [*(folder / "blocks").glob("round-*.parquet"), folder / FILE]:
         path.unlink(missing_ok=True)
     with suppress(OSError):  # somebody put something else there
         (folder / "blocks").rmdir()
-    if not keep_folder:
-        with suppress(OSError):  # somebody put something else there
-            folder.rmdir()
 
 
 def dataset_folder(path: Path) -> Path:

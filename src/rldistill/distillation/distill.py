@@ -15,6 +15,7 @@ from rldistill.distillation.gradient import Trainer, fit_by_gradient
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tree import empty_tree, fit_tree
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
@@ -26,6 +27,7 @@ from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.tree import Tree
 
 
+@locked
 def distill(
     dataset: Dataset,
     student: AnyStudent | NetworkPolicy,

@@ -24,6 +24,7 @@ from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.io.atomic import write_json
+from rldistill.io.lock import locked
 from rldistill.io.progress import Part, Progress, is_shown, stage_progress, track
 from rldistill.io.provenance import provenance
 from rldistill.policies.cost import measure_cost
@@ -59,6 +60,7 @@ class RunContext:
     failed: Sequence[str] = ()
 
 
+@locked
 def evaluate(
     env: EnvConfig,
     policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns],

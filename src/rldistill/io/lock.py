@@ -2,15 +2,20 @@
 
 import errno
 import fcntl
+import functools
+import inspect
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from rldistill.core.errors import ConfigError
-from rldistill.io.atomic import LOCK
+from rldistill.io.atomic import LOCK, require_mode
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _held = threading.local()
 
 
@@ -37,6 +42,22 @@ def lock_folder(folder: Path) -> Iterator[None]:
         for part in made:  # only those that are empty
             with suppress(OSError):
                 part.rmdir()
+
+
+def locked(stage: Callable[P, T]) -> Callable[P, T]:
+    """Return a stage that holds the lock of its argument `folder`, or of that attribute of its `task`."""
+    signature = inspect.signature(stage)
+
+    @functools.wraps(stage)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        require_mode(bound.arguments.get("mode", "new"))  # before the lock, which a worker must not ask for
+        folder = bound.arguments["folder"] if "folder" in bound.arguments else bound.arguments["task"].folder
+        with lock_folder(Path(folder)):
+            return stage(*args, **kwargs)
+
+    return call
 
 
 def _lock(folder: Path) -> int:

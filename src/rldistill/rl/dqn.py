@@ -20,6 +20,7 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.vector import legal_actions
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.lock import locked
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -37,6 +38,7 @@ NORMALIZATION_SAMPLES = 1_000
 """Observations to which the normalization of pixels is fitted, without a dataset."""
 
 
+@locked
 def learn(
     task: LearningTask,
     config: DQNConfig,

@@ -13,6 +13,7 @@ from rldistill.core.policy import PolicyOutput, resolve_device, to_device
 from rldistill.core.spec import PolicySpec
 from rldistill.envs.seeding import block_generator
 from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.lock import locked
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.losses.objective import Term, student_spec
 from rldistill.losses.policy import detached
@@ -27,6 +28,7 @@ from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
 
+@locked
 def learn(
     task: LearningTask,
     config: PPOConfig,

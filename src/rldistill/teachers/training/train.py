@@ -28,6 +28,7 @@ from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
 from rldistill.io.atomic import Mode, open_stage, read_jsonl, write_atomic
+from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
@@ -51,6 +52,7 @@ TRAINING_ERRORS = (ArithmeticError, AssertionError, LookupError, NameError, Runt
 """Errors that hyperparameters without a check cause during training."""
 
 
+@locked
 def train_teacher(
     env: EnvConfig,
     config: TrainConfig,
