@@ -182,6 +182,8 @@ def test_moments_are_shown_as_values(run: Path) -> None:
         "regret": 1.25,
         "student_action": 0,
         "teacher_action": [1, 0.5],
+        "student": [0.5],
+        "teacher": [0.25],
         "frame": None,
         "obs": [0.125, *range(30)],
     }

@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from rldistill.core.heads import ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
 from rldistill.evaluation.episodes import ComparedStep
-from rldistill.io.atomic import discard_stage, write_atomic, write_json
+from rldistill.io.atomic import Document, discard_stage, write_atomic, write_json
 
 MAX_MOMENTS, MAX_GROUPS = 12, 4
 MOMENT_STEPS = 16
@@ -57,8 +58,32 @@ class Moment:
             "student_action": self.student_action.tolist(),
             "teacher_action": self.teacher_action.tolist(),
             "frame": None if picture is None else f"{name}.png",
-            "obs": self.obs.ravel().tolist() if shown else None,
+            "obs": self.obs.ravel().astype(float).tolist() if shown else None,
         }
+
+
+class StoredMoment(Document):
+    """Moment as it is written; `frame` names its picture."""
+
+    training_seed: int | None
+    episode: int
+    step: int
+    regret: float
+    student_action: float | list[float]
+    teacher_action: float | list[float]
+    student: list[float]
+    teacher: list[float]
+    frame: Annotated[str, Field(pattern=r"^\d+-\d+\.png$")] | None
+    obs: list[float] | None
+
+
+class Gallery(Document):
+    """Content of `disagreements.json`: groups of similar moments."""
+
+    advice: ClassVar[str] = "Run `rldistill evaluate` again."
+    unit: str | None
+    names: list[str]
+    groups: list[list[StoredMoment]]
 
 
 class Moments:

@@ -174,6 +174,13 @@ class Document(BaseModel):
         document: Self = read_value(cls, value, path, advice=cls.advice)
         return document
 
+    @classmethod
+    def read_dict(cls, path: Path) -> dict[str, Any]:
+        """Read the JSON of a file; raise CorruptArtifactError if it was changed or is no such document."""
+        value = read_json(path, cls.advice)
+        cls.parse(value, path)
+        return value
+
 
 def read_value(annotation: Any, value: Any, path: Path, field: str = "", advice: str = CHANGED) -> Any:
     """Return a JSON value as its annotated type; raise CorruptArtifactError, with its path and field, if it is none."""

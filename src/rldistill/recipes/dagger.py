@@ -9,6 +9,9 @@ On-policy distillation (Czarnecki 2019, arXiv 1902.02186) learns from the newest
 """
 
 import dataclasses
+from typing import ClassVar
+
+from pydantic import PositiveInt
 
 from rldistill.collection.collect import collect
 from rldistill.core.fields import Positive, validated_dataclass
@@ -17,13 +20,21 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
-from rldistill.io.atomic import Mode, read_json, write_json
+from rldistill.io.atomic import START_AGAIN, Document, Mode, write_json
 from rldistill.io.progress import Progress, Round
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import StudentJob
 from rldistill.recipes.offline import FromDataset
 from rldistill.students.storage import load_native, save_policy
+
+
+class _Score(Document):
+    """Mean return of the student of a round."""
+
+    advice: ClassVar[str] = START_AGAIN
+    episodes: PositiveInt
+    score: float
 
 
 @validated_dataclass
@@ -77,7 +88,7 @@ class Dagger(FromDataset):
                     split = PlayConfig(run.seed, VALIDATION, max_steps=run.evaluate.max_steps)
                     score = float(play(env, student, self.eval_episodes, split).returns.mean())
                     write_json(file, {"episodes": self.eval_episodes, "score": score})
-                candidates.append((float(read_json(file)["score"]), student))
+                candidates.append((_Score.read_dict(file)["score"], student))
                 part.update(run.distill.epochs, run.distill.epochs, candidates[-1][0])
         if candidates:
             best = max(range(len(candidates)), key=lambda number: candidates[number][0])

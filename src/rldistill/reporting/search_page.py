@@ -1,16 +1,89 @@
 """Page and table of a search for the smallest student."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
+from annotated_types import MinLen
 from markupsafe import Markup
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from rldistill.evaluation.non_inferiority import least_episodes
+from rldistill.evaluation.non_inferiority import Decision, least_episodes
 from rldistill.evaluation.results import reference_noun
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, percent_text
+from rldistill.io.atomic import Document
 from rldistill.reporting.charts import scatter_chart, write_page
+
+ADVICE = "Run `rldistill search` again with --overwrite."
+
+
+class Rung(Document):
+    """Score of a student in one rung of the search."""
+
+    epochs: PositiveInt
+    episodes: PositiveInt
+    normalized: float | None
+    ci95: tuple[float, float] | None
+    failed: str | None = None
+
+
+class FinalistTest(Document):
+    """Decision about a finalist, and the test of non-inferiority unless it learned nothing."""
+
+    advice: ClassVar[str] = ADVICE
+    seeds: Annotated[list[int], MinLen(1)]
+    folder: str
+    decision: Decision
+    episodes: NonNegativeInt
+    normalized: float | None
+    ci95: tuple[float, float] | None
+    failed: str | None = None
+    margin: float | None = None
+    estimate: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    p: float | None = None
+    risk: float | None = None
+    min_episodes: int | None = None
+    episodes_needed: int | None = None
+    analysis: int | None = None
+
+
+class Trial(Document):
+    """Student of a search, with its sizes and its results."""
+
+    name: str
+    student: str | dict[str, Any]
+    size: dict[str, float | None]
+    rungs: Annotated[list[Rung], MinLen(1)]
+    test: FinalistTest | None
+
+
+class SearchResult(Document):
+    """Content of `search.json`."""
+
+    advice: ClassVar[str] = ADVICE
+    env: str
+    margin: float
+    by: str
+    baseline: str | None = None
+    env_steps: int
+    teacher: dict[str, float | None]
+    winner: str | None
+    tried: list[Trial]
+    front: list[str]
+    seconds: float
+
+    @model_validator(mode="after")
+    def _require_winner(self) -> Self:
+        if self.by not in self.teacher:
+            raise ValueError(f"teacher: {self.by} is missing")
+        if self.winner is not None:
+            trials = [trial for trial in self.tried if trial.name == self.winner]
+            if len(trials) != 1 or trials[0].test is None or self.by not in trials[0].size:
+                raise ValueError("winner: found no tested student of that name")
+        return self
 
 
 def search_verdict(found: dict[str, Any]) -> str:

@@ -4,22 +4,21 @@ import base64
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from rldistill.core.errors import CorruptArtifactError
 from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.disagreements import Gallery
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import number_text
 from rldistill.evaluation.videos import LABELS, notable_episodes
 from rldistill.exporters.certificate import FILE, Certificate
-from rldistill.io.atomic import read_json, read_jsonl
+from rldistill.io.atomic import read_jsonl
 from rldistill.io.untrusted import read_regular
 from rldistill.reporting.charts import Line, LineStyle, Series, bulk, lines_chart, palette, scatter_chart
-from rldistill.reporting.search_page import front_chart, search_verdict
+from rldistill.reporting.search_page import SearchResult, front_chart, search_verdict
 
 TitledChart = tuple[str, Markup]
 CONTROL_SUFFIX = "-scratch"
@@ -39,15 +38,6 @@ MAX_VALUES = 24
 MAX_MEDIA_BYTES = 64 << 20
 MAX_PICTURE_BYTES = 100_000
 """Largest size of a picture: twelve of them for each student must leave space for the videos."""
-
-
-@contextmanager
-def _complete(path: Path, command: str) -> Iterator[None]:
-    """Raise CorruptArtifactError if a part of the file is missing or has another type."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptArtifactError(f"{path}: the file is incomplete ({error!r}). Run `{command}` again.") from None
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -80,9 +70,8 @@ def search_front(run: Path) -> tuple[Markup, str] | None:
     path = run / "search" / "search.json"
     if not path.is_file():
         return None
-    found = read_json(path)
-    with _complete(path, "rldistill search"):
-        return front_chart(found), search_verdict(found)
+    found = SearchResult.read_dict(path)
+    return front_chart(found), search_verdict(found)
 
 
 def learning_charts(run: Path, evaluation: Evaluation) -> Iterator[TitledChart]:
@@ -165,10 +154,9 @@ def gallery(run: Path, policy: str) -> dict[str, Any] | None:
     path = folder / "disagreements.json"
     if not path.is_file():
         return None
-    document = read_json(path)
-    with _complete(path, "rldistill evaluate"):
-        groups = [[_moment(moment, document["names"], folder) for moment in group] for group in document["groups"]]
-        return {"policy": policy, "unit": unit_text(str(document["unit"])), "groups": groups} if groups else None
+    document = Gallery.read_dict(path)
+    groups = [[_moment(moment, document["names"], folder) for moment in group] for group in document["groups"]]
+    return {"policy": policy, "unit": unit_text(document["unit"]), "groups": groups} if groups else None
 
 
 def _moment(moment: dict[str, Any], names: list[str], folder: Path) -> dict[str, Any]:

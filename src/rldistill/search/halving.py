@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from rldistill.evaluation.episodes import TEST, VALIDATION, PlayConfig, play
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
 from rldistill.evaluation.statistics import Returns, normalized_score
-from rldistill.io.atomic import read_json, write_json
+from rldistill.io.atomic import Document, write_json
 from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.losses.objective import Term
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run
+from rldistill.reporting.search_page import ADVICE, FinalistTest, Rung
 from rldistill.search.candidates import Candidate, policy_sizes
 from rldistill.search.config import SearchConfig
 from rldistill.students.student import capability
@@ -42,6 +43,21 @@ RUNG_SEED = 0
 """Training seed of all rungs."""
 TREE_LOSSES = ActionNLL | AdvantageMSE | GapWeightedNLL
 """Losses that trees can minimize; where a run has others, trees learn actions."""
+
+
+class _Returns(Document):
+    """Returns of the first episodes of a split."""
+
+    advice: ClassVar[str] = ADVICE
+    returns: list[float]
+
+
+class _TrialResult(Document):
+    """Result of a candidate in one rung; without sizes if it learned nothing."""
+
+    advice: ClassVar[str] = ADVICE
+    size: dict[str, float | None]
+    row: Rung
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class SearchStage:
     def returns(self, policy: Policy | None, episodes: int, split: int, folder: Path) -> Returns:
         """Return the returns of the first `episodes` of a split; those that are not in `folder` yet are played."""
         file = folder / f"returns-{split}.json"
-        returns = np.array(read_json(file)["returns"] if file.exists() else [], float)
+        returns = np.array(_Returns.read_dict(file)["returns"] if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
             side: Side = "teacher" if policy is self.teacher else "student"
             plan = PlayConfig(self.run.seed, split, len(returns), side, max_steps=self.run.evaluate.max_steps)
@@ -148,7 +164,7 @@ def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
             row |= stage.normalized(returns, VALIDATION)
             size = policy_sizes(policy)
         write_json(file, {"size": size, "row": row})
-    document = read_json(file)
+    document = _TrialResult.read_dict(file)
     candidate.size = document["size"] or candidate.size
     candidate.rungs.append(document["row"])
 
@@ -162,7 +178,7 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
     folder, run = stage.folder / "tested" / candidate.name, stage.run
     file = folder / "test.json"
     if file.exists():
-        return dict(read_json(file))
+        return FinalistTest.read_dict(file)
     seeds = stage.config.training_seeds(run.seeds)
     rung, reused = stage.rung_folder(candidate, NUM_RUNGS - 1), folder / f"seed-{RUNG_SEED}"
     if RUNG_SEED in seeds and rung.exists() and not reused.exists():
@@ -191,4 +207,4 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
         if answer.decision != "undecided":
             break
     write_json(file, result | stage.normalized(returns, TEST) | dataclasses.asdict(answer))
-    return dict(read_json(file))
+    return FinalistTest.read_dict(file)

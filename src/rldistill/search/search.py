@@ -12,12 +12,13 @@ from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
 from rldistill.evaluation.evaluate import load_baseline
 from rldistill.evaluation.results import reference_noun
-from rldistill.io.atomic import Mode, read_json, write_json
+from rldistill.io.atomic import Mode, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.recipes import to_document
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob
+from rldistill.reporting.search_page import SearchResult
 from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
@@ -55,7 +56,7 @@ def search(
     if mode != "overwrite":
         inputs.require_same(folder)
     if mode == "resume" and (folder / "search.json").exists():
-        return dict(read_json(folder / "search.json"))
+        return SearchResult.read_dict(folder / "search.json")
     if config.behavior_policy is not None and config.behavior_policy not in run.students:
         hint = did_you_mean(config.behavior_policy, run.students)
         raise ConfigError(f"behavior_policy: the run has no student {config.behavior_policy!r}.{hint}")
