@@ -1,5 +1,9 @@
 """Measure steps per second of `collect` relative to the limit 1 / (1 / emulator + 1 / inference).
 
+With `--workers N`: the speed of `collect` and of full episodes with N processes relative to that with one, in turns. A
+shared machine disturbs the time on the clock, so the CPU time of the critical path is compared too: that of this
+process and that of the busiest other one.
+
 The emulator plays full episodes with the same seeded resets and the collector's slots; inference is the teacher's
 forward pass at the collector's batch on one thread.
 """
@@ -9,8 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,7 @@ from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, Policy, collect
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
+from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.policies.agent import inference_threads
 
 
@@ -40,16 +47,81 @@ def limit_of(*rates: float) -> float:
     return 1 / sum(1 / rate for rate in rates)
 
 
+class CriticalPath:
+    """CPU seconds of this process, and of the busiest of those that it starts."""
+
+    def __enter__(self) -> CriticalPath:
+        self.others: dict[str, float] = {}
+        self.ended = threading.Event()
+        self.before, self.started = time.process_time(), time.perf_counter()
+        self.idle = dict(self.children())
+        self.thread = threading.Thread(target=self.sample)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds, own = time.perf_counter() - self.started, time.process_time() - self.before
+        self.ended.set()
+        self.thread.join()
+        self.cpu_seconds = own + max(self.others.values(), default=0.0)
+
+    def children(self) -> Iterator[tuple[str, float]]:
+        """Yield the CPU seconds of each child that runs."""
+        for task in Path("/proc/self/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                with suppress(OSError):
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    yield pid, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def sample(self) -> None:
+        while not self.ended.wait(0.05):
+            for pid, seconds in self.children():
+                self.others[pid] = seconds - self.idle.get(pid, 0.0)
+
+
+def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, episodes: int, repeat: int) -> None:
+    """Print the speed with several processes relative to that with one."""
+
+    def collected(count: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            collect(env, teacher, CollectConfig(steps=steps, workers=count), Path(folder) / "dataset")
+
+    def played(count: int) -> None:
+        play(env, teacher, episodes, PlayConfig(workers=count))
+
+    for run in (collected, played):
+        paths: dict[int, list[CriticalPath]] = {1: [], workers: []}
+        for _ in range(repeat):
+            for count, runs in paths.items():
+                with CriticalPath() as path:
+                    run(count)
+                runs.append(path)
+        for name in ("seconds", "cpu_seconds"):
+            alone, divided = (np.array([getattr(path, name) for path in runs]) for runs in paths.values())
+            ratios = ", ".join(f"{ratio:.2f}" for ratio in alone / divided)
+            print(
+                f"{run.__name__}, {name}: {alone.min():.1f} with 1 worker, {divided.min():.1f} with {workers}, ratio "
+                f"{alone.min() / divided.min():.2f} (in turns {ratios})", flush=True,
+            )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="ALE/Pong-v5")
     parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--episodes", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=3)
     asked = parser.parse_args()
     env = EnvConfig(asked.env)
     spec = spec_from_env(env)
     config = CollectConfig(steps=asked.steps)
     student = Cnn((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,)) if spec.frames else Mlp()
     teacher = student.build(spec).eval()
+
+    if asked.workers > 1:
+        compare_workers(env, teacher, asked.workers, asked.steps, asked.episodes, asked.repeat)
+        return
 
     threads = os.cpu_count() or 1
     vector = make_vector_env(

@@ -16,7 +16,7 @@ class CollectConfig:
         num_streams: Groups of environments; part of the data, unlike `workers`.
         envs_per_stream: Environments in a stream.
         block_steps: Steps of a stream that are written at once.
-        workers: Processes; changes the speed, never the data.
+        workers: Processes, at most one for each stream; changes the speed, never the data.
         epsilon: Probability of a uniformly random action.
         beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
         mixture: Draw the acting policy once an episode, or at each step.

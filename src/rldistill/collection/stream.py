@@ -2,11 +2,9 @@
 
 import dataclasses
 import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Generator, Iterator
@@ -33,6 +31,7 @@ from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
+from rldistill.io.processes import UNGUARDED, end_with_parent, has_unguarded_script
 from rldistill.io.progress import Progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 
@@ -220,31 +219,11 @@ def _run_alone(stream: Stream) -> list[BlockEntry]:
     return [*_in_turns(stream.job, [stream])]
 
 
-def _end_with_parent() -> None:
-    """Let this process end when its parent does, even by SIGKILL."""
-
-    def watch(sentinel: int) -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
 def _is_stopped(pid: int) -> bool:
     """Return True if a process was stopped by a signal, as far as the system shows it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")
     except OSError:
-        return False
-
-
-def _has_unguarded_script() -> bool:
-    """Return True if the script of this process has no `if __name__ == "__main__":`, which new processes need."""
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    try:
-        return file is not None and "__main__" not in Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError):
         return False
 
 
@@ -257,7 +236,7 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
             "module, or set workers: 1."
         ) from None
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with ProcessPoolExecutor(job.config.workers, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(job.config.workers, context, end_with_parent) as pool:
         # The new processes inherit the handler: Ctrl-C reaches this process alone, which then stops them. Only the main
         # thread can set handlers.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -281,11 +260,8 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
                             f"collect: worker {pid} is stopped. `kill -CONT {pid}` lets it go on", stacklevel=2
                         )
         except BrokenProcessPool:
-            if _has_unguarded_script():
-                raise ConfigError(
-                    "collect.workers: the workers import this script again. Put its calls below `if __name__ == "
-                    "'__main__':`, or set workers: 1."
-                ) from None
+            if has_unguarded_script():
+                raise ConfigError(f"collect.workers: {UNGUARDED}") from None
             raise ConfigError(
                 "collect.workers: a worker was killed, perhaps for want of memory. The finished blocks are kept: "
                 "continue with --resume, or with fewer workers."

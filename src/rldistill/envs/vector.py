@@ -4,19 +4,19 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, error_text
+from rldistill.core.errors import ConfigError
 from rldistill.core.heads import MASK
 from rldistill.core.spec import SIDES, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari, make_atari
+from rldistill.envs.groups import AtariGroup, Group, LocalGroup, ProcessGroup
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
 
@@ -48,73 +48,56 @@ class Step:
 
 
 class SeededVectorEnv:
-    """Gymnasium vector that resets ended slots, with the seed of their next episode, before the next step.
+    """Group of environments that resets ended slots, with the seed of their next episode, before the next step.
 
     A slot without episodes left costs no more steps, except on ale-py's vector, whose emulators go on.
 
     Args:
-        vector: The environments, without autoreset.
+        group: The environments.
         seed_fn: Seeds of the episodes.
         max_steps: Largest number of steps of an episode, if any.
-        rebuild: Constructor of a fresh environment for each episode, if a reset is not enough.
         legal_actions: Legal actions for observations, if not every action is legal; random ones with a generator.
     """
 
     def __init__(
         self,
-        vector: VectorEnv[Any, Any, Any],
+        group: Group,
         seed_fn: SeedFn,
         max_steps: int | None = None,
-        rebuild: Callable[[], Env] | None = None,
         legal_actions: Callable[[NDArray[Any], np.random.Generator | None], NDArray[Any]] | None = None,
     ) -> None:
-        self.vector = vector
-        self.num_envs = vector.num_envs
-        self.single_observation_space = vector.single_observation_space
-        self.single_action_space = vector.single_action_space
+        self.group = group
+        self.num_envs = group.num_envs
+        self.single_observation_space = group.single_observation_space
+        self.single_action_space = group.single_action_space
         self.episode = np.zeros(self.num_envs, np.int64)
-        self._seed_fn, self._rebuild, self._legal_actions = seed_fn, rebuild, legal_actions
+        self._seed_fn, self._legal_actions = seed_fn, legal_actions
         self._max_steps, self._age = max_steps, np.zeros(self.num_envs)
-        self._actions: NDArray[Any] | None = None
 
     def reset(self) -> NDArray[Any]:
         """Begin an episode in every slot."""
         return self._reset(np.ones(self.num_envs, bool))
 
     def send(self, actions: NDArray[Any]) -> None:
-        """Begin a step with `[num_envs, A]`; ale-py's emulators run in their own threads from here on."""
-        actions = actions.reshape(self.vector.action_space.shape)
-        if isinstance(self.vector, SyncVectorEnv):
-            self._actions = actions
-        else:
-            self.vector.send(actions)  # type: ignore[attr-defined]
+        """Begin a step with `[num_envs, A]`; other threads and processes run from here on."""
+        self.group.send(actions.reshape(self.group.action_space.shape or ()))
 
     def recv(self) -> Step:
         """Finish the step begun by `send`."""
-        if isinstance(self.vector, SyncVectorEnv):
-            obs, reward, terminated, truncated, info = self.vector.step(self._actions)
-        else:
-            obs, reward, terminated, truncated, info = self.vector.recv()  # type: ignore[attr-defined]
+        step = self.group.recv()
+        obs, terminated, truncated = step.obs, step.terminated, step.truncated
         ended = np.flatnonzero(terminated | truncated)
         last_obs = obs[ended].copy()
-        if len(ended):
-            self.episode[ended] += 1
-        own_reward = reward = np.asarray(reward, np.float64)
-        if isinstance(self.vector, SyncVectorEnv):
-            envs: Any = self.vector.envs
-            own_reward = np.array([getattr(env, "own_reward", 0.0) for env in envs])
-            infos = [envs[slot].numbers() for slot in ended]
-        else:
-            infos = [{key: float(values[slot]) for key, values in info.items()} for slot in ended]
         self._age += 1
         if len(ended):
-            obs = self._reset(terminated | truncated, obs)
+            self.episode[ended] += 1
+            obs = self._reset(terminated | truncated)
         if self._max_steps is not None and self._age.max() >= self._max_steps:
             raise ConfigError(
                 f"evaluate.max_steps: an episode has not ended after {self._max_steps:,} steps. Limit the episodes "
                 "with Gymnasium's TimeLimit (env.kwargs: {max_episode_steps: 1000}), or raise max_steps."
             )
-        return Step(obs, reward, terminated, truncated, ended, last_obs, infos, own_reward)
+        return Step(obs, step.reward, terminated, truncated, ended, last_obs, step.infos, step.own_reward)
 
     def step(self, actions: NDArray[Any]) -> Step:
         """Take a step of all slots."""
@@ -133,26 +116,12 @@ class SeededVectorEnv:
             yield action, step
             obs = step.obs
 
-    def _reset(self, mask: NDArray[np.bool_], obs: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Begin the next episodes of these slots; a slot without one idles with its current observation of `obs`."""
+    def _reset(self, mask: NDArray[np.bool_]) -> NDArray[Any]:
+        """Begin the next episodes of these slots; a slot without one idles with its current observation."""
         seeds = [self._seed_fn(slot, int(self.episode[slot])) if mask[slot] else None for slot in range(self.num_envs)]
-        begun = mask & np.array([seed is not None for seed in seeds])
+        begun = np.array([seed is not None for seed in seeds])
         self._age[mask] = np.where(begun, 0.0, -np.inf)[mask]
-        if isinstance(self.vector, SyncVectorEnv):
-            envs = list(self.vector.envs)
-            for slot in np.flatnonzero(mask):
-                if begun[slot] and self._rebuild is not None:
-                    envs[slot].close()
-                    envs[slot] = self._rebuild()
-                elif not begun[slot] and obs is not None:
-                    envs[slot].close()
-                    envs[slot] = _IdleEnv(obs[slot].copy())
-            self.vector.envs = envs
-            obs, _ = self.vector.reset(seed=seeds, options={"reset_mask": mask.copy()})
-        elif begun.any():
-            obs, _ = self.vector.reset(seed=np.array(seeds)[begun].astype(np.int64), options={"reset_mask": begun})
-        assert obs is not None
-        return obs.copy()
+        return self.group.reset(mask, seeds)
 
     def replay(self, episodes: Sequence[int], actions: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """Bring each slot to its state after `actions[slot]` of episode `episodes[slot]`; return the observations.
@@ -168,14 +137,16 @@ class SeededVectorEnv:
             if step and starting.any():
                 obs = self._reset(starting)
             if self._legal_actions is None:
-                batch = np.zeros_like(np.asarray(self.vector.action_space.sample()))
+                batch = np.zeros_like(np.asarray(self.group.action_space.sample()))
             else:
                 batch = self._legal_actions(obs, None)
             for slot in np.flatnonzero(lengths >= total - step):
                 action = actions[int(slot)][step - total + lengths[slot]]
                 batch[slot] = action.reshape(batch[slot].shape)
-            obs, _, terminated, truncated, _ = self.vector.step(batch)
-            idle_ended = (terminated | truncated) & (lengths < total - step)
+            self.group.send(batch)
+            result = self.group.recv()
+            obs = result.obs
+            idle_ended = (result.terminated | result.truncated) & (lengths < total - step)
             if idle_ended.any():
                 obs = self._reset(idle_ended)
         if total and (lengths == 0).any():
@@ -190,7 +161,7 @@ class SeededVectorEnv:
 
     def close(self) -> None:
         """Close the environments."""
-        self.vector.close()
+        self.group.close()
 
 
 def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
@@ -209,36 +180,25 @@ def take_turns(rollouts: Iterable[Iterator[T | None]]) -> Iterator[T]:
             running.extend(islice(waiting, 1))
 
 
-class _IdleEnv(gymnasium.Env[Any, Any]):
-    """Environment of a slot that has no episode left."""
-
-    def __init__(self, obs: Any) -> None:
-        self.obs = obs
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.obs, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self.obs, 0.0, False, False, {}
-
-
 def make_vector_env(
-    config: EnvConfig, num_envs: int, seed_fn: SeedFn, num_threads: int = 1, max_steps: int | None = None
+    config: EnvConfig,
+    num_envs: int,
+    seed_fn: SeedFn,
+    num_threads: int = 1,
+    max_steps: int | None = None,
+    workers: int = 1,
 ) -> SeededVectorEnv:
     """Return `num_envs` environments, where slot s plays its n-th episode with seed `seed_fn(s, n)`.
 
-    An episode of more than `max_steps` steps is an error; those of ale-py have a limit of their own.
+    They are stepped by `workers` processes, and ale-py's by `num_threads` threads instead. An episode of more than
+    `max_steps` steps is an error; those of ale-py have a limit of their own.
     """
     if is_atari(config.id):
-        return SeededVectorEnv(make_atari(config, num_envs, num_threads), seed_fn)
-    build = partial(make_env, config)
-    try:
-        vector = SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    except RuntimeError as error:
-        raise SpecMismatchError(
-            f"env: {config.id}: two copies of it have different spaces ({error_text(error)}). Make the spaces the same "
-            "in each copy."
-        ) from error
+        return SeededVectorEnv(AtariGroup(make_atari(config, num_envs, num_threads)), seed_fn)
+    rebuild, workers = keeps_state_across_reset(config.view_of("student")), min(workers, num_envs)
+    group: Group = (
+        LocalGroup(config, num_envs, rebuild) if workers == 1 else ProcessGroup(config, num_envs, rebuild, workers)
+    )
     views = observation_views(config)
     masked = next((side for side in SIDES if MASK in getattr(views, side).entries), None)
 
@@ -246,8 +206,7 @@ def make_vector_env(
         assert masked is not None
         return legal_actions(views.select(masked, obs), getattr(views, masked), rng)
 
-    rebuild = build if keeps_state_across_reset(config.view_of("student")) else None
-    return SeededVectorEnv(vector, seed_fn, max_steps, rebuild, None if masked is None else legal)
+    return SeededVectorEnv(group, seed_fn, max_steps, None if masked is None else legal)
 
 
 def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:

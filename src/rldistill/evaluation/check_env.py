@@ -271,7 +271,9 @@ class _Check:
         self.facts["speed"] = f"{speed:,.0f} steps per second in one process"
         if speed < MIN_STEPS_PER_S and not self.short:
             hours = 20_000 / speed / 3600
-            self.add("note", "speed", f"20,000 steps take {hours:.1f} hours", "Use collect.workers, or fewer steps")
+            self.add(
+                "note", "speed", f"20,000 steps take {hours:.1f} hours", "Use collect.workers and evaluate.workers"
+            )
 
     def check_renderer(self, config: EnvConfig) -> None:
         try:

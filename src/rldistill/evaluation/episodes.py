@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class PlayConfig:
         side: view of the environment for the policy, if there are two.
         sample: True to sample actions, False to take the mode.
         gamma: discount of `Episodes.discounted`.
-        num_threads: threads of the emulators.
+        num_threads: threads of ale-py's emulators.
+        workers: processes that step other environments.
         max_steps: largest number of steps of an episode.
         device: device of the policies.
     """
@@ -60,6 +62,7 @@ class PlayConfig:
     sample: bool = False
     gamma: float = 0.99
     num_threads: int = 2
+    workers: int = 1
     max_steps: int = MAX_EPISODE_STEPS
     device: torch.device = CPU
 
@@ -198,7 +201,7 @@ def _play(
         started[slot] = number = next(remaining, NO_EPISODE)
         return None if number == NO_EPISODE else episode_seed(config.seed, "evaluate", config.split, 0, 0, number)
 
-    env = make_vector_env(env_config, slots, seed_of, config.num_threads, config.max_steps)
+    env = make_vector_env(env_config, slots, seed_of, config.num_threads, config.max_steps, config.workers)
     views = observation_views(env_config)
     rng = block_generator(config.seed, "evaluate", config.split, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -227,19 +230,19 @@ def _play(
         return to_env_action(action)
 
     left, actions = len(numbers), {number: bytearray() for number in numbers}
-    for result in env.rollout(env.reset(), act):
-        if result is None:
-            yield None
-            continue
-        _, step = result
-        for stateful in filter(None, (player, teacher)):
-            stateful.reset(step.ended)
-        if ended := _count(out, actions, result, playing, config.gamma):
-            left -= ended
-            yield ended
-            if left == 0:
-                break
-    env.close()
+    with closing(env):
+        for result in env.rollout(env.reset(), act):
+            if result is None:
+                yield None
+                continue
+            _, step = result
+            for stateful in filter(None, (player, teacher)):
+                stateful.reset(step.ended)
+            if ended := _count(out, actions, result, playing, config.gamma):
+                left -= ended
+                yield ended
+                if left == 0:
+                    break
 
 
 def _count(

@@ -33,6 +33,8 @@ from rldistill.teachers.load import load_policy
 
 MIN_DISTINCT_EPISODES, MIN_TRAINING_SEEDS = 10, 3
 NUM_THRESHOLDS = 41
+PLAY_SETTINGS = ("sample", "gamma", "max_steps", "workers")
+"""Settings of an evaluation that are those of its episodes."""
 
 Curve = Sequence[tuple[int, float]]
 """Environment steps and mean returns, in ascending order of steps."""
@@ -90,7 +92,7 @@ def evaluate(
     folder = Path(folder)
     env, entries = _fitted_policies(env, policies, config.baseline)
     device = resolve_device(config.device, "evaluate.device")
-    base = PlayConfig(context.seed, sample=config.sample, gamma=config.gamma, max_steps=config.max_steps, device=device)
+    base = PlayConfig(context.seed, device=device, **{key: getattr(config, key) for key in PLAY_SETTINGS})
     match, perturbed = _Match(env, entries, config, base), None
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)

@@ -28,7 +28,7 @@ def probe_metrics(env: EnvConfig, metrics: Sequence[str]) -> None:
     start, rng = time.perf_counter(), np.random.default_rng(0)
     with closing(make_vector_env(env, 1, lambda slot, nth: 0)) as vector:
         vector.single_action_space.seed(0)
-        obs, (single,) = vector.reset(), vector.vector.envs  # type: ignore[attr-defined]
+        obs, (single,) = vector.reset(), vector.group.envs  # type: ignore[attr-defined]
         for _ in range(PROBE_STEPS):
             step = vector.step(vector.sample_actions(obs, rng))
             if step.info or time.perf_counter() - start > PROBE_TIME_S:

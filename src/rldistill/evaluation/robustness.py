@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import MASK
-from rldistill.core.policy import ObsTransformPolicy, Policy
+from rldistill.core.policy import CPU, ObsTransformPolicy, Policy
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.make import make_env
@@ -214,7 +214,7 @@ def _noise_scales(
             policy = ObsTransformPolicy(with_action_mask(entry.first, spec), partial(_record, seen))
             std = np.zeros(spec.obs_shape)
             if spec.obs_dtype != "uint8":  # noise on pixels does not depend on their own deviation
-                settings = PlayConfig(base.seed, CALIBRATION, side=entry.side, max_steps=base.max_steps)
+                settings = dataclasses.replace(base, split=CALIBRATION, side=entry.side, sample=False, device=CPU)
                 play(env, policy, SCALE_EPISODES, settings)
                 std = torch.cat(seen).double().numpy().std(0)
             by_view[view] = noise_scale(spec, std, config.noise, config.pixel_noise)

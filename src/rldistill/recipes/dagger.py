@@ -85,7 +85,8 @@ class Dagger(FromDataset):
                 file = round_folder / "score.json"
                 if not file.exists():
                     env = adapt_env(run.env, job.teacher)
-                    split = PlayConfig(run.seed, VALIDATION, max_steps=run.evaluate.max_steps)
+                    workers, max_steps = run.evaluate.workers, run.evaluate.max_steps
+                    split = PlayConfig(run.seed, VALIDATION, workers=workers, max_steps=max_steps)
                     score = float(play(env, student, self.eval_episodes, split).returns.mean())
                     write_json(file, {"episodes": self.eval_episodes, "score": score})
                 candidates.append((_Score.read_dict(file)["score"], student))

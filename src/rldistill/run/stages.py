@@ -103,7 +103,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_document(folder).provenance.mean_return
-    settings = PlayConfig(run.seed, VALIDATION, max_steps=run.evaluate.max_steps)
+    settings = PlayConfig(run.seed, VALIDATION, workers=run.evaluate.workers, max_steps=run.evaluate.max_steps)
     random_play = play(run.env, None, run.teacher.eval_episodes, settings).returns
     print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
     return teacher
