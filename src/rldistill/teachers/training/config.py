@@ -34,7 +34,8 @@ class TrainConfig:
         normalize: True to standardize observations and scale rewards by running moments, as SB3's VecNormalize does;
             for PPO and A2C on vectors. The moments are stored in the policy.
         hyperparameters: settings of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
-            `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu.
+            `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu; `replay_buffer_class` may be
+            HerReplayBuffer, hindsight experience replay for environments with goals.
     """
 
     algorithm: str = "PPO"

@@ -75,8 +75,11 @@ class SteppingVecEnv(VecEnv):
         raise AttributeError(f"{attr_name} of a vector environment cannot be set")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Raise AttributeError."""
-        raise AttributeError(f"a vector environment has no method {method_name} for each environment")
+        """Call a method of environments that step in this process; raise AttributeError for others."""
+        envs = getattr(self.env.group, "envs", [])
+        if not envs:
+            raise AttributeError(f"a vector environment has no method {method_name} for each environment")
+        return [envs[index].get_wrapper_attr(method_name)(*args, **kwargs) for index in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """Return False for each environment."""

@@ -42,6 +42,7 @@ from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN, SteppingVecEnv
+from rldistill.teachers.training.her import HindsightReplay
 
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
@@ -182,6 +183,13 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
                 f"train.hyperparameters.learning_rate: expected a number or {{start: 1e-3, end: 0}}, found {rate}"
             ) from None
         settings["learning_rate"] = lambda remaining: schedule(1 - remaining)
+    if (buffer := settings.get("replay_buffer_class")) is not None:
+        if buffer != "HerReplayBuffer" or config.algorithm == "DoubleDQN":
+            raise ConfigError(
+                f"train.hyperparameters.replay_buffer_class: {config.algorithm} cannot use {short_repr(buffer)}. "
+                "Use HerReplayBuffer with DQN, SAC, TD3 or TQC, or leave it out."
+            )
+        settings["replay_buffer_class"] = HindsightReplay
     if isinstance(kwargs := settings.get("policy_kwargs"), dict) and isinstance(kwargs.get("activation_fn"), str):
         function = activation(kwargs["activation_fn"], "train.hyperparameters.policy_kwargs.activation_fn")
         settings["policy_kwargs"] = {**kwargs, "activation_fn": function}
