@@ -32,7 +32,8 @@ from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import read_run
 from rldistill.run.stages import load_teacher, run_collect
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "features"))  # for features: screen_bits:Basic
+for folder in ("features", "teachers", "."):  # for screen_bits:Basic, estool:walker and metaworld_tasks:make
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / folder))
 
 PPO = {"algorithm": "PPO", "num_envs": 8, "eval_every": 50_000}
 SMALL = {"epochs": 25, "batch_size": 64, "learning_rate": 3e-3}
@@ -40,6 +41,12 @@ MIDDLE = {"epochs": 20, "batch_size": 256, "learning_rate": 2e-3}
 # Warm-started rounds begin at the full rate, which at first undoes some of what the round before had learned.
 PATIENT = MIDDLE | {"patience": 0}
 PIXELS = {"epochs": 8, "batch_size": 64, "learning_rate": 1.5e-3, "num_threads": 2}
+
+EXPERT = "berkeley:Expert@more/mujoco-berkeley"
+MT10 = (
+    "reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "drawer-open-v3", "drawer-close-v3",
+    "button-press-topdown-v3", "peg-insert-side-v3", "window-open-v3", "window-close-v3",
+)  # fmt: skip
 
 # For each environment: its id, the zoo agent or how a teacher is trained, what `offline` collects at once, and what
 # `dagger` collects at first and in each of its rounds, and by how many episodes it chooses among these, if it does; how
@@ -64,14 +71,39 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
                     "train": {"algorithm": "SAC", "num_envs": 1, "total_steps": 300_000}},
     "Hopper": {"id": "Hopper-v5", "agent": "tqc/Hopper-v3", "steps": 100_000, "rounds": (40_000, 4, 15_000),
                "fit": MIDDLE, "train": {"algorithm": "TQC", "num_envs": 1, "total_steps": 300_000}},
-    "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "steps": 100_000, "rounds": (50_000, 2, 24_000),
-             "many": (60_000, 16, 14_992, 30), "fit": PIXELS},
+    "Pong": {"id": "ALE/Pong-v5", "zoo": "zoo:pong-dqn", "episodes": 30, "seeds": 3, "steps": 100_000,
+             "rounds": (50_000, 2, 24_000), "many": (60_000, 16, 14_992, 30), "fit": PIXELS},
+    # Found by evolution strategies: it never falls, unlike the PPO agent above.
+    "Walker": {"id": "BipedalWalker-v3", "module": "estool:walker@estool/biped.pepg.1.96.best.json",
+               "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+    "Hardcore": {"id": "BipedalWalkerHardcore-v3", "module": "estool:walker@estool/bipedhard.256.16.v4.json",
+                 "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+    "Walker2d": {"id": "Walker2d-v5", "module": f"{EXPERT}/Walker2d.safetensors", "episodes": 60, "seeds": 3,
+                 "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+    # Trained on version 2, whose observations also have the contact forces of the world, which are 0.
+    "Ant": {"id": "Ant-v5", "module": f"{EXPERT}/Ant.safetensors", "episodes": 60, "seeds": 3, "steps": 40_000,
+            "views": {"teacher": [{"name": "PadObservation", "kwargs": {"segments": [[27, 6, 0], [78, 0, 0]]}}]},
+            "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+    **{f"MT10-{task}": {"id": "metaworld_tasks:make", "kwargs": {"task": task}, "episodes": 60, "steps": 16_000,
+                        "module": f"metaworld_tasks:{task.replace('-', '_')}", "rounds": (8_000, 4, 2_000),
+                        "fit": PATIENT | {"epochs": 30, "batch_size": 64, "learning_rate": 3e-3}} for task in MT10},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
 LINEAR, MLP32, MLP64 = {"type": "linear"}, {"type": "mlp", "hidden": [32, 32]}, {"type": "mlp", "hidden": [64, 64]}
 MLP128 = {"type": "mlp", "hidden": [128, 128]}
-TANH64, TANH128, TANH256 = ({"type": "mlp", "hidden": [size, size], "activation": "tanh"} for size in (64, 128, 256))
+
+
+def tanh(*sizes: int) -> dict[str, Any]:
+    """Return an mlp of these hidden sizes with tanh."""
+    return {"type": "mlp", "hidden": [*sizes], "activation": "tanh"}
+
+
+TANH64, TANH128, TANH256 = tanh(64, 64), tanh(128, 128), tanh(256, 256)
+# Students of at most a tenth of their teacher's parameters.
+TENTH = {"Walker": (9,), "Hardcore": (9,), "HalfCheetah": (70, 70), "Walker2d": (16, 12), "Ant": (10,)}
+CONTROL = ("Walker", "Hardcore", "HalfCheetah", "Hopper", "Walker2d", "Ant")
+TREE10 = {"type": "tree", "max_depth": 10, "min_samples": 5}
 WAVES = {"type": "ridge", "l2": 1e-5, "features": {"type": "fourier", "num_features": 1024}}
 CNN62 = {"type": "cnn", "channels": [16, 32, 32], "kernels": [8, 4, 3], "strides": [4, 2, 1], "hidden": [24]}
 # Small kernels and strides: where the ball is, to a pixel, is what few parameters have to tell.
@@ -117,6 +149,10 @@ CELLS: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("HalfCheetah", "mlp-wasserstein", MLP64, "wasserstein", "dagger"),
     ("Hopper", "mlp", MLP64, "forward_kl", "dagger"),
     ("Hopper", "mlp-action", MLP64, "action_nll", "dagger"),
+    *((env, "linear", LINEAR, "action_nll", "dagger") for env in CONTROL),
+    *((env, "tree", TREE10, "action_nll", "dagger") for env in CONTROL),
+    *((env, f"mlp-{'x'.join(map(str, sizes))}", tanh(*sizes), "action_nll", "dagger") for env, sizes in TENTH.items()),
+    *((f"MT10-{task}", "mlp", tanh(32, 32), "action_nll", "dagger") for task in MT10),
     ("Pong", "cnn-62k", CNN62, "forward_kl", "dagger"),
     ("Pong", "cnn-10k", CNN10, "forward_kl", "dagger"),
     ("Pong", "tree-objects", TREE12, "advantage_mse", "many"),
@@ -144,6 +180,9 @@ def teacher_of(env: str, out: Path, agents: Path) -> str:
     about = ENVIRONMENTS[env]
     if "zoo" in about:
         return str(about["zoo"])
+    if "module" in about:
+        module, file, path = about["module"].partition("@")
+        return f"{module}@{agents.parent / path}" if file else module
     if "agent" in about and (agents / f"{about['agent']}_1").is_dir():
         return str(agents / f"{about['agent']}_1")
     with track(f"train the teacher of {env}", "steps") as report:
@@ -165,7 +204,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
         asked |= {"rounds": rounds, "steps_per_round": more} | ({"eval_episodes": chosen_by[0]} if chosen_by else {})
     document = {
         "name": name,
-        "env": {"id": about["id"]},
+        "env": {key: about[key] for key in ("id", "kwargs", "views") if key in about},
         "teacher": teacher,
         "folder": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
         "collect": {
@@ -235,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one training seed, no Pong, nothing long")
     parser.add_argument("--only", metavar="ENV/STUDENT/RECIPE", default="", help="those that begin so, as Pong/tree")
+    parser.add_argument("--seeds", type=int, help="number of training seeds, by default 5, and 3 where they are slow")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
     parser.add_argument("--agents", type=Path, default=Path("../shared/teachers/sb3"), help="rl-baselines3-zoo agents")
@@ -246,10 +286,11 @@ def main() -> None:
         parser.error(f"--only: no cell begins with {asked.only!r}: {', '.join('/'.join(c[:2]) for c in CELLS)}")
     rows: list[dict[str, Any]] = []
     for env in dict.fromkeys(cell[0] for cell in cells):
-        seeds = [0] if asked.quick else [0, 1, 2] if env == "Pong" else [0, 1, 2, 3, 4]
+        about = ENVIRONMENTS[env]
+        seeds = [*range(1 if asked.quick else asked.seeds or about.get("seeds", 5))]
         of_env = [cell for cell in cells if cell[0] == env]
         out = asked.out / ("quick" if asked.quick else "full")
-        rows += rows_of(env, of_env, out, asked.agents, seeds, 30 if env == "Pong" else 100)
+        rows += rows_of(env, of_env, out, asked.agents, seeds, about.get("episodes", 100))
         if asked.json is not None:
             write_json(asked.json, {"rows": rows})
     table = Table("env", "student", "loss", "recipe", "normalized", "95%", "steps", "parameters", "seconds")

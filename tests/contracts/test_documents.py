@@ -14,7 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
-AGENTS = ROOT.parent / "shared" / "teachers"
+TEACHERS = ROOT.parent / "shared" / "teachers"
+AGENTS = {
+    "pong-a3c.yaml": ("baby-a3c/pong-v4.tar", "pong-v4.tar"),
+    "bipedalwalker.yaml": ("estool/biped.pepg.1.96.best.json", "zoo/biped.pepg.1.96.best.json"),
+}
+"""Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
+PACKAGES = {"metaworld.yaml": "metaworld", "swimmer.yaml": "mujoco", "swimmer-ppo.yaml": "mujoco"}
+"""Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
 # Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
 PONG = [
@@ -33,6 +40,9 @@ SMALLER = {
     "pong-objects.yaml": ["collect.steps=160"],
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
+    "bipedalwalker.yaml": ["collect.steps=160"],
+    "metaworld.yaml": ["collect.steps=160"],
+    "swimmer.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
@@ -110,13 +120,17 @@ def test_links_of_the_readme_lead_somewhere() -> None:
 @pytest.mark.parametrize("file", OTHER_EXAMPLES, ids=lambda file: file.name)
 def test_other_examples_start(file: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for module in file.parent.glob("*.py"):  # found from the working folder
-        (tmp_path / module.name).symlink_to(module)
-    if file.name == "pong-a3c.yaml":
-        agent = AGENTS / "baby-a3c" / "pong-v4.tar"
-        if not agent.exists():
-            pytest.skip("the agent pong-v4.tar is not part of the repository")
-        (tmp_path / "pong-v4.tar").symlink_to(agent)
+    for folder in {file.parent, ROOT / "examples" / "teachers"}:
+        for module in folder.glob("*.py"):  # found from the working folder
+            (tmp_path / module.name).symlink_to(module)
+    if file.name in PACKAGES:
+        pytest.importorskip(PACKAGES[file.name], reason="needs an extra")
+    if file.name in AGENTS:
+        shared, path = AGENTS[file.name]
+        if not (TEACHERS / shared).exists():
+            pytest.skip(f"the agent {shared} is not part of the repository")
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).symlink_to(TEACHERS / shared)
     verb = "train" if file.parent.name == "teachers" else "collect"
     run([verb, str(file), *SMALLER[file.name], "verify=false", f"out={tmp_path / 'run'}"], tmp_path)
     assert (tmp_path / "run" / ("teacher/policy.json" if verb == "train" else "dataset/manifest.json")).exists()

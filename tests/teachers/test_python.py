@@ -53,6 +53,11 @@ def broken(spec):
     torch.nn.init.constant_(made.bias, float("nan"))
     return made
 
+def from_text(spec, file):
+    made = torch.nn.Linear(spec.obs_shape[0], spec.head.num_params)
+    torch.nn.init.constant_(made.bias, float(file.read_text()))
+    return made
+
 def lost():
     return lambda obs: float("nan")
 
@@ -118,6 +123,12 @@ def test_network_with_the_weights_of_a_file(mine: Path) -> None:
     torch.testing.assert_close(policy(obs)[0].params, network(obs))
 
 
+def test_factory_with_a_parameter_file_reads_the_file(mine: Path) -> None:
+    (mine / "bias.txt").write_text("2.5")
+    policy = load_policy("mine_for_tests:from_text@bias.txt", spec=SPEC, head="q_values")
+    assert policy.network.bias.tolist() == [2.5, 2.5]
+
+
 def test_network_whose_outputs_may_be_q_values_causes_a_warning(mine: Path) -> None:
     with pytest.warns(UserWarning, match=r"^mine_for_tests:network: its outputs are read as logits.*head=q_values"):
         assert load_policy("mine_for_tests:network", spec=SPEC).spec.head.kind == "categorical"
@@ -151,6 +162,9 @@ def test_option_of_another_format_is_refused(factory: str, options: Any, words: 
         ("mine_for_tests:nothing", "returns int, expected a policy"),
         ("mine_for_tests:heuristic@weights.pt", "which has no weights"),
         ("mine_for_tests:network@missing.pt", "no such file"),
+        ("mine_for_tests:from_text", "reads a file. Write mine_for_tests:from_text@FILE"),
+        ("mine_for_tests:from_text@missing.txt", "reads a file"),
+        ("mine_for_tests:from_text@other.pt", "failed|codec"),
         ("mine_for_tests:network@other.pt", "does not fit"),
     ],
 )

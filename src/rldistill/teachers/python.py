@@ -185,21 +185,27 @@ class NamedPolicy(PolicyWrapper):
 def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
     """Return the teacher of `module:factory`, with the weights of a file for `module:factory@FILE`.
 
-    The factory is called with the spec of the environment, or without arguments if it has no parameters. It returns a
-    `Policy`, a network, an object with `predict`, or a function from one observation to an action. The last two are
-    called with the mask of the environment if they have a parameter `action_masks`; the spec has no mask, and other
-    policies are restricted to legal actions. A function with a parameter `deterministic`, such as SB3's `predict`,
-    returns its mode; a `predict` with a parameter `state` is recurrent if it returns a state.
+    The factory is called with the spec of the environment, or without arguments if it has no parameters. With a
+    parameter `file`, it is given the path of FILE and reads it. It returns a `Policy`, a network, an object with
+    `predict`, or a function from one observation to an action. The last two are called with the mask of the
+    environment if they have a parameter `action_masks`; the spec has no mask, and other policies are restricted to
+    legal actions. A function with a parameter `deterministic`, such as SB3's `predict`, returns its mode; a `predict`
+    with a parameter `state` is recurrent if it returns a state.
     Raise the errors of `load_policy`.
     """
     name, _, weights = reference.partition("@")
     factory: Callable[..., Any] = import_name(name, "teacher")
     if not callable(factory):
         raise ConfigError(f"teacher: {name}: expected a function or class, found {type(factory).__name__}. Name one.")
+    parameters = {*_parameters(factory)}
+    reads_file = "file" in parameters
+    if reads_file and not Path(weights).is_file():
+        raise ConfigError(f"teacher: {name} reads a file. Write {name}@FILE with the path of one.")
+    arguments: list[Any] = [spec and spec.unmasked] if parameters - {"file"} else []
     with wrap_errors(f"teacher: {name}"):
-        teacher = factory(spec and spec.unmasked) if _parameters(factory) else factory()
+        teacher = factory(*arguments, **({"file": Path(weights)} if reads_file else {}))
     is_network = isinstance(teacher, nn.Module)
-    if weights:
+    if weights and not reads_file:
         if not is_network:
             raise ConfigError(f"teacher: {name} returns {type(teacher).__name__}, which has no weights. Remove @FILE.")
         if not Path(weights).is_file():
@@ -232,11 +238,11 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
             f"teacher: {name} returns {type(teacher).__name__}, expected a policy, a network, an object with predict "
             "or a function. Return one of these."
         )
-    parameters = _parameters(function)
-    function = partial(function, deterministic=True) if "deterministic" in parameters else function
-    own_spec = spec if "action_masks" in parameters else spec.unmasked
+    takes = _parameters(function)
+    function = partial(function, deterministic=True) if "deterministic" in takes else function
+    own_spec = spec if "action_masks" in takes else spec.unmasked
     policy = FunctionPolicy(function, own_spec, callable(predict), name)
-    return policy.with_state() if policy.batched and "state" in parameters else policy
+    return policy.with_state() if policy.batched and "state" in takes else policy
 
 
 def _parameters(function: Callable[..., Any]) -> Sequence[str]:
