@@ -23,7 +23,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.distillation.tree import alternating_loss, one_hot_choices, round_down, tree_data
+from rldistill.distillation.tree import alternating_loss, legal_advantages, one_hot_choices, round_down, tree_data
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import read_jsonl, write_json
 from rldistill.io.tensors import content_hash
@@ -220,3 +220,27 @@ def test_losses_that_a_tree_cannot_minimize_are_refused(dataset: Dataset, tmp_pa
 def test_invalid_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Tree(**wrong)
+
+
+def test_illegal_actions_have_the_mean_advantage_of_legal_ones() -> None:
+    values = np.array([[3.0, 1.0, ILLEGAL], [0.0, 4.0, 2.0], [5.0, 5.0, 3.0]], np.float32)
+    expected = [[0, -1, -1], [-2, 0, -1], [0, 0, -1]]
+    np.testing.assert_allclose(legal_advantages(values, 2.0), expected)
+
+
+def test_advantages_judge_a_tree_by_the_value_that_it_loses(dataset: Dataset, tmp_path: Path) -> None:
+    right = dataset.observations(np.arange(len(dataset)))[:, 0].numpy() > 0
+    # In nine of ten states both actions are equal, and the first of them counts as the teacher's.
+    chance = np.random.default_rng(0).random(len(dataset))
+    values = np.where(chance < 0.9, 0.0, np.where(right, 1.0, -1.0))
+    labels = np.stack([np.zeros(len(dataset)), values], 1).astype(np.float32)
+    tied = dataclasses.replace(dataset, columns={**dataset.columns, "teacher": labels})
+    config = DistillConfig(losses=(Term(AdvantageMSE(temperature=1.0)),))
+    student = distill(tied, Tree(max_depth=1), config, tmp_path)
+    with torch.no_grad():
+        chosen = student(dataset.observations(np.arange(len(dataset))))[0].mode().numpy()
+    assert (chosen == right).mean() > 0.99
+    lost = (labels.max(1) - labels[np.arange(len(labels)), chosen])[dataset.heldout]
+    (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert row["heldout_loss"] == pytest.approx(lost.mean())
+    assert row["agreement"] < 0.9

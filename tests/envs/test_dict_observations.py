@@ -18,10 +18,10 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
-from rldistill.envs.spaces import spec_from_env
+from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
 from rldistill.policies.encoding import split_parts
-from rldistill.students import Linear, Mlp
+from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import load_policy
 
@@ -90,3 +90,13 @@ def test_a_policy_for_vectors_refuses_a_dict(env: EnvConfig) -> None:
     policy = Linear().build(spec_from_env(EnvConfig("CartPole-v1")))
     with pytest.raises(SpecMismatchError, match="not a dict"):
         policy({"a": torch.zeros(1, 4)})
+
+
+def test_numbers_without_a_shape_are_entries() -> None:
+    space = spaces.Dict({"work": spaces.Box(-9, 9, ()), "cart": spaces.Box(-5, 5, (2,))})
+    spec = spec_from_spaces("Own-v0", space, spaces.Discrete(3))
+    entries = {"work": torch.tensor([1.0, 2.0]), "cart": torch.ones(2, 2)}
+    joined = torch.cat([entries[key].reshape(2, -1) for key in spec.entries], 1)
+    for student in (Tree(), Mlp((4,))):
+        policy = student.build(spec).eval()
+        torch.testing.assert_close(policy(entries)[0].params, policy(joined)[0].params)

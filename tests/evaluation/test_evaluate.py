@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, play
@@ -200,3 +201,19 @@ def test_too_few_episodes_are_not_a_failure(teacher: NetworkPolicy, tmp_path: Pa
 
 def test_default_number_of_episodes_can_decide() -> None:
     assert EvaluateConfig().episodes >= least_episodes(0.05, RISK / 8)
+
+
+def test_evaluation_has_its_own_arguments_of_the_environment(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = EvaluateConfig(2, videos=False, env_kwargs={"max_episode_steps": 7})
+    found = evaluate(CARTPOLE, {"teacher": teacher}, config, tmp_path)
+    assert found.env_kwargs == {"max_episode_steps": 7}
+    assert found.policies["teacher"].mean.value == 7
+    with pytest.raises(ConfigError, match=r"^evaluate.env_kwargs: .*lid"):
+        evaluate(CARTPOLE, {"teacher": teacher}, EvaluateConfig(2, env_kwargs={"lid": 1}), tmp_path)
+
+
+def test_arguments_that_change_the_spaces_are_refused(tmp_path: Path) -> None:
+    env = EnvConfig("FrozenLake-v1", {"desc": ["SF", "FG"]})
+    larger = EvaluateConfig(2, env_kwargs={"desc": ["SFF", "FFG"]})
+    with pytest.raises(ConfigError, match=r"^evaluate.env_kwargs: .* other observations or actions"):
+        evaluate(env, {"teacher": Linear().build(spec_from_env(env))}, larger, tmp_path)

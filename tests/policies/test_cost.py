@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,10 +10,12 @@ from rldistill.core.heads import MASK, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, ObsPart, PolicySpec
 from rldistill.policies.actor_critic import Actor
+from rldistill.policies import cost
 from rldistill.policies.cost import Cost, measure_cost
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Cnn, Linear, Mlp
+from rldistill.teachers.python import FunctionPolicy
 
 LANDER = PolicySpec((8,), "float32", CategoricalHead((4,)))
 ATARI = PolicySpec((4, 84, 84), "uint8", QValuesHead((6,)))
@@ -124,3 +128,19 @@ def test_multiply_adds_of_a_recurrent_policy() -> None:
     cost = measure_cost(policy)
     assert cost.macs == 4 * 6 * (4 + 6) + 6 * 5 + 5 * 2
     assert cost.activations == 4 * 6 + 4 * 6 + 5 + 2  # what each matrix gives: gates from the entries, from the memory
+
+
+def test_slow_functions_are_not_timed_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def control(obs: object) -> int:
+        calls.append(obs)
+        time.sleep(0.02)
+        return 0
+
+    monkeypatch.setattr(cost, "TIMING_S", 0.1)
+    found = measure_cost(FunctionPolicy(control, LANDER))
+    assert found.latency_us is not None
+    assert found.latency_us["p50"] > 20_000
+    assert found.batch_latency_us == {}
+    assert len(calls) <= 20 + 10  # those to warm up, and the least number

@@ -17,13 +17,10 @@ from rldistill.distillation.ridge import solvable_spec
 from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.objective import default_temperature
-from rldistill.losses.value import bounded_advantages
 from rldistill.students.tree import SHARE_EPSILON, Tree, TreePolicy
 
 ROWS_PER_BATCH = 4_096
 MIN_WEIGHT = float(np.finfo(float).tiny)
-ILLEGAL_ADVANTAGE = -1.0
-"""Advantage of an illegal action, which is never chosen; a lower one would dominate the means of the leaves."""
 
 
 def fit_tree(
@@ -34,7 +31,7 @@ def fit_tree(
     It learns the teacher's most likely actions, weighted for Q values with the cost of the worst mistake, which is
     max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states have the same
     weight. With `advantage_mse` it learns the cost of each action: least squares on the bounded advantages choose the
-    splits, and the leaves hold the mean of (Q(s, a) - max_a' Q(s, a')) / temperature.
+    splits, and the leaves hold the means of `legal_advantages`.
     """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -50,10 +47,8 @@ def fit_tree(
         target, leaf_labels = actions[train], one_hot_choices(head, actions[train])
     else:
         temperature = advantage_loss.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
-        labels = torch.from_numpy(dataset.columns["teacher"][train])
-        target = bounded_advantages(labels, temperature).numpy()
-        advantages = (labels - labels.amax(1, keepdim=True)) / temperature
-        leaf_labels = advantages.masked_fill(labels <= ILLEGAL / 2, ILLEGAL_ADVANTAGE).double().numpy()
+        advantages = legal_advantages(dataset.columns["teacher"], temperature)
+        target, leaf_labels = np.tanh(advantages[train]), advantages[train]
         weights = np.ones_like(weights)
     fitted = (DecisionTreeClassifier if head.discrete and advantage_loss is None else DecisionTreeRegressor)(
         max_depth=student.max_depth,
@@ -73,8 +68,14 @@ def fit_tree(
         means = np.log(means + SHARE_EPSILON)
         means = means[:, 1::2] - means[:, ::2] if isinstance(head, BernoulliHead) else means
     policy = _policy(empty, nodes, means)
-    score, constant_score = _scores(policy, features[heldout], actions[heldout], actions[train])
-    row = {"heldout_loss": 1 - score if head.discrete else -score, "agreement": score if head.discrete else None}
+    if advantage_loss is None:
+        score, constant_score = _scores(policy, features[heldout], actions[heldout], actions[train])
+        row = {"heldout_loss": 1 - score if head.discrete else -score, "agreement": score if head.discrete else None}
+    else:  # actions of equal value are no mistakes
+        chosen = _chosen(policy, features[heldout])
+        score = float(np.take_along_axis(advantages[heldout], chosen, 1).mean())
+        constant_score = float(advantages[heldout, leaf_labels.mean(0).argmax()].mean())
+        row = {"heldout_loss": -score, "agreement": float((chosen == actions[heldout]).mean())}
     problem = (
         f"its score on held-out episodes is {score:.4g}, that of the best constant action {constant_score:.4g}. "
         "Collect more steps, or use a deeper tree."
@@ -180,14 +181,30 @@ def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
+def legal_advantages(values: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """Return (Q(s, a) - max_a' Q(s, a')) / temperature, `[N, A]`; for an illegal action, its mean where it is legal.
+
+    So no split serves to predict which actions are legal, which the mask of the policy knows.
+    """
+    advantages = (values.astype(np.float64) - values.max(1, keepdims=True)) / temperature
+    legal = values > ILLEGAL / 2
+    means = np.where(legal, advantages, 0).sum(0) / np.maximum(legal.sum(0), 1)
+    return np.where(legal, advantages, means)
+
+
+def _chosen(policy: TreePolicy, features: NDArray[np.float32]) -> NDArray[Any]:
+    """Return the actions of the tree, `[N, parts]`, without an action mask."""
+    with torch.no_grad():
+        parts = torch.split(torch.from_numpy(features), ROWS_PER_BATCH)
+        params = torch.cat([policy.leaf_values(part) for part in parts])
+    return PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(features), -1)
+
+
 def _scores(
     policy: TreePolicy, features: NDArray[np.float32], actions: NDArray[Any], train_actions: NDArray[Any]
 ) -> tuple[float, float]:
     """Return the held-out agreement, or minus the squared error, of the tree and of the best constant action."""
-    with torch.no_grad():
-        parts = torch.split(torch.from_numpy(features), ROWS_PER_BATCH)
-        params = torch.cat([policy.leaf_values(part) for part in parts])
-    chosen = PolicyOutput(policy.spec.head, params).mode().numpy().reshape(len(features), -1)
+    chosen = _chosen(policy, features)
     if not policy.spec.head.discrete:
         constant = train_actions.mean(0)
         return -float(((chosen - actions) ** 2).mean()), -float(((constant - actions) ** 2).mean())

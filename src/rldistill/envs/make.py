@@ -25,6 +25,7 @@ THIRD_PARTY = {
         r"(exit|highway|intersection|lane-keeping|merge|parking|racetrack|roundabout|two-way|u-turn)(-\w+)*-v\d+",
         "rldistill[driving]",
     ),
+    "gym_anm": (r"ANM6Easy-v0", "rldistill[resources]"),
     "minigrid": (r"(MiniGrid|BabyAI)-.*", "minigrid"),
     "miniworld": (r"MiniWorld-.*", "miniworld"),
     "gymnasium_robotics": (
@@ -68,8 +69,8 @@ def register(env_id: str) -> None:
         if env_id in gymnasium.registry or not re.fullmatch(ids, env_id):
             continue
         if find_spec(module) is None:
-            if module == "highway_env":
-                raise MissingExtraError(env_id, "driving")
+            if package.startswith("rldistill["):
+                raise MissingExtraError(env_id, package[len("rldistill[") : -1])
             raise ConfigError(f"env.id: {env_id} needs another package. Install it: pip install {package}")
         try:
             gymnasium.register_envs(importlib.import_module(module))

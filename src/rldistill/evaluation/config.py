@@ -52,6 +52,8 @@ class EvaluateConfig:
         sample: True to sample the actions of stochastic policies.
         gamma: discount of the discounted return.
         videos: True to record each student's best, median and worst episode, and its teacher in the same episodes.
+        env_kwargs: keyword arguments of the environment that replace those of `env.kwargs` in the evaluation, such as
+            levels that were held out of the collection.
         baseline: policy in place of random play, which scores and the test compare with: the path of a saved policy, or
             `module:function`. It has the observations of the students.
         margin: share of the teacher's lead over random play, or over the baseline, that a student may lose.
@@ -70,6 +72,7 @@ class EvaluateConfig:
     sample: bool = False
     gamma: Fraction = 0.99
     videos: bool = True
+    env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     baseline: str | None = None
     margin: OpenFraction = 0.05
     sequential: bool = False

@@ -90,7 +90,7 @@ def evaluate(
         SpecMismatchError: a policy does not fit the environment.
     """
     folder = Path(folder)
-    env, entries = _fitted_policies(env, policies, config.baseline)
+    env, entries = _fitted_policies(evaluation_env(env, config), policies, config.baseline)
     device = resolve_device(config.device, "evaluate.device")
     base = PlayConfig(context.seed, device=device, **{key: getattr(config, key) for key in PLAY_SETTINGS})
     match, perturbed = _Match(env, entries, config, base), None
@@ -123,6 +123,20 @@ def evaluate(
         with track("videos", "frames", quiet=not is_shown(progress)) as report:
             record_videos(env, context.seed, first, match.decisions, folder / "videos", report)
     return evaluation
+
+
+def evaluation_env(env: EnvConfig, config: EvaluateConfig) -> EnvConfig:
+    """Return the environment with `config.env_kwargs`; raise ConfigError if its observations or actions differ."""
+    own = dataclasses.replace(env, kwargs={**env.kwargs, **config.env_kwargs})
+    try:
+        if not config.env_kwargs or observation_views(own) == observation_views(env):
+            return own
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.{error}".replace("evaluate.env.kwargs", "evaluate.env_kwargs", 1)) from None
+    raise ConfigError(
+        f"evaluate.env_kwargs: with {config.env_kwargs} {env.id} has other observations or actions than in the "
+        "collection. Use arguments that keep its spaces."
+    )
 
 
 def _profile_thresholds(returns: Mapping[str, Returns]) -> Returns:

@@ -24,8 +24,10 @@ BATCH_SIZES = (64, 256)
 POOL_COST = 256
 """Operations of matrix products that take as long as one comparison of a pooling."""
 
-BATCH_TIMING_S, MIN_CALLS = 0.25, 10
-"""Limit of the time for calls with a batch, which take long in large networks, and their least number."""
+TIMING_S, BATCH_TIMING_S, MIN_CALLS = 2.0, 0.25, 10
+"""Limits of the time for calls with one observation and with a batch, and the least number of calls."""
+MAX_BATCH_US = 1e6
+"""Limit of a batch for a policy that is no network and may take its observations one by one, such as a controller."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Cost:
         macs: Multiply-adds of matrix products and convolutions for one observation.
         latency_us: p50 and p99 of one call with one observation on one thread, in microseconds.
         activations: Number of outputs of these products and convolutions (Dollar 2021, arXiv 2103.06877).
-        batch_latency_us: Latency of one call with a batch, by the size of the batch ("64", "256").
+        batch_latency_us: Latency of one call with a batch, by the size of the batch ("64", "256"); none for slow functions.
     """
 
     parameters: int | None
@@ -63,8 +65,9 @@ def measure_cost(policy: Policy | None) -> Cost:
         trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
         count = sum(parameter.numel() for parameter in trained) if only_networks else None
         num_bytes = sum(parameter.nbytes for parameter in trained) if only_networks else None
-        latency = _latency(policy, obs[1], WARM_UP_CALLS)
-        batch_latency = {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in BATCH_SIZES}
+        latency = _latency(policy, obs[1], WARM_UP_CALLS, TIMING_S)
+        sizes = [size for size in BATCH_SIZES if only_networks or latency["p50"] * size < MAX_BATCH_US]
+        batch_latency = {str(size): _latency(policy, obs[size], 2, BATCH_TIMING_S) for size in sizes}
         return Cost(count, num_bytes, macs, latency, activations, batch_latency)
 
 
@@ -115,7 +118,7 @@ def _products(policy: Policy, networks: nn.ModuleList, obs: Tensor) -> tuple[int
     return int(counter.get_total_flops()) // 2 + recurrent[0], outputs.count + recurrent[1]
 
 
-def _latency(policy: Policy, obs: Tensor, warm_up: int, seconds: float = math.inf) -> dict[str, float]:
+def _latency(policy: Policy, obs: Tensor, warm_up: int, seconds: float) -> dict[str, float]:
     """Return p50 and p99 of TIMED_CALLS calls, or of as many as start within `seconds`."""
     for _ in range(warm_up):
         policy(obs)

@@ -212,5 +212,6 @@ class NetworkPolicy(nn.Module):
         for key, part in self.spec.parts:
             entry = encode(entries[key], part)
             own = slice(offset, offset := offset + part.width)
-            scaled[key] = ((entry.flatten(1) - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
+            rows = entry.reshape(len(entry), -1)  # numbers of shape () have no second dimension
+            scaled[key] = ((rows - self.obs_mean[own]) / self.obs_std[own]).view(entry.shape).float()
         return scaled

@@ -18,7 +18,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.check_env import require_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
-from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
+from rldistill.evaluation.evaluate import RunContext, evaluate, evaluation_env, load_baseline
 from rldistill.evaluation.metrics import probe_metrics
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
@@ -72,7 +72,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         require_packages(run.export.formats or DEFAULT_FORMATS)
     if run.evaluate.baseline is not None:
         load_baseline(run.evaluate.baseline, run.env)
-    probe_metrics(run.env, run.evaluate.metrics)
+    probe_metrics(evaluation_env(run.env, run.evaluate), run.evaluate.metrics)
     if isinstance(run.teacher, TrainConfig):
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:
