@@ -9,8 +9,8 @@ from torch import Tensor
 from rldistill.core.heads import MASK, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, ObsPart, PolicySpec
-from rldistill.policies.actor_critic import Actor
 from rldistill.policies import cost
+from rldistill.policies.actor_critic import Actor
 from rldistill.policies.cost import Cost, measure_cost
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import with_action_mask

@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "keras": ("keras",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
+    "resources": ("gym_anm", "JSSEnv"),
 }
 """Modules that each extra installs."""
 

@@ -186,10 +186,10 @@ def legal_advantages(values: NDArray[np.float32], temperature: float) -> NDArray
 
     So no split serves to predict which actions are legal, which the mask of the policy knows.
     """
-    advantages = (values.astype(np.float64) - values.max(1, keepdims=True)) / temperature
+    advantages: NDArray[np.float64] = (values.astype(np.float64) - values.max(1, keepdims=True)) / temperature
     legal = values > ILLEGAL / 2
-    means = np.where(legal, advantages, 0).sum(0) / np.maximum(legal.sum(0), 1)
-    return np.where(legal, advantages, means)
+    means = np.where(legal, advantages, 0.0).sum(0) / np.maximum(legal.sum(0), 1)
+    return np.asarray(np.where(legal, advantages, means), np.float64)
 
 
 def _chosen(policy: TreePolicy, features: NDArray[np.float32]) -> NDArray[Any]:

@@ -40,7 +40,7 @@ class Cost:
         macs: Multiply-adds of matrix products and convolutions for one observation.
         latency_us: p50 and p99 of one call with one observation on one thread, in microseconds.
         activations: Number of outputs of these products and convolutions (Dollar 2021, arXiv 2103.06877).
-        batch_latency_us: Latency of one call with a batch, by the size of the batch ("64", "256"); none for slow functions.
+        batch_latency_us: Latency of one call with a batch, by its size ("64", "256"); none for slow functions.
     """
 
     parameters: int | None
