@@ -24,7 +24,7 @@ from rldistill.core.heads import (
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, Ridge, Tree
+from rldistill.students import STUDENTS, AnyStudent, Cnn, Gru, Impala, Keras, Linear, Mlp, MultiInput, Ridge, Tree
 from rldistill.students.features import Fourier
 from rldistill.students.storage import load_native, save_policy
 
@@ -46,6 +46,7 @@ SMALL: dict[str, AnyStudent] = {
     "mlp": Mlp((8, 6), "tanh"),
     "cnn": Cnn((4, 6), (4, 3), (2, 1), (10,), "elu"),
     "impala": Impala((3, 4), (9,)),
+    "multi_input": MultiInput((4, 6), (4, 3), (2, 1), 5, (10,), "elu"),
     "ridge": Ridge(features=Fourier(11)),
     "tree": Tree(nodes=7),
     "gru": Gru(8, (6,), (3,), (4,), (2,)),
@@ -56,6 +57,7 @@ WIDTHS = {
     "mlp": 6,
     "cnn": 10,
     "impala": 9,
+    "multi_input": 10,
     "ridge": 11,
     "tree": 2 * 12 * 14,
     "gru": 8,

@@ -20,13 +20,13 @@ from typer.testing import CliRunner
 from rldistill.cli.main import app
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.data import lerobot
 from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.lerobot import export_lerobot
 from rldistill.envs.spaces import spec_from_env
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Mlp
 from rldistill.teachers.python import FunctionPolicy

@@ -14,13 +14,13 @@ from stable_baselines3 import PPO
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
 from rldistill.evaluation.episodes import play
-from rldistill.policies.encoding import split_parts
 from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import load_policy

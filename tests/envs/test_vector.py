@@ -132,7 +132,6 @@ def test_wrappers_are_applied_from_the_inside_out() -> None:
         (EnvConfig("ALE/Pong-v5", {"noop_max": 3.5}), r"noop_max: found 3\.5, expected an integer"),
         (EnvConfig("ALE/Pong-v5", {"img_height": -3}), "img_height: found -3, expected at least 1"),
         (EnvConfig("ALE/Pong-v5", {"maxpool": 1}), "maxpool: found 1, expected true or false"),
-        (EnvConfig("Blackjack-v1"), "observations Tuple"),
     ],
 )
 def test_invalid_environment_is_refused(env: EnvConfig, message: str) -> None:

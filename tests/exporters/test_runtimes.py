@@ -35,7 +35,7 @@ from rldistill.exporters.vectors import compute_vectors, raw_entries
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students import STUDENTS, Cnn, Gru, Impala, Linear, Mlp, Ridge, Tree
+from rldistill.students import STUDENTS, Cnn, Gru, Impala, Linear, Mlp, MultiInput, Ridge, Tree
 from rldistill.students.features import Fourier, Objects, RandomConv, Standardized, TeacherFeatures
 from rldistill.teachers.file_policy import synthetic_observations
 
@@ -57,6 +57,7 @@ STUDENTS_BY_NAME: dict[str, list[Any]] = {
     "mlp": [Mlp((16,), "tanh"), Mlp(features=Standardized())],
     "cnn": [Cnn((8,), (8,), (4,), (16,))],
     "impala": [Impala((4, 8), (16,))],
+    "multi_input": [MultiInput((4,), (8,), (4,), 6, (8,)), MultiInput(hidden=())],
     "gru": [Gru(12), Gru(12, (8,), (4,), (8,), (4,))],
     "tree": [Tree(nodes=7), Tree(nodes=7, features=Standardized())],
 }
@@ -67,15 +68,19 @@ UNTRANSLATED = {"keras"}
 def observations(head: ActionHead) -> dict[str, PolicySpec]:
     parts = [("speed", ObsPart((3,), "float32")), ("cell", ObsPart((), "int64", (4,))),
              ("map", ObsPart((1, 3, 3), "uint8"))]  # fmt: skip
+    scene = [("board", ObsPart((9, 9, 7), "int8")), *parts, ("camera.left", ObsPart((3, 12, 16), "uint8"))]
     if head.discrete:
-        parts.append((MASK, ObsPart((sum(head.choices),), "int8")))
+        for entries in (parts, scene):
+            entries.append((MASK, ObsPart((sum(head.choices),), "int8")))
     return {
         "vector": PolicySpec((5,), "float32", head),
         "double": PolicySpec((5,), "float64", head),
         "pictures": PolicySpec((4, 24, 24), "uint8", head),
         "integer": PolicySpec((), "int64", head, nvec=(7,)),
         "integers": PolicySpec((2,), "int64", head, nvec=(7, 3)),
+        "vectors": PolicySpec.from_parts(tuple(part for part in parts if part[0] != "map"), head),
         "dict": PolicySpec.from_parts(tuple(parts), head),
+        "scene": PolicySpec.from_parts(tuple(scene), head),
     }
 
 
@@ -164,7 +169,9 @@ def policies(name: str) -> list[NetworkPolicy]:
         for kind, spec in observations(head).items():
             for student in STUDENTS_BY_NAME[name]:
                 pictures = isinstance(student, Cnn | Impala) or getattr(student, "channels", ())
-                if (pictures or isinstance(getattr(student, "features", None), RandomConv)) and kind != "pictures":
+                pictures = pictures or isinstance(getattr(student, "features", None), RandomConv)
+                fits = ("pictures", "dict", "scene") if isinstance(student, MultiInput) else ("pictures",)
+                if pictures and kind not in fits:
                     continue
                 torch.manual_seed(0)
                 built.append(randomized(student.build(spec)))
@@ -184,7 +191,7 @@ def test_onnx_computes_the_numbers_of_pytorch(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", STUDENTS_BY_NAME)
 def test_c_computes_the_numbers_of_pytorch(name: str, tmp_path: Path) -> None:
     for number, policy in enumerate(policies(name)):
-        if number % 5 == 0 or name in ("cnn", "impala"):  # the compiler takes half a second for each
+        if number % 5 == 0 or name in ("cnn", "impala", "multi_input"):  # the compiler takes half a second for each
             folder = tmp_path / str(number)
             folder.mkdir()
             require_same(policy, in_c(policy, folder))
@@ -193,7 +200,7 @@ def test_c_computes_the_numbers_of_pytorch(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STUDENTS_BY_NAME)
 def test_javascript_computes_the_numbers_of_pytorch(name: str, tmp_path: Path) -> None:
     for number, policy in enumerate(policies(name)):
-        if number % 5 == 0 or name in ("cnn", "impala"):
+        if number % 5 == 0 or name in ("cnn", "impala", "multi_input"):
             require_same(policy, in_javascript(policy, tmp_path))
 
 

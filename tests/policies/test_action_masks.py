@@ -16,6 +16,7 @@ from stable_baselines3 import PPO
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import HEADS, ILLEGAL, MASK, BernoulliHead, CategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
@@ -28,7 +29,6 @@ from rldistill.envs.wrappers import ActionMask
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.losses import QMSE, ForwardKL
 from rldistill.losses.objective import Term
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Mlp, Ridge
 from rldistill.teachers.load import load_policy

@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
+from rldistill.core.entries import split_parts
 from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.students import Linear
@@ -43,9 +44,8 @@ def test_labels_are_those_of_the_pictures_turned_round(inside: bool, zoo: bool, 
         (tmp_path / "agent" / "args.yml").write_text("env: Pictures-v0")
     collect(env, Linear().build(spec_from_env(env)).eval(), FEW, tmp_path / "first")
     data = relabel(tmp_path / "first", load_policy(tmp_path / "agent.zip"), tmp_path / "other")
-    seen = data.observations(np.arange(24)).numpy()
-    picture = seen[:, 2:].reshape(-1, 40, 44, 3).astype(np.uint8) if inside else seen
-    raw = {"a": seen[:, :2], "eye": picture} if inside else picture
+    seen = data.observations(np.arange(24))
+    raw = {key: entry.numpy() for key, entry in split_parts(seen, data.spec).items()} if inside else seen.numpy()
     obs, _ = model.policy.obs_to_tensor(raw)
     with torch.no_grad():
         expected = model.policy.get_distribution(obs).distribution.logits

@@ -106,6 +106,8 @@ class EnvConfig:
 MAX_OBS_VALUES = 1 << 26
 """Limit of an observation: a file could name a space that fills the memory."""
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
+BYTES = ("uint8", "int8")
+"""Dtypes of pictures and of bits, which are stored as bytes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,20 @@ class ObsPart:
         """The number of network inputs for it."""
         return sum(self.nvec) if self.nvec else math.prod(self.shape)
 
+    @property
+    def is_picture(self) -> bool:
+        """True if it has the shape of a picture or of the planes of a board."""
+        return len(self.shape) == 3 and not self.nvec
+
+    @property
+    def packed_dtype(self) -> str:
+        """The dtype of the entry in a dict with pictures."""
+        return self.dtype if self.dtype in BYTES else "float32"
+
+
+Parts = tuple[tuple[str, Annotated[ObsPart, Stored()]], ...]
+"""Entries of a dict observation by name."""
+
 
 @dataclass(frozen=True)
 class PolicySpec:
@@ -132,7 +148,8 @@ class PolicySpec:
         head: the meaning of the output.
         frames: the preprocessing of frames, if known.
         nvec: the sizes of the integers in an observation, which become one-hot vectors.
-        parts: the entries of a dict observation, in the order of its space; policies take them as one flat vector.
+        parts: the entries of a dict observation, in the order of its space; policies take them as one array, a float32
+            vector or, if one is a picture of bytes or bits, the bytes of all entries (`join_parts`, `split_parts`).
         view: the wrappers of the environment that produce these observations.
         env_kwargs: the keyword arguments of that environment.
     """
@@ -142,7 +159,7 @@ class PolicySpec:
     head: Head
     frames: Annotated[FramePipeline, Stored()] | None = None
     nvec: tuple[Size, ...] = ()
-    parts: tuple[tuple[str, Annotated[ObsPart, Stored()]], ...] = ()
+    parts: Parts = ()
     view: tuple[Annotated[Wrapper, Stored()], ...] = ()
     env_kwargs: tuple[tuple[str, bool | int | float], ...] = ()
 
@@ -151,14 +168,25 @@ class PolicySpec:
             raise SpecMismatchError(f"obs_shape: more than {MAX_OBS_VALUES:,} values. Use a smaller space.")
 
     @classmethod
-    def from_parts(cls, parts: tuple[tuple[str, ObsPart], ...], head: ActionHead) -> PolicySpec:
+    def from_parts(cls, parts: Parts, head: ActionHead) -> PolicySpec:
         """Return the spec of a dict observation with these entries."""
-        return cls((sum(math.prod(part.shape) for _, part in parts),), "float32", head, parts=parts)
+        size, dtype = joined_layout(parts)
+        return cls((size,), dtype, head, parts=parts)
 
     @property
     def entries(self) -> dict[str, ObsPart]:
         """The parts by name; an observation that is not a dict has one part with an empty name."""
         return dict(self.parts) or {"": ObsPart(self.obs_shape, self.obs_dtype, self.nvec)}
+
+    @property
+    def has_pictures(self) -> bool:
+        """True if an entry of a dict is a picture."""
+        return any(part.is_picture for _, part in self.parts)
+
+    @property
+    def flat_shape(self) -> tuple[int, ...]:
+        """The shape of an observation; of a dict, that of the vector of all its values."""
+        return (sum(math.prod(part.shape) for _, part in self.parts),) if self.parts else self.obs_shape
 
     @property
     def unmasked(self) -> PolicySpec:
@@ -188,11 +216,15 @@ class PolicySpec:
     def require_same_input(self, other: PolicySpec, name: str, other_name: str) -> None:
         """Raise SpecMismatchError unless both specs have the same observations and the same actions.
 
-        Float dtypes are interchangeable, since all policies compute in float32.
+        Float dtypes are interchangeable, since all policies compute in float32, and so are both forms of a dict.
         """
-        pairs: list[tuple[str, Any, Any]] = [
-            ("observation shape", self.obs_shape, other.obs_shape),
-            ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
+        pairs: list[tuple[str, Any, Any]] = []
+        if not (self.parts and _parts_as_float32(self.parts) == _parts_as_float32(other.parts)):
+            pairs = [
+                ("observation shape", self.obs_shape, other.obs_shape),
+                ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
+            ]
+        pairs += [
             ("number of values", self.nvec, other.nvec),
             ("entries of the observation", _parts_as_float32(self.parts), _parts_as_float32(other.parts)),
             ("kind of action", self.head.neutral_kind, other.head.neutral_kind),
@@ -222,5 +254,16 @@ def _as_float32(dtype: str) -> str:
     return "float32" if dtype in ("float16", "float64") else dtype
 
 
-def _parts_as_float32(parts: tuple[tuple[str, ObsPart], ...]) -> tuple[tuple[str, ObsPart], ...]:
+def _parts_as_float32(parts: Parts) -> Parts:
     return tuple((key, replace(part, dtype=_as_float32(part.dtype))) for key, part in parts)
+
+
+def joined_layout(parts: Parts) -> tuple[int, str]:
+    """Return length and dtype of the array that holds all entries of a dict observation."""
+    packed = any(part.is_picture and part.dtype in BYTES for _, part in parts)
+    return sum(part_sizes(parts, packed)), "uint8" if packed else "float32"
+
+
+def part_sizes(parts: Parts, packed: bool) -> list[int]:
+    """Return the length of each entry in the array of all, which has bytes if it is `packed`."""
+    return [math.prod(part.shape) * (4 if packed and part.dtype not in BYTES else 1) for _, part in parts]

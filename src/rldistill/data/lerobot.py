@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import Columns
@@ -21,7 +22,6 @@ from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.manifest import Manifest
 from rldistill.io.atomic import write_foreign_json
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.policies.encoding import split_parts
 
 FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 DATA_PATH = f"data/{FILE}.parquet"

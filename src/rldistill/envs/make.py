@@ -17,6 +17,7 @@ from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
 from rldistill.envs.checked import CheckedEnv, RewardMeter
+from rldistill.envs.entries import FlatDict
 from rldistill.envs.views import Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]
@@ -119,10 +120,10 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
                 "teacher's own normalizer (vecnormalize)."
             )
     if config.views is None:
-        return CheckedEnv(_flatten(env), config.id, meter)
+        return CheckedEnv(_flatten(env, config.id), config.id, meter)
     taps = Tap(env), Tap(env)
     sides = zip(taps, (config.views.student, config.views.teacher), strict=True)
-    student, teacher = (_flatten(_wrap(tap, wrappers)) for tap, wrappers in sides)
+    student, teacher = (_flatten(_wrap(tap, wrappers), config.id) for tap, wrappers in sides)
     return CheckedEnv(TwoViews(env, taps, (student, teacher)), config.id, meter)
 
 
@@ -150,8 +151,8 @@ def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
     return env
 
 
-def _flatten(env: Env) -> Env:
-    """Wrap an environment with action masks or dict observations so that an observation is one array."""
+def _flatten(env: Env, name: str) -> Env:
+    """Wrap an environment with action masks, dict or tuple observations so that an observation is one array."""
     if env.has_wrapper_attr("action_masks") and callable(env.get_wrapper_attr("action_masks")):
         env = own_wrappers.ActionMask(env)
-    return own_wrappers.FlatDict(env) if isinstance(env.observation_space, spaces.Dict) else env
+    return FlatDict(env, name) if isinstance(env.observation_space, spaces.Dict | spaces.Tuple) else env

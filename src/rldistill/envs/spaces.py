@@ -14,12 +14,11 @@ from gymnasium import spaces
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, DeterministicHead, MultiCategoricalHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, ObsPart, PolicySpec, Wrapper
+from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, PolicySpec, Wrapper
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
-from rldistill.envs.checked import obs_dtype
+from rldistill.envs.entries import FlatDict, obs_part, obs_parts
 from rldistill.envs.make import make_env
 from rldistill.envs.views import ObservationViews
-from rldistill.envs.wrappers import FlatDict
 
 OLDER_OBSERVATIONS: dict[tuple[str, int, int], list[list[int]]] = {
     # Since version 5 the values of the world, which are 0, are left out. Versions 2 and 3 had contact forces of 0.
@@ -75,7 +74,7 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
         return replace(spec, frames=frame_pipeline(config.kwargs))
     env = make_env(config)
     inner = env.env  # without the boundary
-    obs_space = spaces.Dict(inner.space) if isinstance(inner, FlatDict) else env.observation_space
+    obs_space = (inner.env if isinstance(inner, FlatDict) else env).observation_space
     env.close()
     return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(inner))
 
@@ -96,9 +95,9 @@ def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: sp
         raise ConfigError(
             f"env.id: {env_id} has actions {action_space}. Use Box, Discrete, MultiDiscrete or MultiBinary."
         )
-    if isinstance(obs_space, spaces.Dict):
-        return PolicySpec.from_parts(tuple((key, _obs_part(env_id, space)) for key, space in obs_space.items()), head)
-    part = _obs_part(env_id, obs_space)
+    if isinstance(obs_space, spaces.Dict | spaces.Tuple):
+        return PolicySpec.from_parts(obs_parts(env_id, obs_space), head)
+    part = obs_part(env_id, obs_space)
     return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
 
 
@@ -119,16 +118,3 @@ def _frames(env: gymnasium.Env[Any, Any]) -> FramePipeline | None:
     stack, height, width = space.shape
     skip = tuple(skip) if isinstance(skip, list) else skip
     return FramePipeline(height, width, stack, skip, max_pool, True, padding)
-
-
-def _obs_part(env_id: str, space: spaces.Space[Any]) -> ObsPart:
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return ObsPart((), "int64", (int(space.n),))
-    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
-        return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return ObsPart(space.shape, obs_dtype(space.dtype))
-    raise ConfigError(
-        f"env.id: {env_id} has observations {space}. Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict "
-        "of these."
-    )

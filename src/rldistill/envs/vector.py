@@ -1,6 +1,5 @@
 """Vector environments in which every episode has its own seed, and the loop that steps them with a policy."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,10 @@ from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import MASK
 from rldistill.core.spec import SIDES, EnvConfig, PolicySpec
@@ -211,9 +212,8 @@ def make_vector_env(
 
 def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator | None = None) -> NDArray[np.int64]:
     """Return a legal action for each observation with an action mask: the first, or with `rng` a random one."""
-    sizes = {key: math.prod(part.shape) for key, part in spec.parts}
-    start = sum(list(sizes.values())[: [*sizes].index(MASK)])
-    masks = np.split(obs[..., start : start + sizes[MASK]], np.cumsum(spec.head.choices)[:-1], axis=-1)
+    legal = split_parts(torch.from_numpy(np.atleast_2d(obs)), spec)[MASK].numpy().reshape(*obs.shape[:-1], -1)
+    masks = np.split(legal, np.cumsum(spec.head.choices)[:-1], axis=-1)
     actions = [(mask if rng is None else rng.random(mask.shape) * mask).argmax(-1) for mask in masks]
     return actions[0] if spec.head.single_choice else np.stack(actions, -1)
 

@@ -106,8 +106,8 @@ class ObservationViews:
 
     def _unpack(self, side: Side, obs: Tensor) -> Tensor:
         spec, start = getattr(self, side), 0 if side == "student" else _num_bytes(self.student)
-        part = obs[:, start : start + _num_bytes(spec)].reshape(-1)
-        return part.view(getattr(torch, spec.obs_dtype)).reshape(len(obs), *spec.obs_shape)
+        part = obs[:, start : start + _num_bytes(spec)].clone(memory_format=torch.contiguous_format)  # aligned
+        return part.reshape(-1).view(getattr(torch, spec.obs_dtype)).reshape(len(obs), *spec.obs_shape)
 
 
 def _num_bytes(spec: PolicySpec) -> int:

@@ -1,6 +1,5 @@
 """Wrappers of rl-baselines3-zoo that Gymnasium does not have, and those for dict observations and action masks."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -239,37 +238,27 @@ class MaskVelocity(TransformObservation):
 
 
 class ChannelsFirst(TransformObservation):
-    """Wrapper that turns images `[H, W, C]` into `[C, H, W]`; in a dict, all images of bytes."""
+    """Wrapper that turns images `[H, W, C]` into `[C, H, W]`; in a dict, those of bytes, unless C is first already.
+
+    As SB3, which takes the smallest size of an image as C.
+    """
 
     def __init__(self, env: Env) -> None:
         space = env.observation_space
         if not isinstance(space, spaces.Dict):
             super().__init__(env, _to_front, _channels_first(space))
             return
-        images = {key for key, part in space.items() if part.dtype == np.uint8 and len(part.shape or ()) == 3}
+        images = {
+            key
+            for key, part in space.items()
+            if part.dtype == np.uint8 and len(part.shape or ()) == 3 and np.argmin(part.shape or ()) > 0
+        }
         moved = {key: _channels_first(part) if key in images else part for key, part in space.items()}
         super().__init__(
             env,
             lambda obs: {key: _to_front(part) if key in images else part for key, part in obs.items()},
             spaces.Dict(moved),
         )
-
-
-class FlatDict(gymnasium.ObservationWrapper[Array, Any, Any]):
-    """Wrapper that joins the entries of a dict into one float32 vector; `space` are their original spaces."""
-
-    def __init__(self, env: Env) -> None:
-        super().__init__(env)
-        space = env.observation_space
-        if not isinstance(space, spaces.Dict):
-            raise ValueError(f"expected a dict, found {space}")
-        self.space: dict[str, spaces.Space[Any]] = dict(space.spaces)
-        size = sum(math.prod(part.shape or ()) for part in self.space.values())
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-
-    def observation(self, observation: Any) -> Array:
-        """Join the entries."""
-        return np.concatenate([np.asarray(observation[key], np.float32).ravel() for key in self.space])
 
 
 def _channels_first(space: spaces.Space[Any]) -> spaces.Box:

@@ -1,6 +1,5 @@
 """Check of an environment: everything that will not work with it, or that is suspicious, after a few hundred steps."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -8,10 +7,12 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import computed_field
 from rich.table import Table
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, RLDistillError, error_text
 from rldistill.core.heads import MASK
 from rldistill.core.spec import EnvConfig, PolicySpec
@@ -302,8 +303,8 @@ def _statistics(env: Env) -> dict[str, Any]:
 
 def _entries(spec: PolicySpec, array: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield the entries of dict observations, `[B, width]`."""
-    sizes = [math.prod(part.shape) for part in spec.entries.values()]
-    yield from zip(spec.entries, np.split(array, np.cumsum(sizes)[:-1], axis=1), strict=True)
+    for key, values in split_parts(torch.from_numpy(array), spec).items():
+        yield key, values.numpy().reshape(len(array), -1)
 
 
 def require_env(config: EnvConfig) -> list[str]:

@@ -31,7 +31,7 @@ from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.ensemble import Ensemble
-from rldistill.students import Cnn, Mlp
+from rldistill.students import Cnn, Mlp, MultiInput
 
 PROBE_SEEDS = (0, 1, 2)
 NUM_AGREEMENT_STATES = 1_000
@@ -186,7 +186,9 @@ def short_names(names: list[str]) -> list[str]:
 
 def _probe(data: Dataset, epochs: int, folder: Path, seed: int) -> Policy | None:
     """Distil the probe student; return None, which plays at random, if it learned nothing."""
-    probe = Cnn() if data.spec.frames or len(data.spec.obs_shape) == 3 else Mlp((32, 32))
+    probe: Cnn | Mlp | MultiInput = MultiInput() if data.spec.has_pictures else Mlp((32, 32))
+    if len(data.spec.obs_shape) == 3:
+        probe = Cnn()
     try:
         config = DistillConfig(epochs=epochs)
         return distill(data, probe, config, folder / f"probe-{seed}", seed=seed, progress=False)

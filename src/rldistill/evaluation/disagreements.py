@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from rldistill.core.entries import flat_values, split_parts
 from rldistill.core.heads import ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
 from rldistill.evaluation.episodes import ComparedStep
@@ -145,6 +147,7 @@ def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[
 def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder: Path) -> None:
     """Write `disagreements.json`, and a PNG for each picture, in place of the folder's content."""
     discard_stage(folder)
+    moments = [replace(moment, obs=_shown(moment.obs, spec)) for moment in moments]
     groups = [
         [moment.write(folder, f"{number}-{rank}") for rank, moment in enumerate(some, 1)]
         for number, some in enumerate(group(moments), 1)
@@ -152,6 +155,17 @@ def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder
     values = any(moment["obs"] is not None for some in groups for moment in some)
     names = value_names(spec)[:MAX_VALUES] if values else []
     write_json(folder / "disagreements.json", {"unit": unit, "names": names, "groups": groups})
+
+
+def _shown(obs: NDArray[Any], spec: PolicySpec) -> NDArray[Any]:
+    """Return the first picture of a dict, or else all its values; other observations as they are."""
+    if not spec.parts:
+        return obs
+    batch = torch.from_numpy(obs)[None]
+    pictures = (entry for entry in split_parts(batch, spec).values() if entry.dtype == torch.uint8 and entry.ndim == 4)
+    picture = next(pictures, None) if obs.dtype == np.uint8 else None
+    shown: NDArray[Any] = (flat_values(batch, spec) if picture is None else picture)[0].numpy()
+    return shown
 
 
 def value_names(spec: PolicySpec) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.entries import flat_values, join_tensors, split_parts
 from rldistill.core.errors import RLDistillError
 from rldistill.core.heads import MASK
 from rldistill.core.policy import CPU, ObsTransformPolicy, Policy
@@ -170,24 +171,28 @@ def _probe(env: EnvConfig) -> Iterator[NDArray[Any]]:
 def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTransformPolicy:
     """Return a policy that observes through Gaussian noise, drawn anew in every step; pixels stay between 0 and 255.
 
-    `scale` is the standard deviation of each value, `[*obs_shape]`.
+    `scale` is the standard deviation of each value, `[*flat_shape]`.
     """
-    entries = policy.spec.entries.values()
-    flat = np.concatenate([np.full(math.prod(part.shape), part.dtype == "uint8") for part in entries])
-    pixels = torch.from_numpy(flat.reshape(policy.spec.obs_shape))
+    spec = policy.spec
+    flat = [np.full(math.prod(part.shape), part.dtype == "uint8") for part in spec.entries.values()]
+    pixels = torch.from_numpy(np.concatenate(flat).reshape(spec.flat_shape))
 
     def add_noise(obs: Tensor) -> Tensor:
-        noise = (torch.randn(obs.shape, generator=generator) * scale).to(obs.device)
-        if obs.dtype == torch.uint8:
-            return (obs + noise).round_().clamp_(0, 255).to(torch.uint8)
-        values = obs + noise.to(obs.dtype)
-        return torch.where(pixels.to(obs.device), values.clamp(0, 255), values)
+        values = flat_values(obs, spec)
+        noise = (torch.randn(values.shape, generator=generator) * scale).to(obs.device)
+        if values.dtype == torch.uint8:
+            return (values + noise).round_().clamp_(0, 255).to(torch.uint8)
+        values = values + noise.to(values.dtype)
+        if values.shape == obs.shape:
+            return torch.where(pixels.to(obs.device), values.clamp(0, 255), values)
+        values = torch.where(pixels.to(obs.device), values.round().clamp(0, 255), values)
+        return join_tensors(split_parts(values, spec), spec.parts)
 
     return ObsTransformPolicy(policy, add_noise)
 
 
 def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, pixel_noise: float) -> Tensor:
-    """Return the standard deviations of the noise, `[*obs_shape]`: shares of each value's own, and of 255 for pixels.
+    """Return the standard deviations of the noise, `[*flat_shape]`: shares of each value's own, and of 255 for pixels.
 
     Integers that stand for categories and action masks have none.
     """
@@ -198,7 +203,7 @@ def noise_scale(spec: PolicySpec, std: NDArray[np.floating[Any]], noise: float, 
         else noise * own * (np.dtype(part.dtype).kind == "f" and key != MASK)
         for (key, part), own in zip(spec.entries.items(), stds, strict=True)
     ]
-    return torch.from_numpy(np.concatenate(scales).reshape(spec.obs_shape)).float()
+    return torch.from_numpy(np.concatenate(scales).reshape(spec.flat_shape)).float()
 
 
 def _noise_scales(
@@ -212,11 +217,11 @@ def _noise_scales(
         if view not in by_view and entry.first is not None:
             seen: list[Tensor] = []
             policy = ObsTransformPolicy(with_action_mask(entry.first, spec), partial(_record, seen))
-            std = np.zeros(spec.obs_shape)
-            if spec.obs_dtype != "uint8":  # noise on pixels does not depend on their own deviation
+            std = np.zeros(spec.flat_shape)
+            if spec.parts or spec.obs_dtype != "uint8":  # noise on pixels does not depend on their own deviation
                 settings = dataclasses.replace(base, split=CALIBRATION, side=entry.side, sample=False, device=CPU)
                 play(env, policy, SCALE_EPISODES, settings)
-                std = torch.cat(seen).double().numpy().std(0)
+                std = flat_values(torch.cat(seen), spec).double().numpy().std(0)
             by_view[view] = noise_scale(spec, std, config.noise, config.pixel_noise)
         scales[name] = by_view[view]
     return scales

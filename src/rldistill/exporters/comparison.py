@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.entries import flat_values, join_tensors, split_parts
 from rldistill.core.heads import ILLEGAL, MASK, BernoulliHead
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import EnvConfig, Obs, PolicySpec
@@ -99,13 +101,18 @@ def extreme_states(env: EnvConfig, policy: Policy, like: States) -> dict[str, St
     """Return observations at the limits by name, made from consecutive ones: an action mask stays as it was."""
     spec, space = policy.spec, make_env(env).observation_space
     low, high = (np.asarray(getattr(space, name, np.nan), np.float64).ravel() for name in ("low", "high"))
-    base = like.obs[:1]
+    base = flat_values(like.obs[:1], spec)
     variants: dict[str, NDArray[Any]] = {"zeros": np.zeros(base[0].numel())}
     for name, bound in (("at the low bounds", low), ("at the high bounds", high)):
-        if bound.size == base[0].numel() and np.isfinite(bound).all():
+        if (
+            bound.size == base[0].numel()
+            and np.isfinite(bound).all()
+            and not (spec.parts and spec.obs_dtype == "uint8")
+        ):
             variants[name] = bound
     if spec.obs_dtype == "uint8":
-        variants["all 255"] = np.full(base[0].numel(), 255.0)
+        sizes = [math.prod(part.shape) for part in spec.entries.values()]
+        variants["all 255"] = np.repeat([255.0 * (part.dtype == "uint8") for part in spec.entries.values()], sizes)
     elif not any(part.nvec or part.dtype == "uint8" for part in spec.entries.values()):
         variants["beyond the clip"] = BEYOND_CLIP * np.where(np.arange(base[0].numel()) % 2, -1.0, 1.0)
     states = {name: states_of(policy, _with_values(base, values, spec)) for name, values in variants.items()}
@@ -120,7 +127,8 @@ def _with_values(base: Tensor, values: NDArray[Any], spec: PolicySpec) -> Tensor
         if key == MASK:
             obs[:, start:stop] = base[:, start:stop]
         start = stop
-    return obs
+    packed = spec.parts and spec.obs_dtype == "uint8"
+    return join_tensors(split_parts(obs, spec), spec.parts) if packed else obs
 
 
 class Difference(Document):

@@ -44,6 +44,7 @@ from rldistill.students.features.objects import ObjectLayer
 from rldistill.students.features.teacher import LastHidden
 from rldistill.students.gru import GruPolicy
 from rldistill.students.impala import Residual
+from rldistill.students.multi_input import ChannelsToFront, EntriesLayer
 from rldistill.students.tree import TreePolicy
 
 
@@ -105,6 +106,8 @@ def standardized(policy: NetworkPolicy, entries: Entries) -> Entries:
         if policy.spec.parts:
             own = slice(offset, offset := offset + part.width)
             own_mean, own_std = mean[own], std[own]
+            if part.is_picture and np.ptp(own_mean) == 0 == np.ptp(own_std):  # as for a single picture
+                own_mean, own_std = own_mean[:1], own_std[:1]
         if part.nvec:
             node = Node("one_hot", (part.width,), (node,), settings={"sizes": part.nvec})
         elif part.dtype == "uint8":
@@ -154,6 +157,17 @@ def _(layer: nn.Flatten, x: Any) -> Node:
 @lower.register
 def _(layer: Flat, x: Any) -> Node:
     return concat([flat(entry) for entry in x.values()]) if isinstance(x, dict) else flat(x)
+
+
+@lower.register
+def _(layer: ChannelsToFront, x: Any) -> Node:
+    return transpose(_single(x), (2, 0, 1))
+
+
+@lower.register
+def _(layer: EntriesLayer, x: Any) -> Node:
+    encoders = dict(zip(layer.keys, layer.encoders, strict=True))
+    return concat([lower(encoders[key], node) if key in encoders else flat(node) for key, node in x.items()])
 
 
 @lower.register

@@ -13,12 +13,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import write_atomic
 from rldistill.io.untrusted import require_regular
-from rldistill.policies.encoding import split_parts
 
 NUM_STEPS = 64
 FILE = "vectors.safetensors"

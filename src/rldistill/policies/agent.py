@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rldistill.core.entries import find_entry, join_parts, named_values
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import CPU, Policy, PolicyOutput
 from rldistill.core.spec import ObsPart
@@ -128,12 +129,16 @@ class Agent:
         spec = self.policy.spec
         if not spec.parts:
             return _array(obs, spec.entries[""], "the observation", batched)
-        if not isinstance(obs, Mapping):
+        if not isinstance(obs, Mapping | tuple):
             return _array(obs, ObsPart(spec.obs_shape, spec.obs_dtype), "the observation", batched)
-        if missing := [key for key, _ in spec.parts if key not in obs]:
-            raise SpecMismatchError(f"act: the observation has no entry {missing[0]!r}, only {', '.join(obs)}")
-        entries = [_array(obs[key], part, f"the entry {key!r}", batched) for key, part in spec.parts]
-        return np.concatenate([entry.reshape(len(entry), -1).astype(np.float32) for entry in entries], 1)
+        try:
+            entries = {
+                key: _array(find_entry(obs, key), part, f"the entry {key!r}", batched) for key, part in spec.parts
+            }
+        except KeyError as error:
+            known = ", ".join(named_values(obs))
+            raise SpecMismatchError(f"act: the observation has no entry {error}, only {known}") from None
+        return join_parts(entries, spec.parts)
 
 
 def _array(obs: Any, part: ObsPart, name: str, batched: bool) -> NDArray[Any]:

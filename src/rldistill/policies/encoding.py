@@ -9,15 +9,6 @@ from torch.nn import functional as F
 from rldistill.core.spec import ObsPart, PolicySpec
 
 
-def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
-    """Return the entries of dict observations that are stored as vectors `[B, N]`."""
-    entries = {}
-    for (key, part), entry in zip(spec.parts, obs.split_with_sizes(_sizes(spec), 1), strict=True):
-        shaped = entry.reshape(len(obs), *part.shape)
-        entries[key] = shaped.to(torch.uint8) if part.dtype == "uint8" else shaped
-    return entries
-
-
 def encode(obs: Tensor, part: ObsPart) -> Tensor:
     """Return integers of known size as one-hot vectors and bytes as numbers from 0 to 1."""
     if part.nvec:
@@ -31,7 +22,8 @@ def encoded_moments(mean: Tensor, std: Tensor, spec: PolicySpec) -> tuple[Tensor
     if not spec.parts:
         return (torch.zeros(sum(spec.nvec)), torch.ones(sum(spec.nvec))) if spec.nvec else (mean, std)
     means, stds = [], []
-    moments = zip(mean.split_with_sizes(_sizes(spec)), std.split_with_sizes(_sizes(spec)), strict=True)
+    sizes = [math.prod(part.shape) for _, part in spec.parts]
+    moments = zip(mean.split_with_sizes(sizes), std.split_with_sizes(sizes), strict=True)
     for (_, part), (part_mean, part_std) in zip(spec.parts, moments, strict=True):
         scale = 255 if part.dtype == "uint8" else 1
         means.append(torch.zeros(part.width) if part.nvec else part_mean / scale)
@@ -49,7 +41,3 @@ def moments_shape(spec: PolicySpec) -> tuple[int, ...]:
 def flat_width(spec: PolicySpec) -> int:
     """Return the number of values of an encoded observation."""
     return sum(part.width for part in spec.entries.values())
-
-
-def _sizes(spec: PolicySpec) -> list[int]:
-    return [math.prod(part.shape) for _, part in spec.parts]

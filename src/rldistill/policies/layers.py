@@ -160,12 +160,20 @@ def require_convolutions(channels: Sequence[int], kernels: Sequence[int], stride
             raise ConfigError(f"{name}: expected one for each of the {len(channels)} channels, found {len(sizes)}")
 
 
+def channels_last(shape: tuple[int, ...]) -> bool:
+    """Return True for `[H, W, C]`: C is at most 4, or H and W are equal. More planes of other sizes are ambiguous."""
+    first, second, third = shape
+    return third <= 4 < first or 4 < first == second != third
+
+
 def require_images(student: str, spec: PolicySpec) -> tuple[int, int, int]:
     """Return channels, height and width of the observations; raise ConfigError unless they are images like that."""
+    if spec.parts:
+        raise ConfigError(f"{student} takes one picture, and the observations are dicts. Use multi_input.")
     if len(spec.obs_shape) != 3:
         raise ConfigError(f"{student} takes observations [channels, height, width], these are {spec.obs_shape}")
     depth, height, width = spec.obs_shape
-    if width <= 4 < depth:
+    if channels_last(spec.obs_shape):
         raise ConfigError(
             f"{student} takes observations [channels, height, width]; these are {spec.obs_shape}, channels last. Add "
             "{name: ChannelsFirst} to env.wrappers."

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK, GaussianHead, SquashedGaussianHead
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.agent import Agent
-from rldistill.policies.encoding import encode, moments_shape, split_parts
+from rldistill.policies.encoding import encode, moments_shape
 from rldistill.policies.layers import DataDependentLayer
 
 LOG_STD_RANGE = (-20.0, 2.0)

@@ -5,10 +5,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from rldistill.core.entries import join_tensors, split_parts
 from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import CHANNELS_FIRST, Obs, PolicySpec
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 
 
@@ -32,11 +32,10 @@ class ActionMaskedPolicy(PolicyWrapper):
         entries = split_parts(obs, self.env_spec) if isinstance(obs, Tensor) else dict(obs)
         mask = entries.pop(MASK)
         inner = self.policy.spec
-        if inner.parts:
-            unmasked = torch.cat([entries[key].reshape(len(mask), -1).float() for key in inner.entries], 1)
+        if not inner.parts:
+            output, state = self.policy(entries["obs"].to(getattr(torch, inner.obs_dtype)), state)
         else:
-            unmasked = entries["obs"].to(getattr(torch, inner.obs_dtype))
-        output, state = self.policy(unmasked, state)
+            output, state = self.policy(join_tensors(entries, inner.parts), state)
         return output.masked(mask), state
 
 

@@ -60,7 +60,8 @@ class PPOConfig(LearningConfig):
         clip_range: change of the probability ratio at which its gradient is clipped.
         value_coef: weight of the critic's squared error.
         entropy_coef: weight of the entropy bonus.
-        critic: network of the critic, which is not stored; by default an mlp of 64x64, or a small cnn for images.
+        critic: network of the critic, which is not stored; by default an mlp of 64x64, a small cnn for images,
+            a small multi_input for dicts with images.
         critic_warmup: first environment steps, in which only the critic learns.
     """
 

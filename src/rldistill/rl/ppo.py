@@ -23,7 +23,7 @@ from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import proximal_weight
 from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
-from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput
 from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
@@ -112,8 +112,10 @@ class PPOLearner(Learner):
         head = task.head if task.teacher is None else task.teacher.spec.head
         self.policy = new_policy(task.student, worker.views.student, head, task.guidance.losses)
         spec = self.policy.spec
-        is_image = len(spec.obs_shape) == 3
-        student = config.critic or (Cnn((16, 32), (8, 4), (4, 2), (128,)) if is_image else Mlp((64, 64), "tanh"))
+        network: AnyStudent = MultiInput() if spec.has_pictures else Mlp((64, 64), "tanh")
+        if len(spec.obs_shape) == 3:
+            network = Cnn((16, 32), (8, 4), (4, 2), (128,))
+        student = config.critic or network
         if not capability(student, "trains_from_reward"):
             name = type(student).__name__.lower()
             raise ConfigError(f"ppo.critic: a {name} does not learn by gradient. Use mlp or cnn.")

@@ -20,6 +20,7 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy, on_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.replay import ReplayBuffer
+from rldistill.distillation.prepare import picture_moments
 from rldistill.envs.atari import is_atari
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.atomic import START_AGAIN
@@ -275,6 +276,9 @@ def fit_normalization(networks: Sequence[NetworkPolicy], obs: Tensor) -> None:
     """
     for network in networks:
         if obs.dtype == torch.uint8 and not network.normalizes_itself:
-            pixels = obs / 255
-            network.standardize(pixels.mean(), pixels.std())
+            if network.spec.parts:
+                network.standardize(*picture_moments(obs, network.spec, vectors=False))
+            else:
+                pixels = obs / 255
+                network.standardize(pixels.mean(), pixels.std())
         network.fit_features(obs)

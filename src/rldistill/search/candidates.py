@@ -11,7 +11,7 @@ from rldistill.core.spec import PolicySpec
 from rldistill.policies.cost import measure_cost
 from rldistill.search.config import Measure
 from rldistill.students import AnyStudent, Linear, Mlp, Tree
-from rldistill.students.budget import fit_budget
+from rldistill.students.budget import Family, fit_budget
 from rldistill.students.features import Fourier, RandomConv
 from rldistill.students.student import capability
 
@@ -47,19 +47,22 @@ def make_candidates(
 ) -> dict[str, AnyStudent]:
     """Return the user's students, and students of all families with fewer than `max_parameters` (None: any number).
 
-    For images: linear students on pixels and on random convolutions, and CNNs. For vectors: linear students on the
+    For images: linear students on pixels and on random convolutions, and CNNs; multi_input for dicts with images. For
+    vectors: linear students on the
     observation and on random Fourier features, trees, and MLPs of two layers. If a student of the user is recurrent,
     the task needs memory, so that only the user's students are tried.
     """
     if any(capability(student, "recurrent") for student in own.values()):
         return dict(own)
     students: dict[str, AnyStudent] = {"linear": Linear()}
-    if len(spec.obs_shape) == 3:
-        students["linear-conv"] = Linear(RandomConv())
+    if len(spec.obs_shape) == 3 or spec.has_pictures:
+        family: Family = "multi_input" if spec.has_pictures else "cnn"
+        if not spec.has_pictures:
+            students["linear-conv"] = Linear(RandomConv())
         for budget in CNN_BUDGETS:
             try:
-                students[f"cnn-{budget // 1000}k"] = fit_budget(spec, "cnn", parameters=budget)
-            except ConfigError:  # no CNN is that small for images of this size
+                students[f"{family}-{budget // 1000}k"] = fit_budget(spec, family, parameters=budget)
+            except ConfigError:  # no network is that small for images of this size
                 continue
     else:
         students["linear-fourier"] = Linear(Fourier(256))

@@ -23,7 +23,7 @@ from rldistill.reporting.sections import pareto_front
 from rldistill.search.candidates import Candidate, make_candidates, policy_sizes
 from rldistill.search.config import SearchConfig
 from rldistill.search.halving import SearchStage, assess_finalist, select_finalists
-from rldistill.students import AnyStudent, Cnn, Mlp
+from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput
 from rldistill.students.student import capability
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -136,6 +136,8 @@ def _shared_dataset(run: Run, config: SearchConfig, teacher: Policy, dataset: Da
         student = [*networks, *run.students.values()][0]
     elif len(dataset.spec.obs_shape) == 3:
         student = Cnn((16, 32, 32), (8, 4, 3), (4, 2, 1), (24,))
+    elif dataset.spec.has_pictures:
+        student = MultiInput()
     recipe = dataclasses.replace(recipe, eval_episodes=None)  # only the steps are used, not the best student
     acting_run = dataclasses.replace(run, students={BEHAVIOR_POLICY: student}, out=run.out / "search")
     job = StudentJob(acting_run, teacher, dataset, BEHAVIOR_POLICY, seed=0, source=run.dataset_folder)

@@ -9,6 +9,7 @@ from rldistill.students.impala import Impala
 from rldistill.students.keras import Keras
 from rldistill.students.linear import Linear, Ridge
 from rldistill.students.mlp import Mlp
+from rldistill.students.multi_input import MultiInput
 from rldistill.students.student import Student
 from rldistill.students.tree import Tree
 
@@ -18,12 +19,16 @@ STUDENTS: dict[str, type] = {
     "cnn": Cnn,
     "gru": Gru,
     "impala": Impala,
+    "multi_input": MultiInput,
     "ridge": Ridge,
     "tree": Tree,
     "keras": Keras,
 }
 AnyStudent = Annotated[
-    Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras, OneOf("type", STUDENTS, methods=("build",))
+    Linear | Mlp | Cnn | Gru | Impala | MultiInput | Ridge | Tree | Keras, OneOf("type", STUDENTS, methods=("build",))
 ]
 
-__all__ = ["STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Student", "Tree"]
+__all__ = [
+    "STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "MultiInput", "Ridge", "Student",
+    "Tree",
+]  # fmt: skip

@@ -12,8 +12,10 @@ from rldistill.core.spec import PolicySpec
 from rldistill.students.cnn import Cnn
 from rldistill.students.impala import Impala
 from rldistill.students.mlp import Mlp
+from rldistill.students.multi_input import MultiInput
 
-Family = Literal["mlp", "cnn", "impala"]
+Family = Literal["mlp", "cnn", "impala", "multi_input"]
+AnyFamily = Mlp | Cnn | Impala | MultiInput
 STEPS_PER_DOUBLING = 16
 MAX_WIDTH = 1 << 12
 
@@ -25,7 +27,7 @@ def fit_budget(
     parameters: int | None = None,
     bytes: int | None = None,
     macs: int | None = None,
-) -> Mlp | Cnn | Impala:
+) -> AnyFamily:
     """Return the widest student of a family within all given limits.
 
     All widths of the family's default shape are scaled by the same factor, to at least 1. The limits are the number of
@@ -40,7 +42,7 @@ def fit_budget(
         raise ConfigError(f"fit_budget: give a limit: {', '.join(limits)}")
     if family not in SHAPES:
         raise ConfigError(f"fit_budget: there is no family {family!r}.{did_you_mean(str(family), SHAPES)}")
-    best: Mlp | Cnn | Impala | None = None
+    best: AnyFamily | None = None
     steps = range(-12 * STEPS_PER_DOUBLING, 12 * STEPS_PER_DOUBLING)
     for student in dict.fromkeys(SHAPES[family](2.0 ** (step / STEPS_PER_DOUBLING)) for step in steps):
         cost = costs(student, spec)
@@ -54,7 +56,7 @@ def fit_budget(
     return best
 
 
-def costs(student: Mlp | Cnn | Impala, spec: PolicySpec) -> dict[str, int]:
+def costs(student: AnyFamily, spec: PolicySpec) -> dict[str, int]:
     """Return parameters, bytes and multiply-adds of a student, without memory for its weights."""
     with torch.device("meta"):
         policy: nn.Module = student.build(spec)
@@ -69,8 +71,11 @@ def _scaled(widths: tuple[int, ...], factor: float) -> tuple[int, ...]:
     return tuple(max(1, min(MAX_WIDTH, round(width * factor))) for width in widths)
 
 
-SHAPES: dict[str, Callable[[float], Mlp | Cnn | Impala]] = {
+SHAPES: dict[str, Callable[[float], AnyFamily]] = {
     "mlp": lambda factor: Mlp(_scaled((64, 64), factor)),
     "cnn": lambda factor: Cnn(_scaled((16, 32, 32), factor), (8, 4, 3), (4, 2, 1), _scaled((64,), factor)),
     "impala": lambda factor: Impala(_scaled((16, 32, 32), factor), _scaled((256,), factor)),
+    "multi_input": lambda factor: MultiInput(
+        _scaled((16, 32, 32), factor), (8, 4, 3), (4, 2, 1), _scaled((64,), factor)[0], _scaled((64,), factor)
+    ),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rldistill.core.entries import flat_values, join_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, HeadKind
 from rldistill.core.policy import PolicyOutput
@@ -38,8 +39,7 @@ class FilePolicy:
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for a batch of observations."""
-        assert isinstance(obs, Tensor)
-        return self.to_output(self.compute(obs)), None
+        return self.to_output(self.compute(flat_values(obs, self.spec))), None
 
     def to_output(self, params: Tensor) -> PolicyOutput:
         """Return the output with these numbers as parameters."""
@@ -101,4 +101,7 @@ def synthetic_observations(spec: PolicySpec, count: int) -> Tensor:
             entries.append(torch.randn(shape, generator=generator))
         else:
             entries.append(torch.randint(0, min(part.nvec, default=256), shape, generator=generator).to(dtype))
-    return torch.cat([entry.reshape(count, -1).float() for entry in entries], 1) if spec.parts else entries[0]
+    if not spec.parts:
+        return entries[0]
+    named = {key: entry.numpy() for (key, _), entry in zip(spec.parts, entries, strict=True)}
+    return torch.from_numpy(join_parts(named, spec.parts))

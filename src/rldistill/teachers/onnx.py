@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rldistill.core.entries import flat_values, split_parts
 from rldistill.core.errors import (
     DOWNLOAD_HINT,
     RESAVE_HINT,
@@ -27,7 +28,6 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.untrusted import MAX_WEIGHTS_BYTES, read_regular, run_limited
 from rldistill.io.user_code import one_hot_logits
-from rldistill.policies.encoding import split_parts
 from rldistill.teachers.file_policy import NUM_TRIALS, FilePolicy, synthetic_observations, with_head
 from rldistill.teachers.onnx_checks import BATCH, known_shape, needs_trial, of_kind, require_safe
 from rldistill.teachers.onnx_ports import DTYPES, Outputs, Ports, choose_outputs, find_ports, takes_mask
@@ -59,7 +59,7 @@ class OnnxPolicy(FilePolicy):
         first = entries if isinstance(entries, Tensor) else next(iter(entries.values()))
         if state is None:
             state = self.initial_state(len(first))
-        params, after = self._run(obs if isinstance(obs, Tensor) else entries, entries, state)
+        params, after = self._run(entries, state)
         output = self.to_output(params)
         if not isinstance(entries, Tensor) and MASK in entries:
             output = output.masked(entries[MASK])
@@ -68,30 +68,29 @@ class OnnxPolicy(FilePolicy):
     def compute(self, obs: Tensor) -> Tensor:
         """Return the parameters of the head, `[B, P]`, at the start of an episode."""
         entries = split_parts(obs, self.spec) if self.spec.parts else obs
-        return self._run(obs, entries, self.initial_state(len(obs)))[0]
+        return self._run(entries, self.initial_state(len(obs)))[0]
 
     def run_outputs(self, names: Sequence[str], obs: Tensor) -> list[NDArray[Any]]:
         """Return outputs of the graph at the start of an episode."""
         entries = split_parts(obs, self.spec) if self.spec.parts else obs
-        return self._run_graph(names, obs, entries, self.initial_state(len(obs)))
+        return self._run_graph(names, entries, self.initial_state(len(obs)))
 
-    def _run(self, obs: Obs, entries: Obs, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _run(self, entries: Obs, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
         states = [port.target for port in self._ports.states]
         names = self._outputs.names
-        results = self._run_graph([*names, *states], obs, entries, state)
+        results = self._run_graph([*names, *states], entries, state)
         values, parts = results[: len(names)], results[len(names) :]
         after = None if state is None else torch.from_numpy(np.concatenate(parts, 1)).float()
         if self._outputs.acts:
             return one_hot_logits(self.spec.head, values[0], len(values[0]), self.path), after
         return torch.from_numpy(np.concatenate(values, 1)).float(), after
 
-    def _run_graph(self, names: Sequence[str], obs: Obs, entries: Obs, state: Tensor | None) -> list[NDArray[Any]]:
+    def _run_graph(self, names: Sequence[str], entries: Obs, state: Tensor | None) -> list[NDArray[Any]]:
         """Return outputs for a batch, of states as `[B, N]`."""
         inputs = {}
         for key, entry in self._ports.entries.items():
-            value: Any = entries[key] if key and not isinstance(entries, Tensor) else obs
-            if not isinstance(value, Tensor):  # a dict for a graph of one vector
-                value = torch.cat([part.reshape(len(part), -1).float() for part in value.values()], 1)
+            # A graph of one input takes a dict as one vector.
+            value = flat_values(entries, self.spec) if not key or isinstance(entries, Tensor) else entries[key]
             array = value.cpu().numpy()
             scaled = self._scale != 1 and (len(self._ports.entries) == 1 or array.dtype == np.uint8)
             array = array.astype(DTYPES[entry.type], copy=False)

@@ -108,7 +108,7 @@ def _require_few_nodes(path: str, model: Any) -> None:
 def known_shape(spec: PolicySpec, name: str, sizes: Sequence[int], count: int = BATCH) -> list[int]:
     """Return the shape of an input for a batch, with those of the observation, or else `count`, in place of zeros."""
     part = spec.entries.get(name)
-    shape = (count, *(spec.obs_shape if part is None else part.shape))
+    shape = (count, *(spec.flat_shape if part is None else part.shape))
     if len(shape) != len(sizes):
         shape = (count,) * len(sizes)
     return [size or own for size, own in zip(sizes, shape, strict=True)]

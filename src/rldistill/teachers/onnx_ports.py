@@ -72,7 +72,7 @@ def find_ports(path: str, session: Any, spec: PolicySpec) -> Ports:
     states = [] if len(inputs) == 1 else _states(path, inputs, outputs, {*spec.entries, "obs"})
     rest = [entry for entry in inputs if entry.name not in {state.source for state in states}]
     if len(rest) == 1:
-        _require_shape(path, rest[0], spec.obs_shape)
+        _require_shape(path, rest[0], spec.flat_shape)
         return Ports({"": rest[0]}, states)
     named = {entry.name: entry for entry in rest}
     if {*named} != {*spec.entries}:

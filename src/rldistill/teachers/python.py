@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rldistill.core.entries import flat_values, split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK, HeadKind
@@ -24,13 +25,12 @@ from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.state_dicts import load_weights, read_state_dict
 from rldistill.io.user_code import one_hot_logits, wrap_errors
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.ensemble import Ensemble
 from rldistill.teachers.file_policy import synthetic_observations, warn_of_logits, with_head
 
 
 class ModulePolicy(nn.Module):
-    """Policy with a plain network, from `[B, *obs_shape]` to the parameters of its head, `[B, P]`.
+    """Policy with a plain network, from `[B, *flat_shape]` to the parameters of its head, `[B, P]`.
 
     Args:
         network: The network, called with float32; uint8 observations are divided by 255.
@@ -52,7 +52,7 @@ class ModulePolicy(nn.Module):
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the output for a batch of observations; raise SpecMismatchError unless it is finite and `[B, P]`."""
-        assert isinstance(obs, Tensor)
+        obs = flat_values(obs, self.spec)
         with wrap_errors(f"teacher: {self.name}"):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         expected = len(obs), self.spec.head.num_params

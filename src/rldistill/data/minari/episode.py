@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rldistill.core.entries import join_parts
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
@@ -97,11 +98,11 @@ def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArra
     """Return the observations of an episode; of a dict space, the entries one after the other."""
     if not spec.parts:
         return _numbers(f"{where}: observations", found, (rows, *spec.obs_shape), spec.obs_dtype, spec.nvec)
-    entries = [
-        _numbers(f"{where}: observations: {key}", found.get(key, ()), (rows, *part.shape), part.dtype, part.nvec)
+    entries = {
+        key: _numbers(f"{where}: observations: {key}", found.get(key, ()), (rows, *part.shape), part.dtype, part.nvec)
         for key, part in spec.parts
-    ]
-    return np.concatenate([entry.reshape(rows, -1).astype(np.float32) for entry in entries], 1)
+    }
+    return join_parts(entries, spec.parts)
 
 
 def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, error_text
 from rldistill.core.heads import BernoulliHead, MultiCategoricalHead
 from rldistill.core.spec import PolicySpec
@@ -20,7 +21,6 @@ from rldistill.data.dataset import Dataset, episode_rows
 from rldistill.data.manifest import Manifest, Origin
 from rldistill.data.minari import ORIGIN, PREFIX, TEACHER_OBS, append_row, open_minari
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.policies.encoding import split_parts
 
 
 def export_minari(source: Path | str, name: str, progress: Progress | bool = True) -> None:

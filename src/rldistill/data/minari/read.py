@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from pydantic import ConfigDict, Field, Json, PlainValidator
 
+from rldistill.core.entries import named_values, walk
 from rldistill.core.errors import (
     ConfigError,
     CorruptArtifactError,
@@ -29,6 +30,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import FILE, BlockEntry, Manifest, Origin, Round, open_derived, store_block
 from rldistill.data.minari import PREFIX, open_minari
 from rldistill.data.minari.episode import ADVICE, conversion_notes, damaged, episode_columns
+from rldistill.envs.entries import CONTAINERS
 from rldistill.envs.spaces import spec_from_spaces
 from rldistill.io.atomic import Document, Mode, read_foreign_json
 from rldistill.io.progress import Progress, stage_progress
@@ -119,25 +121,11 @@ class _Metadata(Document):
     exported: Json[Origin] | None = Field(None, alias="rldistill")
 
 
-def _flat(observations: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the entries of dicts within dicts by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in observations.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _flat_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """Return a dict space whose entries have dotted names, without texts; another space unchanged."""
-    if not isinstance(space, spaces.Dict):
+    if not isinstance(space, CONTAINERS):
         return space
-    entries: dict[str, spaces.Space[Any]] = {}
-    for key, part in space.spaces.items():
-        inner = _flat_space(part)
-        entries |= (
-            {f"{key}.{name}": own for name, own in inner.items()} if isinstance(inner, spaces.Dict) else {key: inner}
-        )
-    kept = OrderedDict((key, part) for key, part in entries.items() if not isinstance(part, spaces.Text))
+    kept = OrderedDict((key, part) for key, part in walk(space, CONTAINERS) if not isinstance(part, spaces.Text))
     return spaces.Dict(kept) if kept else space
 
 
@@ -194,8 +182,8 @@ class _Source:
             where = f"{self.where}: episode {number}"
             with _reading(where):
                 episode = next(iter(self.minari.iterate_episodes([number])))
-                if self.metadata.exported is None and isinstance(episode.observations, dict):
-                    flat = _flat(episode.observations)
+                if self.metadata.exported is None and isinstance(episode.observations, dict | tuple):
+                    flat = named_values(episode.observations)
                     if dropped := [key for key in flat if key not in self.origin.spec.entries]:
                         self.notes.add(f"the text of {', '.join(dropped)} in its observations was left out")
                     episode = replace(episode, observations=flat)

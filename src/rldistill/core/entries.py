@@ -1,0 +1,84 @@
+"""Observations of several entries: dicts and tuples, also within each other, as one array and back."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rldistill.core.spec import BYTES, Obs, Parts, PolicySpec, joined_layout, part_sizes
+
+
+def walk(value: Any, containers: tuple[type[Any], ...], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in `containers`, dicts or tuples, by dotted names, such as `camera.left` and `pose.0`."""
+    if not isinstance(value, containers):
+        yield name, value
+        return
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, inner in pairs:
+        yield from walk(inner, containers, f"{name}.{key}" if name else str(key))
+
+
+def named_values(observation: Any) -> dict[str, Any]:
+    """Return the entries of an observation by the names of `walk`."""
+    return dict(walk(observation, (Mapping, tuple)))
+
+
+def find_entry(observation: Any, name: str) -> Any:
+    """Return the entry of an observation by its name among `walk`; raise KeyError if there is none."""
+    if isinstance(observation, tuple):
+        observation = {str(index): inner for index, inner in enumerate(observation)}
+    if not isinstance(observation, Mapping):
+        raise KeyError(name)
+    if name in observation:
+        return observation[name]
+    for key, inner in observation.items():
+        if name.startswith(f"{key}."):
+            return find_entry(inner, name.removeprefix(f"{key}."))
+    raise KeyError(name)
+
+
+def join_parts(entries: Mapping[str, Any], parts: Parts) -> NDArray[Any]:
+    """Return the entries of dict observations, `[B, ...]` each, as one array `[B, N]`.
+
+    Raise TypeError for fractions in the place of bytes, which were scaled and would become zeros.
+    """
+    _, dtype = joined_layout(parts)
+    arrays = []
+    for key, part in parts:
+        array = np.asarray(entries[key])
+        joined = array.astype(part.packed_dtype if dtype == "uint8" else dtype, copy=False)
+        if array.dtype.kind == "f" and joined.dtype.kind != "f" and not np.array_equal(joined, array):
+            raise TypeError(f"the entry {key!r} has fractions, but its space has {part.dtype}")
+        arrays.append(np.ascontiguousarray(joined.reshape(len(array), -1)).view(dtype))
+    return np.concatenate(arrays, 1)
+
+
+def join_tensors(entries: Mapping[str, Tensor], parts: Parts) -> Tensor:
+    """Return the entries of dict observations as one tensor `[B, N]`, as `join_parts`."""
+    device = next(iter(entries.values())).device
+    return torch.from_numpy(join_parts({key: entries[key].cpu().numpy() for key, _ in parts}, parts)).to(device)
+
+
+def flat_values(obs: Obs, spec: PolicySpec) -> Tensor:
+    """Return dict observations as one float32 vector of all values, `[B, N]`, and others as they are."""
+    if isinstance(obs, Tensor):
+        if not spec.parts or obs.dtype != torch.uint8:
+            return obs
+        obs = split_parts(obs, spec)
+    return torch.cat([obs[key].reshape(len(obs[key]), -1).float() for key, _ in spec.parts], 1)
+
+
+def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
+    """Return the entries of dict observations that are stored as one array `[B, N]`."""
+    packed, entries = obs.dtype == torch.uint8, {}
+    arrays = obs.split_with_sizes(part_sizes(spec.parts, packed), 1)
+    for (key, part), entry in zip(spec.parts, arrays, strict=True):
+        if packed and part.dtype not in BYTES:
+            entry = entry.clone(memory_format=torch.contiguous_format).view(torch.float32)  # aligned in its copy
+        elif part.dtype in BYTES if packed else part.dtype == "uint8":
+            entry = entry.to(torch.uint8).view(getattr(torch, part.dtype))
+        entries[key] = entry.reshape(len(obs), *part.shape)
+    return entries

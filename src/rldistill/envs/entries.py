@@ -1,0 +1,58 @@
+"""Observations of several entries: dicts and tuples, also within each other."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rldistill.core.entries import find_entry, join_parts, walk
+from rldistill.core.errors import ConfigError, short_repr
+from rldistill.core.spec import ObsPart, Parts, joined_layout
+from rldistill.envs.checked import obs_dtype
+from rldistill.envs.wrappers import Env
+
+CONTAINERS = (spaces.Dict, spaces.Tuple)
+
+
+def obs_part(env_id: str, space: spaces.Space[Any], name: str = "") -> ObsPart:
+    """Return the part of a space, the entry `name` of a dict; raise ConfigError if it is not supported."""
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return ObsPart((), "int64", (int(space.n),))
+    if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
+        return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return ObsPart(space.shape, obs_dtype(space.dtype))
+    where = f"observations {short_repr(space)}" if not name else f"an observation entry {name!r}, {short_repr(space)}"
+    remedy = "Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict or Tuple of these"
+    if space.is_np_flattenable:
+        remedy = f"{remedy}; or add {{name: FlattenObservation}} to env.wrappers"
+    elif name:
+        remedy = f"Leave it out: add FilterObservation with the other entries as filter_keys to env.wrappers. {remedy}"
+    raise ConfigError(f"env.id: {env_id} has {where}. {remedy}.")
+
+
+def obs_parts(env_id: str, space: spaces.Space[Any]) -> Parts:
+    """Return the parts of a dict or tuple; raise ConfigError for an entry that is not supported."""
+    named = [*walk(space, CONTAINERS)]
+    if len(names := {name for name, _ in named}) < len(named) or not names:
+        raise ConfigError(f"env.id: {env_id} has no entries in its observations, or two of one name. Rename one.")
+    return tuple((name, obs_part(env_id, part, name)) for name, part in named)
+
+
+class FlatDict(gymnasium.ObservationWrapper[NDArray[Any], Any, Any]):
+    """Wrapper that joins the entries of an observation into one array (`core.entries.join_parts`)."""
+
+    def __init__(self, env: Env, name: str) -> None:
+        super().__init__(env)
+        self.parts = obs_parts(name, env.observation_space)
+        size, dtype = joined_layout(self.parts)
+        low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
+        self.observation_space = spaces.Box(low, high, (size,), np.dtype(dtype).type)
+
+    def observation(self, observation: Any) -> NDArray[Any]:
+        """Join the entries."""
+        entries = {key: np.asarray(find_entry(observation, key))[None] for key, _ in self.parts}
+        joined: NDArray[Any] = join_parts(entries, self.parts)[0]
+        return joined
