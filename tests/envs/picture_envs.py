@@ -86,6 +86,7 @@ class Scene(gymnasium.Env[Any, Any]):
             "right": spaces.Box(0, 255, (36, 38, 1), np.uint8),
             "speed": spaces.Box(-1, 1, (3,)),
             "lamps": spaces.MultiBinary(3),
+            "level": spaces.Box(0, 9, (2,), np.uint8),
         }
     )
 

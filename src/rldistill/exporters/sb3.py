@@ -1,16 +1,19 @@
 """Policies as zips of Stable-Baselines3, for fine-tuning there."""
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rldistill.core.entries import join_parts
 from rldistill.core.heads import (
+    MASK,
     ActionHead,
     BernoulliHead,
     CategoricalHead,
@@ -21,15 +24,20 @@ from rldistill.core.heads import (
 )
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
+from rldistill.envs.entries import CONTAINERS, FlatDict
 from rldistill.envs.make import make_env
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface
 from rldistill.io.atomic import write_atomic
-from rldistill.policies.layers import Flat, has_arguments
+from rldistill.policies.layers import Flat, channels_last, has_arguments
 from rldistill.policies.network import NetworkPolicy
+from rldistill.policies.wrappers import ChannelsLastPolicy
+from rldistill.students.multi_input import EntriesLayer
 from rldistill.teachers.sb3.load import load_sb3
+from rldistill.teachers.sb3.spaces import scaled_images
 
 PPO_HEADS = (CategoricalHead, MultiCategoricalHead, BernoulliHead, GaussianHead)
+OTHER_CONVOLUTIONS = "sb3: its convolutions differ from those of SB3's NatureCNN (channels 32, 64, 64"
 NATURE_CNN = ((32, 64, 64), (8, 4, 3), (4, 2, 1), (512,))
 """Channels, kernels, strides and dense layer of the only convolutions that every installation of SB3 has."""
 
@@ -42,19 +50,16 @@ def write_sb3(policy: Policy, env: EnvConfig, path: Path) -> None:
     Raises:
         ExportError: The policy has a layer that SB3's own policies do not have.
     """
-    body, activation = _dense_body(policy)
+    layers = _copied_layers(policy, env)
     assert isinstance(policy, NetworkPolicy)
-    head, config = policy.spec.head, policy.config
-    convolutions = isinstance(body[0], nn.Conv2d)
-    if convolutions and (config.channels, config.kernels, config.strides, config.hidden) != NATURE_CNN:
-        raise ExportError(
-            "sb3: its convolutions differ from those of SB3's NatureCNN (channels 32, 64, 64, hidden 512). Use onnx."
-        )
-    hidden = [] if convolutions else [layer.out_features for layer in body[:-1] if isinstance(layer, nn.Linear)]
-    algorithm = algorithm_of(head)
+    hidden = [layer.out_features for layer in layers.dense[:-1]]
+    algorithm = algorithm_of(policy.spec.head)
     arch: Any = {"DQN": hidden, "SAC": {"pi": hidden, "qf": [256, 256]}, "PPO": {"pi": hidden, "vf": hidden}}[algorithm]
-    model = _new_model(algorithm, env, arch, activation, "CnnPolicy" if convolutions else "MlpPolicy")
-    layers = [layer for layer in body if isinstance(layer, nn.Linear | nn.Conv2d)]
+    options = {"net_arch": arch, "activation_fn": layers.activation}
+    kind = "MultiInputPolicy" if policy.spec.parts else "CnnPolicy" if layers.extractor else "MlpPolicy"
+    if policy.spec.parts and layers.extractor:
+        options["features_extractor_kwargs"] = {"cnn_output_dim": policy.config.picture_features}
+    model = _new_model(algorithm, env, options, kind)
     _copy_layers(algorithm, model.policy, layers, policy)
     write_atomic(path, lambda temporary: _save(model, temporary))
 
@@ -70,29 +75,83 @@ def algorithm_of(head: ActionHead) -> str:
     raise ExportError(f"sb3: no algorithm of SB3 has a {head.kind} head. Use onnx.")
 
 
-def _dense_body(policy: Policy) -> tuple[list[nn.Module], type[nn.Module]]:
-    """Return the layers of a body, copied, the first with the standardization in it, and their activation."""
+@dataclass(frozen=True)
+class _Layers:
+    """Layers of a policy, copied, the first with the standardization in it.
+
+    `extractor` are convolutions with their dense layers, and `dense` the layers behind them with the output.
+    """
+
+    extractor: list[Any]
+    dense: list[Any]
+    activation: type[nn.Module]
+
+
+def _copied_layers(policy: Policy, env: EnvConfig) -> _Layers:
     if type(policy) is not NetworkPolicy or not isinstance(policy.body, nn.Sequential):
-        raise ExportError(f"sb3: SB3 has no {type(policy).__name__}; only linear, mlp and cnn students fit. Use onnx.")
-    if policy.spec.parts:
-        raise ExportError("sb3: the observation is a dict, whose entries SB3 orders by itself. Use onnx.")
+        raise ExportError(
+            f"sb3: SB3 has no {type(policy).__name__}; only linear, mlp, cnn and multi_input students fit. Use onnx."
+        )
     if policy.obs_clip:
         raise ExportError("sb3: standardized observations are clipped, which no layer of SB3 does. Use onnx.")
-    body = [copy.deepcopy(layer) for layer in policy.body if not isinstance(layer, Flat | nn.Flatten)]
+    body = [copy.deepcopy(layer) for layer in policy.body if not isinstance(layer, Flat | nn.Flatten | EntriesLayer)]
     allowed = nn.Linear, nn.Conv2d
     activations = {type(layer) for layer in body if not isinstance(layer, allowed)}
     if policy.num_frozen_layers > 1 or len(activations) > 1:
         raise ExportError(f"sb3: SB3 has no {type(policy.config.features).__name__} features. Use onnx.")
     if any(has_arguments(layer) for layer in body if not isinstance(layer, allowed)):
         raise ExportError("sb3: an activation with arguments or weights is not exported. Use onnx.")
-    first = next((layer for layer in body if isinstance(layer, allowed)), None)
-    if first is None:
-        body = []
-    output = copy.deepcopy(policy.output)
-    target = first or output
-    assert isinstance(target, nn.Linear | nn.Conv2d)
-    _fold(target, policy.obs_mean, policy.obs_std)
-    return [*body, output], next(iter(activations), nn.ReLU)
+    layers: list[Any] = [*(layer for layer in body if isinstance(layer, allowed)), copy.deepcopy(policy.output)]
+    activation, config = next(iter(activations), nn.ReLU), policy.config
+    if policy.spec.parts:
+        extractor, mean, std = _encoders(policy, env)
+        _fold(layers[0], mean, std)
+        return _Layers(extractor, layers, activation)
+    _fold(layers[0], policy.obs_mean, policy.obs_std)
+    if not isinstance(layers[0], nn.Conv2d):
+        return _Layers([], layers, activation)
+    if (config.channels, config.kernels, config.strides, config.hidden) != NATURE_CNN:
+        raise ExportError(f"{OTHER_CONVOLUTIONS}, hidden 512). Use onnx.")
+    return _Layers(layers[:-1], layers[-1:], activation)
+
+
+def _encoders(policy: NetworkPolicy, env: EnvConfig) -> tuple[list[Any], Tensor, Tensor]:
+    """Return the layers for the pictures of a dict, and the moments of what the dense layers take.
+
+    Raises:
+        ExportError: SB3's CombinedExtractor computes something else.
+    """
+    spec, config, body = policy.spec, policy.config, policy.body
+    first = body[0] if isinstance(body, nn.Sequential) else body
+    encoders = dict(zip(first.keys, first.encoders, strict=True)) if isinstance(first, EntriesLayer) else {}
+    space = _dict_env(env).observation_space
+    if MASK in spec.entries:
+        raise ExportError("sb3: MultiInputPolicy has no action mask. Use onnx.")
+    if not isinstance(space, spaces.Dict) or any(isinstance(part, CONTAINERS) for part in space.values()):
+        raise ExportError("sb3: SB3 has no tuples and no dicts within dicts. Use onnx.")
+    last = {channels_last(spec.entries[key].shape) for key in encoders}
+    if {*scaled_images(space)} != {*encoders} or len(last) > 1:
+        raise ExportError(
+            "sb3: SB3 has convolutions for all pictures of bytes from 0 to 255, with channels on one side, and for no "
+            "other entry. Use onnx."
+        )
+    if encoders and (config.channels, config.kernels, config.strides, config.activation) != (*NATURE_CNN[:3], "relu"):
+        raise ExportError(f"{OTHER_CONVOLUTIONS}, activation relu). Use onnx.")
+    layers: list[Any] = []
+    means, stds, start = [], [], 0
+    for key, part in spec.parts:
+        own = slice(start, start := start + part.width)
+        mean, std = policy.obs_mean[own], policy.obs_std[own]
+        if key in encoders:
+            convolutions = _linear_layers(copy.deepcopy(encoders[key]))
+            _fold(convolutions[0], mean[0], std[0])
+            layers += convolutions
+            mean, std = torch.zeros(config.picture_features), torch.ones(config.picture_features)
+        elif part.dtype == "uint8":  # which SB3 does not divide
+            mean, std = 255 * mean, 255 * std
+        means.append(mean)
+        stds.append(std)
+    return layers, torch.cat(means), torch.cat(stds)
 
 
 def _fold(layer: nn.Linear | nn.Conv2d, mean: Tensor, std: Tensor) -> None:
@@ -111,28 +170,31 @@ def _fold(layer: nn.Linear | nn.Conv2d, mean: Tensor, std: Tensor) -> None:
         layer.bias.copy_(layer.bias.double() - shift)
 
 
-def _new_model(algorithm: str, env: EnvConfig, arch: Any, activation: type[nn.Module], kind: str) -> Any:
+def _dict_env(env: EnvConfig) -> Any:
+    """Return the environment with its dict observations, not as one array."""
+    flat = make_env(env).env
+    return flat.env if isinstance(flat, FlatDict) else flat
+
+
+def _new_model(algorithm: str, env: EnvConfig, options: dict[str, Any], kind: str) -> Any:
     import stable_baselines3
 
-    options: dict[str, Any] = {"net_arch": arch, "activation_fn": activation}
     settings: dict[str, Any] = {"policy_kwargs": options, "device": "cpu", "seed": 0}
     if algorithm in ("DQN", "SAC"):
         # Not stored, but `load` makes one of this size: a million pictures, SB3's default, take 56 GB.
-        settings["buffer_size"] = 10_000 if kind == "CnnPolicy" else 100_000
-    return getattr(stable_baselines3, algorithm)(kind, make_env(env), **settings)
+        settings["buffer_size"] = 100_000 if kind == "MlpPolicy" else 10_000
+    return getattr(stable_baselines3, algorithm)(
+        kind, _dict_env(env) if kind == "MultiInputPolicy" else make_env(env), **settings
+    )
 
 
-def _copy_layers(algorithm: str, target: Any, layers: Sequence[Any], policy: NetworkPolicy) -> None:
-    *hidden, output = layers
-    convolutions = isinstance(layers[0], nn.Conv2d)
-    extractor = []
-    if convolutions:
+def _copy_layers(algorithm: str, target: Any, layers: _Layers, policy: NetworkPolicy) -> None:
+    *hidden, output = layers.dense
+    extractor, pairs = [], []
+    if layers.extractor:
         owner = target.q_net if algorithm == "DQN" else target.actor if algorithm == "SAC" else target
         extractor = [*_linear_layers(owner.features_extractor)]
-        pairs = list(zip(extractor, hidden, strict=True))
-        hidden = []
-    else:
-        pairs = []
+        pairs = list(zip(extractor, layers.extractor, strict=True))
     if algorithm == "DQN":
         pairs += zip(_linear_layers(target.q_net.q_net), [*hidden, output], strict=True)
     elif algorithm == "SAC":
@@ -177,16 +239,20 @@ class Sb3Runtime(ExportedPolicy):
         super().__init__(interface)
         algorithm = algorithm_of(interface.spec.head)
         self._model = getattr(stable_baselines3, algorithm).load(path, device="cpu") if trusted else None
-        self._reader = load_sb3(path)
+        reader = load_sb3(path)  # which takes pictures as SB3 transposes them
+        images = reader.spec.transposed_images(interface.spec)
+        self._reader = ChannelsLastPolicy(reader, images) if images else reader
 
     def run(
         self, entries: dict[str, NDArray[Any]], state: NDArray[np.float32] | None
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Return deterministic actions."""
+        spec = self.spec
+        obs = join_parts(entries, spec.parts) if spec.parts else entries["obs"]
         with torch.no_grad():
-            output = self._reader(torch.from_numpy(entries["obs"]))[0]
+            output = self._reader(torch.from_numpy(obs))[0]
         action, params = output.mode().numpy(), output.params.numpy()
         if self._model is not None:
-            action, _ = self._model.predict(entries["obs"], deterministic=True)
+            action, _ = self._model.predict(entries if spec.parts else obs, deterministic=True)
         dtype = np.int64 if self.spec.head.discrete else np.float32
         return np.asarray(action).reshape(-1, *self.interface.action_shape).astype(dtype), params, None
