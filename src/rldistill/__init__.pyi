@@ -2,6 +2,7 @@ from .collection.collect import collect as collect
 from .collection.config import CollectConfig as CollectConfig
 from .collection.relabel import relabel as relabel
 from .core import schedules as schedules
+from .core.entries import split_parts as split_parts
 from .core.errors import ConfigError as ConfigError
 from .core.errors import CorruptArtifactError as CorruptArtifactError
 from .core.errors import MissingExtraError as MissingExtraError
@@ -107,6 +108,7 @@ from .students import Impala as Impala
 from .students import Keras as Keras
 from .students import Linear as Linear
 from .students import Mlp as Mlp
+from .students import MultiInput as MultiInput
 from .students import Ridge as Ridge
 from .students import Tree as Tree
 from .students.budget import fit_budget as fit_budget
