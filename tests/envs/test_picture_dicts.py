@@ -22,6 +22,7 @@ from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant
 from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Views, Wrapper
+from rldistill.data.content import require_content
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.merge import merge
@@ -62,6 +63,10 @@ def env() -> EnvConfig:
 @pytest.fixture
 def teacher(env: EnvConfig) -> Policy:
     return FunctionPolicy(right_side, spec_from_env(env).unmasked)
+
+
+class Mission(spaces.Space[str]):
+    """A space of the user's own, as that of MiniGrid."""
 
 
 def network(env: EnvConfig, seed: int = 0) -> Policy:
@@ -215,6 +220,7 @@ def test_views_of_bytes_and_numbers_are_read_where_they_start(env: EnvConfig, tm
         (spaces.Sequence(spaces.Discrete(3)), "Sequence"),
         (spaces.Graph(spaces.Box(0, 1, (2,)), None), "Graph"),
         (spaces.Text(9), "Text"),
+        (Mission(), "Mission"),
         (spaces.OneOf([spaces.Discrete(2), spaces.Box(0, 1, (2,))]), "OneOf.*FlattenObservation"),
         (spaces.Discrete(3, start=1), "Discrete.*FlattenObservation"),
     ],
@@ -239,6 +245,29 @@ def test_a_float_in_the_place_of_bytes_is_refused(env: EnvConfig, monkeypatch: p
     monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "camera": seen(self)["camera"] / 255})
     with pytest.raises(SpecMismatchError, match="the entry 'camera' has fractions, but its space has uint8"):
         make_env(env).reset(seed=0)
+
+
+def test_a_picture_of_another_shape_is_refused(env: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Desk._seen
+    monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "camera": seen(self)["camera"].transpose(2, 0, 1)})
+    with pytest.raises(SpecMismatchError, match=r"the entry 'camera' does not fit: its shape is \(3, 10, 12\)"):
+        make_env(env).reset(seed=0)
+
+
+def test_nan_beside_pictures_is_refused(env: EnvConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = collect(env, network(env), SMALL, tmp_path / "whole")
+    entry = Manifest.read(tmp_path / "whole").blocks[0]
+    block = Manifest.read(tmp_path / "whole").read_block(entry)
+    start = 3 + 252 + 360 + 4 * 2 + 2
+    block.columns["obs"][5, start : start + 4] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+    with pytest.raises(ValueError, match="obs holds NaN"):
+        require_content(block.columns, data.spec, None, 2)
+    seen = Desk._seen
+    monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "pose": np.full(2, np.nan)})
+    with pytest.raises(SpecMismatchError, match="its obs is NaN or infinite"):
+        collect(env, FunctionPolicy(lambda obs: 0, spec_from_env(env).unmasked), SMALL, tmp_path / "broken")
+    findings = check_env(env, short=True).findings
+    assert findings[0].problem == "NaN or infinite numbers", findings
 
 
 def test_students_of_one_picture_name_the_student_for_several(env: EnvConfig) -> None:

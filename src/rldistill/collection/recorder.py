@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.entries import is_finite
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
@@ -135,8 +136,9 @@ class BlockRecorder:
             parts["kind"].append(np.repeat(np.array([LEAD, STEP, FINAL], np.int8), counts))
             parts["slot"].append(np.full(sum(counts), slot, np.int16))
         columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-        for name in (*self._sides, "reward"):
-            if columns[name].dtype.kind == "f" and not np.isfinite(columns[name]).all():
+        finite = {name: is_finite(columns[name], getattr(self._views, side)) for name, side in self._sides.items()}
+        for name, is_valid in (finite | {"reward": bool(np.isfinite(columns["reward"]).all())}).items():
+            if not is_valid:
                 raise SpecMismatchError(f"env: its {name} is NaN or infinite in some steps. Clip it with a wrapper.")
         return Block(columns, obs_hash(obs))
 

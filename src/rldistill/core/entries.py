@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rldistill.core.spec import BYTES, Obs, Parts, PolicySpec, joined_layout, part_sizes
+from rldistill.core.spec import BYTES, Obs, Parts, PolicySpec, part_sizes
 
 
 def walk(value: Any, containers: tuple[type[Any], ...], name: str = "") -> Iterator[tuple[str, Any]]:
@@ -40,12 +40,11 @@ def find_entry(observation: Any, name: str) -> Any:
     raise KeyError(name)
 
 
-def join_parts(entries: Mapping[str, Any], parts: Parts) -> NDArray[Any]:
-    """Return the entries of dict observations, `[B, ...]` each, as one array `[B, N]`.
+def join_parts(entries: Mapping[str, Any], parts: Parts, dtype: str) -> NDArray[Any]:
+    """Return the entries of dict observations, `[B, ...]` each, as one array `[B, N]`: float32, or uint8 for the bytes.
 
     Raise TypeError for fractions in the place of bytes, which were scaled and would become zeros.
     """
-    _, dtype = joined_layout(parts)
     arrays = []
     for key, part in parts:
         array = np.asarray(entries[key])
@@ -56,10 +55,10 @@ def join_parts(entries: Mapping[str, Any], parts: Parts) -> NDArray[Any]:
     return np.concatenate(arrays, 1)
 
 
-def join_tensors(entries: Mapping[str, Tensor], parts: Parts) -> Tensor:
+def join_tensors(entries: Mapping[str, Tensor], spec: PolicySpec) -> Tensor:
     """Return the entries of dict observations as one tensor `[B, N]`, as `join_parts`."""
-    device = next(iter(entries.values())).device
-    return torch.from_numpy(join_parts({key: entries[key].cpu().numpy() for key, _ in parts}, parts)).to(device)
+    arrays = {key: entries[key].cpu().numpy() for key, _ in spec.parts}
+    return torch.from_numpy(join_parts(arrays, spec.parts, spec.obs_dtype)).to(next(iter(entries.values())).device)
 
 
 def flat_values(obs: Obs, spec: PolicySpec) -> Tensor:
@@ -69,6 +68,12 @@ def flat_values(obs: Obs, spec: PolicySpec) -> Tensor:
             return obs
         obs = split_parts(obs, spec)
     return torch.cat([obs[key].reshape(len(obs[key]), -1).float() for key, _ in spec.parts], 1)
+
+
+def is_finite(obs: NDArray[Any], spec: PolicySpec) -> bool:
+    """Return True if no number of the observations `[B, ...]` is NaN or infinite."""
+    entries = split_parts(torch.from_numpy(obs), spec).values() if spec.parts else (torch.from_numpy(obs),)
+    return all(bool(entry.isfinite().all()) for entry in entries if entry.is_floating_point())
 
 
 def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.entries import is_finite
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
 from rldistill.data.blocks import ACTORS, FINAL, LEAD, STEP, Columns, next_rows
@@ -31,6 +32,9 @@ def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec
     for name, dtype in _dtypes(spec, teacher_spec, columns).items():
         if columns[name].dtype != dtype:
             raise ValueError(f"{name} is of {columns[name].dtype}, expected {dtype}")
+    for name, own in (("obs", spec), ("teacher_obs", teacher_spec)):
+        if own is not None and not is_finite(columns[name], own):  # of a dict, which may be stored as bytes
+            raise ValueError(f"{name} holds NaN or infinite numbers")
     limits = {"kind": len((STEP, LEAD, FINAL)), "actor": len(ACTORS), "slot": slots}
     for name in (*COUNTS, "kind", "actor"):
         column = columns[name]

@@ -8,7 +8,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rldistill.core.entries import find_entry, join_parts, walk
-from rldistill.core.errors import ConfigError, short_repr
+from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.spec import ObsPart, Parts, joined_layout
 from rldistill.envs.checked import obs_dtype
 from rldistill.envs.wrappers import Env
@@ -24,9 +24,11 @@ def obs_part(env_id: str, space: spaces.Space[Any], name: str = "") -> ObsPart:
         return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return ObsPart(space.shape, obs_dtype(space.dtype))
-    where = f"observations {short_repr(space)}" if not name else f"an observation entry {name!r}, {short_repr(space)}"
+    is_flat = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.OneOf)
+    kind = short_repr(space) if is_flat else f"{type(space).__name__} of any size"
+    where = f"an entry {name!r} in its observations, {kind}" if name else f"observations {kind}"
     remedy = "Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict or Tuple of these"
-    if space.is_np_flattenable:
+    if is_flat:
         remedy = f"{remedy}; or add {{name: FlattenObservation}} to env.wrappers"
     elif name:
         remedy = f"Leave it out: add FilterObservation with the other entries as filter_keys to env.wrappers. {remedy}"
@@ -47,12 +49,16 @@ class FlatDict(gymnasium.ObservationWrapper[NDArray[Any], Any, Any]):
     def __init__(self, env: Env, name: str) -> None:
         super().__init__(env)
         self.parts = obs_parts(name, env.observation_space)
-        size, dtype = joined_layout(self.parts)
-        low, high = (0, 255) if dtype == "uint8" else (-np.inf, np.inf)
-        self.observation_space = spaces.Box(low, high, (size,), np.dtype(dtype).type)
+        size, self.dtype = joined_layout(self.parts)
+        low, high = (0, 255) if self.dtype == "uint8" else (-np.inf, np.inf)
+        self.observation_space = spaces.Box(low, high, (size,), np.dtype(self.dtype).type)
 
     def observation(self, observation: Any) -> NDArray[Any]:
         """Join the entries."""
         entries = {key: np.asarray(find_entry(observation, key))[None] for key, _ in self.parts}
-        joined: NDArray[Any] = join_parts(entries, self.parts)[0]
+        for key, part in self.parts:
+            if part.is_picture and entries[key].shape[1:] != part.shape:
+                found = f"its shape is {entries[key].shape[1:]}, in its space {part.shape}"
+                raise SpecMismatchError(f"env: the entry {key!r} does not fit: {found}. Correct the one or the other.")
+        joined: NDArray[Any] = join_parts(entries, self.parts, self.dtype)[0]
         return joined

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import computed_field
 from rich.table import Table
 
-from rldistill.core.entries import split_parts
+from rldistill.core.entries import is_finite, split_parts
 from rldistill.core.errors import ConfigError, RLDistillError, error_text
 from rldistill.core.heads import MASK
 from rldistill.core.spec import EnvConfig, PolicySpec
@@ -187,7 +187,7 @@ class _Check:
     def check_observations(self, env: Env, spec: PolicySpec, observations: list[NDArray[Any]]) -> None:
         space = env.observation_space
         array = np.stack(observations)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not is_finite(array, spec):
             self.add("error", "observations", "NaN or infinite numbers", "Return finite numbers")
         elif isinstance(space, gymnasium.spaces.Box):
             if array.dtype != space.dtype:

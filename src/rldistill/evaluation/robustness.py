@@ -183,10 +183,10 @@ def noisy(policy: Policy, scale: Tensor, generator: torch.Generator) -> ObsTrans
         if values.dtype == torch.uint8:
             return (values + noise).round_().clamp_(0, 255).to(torch.uint8)
         values = values + noise.to(values.dtype)
-        if values.shape == obs.shape:
+        if obs.dtype != torch.uint8:
             return torch.where(pixels.to(obs.device), values.clamp(0, 255), values)
         values = torch.where(pixels.to(obs.device), values.round().clamp(0, 255), values)
-        return join_tensors(split_parts(values, spec), spec.parts)
+        return join_tensors(split_parts(values, spec), spec)
 
     return ObsTransformPolicy(policy, add_noise)
 

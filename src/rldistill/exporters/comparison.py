@@ -128,7 +128,7 @@ def _with_values(base: Tensor, values: NDArray[Any], spec: PolicySpec) -> Tensor
             obs[:, start:stop] = base[:, start:stop]
         start = stop
     packed = spec.parts and spec.obs_dtype == "uint8"
-    return join_tensors(split_parts(obs, spec), spec.parts) if packed else obs
+    return join_tensors(split_parts(obs, spec), spec) if packed else obs
 
 
 class Difference(Document):

@@ -248,7 +248,7 @@ class Sb3Runtime(ExportedPolicy):
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32] | None]:
         """Return deterministic actions."""
         spec = self.spec
-        obs = join_parts(entries, spec.parts) if spec.parts else entries["obs"]
+        obs = join_parts(entries, spec.parts, spec.obs_dtype) if spec.parts else entries["obs"]
         with torch.no_grad():
             output = self._reader(torch.from_numpy(obs))[0]
         action, params = output.mode().numpy(), output.params.numpy()

@@ -138,7 +138,7 @@ class Agent:
         except KeyError as error:
             known = ", ".join(named_values(obs))
             raise SpecMismatchError(f"act: the observation has no entry {error}, only {known}") from None
-        return join_parts(entries, spec.parts)
+        return join_parts(entries, spec.parts, spec.obs_dtype)
 
 
 def _array(obs: Any, part: ObsPart, name: str, batched: bool) -> NDArray[Any]:

@@ -35,7 +35,7 @@ class ActionMaskedPolicy(PolicyWrapper):
         if not inner.parts:
             output, state = self.policy(entries["obs"].to(getattr(torch, inner.obs_dtype)), state)
         else:
-            output, state = self.policy(join_tensors(entries, inner.parts), state)
+            output, state = self.policy(join_tensors(entries, inner), state)
         return output.masked(mask), state
 
 

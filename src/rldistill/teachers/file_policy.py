@@ -104,4 +104,4 @@ def synthetic_observations(spec: PolicySpec, count: int) -> Tensor:
     if not spec.parts:
         return entries[0]
     named = {key: entry.numpy() for (key, _), entry in zip(spec.parts, entries, strict=True)}
-    return torch.from_numpy(join_parts(named, spec.parts))
+    return torch.from_numpy(join_parts(named, spec.parts, spec.obs_dtype))

@@ -102,7 +102,7 @@ def _observations(where: str, found: Any, rows: int, spec: PolicySpec) -> NDArra
         key: _numbers(f"{where}: observations: {key}", found.get(key, ()), (rows, *part.shape), part.dtype, part.nvec)
         for key, part in spec.parts
     }
-    return join_parts(entries, spec.parts)
+    return join_parts(entries, spec.parts, spec.obs_dtype)
 
 
 def _actions(where: str, found: Any, steps: int, head: ActionHead) -> NDArray[Any]:
