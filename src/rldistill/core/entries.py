@@ -72,8 +72,12 @@ def flat_values(obs: Obs, spec: PolicySpec) -> Tensor:
 
 def is_finite(obs: NDArray[Any], spec: PolicySpec) -> bool:
     """Return True if no number of the observations `[B, ...]` is NaN or infinite."""
-    entries = split_parts(torch.from_numpy(obs), spec).values() if spec.parts else (torch.from_numpy(obs),)
-    return all(bool(entry.isfinite().all()) for entry in entries if entry.is_floating_point())
+    if not spec.parts or obs.dtype != np.uint8:
+        return obs.dtype.kind != "f" or bool(np.isfinite(obs).all())
+    arrays = np.split(obs, np.cumsum(part_sizes(spec.parts, True))[:-1], axis=1)
+    pairs = zip(arrays, spec.parts, strict=True)
+    numbers = (np.ascontiguousarray(array).view(np.float32) for array, (_, part) in pairs if part.dtype not in BYTES)
+    return all(bool(np.isfinite(array).all()) for array in numbers)
 
 
 def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
