@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from rldistill.envs.wrappers import FlatDict
+from rldistill.core.spec import ObsPart
+from rldistill.envs.entries import FlatDict
 from rldistill.teachers.training.dqn import SteppingVecEnv
 
 GOALS = ("achieved_goal", "desired_goal")
@@ -22,7 +23,7 @@ class HindsightReplay(HerReplayBuffer):
     def __init__(
         self, buffer_size: int, observation_space: spaces.Box, action_space: spaces.Space[Any], **settings: Any
     ) -> None:
-        sizes = {key: math.prod(part.shape or ()) for key, part in goal_parts(settings["env"]).items()}
+        sizes = {key: math.prod(part.shape) for key, part in goal_parts(settings["env"]).items()}
         self._ends = np.cumsum([*sizes.values()])[:-1]
         parts = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
         super().__init__(buffer_size, parts, action_space, **settings)
@@ -44,11 +45,11 @@ class HindsightReplay(HerReplayBuffer):
         return dict(zip(self.observations, np.split(obs, self._ends, axis=1), strict=True))
 
 
-def goal_parts(vector: SteppingVecEnv) -> dict[str, spaces.Space[Any]]:
+def goal_parts(vector: SteppingVecEnv) -> dict[str, ObsPart]:
     """Return the entries of the observations; raise ValueError if the environment has no goals."""
     env = getattr(vector.env.group, "envs", [None])[0]
     inner = getattr(env, "env", None)
-    parts = inner.space if isinstance(inner, FlatDict) else {}
+    parts = dict(inner.parts) if isinstance(inner, FlatDict) else {}
     if not all(key in parts for key in GOALS) or not env.has_wrapper_attr("compute_reward"):
         raise ValueError(
             "HerReplayBuffer needs an environment with goals: observations with achieved_goal and desired_goal, and a "

@@ -154,7 +154,6 @@ def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: in
         raise ConfigError(
             f"env.id: the images are {space.shape}, expected channels first. Transpose them in a wrapper."
         )
-    spec = spec_from_env(env)
     if spec.parts and spec.obs_dtype == "uint8":
         raise ConfigError(
             f"env.id: {env.id} has pictures in dict observations, from which `train` does not learn. Use a zip of "
