@@ -75,18 +75,19 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
              "rounds": (50_000, 2, 24_000), "many": (60_000, 16, 14_992, 30), "fit": PIXELS},
     # Found by evolution strategies: it never falls, unlike the PPO agent above.
     "Walker": {"id": "BipedalWalker-v3", "module": "estool:walker@estool/biped.pepg.1.96.best.json",
-               "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+               "episodes": 60, "steps": 40_000, "rounds": (16_000, 8, 5_000, 10), "fit": PATIENT | {"epochs": 30}},
     "Hardcore": {"id": "BipedalWalkerHardcore-v3", "module": "estool:walker@estool/bipedhard.256.16.v4.json",
-                 "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
+                 "episodes": 60, "steps": 40_000, "rounds": (16_000, 8, 5_000, 10), "fit": PATIENT | {"epochs": 30}},
     "Walker2d": {"id": "Walker2d-v5", "module": f"{EXPERT}/Walker2d.safetensors", "episodes": 60, "seeds": 3,
                  "steps": 40_000, "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
     # Trained on version 2, whose observations also have the contact forces of the world, which are 0.
     "Ant": {"id": "Ant-v5", "module": f"{EXPERT}/Ant.safetensors", "episodes": 60, "seeds": 3, "steps": 40_000,
             "views": {"teacher": [{"name": "PadObservation", "kwargs": {"segments": [[27, 6, 0], [78, 0, 0]]}}]},
             "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
-    **{f"MT10-{task}": {"id": "metaworld_tasks:make", "kwargs": {"task": task}, "episodes": 60, "steps": 16_000,
-                        "module": f"metaworld_tasks:{task.replace('-', '_')}", "rounds": (8_000, 4, 2_000),
-                        "fit": PATIENT | {"epochs": 30, "batch_size": 64, "learning_rate": 3e-3}} for task in MT10},
+    **{f"MT10-{task}": {"id": "metaworld_tasks:make", "kwargs": {"task": task, "horizon": 250}, "episodes": 60,
+                        "module": f"metaworld_tasks:{task.replace('-', '_')}", "steps": 16_000,
+                        "rounds": (8_000, 4, 2_000),
+                        "fit": PATIENT | {"batch_size": 128, "learning_rate": 3e-3}} for task in MT10},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]

@@ -29,12 +29,12 @@ class SeededTask(gymnasium.Wrapper[Any, Any, Any, Any]):
     only reward, 1, so that the mean return is the success rate.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, horizon: int) -> None:
         env.seeded_rand_vec, env._freeze_rand_vec, env._set_task_called = True, False, True
         if env._partially_observable:
             env._partially_observable = False
             del env.sawyer_observation_space  # a cached property that depends on it
-        super().__init__(TimeLimit(env, env.max_path_length))
+        super().__init__(TimeLimit(env, horizon))
         self.observation_space = env.sawyer_observation_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
@@ -50,9 +50,9 @@ class SeededTask(gymnasium.Wrapper[Any, Any, Any, Any]):
         return obs, float(success), success, truncated, info
 
 
-def make(task: str = "reach-v3", render_mode: str | None = None) -> SeededTask:
-    """Return a task by its name."""
-    return SeededTask(ALL_V3_ENVIRONMENTS[task](render_mode=render_mode))
+def make(task: str = "reach-v3", horizon: int = 500, render_mode: str | None = None) -> SeededTask:
+    """Return a task by its name, with at most `horizon` steps in an episode."""
+    return SeededTask(ALL_V3_ENVIRONMENTS[task](render_mode=render_mode), horizon)
 
 
 def expert(task: str) -> Callable[[NDArray[Any]], NDArray[Any]]:

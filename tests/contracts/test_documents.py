@@ -20,7 +20,7 @@ AGENTS = {
     "bipedalwalker.yaml": ("estool/biped.pepg.1.96.best.json", "zoo/biped.pepg.1.96.best.json"),
 }
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
-PACKAGES = {"metaworld.yaml": "metaworld", "swimmer.yaml": "mujoco", "swimmer-ppo.yaml": "mujoco"}
+PACKAGES = {"metaworld.yaml": "metaworld", "double-pendulum.yaml": "mujoco", "double-pendulum-ppo.yaml": "mujoco"}
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
 # Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
@@ -33,7 +33,7 @@ PONG = [
     *EVALUATED,
 ]
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
-PPO_TEACHERS = ("cartpole", "lunarlander", "bipedalwalker", "swimmer")
+PPO_TEACHERS = ("cartpole", "lunarlander", "bipedalwalker", "double-pendulum")
 SMALLER = {
     "pong.yaml": PONG,
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
@@ -42,7 +42,7 @@ SMALLER = {
     "pong-basic.yaml": ["collect.steps=160"],
     "bipedalwalker.yaml": ["collect.steps=160"],
     "metaworld.yaml": ["collect.steps=160"],
-    "swimmer.yaml": ["collect.steps=160"],
+    "double-pendulum.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],

@@ -15,6 +15,7 @@ doctor = command_group(invoke_without_command=True, no_args_is_help=False)
 PACKAGES = ("rldistill", "torch", "gymnasium", "ale-py", "stable-baselines3", "sb3-contrib", "numpy", "pyarrow")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("mujoco",),
+    "robots": ("metaworld",),
     "box2d": ("Box2D",),
     "driving": ("highway_env",),
     "keras": ("keras",),

@@ -34,7 +34,7 @@ THIRD_PARTY = {
     ),
     "panda_gym": (r"Panda.*", "panda-gym"),
     "mo_gymnasium": (r"mo-.*", "mo-gymnasium"),
-    "metaworld": (r"Meta-World/.*", "metaworld"),
+    "metaworld": (r"Meta-World/.*", "rldistill[robots]"),
     "flappy_bird_gymnasium": (r"FlappyBird-.*", "flappy-bird-gymnasium"),
     "pybullet_envs_gymnasium": (r".*Bullet(Env)?-.*", "pybullet-envs-gymnasium"),
 }  # fmt: skip
