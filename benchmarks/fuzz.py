@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import random
 import sys
@@ -32,8 +33,12 @@ from rldistill.data.blocks import read_block
 from rldistill.data.manifest import Manifest
 from rldistill.data.minari.read import _Metadata, _Source
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.evaluate import evaluate
+from rldistill.evaluation.results import Evaluation
 from rldistill.io.atomic import read_foreign_json, write_json
 from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting import write_report
 from rldistill.run.config import load_run
 from rldistill.students import Mlp
 from rldistill.students.features import Fourier
@@ -48,7 +53,7 @@ VALUES = (
     "0", "\x00", "\ud800", "\x1b[31m", "[/b]", "é" * 200, "a:b", "os:abort", "../../x",
     [], [[]], {}, {"": None}, [0] * 300, {"type": "mlp"},
 )  # fmt: skip
-KEYS = ("", "x", "type", "id", "name", "kwargs", "path", "env", "config", "policy", "features", "a:b", "\x1b")
+KEYS = ("", "x", "\ud800", "type", "id", "name", "kwargs", "path", "env", "config", "policy", "features", "a:b", "\x1b")
 
 
 @dataclass
@@ -249,6 +254,22 @@ def sb3_json(folder: Path) -> Fuzzer:
     return Fuzzer("sb3_json", attempt)
 
 
+def results(folder: Path) -> Fuzzer:
+    """Return the fuzzer of `evaluation.json`, with a hash that fits, up to the report."""
+    config = EvaluateConfig(episodes=3, videos=False)
+    policies = {"teacher": teacher(), "student": Mlp((2,)).build(spec_from_env(CARTPOLE)).eval()}
+    evaluate(CARTPOLE, policies, config, folder, progress=False)
+    path = folder / "evaluation.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+
+    def attempt(rng: random.Random) -> None:
+        write(path, mutate(document, rng, rng.choice((1, 2, 4))))
+        print(Evaluation.read(path), file=io.StringIO())
+        write_report(folder)
+
+    return Fuzzer("results", attempt)
+
+
 PARSERS: dict[str, Callable[[Path], Fuzzer]] = {
     "run_file": run_file,
     "policy_json": policy_json,
@@ -256,6 +277,7 @@ PARSERS: dict[str, Callable[[Path], Fuzzer]] = {
     "blocks": blocks,
     "minari": minari,
     "sb3_json": sb3_json,
+    "results": results,
 }
 
 

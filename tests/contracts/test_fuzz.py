@@ -24,7 +24,7 @@ def _load() -> Any:
     return module
 
 
-@pytest.mark.parametrize("parser", ["run_file", "policy_json", "manifest", "blocks", "minari", "sb3_json"])
+@pytest.mark.parametrize("parser", ["run_file", "policy_json", "manifest", "blocks", "minari", "sb3_json", "results"])
 def test_parser_raises_errors_of_ours_only(parser: str) -> None:
     if parser == "minari":
         pytest.importorskip("minari", reason="needs the extra minari")

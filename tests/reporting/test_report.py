@@ -215,7 +215,10 @@ def test_pareto_front_by_hand() -> None:
 
 def test_of_very_many_episodes_some_are_drawn(run: Path, evaluation: dict[str, Any]) -> None:
     assert "Only a part of the episodes has a dot" not in write_report(run).read_text()
-    evaluation["policies"]["random"]["runs"][0]["returns"] = [20.0] * 1_300
+    evaluation["episodes"] = 1_300
+    for name, entry in evaluation["policies"].items():
+        for own in entry["runs"]:
+            own["returns"] = [20.0 if name == "random" else 400.0] * 1_300
     write_json(run / "evaluation.json", evaluation)
     text = write_report(run).read_text()
     assert text.count("<title>20.00</title>") == 434  # every third: ceil(1,300 / 3)
@@ -290,7 +293,7 @@ def test_curve_cut_by_a_kill_is_drawn(run: Path) -> None:
 def test_odd_evaluations_make_a_report_too(run: Path, evaluation: dict[str, Any]) -> None:
     teacher, student, random = (evaluation["policies"][name] for name in ("teacher", "small-mlp", "random"))
     nothing = {"normalized": None}
-    same = {"runs": [{"training_seed": None, "returns": [1e6]}], "mean": {"value": 1e6, "ci95": [1e6, 1e6]}}
+    same = {"runs": [{"training_seed": None, "returns": [1e6, 1e6]}], "mean": {"value": 1e6, "ci95": [1e6, 1e6]}}
     continuous = {"agreement": None, "action_rmse": 0.125}
     for policies in (
         {"teacher": teacher, "random": random},

@@ -63,3 +63,30 @@ def test_pipeline_works_in(place: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / "runs" / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_dataset_behind_a_link_is_used_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(RUN, encoding="utf-8")
+    (tmp_path / "my_teacher.py").write_text(TEACHER)
+    dataset = tmp_path / "runs" / "run" / "dataset"
+
+    def call(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "rldistill", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    assert call("collect", "run.yaml")[0] == 0
+    dataset.rename(tmp_path / "elsewhere")
+    dataset.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere" / "manifest.json").read_bytes()
+    assert call("run", "run.yaml", "--resume")[0] == 0
+    assert call("dataset", "check", str(dataset))[0] == 0
+    assert dataset.is_symlink()
+    assert (tmp_path / "elsewhere" / "manifest.json").read_bytes() == before
+    for target in ("nowhere", "runs/run/dataset"):  # a dangling link, and one that leads to itself
+        dataset.unlink()
+        dataset.symlink_to(tmp_path / target)
+        code, text = call("collect", "run.yaml", "--resume")
+        assert code == 2
+        assert text.strip().splitlines()[-1].startswith("error: ")

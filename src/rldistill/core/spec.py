@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +12,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
-from rldistill.core.errors import SpecMismatchError, short_repr
+from rldistill.core.errors import SpecMismatchError, error_text, short_repr
 from rldistill.core.fields import Stored, validated_dataclass
 from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 
@@ -28,6 +29,19 @@ def _require_dtype(name: str) -> str:
     return name
 
 
+def _require_json(kwargs: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(kwargs, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # no file could store them
+        raise ValueError(
+            f"found {short_repr(kwargs)}, expected text, finite numbers, and lists and mappings of these, as in JSON "
+            f"({error_text(error)}). To pass others, name a function (module:function) that makes it with them."
+        ) from None
+    return kwargs
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_require_json)]
+"""Keyword arguments of a class or function, as a file stores them."""
 Dtype = Annotated[str, AfterValidator(_require_dtype)]
 Head = Annotated[ActionHead, Stored(lambda kind, **sizes: HEADS[kind](**sizes), kind=HeadKind)]
 
@@ -50,7 +64,7 @@ class Wrapper:
     """Name of a wrapper, of `gymnasium.wrappers` or `module:Class`, and its keyword arguments."""
 
     name: str
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    kwargs: Arguments = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"{self.name} {short_repr(self.kwargs)}" if self.kwargs else self.name
@@ -92,7 +106,7 @@ class EnvConfig:
     """
 
     id: str
-    kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    kwargs: Arguments = field(default_factory=dict, hash=False)
     wrappers: tuple[Wrapper, ...] = ()
     views: Views | None = None
 

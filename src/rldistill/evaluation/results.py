@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import MinLen
 from pydantic import Field, model_validator
 from rich.table import Table
 
@@ -20,11 +21,14 @@ REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy"
 """Columns, and columns of the notes, that a terminal has no space for."""
 
 
+Latency = Annotated[dict[Annotated[str, Field(pattern="^p(50|99)$")], float], MinLen(2)]
+
+
 class RunReturns(Record):
     """Returns of one policy, episode by episode, and its further metrics (None: the episode does not report it)."""
 
     training_seed: int | None
-    returns: list[float]
+    returns: Annotated[list[float], MinLen(1)]
     metrics: dict[str, list[float | None]] = Field(default_factory=dict)
 
 
@@ -73,7 +77,7 @@ class PolicyResult(Record):
     """
 
     kind: PolicyKind
-    runs: list[RunReturns]
+    runs: Annotated[list[RunReturns], MinLen(1)]
     distinct_episodes: int
     distinct_runs: int
     mean: Estimate
@@ -91,8 +95,8 @@ class PolicyResult(Record):
     bytes: int | None
     macs: int | None
     activations: int | None
-    latency_us: dict[str, float] | None
-    batch_latency_us: dict[str, dict[str, float]] | None
+    latency_us: Latency | None
+    batch_latency_us: dict[str, Latency] | None
     env_steps: int
     non_inferiority: NonInferiorityResult | None
     fidelity: Fidelity | None
@@ -139,7 +143,7 @@ class Evaluation(Result):
     episodes: int
     seeds: list[int]
     versions: dict[str, Any]
-    profile_at: list[float]
+    profile_at: Annotated[list[float], MinLen(1)]
     warnings: dict[str, str]
     policies: dict[str, PolicyResult]
     efficiency: dict[str, Efficiency]
@@ -148,9 +152,14 @@ class Evaluation(Result):
     advice: ClassVar[str] = "Run `rldistill evaluate` again."
 
     @model_validator(mode="after")
-    def _require_teacher(self) -> Evaluation:
+    def _require_consistent(self) -> Evaluation:
         if "teacher" not in self.policies:
             raise ValueError("no policy is a teacher")
+        for name, entry in self.policies.items():
+            if any(len(run.returns) != self.episodes for run in entry.runs):
+                raise ValueError(f"policies.{name}.runs: expected {self.episodes} returns in each")
+            if {len(part) for _, part in entry.profile} != {len(self.profile_at)}:
+                raise ValueError(f"policies.{name}.profile: expected {len(self.profile_at)} values, as in profile_at")
         return self
 
     @classmethod

@@ -106,6 +106,11 @@ def load_yaml(text: str, loader: type[yaml.SafeLoader]) -> Any:
         parser.dispose()
 
 
+def is_unicode(text: str) -> bool:
+    """Return False for text with lone surrogates, which no file and no terminal can hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
     """Return the number of entries below a node, counting those of an alias each time."""
     if id(node) not in counts:
@@ -113,6 +118,8 @@ def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
         if not isinstance(node, yaml.CollectionNode) and len(node.value) > 1_000 and not node.tag.endswith(":str"):
             problem = f"a number of {len(node.value):,} digits"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and not is_unicode(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "text that is no valid Unicode", node.start_mark)
         parts = node.value if isinstance(node, yaml.CollectionNode) else ()
         children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
         counts[id(node)] = 1 + sum(_count_entries(child, counts) for child in children)
