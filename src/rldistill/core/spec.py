@@ -69,10 +69,10 @@ class Wrapper:
     def __str__(self) -> str:
         return f"{self.name} {short_repr(self.kwargs)}" if self.kwargs else self.name
 
-    @property
-    def has_small_kwargs(self) -> bool:
-        """True if the arguments are few and small; those of an untrusted file could fill the memory."""
-        return len(self.kwargs) <= 8 and all(_is_small(value) for value in self.kwargs.values())
+
+def are_small(kwargs: Mapping[str, Any]) -> bool:
+    """Return True if arguments are few and small; those of an untrusted file could fill the memory."""
+    return len(kwargs) <= 8 and all(_is_small(value) for value in kwargs.values())
 
 
 def _is_small(value: Any, limit: float = 1e5) -> bool:

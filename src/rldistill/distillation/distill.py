@@ -103,7 +103,7 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
         empty_tree(cast(Tree, student), losses, spec)
     elif fit == "closed_form":
         require_solvable(losses, spec.head)
-        student.build(solvable_spec(spec))
+        build_student(student, solvable_spec(spec))
     else:
         terms = policy_terms(config.losses)
         require_comparable(terms, spec.head, student_spec(spec, terms).head, has_value=True)

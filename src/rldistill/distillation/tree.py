@@ -17,6 +17,7 @@ from rldistill.distillation.ridge import solvable_spec
 from rldistill.distillation.tree_alternating import LeafFn, LossFn, Nodes, improve_splits
 from rldistill.losses import ActionNLL, AdvantageMSE, AnyLoss, ForwardKL, GapWeightedNLL
 from rldistill.losses.objective import default_temperature
+from rldistill.students.student import build_student
 from rldistill.students.tree import SHARE_EPSILON, Tree, TreePolicy
 
 ROWS_PER_BATCH = 4_096
@@ -101,7 +102,7 @@ def empty_tree(student: Tree, losses: tuple[AnyLoss, ...], spec: PolicySpec) -> 
     spec = solvable_spec(spec)
     if spec.head.action_values:  # a tree has choices, not their values
         spec = dataclasses.replace(spec, head=spec.head.as_kind("categorical"))
-    policy = dataclasses.replace(student, nodes=0).build(spec)
+    policy = build_student(dataclasses.replace(student, nodes=0), spec)
     assert isinstance(policy, TreePolicy)
     return policy
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.fields import Stored
-from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper
+from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper, are_small
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 from rldistill.exporters.comparison import Difference
 from rldistill.exporters.config import FLOAT_FORMATS
@@ -65,10 +65,10 @@ class EnvRecord(Document):
         if code := [name for name in (self.id, *(wrapper.name for wrapper in wrappers)) if ":" in name]:
             raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
         for wrapper in wrappers:  # others may write videos, or call a function
-            if wrapper.name not in VIEWS or not wrapper.has_small_kwargs:
+            if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
                 raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
         for key, value in self.kwargs.items():  # a text may name a file, and a large number fill the memory
-            if not Wrapper("", {key: value}).has_small_kwargs or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
+            if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
                 raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
         return EnvConfig(self.id, self.kwargs, wrappers)
 

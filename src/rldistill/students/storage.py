@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
-from rldistill.core.spec import PolicySpec, joined_layout
+from rldistill.core.spec import PolicySpec, are_small, joined_layout
 from rldistill.io.atomic import CHANGED, Document, read_json, read_value, write_atomic, write_json
 from rldistill.io.tensors import content_hash
 from rldistill.io.untrusted import require_regular
@@ -69,7 +69,7 @@ class PolicyDocument(Document):
     @model_validator(mode="after")
     def _consistent(self) -> PolicyDocument:
         for wrapper in self.spec.view:
-            if wrapper.name not in VIEWS or not wrapper.has_small_kwargs:
+            if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
                 known = ", ".join(VIEWS)
                 raise ValueError(
                     f"spec.view: {wrapper.name} is not allowed; a policy may name {known} with short arguments"

@@ -1,9 +1,14 @@
 """Capabilities that the configuration of a student declares."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from rldistill.core.errors import ConfigError
+import torch
+from torch import Tensor
+
+from rldistill.core.errors import ConfigError, RLDistillError, error_text, failure, user_code
+from rldistill.core.heads import MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 
@@ -55,4 +60,40 @@ def build_student(student: Student, spec: PolicySpec) -> NetworkPolicy:
             f"students: {name} is recurrent, but the initial_state of its policy is None. Return the state at the "
             "start of an episode, [B, ...]."
         )
+    own = next((part for part in (student, getattr(student, "features", None)) if part and _is_of_user(part)), None)
+    if own is not None:
+        _probe(policy, own)
     return policy
+
+
+def _is_of_user(part: object) -> bool:
+    return not type(part).__module__.startswith("rldistill.")
+
+
+def _probe(policy: NetworkPolicy, own: Any) -> None:
+    """Raise ConfigError, with the line, if a network with code of the user fails for a batch of two observations."""
+    spec, name = policy.spec, f"students: {type(own).__name__}"
+    obs = {
+        key: torch.full((2, *part.shape), key == MASK, dtype=getattr(torch, part.dtype))
+        for key, part in spec.entries.items()
+    }
+    training = policy.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # so that weights and data are those without it
+            output = policy.eval()(obs.get("", obs), policy.initial_state(2))[0]
+    except RLDistillError:
+        raise
+    except Exception as error:
+        if user_code(error) is not None:
+            problem = failure(error)
+        else:  # layers of PyTorch that do not fit together: the place is where they are made
+            code = type(own).build.__code__
+            place = f"build: {Path(code.co_filename).name}, line {code.co_firstlineno}"
+            problem = f"{type(error).__name__}: {error_text(error)} ({place})"
+        raise ConfigError(f"{name}: its network failed: {problem}. Correct its layers.") from error
+    finally:
+        policy.train(training)
+    found, expected = getattr(output, "params", None), (2, spec.head.num_params)
+    if not isinstance(found, Tensor) or found.shape != expected or not found.is_floating_point():
+        shape = f"{found.dtype} of {list(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+        raise ConfigError(f"{name}: its network returns {shape}, expected float32 of {list(expected)}. Correct it.")

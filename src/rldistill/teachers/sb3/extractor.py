@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import import_name
-from rldistill.core.spec import Obs, PolicySpec, Wrapper
+from rldistill.core.spec import Obs, PolicySpec, are_small
 from rldistill.io.state_dicts import load_weights
 from rldistill.io.user_code import wrap_errors
 from rldistill.policies.actor_critic import Actor, ActorPolicy
@@ -43,7 +43,7 @@ class Extractor:
         cls = import_name(self.reference, FIELD)
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise ConfigError(f"{FIELD}: {self.reference} is no subclass of torch.nn.Module. Name one that is.")
-        if not Wrapper(self.reference, self.kwargs).has_small_kwargs:  # a file could ask for layers of any size
+        if not are_small(self.kwargs):  # a file could ask for layers of any size
             raise RebuildError(f"features_extractor_kwargs {self.kwargs}; only a few numbers and short texts are read")
         with wrap_errors(f"teacher: {self.reference}"):
             module: nn.Module = cls(self.space, **self.kwargs)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
-from rldistill.core.spec import FramePipeline, Wrapper
+from rldistill.core.spec import FramePipeline, Wrapper, are_small
 from rldistill.io.untrusted import load_yaml, read_regular
 
 NORMALIZERS = ("vecnormalize.pkl", "vec_normalize.pkl")
@@ -221,10 +221,9 @@ def _wrappers(value: Any, path: Path | None) -> tuple[list[Wrapper], dict[str, A
         if ours == "ResizeObservation":
             shape = kwargs["shape"]
             kwargs = {**kwargs, "shape": [shape, shape] if isinstance(shape, int) else list(shape)}
-        wrapper = Wrapper(ours, kwargs)
-        if not wrapper.has_small_kwargs:
+        if not are_small(kwargs):
             raise UntrustedFileError(f"{found}; expected smaller numbers.")
-        view.append(wrapper)
+        view.append(Wrapper(ours, kwargs))
     return view, atari
 
 
