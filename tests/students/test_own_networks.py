@@ -81,7 +81,7 @@ def test_failing_student_is_refused_with_its_line(name: str, tmp_path: Path, mon
             Tree(features=own.MyFeatures()),
         ):
             with pytest.raises(
-                ConfigError, match=r"^students: MyFeatures: its network " + problem.format(name=name, line=22)
+                ConfigError, match=r"^students: MyFeatures: its network " + problem.format(name=name, line=21)
             ):
                 require_fit(student, DistillConfig(), q_spec(CARTPOLE))
 
