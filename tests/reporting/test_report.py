@@ -335,7 +335,8 @@ def test_scales_by_hand() -> None:
 def test_shipped_evaluations_are_read(path: Path) -> None:
     evaluation = Evaluation.read(path)
     assert evaluation.teacher.mean.value > evaluation.policies["random"].mean.value
-    assert verdict(evaluation) == "No student was evaluated."
+    # A teacher in half precision was compared with its weights of before, as a student.
+    assert verdict(evaluation).startswith(("No student was evaluated.", "The student float32 keeps 95%"))
 
 
 def test_each_student_has_its_colour(evaluation: dict[str, Any]) -> None:
