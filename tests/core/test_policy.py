@@ -14,7 +14,7 @@ from rldistill.core.errors import SpecMismatchError
 from rldistill.core.fields import Stored
 from rldistill.core.heads import CategoricalHead, DeterministicHead, GaussianHead, MultiCategoricalHead, QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Wrapper
+from rldistill.core.spec import FramePipeline, ObsPart, PolicySpec, Wrapper, are_small
 
 HEAD = CategoricalHead((2,))
 BOX = DeterministicHead(low=(-1.0, 0.0), high=(1.0, 9.0))
@@ -99,7 +99,7 @@ def test_specs_are_read_as_they_were_written(spec: PolicySpec) -> None:
     ],
 )
 def test_arguments_of_wrappers_are_small_or_not(kwargs: dict[str, Any], small: bool) -> None:
-    assert Wrapper("name", kwargs).has_small_kwargs == small
+    assert are_small(kwargs) == small
 
 
 def test_rows_of_an_output_have_no_features() -> None:
