@@ -46,6 +46,8 @@ from rldistill.students.budget import costs, fit_budget
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.python import FunctionPolicy
+from rldistill.teachers.training.config import TrainConfig
+from rldistill.teachers.training.train import train_teacher
 
 from .picture_envs import SPACE, Desk, Scene, right_side
 
@@ -245,6 +247,21 @@ def test_a_float_in_the_place_of_bytes_is_refused(env: EnvConfig, monkeypatch: p
     monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "camera": seen(self)["camera"] / 255})
     with pytest.raises(SpecMismatchError, match="the entry 'camera' has fractions, but its space has uint8"):
         make_env(env).reset(seed=0)
+
+
+def test_other_layouts_are_refused(env: EnvConfig) -> None:
+    spec = spec_from_env(env)
+    dataclasses.replace(spec, obs_shape=spec.flat_shape, obs_dtype="float32")
+    for shape, dtype in ((spec.obs_shape, "float32"), (spec.flat_shape, "uint8"), ((3, 4), "float32")):
+        with pytest.raises(SpecMismatchError, match="obs_shape: expected uint8 of"):
+            dataclasses.replace(spec, obs_shape=shape, obs_dtype=dtype)
+
+
+@pytest.mark.slow
+def test_training_of_sb3_names_the_alternatives(env: EnvConfig, tmp_path: Path) -> None:
+    env = dataclasses.replace(env, kwargs={"keys": ["camera", "pose"]})
+    with pytest.raises(ConfigError, match=r"pictures in dict observations, from which `train` does not learn"):
+        train_teacher(env, TrainConfig("PPO", 100), tmp_path / "teacher", progress=False)
 
 
 def test_a_picture_of_another_shape_is_refused(env: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,9 @@ def _describe(path: Path) -> dict[str, Any]:
         "steps": manifest.num_steps,
         "rounds": len({block.round for block in manifest.blocks}),
         "blocks": len(manifest.blocks),
-        "observations": f"{manifest.spec.obs_dtype}{list(manifest.spec.obs_shape)}",
+        "observations": ", ".join(
+            f"{key} {part.dtype}{list(part.shape)}".strip() for key, part in manifest.spec.entries.items()
+        ),
         "labels": manifest.spec.head.kind,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "exact": all(block.exact for block in manifest.blocks),

@@ -180,6 +180,10 @@ class PolicySpec:
     def __post_init__(self) -> None:
         if max(math.prod(self.obs_shape), sum(part.width for part in self.entries.values())) > MAX_OBS_VALUES:
             raise SpecMismatchError(f"obs_shape: more than {MAX_OBS_VALUES:,} values. Use a smaller space.")
+        (size, dtype), found = joined_layout(self.parts), (self.obs_shape, self.obs_dtype)
+        if self.parts and found not in (((size,), dtype), (self.flat_shape, "float32")):
+            expected = f"{dtype} of {(size,)} for the entries of a dict"
+            raise SpecMismatchError(f"obs_shape: expected {expected}, found {self.obs_dtype} of {self.obs_shape}")
 
     @classmethod
     def from_parts(cls, parts: Parts, head: ActionHead) -> PolicySpec:

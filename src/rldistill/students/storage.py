@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
 from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
-from rldistill.core.spec import PolicySpec, are_small, joined_layout
+from rldistill.core.spec import PolicySpec, are_small
 from rldistill.io.atomic import CHANGED, Document, read_json, read_value, write_atomic, write_json
 from rldistill.io.tensors import content_hash
 from rldistill.io.untrusted import require_regular
@@ -74,9 +74,6 @@ class PolicyDocument(Document):
                 raise ValueError(
                     f"spec.view: {wrapper.name} is not allowed; a policy may name {known} with short arguments"
                 )
-        spec, (size, dtype) = self.spec, joined_layout(self.spec.parts)
-        if spec.parts and (spec.obs_shape, spec.obs_dtype) not in (((size,), dtype), (spec.flat_shape, "float32")):
-            raise ValueError(f"spec.obs_shape: expected {dtype} of ({size},) for the entries of a dict observation")
         if unknown := [*(self.obs_clip.keys() - self.spec.entries.keys())]:
             raise ValueError(f"obs_clip: {unknown[0]!r} is no entry of the observation")
         return self

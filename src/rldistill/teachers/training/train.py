@@ -157,7 +157,7 @@ def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: in
     if spec.parts and spec.obs_dtype == "uint8":
         raise ConfigError(
             f"env.id: {env.id} has pictures in dict observations, from which `train` does not learn. Use a zip of "
-            "SB3's MultiInputPolicy as teacher, or the recipe ppo with a multi_input student."
+            "SB3's MultiInputPolicy as teacher, or the recipe from_scratch with a multi_input student."
         )
     policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     device = resolve_device(config.device, "train.device")
