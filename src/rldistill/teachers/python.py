@@ -190,8 +190,7 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     `predict`, or a function from one observation to an action. The last two are called with the mask of the
     environment if they have a parameter `action_masks`; the spec has no mask, and other policies are restricted to
     legal actions. A function with a parameter `deterministic`, such as SB3's `predict`, returns its mode; a `predict`
-    with a parameter `state` is recurrent if it returns a state.
-    Raise the errors of `load_policy`.
+    with a parameter `state` is recurrent if it returns a state. Raise the errors of `load_policy`.
     """
     name, _, weights = reference.partition("@")
     factory: Callable[..., Any] = import_name(name, "teacher")
