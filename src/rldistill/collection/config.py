@@ -20,6 +20,11 @@ class CollectConfig:
         epsilon: Probability of a uniformly random action.
         beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
         mixture: Draw the acting policy once an episode, or at each step.
+        label_every: Label every k-th step of an episode in which the student acts, and learn from these steps alone.
+            Where the teacher acts, its action is the label. For slow teachers.
+        teacher_timeout: Largest number of seconds of one call of the teacher; a longer one ends the collection, which
+            --resume continues. Use a small `block_steps` with it, since finished blocks are kept. C code that never
+            returns ends the process, 10 s later.
         sample: Sample the actions of a stochastic policy instead of taking their mode.
         features: Store the last hidden layer of the teacher.
         teacher_obs: Store the observations of the teacher, if they differ from those of the student.
@@ -36,12 +41,19 @@ class CollectConfig:
     epsilon: Fraction = 0.0
     beta: Fraction = 1.0
     mixture: Literal["episode", "step"] = "episode"
+    label_every: Positive = 1
+    teacher_timeout: PositiveFloat | None = None
     sample: bool = False
     features: bool = False
     teacher_obs: bool = False
     gamma: Fraction = 0.99
     memory_gb: PositiveFloat = 8.0
     device: Device = "cpu"
+
+    @property
+    def sparse(self) -> bool:
+        """True if some steps have no label."""
+        return self.label_every > 1 and self.beta < 1
 
     @property
     def block_lengths(self) -> list[int]:

@@ -10,37 +10,69 @@ from rldistill.core.entries import is_finite
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
-from rldistill.data.blocks import FINAL, LEAD, STEP, Block, Columns
+from rldistill.data.blocks import FINAL, LABELED, LEAD, STEP, Block, Columns
 from rldistill.envs.vector import Step
 from rldistill.envs.views import ObservationViews
 from rldistill.policies.agent import StatefulPolicy
 
 
 class TeacherLabeler:
-    """Labels of the teacher for every observation of a block and for every next observation."""
+    """Labels of the teacher for every observation of a block and for every next observation.
 
-    def __init__(self, teacher: StatefulPolicy, features: bool = False) -> None:
-        self.teacher, self.features = teacher, features
+    No state has two labels: that after a block is `following`, which is `first` in the next block.
+
+    Args:
+        teacher: The teacher.
+        features: True to keep its last hidden layer.
+        sparse: True to label some observations only, and no next observations.
+        first: Label of the first observations, if there is one.
+    """
+
+    def __init__(
+        self,
+        teacher: StatefulPolicy,
+        features: bool = False,
+        sparse: bool = False,
+        first: PolicyOutput | None = None,
+    ) -> None:
+        self.teacher, self.features, self.sparse, self.num_labels = teacher, features, sparse, 0
+        self.following: PolicyOutput | None = None
+        self._first = first
         self._labels: list[PolicyOutput] = []
+        self._labeled: list[NDArray[np.bool_]] = []
         self._last_labels: dict[int, tuple[NDArray[np.int64], PolicyOutput]] = {}
 
-    def label(self, obs: NDArray[Any]) -> PolicyOutput:
-        """Label the observations of the slots and keep the recurrent state."""
-        self._labels.append(self.teacher.step(obs))
-        return self._labels[-1]
+    def label(self, obs: NDArray[Any], rows: NDArray[np.int64] | None = None) -> PolicyOutput:
+        """Label the observations of the slots, or of some `rows` alone, and keep the recurrent state."""
+        output, self._first = self._first, None
+        if output is None:
+            output = self.teacher.step(obs, rows)
+            self.num_labels += len(obs if rows is None else rows)
+        self._labels.append(output)
+        labeled = np.ones(len(obs), bool) if rows is None else np.isin(np.arange(len(obs)), rows)
+        self._labeled.append(labeled)
+        return output
 
     def end(self, step: Step) -> None:
         """Label the last observations of the episodes that ended with a step, and reset the state of their slots."""
-        if len(step.ended):
+        if len(step.ended) and self.sparse:
+            self.teacher.reset(step.ended)
+        elif len(step.ended):
             # In a full batch, because the results of a forward pass depend on the size of its batch.
             obs = step.obs.copy()
             obs[step.ended] = step.last_obs
-            self._last_labels[len(self._labels) - 1] = step.ended, self.teacher.evaluate(obs)
+            self._last_labels[len(self._labels) - 1] = step.ended, self.teacher.evaluate(obs, step.ended)
+            self.num_labels += len(step.ended)
             self.teacher.reset(step.ended)
 
     def columns(self, obs: NDArray[Any]) -> Columns:
         """Return the columns of labels, `[slots, T, ...]`; `obs` are the observations after the last step."""
-        outputs = [*self._labels, self.teacher.evaluate(obs)]
+        if self.sparse:
+            return self._sparse_columns()
+        after = self.teacher.evaluate(obs)
+        self.num_labels += len(obs)
+        self.following = after if self.teacher.state is None else None  # whose state would have to advance
+        outputs = [*self._labels, after]
         columns: Columns = {}
         for attribute, name in (("params", "teacher"), ("value", "value")):
             if getattr(outputs[0], attribute) is None:
@@ -51,10 +83,24 @@ class TeacherLabeler:
                 next_labels[ended, row] = getattr(output, attribute).numpy()[ended]
             columns |= {name: labels[:, :-1], f"next_{name}": next_labels}
         if self.features:
-            if outputs[0].features is None:
-                raise SpecMismatchError("collect.features: the teacher has no features. Set features: false.")
-            columns["features"] = _stack(outputs, "features")[:, :-1]
+            columns["features"] = _features(outputs)[:, :-1]
         return columns
+
+    def _sparse_columns(self) -> Columns:
+        """Return the labels, with zeros where there is none, and the column that distinguishes them."""
+        labeled = np.stack(self._labeled, 1)
+        columns = {"teacher": _stack(self._labels, "params")}
+        if self.features:
+            columns["features"] = _features(self._labels)
+        for column in columns.values():
+            column[~labeled] = 0
+        return columns | {"next_teacher": np.zeros_like(columns["teacher"]), LABELED: labeled}
+
+
+def _features(outputs: list[PolicyOutput]) -> NDArray[Any]:
+    if outputs[0].features is None:
+        raise SpecMismatchError("collect.features: the teacher has no features. Set features: false.")
+    return _stack(outputs, "features")
 
 
 def _stack(outputs: list[PolicyOutput], attribute: str) -> NDArray[Any]:

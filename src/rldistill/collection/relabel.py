@@ -14,7 +14,7 @@ from rldistill.collection.recorder import TeacherLabeler
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import SIDES, PolicySpec, Side, Wrapper
-from rldistill.data.blocks import LABELS, STEP, Block, BlockKey, Columns, next_rows
+from rldistill.data.blocks import LABELED, LABELS, STEP, Block, BlockKey, Columns, next_rows
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, open_derived, store_block
@@ -90,7 +90,7 @@ def _labeled_blocks(before: Manifest, teacher: Policy, features: bool) -> Iterat
         stateful = StatefulPolicy(teacher, before.rounds[number].envs_per_stream)
         for entry in entries:
             block, labeler = before.read_block(entry), TeacherLabeler(stateful, features)
-            columns = {name: column for name, column in block.columns.items() if name not in LABELS}
+            columns = {name: column for name, column in block.columns.items() if name not in (*LABELS, LABELED)}
             for obs, step in _replay(columns, before.spec):
                 labeler.label(obs)
                 labeler.end(step)

@@ -6,8 +6,9 @@ import os
 import pickle
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.recorder import BlockRecorder, TeacherLabeler, obs_hash
+from rldistill.collection.time_limit import TimeLimitedPolicy
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy, PolicyOutput, on_device
 from rldistill.core.spec import EnvConfig, Side
@@ -32,12 +34,15 @@ from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.processes import UNGUARDED, end_with_parent, has_unguarded_script
-from rldistill.io.progress import Progress
+from rldistill.io.progress import Progress, set_note
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
+Report = Callable[[int, int], None]
+"""Receiver of numbers of further steps and labels."""
 CHECK_INTERVAL_S = 2.0
 """Time between two checks for workers that were stopped."""
+REPORT_INTERVAL_S = 0.25
 MIN_EPSILON = 0.01
 """Least exploration in a deterministic environment: 160 seeds of Pong with equal actions gave 29 distinct episodes."""
 
@@ -80,6 +85,8 @@ class Stream:
     def __init__(self, job: CollectJob, number: int) -> None:
         self.job, self.config, self.number = job, job.config, number
         self.policies: dict[str, StatefulPolicy] = {}
+        self.report: Report = _ignore
+        self._label: PolicyOutput | None = None
 
     def run(self) -> Iterator[BlockEntry | None]:
         """Play and write the missing blocks; yield the entry of each, and None while the environments are stepping."""
@@ -91,6 +98,7 @@ class Stream:
                     complete.append(
                         read_block(folder / key.file, ["slot", "kind", "episode", "step", "action", "ended"])
                     )
+                    self.report(length * self.config.envs_per_stream, 0)
                     yield block_entry(folder, key, complete[-1])
                     continue
                 exact = bool(self.policies) or self._resume(env, complete)
@@ -146,14 +154,17 @@ class Stream:
             if policy is not None:
                 state = torch.from_numpy(states[side]) if side in states else None
                 own = self.job.views.policy_on(side, policy)
+                if side == "teacher" and self.config.teacher_timeout is not None:
+                    own = TimeLimitedPolicy(own, self.config.teacher_timeout)
                 self.policies[side] = StatefulPolicy(own, slots, state, self.job.device)
         return exact
 
     def _play(self, env: SeededVectorEnv, number: int, length: int) -> Generator[None, None, Block]:
         rng = block_generator(self.job.seed, "collect", self.job.round, self.number, number)
-        labeler = TeacherLabeler(self.policies["teacher"], self.config.features)
+        labeler = TeacherLabeler(self.policies["teacher"], self.config.features, self.config.sparse, self._label)
         recorder = BlockRecorder(labeler, self.job.views, self.obs, self.config.teacher_obs)
         act = partial(self._act, env, recorder, rng, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        reported = 0
         for result in islice(env.rollout(self.obs, act), 2 * length):
             if result is None:
                 yield
@@ -164,7 +175,12 @@ class Stream:
             self.age, self.obs = np.where(done, 0, self.age + 1), step.obs
             if "student" in self.policies:
                 self.policies["student"].reset(step.ended)
-        return recorder.block(self.obs)
+            self.report(len(done), labeler.num_labels - reported)
+            reported = labeler.num_labels
+        block = recorder.block(self.obs)
+        self.report(0, labeler.num_labels - reported)
+        self._label = labeler.following
+        return block
 
     def _act(
         self,
@@ -180,15 +196,19 @@ class Stream:
             return to_env_action(output.sample(torch_rng) if self.config.sample else output.mode())
 
         # Every draw is made, used or not, so that no draw depends on an earlier choice.
-        action = select(recorder.labeler.label(obs))
-        actor = np.full(len(obs), TEACHER, np.int8)
+        actor, rows = np.full(len(obs), TEACHER, np.int8), None
         if "student" in self.policies:
-            by_student = select(self.policies["student"].step(obs))
             draws = rng.random(len(obs))
             if self.config.mixture == "episode":
                 seeds = [self._episode_seed(slot, int(episode)) for slot, episode in enumerate(env.episode)]
                 draws = np.array([np.random.default_rng([seed, 1]).random() for seed in seeds])
             actor[draws >= self.config.beta] = STUDENT
+        if self.config.sparse:
+            due = (self.age + np.arange(len(obs))) % self.config.label_every == 0
+            rows = np.flatnonzero(due | (actor == TEACHER))
+        action = select(recorder.labeler.label(obs, rows))
+        if "student" in self.policies:
+            by_student = select(self.policies["student"].step(obs))
             action[actor == STUDENT] = by_student[actor == STUDENT]
         explores = rng.random(len(obs)) < self.config.epsilon
         if self.config.epsilon:
@@ -201,22 +221,64 @@ class Stream:
 
 def run_streams(job: CollectJob, progress: Progress) -> list[BlockEntry]:
     """Run all streams of a job; return the entries of their blocks in the order of their keys."""
-    config, entries = job.config, list[BlockEntry]()
-    total = sum(config.block_lengths) * config.envs_per_stream * config.num_streams
+    config = job.config
     streams = [Stream(job, number) for number in range(config.num_streams)]
-    for entry in _in_turns(job, streams) if config.workers == 1 else _in_processes(job, streams):
-        entries.append(entry)
-        progress.update(sum(entry.steps for entry in entries), total)
+    meter = _Meter(progress, sum(config.block_lengths) * config.envs_per_stream * config.num_streams, config.sparse)
+    run = _in_turns if config.workers == 1 else _in_processes
+    entries = [*run(job, streams, meter.add)]
+    meter.show()
     return sorted(entries, key=lambda entry: entry.file)
 
 
-def _in_turns(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
+class _Meter:
+    """Steps and labels so far, which are shown from time to time."""
+
+    def __init__(self, progress: Progress, total: int, shows_labels: bool) -> None:
+        self.progress, self.total, self.shows_labels = progress, total, shows_labels
+        self.steps = self.labels = 0
+        self.shown_at = self.started = time.monotonic()
+
+    def add(self, steps: int, labels: int) -> None:
+        self.steps, self.labels = self.steps + steps, self.labels + labels
+        if time.monotonic() - self.shown_at > REPORT_INTERVAL_S:
+            self.show()
+
+    def show(self) -> None:
+        self.shown_at = time.monotonic()
+        rate = self.labels / max(self.shown_at - self.started, 1e-9)
+        set_note(self.progress, f"{self.labels:,} labels, {rate:.3g} labels/s" if self.shows_labels else "")
+        self.progress.update(self.steps, self.total)
+
+
+def _ignore(steps: int, labels: int) -> None:
+    """Report nothing."""
+
+
+def _in_turns(job: CollectJob, streams: list[Stream], report: Report) -> Iterator[BlockEntry]:
+    for stream in streams:
+        stream.report = report
     with inference_threads(1), on_device(job.device, job.teacher, job.student):
         yield from take_turns(stream.run() for stream in streams)
 
 
+_counts: Any = None
+"""Steps and labels of all workers, in memory that they share."""
+
+
+def _begin_worker(counts: Any) -> None:
+    global _counts
+    _counts = counts
+    end_with_parent()
+
+
+def _count(steps: int, labels: int) -> None:
+    with _counts.get_lock():
+        _counts[0] += steps
+        _counts[1] += labels
+
+
 def _run_alone(stream: Stream) -> list[BlockEntry]:
-    return [*_in_turns(stream.job, [stream])]
+    return [*_in_turns(stream.job, [stream], _count)]
 
 
 def _is_stopped(pid: int) -> bool:
@@ -227,7 +289,7 @@ def _is_stopped(pid: int) -> bool:
         return False
 
 
-def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry]:
+def _in_processes(job: CollectJob, streams: list[Stream], report: Report) -> Iterator[BlockEntry]:
     try:
         pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
@@ -236,7 +298,8 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
             "module, or set workers: 1."
         ) from None
     context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    with ProcessPoolExecutor(job.config.workers, context, end_with_parent) as pool:
+    counts, reported = context.Array("q", 2), (0, 0)
+    with ProcessPoolExecutor(job.config.workers, context, _begin_worker, (counts,)) as pool:
         # The new processes inherit the handler: Ctrl-C reaches this process alone, which then stops them. Only the main
         # thread can set handlers.
         in_main_thread = threading.current_thread() is threading.main_thread()
@@ -250,6 +313,9 @@ def _in_processes(job: CollectJob, streams: list[Stream]) -> Iterator[BlockEntry
             stopped = set[int]()
             while pending:
                 done, pending = wait(pending, CHECK_INTERVAL_S, FIRST_COMPLETED)
+                now = counts[0], counts[1]
+                report(now[0] - reported[0], now[1] - reported[1])
+                reported = now
                 for future in done:
                     yield from future.result()
                 workers = [process for process in multiprocessing.active_children() if process not in others]

@@ -28,6 +28,8 @@ ACTORS = ("teacher", "student", "random")
 STEP, LEAD, FINAL = range(3)
 """Kinds of rows: a step, a frame before the block, and a next observation."""
 LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
+LABELED = "labeled"
+"""Column that is False for steps without a label; there is none if all steps have one."""
 RESUME = "`rldistill collect FILE --resume`"
 BROKEN = f"not a complete block ({{}}). Delete it, and collect it again: {RESUME}."
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rldistill.core.entries import is_finite
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import ACTORS, FINAL, LEAD, STEP, Columns, next_rows
+from rldistill.data.blocks import ACTORS, FINAL, LABELED, LEAD, STEP, Columns, next_rows
 
 FLAGS = ("terminated", "truncated", "ended")
 COUNTS = ("slot", "episode", "step")
@@ -17,7 +17,12 @@ COUNTS = ("slot", "episode", "step")
 def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec | None, slots: int) -> None:
     """Raise ValueError if the columns of a block are not those of `spec`, or hold impossible numbers."""
     shapes = _shapes(spec, teacher_spec)
-    optional = {"value": (), "next_value": (), "features": columns.get("features", np.zeros((1, 1))).shape[1:]}
+    optional = {
+        "value": (),
+        "next_value": (),
+        LABELED: (),
+        "features": columns.get("features", np.zeros((1, 1))).shape[1:],
+    }
     for name in [*shapes, *columns]:
         if name not in columns:
             raise ValueError(f"the column {name} is missing")
@@ -66,6 +71,8 @@ def _dtypes(spec: PolicySpec, teacher_spec: PolicySpec | None, columns: Columns)
     dtypes = {"obs": spec.obs_dtype, **dict.fromkeys(FLAGS, "bool")}
     if teacher_spec is not None:
         dtypes["teacher_obs"] = teacher_spec.obs_dtype
+    if LABELED in columns:
+        dtypes[LABELED] = "bool"
     numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features")
     return dtypes | {name: "float32" for name in numbers if name in columns}
 

@@ -23,11 +23,12 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELS, STEP, Columns, next_rows
+from rldistill.data.blocks import LABELED, LABELS, STEP, Columns, next_rows
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import BlockEntry, Manifest, dataset_folder
 
 HELDOUT_FRACTION = 0.1
+EVERY_LABEL = "collect.label_every: {} needs the label of each step. Set label_every: 1."
 BATCHED = ("action", "reward", "return_to_go", "terminated", *LABELS)
 """Columns of a batch."""
 
@@ -46,6 +47,7 @@ class Dataset:
         heldout: Mask `[N]` of the transitions in held-out episodes. Equal episodes are on the same side.
         num_steps: Environment steps that the data took.
         memory_gb: Limit for observations in memory.
+        sparse: True if steps without a label are left out, so that the steps of an episode do not follow one another.
     """
 
     spec: PolicySpec
@@ -56,6 +58,7 @@ class Dataset:
     heldout: NDArray[np.bool_]
     num_steps: int
     memory_gb: float = np.inf
+    sparse: bool = False
 
     @classmethod
     def read(
@@ -97,8 +100,14 @@ class Dataset:
         row, next_row = columns.pop("row"), columns.pop("next_row")
         episodes = episode_rows(columns)
         columns["return_to_go"] = _returns_to_go(columns, episodes, gamma)
-        num_steps = sum(block.steps for _, _, block in blocks)
-        return cls(spec, columns, obs, row, next_row, _heldout(columns, episodes), num_steps, memory_gb)
+        num_steps, heldout = sum(block.steps for _, _, block in blocks), _heldout(columns, episodes)
+        labeled = columns.pop(LABELED)
+        if sparse := not labeled.all():
+            columns = {name: column[labeled] for name, column in columns.items()}
+            row, next_row, heldout = row[labeled], next_row[labeled], heldout[labeled]
+            if len(np.unique(heldout)) < 2:
+                raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
+        return cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb, sparse)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -107,6 +116,11 @@ class Dataset:
     def num_episodes(self) -> int:
         """Number of episodes, unfinished ones included."""
         return int(self.columns["episode"].max()) + 1
+
+    def require_every_label(self, reader: str | None) -> None:
+        """Raise ConfigError if some steps have no label and are left out, but `reader` needs all."""
+        if self.sparse and reader is not None:
+            raise ConfigError(EVERY_LABEL.format(reader))
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the rows of at most `count` transitions, evenly spread over all."""
@@ -193,6 +207,7 @@ def _read_columns(blocks: Sequence[tuple[int, Manifest, BlockEntry]], obs: NDArr
         steps = np.flatnonzero(kind == STEP)
         rows = {"row": start + steps, "next_row": start + next_rows(kind, part.pop("ended"))}
         source = np.tile([number, block.round, block.stream], (len(steps), 1))
+        part.setdefault(LABELED, np.ones(len(part_obs), bool))
         parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
         start += len(part_obs)
     # Datasets of the same spec may differ in features and values.

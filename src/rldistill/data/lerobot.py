@@ -54,6 +54,7 @@ def export_lerobot(source: Path | str, folder: Path | str, fps: int = 30, progre
     if os.path.lexists(target):
         raise ConfigError(f"{folder}: the folder exists. Choose another one, or delete it.")
     data, manifest = Dataset.read([Path(source)]), Manifest.read(Path(source))
+    data.require_every_label("LeRobot")
     temporary = target.with_name(f".{os.getpid()}.tmp.{target.name}")
     try:
         with stage_progress(progress, "export", "steps") as report:

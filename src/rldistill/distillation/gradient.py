@@ -18,7 +18,7 @@ from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
 from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, spread
+from rldistill.distillation.prepare import IMAGES_PER_BATCH, frozen_features, prepare, reader_of_every_label, spread
 from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
@@ -93,6 +93,7 @@ class Trainer:
         initial: NetworkPolicy | None = None,
     ) -> None:
         self.dataset, self.config, self.seed, self.warm_start = dataset, config, seed, initial is not None
+        dataset.require_every_label(reader_of_every_label(student, config))
         self.terms = with_temperatures(config.losses, dataset.spec.head, dataset.action_gap, dataset.advantage_scale)
         heads = {term.loss.student_head for term in self.terms}
         if heads <= {"value", "features"}:

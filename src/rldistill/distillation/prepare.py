@@ -10,8 +10,12 @@ from torch import Tensor
 from rldistill.core.entries import split_parts
 from rldistill.core.spec import BYTES, PolicySpec
 from rldistill.data.dataset import Dataset
+from rldistill.distillation.config import DistillConfig
+from rldistill.losses import BellmanTarget
 from rldistill.policies.encoding import encode, encoded_moments, moments_shape
 from rldistill.policies.network import NetworkPolicy
+from rldistill.students import AnyStudent
+from rldistill.students.student import capability
 
 SAMPLE_SIZE = 5_000
 """Observations from which features are computed and by which pixels are standardized."""
@@ -19,6 +23,13 @@ IMAGES_PER_BATCH = 512
 MAX_PICTURES = 1_024
 """Pictures of a dict from which the moments of pixels are computed."""
 ROWS_PER_BATCH = 1 << 14
+
+
+def reader_of_every_label(student: AnyStudent, config: DistillConfig) -> str | None:
+    """Return the part of a fit that takes the steps of an episode in order, if there is one."""
+    if capability(student, "recurrent"):
+        return "a recurrent student"
+    return "bellman_target" if any(isinstance(term.loss, BellmanTarget) for term in config.losses) else None
 
 
 def prepare(policy: NetworkPolicy, dataset: Dataset) -> None:

@@ -76,6 +76,7 @@ def labels_of(dataset: Dataset, losses: tuple[AnyLoss, ...]) -> tuple[Tensor, li
     head = dataset.spec.head
     teacher = PolicyOutput(head, torch.from_numpy(dataset.columns["teacher"]))
     if isinstance(loss := losses[0], BellmanTarget):
+        dataset.require_every_label("bellman_target")
         usable = dataset.columns["action"][:, None] == np.arange(head.num_params)
         if not (present := usable[~dataset.heldout].any(0)).all():
             raise ConfigError(

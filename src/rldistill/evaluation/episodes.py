@@ -225,7 +225,7 @@ def _play(
         if query is not None and teacher is not None:
             counted = np.flatnonzero(playing != NO_EPISODE)
             rows, episode = torch.from_numpy(counted), playing[counted]
-            seen, label = views.select("student", obs)[counted], teacher.step(obs).rows(rows)
+            seen, label = views.select("student", obs)[counted], teacher.step(obs, counted).rows(rows)
             query.receive(ComparedStep(seen, output.rows(rows), label, episode, out.lengths[episode - out.first]))
         return to_env_action(action)
 

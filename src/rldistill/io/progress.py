@@ -66,6 +66,7 @@ class _Display:
         self.started = self.last_line = time.monotonic()
         self.finished = -1  # the total at the end; a task may turn out to have more
         self.first: tuple[float, int] | None = None
+        self.note = ""
 
     def update(self, done: int, total: int, score: float | None = None) -> None:
         now = time.monotonic()
@@ -79,11 +80,11 @@ class _Display:
         if now - self.started < MIN_DURATION_S:
             return
         if sys.stderr.isatty():
-            self.show_bar(done, total, ", ".join(filter(None, [rate_text, score_text])))
+            self.show_bar(done, total, ", ".join(filter(None, [rate_text, self.note, score_text])))
         elif self.finished < total and (done >= total or now - self.last_line >= LINE_INTERVAL_S):
             self.last_line, self.finished = now, total if done >= total else self.finished
             left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
-            details = ", ".join(filter(None, [rate_text, left, score_text]))
+            details = ", ".join(filter(None, [rate_text, left, self.note, score_text]))
             text = f"{self.title}: {done:,}/{total:,} {self.unit}" + f" ({details})" * bool(details)
             print(text, file=sys.stderr, flush=True)
 
@@ -96,7 +97,26 @@ class _Display:
             more = TextColumn("{task.fields[details]}", markup=False), TimeRemainingColumn()
             self.bar = self.stack.enter_context(Progress(*columns, *more, console=Console(stderr=True)))
             self.task = self.bar.add_task(self.title, total=None, details="")
-        self.bar.update(self.task, completed=done, total=total, details=details)
+        self.bar.update(self.task, description=self.title, completed=done, total=total, details=details)
+
+
+def set_note(progress: Progress, text: str) -> None:
+    """Show a further figure beside the progress, if it is shown by this package."""
+    if isinstance(progress, _Display):
+        progress.note = text
+
+
+@contextmanager
+def subtask(progress: Progress, title: str, unit: str) -> Iterator[Progress]:
+    """Show another task in the place of one that waits for it, if that is shown by this package."""
+    if not isinstance(progress, _Display):
+        yield SILENT
+        return
+    before = progress.title, progress.unit, progress.first, progress.finished
+    progress.title, progress.unit, progress.first, progress.finished = title, unit, None, -1
+    yield progress
+    progress.title, progress.unit, progress.first, progress.finished = before
+    progress.note = ""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rldistill.core.entries import find_entry, join_parts, named_values
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.policy import CPU, Policy, PolicyOutput
+from rldistill.core.policy import CPU, Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import ObsPart
 
 
@@ -25,14 +25,29 @@ class StatefulPolicy:
         self.policy, self.device = policy, device
         self.state = self._initial_state(num_slots) if state is None else state
 
-    def step(self, obs: NDArray[Any]) -> PolicyOutput:
-        """Return the output for the slots' observations and keep the new state."""
+    def step(self, obs: NDArray[Any], rows: NDArray[np.int64] | None = None) -> PolicyOutput:
+        """Return the output for the slots' observations and keep the new state.
+
+        The outputs of slots that are not in `rows` are not used, so that a row-wise policy is not called for them.
+        """
+        if rows is not None and len(rows) < len(obs) and is_row_wise(self.policy):
+            return self._for_rows(obs, rows)
         output, self.state = self._forward(obs)
         return output
 
-    def evaluate(self, obs: NDArray[Any]) -> PolicyOutput:
-        """Return the output for the slots' observations and leave the state unchanged."""
+    def evaluate(self, obs: NDArray[Any], rows: NDArray[np.int64] | None = None) -> PolicyOutput:
+        """Return the output as `step` does, and leave the state unchanged."""
+        if rows is not None and len(rows) < len(obs) and is_row_wise(self.policy):
+            return self._for_rows(obs, rows)
         return self._forward(obs)[0]
+
+    def _for_rows(self, obs: NDArray[Any], rows: NDArray[np.int64]) -> PolicyOutput:
+        """Return the output of a row-wise policy for some slots, and zeros for the others."""
+        head, count, index = self.policy.spec.head, len(obs), torch.from_numpy(rows)
+        if not len(rows):
+            return PolicyOutput(head, torch.zeros(count, head.num_params))
+        output, _ = self._forward(obs[rows])
+        return output.map(lambda part: part.new_zeros(count, *part.shape[1:]).index_copy(0, index, part))
 
     def reset(self, ended: NDArray[np.int64]) -> None:
         """Restore the initial state of the slots whose episode has ended."""
@@ -54,6 +69,13 @@ class StatefulPolicy:
                 batch.to(self.device), None if self.state is None else self.state.to(self.device)
             )
         return output.to(CPU), None if after is None else after.cpu()
+
+
+def is_row_wise(policy: Policy) -> bool:
+    """Return True if a policy has one call for each observation of a batch, whose output no other one changes."""
+    while isinstance(policy, PolicyWrapper):
+        policy = policy.policy
+    return bool(getattr(policy, "row_wise", False))
 
 
 def to_env_action(action: Tensor) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import START_AGAIN, Document, Mode, write_json
-from rldistill.io.progress import Progress, Round
+from rldistill.io.progress import Progress, Round, subtask
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import StudentJob
@@ -69,10 +69,11 @@ class Dagger(FromDataset):
             if student is not None:
                 beta = self.beta((number - 1) / max(self.rounds - 1, 1))
                 config = dataclasses.replace(run.collect, steps=self.steps_per_round, beta=beta)
-                collect(
-                    run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
-                    mode="resume", progress=False,
-                )  # fmt: skip
+                with subtask(progress, f"collect, round {number}", "steps") as shown:
+                    collect(
+                        run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
+                        mode="resume", progress=shown,
+                    )  # fmt: skip
                 folders = [own_dataset] if newest_only else [job.dataset_folder, own_dataset]
                 only_round = number if newest_only else None
                 data = Dataset.read(folders, config.gamma, memory_gb=config.memory_gb, only_round=only_round)

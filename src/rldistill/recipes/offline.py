@@ -2,11 +2,13 @@
 
 from rldistill.collection.collect import collected_spec
 from rldistill.collection.relabel import relabel
+from rldistill.core.errors import ConfigError
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import Policy
-from rldistill.data.dataset import Dataset
+from rldistill.data.dataset import EVERY_LABEL, Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import distill, require_fit
+from rldistill.distillation.prepare import reader_of_every_label
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, Round
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
@@ -26,6 +28,8 @@ class FromDataset(Recipe):
         spec = collected_spec(run.env, teacher)
         for student in run.students.values():
             require_fit(student, run.distill, spec)
+            if run.collect.label_every > 1 and (reader := reader_of_every_label(student, run.distill)) is not None:
+                raise ConfigError(EVERY_LABEL.format(reader))
 
 
 @validated_dataclass

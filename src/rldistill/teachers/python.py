@@ -92,6 +92,11 @@ class FunctionPolicy:
     name: str = "the function"
     state_shape: tuple[int, ...] = ()
 
+    @property
+    def row_wise(self) -> bool:
+        """True if the function is called once for each observation."""
+        return not self.batched and not self.state_shape
+
     def with_state(self) -> FunctionPolicy:
         """Return the policy with its `state_shape` if the function returns a state for synthetic observations."""
         arrays, mask = self._to_numpy(synthetic_observations(self.spec, 2))

@@ -36,6 +36,7 @@ def export_minari(source: Path | str, name: str, progress: Progress | bool = Tru
     if folder.exists():
         raise ConfigError(f"{PREFIX}{name}: {folder} exists. Choose another name, or delete it.")
     data, manifest = Dataset.read([Path(source)]), Manifest.read(Path(source))
+    data.require_every_label("Minari")
     observation_space, action_space = _spaces(data.spec)
     buffers = []
     with stage_progress(progress, "export", "steps") as report:
