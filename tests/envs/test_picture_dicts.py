@@ -16,12 +16,13 @@ from stable_baselines3 import DQN, PPO, SAC
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.relabel import relabel
+from rldistill.core import spec as spec_module
 from rldistill.core.entries import flat_values, split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import MASK
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant
-from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Views, Wrapper
+from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Views, Wrapper, part_sizes
 from rldistill.data.content import require_content
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -29,6 +30,7 @@ from rldistill.data.merge import merge
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.prepare import observation_moments
+from rldistill.envs import entries as entries_module
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.check_env import check_env
@@ -262,6 +264,27 @@ def test_training_of_sb3_names_the_alternatives(env: EnvConfig, tmp_path: Path) 
     env = dataclasses.replace(env, kwargs={"keys": ["camera", "pose"]})
     with pytest.raises(ConfigError, match=r"pictures in dict observations, from which `train` does not learn"):
         train_teacher(env, TrainConfig("PPO", 100), tmp_path / "teacher", progress=False)
+
+
+def test_vectors_of_earlier_datasets_are_read(
+    env: EnvConfig, teacher: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of dicts were numbers of float32 in earlier datasets."""
+    with monkeypatch.context() as patch:
+        for module in (spec_module, entries_module):
+            patch.setattr(module, "joined_layout", lambda parts: (sum(part_sizes(parts, False)), "float32"))
+        spec_from_env.cache_clear()
+        flat = network(env)
+        before = collect(env, flat, SMALL, tmp_path / "before")
+    spec_from_env.cache_clear()
+    assert before.obs.dtype == np.float32
+    now = collect(env, network(env), SMALL, tmp_path / "now")
+    assert torch.equal(flat_values(now.observations(np.arange(9)), now.spec), before.observations(np.arange(9)))
+    np.testing.assert_array_equal(now.columns["teacher"], before.columns["teacher"])
+    other = relabel(tmp_path / "before", network(env, 1), tmp_path / "other")
+    again = relabel(tmp_path / "now", network(env, 1), tmp_path / "again")
+    np.testing.assert_array_equal(other.columns["teacher"], again.columns["teacher"])
+    assert play(env, flat, 1).returns.shape == (1,)
 
 
 def test_a_picture_of_another_shape_is_refused(env: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
