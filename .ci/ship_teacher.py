@@ -46,7 +46,8 @@ def main() -> None:
     save_policy(policy, target, provenance | {"license": "MIT"}, half=True)
     shutil.copy(arguments.run_file, target / "config.yaml")
     policies = {"teacher": load_policy(target), "float32": policy}
-    print(evaluate(run.env, policies, EvaluateConfig(arguments.episodes, videos=False), target))
+    config = EvaluateConfig(arguments.episodes, videos=False, metrics=run.evaluate.metrics)
+    print(evaluate(run.env, policies, config, target))
     shutil.rmtree(target / "disagreements", ignore_errors=True)
 
 

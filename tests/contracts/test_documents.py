@@ -20,7 +20,12 @@ AGENTS = {
     "bipedalwalker.yaml": ("estool/biped.pepg.1.96.best.json", "zoo/biped.pepg.1.96.best.json"),
 }
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
-PACKAGES = {"metaworld.yaml": "metaworld", "double-pendulum.yaml": "mujoco", "double-pendulum-ppo.yaml": "mujoco"}
+PACKAGES = {
+    "metaworld.yaml": "metaworld",
+    "double-pendulum.yaml": "mujoco",
+    "double-pendulum-ppo.yaml": "mujoco",
+    **dict.fromkeys(("highway.yaml", "highway-dqn.yaml"), "highway_env"),
+}
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
 # Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
@@ -42,9 +47,11 @@ SMALLER = {
     "pong-basic.yaml": ["collect.steps=160"],
     "bipedalwalker.yaml": ["collect.steps=160"],
     "metaworld.yaml": ["collect.steps=160"],
+    "highway.yaml": ["collect.steps=160"],
     "double-pendulum.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
+    "highway-dqn.yaml": TRAINED,
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""
