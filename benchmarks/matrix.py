@@ -85,9 +85,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
             "views": {"teacher": [{"name": "PadObservation", "kwargs": {"segments": [[27, 6, 0], [78, 0, 0]]}}]},
             "rounds": (16_000, 4, 6_000), "fit": PATIENT | {"epochs": 40}},
     **{f"MT10-{task}": {"id": "metaworld_tasks:make", "kwargs": {"task": task, "horizon": 250}, "episodes": 60,
-                        "module": f"metaworld_tasks:{task.replace('-', '_')}", "steps": 16_000,
-                        "rounds": (8_000, 4, 2_000),
-                        "fit": PATIENT | {"batch_size": 128, "learning_rate": 3e-3}} for task in MT10},
+                        "module": f"metaworld_tasks:{task.replace('-', '_')}", "steps": 12_000,
+                        "rounds": (6_000, 3, 2_000),
+                        "fit": PATIENT | {"epochs": 10, "learning_rate": 4e-3}} for task in MT10},
 }  # fmt: skip
 
 REGIONS = [["opponent", 14, 77, 8, 11], ["ball", 14, 77, 11, 73], ["player", 14, 77, 73, 76]]
@@ -207,7 +207,7 @@ def planned(cell: Cell, teacher: str, out: Path, seeds: list[int]) -> Run:
         "name": name,
         "env": {key: about[key] for key in ("id", "kwargs", "views") if key in about},
         "teacher": teacher,
-        "folder": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
+        "out": str(out / env / recipe / ("explored" if loss == "bellman_target" else "greedy")),
         "collect": {
             "steps": about["steps"] if recipe == "offline" else first,
             "epsilon": 0.2 if loss == "bellman_target" else 0.0,
@@ -264,7 +264,7 @@ def rows_of(
         said = found["policies"].get(name, {})
         row |= {"normalized": said.get("normalized")}
         row |= {"env_steps": said.get("env_steps"), "parameters": said.get("parameters"), "seconds": None}
-        timed = runs[name].folder / "students" / name / "seconds.json"
+        timed = runs[name].out / "students" / name / "seconds.json"
         if timed.exists():
             row["seconds"] = read_json(timed)["seconds"]
         rows.append(row | ({"failed": failed[name]} if name in failed else {}))
@@ -276,6 +276,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one training seed, no Pong, nothing long")
     parser.add_argument("--only", metavar="ENV/STUDENT/RECIPE", default="", help="those that begin so, as Pong/tree")
     parser.add_argument("--seeds", type=int, help="number of training seeds, by default 5, and 3 where they are slow")
+    parser.add_argument("--episodes", type=int, help="test episodes of each policy, in place of those of the table")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
     parser.add_argument("--agents", type=Path, default=Path("../shared/teachers/sb3"), help="rl-baselines3-zoo agents")
@@ -291,7 +292,7 @@ def main() -> None:
         seeds = [*range(1 if asked.quick else asked.seeds or about.get("seeds", 5))]
         of_env = [cell for cell in cells if cell[0] == env]
         out = asked.out / ("quick" if asked.quick else "full")
-        rows += rows_of(env, of_env, out, asked.agents, seeds, about.get("episodes", 100))
+        rows += rows_of(env, of_env, out, asked.agents, seeds, asked.episodes or about.get("episodes", 100))
         if asked.json is not None:
             write_json(asked.json, {"rows": rows})
     table = Table("env", "student", "loss", "recipe", "normalized", "95%", "steps", "parameters", "seconds")

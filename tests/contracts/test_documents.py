@@ -38,7 +38,7 @@ PONG = [
     *EVALUATED,
 ]
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
-PPO_TEACHERS = ("cartpole", "lunarlander", "bipedalwalker", "double-pendulum")
+PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
     "pong.yaml": PONG,
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
