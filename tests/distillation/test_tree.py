@@ -89,6 +89,7 @@ def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path
     obs, _, _ = tree_data(dataset, student, ())  # type: ignore[arg-type]
     labels, train = dataset.columns["teacher"], ~dataset.heldout
     costs = np.tanh((labels - labels.max(1, keepdims=True)) / 0.5)
+    costs -= costs.mean(1, keepdims=True)
     reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
     with torch.no_grad():
         output = student(dataset.observations(np.arange(len(dataset))))[0]
@@ -103,6 +104,7 @@ def test_advantages_are_fitted_by_least_squares(dataset: Dataset, tmp_path: Path
     measured = distill(dataset, Tree(max_depth=5), DistillConfig(losses=(Term(AdvantageMSE()),)), tmp_path / "again")
     assert isinstance(measured, TreePolicy)
     costs = np.tanh((labels - labels.max(1, keepdims=True)) / (np.diff(np.sort(labels, 1)).mean() / 2))
+    costs -= costs.mean(1, keepdims=True)
     reference = DecisionTreeRegressor(max_depth=5, random_state=0).fit(obs[train], costs[train])
     np.testing.assert_array_equal(measured.feature, np.where(reference.tree_.feature < 0, -1, reference.tree_.feature))
     np.testing.assert_allclose(measured.threshold.detach().numpy(), reference.tree_.threshold, rtol=1e-5)

@@ -31,8 +31,9 @@ def fit_tree(
 
     It learns the teacher's most likely actions, weighted for Q values with the cost of the worst mistake, which is
     max_a Q(s, a) - min_a Q(s, a) (VIPER, Bastani 2018, arXiv 1805.08328). With `action_nll`, all states have the same
-    weight. With `advantage_mse` it learns the cost of each action: least squares on the bounded advantages choose the
-    splits, and the leaves hold the means of `legal_advantages`.
+    weight. With `advantage_mse` it learns the cost of each action: least squares on the bounded advantages, less their
+    mean over the actions, choose the splits, and the leaves hold the means of `legal_advantages`. Without their mean,
+    since splits by how much is at stake in a state do not help to choose between its actions.
     """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -49,7 +50,8 @@ def fit_tree(
     else:
         temperature = advantage_loss.temperature or default_temperature(dataset.spec.head, dataset.action_gap)
         advantages = legal_advantages(dataset.columns["teacher"], temperature)
-        target, leaf_labels = np.tanh(advantages[train]), advantages[train]
+        bounded = np.tanh(advantages[train])
+        target, leaf_labels = bounded - bounded.mean(1, keepdims=True), advantages[train]
         weights = np.ones_like(weights)
     fitted = (DecisionTreeClassifier if head.discrete and advantage_loss is None else DecisionTreeRegressor)(
         max_depth=student.max_depth,
