@@ -1,0 +1,117 @@
+"""Students of `examples/grid.yaml` and `examples/jobshop.yaml` beside their teachers, and the dispatching rules.
+
+    rldistill run examples/grid.yaml
+    python benchmarks/resources.py grid runs/grid --episodes 20
+    rldistill run examples/jobshop.yaml
+    python benchmarks/resources.py jobshop runs/jobshop
+
+Run it in the folder of the repository. The teacher of the grid is asked for its own episodes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rldistill import Agent, Policy, load_policy
+from rldistill.core.spec import EnvConfig
+from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.episodes import PlayConfig, play
+from rldistill.evaluation.statistics import Values, estimate, mean
+from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.cost import c_latency
+from rldistill.exporters.export import export_policy
+from rldistill.policies.cost import measure_cost
+
+GRID = EnvConfig("gym_anm:ANM6Easy-v0", {"max_episode_steps": 96})
+HELD_OUT = range(11, 21)
+
+
+def grid(students: list[Policy], episodes: int) -> None:
+    """Print returns, the ratio of costs, and decisions a second."""
+    teacher = load_policy("examples.teachers.grid_mpc:controller", spec=spec_from_env(GRID))
+    played = []
+    for policy in (teacher, *students):
+        played.append(play(GRID, policy, episodes, PlayConfig(gamma=0.995)))
+        print(f"mean return {played[-1].returns.mean():.4f}, discounted {played[-1].discounted.mean():.4f}", flush=True)
+    for name in ("returns", "discounted"):
+        values = np.stack([getattr(part, name) for part in played])
+        found = estimate(ratio_of_means, values[1:], values[:1])
+        print(f"{name}: controller {values[0].mean():.3f}, students {values[1:].mean(1).round(3).tolist()}")
+        print(f"{name}: cost of the students / cost of the controller {found.value:.4f}, 95% interval {found.ci95}")
+    with tempfile.TemporaryDirectory() as folder:
+        export_policy(students[0], GRID, Path(folder) / "c", ExportConfig(("c",), states=50, episodes=1))
+        times = {"student in C": c_latency(Path(folder) / "c", students[0].spec, ("-O2",), 5_000)}
+    for name, policy in (("controller", teacher), ("student in PyTorch", students[0])):
+        cost = measure_cost(policy)
+        times |= {name: cost.latency_us or {}} | {
+            f"{name}, batches of {size}": {"p50": latency["p50"] / int(size)}
+            for size, latency in (cost.batch_latency_us or {}).items()
+        }
+    for name, latency in times.items():
+        ratio = times["controller"]["p50"] / latency["p50"]
+        print(f"{name:34}{latency['p50']:12.2f} µs{1e6 / latency['p50']:14,.0f} decisions/s{ratio:12,.0f} times")
+
+
+def jobshop(students: list[Policy]) -> None:
+    """Print makespans on the held-out instances, and by how much the students beat each rule."""
+    from examples.jobshop import RULES, JobShop, makespans
+
+    def makespan(instance: int, act: Any) -> float:
+        env, total = JobShop([instance]), 0.0
+        obs, _ = env.reset()
+        done = False
+        while not done:
+            obs, reward, done, _, _ = env.step(act(env, obs))
+            total -= reward
+        return total
+
+    def rollout(env: JobShop, _: Any) -> int:
+        return int(np.argmin(makespans(env.instance, tuple(env.history))))
+
+    def with_student(policy: Policy) -> Any:
+        agent = Agent(policy)
+        return lambda _, obs: agent.act({key: value for key, value in obs.items() if key != "history"})
+
+    def row(act: Any) -> NDArray[np.float64]:
+        return np.array([[makespan(instance, act) for instance in HELD_OUT]])
+
+    trees = np.concatenate([row(with_student(policy)) for policy in students])
+    print(f"{'students':10}{trees.mean():8.1f}", trees.mean(1).tolist(), trees.mean(0).round(1).tolist())
+    others = {name: row(lambda env, obs, number=number: number) for number, name in enumerate(RULES)}
+    for name, own in (others | {"rollout": row(rollout)}).items():
+        found = estimate(lambda a, b: mean(a) - mean(b), trees, own)
+        relative = estimate(ratio_of_means, trees, own)
+        print(f"{name:10}{own.mean():8.1f} students - {name} {found.value:8.1f} {found.ci95}, ratio {relative}")
+
+
+def ratio_of_means(ours: Any, theirs: Any) -> Values:
+    """Return the ratio of two means."""
+    return np.asarray(mean(ours) / mean(theirs))
+
+
+def main() -> None:
+    """Measure the students of one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=("grid", "jobshop"))
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--student", default=None, help="its name, by default the only one")
+    parser.add_argument("--episodes", type=int, default=20)
+    options = parser.parse_args()
+    sys.path.insert(0, str(Path.cwd()))
+    name = options.student or next((options.run / "students").iterdir()).name
+    students = [load_policy(str(folder)) for folder in sorted((options.run / "students" / name).glob("seed-*"))]
+    if options.task == "grid":
+        grid(students, options.episodes)
+    else:
+        jobshop(students)
+
+
+if __name__ == "__main__":
+    main()
