@@ -89,6 +89,7 @@ def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, e
     def played(count: int) -> None:
         play(env, teacher, episodes, PlayConfig(workers=count))
 
+    play(env, teacher, workers, PlayConfig(workers=workers))  # starts the processes, which all later episodes share
     for run in (collected, played):
         paths: dict[int, list[CriticalPath]] = {1: [], workers: []}
         for _ in range(repeat):

@@ -2,7 +2,7 @@
 
 Every other time that the collector asks the teacher, the network is called alone instead, on the same observations and
 in the same state of the machine's caches; both are measured in the thread's own time, as the emulators run beside it.
-The collector asks for every observation, and once more for what ended episodes and blocks led to.
+The collector asks for every observation, and once more for the last ones of episodes and streams.
 """
 
 from __future__ import annotations
