@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.py"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PROGRAMS = sorted(BENCHMARKS.glob("*.py"))
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
@@ -18,3 +20,14 @@ def test_it_says_what_it_measures(program: Path) -> None:
     said = subprocess.run([sys.executable, str(program), "--help"], capture_output=True, text=True)
     assert (said.returncode, said.stderr) == (0, "")
     assert "usage" in said.stdout
+
+
+def test_cells_of_the_matrix_are_valid_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    matrix = runpy.run_path(str(BENCHMARKS / "matrix.py"))
+    names = ["/".join((cell[0], cell[1], cell[4])) for cell in matrix["CELLS"]]
+    assert len({*names}) == len(names)
+    for cell in matrix["CELLS"]:
+        run = matrix["planned"](cell, "zoo:pong-dqn", tmp_path, [0])
+        assert run.env.id == matrix["ENVIRONMENTS"][cell[0]]["id"]
+        assert [*run.students] == [cell[1]]
