@@ -24,7 +24,7 @@ PACKAGES = {
     "metaworld.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
     "double-pendulum-ppo.yaml": "mujoco",
-    **dict.fromkeys(("highway.yaml", "highway-dqn.yaml"), "highway_env"),
+    **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml"), "highway_env"),
 }
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
@@ -52,6 +52,7 @@ SMALLER = {
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "highway-dqn.yaml": TRAINED,
+    "parking.yaml": [*TRAINED, "teacher.train.num_envs=1"],
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""
@@ -138,6 +139,6 @@ def test_other_examples_start(file: Path, tmp_path: Path) -> None:
             pytest.skip(f"the agent {shared} is not part of the repository")
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).symlink_to(TEACHERS / shared)
-    verb = "train" if file.parent.name == "teachers" else "collect"
+    verb = "train" if "train:" in file.read_text(encoding="utf-8") else "collect"
     run([verb, str(file), *SMALLER[file.name], "verify=false", f"out={tmp_path / 'run'}"], tmp_path)
     assert (tmp_path / "run" / ("teacher/policy.json" if verb == "train" else "dataset/manifest.json")).exists()
