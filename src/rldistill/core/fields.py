@@ -94,8 +94,12 @@ class Checked:
         return core_schema.no_info_wrap_validator_function(functools.partial(_check, source), schema)
 
 
+OPTIONAL = {"stored": "optional"}
+"""Metadata of a field that a file may lack."""
+
+
 class Stored:
-    """Annotation of a dataclass in a JSON file: an object with all of its fields and no others.
+    """Annotation of a dataclass in a JSON file: an object with all of its fields but the optional, and no others.
 
     Args:
         make: Constructor, called with the fields; by default the annotated class.
@@ -109,8 +113,9 @@ class Stored:
         hints = get_type_hints(source, include_extras=True)
         fields = self.fields | {field.name: hints[field.name] for field in dataclasses.fields(source)}
         config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-        required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
-        model = create_model(source.__name__, __config__=config, **required)
+        defaults = {field.name: field.default for field in dataclasses.fields(source) if field.metadata == OPTIONAL}
+        typed: dict[str, Any] = {name: (kind, defaults.get(name, ...)) for name, kind in fields.items()}
+        model = create_model(source.__name__, __config__=config, **typed)
 
         def make(document: BaseModel) -> Any:
             try:

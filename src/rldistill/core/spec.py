@@ -14,6 +14,8 @@ from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, error_text, short_repr
 from rldistill.core.fields import Stored, validated_dataclass
+from rldistill.core.errors import SpecMismatchError, short_repr
+from rldistill.core.fields import OPTIONAL, Stored, validated_dataclass
 from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 
 Obs = Tensor | Mapping[str, Tensor]
@@ -153,6 +155,15 @@ Parts = tuple[tuple[str, Annotated[ObsPart, Stored()]], ...]
 
 
 @dataclass(frozen=True)
+class AgentSpec:
+    """One of many agents: its entries of an observation begin with its `name`; `num_parts` parts of an action are its."""
+
+    name: str
+    type: str
+    num_parts: Size
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """Input and output of a policy.
 
@@ -166,6 +177,7 @@ class PolicySpec:
             vector or, if one is a picture of bytes or bits, the bytes of all entries (`join_parts`, `split_parts`).
         view: the wrappers of the environment that produce these observations.
         env_kwargs: the keyword arguments of that environment.
+        agents: the agents of a joint policy, in the order of their parts of an action; none for a single agent.
     """
 
     obs_shape: tuple[Size, ...]
@@ -176,6 +188,7 @@ class PolicySpec:
     parts: Parts = ()
     view: tuple[Annotated[Wrapper, Stored()], ...] = ()
     env_kwargs: tuple[tuple[str, bool | int | float], ...] = ()
+    agents: tuple[Annotated[AgentSpec, Stored()], ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if max(math.prod(self.obs_shape), sum(part.width for part in self.entries.values())) > MAX_OBS_VALUES:
@@ -220,7 +233,8 @@ class PolicySpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""
-        return asdict(self) | {"head": self.head.to_json()}
+        document = asdict(self) | {"head": self.head.to_json()}
+        return document if self.agents else {key: value for key, value in document.items() if key != "agents"}
 
     def transposed_images(self, other: PolicySpec) -> tuple[str, ...]:
         """Return the names of images with channels first here and channels last in `other`."""

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
 from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.entries import FlatDict
+from rldistill.envs.multi_agent import is_multi_agent, make_joint_env, pettingzoo_constructor
 from rldistill.envs.views import Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]
@@ -87,7 +89,12 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     register(config.id)
     spec: EnvSpec | str = config.id
     # `module:function` comes from the user alone: the ids in datasets and policies are compared, never made.
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.id):
+    wrappers = config.wrappers
+    if is_multi_agent(config.id):
+        inner = tuple(wrapper for wrapper in wrappers if wrapper.name.startswith("supersuit:"))
+        wrappers = tuple(wrapper for wrapper in wrappers if wrapper not in inner)
+        spec = EnvSpec(config.id, entry_point=partial(make_joint_env, pettingzoo_constructor(config.id), inner))
+    elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", config.id):
         function = import_name(config.id, "env.id")
         if not callable(function):
             raise ConfigError(f"env.id: {config.id}: expected a function, found {type(function).__name__}.")
@@ -109,8 +116,8 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
             raise ConfigError(
                 f"env.id: {config.id}: its {name} is {short_repr(found)}. Set it to a space of gymnasium.spaces."
             )
-    meter = RewardMeter(env) if config.wrappers else None
-    env = _wrap(meter or env, config.wrappers)
+    meter = RewardMeter(env) if wrappers else None
+    env = _wrap(meter or env, wrappers)
     for wrapper in chain_of(env):
         if isinstance(wrapper, gymnasium.wrappers.NormalizeObservation) and wrapper.update_running_mean:
             raise ConfigError(
