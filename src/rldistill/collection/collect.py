@@ -100,4 +100,6 @@ def collected_spec(env: EnvConfig, teacher: Policy) -> PolicySpec:
     """Return the spec of a dataset that `collect` would write: the student's observations, the teacher's head."""
     views = observation_views(adapt_env(env, teacher))
     spec = with_action_mask(teacher, views.teacher).spec
-    return dataclasses.replace(views.student, head=spec.head) if views.packed else spec
+    if views.packed:
+        return dataclasses.replace(views.student, head=spec.head)
+    return dataclasses.replace(spec, agents=views.student.agents)

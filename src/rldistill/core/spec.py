@@ -23,6 +23,8 @@ Side = Literal["student", "teacher"]
 MAX_EPISODE_STEPS = 50_000
 """Length at which an episode of an evaluation counts as endless."""
 SIDES: tuple[Side, ...] = ("student", "teacher")
+ALIVE = "alive"
+"""Entry of a joint observation with the agents that are still there."""
 
 
 def _require_dtype(name: str) -> str:
@@ -156,7 +158,7 @@ Parts = tuple[tuple[str, Annotated[ObsPart, Stored()]], ...]
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """One of many agents: its entries of an observation begin with its `name`; `num_parts` parts of an action are its."""
+    """One of many agents: its entries of observations begin with its `name`, and it has `num_parts` parts of actions."""
 
     name: str
     type: str

@@ -4,26 +4,29 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from rldistill.core.errors import NothingLearnedError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
+from rldistill.data.agents import agent_dataset
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import Trainer, fit_by_gradient
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tree import empty_tree, fit_tree
-from rldistill.io.atomic import Mode, open_stage
+from rldistill.io.atomic import Mode, open_stage, read_jsonl
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
-from rldistill.io.progress import Progress, stage_progress
+from rldistill.io.progress import Progress, Round, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, save_policy, trust_student
 from rldistill.students.student import Fit, build_student, capability
+from rldistill.students.team import Team, TeamPolicy
 from rldistill.students.tree import Tree
 
 
@@ -67,6 +70,8 @@ def distill(
             if (fit := capability(student, "fit")) == "gradient":
                 policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
                 Metrics(folder).end()
+            elif isinstance(student, Team):
+                policy = _fit_team(dataset, student, initial, config, folder, seed, report)
             else:
                 started = time.monotonic()
                 fit_once = fit_tree if fit == "tree" else fit_ridge
@@ -90,6 +95,36 @@ def distill(
         torch.set_num_threads(threads)
 
 
+def _fit_team(
+    dataset: Dataset,
+    student: Team,
+    initial: NetworkPolicy | None,
+    config: DistillConfig,
+    folder: Path,
+    seed: int,
+    progress: Progress,
+) -> NetworkPolicy:
+    """Fit each network of a team to the rows of its agents; the metrics are the means over networks."""
+    first = cast(TeamPolicy, initial or student.build(dataset.spec))
+    members, metrics = [], []
+    for number, network in enumerate(first.groups):
+        start: Any = student.student if initial is None else first.member(network)
+        own_folder, part = folder / "members" / network, Round(progress, number, len(first.groups))
+        data = agent_dataset(dataset, first.views_of(network))
+        members.append(distill(data, start, config, own_folder, seed=seed, mode="resume", progress=part))
+        metrics.append(read_jsonl(own_folder / "metrics.jsonl"))
+    rows = [
+        {
+            key: float(np.mean(values)) if key != "step" else values[0]
+            for key in same_epoch[0]
+            if None not in (values := [row.get(key) for row in same_epoch])
+        }
+        for same_epoch in zip(*metrics, strict=False)
+    ]
+    Metrics(folder).write(rows)
+    return student.assembled(dataset.spec, members)
+
+
 def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) -> None:
     """Raise the errors of `distill` about a student and its losses, before there are any data of this `spec`.
 
@@ -99,7 +134,10 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
     """
     losses = tuple(term.loss for term in config.losses)
     fit: Fit = capability(student, "fit")
-    if fit == "tree":
+    if isinstance(student, Team):
+        for view in cast(TeamPolicy, student.build(spec)).views:
+            require_fit(cast(Any, student.student), config, view.spec)
+    elif fit == "tree":
         empty_tree(cast(Tree, student), losses, spec)
     elif fit == "closed_form":
         require_solvable(losses, spec.head)

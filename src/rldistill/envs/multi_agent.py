@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from rldistill.core.errors import ConfigError, failure, short_repr
 from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK
-from rldistill.core.spec import AgentSpec, Wrapper
+from rldistill.core.spec import ALIVE, AgentSpec, Wrapper
 
 PREFIX = "pettingzoo:"
 TeamReward = Literal["equal", "sum", "mean"]
 Entries = dict[str, spaces.Space[Any]]
-ALIVE, STATE = "alive", "state"
+STATE = "state"
 AGENT_ENTRY = "{agent}.{key}"
 """Name of an entry of an agent whose own observation is a dict."""
 
@@ -38,8 +38,8 @@ def agent_type(agent: str) -> str:
 class JointEnv(gymnasium.Env[Any, Any]):
     """PettingZoo's parallel environment as one environment: one policy acts for all agents.
 
-    The observation is a dict with the observation of each agent under its name (or `agent.key`, if it is a dict itself),
-    zeros for an agent that has left. The action is that of all agents in the order of `possible_agents`: a
+    The observation is a dict with the observation of each agent under its name (or `agent.key` for the entries of a
+    dict), zeros for an agent that has left. The action is that of all agents in the order of `possible_agents`: a
     MultiDiscrete, or the concatenation of their Boxes.
 
     Args:
@@ -141,7 +141,8 @@ class JointEnv(gymnasium.Env[Any, Any]):
 
     def _split(self, action: NDArray[Any]) -> dict[str, Any]:
         """Return the action of each agent."""
-        parts, start = {}, 0
+        parts: dict[str, Any] = {}
+        start = 0
         for name, space in self._actions.items():
             part = action[start : (start := start + _num_parts(space))]
             if isinstance(space, spaces.Discrete):
@@ -175,9 +176,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         return joint
 
 
-def make_joint_env(
-    make: Callable[..., Any], wrappers: Sequence[Wrapper] = (), **kwargs: Any
-) -> JointEnv:
+def make_joint_env(make: Callable[..., Any], wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> JointEnv:
     """Return the joint environment of `make(**kwargs)`, within wrappers of SuperSuit.
 
     Raises:
@@ -241,16 +240,19 @@ def _num_parts(space: spaces.Space[Any]) -> int:
 
 def _first_choice(space: spaces.Space[Any]) -> NDArray[np.int8]:
     """Return a mask that leaves an agent that has left the first option of each choice."""
-    sizes = [space.n] if isinstance(space, spaces.Discrete) else getattr(space, "nvec", np.zeros(0)).ravel()
-    return np.concatenate([np.arange(size) == 0 for size in sizes] or [np.zeros(0)]).astype(np.int8)
+    return np.concatenate([np.arange(size) == 0 for size in _num_choices(space)] or [np.zeros(0)]).astype(np.int8)
+
+
+def _num_choices(space: Any) -> NDArray[np.int64]:
+    """Return the number of options of each choice of an agent; none for a Box."""
+    return np.ravel(space.n if isinstance(space, spaces.Discrete) else getattr(space, "nvec", [])).astype(np.int64)
 
 
 def _joint_actions(actions: Mapping[str, spaces.Space[Any]]) -> spaces.MultiDiscrete | spaces.Box:
     """Return the space of the joint action; raise ConfigError for kinds that do not join."""
     kinds = set(map(type, actions.values()))
     if kinds <= {spaces.Discrete, spaces.MultiDiscrete}:
-        sizes = [np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec) for space in actions.values()]
-        return spaces.MultiDiscrete(np.concatenate(sizes))
+        return spaces.MultiDiscrete(np.concatenate([_num_choices(space) for space in actions.values()]))
     if kinds == {spaces.Box}:
         low, high = (
             np.concatenate([getattr(space, bound).ravel() for space in actions.values()]).astype(np.float32)

@@ -18,6 +18,7 @@ from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline,
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
 from rldistill.envs.entries import FlatDict, obs_part, obs_parts
 from rldistill.envs.make import make_env
+from rldistill.envs.multi_agent import JointEnv
 from rldistill.envs.views import ObservationViews
 
 OLDER_OBSERVATIONS: dict[tuple[str, int, int], list[list[int]]] = {
@@ -76,7 +77,8 @@ def spec_from_env(config: EnvConfig) -> PolicySpec:
     inner = env.env  # without the boundary
     obs_space = (inner.env if isinstance(inner, FlatDict) else env).observation_space
     env.close()
-    return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(inner))
+    agents = env.unwrapped.agents if isinstance(env.unwrapped, JointEnv) else ()
+    return replace(spec_from_spaces(config.id, obs_space, env.action_space), frames=_frames(inner), agents=agents)
 
 
 def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> PolicySpec:

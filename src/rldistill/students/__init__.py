@@ -11,6 +11,7 @@ from rldistill.students.linear import Linear, Ridge
 from rldistill.students.mlp import Mlp
 from rldistill.students.multi_input import MultiInput
 from rldistill.students.student import Student
+from rldistill.students.team import MEMBERS, Team
 from rldistill.students.tree import Tree
 
 STUDENTS: dict[str, type] = {
@@ -24,6 +25,8 @@ STUDENTS: dict[str, type] = {
     "tree": Tree,
     "keras": Keras,
 }
+MEMBERS.update(STUDENTS)
+STUDENTS["team"] = Team
 AnyStudent = Annotated[
     Linear | Mlp | Cnn | Gru | Impala | MultiInput | Ridge | Tree | Keras, OneOf("type", STUDENTS, methods=("build",))
 ]
@@ -31,4 +34,9 @@ AnyStudent = Annotated[
 __all__ = [
     "STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "MultiInput", "Ridge", "Student",
     "Tree",
+    Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras | Team, OneOf("type", STUDENTS, methods=("build",))
+]
+
+__all__ = [
+    "STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Student", "Team", "Tree",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES, Features
 from rldistill.students.features.teacher import NOT_STORED
 from rldistill.students.keras import FILE, Keras, KerasStudent, keras_student
+from rldistill.students.team import MEMBERS, Team
 from rldistill.students.tree import TreePolicy
 
 SCHEMA: Literal[1] = 1
@@ -205,13 +206,21 @@ def _config_to_json(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         if isinstance(value, ActionHead):
             value = value.to_json()
+        elif isinstance(config, Team) and field.name == "members":
+            value = [_tagged_to_json(member) for member in value]
+        elif isinstance(config, Team) and field.name == "student":
+            value = _tagged_to_json(value)
         elif isinstance(value, Features) or (field.name == "network" and value is not None):
             if field.name == "network" and type(value) not in FEATURE_NETWORKS.values():
                 known = ", ".join(FEATURE_NETWORKS)
                 raise ConfigError(f"features.network: a {type(value).__name__} cannot be stored. Use {known}.")
-            value = {"type": _name(type(value)), **_config_to_json(value)}
+            value = _tagged_to_json(value)
         document[field.name] = value
     return document
+
+
+def _tagged_to_json(config: Any) -> dict[str, Any]:
+    return {"type": _name(type(config)), **_config_to_json(config)}
 
 
 def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where: str = "config") -> Any:
@@ -234,22 +243,30 @@ def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where:
     tagged: dict[str, Mapping[str, type[Any]]] = {"network": FEATURE_NETWORKS}
     if kind is not Actor:  # whose features are a number
         tagged["features"] = FEATURES | {name: own for name, own in USER_CLASSES.items() if issubclass(own, Features)}
+    if kind is Team:
+        tagged |= dict.fromkeys(("student", "members"), MEMBERS | USER_CLASSES)
     for name, item in value.items():
         field = f"{where}.{name}"
         if name not in tagged:
             values[name] = read_value(hints[name], item, path, field)
-            continue
-        tag = item.get("type") if isinstance(item, dict) else None
-        if not isinstance(tag, str) or tag not in tagged[name]:
-            known = ", ".join(tagged[name])
-            found = short_repr(item if tag is None else tag)
-            raise CorruptArtifactError(f"{path}: {field}: expected one of {known}, found {found}. {CHANGED}")
-        inner = {key: part for key, part in item.items() if key != "type"}
-        values[name] = _config_from_json(tagged[name][tag], inner, path, field)
+        elif name == "members" and isinstance(item, list):
+            parts = enumerate(item)
+            values[name] = tuple(_tagged_from_json(tagged[name], part, path, f"{field}.{n}") for n, part in parts)
+        else:
+            values[name] = _tagged_from_json(tagged[name], item, path, field)
     try:
         return kind(**values)
     except (ConfigError, SpecMismatchError) as error:
         raise CorruptArtifactError(f"{path}: {where}.{error}") from None
+
+
+def _tagged_from_json(kinds: Mapping[str, type[Any]], item: Any, path: Path, field: str) -> Any:
+    """Return the configuration whose `type` is one of `kinds`; see `_config_from_json`."""
+    tag = item.get("type") if isinstance(item, dict) else None
+    if not isinstance(tag, str) or tag not in kinds:
+        known, found = ", ".join(kinds), short_repr(item if tag is None else tag)
+        raise CorruptArtifactError(f"{path}: {field}: expected one of {known}, found {found}. {CHANGED}")
+    return _config_from_json(kinds[tag], {key: part for key, part in item.items() if key != "type"}, path, field)
 
 
 def _stored_fields(config: Any) -> list[dataclasses.Field[Any]]:

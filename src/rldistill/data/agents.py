@@ -1,0 +1,90 @@
+"""Datasets of many agents, with a row for each agent instead of one for all."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import ALIVE
+from rldistill.data.blocks import Columns
+from rldistill.data.dataset import Dataset
+from rldistill.policies.encoding import split_parts
+from rldistill.policies.joint import AgentView, agent_views
+
+ROWS_PER_BATCH = 1 << 14
+
+
+def agent_dataset(dataset: Dataset, views: Sequence[AgentView]) -> Dataset:
+    """Return the transitions of some agents with equal spaces: those of the first agent, then those of the next.
+
+    The labels of an agent are the marginal of the joint labels. The column `agent` is its number among all agents.
+    Steps after an agent has left are left out.
+    """
+    spec, joint = views[0].spec, dataset.spec
+    spec = dataclasses.replace(spec, head=views[0].head_part(joint.head))
+    obs = np.concatenate([_own_obs(dataset, view) for view in views])
+    numbers = {agent.name: number for number, agent in enumerate(joint.agents)}
+    parts: list[Columns] = []
+    for number, view in enumerate(views):
+        alive = _alive(dataset, numbers[view.agent.name])
+        columns = {name: column[alive] for name, column in dataset.columns.items()}
+        columns["action"] = view.action(torch.from_numpy(columns["action"])).numpy()
+        for name in ("teacher", "next_teacher"):
+            columns[name] = np.ascontiguousarray(columns[name][:, view.param_columns(joint.head)])
+        columns["episode"] = columns["episode"] * len(joint.agents) + numbers[view.agent.name]
+        columns["agent"] = np.full(len(columns["action"]), numbers[view.agent.name], np.int16)
+        columns["row"] = dataset.row[alive] + number * len(dataset.obs)
+        columns["next_row"] = dataset.next_row[alive] + number * len(dataset.obs)
+        columns["heldout"] = dataset.heldout[alive]
+        parts.append(columns)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["episode"] = np.unique(columns["episode"], return_inverse=True)[1].astype(np.int32)
+    row, next_row, heldout = (columns.pop(name) for name in ("row", "next_row", "heldout"))
+    return Dataset(spec, columns, obs, row, next_row, heldout, dataset.num_steps, dataset.memory_gb)
+
+
+def agent_table(dataset: Dataset) -> Columns:
+    """Return a table with a row for each agent and step: agent, agent_type, alive, episode, step, action, reward."""
+    tables = []
+    for number, view in enumerate(agent_views(dataset.spec)):
+        count = len(dataset)
+        action = view.action(torch.from_numpy(dataset.columns["action"])).numpy()
+        label = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode()
+        tables.append(
+            {
+                "agent": np.full(count, view.agent.name),
+                "agent_type": np.full(count, view.agent.type),
+                "alive": _alive(dataset, number),
+                **{name: dataset.columns[name] for name in ("episode", "step", "reward", "actor")},
+                "action": action if action.ndim == 1 else list(action),
+                "teacher_action": view.action(label).numpy() if action.ndim == 1 else list(view.action(label).numpy()),
+            }
+        )
+    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
+
+
+def _own_obs(dataset: Dataset, view: AgentView) -> NDArray[Any]:
+    """Return the agent's own observations for all stored ones, `[M, ...]`."""
+    parts = []
+    for start in range(0, len(dataset.obs), ROWS_PER_BATCH):
+        joint = torch.from_numpy(np.ascontiguousarray(dataset.obs[start : start + ROWS_PER_BATCH]))
+        own = view.observe(split_parts(joint, dataset.spec))
+        if view.spec.parts:
+            flat = [own[key].reshape(len(joint), -1).float() for key, _ in view.spec.parts]
+            parts.append(torch.cat(flat, 1).numpy())
+        else:
+            (only,) = own.values()
+            parts.append(only.to(getattr(torch, view.spec.obs_dtype)).numpy())
+    return np.concatenate(parts)
+
+
+def _alive(dataset: Dataset, number: int) -> NDArray[np.bool_]:
+    """Return True for the transitions at whose start an agent is there."""
+    if ALIVE not in dataset.spec.entries:
+        return np.ones(len(dataset), bool)
+    entry = split_parts(torch.from_numpy(np.asarray(dataset.obs)), dataset.spec)[ALIVE]
+    return np.asarray(entry[:, number].numpy()[dataset.row] > 0)

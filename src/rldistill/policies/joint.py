@@ -1,0 +1,147 @@
+"""Joint policies of many agents: the part of each agent in a joint observation and a joint action."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rldistill.core.errors import SpecMismatchError
+from rldistill.core.heads import MASK, ActionHead, CategoricalHead, MultiCategoricalHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import AgentSpec, ObsPart, PolicySpec
+
+IDENTITY = "agent"
+"""Entry with the number of an agent, one-hot, in a network that several agents share."""
+OWN = "obs"
+"""Entry of an agent whose observation is no dict itself, beside a mask or an identity."""
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """Part of one agent in joint observations and joint actions.
+
+    Attributes:
+        joint: Spec of the joint policy.
+        agent: The agent.
+        first: Number of its first action part.
+        identity: Its number among the agents that share a network, and their count; None if it does not observe it.
+    """
+
+    joint: PolicySpec
+    agent: AgentSpec
+    first: int
+    identity: tuple[int, int] | None = None
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """The names of the agent's own entries, by their names in the joint observation."""
+        name = self.agent.name
+        if name in self.joint.entries:
+            return {name: OWN}
+        prefix = f"{name}."
+        return {key: key.removeprefix(prefix) for key, _ in self.joint.parts if key.startswith(prefix)}
+
+    @cached_property
+    def spec(self) -> PolicySpec:
+        """The spec of a policy of this agent alone."""
+        entries = self.joint.entries
+        own = {alias: entries[key] for key, alias in self.keys.items()}
+        if not own:
+            raise SpecMismatchError(f"students: the observation has no entry of the agent {self.agent.name}.")
+        head = self.head_part(self.joint.head)
+        if self.identity is not None:
+            own[IDENTITY] = ObsPart((), "int64", (self.identity[1],))
+        if MASK in entries:
+            own[MASK] = ObsPart((sum(head.choices),), entries[MASK].dtype)
+        if [*own] == [OWN]:
+            part = own[OWN]
+            return PolicySpec(part.shape, part.dtype, head, nvec=part.nvec)
+        return PolicySpec.from_parts(tuple(own.items()), head)
+
+    def observe(self, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the entries of the agent's own observation, `[B, ...]`, from those of a joint one."""
+        own = {alias: entries[key] for key, alias in self.keys.items()}
+        if self.identity is not None:
+            count = len(next(iter(own.values())))
+            own[IDENTITY] = torch.full((count,), self.identity[0], device=next(iter(own.values())).device)
+        if MASK in entries:
+            start = sum(self.joint.head.choices[: self.first])
+            own[MASK] = entries[MASK][:, start : start + sum(self.spec.head.choices)]
+        return own
+
+    @property
+    def parts(self) -> slice:
+        """The agent's parts of a joint action."""
+        return slice(self.first, self.first + self.agent.num_parts)
+
+    def action(self, joint_action: Tensor) -> Tensor:
+        """Return the agent's part `[...]` or `[..., A]` of joint actions `[..., A]`."""
+        own = joint_action[..., self.parts]
+        return own.squeeze(-1) if self.spec.head.single_choice else own
+
+    def params(self, joint_params: Tensor) -> Tensor:
+        """Return the agent's part of the parameters of a joint head, which is its marginal distribution."""
+        return joint_params[..., self.param_columns(self.joint.head)]
+
+    def param_columns(self, head: ActionHead) -> list[int]:
+        """Return the columns of the agent's parameters in those of a joint head."""
+        if head.discrete:
+            start = sum(head.nvec[: self.first])
+            return [*range(start, start + sum(head.nvec[self.parts]))]
+        size = len(head.low)
+        starts = range(0, head.num_params, size)  # of the means, then of the log standard deviations
+        return [column for start in starts for column in range(start, start + size)[self.parts]]
+
+    def head_part(self, head: ActionHead) -> ActionHead:
+        """Return the head of the agent's part of an action."""
+        if not head.discrete:
+            return replace(head, low=head.low[self.parts], high=head.high[self.parts])
+        nvec = head.nvec[self.parts]
+        return MultiCategoricalHead(nvec) if len(nvec) > 1 else CategoricalHead(nvec)
+
+
+def agent_views(spec: PolicySpec, groups: Sequence[Sequence[str]] = (), identity: bool = False) -> list[AgentView]:
+    """Return the view of each agent, in order; `groups` are the agents that share a network.
+
+    Raises:
+        SpecMismatchError: The policy is not one of several agents, or the agents of a group differ.
+    """
+    if not spec.agents:
+        raise SpecMismatchError(
+            "students: the environment has one agent, and a team student is for several. Use one of its families."
+        )
+    numbers = {name: (index, len(group)) for group in groups for index, name in enumerate(group) if len(group) > 1}
+    views, first = [], 0
+    for agent in spec.agents:
+        views.append(AgentView(spec, agent, first, numbers.get(agent.name) if identity else None))
+        first += agent.num_parts
+    by_name = {view.agent.name: view for view in views}
+    for group in groups:
+        for name in group[1:]:
+            a, b = by_name[group[0]], by_name[name]
+            if (a.spec.head.neutral, a.spec.entries) != (b.spec.head.neutral, b.spec.entries):
+                raise SpecMismatchError(
+                    f"students: {group[0]} and {name} have different observations or actions, so that they cannot "
+                    "share a network. Use sharing: type or sharing: none."
+                )
+    return views
+
+
+def joint_params(outputs: Sequence[PolicyOutput], head: ActionHead) -> Tensor:
+    """Return the parameters of a joint head, `[B, P]`, from the outputs of all agents in order.
+
+    Q values and other outputs without a distribution become those of a certain choice where the joint head has one.
+    """
+    parts = [_as_distribution(output, head) for output in outputs]
+    if head.discrete or head.num_params == len(head.low):
+        return torch.cat(parts, -1)
+    means, log_stds = zip(*(part.chunk(2, -1) for part in parts), strict=True)
+    return torch.cat([*means, *log_stds], -1)
+
+
+def _as_distribution(output: PolicyOutput, head: ActionHead) -> Tensor:
+    if head.discrete and not output.head.stochastic:
+        return output.head.as_kind("categorical").certain(output.mode())
+    return output.params
