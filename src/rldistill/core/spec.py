@@ -158,7 +158,7 @@ Parts = tuple[tuple[str, Annotated[ObsPart, Stored()]], ...]
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """One of many agents: its entries of observations begin with its `name`, and it has `num_parts` parts of actions."""
+    """One of many agents, with entries of observations that begin with `name`, and `num_parts` parts of actions."""
 
     name: str
     type: str

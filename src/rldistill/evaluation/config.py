@@ -65,6 +65,8 @@ class EvaluateConfig:
         metrics: keys of the environment's `info`, such as `crashed`, as further columns. An episode counts with the
             number in its last step that has the key; true is 1 and false 0. Episodes without the key do not count.
         robustness: perturbations of the environment, if any.
+        teams: episodes of each mixed team, if the environment has several agents: teachers of which some are replaced
+            by students, students of different training seeds, and one agent that acts at random. 0 leaves them out.
         device: device of the policies; it changes the speed, and results by rounding only.
     """
 
@@ -81,6 +83,7 @@ class EvaluateConfig:
     workers: NumThreads = 1
     metrics: tuple[str, ...] = ()
     robustness: RobustnessConfig | None = None
+    teams: NonNegative = 20
     device: Device = "cpu"
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, Ris
 from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult, Profile
 from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
+from rldistill.evaluation.teams import mixed_teams
 from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.io.atomic import write_json
 from rldistill.io.lock import locked
@@ -100,6 +101,9 @@ def evaluate(
         if config.robustness is not None:
             part = Part(report, sum(own.size for own in returns.values()))
             perturbed = robustness(env, entries, returns, config.robustness, base, part)
+        mixed = None
+        if config.teams and observation_views(env).student.agents:
+            mixed = mixed_teams(env, entries, returns, config.teams, base, Part(report, 0))
     thresholds = _profile_thresholds(returns)
     results = {name: match.result(name, returns, thresholds, context, folder) for name in entries}
     evaluation = Evaluation(
@@ -113,6 +117,7 @@ def evaluate(
         policies=results,
         efficiency=efficiency(context.curves, results),
         robustness=perturbed,
+        teams=mixed,
         baseline=config.baseline or _own_name(entries),
     )
     remove_videos(folder / "videos")  # videos of other episodes would have the same names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -131,6 +132,14 @@ class Robustness(Record):
     left_out: dict[str, str]
 
 
+class Teams(Record):
+    """Results of mixed teams by their composition and the student, and the agreement of each agent with its teacher."""
+
+    episodes: int
+    compositions: dict[str, dict[str, PerturbedReturns]]
+    agreement: dict[str, dict[str, float]]
+
+
 class Evaluation(Result):
     """Result of `evaluate`. It prints as the table of the command line; `to_dict` is the content of evaluation.json.
 
@@ -148,6 +157,7 @@ class Evaluation(Result):
     policies: dict[str, PolicyResult]
     efficiency: dict[str, Efficiency]
     robustness: Robustness | None = None
+    teams: Teams | None = None
     baseline: str | None = None
     advice: ClassVar[str] = "Run `rldistill evaluate` again."
 
@@ -195,6 +205,8 @@ class Evaluation(Result):
         tables = [rich_table(terminal_rows(self), f"{self.env}, {self.episodes} episodes{against}")]
         if self.robustness is not None and self.robustness.perturbations:
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
+        if self.teams is not None:
+            tables.append(rich_table(perturbed_rows("team", self.teams.compositions), "mixed teams"))
         return [*tables, verdict(self), *(f"warning: {name}: {text}" for name, text in self.warnings.items())]
 
 
@@ -248,13 +260,17 @@ def terminal_rows(evaluation: Evaluation) -> Rows:
 
 def robustness_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each perturbation: the mean return of each policy, and the loss under it."""
-    perturbations = evaluation.robustness.perturbations if evaluation.robustness else {}
+    return perturbed_rows("perturbation", evaluation.robustness.perturbations if evaluation.robustness else {})
+
+
+def perturbed_rows(column: str, results: Mapping[str, Mapping[str, PerturbedReturns]]) -> Rows:
+    """Return a list of cells for each change: the mean return of each policy, and the loss under it."""
     return [
         [
-            TableCell("perturbation", name),
+            TableCell(column, name),
             *(figure(policy, row.mean.value, note=f"lost {number_text(row.lost)}") for policy, row in rows.items()),
         ]
-        for name, rows in perturbations.items()
+        for name, rows in results.items()
     ]
 
 

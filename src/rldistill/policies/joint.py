@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import MASK, ActionHead, CategoricalHead, MultiCategoricalHead
-from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import AgentSpec, ObsPart, PolicySpec
+from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import AgentSpec, Obs, ObsPart, PolicySpec
+from rldistill.policies.encoding import split_parts
 
 IDENTITY = "agent"
 """Entry with the number of an agent, one-hot, in a network that several agents share."""
@@ -145,3 +146,111 @@ def _as_distribution(output: PolicyOutput, head: ActionHead) -> Tensor:
     if head.discrete and not output.head.stochastic:
         return output.head.as_kind("categorical").certain(output.mode())
     return output.params
+
+
+@dataclass(frozen=True)
+class JointPolicy:
+    """Joint policy of policies for single agents, each of which gets the observations of its agent."""
+
+    views: tuple[AgentView, ...]
+    members: tuple[Policy, ...]
+
+    def __post_init__(self) -> None:
+        for view, member in zip(self.views, self.members, strict=True):
+            member.spec.unmasked.require_same_input(view.spec.unmasked, "the policy", f"the agent {view.agent.name}")
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The spec of the joint policy."""
+        joint = self.views[0].joint
+        kinds = {member.spec.head.kind for member in self.members}
+        continuous = len(kinds) == 1 and not joint.head.discrete
+        return replace(joint, head=joint.head.as_kind(kinds.pop())) if continuous else joint
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the states of all members, `[B, S]`; None if none has one."""
+        states = [member.initial_state(batch_size) for member in self.members]
+        found = [state.flatten(1) for state in states if state is not None]
+        return torch.cat(found, 1) if found else None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the joint output for joint observations, and the next state."""
+        entries = split_parts(obs, self.views[0].joint) if isinstance(obs, Tensor) else obs
+        outputs, states, start = [], list[Tensor](), 0
+        for view, member in zip(self.views, self.members, strict=True):
+            own = view.observe(entries)
+            count = len(next(iter(own.values())))
+            member_state = initial = member.initial_state(count)
+            if initial is not None and state is not None:
+                stop = start + initial[0].numel()
+                member_state, start = state[:, start:stop].reshape(initial.shape), stop
+            keys = [key for key in own if key in member.spec.entries]
+            output, after = member({key: own[key] for key in keys} if keys else own[OWN], member_state)
+            outputs.append(output)
+            states += [] if after is None else [after.flatten(1)]
+        head = self.spec.head
+        joint = PolicyOutput(head, joint_params(outputs, head))
+        joint = joint.masked(entries[MASK]) if MASK in entries else joint
+        return joint, torch.cat(states, 1) if states else None
+
+
+@dataclass(frozen=True)
+class MixedTeam:
+    """Joint policy in which `substitute` acts for the agents `replaced`, and `policy` for the others."""
+
+    policy: Policy
+    substitute: Policy
+    replaced: tuple[str, ...]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The spec of the first policy."""
+        return self.policy.spec
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the states of both policies, `[B, S]`; None if none has one."""
+        states = [policy.initial_state(batch_size) for policy in (self.policy, self.substitute)]
+        found = [state.flatten(1) for state in states if state is not None]
+        return torch.cat(found, 1) if found else None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return a policy that certainly takes the most likely joint action, with the next state."""
+        actions, states, start = [], list[Tensor](), 0
+        for policy in (self.policy, self.substitute):
+            initial = policy.initial_state(len(obs) if isinstance(obs, Tensor) else len(next(iter(obs.values()))))
+            own_state = initial
+            if initial is not None and state is not None:
+                stop = start + initial[0].numel()
+                own_state, start = state[:, start:stop].reshape(initial.shape), stop
+            output, after = policy(obs, own_state)
+            actions.append(output.mode())
+            states += [] if after is None else [after.flatten(1)]
+        action = actions[0].clone()
+        for view in agent_views(self.spec):
+            if view.agent.name in self.replaced:
+                action[..., view.parts] = actions[1][..., view.parts].to(action)
+        head = self.spec.head.neutral
+        return PolicyOutput(head, head.certain(action)), torch.cat(states, 1) if states else None
+
+
+@dataclass(frozen=True)
+class RandomTeam:
+    """Joint policy whose actions are uniformly random, legal ones if there is a mask."""
+
+    spec: PolicySpec
+    generator: torch.Generator
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return None."""
+        return None
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return random params, whose mode is a random action, and None."""
+        entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
+        count, head = len(next(iter(entries.values()))), self.spec.head.neutral
+        uniform = torch.rand((count, head.num_params), generator=self.generator)
+        if not head.discrete:
+            low, high = torch.tensor(head.low), torch.tensor(head.high)
+            uniform = low + uniform * (high - low)
+        output = PolicyOutput(head, uniform)
+        return (output.masked(entries[MASK]) if MASK in entries else output), None

@@ -31,7 +31,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import algorithm_class
 
@@ -108,16 +108,20 @@ def _read_teacher(value: Any) -> Any:
             return read(SavedTeacher, value)
         if "ensemble" in value:
             return read(TeacherEnsemble, value)
+        if "agents" in value:
+            return read(TeamTeacher, value)
         return read(TrainedTeacher, value).train
-    if isinstance(value, SavedTeacher | TeacherEnsemble | TrainConfig) or hasattr(value, "spec"):
+    if isinstance(value, SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig) or hasattr(value, "spec"):
         return value
-    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble or train")
+    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble, agents or train")
 
 
 EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
 TeacherField = Annotated[
-    SavedTeacher | TeacherEnsemble | TrainConfig | Policy,
-    PlainValidator(_read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TrainedTeacher),
+    SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig | Policy,
+    PlainValidator(
+        _read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TeamTeacher | TrainedTeacher
+    ),
 ]
 
 

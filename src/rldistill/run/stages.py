@@ -48,7 +48,7 @@ from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import read_document
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, load_policy, training_remarks
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher, load_policy, training_remarks
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 from rldistill.teachers.zoo import ZOO
@@ -252,7 +252,7 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         require_result(run.out / "teacher" / "policy.json", "teacher", "train")
         return load_policy(run.out / "teacher")
-    if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble):
+    if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble | TeamTeacher):
         return run.teacher
     teacher = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
     if isinstance(run.teacher, SavedTeacher):

@@ -127,7 +127,7 @@ class TeamPolicy(NetworkPolicy):
         """Return the joint output for joint observations `[B, ...]`, and the next state."""
         entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
         outputs: dict[str, PolicyOutput] = {}
-        states, start = [], 0
+        states, start = list[Tensor](), 0
         for network in self.groups:
             member, views = self.member(network), self.views_of(network)
             seen = [view.observe(entries) for view in views]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rldistill.core.policy import Policy
 from rldistill.io.tensors import content_hash
 from rldistill.policies.ensemble import Ensemble
+from rldistill.policies.joint import JointPolicy
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import stored_tensors
 
@@ -24,6 +25,8 @@ def fingerprint(policy: Policy) -> str:
     name, head = getattr(policy, "name", None) or kind, policy.spec.head.to_json()
     if isinstance(policy, Ensemble):
         return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(fingerprint, policy.members)])
+    if isinstance(policy, JointPolicy):
+        return _hashed("JointPolicy", [*map(fingerprint, policy.members)])
     if (parts := getattr(policy, "content_parts", None)) is not None:
         return _hashed(type(policy).__name__, [*parts, head])
     if isinstance(policy, NetworkPolicy):

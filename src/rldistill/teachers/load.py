@@ -12,13 +12,15 @@ from annotated_types import MinLen
 from pydantic import FiniteFloat, model_validator
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError
+from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
 from rldistill.core.fields import validated_dataclass
 from rldistill.core.heads import ActionHead, DeterministicHead, GaussianHead, HeadKind, SquashedGaussianHead
 from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
 from rldistill.core.spec import EnvConfig, Obs, PolicySpec
 from rldistill.policies.actor_critic import ActorPolicy
 from rldistill.policies.ensemble import Ensemble, Vote
+from rldistill.policies.joint import JointPolicy, agent_views
+from rldistill.policies.wrappers import with_action_mask
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.checkpoint import load_checkpoint
 from rldistill.teachers.fingerprint import fingerprint
@@ -201,6 +203,38 @@ class TeacherEnsemble:
         except SpecMismatchError as error:
             paths = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
             raise SpecMismatchError(f"{error}; {paths}") from None
+
+
+@validated_dataclass
+class TeamTeacher:
+    """Teacher of many agents: a policy for each agent, for each type of agent, or one for `all`.
+
+    Attributes:
+        agents: Policies by the name or the type of their agents, or `all`.
+    """
+
+    agents: Annotated[dict[str, SavedTeacher], MinLen(1)]
+
+    def load(self, spec: PolicySpec | None) -> Policy:
+        """Load the policies of all agents; raise ConfigError for an agent without one."""
+        if spec is None or not spec.agents:
+            raise ConfigError("teacher.agents: the environment has one agent. Give the path of one policy.")
+        views, loaded, members = agent_views(spec), dict[str, Policy](), []
+        known = {"all", *(agent.name for agent in spec.agents), *(agent.type for agent in spec.agents)}
+        if unknown := [name for name in self.agents if name not in known]:
+            raise ConfigError(f"teacher.agents: there is no agent {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+        for view in views:
+            keys = [key for key in (view.agent.name, view.agent.type, "all") if key in self.agents]
+            if not keys:
+                raise ConfigError(f"teacher.agents: {view.agent.name} has no policy. Add one by its name or type.")
+            if keys[0] not in loaded:
+                loaded[keys[0]] = self.agents[keys[0]].load(view.spec)
+            try:
+                members.append(with_action_mask(loaded[keys[0]], view.spec))
+                JointPolicy((view,), (members[-1],))
+            except SpecMismatchError as error:
+                raise SpecMismatchError(f"teacher.agents.{keys[0]}: {error}") from None
+        return JointPolicy(tuple(views), tuple(members))
 
 
 def load_policy(path: str | Path, *, spec: PolicySpec | None = None, **options: Any) -> Policy:

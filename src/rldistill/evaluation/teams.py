@@ -1,0 +1,113 @@
+"""Mixed teams of many agents: teachers and students together, students of several seeds, and a random agent."""
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+
+import numpy as np
+import torch
+
+from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.envs.seeding import block_generator
+from rldistill.envs.spaces import observation_views
+from rldistill.evaluation.episodes import (
+    CALIBRATION,
+    ComparedStep,
+    PlayConfig,
+    PolicyRuns,
+    TeacherQuery,
+    play,
+    reference_name,
+)
+from rldistill.evaluation.results import PerturbedReturns, Teams
+from rldistill.evaluation.statistics import Returns, estimate, mean, normalized_mean
+from rldistill.io.progress import Part, Progress
+from rldistill.policies.joint import MixedTeam, RandomTeam, agent_views
+from rldistill.policies.wrappers import with_action_mask
+
+MAX_SUBSETS = 6
+"""Number of subsets of a size that are played; a team of four has at most six."""
+
+
+def mixed_teams(
+    env: EnvConfig,
+    policies: Mapping[str, PolicyRuns],
+    returns: Mapping[str, Returns],
+    episodes: int,
+    base: PlayConfig,
+    progress: Progress,
+) -> Teams:
+    """Play mixed teams on the seeds of the evaluation; `returns` are those of all policies.
+
+    The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
+    agents. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
+    """
+    spec = observation_views(env).student
+    teacher = policies["teacher"].first
+    assert teacher is not None
+    teacher = with_action_mask(teacher, spec)
+    episodes = min(episodes, returns["teacher"].shape[1])
+    reference, best = returns[reference_name(policies)], returns["teacher"]
+    compositions: dict[str, dict[str, PerturbedReturns]] = {}
+    agreement: dict[str, dict[str, float]] = {}
+
+    def result(name: str, teams: list[Policy]) -> PerturbedReturns:
+        own = np.stack([play(env, team, episodes, base, progress=Part(progress, 0)).returns for team in teams])
+        score = float(normalized_mean(own, best, reference))
+        return PerturbedReturns(
+            mean=estimate(mean, own),
+            normalized=None if math.isnan(score) else score,
+            lost=float(returns[name][:, :episodes].mean() - own.mean()),
+        )
+
+    for name, entry in policies.items():
+        if entry.kind not in ("teacher", "student"):
+            continue
+        runs = [with_action_mask(run, spec) for run in entry.runs.values() if run is not None]
+        if entry.kind == "student":
+            agreement[name] = _agreement(env, runs[0], teacher, spec, episodes, base)
+        for composition, teams in _teams(runs, teacher if entry.kind == "student" else None, spec, base.seed):
+            compositions.setdefault(composition, {})[name] = result(name, teams)
+    return Teams(episodes=episodes, compositions=compositions, agreement=agreement)
+
+
+def _teams(
+    runs: list[Policy], teacher: Policy | None, spec: PolicySpec, seed: int
+) -> Iterator[tuple[str, list[Policy]]]:
+    """Yield the compositions of teams with some policies, and a few teams of each."""
+    names = [agent.name for agent in spec.agents]
+    if teacher is not None:
+        for count in range(1, len(names)):
+            subsets = list(combinations(names, count))[:MAX_SUBSETS]
+            teams: list[Policy] = [MixedTeam(teacher, run, subset) for run in runs for subset in subsets]
+            yield f"{count} of {len(names)} agents replaced", teams
+        if len(runs) > 1:
+            pairs = zip(runs, [*runs[1:], runs[0]], strict=True)
+            yield "students of two seeds by turns", [MixedTeam(one, other, tuple(names[1::2])) for one, other in pairs]
+    rng = block_generator(seed, "evaluate", CALIBRATION, 0, 0)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    for name in names:
+        yield f"{name} at random", [MixedTeam(run, RandomTeam(spec, generator), (name,)) for run in runs]
+
+
+def _agreement(
+    env: EnvConfig, student: Policy, teacher: Policy, spec: PolicySpec, episodes: int, base: PlayConfig
+) -> dict[str, float]:
+    """Return for each agent the share of the student's states in which it acts as its teacher would.
+
+    Of continuous actions it is the root mean square of the difference.
+    """
+    views = agent_views(spec)
+    same: dict[str, list[float]] = {view.agent.name: [] for view in views}
+
+    def compare(step: ComparedStep) -> None:
+        own, label = step.student.mode(), step.teacher.mode()
+        for view in views:
+            difference = (own[..., view.parts] - label[..., view.parts]).float()
+            equal = difference.eq(0).float() if spec.head.discrete else difference**2
+            same[view.agent.name].append(float(equal.mean()))
+
+    play(env, student, episodes, base, query=TeacherQuery(teacher, compare))
+    root = (lambda value: value) if spec.head.discrete else math.sqrt
+    return {name: root(float(np.mean(values))) for name, values in same.items()}
