@@ -202,12 +202,16 @@ def make_joint_env(make: Callable[..., Any], wrappers: Sequence[Wrapper] = (), *
 
 
 def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
-    """Return the constructor of `pettingzoo:MODULE`: its `parallel_env`, or else its `env`.
+    """Return the constructor of `pettingzoo:MODULE`, its `parallel_env` or else its `env`, or `pettingzoo:MODULE:NAME`.
 
     Raises:
         ConfigError: There is no such module, or it has no environment.
     """
     name = env_id.removeprefix(PREFIX)
+    if ":" in name:
+        if not callable(make := import_name(name, "env.id")):
+            raise ConfigError(f"env.id: {env_id}: expected a function, found {type(make).__name__}.")
+        return make  # type: ignore[no-any-return]
     for module in (name, f"pettingzoo.{name}"):
         try:
             found = importlib.import_module(module)

@@ -207,7 +207,9 @@ class _Match:
     def __init__(
         self, env: EnvConfig, policies: Mapping[str, PolicyRuns], config: EvaluateConfig, base: PlayConfig
     ) -> None:
-        probe_metrics(env, config.metrics)
+        agents = observation_views(env).student.agents
+        self.metrics = (*config.metrics, *(f"return_{agent.name}" for agent in agents))
+        probe_metrics(env, self.metrics)
         self.env, self.policies, self.config, self.base = env, policies, config, base
         self.reference = reference_name(policies)
         students = [name for name, entry in policies.items() if entry.kind == "student"]
@@ -242,7 +244,7 @@ class _Match:
                     played = self.episodes[name]
                     played[run] = played[run].followed_by(more) if run in played else more
                     done += count - before
-                    require_metrics(config.metrics, self._infos(), complete=False)
+                    require_metrics(self.metrics, self._infos(), complete=False)
             before = count
             for name, decision in self.decisions.items():
                 if decision is None or decision.decision == "undecided":
@@ -253,7 +255,7 @@ class _Match:
                     self.decisions[name] = test if best.mean() > random.mean() else None
             if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
                 break
-        require_metrics(config.metrics, self._infos(), complete=True)
+        require_metrics(self.metrics, self._infos(), complete=True)
         progress.update(done, done)
 
     def _infos(self) -> Iterator[dict[str, float]]:
@@ -286,7 +288,7 @@ class _Match:
             close = fidelity(name, students, context.dataset, folder, context.temperature)
         return PolicyResult(
             kind=entry.kind,
-            runs=[run_returns(seed, part, self.config.metrics) for seed, part in runs.items()],
+            runs=[run_returns(seed, part, self.metrics) for seed, part in runs.items()],
             distinct_episodes=distinct,
             distinct_runs=len({part.returns.tobytes() for part in runs.values()}),
             mean=stats.estimate(stats.mean, own, distinct=distinct),
@@ -304,7 +306,7 @@ class _Match:
             env_steps=entry.env_steps,
             non_inferiority=self.decisions.get(name),
             fidelity=close,
-            metrics={key: metric_estimate([*runs.values()], key, distinct) for key in self.config.metrics},
+            metrics={key: metric_estimate([*runs.values()], key, distinct) for key in self.metrics},
         )
 
 

@@ -1,0 +1,244 @@
+"""Teams: agents act on their own observations, and learn the marginals of a joint teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rldistill.collection.collect import collect
+from rldistill.collection.config import CollectConfig
+from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.heads import GaussianHead, MultiCategoricalHead
+from rldistill.core.policy import Policy, PolicyOutput
+from rldistill.core.spec import EnvConfig
+from rldistill.data.agents import agent_dataset, agent_table
+from rldistill.data.dataset import Dataset
+from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.distill import distill, require_fit
+from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.episodes import play
+from rldistill.evaluation.evaluate import evaluate
+from rldistill.policies.joint import JointPolicy, MixedTeam, RandomTeam, agent_views, joint_params
+from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Team, Tree
+from rldistill.students.storage import load_native, save_policy
+from rldistill.students.team import TeamPolicy
+from rldistill.teachers.load import SavedTeacher, TeamTeacher
+
+from ..envs import multi_agent_envs
+
+ID = f"pettingzoo:{multi_agent_envs.__name__}:make_signals"
+ENV, LEAVING = EnvConfig(ID), EnvConfig(ID, {"leaves_at": 4, "alive": True})
+
+
+class Planner:
+    """Teacher that sees all: each agent acts by the sign of its number."""
+
+    def __init__(self, env: EnvConfig) -> None:
+        self.spec = spec_from_env(env)
+        self.views = agent_views(self.spec)
+
+    def initial_state(self, batch_size: int) -> None:
+        return None
+
+    def __call__(self, obs: torch.Tensor, state: None = None) -> tuple[PolicyOutput, None]:
+        from rldistill.policies.encoding import split_parts
+
+        entries = split_parts(obs, self.spec)
+        logits = []
+        for view in self.views:
+            own = entries[view.agent.name]
+            cue = own[:, 2] if view.agent.name == "far_0" else own[:, 0]
+            options = [-cue, cue, torch.full_like(cue, -5.0)][: view.spec.head.nvec[0]]
+            logits.append(8 * torch.stack(options, 1))
+        output = PolicyOutput(self.spec.head, torch.cat(logits, 1))
+        return (output.masked(entries["action_mask"]) if "action_mask" in entries else output), None
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("signals") / "dataset"
+    return collect(ENV, Planner(ENV), CollectConfig(steps=2_000, epsilon=0.1), folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def leaving(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("leaving") / "dataset"
+    return collect(LEAVING, Planner(LEAVING), CollectConfig(steps=1_000, epsilon=0.1), folder, progress=False)
+
+
+def agreement(policy: Policy, dataset: Dataset) -> float:
+    rows = np.arange(len(dataset))
+    batch = dataset.batch(rows)
+    return float(policy(batch.obs, policy.initial_state(len(rows)))[0].agreement(batch.teacher).mean())
+
+
+FAMILIES: dict[str, AnyStudent] = {
+    "mlp": Team(student=Mlp(hidden=(16,))),
+    "linear apart": Team(student=Linear(), sharing="none"),
+    "identity": Team(student=Mlp(hidden=(16,)), identity=True),
+    "tree": Team(student=Tree(max_depth=3)),
+    "ridge": Team(student=Ridge()),
+    "gru": Team(student=Gru(size=8, hidden=(16,), window=8)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_learns_plays_and_is_stored(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(epochs=10, batch_size=64, lr=1e-2)
+    policy = distill(dataset, FAMILIES[name], config, tmp_path / "team", progress=False)
+    assert agreement(policy, dataset) > 0.93
+    assert play(ENV, policy, 20).returns.mean() > 9.0  # of 10; random play gets 4.4
+    again = load_native(tmp_path / "team")
+    assert isinstance(again, TeamPolicy)
+    obs = dataset.observations(np.arange(20))
+    assert torch.equal(policy(obs, policy.initial_state(20))[0].params, again(obs, again.initial_state(20))[0].params)
+    assert distill(dataset, FAMILIES[name], config, tmp_path / "team", mode="resume", progress=False) is not None
+
+
+def test_agent_acts_on_its_own_observation_alone(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    policy = Team(student=Mlp(hidden=(8,))).build(dataset.spec).eval()
+    assert isinstance(policy, TeamPolicy)
+    first = dataset.observations(np.arange(50))
+    other = dataset.observations(np.arange(100, 150))
+    sizes = [int(np.prod(part.shape)) for _, part in dataset.spec.parts]
+    keys = [key for key, _ in dataset.spec.parts]
+    for view in policy.views:
+        parts = dict(zip(keys, first.split(sizes, 1), strict=True))
+        others = dict(zip(keys, other.split(sizes, 1), strict=True))
+        mixed = torch.cat([parts[key] if key in view.keys else others[key] for key in keys], 1)
+        assert torch.equal(view.params(policy(first)[0].params), view.params(policy(mixed)[0].params))
+
+
+def test_shared_network_gives_equal_agents_equal_actions_without_identity_alone(dataset: Dataset) -> None:
+    obs = {"near_0": torch.rand(5, 2), "far_0": torch.rand(5, 3)}
+    obs["near_1"] = obs["near_0"]
+    for identity in (False, True):
+        torch.manual_seed(0)
+        policy = Team(student=Mlp(hidden=(8,)), identity=identity).build(dataset.spec).eval()
+        params = policy(obs)[0].params
+        assert torch.equal(params[:, :2], params[:, 2:4]) is not identity
+
+
+def test_number_of_networks_follows_sharing(dataset: Dataset) -> None:
+    counts = {sharing: len(Team(sharing=sharing).groups(dataset.spec)) for sharing in ("type", "none")}
+    assert counts == {"type": 2, "none": 3}
+
+
+def test_agents_of_different_spaces_cannot_share(dataset: Dataset) -> None:
+    with pytest.raises(SpecMismatchError, match="near_0 and far_0 have different observations or actions"):
+        require_fit(Team(sharing="all"), DistillConfig(), dataset.spec)
+
+
+def test_team_needs_several_agents() -> None:
+    with pytest.raises(SpecMismatchError, match="the environment has one agent"):
+        Team().build(spec_from_env(EnvConfig("CartPole-v1")))
+
+
+def test_rows_of_agents_are_the_marginals_of_joint_rows(dataset: Dataset) -> None:
+    views = agent_views(dataset.spec)[:2]
+    rows = agent_dataset(dataset, views)
+    count = len(dataset)
+    assert len(rows) == 2 * count
+    assert rows.columns["agent"].tolist() == [0] * count + [1] * count
+    assert np.array_equal(
+        rows.columns["teacher"], np.concatenate([dataset.columns["teacher"][:, a : a + 2] for a in (0, 2)])
+    )
+    assert np.array_equal(rows.columns["action"], dataset.columns["action"][:, :2].T.ravel())
+    assert rows.num_episodes == 2 * dataset.num_episodes
+    joint = dataset.observations(np.arange(count))
+    assert torch.equal(rows.observations(np.arange(count, 2 * count)), joint[:, 5:7])
+
+
+def test_rows_after_an_agent_has_left_are_left_out(leaving: Dataset) -> None:
+    counts = {view.agent.name: len(agent_dataset(leaving, [view])) for view in agent_views(leaving.spec)}
+    table = agent_table(leaving)
+    alive = {name: int(table["alive"][table["agent"] == name].sum()) for name in counts}
+    assert counts == alive
+    assert counts["near_0"] == len(leaving)
+    steps = leaving.columns["step"]
+    assert counts["near_1"] == int((steps < 4).sum())
+
+
+@pytest.mark.slow
+def test_team_with_agents_that_leave_learns(leaving: Dataset, tmp_path: Path) -> None:
+    config = DistillConfig(epochs=10, batch_size=64, lr=1e-2)
+    policy = distill(leaving, Team(student=Mlp(hidden=(16,))), config, tmp_path / "team", progress=False)
+    assert agreement(policy, leaving) > 0.9
+    assert len(play(LEAVING, policy, 3).returns) == 3
+
+
+def test_gaussian_members_keep_means_and_deviations_in_order() -> None:
+    head = GaussianHead(low=(-1.0,) * 3, high=(1.0,) * 3)
+    ones = [PolicyOutput(GaussianHead(low=(-1.0,), high=(1.0,)), torch.tensor([[float(n), n + 0.5]])) for n in range(3)]
+    assert joint_params(ones, head).tolist() == [[0.0, 1.0, 2.0, 0.5, 1.5, 2.5]]
+
+
+def test_joint_policy_of_single_policies_equals_the_team(dataset: Dataset, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    team = Team(student=Mlp(hidden=(8,))).build(dataset.spec).eval()
+    assert isinstance(team, TeamPolicy)
+    for name in ("near", "far"):
+        save_policy(team.member(name), tmp_path / name, {})
+    config = TeamTeacher({"near": SavedTeacher(str(tmp_path / "near")), "far_0": SavedTeacher(str(tmp_path / "far"))})
+    teacher = config.load(dataset.spec)
+    obs = dataset.observations(np.arange(10))
+    assert isinstance(teacher, JointPolicy)
+    assert torch.allclose(teacher(obs)[0].params, team(obs)[0].params, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(("near",), "far_0 has no policy"), (("near", "fra"), "Did you mean 'far'")]
+)
+def test_teachers_of_missing_and_unknown_agents_are_refused(
+    names: tuple[str, ...], message: str, dataset: Dataset, tmp_path: Path
+) -> None:
+    team = Team().build(dataset.spec)
+    assert isinstance(team, TeamPolicy)
+    save_policy(team.member("near"), tmp_path / "near", {})
+    config = TeamTeacher(dict.fromkeys(names, SavedTeacher(str(tmp_path / "near"))))
+    with pytest.raises(ConfigError, match=message):
+        config.load(dataset.spec)
+
+
+def test_mixed_team_takes_each_part_from_its_policy(dataset: Dataset) -> None:
+    teacher, random = Planner(ENV), RandomTeam(dataset.spec, torch.Generator().manual_seed(0))
+    obs = dataset.observations(np.arange(200))
+    mixed = MixedTeam(teacher, random, ("near_1",))(obs)[0].mode()
+    right = teacher(obs)[0].mode()
+    assert torch.equal(mixed[:, [0, 2]], right[:, [0, 2]])
+    assert 0.3 < float((mixed[:, 1] == right[:, 1]).float().mean()) < 0.7
+
+
+@pytest.mark.slow
+def test_evaluation_has_returns_of_agents_and_mixed_teams(dataset: Dataset, tmp_path: Path) -> None:
+    students = [
+        distill(
+            dataset, Team(student=Tree(max_depth=3)), DistillConfig(), tmp_path / f"{seed}", seed=seed, progress=False
+        )
+        for seed in range(2)
+    ]
+    policies = {"teacher": Planner(ENV), "tree": students}
+    settings = EvaluateConfig(episodes=20, videos=False, teams=10)
+    result = evaluate(ENV, policies, settings, tmp_path / "evaluation", progress=False)
+    assert result.teams is not None
+    assert set(result.teams.compositions) == {
+        "1 of 3 agents replaced",
+        "2 of 3 agents replaced",
+        "students of two seeds by turns",
+        "near_0 at random",
+        "near_1 at random",
+        "far_0 at random",
+    }
+    random_agent = result.teams.compositions["near_0 at random"]
+    assert random_agent["teacher"].lost == pytest.approx(
+        10 / 3 / 2, abs=0.5
+    )  # a third of 10, half of it right by chance
+    assert result.teams.agreement["tree"].keys() == {"near_0", "near_1", "far_0"}
+    assert result.policies["teacher"].metrics["return_near_0"] is not None
+    assert isinstance(dataset.spec.head, MultiCategoricalHead)
