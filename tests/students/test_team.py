@@ -89,7 +89,7 @@ FAMILIES: dict[str, AnyStudent] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_learns_plays_and_is_stored(name: str, dataset: Dataset, tmp_path: Path) -> None:
-    config = DistillConfig(epochs=10, batch_size=64, lr=1e-2)
+    config = DistillConfig(epochs=10, batch_size=64, learning_rate=1e-2)
     policy = distill(dataset, FAMILIES[name], config, tmp_path / "team", progress=False)
     assert agreement(policy, dataset) > 0.93
     assert play(ENV, policy, 20).returns.mean() > 9.0  # of 10; random play gets 4.4
@@ -167,7 +167,7 @@ def test_rows_after_an_agent_has_left_are_left_out(leaving: Dataset) -> None:
 
 @pytest.mark.slow
 def test_team_with_agents_that_leave_learns(leaving: Dataset, tmp_path: Path) -> None:
-    config = DistillConfig(epochs=10, batch_size=64, lr=1e-2)
+    config = DistillConfig(epochs=10, batch_size=64, learning_rate=1e-2)
     policy = distill(leaving, Team(student=Mlp(hidden=(16,))), config, tmp_path / "team", progress=False)
     assert agreement(policy, leaving) > 0.9
     assert len(play(LEAVING, policy, 3).returns) == 3
