@@ -27,18 +27,18 @@ from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.search.config import SearchConfig
 from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
 from rldistill.teachers.training.config import TrainConfig
 
 CLASSES: list[Any] = [
     CollectConfig, DistillConfig, EvaluateConfig, RobustnessConfig, CompareConfig, PPOConfig, DQNConfig, SearchConfig,
-    TrainConfig, EnvConfig, Wrapper, Views, SavedTeacher, TeacherEnsemble, Actor,
+    TrainConfig, EnvConfig, Wrapper, Views, SavedTeacher, TeacherEnsemble, TeamTeacher, Actor,
     *SCHEDULES.values(), *LOSSES.values(), *STUDENTS.values(), *FEATURES.values(), *RECIPES.values(),
 ]  # fmt: skip
 VALUES = (0, -1, 1, 0.5, math.nan, math.inf, "3", "", True, None, 10**15, [], [0], [1], {}, {"a": 1})
 REQUIRED = {
     "id": "CartPole-v1", "name": "FrameSkip", "path": "a.zip", "model": "a.keras", "steps_per_round": 9,
-    "first_steps": 9, "regions": [["ball", 0, 9, 0, 9]], "ensemble": ["a.zip"],
+    "first_steps": 9, "regions": [["ball", 0, 9, 0, 9]], "ensemble": ["a.zip"], "agents": {"all": "a.zip"},
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ class CollectConfig:
         workers: Processes, at most one for each stream; changes the speed, never the data.
         epsilon: Probability of a uniformly random action.
         beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
-        mixture: Draw the acting policy once an episode, or at each step.
+        mixture: Draw the acting policy once an episode, at each step, or at each step for each `agent` of a team.
         label_every: Label every k-th step of an episode in which the student acts, and learn from these steps alone.
             Where the teacher acts, its action is the label. For slow teachers.
         teacher_timeout: Largest number of seconds of one call of the teacher; a longer one ends the collection, which
@@ -40,7 +40,7 @@ class CollectConfig:
     workers: NumThreads = 1
     epsilon: Fraction = 0.0
     beta: Fraction = 1.0
-    mixture: Literal["episode", "step"] = "episode"
+    mixture: Literal["episode", "step", "agent"] = "episode"
     label_every: Positive = 1
     teacher_timeout: PositiveFloat | None = None
     sample: bool = False

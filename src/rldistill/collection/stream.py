@@ -65,6 +65,8 @@ class CollectJob:
         config = self.config
         if config.beta < 1 and self.student is None:
             raise ConfigError(f"collect.beta: {config.beta} needs a student that acts. Give one, or use 1.0.")
+        if config.mixture == "agent" and not self.views.student.agents:
+            raise ConfigError("collect.mixture: agent needs an environment of several agents. Use step or episode.")
         sticky = self.env.kwargs.get("repeat_action_probability", ATARI_DEFAULTS["repeat_action_probability"])
         if is_atari(self.env.id) and not sticky and config.epsilon < MIN_EPSILON and not config.sample:
             raise ConfigError(
@@ -87,6 +89,7 @@ class Stream:
         self.policies: dict[str, StatefulPolicy] = {}
         self.report: Report = _ignore
         self._label: PolicyOutput | None = None
+        self._agents = job.views.student.agents
 
     def run(self) -> Iterator[BlockEntry | None]:
         """Play and write the missing blocks; yield the entry of each, and None while the environments are stepping."""
@@ -202,14 +205,18 @@ class Stream:
             if self.config.mixture == "episode":
                 seeds = [self._episode_seed(slot, int(episode)) for slot, episode in enumerate(env.episode)]
                 draws = np.array([np.random.default_rng([seed, 1]).random() for seed in seeds])
-            actor[draws >= self.config.beta] = STUDENT
+            by_student = draws[:, None] >= self.config.beta
+            if self.config.mixture == "agent":  # each agent of a team is the teacher's or the student's by itself
+                by_agent = rng.random((len(obs), len(self._agents))) >= self.config.beta
+                by_student = np.repeat(by_agent, [agent.num_parts for agent in self._agents], axis=1)
+            actor[by_student.all(1)] = STUDENT
         if self.config.sparse:
             due = (self.age + np.arange(len(obs))) % self.config.label_every == 0
             rows = np.flatnonzero(due | (actor == TEACHER))
         action = select(recorder.labeler.label(obs, rows))
         if "student" in self.policies:
-            by_student = select(self.policies["student"].step(obs))
-            action[actor == STUDENT] = by_student[actor == STUDENT]
+            students = select(self.policies["student"].step(obs))
+            action = np.where(by_student if action.ndim > 1 else by_student[:, 0], students, action)
         explores = rng.random(len(obs)) < self.config.epsilon
         if self.config.epsilon:
             env.single_action_space.seed(int(rng.integers(2**31)))

@@ -68,9 +68,14 @@ class AgentView:
             count = len(next(iter(own.values())))
             own[IDENTITY] = torch.full((count,), self.identity[0], device=next(iter(own.values())).device)
         if MASK in entries:
-            start = sum(self.joint.head.choices[: self.first])
-            own[MASK] = entries[MASK][:, start : start + sum(self.spec.head.choices)]
+            own[MASK] = entries[MASK][:, self.mask_part]
         return own
+
+    @property
+    def mask_part(self) -> slice:
+        """The agent's part of a joint mask of legal actions."""
+        start = sum(self.joint.head.choices[: self.first])
+        return slice(start, start + sum(self.spec.head.choices))
 
     @property
     def parts(self) -> slice:
