@@ -10,6 +10,7 @@ import torch
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
@@ -45,8 +46,6 @@ class Planner:
         return None
 
     def __call__(self, obs: torch.Tensor, state: None = None) -> tuple[PolicyOutput, None]:
-        from rldistill.policies.encoding import split_parts
-
         entries = split_parts(obs, self.spec)
         logits = []
         for view in self.views:

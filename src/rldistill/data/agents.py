@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rldistill.core.entries import join_tensors, split_parts
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import ALIVE
 from rldistill.data.blocks import Columns
 from rldistill.data.dataset import Dataset
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.joint import AgentView, agent_views
 
 ROWS_PER_BATCH = 1 << 14
@@ -74,8 +74,7 @@ def _own_obs(dataset: Dataset, view: AgentView) -> NDArray[Any]:
         joint = torch.from_numpy(np.ascontiguousarray(dataset.obs[start : start + ROWS_PER_BATCH]))
         own = view.observe(split_parts(joint, dataset.spec))
         if view.spec.parts:
-            flat = [own[key].reshape(len(joint), -1).float() for key, _ in view.spec.parts]
-            parts.append(torch.cat(flat, 1).numpy())
+            parts.append(join_tensors(own, view.spec).numpy())
         else:
             (only,) = own.values()
             parts.append(only.to(getattr(torch, view.spec.obs_dtype)).numpy())

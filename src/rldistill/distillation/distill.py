@@ -67,20 +67,13 @@ def distill(
     torch.set_num_threads(config.num_threads)
     try:
         with stage_progress(progress, "distill", "epochs") as report:
-            if (fit := capability(student, "fit")) == "gradient":
+            if capability(student, "fit") == "gradient":
                 policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
                 Metrics(folder).end()
             elif isinstance(student, Team):
                 policy = _fit_team(dataset, student, initial, config, folder, seed, report)
             else:
-                started = time.monotonic()
-                fit_once = fit_tree if fit == "tree" else fit_ridge
-                losses = (term.loss for term in config.losses)
-                policy, scores, problem = fit_once(dataset, cast(Any, student), tuple(losses), seed)
-                row = {"epoch": 1, "step": int((~dataset.heldout).sum()), **scores}
-                Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
-                if problem is not None:
-                    raise NothingLearnedError(f"{folder}: the student learned nothing: {problem}")
+                policy = _fit_once(dataset, student, config, folder, seed)
             save_policy(policy, folder, provenance(seed))
             report.update(config.epochs, config.epochs)
         return load_native(folder)
@@ -93,6 +86,19 @@ def distill(
         raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _fit_once(dataset: Dataset, student: AnyStudent, config: DistillConfig, folder: Path, seed: int) -> NetworkPolicy:
+    """Fit a tree or a ridge student, which takes one pass."""
+    started = time.monotonic()
+    fit = fit_tree if capability(student, "fit") == "tree" else fit_ridge
+    losses = tuple(term.loss for term in config.losses)
+    policy, scores, problem = fit(dataset, cast(Any, student), losses, seed)
+    row = {"epoch": 1, "step": int((~dataset.heldout).sum()), **scores}
+    Metrics(folder).write([row | {"seconds": round(time.monotonic() - started, 3)}])
+    if problem is not None:
+        raise NothingLearnedError(f"{folder}: the student learned nothing: {problem}")
+    return policy
 
 
 def _fit_team(

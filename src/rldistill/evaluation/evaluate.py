@@ -79,8 +79,7 @@ def evaluate(
 
     Args:
         env: environment.
-        policies: by name, `teacher`, its students, and a `baseline` if `config` names none; a student is a policy, or a
-            list with one for each training seed.
+        policies: by name: `teacher`, students (a policy, or one for each training seed), and perhaps a `baseline`.
         config: settings.
         folder: folder for the results.
         context: seed of the episodes, and facts about a run.
@@ -92,18 +91,15 @@ def evaluate(
     """
     folder = Path(folder)
     env, entries = _fitted_policies(evaluation_env(env, config), policies, config.baseline)
-    device = resolve_device(config.device, "evaluate.device")
-    base = PlayConfig(context.seed, device=device, **{key: getattr(config, key) for key in PLAY_SETTINGS})
-    match, perturbed = _Match(env, entries, config, base), None
+    settings = {key: getattr(config, key) for key in PLAY_SETTINGS}
+    base = PlayConfig(context.seed, device=resolve_device(config.device, "evaluate.device"), **settings)
+    match = _Match(env, entries, config, base)
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)
         returns = {name: match.returns(name) for name in entries}
-        if config.robustness is not None:
-            part = Part(report, sum(own.size for own in returns.values()))
-            perturbed = robustness(env, entries, returns, config.robustness, base, part)
-        mixed = None
-        if config.teams and observation_views(env).student.agents:
-            mixed = mixed_teams(env, entries, returns, config.teams, base, Part(report, 0))
+        part = Part(report, sum(own.size for own in returns.values()))
+        perturbed = robustness(env, entries, returns, config.robustness, base, part)
+        mixed = mixed_teams(env, entries, returns, config.teams, base, part)
     thresholds = _profile_thresholds(returns)
     results = {name: match.result(name, returns, thresholds, context, folder) for name in entries}
     evaluation = Evaluation(

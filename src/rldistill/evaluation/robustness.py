@@ -52,14 +52,16 @@ def robustness(
     env: EnvConfig,
     policies: Mapping[str, PolicyRuns],
     returns: Mapping[str, Returns],
-    config: RobustnessConfig,
+    config: RobustnessConfig | None,
     base: PlayConfig,
     progress: Progress,
-) -> Robustness:
-    """Play the same episodes under each perturbation, with the teacher and the students.
+) -> Robustness | None:
+    """Play the same episodes under each perturbation, with the teacher and the students; None without `config`.
 
     `returns` are those of all policies without perturbation, and `base` the settings of these episodes.
     """
+    if config is None:
+        return None
     reference = returns[reference_name(policies)]
     policies = {name: entry for name, entry in policies.items() if entry.kind in ("teacher", "student")}
     envs, left_out = perturbed_envs(env, config)

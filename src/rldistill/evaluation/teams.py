@@ -37,15 +37,18 @@ def mixed_teams(
     episodes: int,
     base: PlayConfig,
     progress: Progress,
-) -> Teams:
-    """Play mixed teams on the seeds of the evaluation; `returns` are those of all policies.
+) -> Teams | None:
+    """Play mixed teams on the seeds of the evaluation; None for a single agent, or without episodes.
+
+    `returns` are those of all policies.
 
     The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
     agents. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
     """
     spec = observation_views(env).student
     teacher = policies["teacher"].first
-    assert teacher is not None
+    if not spec.agents or not episodes or teacher is None:
+        return None
     teacher = with_action_mask(teacher, spec)
     episodes = min(episodes, returns["teacher"].shape[1])
     reference, best = returns[reference_name(policies)], returns["teacher"]

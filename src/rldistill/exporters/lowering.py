@@ -35,6 +35,7 @@ from rldistill.exporters.program import (
     transpose,
     unary,
 )
+from rldistill.exporters.recurrent import gru_cell, lstm_cells
 from rldistill.policies.actor_critic import ActorPolicy, NoisyOutput
 from rldistill.policies.joint import IDENTITY, OWN
 from rldistill.policies.layers import ACTIVATIONS, Flat, has_arguments
@@ -87,7 +88,7 @@ def _lower_params(policy: Policy, entries: Entries, state: Node | None) -> tuple
     x = entries if policy.normalizes_itself else standardized(policy, entries)
     if isinstance(policy, GruPolicy):
         assert state is not None
-        state = _gru_cell(policy.cell, lower(policy.body, x), state)
+        state = gru_cell(policy.cell, lower(policy.body, x), state)
         return _network_params(policy, state), state
     if isinstance(policy, TreePolicy):
         return _tree(policy, lower(policy.body, x)), None
@@ -95,7 +96,7 @@ def _lower_params(policy: Policy, entries: Entries, state: Node | None) -> tuple
         features = actor_features(policy, x)
         if policy.lstm is not None:
             assert state is not None
-            features, state = _lstm(policy.lstm, features, state)
+            features, state = lstm_cells(policy.lstm, features, state)
         return _network_params(policy, lower(policy.body, features)), state
     return _network_params(policy, lower(policy.body, x)), state
 
@@ -144,7 +145,6 @@ def standardized(policy: NetworkPolicy, entries: Entries) -> Entries:
             own_mean, own_std = mean[own], std[own]
             if part.is_picture and np.ptp(own_mean) == 0 == np.ptp(own_std):  # as for a single picture
                 own_mean, own_std = own_mean[:1], own_std[:1]
-        if part.nvec:
         if part.nvec and node.dtype != "float32":
             node = Node("one_hot", (part.width,), (node,), settings={"sizes": part.nvec})
         elif part.dtype == "uint8":
@@ -296,42 +296,6 @@ def _network_params(policy: NetworkPolicy, hidden: Node) -> Node:
         half = params.size // 2
         params = concat([take(params, 0, half), clip(take(params, half, 2 * half), *LOG_STD_RANGE)])
     return params
-
-
-def _gru_cell(cell: nn.GRUCell, x: Node, state: Node) -> Node:
-    """Return the next state: r, z = sigmoid(..), n = tanh(W x + b + r (U h + c)), h' = n + z (h - n)."""
-    size = cell.hidden_size
-    inner = linear(x, array(cell.weight_ih), array(cell.bias_ih))
-    outer = linear(state, array(cell.weight_hh), array(cell.bias_hh))
-    gates = unary(add(take(inner, 0, 2 * size), take(outer, 0, 2 * size)), "sigmoid")
-    reset, update = take(gates, 0, size), take(gates, size, 2 * size)
-    new = unary(add(take(inner, 2 * size, 3 * size), multiply(reset, take(outer, 2 * size, 3 * size))), "tanh")
-    return add(new, multiply(update, add(state, unary(new, "negate"))))
-
-
-def _lstm(layers: nn.LSTM, x: Node, state: Node) -> tuple[Node, Node]:
-    """Return the output and the next state `[2, layers, hidden]` of one step."""
-    size, flat_state = layers.hidden_size, flat(state)
-    outputs, cells = [], []
-    for number in range(layers.num_layers):
-        weights = {
-            name: array(getattr(layers, f"{name}_l{number}"))
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        }
-        start = number * size
-        before = take(flat_state, start, start + size)
-        cell = take(flat_state, layers.num_layers * size + start, layers.num_layers * size + start + size)
-        sums = add(
-            linear(x, weights["weight_ih"], weights["bias_ih"]),
-            linear(before, weights["weight_hh"], weights["bias_hh"]),
-        )
-        gates = unary(sums, "sigmoid")
-        new = unary(take(sums, 2 * size, 3 * size), "tanh")
-        cell = add(multiply(take(gates, size, 2 * size), cell), multiply(take(gates, 0, size), new))
-        x = multiply(take(gates, 3 * size, 4 * size), unary(cell, "tanh"))
-        outputs.append(x)
-        cells.append(cell)
-    return x, reshape(concat([*outputs, *cells]), state.shape)
 
 
 def _tree(policy: TreePolicy, x: Node) -> Node:

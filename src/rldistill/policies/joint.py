@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.heads import MASK, ActionHead, CategoricalHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import AgentSpec, Obs, ObsPart, PolicySpec
-from rldistill.policies.encoding import split_parts
 
 IDENTITY = "agent"
 """Entry with the number of an agent, one-hot, in a network that several agents share."""

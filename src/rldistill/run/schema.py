@@ -65,7 +65,7 @@ class _RunFileSchema(GenerateJsonSchema):
                 definition["required"] = [owner.key, *definition.get("required", [])]
         own = {"type": "object", "properties": {owner.key: {"type": "string", "pattern": ":"}}, "required": [owner.key]}
         number = [{"type": "number"}] if owner.number is not None else []
-        title = next(title for title, table in TABLES.items() if table is owner.classes)
+        title = next(title for title, table in TABLES.items() if owner.classes.items() <= table.items())
         return {"$comment": title, "anyOf": [*number, {"enum": names}, *choices, own]}
 
     def field_title_should_be_set(self, schema: Any) -> bool:

@@ -28,15 +28,11 @@ STUDENTS: dict[str, type] = {
 MEMBERS.update(STUDENTS)
 STUDENTS["team"] = Team
 AnyStudent = Annotated[
-    Linear | Mlp | Cnn | Gru | Impala | MultiInput | Ridge | Tree | Keras, OneOf("type", STUDENTS, methods=("build",))
+    Linear | Mlp | Cnn | Gru | Impala | MultiInput | Ridge | Tree | Keras | Team,
+    OneOf("type", STUDENTS, methods=("build",)),
 ]
 
 __all__ = [
     "STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "MultiInput", "Ridge", "Student",
-    "Tree",
-    Linear | Mlp | Cnn | Gru | Impala | Ridge | Tree | Keras | Team, OneOf("type", STUDENTS, methods=("build",))
-]
-
-__all__ = [
-    "STUDENTS", "AnyStudent", "Cnn", "Gru", "Impala", "Keras", "Linear", "Mlp", "Ridge", "Student", "Team", "Tree",
+    "Team", "Tree",
 ]  # fmt: skip

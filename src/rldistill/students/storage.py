@@ -99,8 +99,10 @@ def _name(kind: type[Any]) -> str:
 
 
 def trust_student(student: object) -> None:
-    """Trust the class of a student, and that of its features if it has some."""
+    """Trust the class of a student, that of its features if it has some, and that of the members of a team."""
     trust(type(student))
+    if isinstance(student, Team):
+        trust_student(student.student)
     if isinstance(features := getattr(student, "features", None), Features):
         trust(type(features))
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import PYTHON_ONLY, OneOf, validated_dataclass
 from rldistill.core.heads import MASK
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.policies.encoding import split_parts
 from rldistill.policies.joint import IDENTITY, AgentView, agent_views, joint_params
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.mlp import Mlp
