@@ -198,26 +198,8 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     with a parameter `state` is recurrent if it returns a state. Raise the errors of `load_policy`.
     """
     name, _, weights = reference.partition("@")
-    factory: Callable[..., Any] = import_name(name, "teacher")
-    if not callable(factory):
-        raise ConfigError(f"teacher: {name}: expected a function or class, found {type(factory).__name__}. Name one.")
-    parameters = {*_parameters(factory)}
-    reads_file = "file" in parameters
-    if reads_file and not Path(weights).is_file():
-        raise ConfigError(f"teacher: {name} reads a file. Write {name}@FILE with the path of one.")
-    arguments: list[Any] = [spec and spec.unmasked] if parameters - {"file"} else []
-    with wrap_errors(f"teacher: {name}"):
-        teacher = factory(*arguments, **({"file": Path(weights)} if reads_file else {}))
+    teacher = _made_teacher(name, weights, spec)
     is_network = isinstance(teacher, nn.Module)
-    if weights and not reads_file:
-        if not is_network:
-            raise ConfigError(f"teacher: {name} returns {type(teacher).__name__}, which has no weights. Remove @FILE.")
-        if not Path(weights).is_file():
-            raise ConfigError(f"teacher: {weights}: there is no such file. Check the path.")
-        problem = f"teacher: {weights} does not fit the network of {name}"
-        load_weights(teacher, read_state_dict(Path(weights)), problem, "Use its own file.")
-    if is_network:
-        teacher.eval().cpu()
     is_policy = callable(getattr(teacher, "initial_state", None))
     if head is not None and (is_policy or not is_network):
         reason = "already holds the kind of its head" if is_policy else "returns actions, not parameters of a head"
@@ -247,6 +229,29 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
     own_spec = spec if "action_masks" in takes else spec.unmasked
     policy = FunctionPolicy(function, own_spec, callable(predict), name)
     return policy.with_state() if policy.batched and "state" in takes else policy
+
+
+def _made_teacher(name: str, weights: str, spec: PolicySpec | None) -> Any:
+    """Return the result of a factory, with the weights of a file unless the factory reads it itself."""
+    factory: Callable[..., Any] = import_name(name, "teacher")
+    if not callable(factory):
+        raise ConfigError(f"teacher: {name}: expected a function or class, found {type(factory).__name__}. Name one.")
+    parameters = {*_parameters(factory)}
+    reads_file = "file" in parameters
+    if reads_file and not Path(weights).is_file():
+        raise ConfigError(f"teacher: {name} reads a file. Write {name}@FILE with the path of one.")
+    arguments: list[Any] = [spec and spec.unmasked] if parameters - {"file"} else []
+    with wrap_errors(f"teacher: {name}"):
+        teacher = factory(*arguments, **({"file": Path(weights)} if reads_file else {}))
+    is_network = isinstance(teacher, nn.Module)
+    if weights and not reads_file:
+        if not is_network:
+            raise ConfigError(f"teacher: {name} returns {type(teacher).__name__}, which has no weights. Remove @FILE.")
+        if not Path(weights).is_file():
+            raise ConfigError(f"teacher: {weights}: there is no such file. Check the path.")
+        problem = f"teacher: {weights} does not fit the network of {name}"
+        load_weights(teacher, read_state_dict(Path(weights)), problem, "Use its own file.")
+    return teacher.eval().cpu() if is_network else teacher
 
 
 def _parameters(function: Callable[..., Any]) -> Sequence[str]:
