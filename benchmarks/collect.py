@@ -68,9 +68,9 @@ class CriticalPath:
     def children(self) -> Iterator[tuple[str, float]]:
         """Yield the CPU seconds of each child that runs."""
         for task in Path("/proc/self/task").iterdir():
-            for pid in (task / "children").read_text().split():
+            for pid in (task / "children").read_text(encoding="utf-8").split():
                 with suppress(OSError):
-                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
                     yield pid, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def sample(self) -> None:
