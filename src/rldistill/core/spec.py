@@ -13,8 +13,6 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from rldistill.core.errors import SpecMismatchError, error_text, short_repr
-from rldistill.core.fields import Stored, validated_dataclass
-from rldistill.core.errors import SpecMismatchError, short_repr
 from rldistill.core.fields import OPTIONAL, Stored, validated_dataclass
 from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
 
