@@ -11,7 +11,7 @@ from ..reporting.conftest import entry
 
 def policies(teacher: float, random: float, **students: dict[str, Any]) -> Any:
     ends = {"teacher": entry("teacher", [[teacher]], 1.0), "random": entry("random", [[random]], 0.0)}
-    fields = {"env": "x", "env_kwargs": {}, "episodes": 1, "seeds": [], "versions": {}, "profile_at": []}
+    fields = {"env": "x", "env_kwargs": {}, "episodes": 1, "seeds": [], "versions": {}, "profile_at": [0.0]}
     lists = {"warnings": {}, "efficiency": {}, "policies": ends | students}
     return Evaluation.parse(fields | lists, Path("evaluation.json")).policies
 

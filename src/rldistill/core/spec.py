@@ -229,7 +229,7 @@ class PolicySpec:
         if [*rest] == ["obs"]:  # the name that `ActionMask` gives to an observation that is not a dict
             part = rest["obs"]
             whole = replace(whole, obs_shape=part.shape, obs_dtype=part.dtype, nvec=part.nvec, parts=())
-        return replace(whole, view=self.view, env_kwargs=self.env_kwargs)
+        return replace(whole, view=self.view, env_kwargs=self.env_kwargs, agents=self.agents)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""

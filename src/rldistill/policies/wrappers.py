@@ -25,7 +25,7 @@ class ActionMaskedPolicy(PolicyWrapper):
         own = {**(inner.entries if inner.parts else {"obs": inner.entries[""]}), MASK: env[MASK]}
         keys = [*(key for key in env if key in own), *(key for key in own if key not in env)]
         spec = PolicySpec.from_parts(tuple((key, own[key]) for key in keys), inner.head)
-        return dataclasses.replace(spec, view=inner.view, env_kwargs=inner.env_kwargs)
+        return dataclasses.replace(spec, view=inner.view, env_kwargs=inner.env_kwargs, agents=self.env_spec.agents)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the policy's output with illegal actions ruled out, and its next state."""
