@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# One thread for each process, also for those that tests start: the test files are spread over the cores already, and
+# threads that wait for each other on busy cores take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import pytest

@@ -24,10 +24,13 @@ from .core.policy import Labels as Labels
 from .core.policy import Policy as Policy
 from .core.policy import PolicyOutput as PolicyOutput
 from .core.policy import resolve_device as resolve_device
+from .core.spec import AgentSpec as AgentSpec
 from .core.spec import EnvConfig as EnvConfig
 from .core.spec import PolicySpec as PolicySpec
 from .core.spec import Views as Views
 from .core.spec import Wrapper as Wrapper
+from .data.agents import agent_dataset as agent_dataset
+from .data.agents import agent_table as agent_table
 from .data.dataset import Dataset as Dataset
 from .data.dataset import open_dataset as open_dataset
 from .data.lerobot import export_lerobot as export_lerobot
@@ -72,6 +75,8 @@ from .losses import Wasserstein as Wasserstein
 from .losses.objective import Term as Term
 from .policies.agent import Agent as Agent
 from .policies.ensemble import Ensemble as Ensemble
+from .policies.joint import JointPolicy as JointPolicy
+from .policies.joint import agent_views as agent_views
 from .policies.network import NetworkPolicy as NetworkPolicy
 from .recipes.dagger import Dagger as Dagger
 from .recipes.dagger import OnPolicy as OnPolicy
@@ -110,6 +115,7 @@ from .students import Linear as Linear
 from .students import Mlp as Mlp
 from .students import MultiInput as MultiInput
 from .students import Ridge as Ridge
+from .students import Team as Team
 from .students import Tree as Tree
 from .students.budget import fit_budget as fit_budget
 from .students.features.features import Features as Features
@@ -121,8 +127,10 @@ from .students.features.objects import Objects as Objects
 from .students.features.teacher import TeacherFeatures as TeacherFeatures
 from .students.storage import trust as trust
 from .students.student import Student as Student
+
 from .teachers.load import SavedTeacher as SavedTeacher
 from .teachers.load import TeacherEnsemble as TeacherEnsemble
+from .teachers.load import TeamTeacher as TeamTeacher
 from .teachers.load import load_policy as load_policy
 from .teachers.training.config import TrainConfig as TrainConfig
 from .teachers.training.train import train_teacher as train_teacher

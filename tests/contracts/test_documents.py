@@ -23,6 +23,7 @@ AGENTS = {
 PACKAGES = {
     "metaworld.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
+    "spread.yaml": "mpe2",
     "double-pendulum-ppo.yaml": "mujoco",
     **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml"), "highway_env"),
 }
@@ -48,6 +49,7 @@ SMALLER = {
     "bipedalwalker.yaml": ["collect.steps=160"],
     "metaworld.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
+    "spread.yaml": ["collect.steps=160"],
     "double-pendulum.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
