@@ -127,7 +127,6 @@ from .students.features.objects import Objects as Objects
 from .students.features.teacher import TeacherFeatures as TeacherFeatures
 from .students.storage import trust as trust
 from .students.student import Student as Student
-
 from .teachers.load import SavedTeacher as SavedTeacher
 from .teachers.load import TeacherEnsemble as TeacherEnsemble
 from .teachers.load import TeamTeacher as TeamTeacher
