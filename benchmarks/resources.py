@@ -1,7 +1,8 @@
 """Students of `examples/grid.yaml` and `examples/jobshop.yaml` beside their teachers, and the dispatching rules.
 
     rldistill run examples/grid.yaml
-    python benchmarks/resources.py grid runs/grid --episodes 20
+    python benchmarks/resources.py grid runs/grid --student mlp --episodes 20
+    python benchmarks/resources.py times runs/grid --student mlp
     rldistill run examples/jobshop.yaml
     python benchmarks/resources.py jobshop runs/jobshop
 
@@ -13,21 +14,25 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rldistill import Agent, Policy, load_policy
 from rldistill.core.spec import EnvConfig
+from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.statistics import Values, estimate, mean
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.cost import c_latency
 from rldistill.exporters.export import export_policy
-from rldistill.policies.cost import measure_cost
+from rldistill.policies.agent import inference_threads
+from rldistill.teachers.onnx import session
 
 GRID = EnvConfig("gym_anm:ANM6Easy-v0", {"max_episode_steps": 96})
 HELD_OUT = range(11, 21)
@@ -45,18 +50,40 @@ def grid(students: list[Policy], episodes: int) -> None:
         found = estimate(ratio_of_means, values[1:], values[:1])
         print(f"{name}: controller {values[0].mean():.3f}, students {values[1:].mean(1).round(3).tolist()}")
         print(f"{name}: cost of the students / cost of the controller {found.value:.4f}, 95% interval {found.ci95}")
+
+
+def times(students: list[Policy]) -> None:
+    """Print the processor time of one decision, which other processes do not lengthen, and decisions a second."""
+    teacher = load_policy("examples.teachers.grid_mpc:controller", spec=spec_from_env(GRID))
+    env, observations = make_env(GRID), list[Any]()
+    obs, _ = env.reset(seed=0)
+    for _ in range(40):
+        observations.append(torch.as_tensor(obs[None]))
+        obs, *_ = env.step(Agent(students[0]).act(obs))
     with tempfile.TemporaryDirectory() as folder:
-        export_policy(students[0], GRID, Path(folder) / "c", ExportConfig(("c",), states=50, episodes=1))
-        times = {"student in C": c_latency(Path(folder) / "c", students[0].spec, ("-O2",), 5_000)}
-    for name, policy in (("controller", teacher), ("student in PyTorch", students[0])):
-        cost = measure_cost(policy)
-        times |= {name: cost.latency_us or {}} | {
-            f"{name}, batches of {size}": {"p50": latency["p50"] / int(size)}
-            for size, latency in (cost.batch_latency_us or {}).items()
+        export_policy(students[0], GRID, Path(folder) / "c", ExportConfig(("onnx", "c"), states=50, episodes=1))
+        runtime = session((Path(folder) / "c" / "student.onnx").read_bytes())
+        calls = {
+            "controller": (teacher, 1),
+            "student in PyTorch": (students[0], 50),
+            "student in onnxruntime": (lambda obs: runtime.run(None, {"obs": obs.numpy()}), 50),
         }
-    for name, latency in times.items():
-        ratio = times["controller"]["p50"] / latency["p50"]
-        print(f"{name:34}{latency['p50']:12.2f} µs{1e6 / latency['p50']:14,.0f} decisions/s{ratio:12,.0f} times")
+        with inference_threads(1), torch.no_grad():
+            found = {name: processor_time(call, observations, repeats) for name, (call, repeats) in calls.items()}
+        found["student in C"] = c_latency(Path(folder) / "c", students[0].spec, ("-O2",), 5_000)["p50"]
+    for name, microseconds in found.items():
+        ratio = found["controller"] / microseconds
+        print(f"{name:24}{microseconds:12.2f} µs{1e6 / microseconds:14,.0f} decisions/s{ratio:12,.0f} times")
+
+
+def processor_time(call: Any, observations: list[Any], repeats: int) -> float:
+    """Return the mean time of one call in microseconds."""
+    call(observations[0])
+    started = time.process_time()
+    for _ in range(repeats):
+        for obs in observations:
+            call(obs)
+    return 1e6 * (time.process_time() - started) / (repeats * len(observations))
 
 
 def jobshop(students: list[Policy]) -> None:
@@ -99,7 +126,7 @@ def ratio_of_means(ours: Any, theirs: Any) -> Values:
 def main() -> None:
     """Measure the students of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("grid", "jobshop"))
+    parser.add_argument("task", choices=("grid", "times", "jobshop"))
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--student", default=None, help="its name, by default the only one")
     parser.add_argument("--episodes", type=int, default=20)
@@ -110,7 +137,7 @@ def main() -> None:
     if options.task == "grid":
         grid(students, options.episodes)
     else:
-        jobshop(students)
+        (times if options.task == "times" else jobshop)(students)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ AGENTS = {
 }
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
 PACKAGES = {
+    "grid.yaml": "gym_anm",
+    "jobshop.yaml": "JSSEnv",
     "metaworld.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
     "spread.yaml": "mpe2",
@@ -50,6 +52,8 @@ SMALLER = {
     "metaworld.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
     "spread.yaml": ["collect.steps=160"],
+    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],
+    "jobshop.yaml": ["collect.steps=160"],
     "double-pendulum.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
