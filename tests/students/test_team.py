@@ -24,6 +24,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import evaluate
 from rldistill.policies.joint import JointPolicy, MixedTeam, RandomTeam, agent_views, joint_params
+from rldistill.reporting import write_report
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Team, Tree
 from rldistill.students.storage import load_native, save_policy
 from rldistill.students.team import TeamPolicy
@@ -241,3 +242,8 @@ def test_evaluation_has_returns_of_agents_and_mixed_teams(dataset: Dataset, tmp_
     assert result.teams.agreement["tree"].keys() == {"near_0", "near_1", "far_0"}
     assert result.policies["teacher"].metrics["return_near_0"] is not None
     assert isinstance(dataset.spec.head, MultiCategoricalHead)
+    for part in ("config.yaml", "provenance.json"):
+        (tmp_path / "evaluation" / part).write_text("{}", encoding="utf-8")
+    page = write_report(tmp_path / "evaluation").read_text(encoding="utf-8")
+    assert "students of two seeds by turns" in page
+    assert "Agreement of each agent" in page

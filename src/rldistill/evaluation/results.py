@@ -206,7 +206,7 @@ class Evaluation(Result):
         if self.robustness is not None and self.robustness.perturbations:
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
         if self.teams is not None:
-            tables.append(rich_table(perturbed_rows("team", self.teams.compositions), "mixed teams"))
+            tables.append(rich_table(team_rows(self), f"mixed teams, {self.teams.episodes} episodes"))
         return [*tables, verdict(self), *(f"warning: {name}: {text}" for name, text in self.warnings.items())]
 
 
@@ -261,6 +261,21 @@ def terminal_rows(evaluation: Evaluation) -> Rows:
 def robustness_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each perturbation: the mean return of each policy, and the loss under it."""
     return perturbed_rows("perturbation", evaluation.robustness.perturbations if evaluation.robustness else {})
+
+
+def team_rows(evaluation: Evaluation) -> Rows:
+    """Return a list of cells for each mixed team: the mean return with each policy, and the loss."""
+    return perturbed_rows("team", evaluation.teams.compositions if evaluation.teams else {})
+
+
+def agreement_rows(evaluation: Evaluation) -> Rows:
+    """Return a list of cells for each agent: its agreement with its teacher in each student's team."""
+    agreement = evaluation.teams.agreement if evaluation.teams else {}
+    agents = list(next(iter(agreement.values()), {}))
+    return [
+        [TableCell("agent", agent), *(figure(name, own[agent], ".3f") for name, own in agreement.items())]
+        for agent in agents
+    ]
 
 
 def perturbed_rows(column: str, results: Mapping[str, Mapping[str, PerturbedReturns]]) -> Rows:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
+from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, team_rows, verdict
 from rldistill.evaluation.tables import Rows
 from rldistill.exporters.certificate import Certificate
 
@@ -37,6 +37,7 @@ def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certif
         "environment steps of students include their teacher's data.",
         _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
         *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
+        *(["### Mixed teams", _table(teams)] if (teams := team_rows(evaluation)) else []),
         *(
             part
             for name, found in exports.items()

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.compare_teachers import TeacherComparison
-from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, verdict
+from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows, robustness_rows, team_rows, verdict
 from rldistill.io.atomic import write_atomic
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
@@ -25,6 +25,7 @@ SECTIONS = {
     "learning": "Learning curves",
     "fidelity": "Fidelity",
     "robustness": "Robustness",
+    "teams": "Teams",
     "episodes": "Episodes",
     "interpretable": "Interpretable students",
     "exports": "Exported files",
@@ -100,6 +101,8 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "regret_unit": sections.unit_text(next(filter(None, units), None)),
         "galleries": list(filter(None, galleries)),
         "robustness": robustness_rows(evaluation),
+        "teams": team_rows(evaluation),
+        "agreement": agreement_rows(evaluation),
         "interpretable": list(filter(None, interpretable)),
         "exports": [(name, found) for name in students if (found := unless_broken(sections.certificate, run, name))],
         "config": _text(run / "config.yaml"),
@@ -111,6 +114,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "learning": content["efficiency_charts"] or content["learning_charts"],
         "fidelity": content["fidelity"] or content["galleries"],
         "robustness": evaluation.robustness,
+        "teams": evaluation.teams,
         "interpretable": content["interpretable"],
         "exports": content["exports"],
     }
