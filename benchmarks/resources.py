@@ -32,6 +32,7 @@ from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.cost import c_latency
 from rldistill.exporters.export import export_policy
 from rldistill.policies.agent import inference_threads
+from rldistill.run.config import load_run
 from rldistill.teachers.onnx import session
 
 GRID = EnvConfig("gym_anm:ANM6Easy-v0", {"max_episode_steps": 96})
@@ -88,7 +89,7 @@ def processor_time(call: Any, observations: list[Any], repeats: int) -> float:
 
 def jobshop(students: list[Policy]) -> None:
     """Print makespans on the held-out instances, and by how much the students beat each rule."""
-    from examples.jobshop import RULES, JobShop, makespans
+    from examples.jobshop import RULES, JobShop, Shop, makespans
 
     def makespan(instance: int, act: Any) -> float:
         env, total = JobShop([instance]), 0.0
@@ -109,10 +110,18 @@ def jobshop(students: list[Policy]) -> None:
     def row(act: Any) -> NDArray[np.float64]:
         return np.array([[makespan(instance, act) for instance in HELD_OUT]])
 
+    def share_of_work(instance: int) -> int:
+        """Return the makespan of a rule that JSSEnv does not have: the least share of the remaining work."""
+        shop = Shop(instance)
+        while not shop.done:
+            shop.step(min(shop.queue(), key=lambda job: (shop.duration(job) / shop.work(job), job)))
+        return shop.current_time_step
+
     trees = np.concatenate([row(with_student(policy)) for policy in students])
     print(f"{'students':10}{trees.mean():8.1f}", trees.mean(1).tolist(), trees.mean(0).round(1).tolist())
     others = {name: row(lambda env, obs, number=number: number) for number, name in enumerate(RULES)}
-    for name, own in (others | {"rollout": row(rollout)}).items():
+    others |= {"SPT/MWR": np.array([[share_of_work(instance) for instance in HELD_OUT]]), "rollout": row(rollout)}
+    for name, own in others.items():
         found = estimate(lambda a, b: mean(a) - mean(b), trees, own)
         relative = estimate(ratio_of_means, trees, own)
         print(f"{name:10}{own.mean():8.1f} students - {name} {found.value:8.1f} {found.ci95}, ratio {relative}")
@@ -132,6 +141,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20)
     options = parser.parse_args()
     sys.path.insert(0, str(Path.cwd()))
+    load_run(Path("examples/grid.yaml"))  # the features of its student are the user's own, and become trusted
     name = options.student or next((options.run / "students").iterdir()).name
     students = [load_policy(str(folder)) for folder in sorted((options.run / "students" / name).glob("seed-*"))]
     if options.task == "grid":
