@@ -18,8 +18,9 @@ class StateAndQuarter(Standardizer):
     """Layer from the state, whose last entry is the time, to the standardized state and 96 numbers of 0 or 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        quarter = torch.arange(QUARTERS) == x[:, -1:].round()
-        return torch.cat([super().forward(x), quarter], 1).float()
+        x = x.float()
+        quarter = torch.arange(QUARTERS, dtype=x.dtype) == x[:, -1:].round()
+        return torch.cat([super().forward(x), quarter.float()], 1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_grid(tmp_path: Path) -> None:
         "collect.envs_per_stream=8",
         "students={tree: {type: tree}}",
     ]
-    small += ["seeds=[0]", "evaluate.episodes=1", "verify=false", "export=null", "recipe=offline"]
+    small += ["seeds=[0]", "evaluate.episodes=1", "verify=false", "recipe=offline"]
     run_all(load_run(ROOT / "examples" / "grid.yaml", [f"out={tmp_path}", *small], {}), quiet=True)
     found = json.loads((tmp_path / "evaluation.json").read_text())["policies"]
     assert found["teacher"]["mean"]["value"] > found["random"]["mean"]["value"]
