@@ -72,6 +72,31 @@ class Signals:
         return {agent: np.array(obs[agent], np.float32) for agent in self.agents or self.possible_agents}
 
 
+class Rich(Signals):
+    """Signals with observations of several entries, and actions that count from 1 and 5."""
+
+    def __init__(self, container: str = "dict", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.container = container
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        own = super().observation_space(agent)
+        if self.container == "tuple":
+            return spaces.Tuple((own, spaces.Discrete(3)))
+        return spaces.Dict({"inner": spaces.Dict({"own": own}), "kind": spaces.Discrete(3)})
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.MultiDiscrete([2, 3], start=[1, 5])
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        assert all(self.action_space(agent).contains(action) for agent, action in actions.items())
+        return super().step(actions)
+
+    def _observations(self) -> dict[str, Any]:
+        own = super()._observations()
+        return {agent: (x, 2) if self.container == "tuple" else {"inner": {"own": x}, "kind": 2} for agent, x in own.items()}
+
+
 class Turns:
     """Environment that has agents but neither API of PettingZoo."""
 
@@ -80,6 +105,10 @@ class Turns:
 
 def make_signals(**kwargs: Any) -> Signals:
     return Signals(**kwargs)
+
+
+def make_rich(**kwargs: Any) -> Rich:
+    return Rich(**kwargs)
 
 
 def make_empty() -> Turns:

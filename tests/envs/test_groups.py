@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -94,6 +95,18 @@ def test_errors_are_those_of_one_process(name: str) -> None:
     with pytest.raises(ConfigError, match="an episode has not ended after 5 steps"):
         play(kind("OddInfo"), None, 4, PlayConfig(workers=2, max_steps=5))
     play(CARTPOLE, None, 4, PlayConfig(workers=2))
+
+
+def test_error_of_construction_in_a_worker_alone_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "_idle", [])
+    gymnasium.register("OnlyInOneProcess-v0", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+    try:
+        for _ in range(2):  # with new processes, then with those that had a group
+            with pytest.raises(ConfigError, match=r"env\.id: 'OnlyInOneProcess-v0': .* doesn't exist"):
+                make_vector_env(EnvConfig("OnlyInOneProcess-v0"), 4, lambda slot, nth: slot, workers=2)
+            play(CARTPOLE, None, 4, PlayConfig(workers=2))
+    finally:
+        del gymnasium.registry["OnlyInOneProcess-v0"]
 
 
 def test_a_killed_worker_is_one_line() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import AgentSpec, EnvConfig
 from rldistill.envs.make import make_env
@@ -15,6 +17,7 @@ from rldistill.envs.multi_agent import agent_type
 from rldistill.envs.spaces import spec_from_env
 
 from . import multi_agent_envs
+from .multi_agent_envs import Signals
 
 MODULE = multi_agent_envs.__name__
 ID = f"pettingzoo:{MODULE}:make_signals"
@@ -88,6 +91,35 @@ def test_agent_that_leaves_has_zeros_and_only_the_first_action() -> None:
     assert obs[places["action_mask"]].tolist() == [1, 1, 1, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("container", ["dict", "tuple"])
+def test_entries_within_each_other_and_actions_from_other_numbers(container: str) -> None:
+    config = EnvConfig(f"pettingzoo:{MODULE}:make_rich", {"container": container, "leaves_at": 4, "alive": True})
+    own, kind = ("inner.own", "kind") if container == "dict" else ("0", "1")
+    spec = spec_from_env(config)
+    assert {f"near_0.{own}", f"near_0.{kind}", f"far_0.{own}"} < {*spec.entries}
+    env = make_env(config)
+    obs, _ = env.reset(seed=0)
+    over = False
+    while not over:
+        entries = split_parts(torch.from_numpy(obs)[None], spec)
+        expected = 2 if entries["alive"][0, 1] else 0
+        assert int(entries[f"near_1.{kind}"]) == expected
+        obs, _, terminated, truncated, _ = env.step(np.array([1, 2, 0, 0, 1, 1]))
+        over = terminated or truncated
+
+
+@pytest.mark.parametrize("leaves_at", [None, 4, Signals.horizon])
+def test_last_observation_is_that_of_the_agents(leaves_at: int | None) -> None:
+    config = joint(leaves_at=leaves_at, alive=True)
+    last = play(make_env(config))[-1]
+    assert last[3]
+    entries = split_parts(torch.from_numpy(last[0])[None], spec_from_env(config))
+    assert entries["alive"][0].tolist() == [1, int(leaves_at is None), 1]
+    assert entries["near_0"][0, 1] == 1  # its clock
+    assert entries["near_1"][0, 1] == int(leaves_at is None)
+    assert entries["far_0"][0, 2] != 0
+
+
 def test_state_is_an_entry_of_the_joint_observation_alone() -> None:
     assert dict(spec_from_env(joint(state=True)).parts)["state"].shape == (3,)
 
@@ -97,8 +129,8 @@ def test_state_is_an_entry_of_the_joint_observation_alone() -> None:
     [
         ({"own_rewards": True}, "team_reward: sum"),
         ({"leaves_at": 2}, "alive: true"),
-        ({"team": "nobody"}, "there is no team 'nobody'"),
-        ({"team_reward": "best"}, "Use equal, sum, mean"),
+        ({"team": "nobody"}, r"^env\.kwargs: there is no team 'nobody'"),
+        ({"team_reward": "best"}, r"^env\.kwargs: .*Use equal, sum, mean\.$"),
     ],
 )
 def test_unclear_rewards_and_agents_are_refused(kwargs: dict[str, Any], message: str) -> None:

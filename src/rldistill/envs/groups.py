@@ -277,14 +277,17 @@ def _serve(connection: Connection) -> None:
             return
         try:
             if method == "open":
-                sys.path[:], *settings = arguments  # that process may know more modules by now
+                sys.path[:], *settings = arguments  # modules that the first process has found since
+                group = None
                 group = LocalGroup(*settings)
                 answer = group.single_observation_space, group.single_action_space
             elif method == "step":
                 group.send(*arguments)
                 answer = group.recv()
+            elif group is None:  # closed without having opened
+                answer = None
             else:
                 answer = getattr(group, method)(*arguments)
-        except Exception as error:  # all are raised again by the process that asked
+        except Exception as error:  # which the first process raises again
             answer = error
         connection.send(answer)

@@ -105,6 +105,8 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     except gymnasium.error.DependencyNotInstalled as error:
         extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
         raise MissingExtraError(config.id, extra) from error
+    except RLDistillError:
+        raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
     except (Exception, SystemExit) as error:  # from third-party code

@@ -12,17 +12,17 @@ from gymnasium import spaces
 from gymnasium.spaces import flatdim
 from numpy.typing import NDArray
 
+from rldistill.core.entries import find_entry, walk
 from rldistill.core.errors import ConfigError, failure, short_repr
 from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK
 from rldistill.core.spec import ALIVE, AgentSpec, Wrapper
+from rldistill.envs.entries import CONTAINERS
 
 PREFIX = "pettingzoo:"
 TeamReward = Literal["equal", "sum", "mean"]
 Entries = dict[str, spaces.Space[Any]]
 STATE = "state"
-AGENT_ENTRY = "{agent}.{key}"
-"""Name of an entry of an agent whose own observation is a dict."""
 
 
 def is_multi_agent(env_id: str) -> bool:
@@ -39,7 +39,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
     """PettingZoo's parallel environment as one environment: one policy acts for all agents.
 
     The observation is a dict with the observation of each agent under its name (or `agent.key` for the entries of a
-    dict), zeros for an agent that has left. The action is that of all agents in the order of `possible_agents`: a
+    dict or tuple), zeros for an agent that has left. The action is that of all agents in the order of `possible_agents`: a
     MultiDiscrete, or the concatenation of their Boxes.
 
     Args:
@@ -78,10 +78,12 @@ class JointEnv(gymnasium.Env[Any, Any]):
             raise ConfigError(f"env.kwargs: there is no team {team!r}. Use one of the types {types}.")
         self._actions = {name: parallel.action_space(name) for name in names}
         self.action_space = _joint_actions(self._actions)
-        self._obs = {name: _entries(name, parallel.observation_space(name)) for name in names}
+        self._obs: dict[str, Entries] = {
+            name: dict(walk(parallel.observation_space(name), CONTAINERS, name)) for name in names
+        }
         self._masked = alive and not isinstance(self.action_space, spaces.Box)
         entries: Entries = {key: space for own in self._obs.values() for key, space in own.items()}
-        masks = [key for key in entries if key.endswith(f".{MASK}")]
+        masks = [key for name in names if (key := f"{name}.{MASK}") in entries]
         self._mask_sizes = {name: flatdim(space) for name, space in self._actions.items()}
         self._masked |= bool(masks)
         for key in masks:
@@ -100,7 +102,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         """Begin an episode."""
         obs, _ = self.parallel.reset(seed=seed, options=options)
         self._returns = dict.fromkeys(self._returns, 0.0)
-        return self._joint(obs), {}
+        return self._joint(obs, self.parallel.agents), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step all agents that are there with their parts of the joint action."""
@@ -117,8 +119,10 @@ class JointEnv(gymnasium.Env[Any, Any]):
                 "with the agents that are there, and masks the others."
             )
         ends = bool(present) and all(terminated.get(name, False) for name in present)
+        # PettingZoo empties `agents` at the end of an episode, whose last observation is still that of its agents.
+        remaining = [name for name in present if ends or not terminated.get(name)] if over else self.parallel.agents
         info = {f"return_{name}": total for name, total in self._returns.items()}
-        return self._joint(obs), self._team_reward(rewards), over and ends, over and not ends, info
+        return self._joint(obs, remaining), self._team_reward(rewards), over and ends, over and not ends, info
 
     def render(self) -> Any:
         """Return a picture of the environment."""
@@ -148,21 +152,21 @@ class JointEnv(gymnasium.Env[Any, Any]):
             if isinstance(space, spaces.Discrete):
                 parts[name] = int(part[0]) + int(space.start)
             else:
-                parts[name] = part.reshape(space.shape).astype(space.dtype)
+                parts[name] = (part.reshape(space.shape) + getattr(space, "start", 0)).astype(space.dtype)
         return parts
 
-    def _joint(self, obs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the joint observation, with zeros for agents that are not there."""
+    def _joint(self, obs: Mapping[str, Any], agents: Sequence[str]) -> dict[str, Any]:
+        """Return the joint observation of `agents`, with zeros for the others."""
         joint: dict[str, Any] = {}
         masks = []
         for name, entries in self._obs.items():
-            present = name in self.parallel.agents and name in obs
+            present = name in agents and name in obs
             mask = np.ones(self._mask_sizes[name], np.int8)
             if not present:
                 mask = _first_choice(self._actions[name])
             for key, space in entries.items():
-                value = (obs[name] if key == name else obs[name][key.removeprefix(f"{name}.")]) if present else None
-                if key.endswith(f".{MASK}"):
+                value = find_entry({name: obs[name]}, key) if present else None
+                if key == f"{name}.{MASK}":
                     mask = mask if value is None else np.asarray(value, np.int8).ravel()
                 else:
                     joint[key] = np.zeros(space.shape or (), space.dtype) if value is None else value
@@ -170,7 +174,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         if self._state:
             joint[STATE] = self.parallel.state()
         if self._alive:
-            joint[ALIVE] = np.array([name in self.parallel.agents for name in self._obs], np.int8)
+            joint[ALIVE] = np.array([name in agents for name in self._obs], np.int8)
         if self._masked:
             joint[MASK] = np.concatenate(masks)
         return joint
@@ -229,13 +233,6 @@ def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
         f"env.id: there is no module {name!r}. Install its package (pip install pettingzoo mpe2), or correct the name: "
         "such as pettingzoo:mpe2.simple_spread_v3."
     )
-
-
-def _entries(name: str, space: spaces.Space[Any]) -> Entries:
-    """Return the entries of an agent's observation in the joint one."""
-    if isinstance(space, spaces.Dict):
-        return {AGENT_ENTRY.format(agent=name, key=key): part for key, part in space.items()}
-    return {name: space}
 
 
 def _num_parts(space: spaces.Space[Any]) -> int:
