@@ -94,7 +94,9 @@ class Rich(Signals):
 
     def _observations(self) -> dict[str, Any]:
         own = super()._observations()
-        return {agent: (x, 2) if self.container == "tuple" else {"inner": {"own": x}, "kind": 2} for agent, x in own.items()}
+        return {
+            agent: (x, 2) if self.container == "tuple" else {"inner": {"own": x}, "kind": 2} for agent, x in own.items()
+        }
 
 
 class Turns:

@@ -36,7 +36,7 @@ from rldistill.evaluation.disagreements import (
 )
 from rldistill.evaluation.episodes import ComparedStep, PolicyRuns
 from rldistill.evaluation.evaluate import RunContext, evaluate
-from rldistill.evaluation.fidelity import differences, heldout_outputs, regret, state_metrics
+from rldistill.evaluation.fidelity import action_ranges, differences, heldout_outputs, regret, state_metrics
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru
 
@@ -224,3 +224,8 @@ def test_values_of_a_dict_observation_have_the_names_of_their_entries() -> None:
     parts = (("stock", ObsPart((), "int64", (3,))), ("grid", ObsPart((1, 2), "float32")))
     assert value_names(PolicySpec.from_parts(parts, Q)) == ["stock[0]", "grid[0, 0]", "grid[0, 1]"]
     assert value_names(SPEC) == ["obs[0]", "obs[1]"]
+
+
+def test_range_of_actions_without_a_bound_on_either_side_is_one() -> None:
+    head = DeterministicHead(low=(-2.0, -math.inf, 0.0, -math.inf), high=(2.0, math.inf, math.inf, 5.0))
+    assert action_ranges(PolicyOutput(head, torch.zeros(1, 4))).tolist() == [4.0, 1.0, 1.0, 1.0]

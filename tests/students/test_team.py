@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +15,19 @@ from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.heads import GaussianHead, MultiCategoricalHead
+from rldistill.core.heads import DeterministicHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import AgentSpec, EnvConfig, Views, Wrapper
 from rldistill.data.agents import agent_dataset, agent_table
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import play
+from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import evaluate
+from rldistill.evaluation.teams import MAX_SUBSETS, _teams, mixed_teams
+from rldistill.io.progress import SILENT
 from rldistill.policies.joint import JointPolicy, MixedTeam, RandomTeam, agent_views, joint_params
 from rldistill.reporting import write_report
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Team, Tree
@@ -165,6 +170,16 @@ def test_rows_after_an_agent_has_left_are_left_out(leaving: Dataset) -> None:
     assert counts["near_1"] == int((steps < 4).sum())
 
 
+def test_table_of_agents_with_actions_of_different_lengths(leaving: Dataset) -> None:
+    agents = (AgentSpec("near_0", "near", 2), AgentSpec("far_0", "far", 1))
+    spec = dataclasses.replace(leaving.spec, agents=agents)
+    table = agent_table(dataclasses.replace(leaving, spec=spec))
+    count = len(leaving)
+    assert [column.shape for column in table.values()] == [(2 * count,)] * len(table)
+    assert table["action"][0].tolist() == leaving.columns["action"][0, :2].tolist()
+    assert table["action"][count] == leaving.columns["action"][0, 2]
+
+
 @pytest.mark.slow
 def test_team_with_agents_that_leave_learns(leaving: Dataset, tmp_path: Path) -> None:
     config = DistillConfig(epochs=10, batch_size=64, learning_rate=1e-2)
@@ -213,6 +228,54 @@ def test_mixed_team_takes_each_part_from_its_policy(dataset: Dataset) -> None:
     right = teacher(obs)[0].mode()
     assert torch.equal(mixed[:, [0, 2]], right[:, [0, 2]])
     assert 0.3 < float((mixed[:, 1] == right[:, 1]).float().mean()) < 0.7
+
+
+def test_random_agent_without_bounds_acts_as_gymnasium_samples(dataset: Dataset) -> None:
+    head = DeterministicHead(low=(-1.0, -math.inf, 0.0), high=(1.0, math.inf, math.inf))
+    random = RandomTeam(dataclasses.replace(dataset.spec, head=head), torch.Generator().manual_seed(0))
+    actions = random(dataset.observations(np.arange(500)))[0].mode()
+    assert float(actions.abs().max()) < 10
+    assert float(actions[:, 0].abs().max()) <= 1
+    assert 0.8 < float(actions[:, 1].std()) < 1.2
+    assert float(actions[:, 2].min()) >= 0
+
+
+def test_mixed_teams_of_many_agents_are_few_and_any_agent_is_replaced(dataset: Dataset) -> None:
+    agents = tuple(AgentSpec(f"agent_{number}", "agent", 1) for number in range(40))
+    spec, policy = dataclasses.replace(dataset.spec, agents=agents), Planner(ENV)
+    teams = [team for _, part in _teams([policy], policy, spec, seed=0) for team in part]
+    assert len(teams) <= 40 * (MAX_SUBSETS + 1)
+    counts = Counter(name for team in teams if isinstance(team, MixedTeam) for name in team.replaced)
+    assert min(counts[agent.name] for agent in agents) > 0.7 * max(counts[agent.name] for agent in agents)
+
+
+class Opposite(Planner):
+    """Policy that prefers the actions that the planner avoids."""
+
+    def __call__(self, obs: torch.Tensor, state: None = None) -> tuple[PolicyOutput, None]:
+        output, _ = super().__call__(obs)
+        mask = split_parts(obs, self.spec)["action_mask"]
+        return PolicyOutput(self.spec.head, -output.params).masked(mask), None
+
+
+def test_agents_that_have_left_do_not_count_as_agreeing() -> None:
+    entries = {
+        "teacher": PolicyRuns("teacher", {None: Planner(LEAVING)}),
+        "s": PolicyRuns("student", {0: Opposite(LEAVING)}),
+    }
+    entries["random"] = PolicyRuns("random", {None: None})
+    result = mixed_teams(LEAVING, entries, dict.fromkeys(entries, np.zeros((1, 3))), 3, PlayConfig(), SILENT)
+    assert result is not None
+    assert result.agreement["s"] == {"near_0": 0.0, "near_1": 0.0, "far_0": 0.0}
+
+
+def test_views_of_their_own_have_no_mixed_teams() -> None:
+    keys = ["near_0", "near_1", "far_0"]
+    views = Views(student=(Wrapper("FilterObservation", {"filter_keys": keys}),))
+    env = EnvConfig(ID, {"state": True}, views=views)
+    entries = {"teacher": PolicyRuns("teacher", {None: Planner(env.view_of("teacher"))})}
+    entries["random"] = PolicyRuns("random", {None: None})
+    assert mixed_teams(env, entries, dict.fromkeys(entries, np.zeros((1, 3))), 3, PlayConfig(), SILENT) is None
 
 
 @pytest.mark.slow

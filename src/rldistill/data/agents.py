@@ -48,8 +48,12 @@ def agent_dataset(dataset: Dataset, views: Sequence[AgentView]) -> Dataset:
 
 
 def agent_table(dataset: Dataset) -> Columns:
-    """Return a table with a row for each agent and step: agent, agent_type, alive, episode, step, action, reward."""
-    tables = []
+    """Return a table with a row for each agent and step.
+
+    Its columns are agent, agent_type, alive, episode, step, reward, actor, action and teacher_action; `alive` is False
+    after an agent has left.
+    """
+    tables: list[Columns] = []
     for number, view in enumerate(agent_views(dataset.spec)):
         count = len(dataset)
         action = view.action(torch.from_numpy(dataset.columns["action"])).numpy()
@@ -60,11 +64,21 @@ def agent_table(dataset: Dataset) -> Columns:
                 "agent_type": np.full(count, view.agent.type),
                 "alive": _alive(dataset, number),
                 **{name: dataset.columns[name] for name in ("episode", "step", "reward", "actor")},
-                "action": action if action.ndim == 1 else list(action),
-                "teacher_action": view.action(label).numpy() if action.ndim == 1 else list(view.action(label).numpy()),
+                "action": _cells(action),
+                "teacher_action": _cells(view.action(label).numpy()),
             }
         )
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def _cells(actions: NDArray[Any]) -> NDArray[Any]:
+    """Return one value for each row, an array as an object: agents may have actions of different lengths."""
+    if actions.ndim == 1:
+        return actions
+    cells = np.empty(len(actions), object)
+    for row, action in enumerate(actions):  # NumPy would try to broadcast a list of them
+        cells[row] = action
+    return cells
 
 
 def _own_obs(dataset: Dataset, view: AgentView) -> NDArray[Any]:

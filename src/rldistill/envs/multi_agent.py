@@ -39,8 +39,8 @@ class JointEnv(gymnasium.Env[Any, Any]):
     """PettingZoo's parallel environment as one environment: one policy acts for all agents.
 
     The observation is a dict with the observation of each agent under its name (or `agent.key` for the entries of a
-    dict or tuple), zeros for an agent that has left. The action is that of all agents in the order of `possible_agents`: a
-    MultiDiscrete, or the concatenation of their Boxes.
+    dict or tuple), zeros for an agent that has left. The action is that of all agents in the order of
+    `possible_agents`: a MultiDiscrete, or the concatenation of their Boxes.
 
     Args:
         parallel: Environment of PettingZoo's parallel API.

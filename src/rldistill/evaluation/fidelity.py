@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ILLEGAL
+from rldistill.core.heads import ILLEGAL, LARGEST
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.data.sequences import windows
@@ -45,7 +45,7 @@ def regret(student: PolicyOutput, teacher: PolicyOutput) -> Tensor | None:
 def action_ranges(output: PolicyOutput) -> Tensor:
     """Return the range of each part of a continuous action; 1 for infinite ones."""
     low, high = (output.params.new_tensor(end) for end in (output.head.low, output.head.high))
-    return torch.where(torch.isfinite(high - low), high - low, torch.ones_like(low))
+    return torch.where(high - low < LARGEST, high - low, torch.ones_like(low))
 
 
 def state_value(output: PolicyOutput) -> Tensor | None:

@@ -6,9 +6,11 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rldistill.core.entries import split_parts
 from rldistill.core.policy import Policy
-from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.spaces import observation_views
 from rldistill.evaluation.episodes import (
@@ -27,7 +29,7 @@ from rldistill.policies.joint import MixedTeam, RandomTeam, agent_views
 from rldistill.policies.wrappers import with_action_mask
 
 MAX_SUBSETS = 6
-"""Number of subsets of a size that are played; a team of four has at most six."""
+"""Number of subsets of a size that are played: all of a team of four, and random ones of more agents."""
 
 
 def mixed_teams(
@@ -40,14 +42,14 @@ def mixed_teams(
 ) -> Teams | None:
     """Play mixed teams on the seeds of the evaluation; None for a single agent, or without episodes.
 
-    `returns` are those of all policies.
+    `returns` are those of all policies. None also if teacher and students have views of their own (`env.views`).
 
     The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
     agents. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
     """
-    spec = observation_views(env).student
-    teacher = policies["teacher"].first
-    if not spec.agents or not episodes or teacher is None:
+    views, teacher = observation_views(env), policies["teacher"].first
+    spec = views.student
+    if not spec.agents or views.packed or not episodes or teacher is None:
         return None
     teacher = with_action_mask(teacher, spec)
     episodes = min(episodes, returns["teacher"].shape[1])
@@ -80,16 +82,20 @@ def _teams(
 ) -> Iterator[tuple[str, list[Policy]]]:
     """Yield the compositions of teams with some policies, and a few teams of each."""
     names = [agent.name for agent in spec.agents]
+    rng = block_generator(seed, "evaluate", CALIBRATION, 0, 0)
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     if teacher is not None:
         for count in range(1, len(names)):
-            subsets = list(combinations(names, count))[:MAX_SUBSETS]
+            subsets = (
+                [*combinations(names, count)]
+                if math.comb(len(names), count) <= MAX_SUBSETS
+                else [tuple(rng.choice(names, count, replace=False).tolist()) for _ in range(MAX_SUBSETS)]
+            )
             teams: list[Policy] = [MixedTeam(teacher, run, subset) for run in runs for subset in subsets]
             yield f"{count} of {len(names)} agents replaced", teams
         if len(runs) > 1:
             pairs = zip(runs, [*runs[1:], runs[0]], strict=True)
             yield "students of two seeds by turns", [MixedTeam(one, other, tuple(names[1::2])) for one, other in pairs]
-    rng = block_generator(seed, "evaluate", CALIBRATION, 0, 0)
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     for name in names:
         yield f"{name} at random", [MixedTeam(run, RandomTeam(spec, generator), (name,)) for run in runs]
 
@@ -99,18 +105,21 @@ def _agreement(
 ) -> dict[str, float]:
     """Return for each agent the share of the student's states in which it acts as its teacher would.
 
-    Of continuous actions it is the root mean square of the difference.
+    Of continuous actions it is the root mean square of the difference. States without the agent do not count.
     """
     views = agent_views(spec)
-    same: dict[str, list[float]] = {view.agent.name: [] for view in views}
+    values: dict[str, list[Tensor]] = {view.agent.name: [] for view in views}
 
     def compare(step: ComparedStep) -> None:
-        own, label = step.student.mode(), step.teacher.mode()
-        for view in views:
-            difference = (own[..., view.parts] - label[..., view.parts]).float()
-            equal = difference.eq(0).float() if spec.head.discrete else difference**2
-            same[view.agent.name].append(float(equal.mean()))
+        difference = (step.student.mode() - step.teacher.mode()).float()
+        score = difference.eq(0).float() if spec.head.discrete else difference**2
+        alive = torch.ones(len(score), len(views), dtype=torch.bool)
+        if ALIVE in spec.entries:
+            alive = split_parts(torch.from_numpy(step.obs), spec)[ALIVE] > 0
+        for number, view in enumerate(views):
+            values[view.agent.name].append(score[alive[:, number], view.parts].mean(-1))
 
     play(env, student, episodes, base, query=TeacherQuery(teacher, compare))
-    root = (lambda value: value) if spec.head.discrete else math.sqrt
-    return {name: root(float(np.mean(values))) for name, values in same.items()}
+    joined = {name: torch.cat(parts).double() for name, parts in values.items()}
+    means = {name: float(scores.mean()) for name, scores in joined.items() if len(scores)}
+    return means if spec.head.discrete else {name: math.sqrt(mean) for name, mean in means.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import SpecMismatchError
-from rldistill.core.heads import MASK, ActionHead, CategoricalHead, MultiCategoricalHead
+from rldistill.core.heads import LARGEST, MASK, ActionHead, CategoricalHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import AgentSpec, Obs, ObsPart, PolicySpec
 
@@ -153,6 +153,29 @@ def _as_distribution(output: PolicyOutput, head: ActionHead) -> Tensor:
     return output.params
 
 
+def _joint_state(policies: Sequence[Policy], batch_size: int) -> Tensor | None:
+    """Return the initial states of several policies one after another, `[B, S]`; None if none has one."""
+    states = [policy.initial_state(batch_size) for policy in policies]
+    flat = [state.flatten(1) for state in states if state is not None]
+    return torch.cat(flat, 1) if flat else None
+
+
+def _step_all(
+    policies: Sequence[Policy], observations: Sequence[Obs], state: Tensor | None
+) -> tuple[list[PolicyOutput], Tensor | None]:
+    """Return the outputs of policies for their observations, and the next states one after another."""
+    outputs, states, start = [], list[Tensor](), 0
+    for policy, obs in zip(policies, observations, strict=True):
+        own_state = policy.initial_state(len(obs if isinstance(obs, Tensor) else next(iter(obs.values()))))
+        if own_state is not None and state is not None:
+            stop = start + own_state[0].numel()
+            own_state, start = state[:, start:stop].reshape(own_state.shape), stop
+        output, after = policy(obs, own_state)
+        outputs.append(output)
+        states += [] if after is None else [after.flatten(1)]
+    return outputs, torch.cat(states, 1) if states else None
+
+
 @dataclass(frozen=True)
 class JointPolicy:
     """Joint policy of policies for single agents, each of which gets the observations of its agent."""
@@ -174,29 +197,20 @@ class JointPolicy:
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the states of all members, `[B, S]`; None if none has one."""
-        states = [member.initial_state(batch_size) for member in self.members]
-        found = [state.flatten(1) for state in states if state is not None]
-        return torch.cat(found, 1) if found else None
+        return _joint_state(self.members, batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the joint output for joint observations, and the next state."""
         entries = split_parts(obs, self.views[0].joint) if isinstance(obs, Tensor) else obs
-        outputs, states, start = [], list[Tensor](), 0
+        observations: list[Obs] = []
         for view, member in zip(self.views, self.members, strict=True):
             own = view.observe(entries)
-            count = len(next(iter(own.values())))
-            member_state = initial = member.initial_state(count)
-            if initial is not None and state is not None:
-                stop = start + initial[0].numel()
-                member_state, start = state[:, start:stop].reshape(initial.shape), stop
             keys = [key for key in own if key in member.spec.entries]
-            output, after = member({key: own[key] for key in keys} if keys else own[OWN], member_state)
-            outputs.append(output)
-            states += [] if after is None else [after.flatten(1)]
+            observations.append({key: own[key] for key in keys} if keys else own[OWN])
+        outputs, after = _step_all(self.members, observations, state)
         head = self.spec.head
         joint = PolicyOutput(head, joint_params(outputs, head))
-        joint = joint.masked(entries[MASK]) if MASK in entries else joint
-        return joint, torch.cat(states, 1) if states else None
+        return (joint.masked(entries[MASK]) if MASK in entries else joint), after
 
 
 @dataclass(frozen=True)
@@ -214,33 +228,23 @@ class MixedTeam:
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the states of both policies, `[B, S]`; None if none has one."""
-        states = [policy.initial_state(batch_size) for policy in (self.policy, self.substitute)]
-        found = [state.flatten(1) for state in states if state is not None]
-        return torch.cat(found, 1) if found else None
+        return _joint_state((self.policy, self.substitute), batch_size)
 
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return a policy that certainly takes the most likely joint action, with the next state."""
-        actions, states, start = [], list[Tensor](), 0
-        for policy in (self.policy, self.substitute):
-            initial = policy.initial_state(len(obs) if isinstance(obs, Tensor) else len(next(iter(obs.values()))))
-            own_state = initial
-            if initial is not None and state is not None:
-                stop = start + initial[0].numel()
-                own_state, start = state[:, start:stop].reshape(initial.shape), stop
-            output, after = policy(obs, own_state)
-            actions.append(output.mode())
-            states += [] if after is None else [after.flatten(1)]
+        outputs, after = _step_all((self.policy, self.substitute), (obs, obs), state)
+        actions = [output.mode() for output in outputs]
         action = actions[0].clone()
         for view in agent_views(self.spec):
             if view.agent.name in self.replaced:
                 action[..., view.parts] = actions[1][..., view.parts].to(action)
         head = self.spec.head.neutral
-        return PolicyOutput(head, head.certain(action)), torch.cat(states, 1) if states else None
+        return PolicyOutput(head, head.certain(action)), after
 
 
 @dataclass(frozen=True)
 class RandomTeam:
-    """Joint policy whose actions are uniformly random, legal ones if there is a mask."""
+    """Joint policy whose actions are uniformly random, legal ones if there is a mask; normal ones without bounds."""
 
     spec: PolicySpec
     generator: torch.Generator
@@ -252,10 +256,13 @@ class RandomTeam:
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return random params, whose mode is a random action, and None."""
         entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
-        count, head = len(next(iter(entries.values()))), self.spec.head.neutral
-        uniform = torch.rand((count, head.num_params), generator=self.generator)
+        like, head = next(iter(entries.values())), self.spec.head.neutral
+        size = len(like), head.num_params
+        params = torch.rand(size, generator=self.generator)
         if not head.discrete:
             low, high = torch.tensor(head.low), torch.tensor(head.high)
-            uniform = low + uniform * (high - low)
-        output = PolicyOutput(head, uniform)
+            params = low + params * (high - low)
+            if not bool((bounded := high - low < LARGEST).all()):
+                params = torch.where(bounded, params, torch.randn(size, generator=self.generator))
+        output = PolicyOutput(head, params.to(like.device))
         return (output.masked(entries[MASK]) if MASK in entries else output), None
