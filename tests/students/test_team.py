@@ -14,7 +14,7 @@ import torch
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.entries import split_parts
-from rldistill.core.errors import ConfigError, SpecMismatchError
+from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import DeterministicHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import AgentSpec, EnvConfig, Views, Wrapper
@@ -27,10 +27,11 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import evaluate
 from rldistill.evaluation.teams import MAX_SUBSETS, _teams, mixed_teams
+from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import SILENT
 from rldistill.policies.joint import JointPolicy, MixedTeam, RandomTeam, agent_views, joint_params
 from rldistill.reporting import write_report
-from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Team, Tree
+from rldistill.students import AnyStudent, Gru, Keras, Linear, Mlp, Ridge, Team, Tree
 from rldistill.students.storage import load_native, save_policy
 from rldistill.students.team import TeamPolicy
 from rldistill.teachers.load import SavedTeacher, TeamTeacher
@@ -138,6 +139,23 @@ def test_number_of_networks_follows_sharing(dataset: Dataset) -> None:
 def test_agents_of_different_spaces_cannot_share(dataset: Dataset) -> None:
     with pytest.raises(SpecMismatchError, match="near_0 and far_0 have different observations or actions"):
         require_fit(Team(sharing="all"), DistillConfig(), dataset.spec)
+
+
+def test_members_of_keras_are_refused_and_no_file_imports_them(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "imported.py").write_text("print('imported')\ndef model(shape, outputs): print('called')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="a keras student cannot be a member of a team"):
+        Team(student=Keras("imported:model"))
+    save_policy(Team().build(dataset.spec), tmp_path / "team", {})
+    document = read_json(tmp_path / "team" / "policy.json")
+    member = {"type": "keras", "model": "imported:model"}
+    for changed in ({"student": member}, {"members": [member]}):
+        write_json(tmp_path / "team" / "policy.json", {**document, "config": {**document["config"], **changed}})
+        with pytest.raises(CorruptArtifactError, match="expected one of linear"):
+            load_native(tmp_path / "team")
+    assert not capsys.readouterr().out
 
 
 def test_team_needs_several_agents() -> None:

@@ -230,8 +230,8 @@ def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
                 return make  # type: ignore[no-any-return]
         raise ConfigError(f"env.id: {env_id}: the module {module} has neither parallel_env nor env.")
     raise ConfigError(
-        f"env.id: there is no module {name!r}. Install its package (pip install pettingzoo mpe2), or correct the name: "
-        "such as pettingzoo:mpe2.simple_spread_v3."
+        f"env.id: there is no module {name!r}. Install its package (pip install 'rldistill[multiagent]' has PettingZoo "
+        "and mpe2), or correct the name: such as pettingzoo:mpe2.simple_spread_v3."
     )
 
 

@@ -25,7 +25,7 @@ STUDENTS: dict[str, type] = {
     "tree": Tree,
     "keras": Keras,
 }
-MEMBERS.update(STUDENTS)
+MEMBERS.update({name: kind for name, kind in STUDENTS.items() if kind is not Keras})
 STUDENTS["team"] = Team
 AnyStudent = Annotated[
     Linear | Mlp | Cnn | Gru | Impala | MultiInput | Ridge | Tree | Keras | Team,

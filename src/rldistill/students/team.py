@@ -15,6 +15,7 @@ from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.policies.joint import IDENTITY, AgentView, agent_views, joint_params
 from rldistill.policies.network import NetworkPolicy
+from rldistill.students.keras import Keras
 from rldistill.students.mlp import Mlp
 from rldistill.students.student import Fit, Student, build_student, capability
 
@@ -32,7 +33,7 @@ class Team(Student):
     action, which is exact, since all joint heads are products over their parts.
 
     Attributes:
-        student: Family of the members.
+        student: Family of the members; not keras.
         sharing: `all` agents share a network, or those of the same `type`, or `none`.
         identity: Let agents that share a network observe their own number, one-hot.
         members: The fitted member of each network.
@@ -57,6 +58,11 @@ class Team(Student):
     def trains_from_reward(self) -> bool:  # type: ignore[override]
         """True if PPO can train the members."""
         return bool(capability(self.student, "trains_from_reward"))
+
+    def __post_init__(self) -> None:
+        # The file of a team holds no `policy.keras`, and to build a member anew would import the function of its model.
+        if any(isinstance(student, Keras) for student in (self.student, *self.members)):
+            raise ConfigError("students: a keras student cannot be a member of a team. Use another family.")
 
     def groups(self, spec: PolicySpec) -> dict[str, list[str]]:
         """Return the names of the agents of each network, by the name of the network."""

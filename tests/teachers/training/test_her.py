@@ -1,5 +1,6 @@
 """Tests of hindsight experience replay for environments with goals."""
 
+from collections import OrderedDict
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,24 @@ def test_rewards_are_those_of_the_new_goals() -> None:
     expected = Reach().compute_reward(next_obs[:, :2], obs[:, 2:4], {})
     np.testing.assert_array_equal(batch.rewards[:, 0].numpy(), expected)
     assert -0.9 < expected.mean() < -0.1  # goals that were reached, and others
+
+
+class UnsortedReach(Reach):
+    """Reach whose entries are not in the order of the alphabet."""
+
+    observation_space = spaces.Dict(OrderedDict(sorted(Reach.observation_space.items(), reverse=True)))
+
+
+def test_entries_in_another_order() -> None:
+    env = EnvConfig(f"{__name__}:UnsortedReach")
+    with closing(training_env(env, 2, 0, "train")) as vector:
+        settings = {"replay_buffer_class": HindsightReplay, "learning_starts": 1_000}
+        model = SAC("MlpPolicy", vector, seed=0, device="cpu", **settings)  # type: ignore[arg-type]
+        model.learn(100)
+        assert model.replay_buffer is not None
+        obs = model.replay_buffer.sample(100).observations.numpy()
+    assert [*spec_from_env(env).entries] == ["observation", "desired_goal", "achieved_goal"]
+    np.testing.assert_allclose(obs[:, :2], 3 * obs[:, 4:], atol=1e-5)
 
 
 def test_training_continues_with_hindsight(tmp_path: Path) -> None:

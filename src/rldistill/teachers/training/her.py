@@ -25,7 +25,8 @@ class HindsightReplay(HerReplayBuffer):
     ) -> None:
         sizes = {key: math.prod(part.shape) for key, part in goal_parts(settings["env"]).items()}
         self._ends = np.cumsum([*sizes.values()])[:-1]
-        parts = spaces.Dict({key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()})
+        # A list, since Gymnasium sorts the keys of a dict, and those of an OrderedDict are not sorted.
+        parts = spaces.Dict([(key, spaces.Box(-np.inf, np.inf, (size,), np.float32)) for key, size in sizes.items()])
         super().__init__(buffer_size, parts, action_space, **settings)
 
     def add(self, obs: Any, next_obs: Any, *rest: Any) -> None:
