@@ -1,5 +1,7 @@
 """Completion of KEY=VALUE in a shell, from the schema of run files."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any
 

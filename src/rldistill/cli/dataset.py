@@ -1,5 +1,7 @@
 """`rldistill dataset`: inspect, check and transform datasets."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

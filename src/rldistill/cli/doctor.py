@@ -1,5 +1,7 @@
 """`rldistill doctor`: facts about this machine, and the check of an environment."""
 
+from __future__ import annotations
+
 import os
 import platform
 from importlib import metadata

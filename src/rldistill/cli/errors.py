@@ -1,5 +1,7 @@
 """Errors of the command line: foreseeable ones end in one line and a fixed exit code."""
 
+from __future__ import annotations
+
 import errno
 import os
 import re

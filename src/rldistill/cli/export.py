@@ -1,5 +1,7 @@
 """`rldistill export`: files that run without this package, and their verification."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated, Any
 

@@ -1,5 +1,7 @@
 """The command `rldistill`. Each command calls one function of `rldistill.run` or of a stage."""
 
+from __future__ import annotations
+
 import io
 import signal
 import sys

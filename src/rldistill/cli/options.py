@@ -1,5 +1,7 @@
 """Options that several commands share, their parsing, and output."""
 
+from __future__ import annotations
+
 import contextlib
 import io
 import json

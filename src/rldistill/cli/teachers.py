@@ -1,5 +1,7 @@
 """`rldistill teachers`: list, verify and compare teachers."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Annotated
 
