@@ -158,6 +158,14 @@ def test_members_of_keras_are_refused_and_no_file_imports_them(
     assert not capsys.readouterr().out
 
 
+def test_team_overwrites_another_and_its_members(dataset: Dataset, tmp_path: Path) -> None:
+    for size, mode in ((4, "new"), (8, "overwrite"), (8, "resume")):
+        student, config = Team(student=Mlp(hidden=(size,))), DistillConfig(epochs=4, batch_size=64, learning_rate=1e-2)
+        policy = distill(dataset, student, config, tmp_path / "team", mode=mode, progress=False)  # type: ignore[arg-type]
+        assert isinstance(policy, TeamPolicy)
+        assert [member.config for member in policy.members.values()] == [Mlp(hidden=(size,))] * 2
+
+
 def test_team_needs_several_agents() -> None:
     with pytest.raises(SpecMismatchError, match="the environment has one agent"):
         Team().build(spec_from_env(EnvConfig("CartPole-v1")))

@@ -277,7 +277,7 @@ def _serve(connection: Connection) -> None:
             return
         try:
             if method == "open":
-                sys.path[:], *settings = arguments  # modules that the first process has found since
+                sys.path[:], *settings = arguments  # the first process may have added paths since
                 group = None
                 group = LocalGroup(*settings)
                 answer = group.single_observation_space, group.single_action_space

@@ -218,7 +218,7 @@ def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
         return make  # type: ignore[no-any-return]
     for module in (name, f"pettingzoo.{name}"):
         try:
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not module.startswith(str(error.name)):
                 raise ConfigError(f"env.id: {env_id} needs {error.name}. Install it.") from None
@@ -226,7 +226,7 @@ def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
         except Exception as error:
             raise ConfigError(f"env.id: {env_id} cannot be imported ({failure(error)}).") from error
         for function in ("parallel_env", "env"):
-            if callable(make := getattr(found, function, None)):
+            if callable(make := getattr(imported, function, None)):
                 return make  # type: ignore[no-any-return]
         raise ConfigError(f"env.id: {env_id}: the module {module} has neither parallel_env nor env.")
     raise ConfigError(

@@ -119,11 +119,11 @@ def _lower_team(policy: TeamPolicy, entries: Entries, state: Node | None) -> tup
             if MASK in entries:
                 part = view.mask_part
                 own[MASK] = take(scaled(flat(entries[MASK]), 1.0), part.start, part.stop)
-            seen = {key: own[key] for key in member.spec.entries} if member.spec.parts else {"": own[OWN]}
+            inputs = {key: own[key] for key in member.spec.entries} if member.spec.parts else {"": own[OWN]}
             own_state = None
             if initial is not None and state is not None:
                 own_state = reshape(take(state, start, start := start + initial[0].numel()), tuple(initial.shape[1:]))
-            params[view.agent.name], after = _lower_params(member, seen, own_state)
+            params[view.agent.name], after = _lower_params(member, inputs, own_state)
             states += [] if after is None else [flat(after)]
     ordered = [params[view.agent.name] for view in policy.views]
     if not head.discrete and head.num_params > len(head.low):  # means of all agents, then their deviations

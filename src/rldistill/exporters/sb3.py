@@ -116,7 +116,7 @@ def _copied_layers(policy: Policy, env: EnvConfig) -> _Layers:
 
 
 def _encoders(policy: NetworkPolicy, env: EnvConfig) -> tuple[list[Any], Tensor, Tensor]:
-    """Return the layers for the pictures of a dict, and the moments of what the dense layers take.
+    """Return the layers for the pictures of a dict, and the moments of the inputs of the dense layers.
 
     Raises:
         ExportError: SB3's CombinedExtractor computes something else.

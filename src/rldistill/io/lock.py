@@ -52,7 +52,7 @@ def locked(stage: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        require_mode(bound.arguments.get("mode", "new"))  # before the lock, which a worker must not ask for
+        require_mode(bound.arguments.get("mode", "new"))  # before the lock, which a worker does not take
         folder = bound.arguments["folder"] if "folder" in bound.arguments else bound.arguments["task"].folder
         with lock_folder(Path(folder)):
             return stage(*args, **kwargs)

@@ -136,8 +136,8 @@ class TeamPolicy(NetworkPolicy):
         states, start = list[Tensor](), 0
         for network in self.groups:
             member, views = self.member(network), self.views_of(network)
-            seen = [view.observe(entries) for view in views]
-            batch: Any = {key: torch.cat([own[key] for own in seen]) for key in seen[0]}
+            observations = [view.observe(entries) for view in views]
+            batch: Any = {key: torch.cat([own[key] for own in observations]) for key in observations[0]}
             rows = len(next(iter(batch.values()))) // len(views)
             own_state = initial = member.initial_state(rows * len(views))
             if initial is not None and state is not None:
@@ -171,9 +171,9 @@ class TeamPolicy(NetworkPolicy):
                     joint = [next(key for key, own in view.keys.items() if alias in ("", own)) for view in views]
                     centers = torch.stack([means[key] for key in joint])
                     squares = torch.stack([stds[key] for key in joint]) ** 2 + (centers - centers.mean(0)) ** 2
-                    place = slice(offset, offset + part.width)
-                    own_means.view(-1)[place] = centers.mean(0)
-                    own_stds.view(-1)[place] = squares.mean(0).sqrt()
+                    columns = slice(offset, offset + part.width)
+                    own_means.view(-1)[columns] = centers.mean(0)
+                    own_stds.view(-1)[columns] = squares.mean(0).sqrt()
                 offset += part.width
             member.standardize(own_means, own_stds)
 
