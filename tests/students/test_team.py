@@ -17,11 +17,12 @@ from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError
 from rldistill.core.heads import DeterministicHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
-from rldistill.core.spec import AgentSpec, EnvConfig, Views, Wrapper
+from rldistill.core.spec import AgentSpec, EnvConfig, ObsPart, PolicySpec, Views, Wrapper
 from rldistill.data.agents import agent_dataset, agent_table
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
+from rldistill.envs.multi_agent import agent_type
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play
@@ -163,7 +164,20 @@ def test_team_overwrites_another_and_its_members(dataset: Dataset, tmp_path: Pat
         student, config = Team(student=Mlp(hidden=(size,))), DistillConfig(epochs=4, batch_size=64, learning_rate=1e-2)
         policy = distill(dataset, student, config, tmp_path / "team", mode=mode, progress=False)  # type: ignore[arg-type]
         assert isinstance(policy, TeamPolicy)
-        assert [member.config for member in policy.members.values()] == [Mlp(hidden=(size,))] * 2
+        assert [policy.member(name).config for name in policy.groups] == [Mlp(hidden=(size,))] * 2
+
+
+@pytest.mark.parametrize("names", [("type", "keys"), ("a.b_0", "a_b_0")])
+def test_any_name_of_an_agent_is_possible(names: tuple[str, str], tmp_path: Path) -> None:
+    agents = tuple(AgentSpec(name, agent_type(name), 1) for name in names)
+    parts = tuple((name, ObsPart((2,), "float32")) for name in names)
+    spec = dataclasses.replace(PolicySpec.from_parts(parts, MultiCategoricalHead((2, 2))), agents=agents)
+    policy = Team(student=Linear()).build(spec).eval()
+    assert isinstance(policy, TeamPolicy)
+    assert len(policy.members) == 2
+    save_policy(policy, tmp_path, {})
+    obs = torch.rand(3, 4)
+    assert torch.equal(load_native(tmp_path)(obs)[0].params, policy(obs)[0].params)
 
 
 def test_team_needs_several_agents() -> None:

@@ -95,8 +95,8 @@ class TeamPolicy(NetworkPolicy):
     """Joint policy whose action has a part from each member; its state is that of all agents, one after another.
 
     Attributes:
-        members: Networks by name.
-        groups: Names of the agents of each network.
+        members: Networks, in the order of `groups`.
+        groups: Names of the agents of each network, by its name.
         views: Views of all agents, in order.
     """
 
@@ -105,13 +105,13 @@ class TeamPolicy(NetworkPolicy):
     ) -> None:
         super().__init__(config, spec, nn.Identity(), 0, nn.Identity())
         self.normalizes_itself = True
-        self.members = nn.ModuleDict({_module_name(name): member for name, member in members.items()})
+        self.members = nn.ModuleList(members.values())  # a ModuleDict allows neither dots in names nor `type`
         self.groups = groups
         self.views = agent_views(spec, list(groups.values()), config.identity)
 
     def member(self, network: str) -> NetworkPolicy:
         """Return the network of a group of agents."""
-        member = self.members[_module_name(network)]
+        member = self.members[[*self.groups].index(network)]
         assert isinstance(member, NetworkPolicy)
         return member
 
@@ -176,8 +176,3 @@ class TeamPolicy(NetworkPolicy):
                     own_stds.view(-1)[columns] = squares.mean(0).sqrt()
                 offset += part.width
             member.standardize(own_means, own_stds)
-
-
-def _module_name(network: str) -> str:
-    """Return a name for a module, which may not contain dots."""
-    return network.replace(".", "_")
