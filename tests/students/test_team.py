@@ -30,6 +30,7 @@ from rldistill.evaluation.evaluate import evaluate
 from rldistill.evaluation.teams import MAX_SUBSETS, _teams, mixed_teams
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import SILENT
+from rldistill.policies.cost import measure_cost
 from rldistill.policies.joint import JointPolicy, MixedTeam, RandomTeam, agent_views, joint_params
 from rldistill.reporting import write_report
 from rldistill.students import AnyStudent, Gru, Keras, Linear, Mlp, Ridge, Team, Tree
@@ -245,6 +246,7 @@ def test_joint_policy_of_single_policies_equals_the_team(dataset: Dataset, tmp_p
     obs = dataset.observations(np.arange(10))
     assert isinstance(teacher, JointPolicy)
     assert torch.allclose(teacher(obs)[0].params, team(obs)[0].params, atol=1e-6)
+    assert measure_cost(teacher).parameters == measure_cost(team).parameters  # of shared networks once
 
 
 @pytest.mark.parametrize(

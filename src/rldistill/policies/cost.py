@@ -17,6 +17,7 @@ from rldistill.core.errors import UntrustedFileError
 from rldistill.core.policy import Policy
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.ensemble import Ensemble
+from rldistill.policies.joint import JointPolicy
 from rldistill.policies.wrappers import ActionMaskedPolicy
 
 WARM_UP_CALLS, TIMED_CALLS = 20, 200
@@ -72,10 +73,10 @@ def measure_cost(policy: Policy | None) -> Cost:
 
 
 def _parts(policy: Policy) -> list[Policy]:
-    """Return the policies inside wrappers and ensembles."""
+    """Return the policies inside wrappers, ensembles and joint policies."""
     if isinstance(policy, ActionMaskedPolicy):
         return _parts(policy.policy)
-    if isinstance(policy, Ensemble):
+    if isinstance(policy, Ensemble | JointPolicy):
         return [part for member in policy.members for part in _parts(member)]
     return [policy]
 
