@@ -21,7 +21,7 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.students import Linear
 from rldistill.teachers.load import load_policy
 
-from ..teachers.sb3.test_zoo_folder import Pictures
+from ..teachers.sb3.test_zoo_pictures import Pictures
 
 FEW = CollectConfig(steps=24, num_streams=1, envs_per_stream=2, block_steps=8, epsilon=1.0)
 

@@ -23,6 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "keras": ("keras",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
+    "multiagent": ("pettingzoo", "mpe2"),
     "resources": ("gym_anm", "JSSEnv"),
 }
 """Modules that each extra installs."""
