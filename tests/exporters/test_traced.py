@@ -104,3 +104,27 @@ def test_keras_in_onnx_for_any_batch(shape: tuple[int, ...], dtype: str, head: A
         difference = compare(policy, OnnxRuntime(interface, tmp_path / "student.onnx"), states, batch)
         assert difference.unequal == 0
         assert difference.largest < 1e-5
+
+
+class Loop(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.sum()) > 0 else -x
+
+
+@dataclasses.dataclass(frozen=True)
+class Branching(Student):
+    """A student whose operations depend on the numbers."""
+
+    def build(self, spec: PolicySpec) -> NetworkPolicy:
+        return NetworkPolicy(self, spec, nn.Sequential(nn.Linear(4, 8), Loop()), 8)
+
+
+def test_student_that_cannot_be_traced_is_refused_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policy = Branching().build(spec_from_env(CARTPOLE)).eval()
+    with pytest.raises(ExportError, match="PyTorch cannot trace the Branching") as error:
+        export_policy(policy, CARTPOLE, tmp_path / "export", small("onnx"), progress=False)
+    assert "\n" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+    assert capfd.readouterr() == ("", "")

@@ -1,8 +1,11 @@
 """ONNX of policies without a program, such as Keras models and students of the user's own, traced by PyTorch."""
 
+import io
 import logging
+import re
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -62,11 +65,13 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
         outputs.append("state_out")
         arguments.append(torch.zeros((TRACED_BATCH, *interface.state_shape)))
     batch = torch.export.Dim("batch")
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about opsets and names, which the checker and the certificate test
+        # PyTorch prints the graph of a failure, and warns about opsets and names, which the checker and the certificate
+        # test.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _Traced(policy, interface).eval(), tuple(arguments), input_names=names, output_names=outputs,
                 opset_version=OPSET, dynamo=True, external_data=False, verbose=False,
@@ -74,9 +79,16 @@ def trace_onnx(policy: Policy, interface: Interface, metadata: Mapping[str, str]
             )  # fmt: skip
     except Exception as error:  # torch.onnx has no base class of errors
         kind = type(getattr(policy, "config", policy)).__name__
-        raise ExportError(f"onnx: PyTorch cannot trace the {kind} ({error_text(error)[:300]})") from None
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the error of the student's own code
+            cause = cause.__cause__
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", error_text(cause))[:200]
+        raise ExportError(
+            f"onnx: PyTorch cannot trace the {kind} ({reason}). Use operations that torch.export supports, or another "
+            "format."
+        ) from None
     finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+        logging.disable(disabled)
     assert program is not None
     model = program.model_proto  # each access makes a new one
     _free_batch(model)
