@@ -21,15 +21,13 @@ SPACE = spaces.Dict(
 )
 
 
-class Desk(gymnasium.Env[Any, Any]):
-    """The right action is the side that the camera shows; everything else is noise."""
+class Sides(gymnasium.Env[Any, Any]):
+    """Twenty steps in which the right action is the side that the observation shows."""
 
-    observation_space: spaces.Space[Any] = SPACE
-    action_space: spaces.Space[Any] = spaces.Discrete(3)
+    side: int
 
-    def __init__(self, keys: tuple[str, ...] = (), render_mode: str | None = None) -> None:
-        if keys:
-            self.observation_space = spaces.Dict({key: SPACE[key] for key in keys})
+    def _seen(self) -> dict[str, Any]:
+        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -40,6 +38,17 @@ class Desk(gymnasium.Env[Any, Any]):
         reward = float(action == self.side)
         self.time += 1
         return self._seen(), reward, self.time == 20, False, {}
+
+
+class Desk(Sides):
+    """The right action is the side that the camera shows; everything else is noise."""
+
+    observation_space: spaces.Space[Any] = SPACE
+    action_space: spaces.Space[Any] = spaces.Discrete(3)
+
+    def __init__(self, keys: tuple[str, ...] = (), render_mode: str | None = None) -> None:
+        if keys:
+            self.observation_space = spaces.Dict({key: SPACE[key] for key in keys})
 
     def _seen(self) -> dict[str, Any]:
         rng = self.np_random

@@ -25,26 +25,18 @@ from rldistill.students import Linear, Mlp, Tree
 from rldistill.students.storage import load_native
 from rldistill.teachers.load import load_policy
 
+from .picture_envs import Sides
+
 SPACE = spaces.Dict(
     {"cart": spaces.Box(-5, 5, (2,)), "side": spaces.Discrete(3), "lamp": spaces.Box(0, 3, (2, 2), np.uint8)}
 )
 
 
-class Balance(gymnasium.Env[Any, Any]):
+class Balance(Sides):
     """The right action is the side that is shown; lamp and cart are noise."""
 
     observation_space = SPACE
     action_space = spaces.Discrete(3)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.time = 0
-        return self._seen(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        reward = float(action == self.side)
-        self.time += 1
-        return self._seen(), reward, self.time == 20, False, {}
 
     def _seen(self) -> dict[str, Any]:
         self.side = int(self.np_random.integers(3))

@@ -11,6 +11,7 @@ import torch
 
 from rldistill.core.heads import MASK, ActionHead, DeterministicHead, GaussianHead, MultiCategoricalHead
 from rldistill.core.spec import AgentSpec, ObsPart, PolicySpec
+from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.runtimes import ExportedPolicy
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent, Gru, Linear, Mlp, Team, Tree
@@ -64,3 +65,14 @@ def test_exported_team_acts_as_its_agents(
         folder = tmp_path / str(number)
         folder.mkdir()
         require_same(policy, export(policy, folder))
+
+
+@pytest.mark.parametrize("export", [in_onnx, in_c, in_javascript])
+def test_exported_teacher_of_single_agents_acts_as_they_do(
+    export: Callable[[NetworkPolicy, Path], ExportedPolicy], tmp_path: Path
+) -> None:
+    team = teams("mlp")[0]
+    assert isinstance(team, TeamPolicy)
+    program, joint = lower_policy(team), lower_policy(team.joint)
+    assert [node.kind for node in joint.nodes] == [node.kind for node in program.nodes]
+    require_same(team, export(team.joint, tmp_path))  # type: ignore[arg-type]

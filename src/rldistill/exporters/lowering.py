@@ -37,7 +37,7 @@ from rldistill.exporters.program import (
 )
 from rldistill.exporters.recurrent import gru_cell, lstm_cells
 from rldistill.policies.actor_critic import ActorPolicy, NoisyOutput
-from rldistill.policies.joint import IDENTITY, OWN
+from rldistill.policies.joint import IDENTITY, OWN, JointPolicy
 from rldistill.policies.layers import ACTIVATIONS, Flat, has_arguments
 from rldistill.policies.network import LOG_STD_RANGE, NetworkPolicy
 from rldistill.policies.wrappers import ActionMaskedPolicy, ChannelsLastPolicy
@@ -80,8 +80,8 @@ def _lower_params(policy: Policy, entries: Entries, state: Node | None) -> tuple
     if isinstance(policy, ChannelsLastPolicy):
         first = {key: transpose(node, (2, 0, 1)) if key in policy.images else node for key, node in entries.items()}
         return _lower_params(policy.policy, first, state)
-    if isinstance(policy, TeamPolicy):
-        return _lower_team(policy, entries, state)
+    if isinstance(policy, TeamPolicy | JointPolicy):
+        return _lower_joint(policy.joint if isinstance(policy, TeamPolicy) else policy, entries, state)
     if type(policy) not in (NetworkPolicy, GruPolicy, TreePolicy, ActorPolicy):
         raise ExportError(f"export: a {type(policy).__name__} has no translation into operations")
     assert isinstance(policy, NetworkPolicy)
@@ -101,36 +101,29 @@ def _lower_params(policy: Policy, entries: Entries, state: Node | None) -> tuple
     return _network_params(policy, lower(policy.body, x)), state
 
 
-def _lower_team(policy: TeamPolicy, entries: Entries, state: Node | None) -> tuple[Node, Node | None]:
+def _lower_joint(policy: JointPolicy, entries: Entries, state: Node | None) -> tuple[Node, Node | None]:
     """Return the joint parameters of all agents, and their states one after another."""
-    params, states, start = dict[str, Node](), list[Node](), 0
-    head = policy.spec.head
-    for network in policy.groups:
-        member = policy.member(network)
-        initial = member.initial_state(1)
-        for view in policy.views_of(network):
-            own = {alias: entries[key] for key, alias in view.keys.items()}
-            if view.identity is not None:
-                number, count = view.identity
-                x = scaled(flat(next(iter(own.values()))), 1.0)  # a constant would have no batch
-                own[IDENTITY] = linear(
-                    x, np.zeros((count, x.size), np.float32), np.eye(count, dtype=np.float32)[number]
-                )
-            if MASK in entries:
-                part = view.mask_part
-                own[MASK] = take(scaled(flat(entries[MASK]), 1.0), part.start, part.stop)
-            inputs = {key: own[key] for key in member.spec.entries} if member.spec.parts else {"": own[OWN]}
-            own_state = None
-            if initial is not None and state is not None:
-                own_state = reshape(take(state, start, start := start + initial[0].numel()), tuple(initial.shape[1:]))
-            params[view.agent.name], after = _lower_params(member, inputs, own_state)
-            states += [] if after is None else [flat(after)]
-    ordered = [params[view.agent.name] for view in policy.views]
+    params, states, start, head = list[Node](), list[Node](), 0, policy.spec.head
+    for view, member in zip(policy.views, policy.members, strict=True):
+        own = {alias: entries[key] for key, alias in view.keys.items()}
+        if view.identity is not None:
+            number, count = view.identity
+            x = scaled(flat(next(iter(own.values()))), 1.0)  # a constant would have no batch
+            own[IDENTITY] = linear(x, np.zeros((count, x.size), np.float32), np.eye(count, dtype=np.float32)[number])
+        if MASK in entries:
+            part = view.mask_part
+            own[MASK] = take(scaled(flat(entries[MASK]), 1.0), part.start, part.stop)
+        inputs = {key: own[key] for key in member.spec.entries} if member.spec.parts else {"": own[OWN]}
+        own_state = None
+        if (initial := member.initial_state(1)) is not None and state is not None:
+            own_state = reshape(take(state, start, start := start + initial[0].numel()), tuple(initial.shape[1:]))
+        own_params, after = _lower_params(member, inputs, own_state)
+        params.append(own_params)
+        states += [] if after is None else [flat(after)]
     if not head.discrete and head.num_params > len(head.low):  # means of all agents, then their deviations
-        sizes = [node.size // 2 for node in ordered]
-        halves = [(take(node, 0, size), take(node, size, 2 * size)) for node, size in zip(ordered, sizes, strict=True)]
-        ordered = [half[part] for part in (0, 1) for half in halves]
-    return concat(ordered), concat(states) if states else None
+        halves = [(take(node, 0, node.size // 2), take(node, node.size // 2, node.size)) for node in params]
+        params = [half[part] for part in (0, 1) for half in halves]
+    return concat(params), concat(states) if states else None
 
 
 def standardized(policy: NetworkPolicy, entries: Entries) -> Entries:

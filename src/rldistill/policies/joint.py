@@ -87,10 +87,6 @@ class AgentView:
         own = joint_action[..., self.parts]
         return own.squeeze(-1) if self.spec.head.single_choice else own
 
-    def params(self, joint_params: Tensor) -> Tensor:
-        """Return the agent's part of the parameters of a joint head, which is its marginal distribution."""
-        return joint_params[..., self.param_columns(self.joint.head)]
-
     def param_columns(self, head: ActionHead) -> list[int]:
         """Return the columns of the agent's parameters in those of a joint head."""
         if head.discrete:

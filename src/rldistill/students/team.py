@@ -2,18 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import PYTHON_ONLY, OneOf, validated_dataclass
 from rldistill.core.heads import MASK
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
-from rldistill.policies.joint import IDENTITY, AgentView, agent_views, joint_params
+from rldistill.policies.joint import IDENTITY, AgentView, JointPolicy, agent_views
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.keras import Keras
 from rldistill.students.mlp import Mlp
@@ -46,7 +45,7 @@ class Team(Student):
 
     @property
     def fit(self) -> Fit:  # type: ignore[override]
-        """The fit of a team is that of its members."""
+        """The fit of each member by the method of its family."""
         return "team"
 
     @property
@@ -98,6 +97,7 @@ class TeamPolicy(NetworkPolicy):
         members: Networks, in the order of `groups`.
         groups: Names of the agents of each network, by its name.
         views: Views of all agents, in order.
+        joint: The same policy as one of single agents.
     """
 
     def __init__(
@@ -108,6 +108,8 @@ class TeamPolicy(NetworkPolicy):
         self.members = nn.ModuleList(members.values())  # a ModuleDict allows neither dots in names nor `type`
         self.groups = groups
         self.views = agent_views(spec, list(groups.values()), config.identity)
+        network = {agent: members[name] for name, agents in groups.items() for agent in agents}
+        self.joint = JointPolicy(tuple(self.views), tuple(network[view.agent.name] for view in self.views))
 
     def member(self, network: str) -> NetworkPolicy:
         """Return the network of a group of agents."""
@@ -121,39 +123,11 @@ class TeamPolicy(NetworkPolicy):
 
     def initial_state(self, batch_size: int) -> Tensor | None:
         """Return the states of all agents, `[B, S]`; None if no member has one."""
-        states = [
-            state.flatten(1)
-            for network in self.groups
-            if (state := self.member(network).initial_state(batch_size)) is not None
-            for _ in self.groups[network]
-        ]
-        return torch.cat(states, 1) if states else None
+        return self.joint.initial_state(batch_size)
 
     def forward(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the joint output for joint observations `[B, ...]`, and the next state."""
-        entries = split_parts(obs, self.spec) if isinstance(obs, Tensor) else obs
-        outputs: dict[str, PolicyOutput] = {}
-        states, start = list[Tensor](), 0
-        for network in self.groups:
-            member, views = self.member(network), self.views_of(network)
-            observations = [view.observe(entries) for view in views]
-            batch: Any = {key: torch.cat([own[key] for own in observations]) for key in observations[0]}
-            rows = len(next(iter(batch.values()))) // len(views)
-            own_state = initial = member.initial_state(rows * len(views))
-            if initial is not None and state is not None:
-                size = initial[0].numel()
-                stop = start + size * len(views)
-                own_state = torch.cat(torch.split(state[:, start:stop], size, 1)).reshape(initial.shape)
-                start = stop
-            output, after = member(batch if member.spec.parts else next(iter(batch.values())), own_state)
-            if after is not None:
-                states += torch.split(after.flatten(1), rows)
-            for number, view in enumerate(views):
-                outputs[view.agent.name] = output.rows(torch.arange(number * rows, (number + 1) * rows))
-        params = joint_params([outputs[view.agent.name] for view in self.views], self.spec.head)
-        joint = PolicyOutput(self.spec.head, params)
-        joint = joint.masked(entries[MASK]) if MASK in entries else joint
-        return joint, torch.cat(states, 1) if states else None
+        return self.joint(obs, state)
 
     def standardize(self, mean: Tensor, std: Tensor) -> None:
         """Set the moments of the observations of all members; of agents that share one, their common moments."""
