@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, SpecMismatchError
@@ -78,6 +80,15 @@ def test_certificate_compares_every_format(exported: Path) -> None:
     assert loop is not None
     assert (loop.keeps_95, loop.equal_actions) == ("identical", 1.0)
     assert "certificate: passed" in str(certificate)
+
+
+def test_certificate_fits_in_a_terminal_of_80_columns(exported: Path) -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(Certificate.read(exported))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "keeps 95%" in text
+    played = [record for record in Certificate.read(exported).formats.values() if record.closed_loop is not None]
+    assert sum(text.count(word) for word in ("identical", "yes", "undecided")) >= len(played)
 
 
 def test_files_verify(exported: Path) -> None:

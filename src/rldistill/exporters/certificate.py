@@ -201,7 +201,7 @@ class Certificate(Result):
         return certificate
 
 
-COLUMNS = ("format", "size", "largest difference", "equal actions", "return", "latency", "keeps 95%")
+COLUMNS = ("format", "size", "difference", "equal", "return", "latency", "keeps 95%")
 
 
 def _row(name: str, record: FormatRecord) -> list[TableCell]:
@@ -216,9 +216,9 @@ def _row(name: str, record: FormatRecord) -> list[TableCell]:
     return [
         TableCell("format", name),
         TableCell("size", f"{record.bytes:,} B", memory),
-        TableCell("largest difference", NONE if own is None else f"{own.largest:.1e}"),
+        TableCell("difference", NONE if own is None else f"{own.largest:.1e}"),
         TableCell(
-            "equal actions",
+            "equal",
             NONE if own is None else f"{own.agreement:.2%}",
             f"{own.ties} ties" if own is not None and own.ties else "",
         ),
