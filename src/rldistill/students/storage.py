@@ -246,7 +246,7 @@ def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where:
     if kind is not Actor:  # whose features are a number
         tagged["features"] = FEATURES | {name: own for name, own in USER_CLASSES.items() if issubclass(own, Features)}
     if kind is Team:
-        tagged |= dict.fromkeys(("student", "members"), MEMBERS | USER_CLASSES)
+        tagged |= dict.fromkeys(("student", "members"), MEMBERS | {"actor": Actor} | USER_CLASSES)
     for name, item in value.items():
         field = f"{where}.{name}"
         if name not in tagged:

@@ -26,7 +26,8 @@ from rldistill.policies.agent import inference_threads
 from rldistill.teachers.load import load_policy
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
-from rldistill.teachers.training.train import seed_of, train_teacher
+from rldistill.teachers.training.train import train_teacher
+from rldistill.teachers.training.vec_env import seed_of
 
 from ...conftest import Reports
 

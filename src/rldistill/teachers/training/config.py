@@ -1,7 +1,7 @@
 """Configuration of teacher training."""
 
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
 
 from rldistill.core.fields import NumEnvs, NumThreads, Positive, validated_dataclass
 from rldistill.core.policy import Device
@@ -16,6 +16,8 @@ ALGORITHMS = {
     "TD3": "stable_baselines3",
     "TQC": "sb3_contrib",
 }
+
+Agents = Literal["central", "shared"]
 
 
 @validated_dataclass
@@ -33,6 +35,8 @@ class TrainConfig:
         device: device of the networks; `auto` takes a GPU if there is one.
         normalize: True to standardize observations and scale rewards by running moments, as SB3's VecNormalize does;
             for PPO and A2C on vectors. The moments are stored in the policy.
+        agents: with many agents, `central` trains one policy that observes all and acts for all, and `shared` one by
+            which each agent acts on its own observation, with the reward of the team (PPO and A2C).
         hyperparameters: settings of the algorithm, by SB3's names; `learning_rate` may be `{start: 1e-3, end: 0}`, and
             `activation_fn` in `policy_kwargs` is a name: relu, tanh, elu, gelu; `replay_buffer_class` may be
             HerReplayBuffer, hindsight experience replay for environments with goals.
@@ -47,4 +51,5 @@ class TrainConfig:
     num_threads: NumThreads = 1
     device: Device = "auto"
     normalize: bool = False
+    agents: Agents = "central"
     hyperparameters: dict[str, Any] = field(default_factory=dict)

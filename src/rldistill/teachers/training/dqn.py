@@ -6,7 +6,7 @@ steps. `rldistill.rl.dqn` cannot replace it: on Pong (32 environments, classic n
 makes 0.74 times as many steps a second.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +19,6 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import DQN
 from stable_baselines3.common.torch_layers import NatureCNN
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.policies import QNetwork
 from torch.nn import functional as F
 
@@ -28,62 +27,8 @@ from rldistill.core.policy import to_device
 from rldistill.core.spec import FramePipeline, PolicySpec
 from rldistill.data.frames import Padding
 from rldistill.data.replay import ReplayBuffer
-from rldistill.envs.vector import SeededVectorEnv
 from rldistill.policies.layers import keep_scale
-
-
-class SteppingVecEnv(VecEnv):
-    """VecEnv that runs `while_stepping` during each step.
-
-    Environments that step in their own threads, such as those of ale-py, then cost the learner no time.
-    """
-
-    def __init__(self, env: SeededVectorEnv, own_rewards: bool = False) -> None:
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self.env, self._own_rewards = env, own_rewards
-        self.while_stepping: Callable[[], None] = lambda: None
-
-    def reset(self) -> Any:
-        """Reset all environments."""
-        return self.env.reset()
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Start a step."""
-        self.env.send(actions)
-
-    def step_wait(self) -> Any:
-        """Run `while_stepping`, then finish the step."""
-        self.while_stepping()
-        step = self.env.recv()
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for slot, last_obs in zip(step.ended, step.last_obs, strict=True):
-            is_truncated = bool(step.truncated[slot] and not step.terminated[slot])
-            infos[slot] = {"terminal_observation": last_obs, "TimeLimit.truncated": is_truncated}
-        reward = step.own_reward if self._own_rewards else step.reward
-        return step.obs, reward.astype(np.float32), step.terminated | step.truncated, infos
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.env.close()
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Return None for each environment: SB3 reads attributes of wrappers, and there are none."""
-        return [None] * len([*self._get_indices(indices)])
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Raise AttributeError."""
-        raise AttributeError(f"{attr_name} of a vector environment cannot be set")
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Call a method of environments that step in this process; raise AttributeError for others."""
-        envs = getattr(self.env.group, "envs", [])
-        if not envs:
-            raise AttributeError(f"a vector environment has no method {method_name} for each environment")
-        return [envs[index].get_wrapper_attr(method_name)(*args, **kwargs) for index in self._get_indices(indices)]
-
-    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
-        """Return False for each environment."""
-        return [False] * len(list(self._get_indices(indices)))
+from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 
 @dataclass(frozen=True)

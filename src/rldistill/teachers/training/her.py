@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.core.spec import ObsPart
 from rldistill.envs.entries import FlatDict
-from rldistill.teachers.training.dqn import SteppingVecEnv
+from rldistill.teachers.training.vec_env import SteppingVecEnv
 
 GOALS = ("achieved_goal", "desired_goal")
 

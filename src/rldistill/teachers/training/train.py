@@ -22,11 +22,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.policy import resolve_device
 from rldistill.core.schedules import Linear
-from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig
-from rldistill.envs.atari import is_atari
-from rldistill.envs.seeding import Purpose, episode_seed
+from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
-from rldistill.envs.vector import make_vector_env
 from rldistill.io.atomic import Mode, open_stage, read_jsonl, write_atomic
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
@@ -37,12 +34,14 @@ from rldistill.io.tensors import require_sealed_zip, seal_zip
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
+from rldistill.students import Team
 from rldistill.students.storage import load_native, read_document, save_policy
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
-from rldistill.teachers.training.dqn import DoubleDQN, SteppingVecEnv
+from rldistill.teachers.training.dqn import DoubleDQN
 from rldistill.teachers.training.her import HindsightReplay
+from rldistill.teachers.training.vec_env import SteppingVecEnv, policy_spec, training_env
 
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
@@ -77,10 +76,11 @@ def train_teacher(
         "teacher.train.algorithm": config.algorithm,
         "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
         "teacher.train.normalize": config.normalize or None,
+        "teacher.train.agents": None if config.agents == "central" else config.agents,
     }
     inputs = StageInputs("train", values)
     if mode == "overwrite":  # errors are found before the teacher in the folder is deleted
-        with closing(training_env(env, config.num_envs, seed, "train")) as vector:
+        with closing(training_env(env, config.num_envs, seed, "train", config.agents)) as vector:
             _build(env, config, vector, seed)
     elif mode == "resume":
         inputs.require_same(folder)
@@ -88,7 +88,7 @@ def train_teacher(
     last = folder / "checkpoints" / "last.zip"
     with (
         inference_threads(config.num_threads),
-        closing(training_env(env, config.num_envs, seed, "train")) as vector,
+        closing(training_env(env, config.num_envs, seed, "train", config.agents)) as vector,
         stage_progress(progress, "train teacher", "steps") as report,
     ):
         model = _load(last, config, vector) if last.exists() else _build(env, config, vector, seed)
@@ -98,11 +98,11 @@ def train_teacher(
         # No environment has played more episodes than there were steps, so all following episodes are new.
         vector.env.episode += model.num_timesteps
         callback = EvalCheckpointCallback(model, env, config, folder, seed, report)
-        remaining = config.total_steps - model.num_timesteps
+        remaining = config.total_steps * vector.num_agents - model.num_timesteps  # SB3 counts a step of each agent
         try:
             if remaining > 0:
                 model.learn(remaining, callback=callback, log_interval=NO_LOG_INTERVAL, reset_num_timesteps=False)
-            if not callback.rows or callback.rows[-1]["step"] < model.num_timesteps:
+            if not callback.rows or callback.rows[-1]["step"] < callback.steps:
                 callback.evaluate()
         except KeyboardInterrupt:
             callback.save_checkpoint()
@@ -145,9 +145,11 @@ def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
 def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: int) -> BaseAlgorithm:
     """Return a new algorithm; raise ConfigError if it cannot be built, or its network cannot be stored."""
     cls, settings = algorithm_class(config), _settings(config)
-    space, spec = vector.observation_space, spec_from_env(env)
+    space, spec = vector.observation_space, policy_spec(env, config.agents)
     if config.normalize and not issubclass(cls, OnPolicyAlgorithm):
         raise ConfigError(f"train.normalize: {config.algorithm} does not support it. Use PPO or A2C.")
+    if config.agents == "shared" and (config.normalize or not issubclass(cls, OnPolicyAlgorithm)):
+        raise ConfigError("train.agents: shared is for PPO and A2C without normalize. Change these, or use central.")
     if config.normalize and (spec.parts or spec.obs_dtype == "uint8" or not isinstance(space, Box)):
         raise ConfigError("train.normalize: the observations are not one vector of numbers. Remove it.")
     if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
@@ -255,24 +257,30 @@ class EvalCheckpointCallback(BaseCallback):
     ) -> None:
         super().__init__()
         self.model, self.config, self.folder, self.progress = model, config, folder, progress
-        self.env_config, self.spec, self.run_seed = env, spec_from_env(env), seed
-        self.rows = [row for row in read_jsonl(folder / "curve.jsonl") if row["step"] <= model.num_timesteps]
+        self.env_config, self.spec, self.run_seed = env, policy_spec(env, config.agents), seed
+        self.num_agents = len(spec_from_env(env).agents) if config.agents == "shared" else 1
+        self.rows = [row for row in read_jsonl(folder / "curve.jsonl") if row["step"] <= self.steps]
         # Means over fewer episodes scatter more widely, so that the best of them might never be reached again.
         means = [row["mean"] for row in self.rows if len(row["returns"]) >= config.eval_episodes]
         self.best = max(means, default=-np.inf)
         self.started = time.monotonic() - (self.rows[-1]["seconds"] if self.rows else 0.0)
         self.next_eval, self.next_checkpoint = self._next(config.eval_every), self._next(config.checkpoint_every)
 
+    @property
+    def steps(self) -> int:
+        """The number of environment steps."""
+        return self.model.num_timesteps // self.num_agents
+
     def _next(self, every: int) -> int:
-        return (self.model.num_timesteps // every + 1) * every
+        return (self.steps // every + 1) * every
 
     def _on_step(self) -> bool:
         score = self.rows[-1]["mean"] if self.rows else None
-        self.progress.update(self.num_timesteps, self.config.total_steps, score)
-        if self.num_timesteps >= self.next_eval:
+        self.progress.update(self.steps, self.config.total_steps, score)
+        if self.steps >= self.next_eval:
             self.next_eval = self._next(self.config.eval_every)
             self.evaluate()
-        elif self.num_timesteps >= self.next_checkpoint:
+        elif self.steps >= self.next_checkpoint:
             self.save_checkpoint()
         return True
 
@@ -281,14 +289,17 @@ class EvalCheckpointCallback(BaseCallback):
         config, model, normalizer = self.config, self.model, self.model.get_vec_normalize_env()
         averaged = model.acting_on_average() if isinstance(model, DoubleDQN) else nullcontext()
         num_envs = min(config.eval_episodes, 8)
-        with averaged, closing(training_env(self.env_config, num_envs, self.run_seed, "evaluate")) as vector:
+        evaluated = training_env(self.env_config, num_envs, self.run_seed, "evaluate", config.agents)
+        with averaged, closing(evaluated) as vector:
             env: VecEnv = vector
             if normalizer is not None:
                 env = VecNormalize(vector, training=False, norm_reward=False)
                 env.obs_rms = normalizer.obs_rms
-            returns, _ = evaluate_policy(model, env, config.eval_episodes, return_episode_rewards=True, warn=False)
+            episodes = config.eval_episodes * self.num_agents
+            returns: Any = evaluate_policy(model, env, episodes, return_episode_rewards=True, warn=False)[0]
+            returns = returns[:: self.num_agents]  # all agents of an environment have its return
             row = {
-                "step": model.num_timesteps,
+                "step": self.steps,
                 "updates": int(getattr(model, "_n_updates", 0)),
                 "seconds": round(time.monotonic() - self.started, 1),
                 "mean": float(np.mean(returns)),
@@ -303,7 +314,10 @@ class EvalCheckpointCallback(BaseCallback):
                     rms: Any = normalizer.obs_rms
                     moments = {"": (rms.mean, rms.var)}
                     normalize(policy, Normalizer(moments, normalizer.epsilon, normalizer.clip_obs), self.folder)
-                save_policy(policy, self.folder, details, half=self.spec.frames is not None)
+                stored: NetworkPolicy = policy
+                if config.agents == "shared":
+                    stored = Team(sharing="all").assembled(spec_from_env(self.env_config), [policy])
+                save_policy(stored, self.folder, details, half=self.spec.frames is not None)
                 self.save_checkpoint("best")
         self.rows.append(row)
         Metrics(self.folder, "curve.jsonl").write(self.rows)
@@ -323,17 +337,3 @@ class EvalCheckpointCallback(BaseCallback):
 
         write_atomic(self.folder / "checkpoints" / f"{name}.zip", write)
         self.next_checkpoint = self._next(self.config.checkpoint_every)
-
-
-def training_env(env: EnvConfig, num_envs: int, seed: int, purpose: Purpose) -> SteppingVecEnv:
-    """Return environments of SB3; rewards of Atari are clipped to their signs in training."""
-    if is_atari(env.id) and purpose == "train":
-        env = replace(env, kwargs={**env.kwargs, "reward_clipping": True})
-    max_steps = MAX_EPISODE_STEPS if purpose == "evaluate" else None
-    vector = make_vector_env(env, num_envs, lambda *episode: seed_of(seed, purpose, *episode), max_steps=max_steps)
-    return SteppingVecEnv(vector, own_rewards=purpose == "evaluate")
-
-
-def seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
-    """Return the seed of an episode, other than those of the final evaluation, so that these do not select a policy."""
-    return episode_seed(seed, purpose, 1 if purpose == "evaluate" else 0, 0, slot, episode)
