@@ -99,6 +99,14 @@ class Rich(Signals):
         }
 
 
+class Pair(Signals):
+    """Signals of two agents with equal spaces."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.possible_agents = ["near_0", "near_1"]
+
+
 class Turns:
     """Environment that has agents but neither API of PettingZoo."""
 
@@ -111,6 +119,10 @@ def make_signals(**kwargs: Any) -> Signals:
 
 def make_rich(**kwargs: Any) -> Rich:
     return Rich(**kwargs)
+
+
+def make_pair(**kwargs: Any) -> Pair:
+    return Pair(**kwargs)
 
 
 def make_empty() -> Turns:

@@ -34,14 +34,13 @@ from rldistill.io.tensors import require_sealed_zip, seal_zip
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.layers import activation
 from rldistill.policies.network import NetworkPolicy
-from rldistill.students import Team
 from rldistill.students.storage import load_native, read_document, save_policy
 from rldistill.teachers.sb3.load import to_native
 from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
 from rldistill.teachers.training.her import HindsightReplay
-from rldistill.teachers.training.vec_env import SteppingVecEnv, policy_spec, training_env
+from rldistill.teachers.training.vec_env import SteppingVecEnv, policy_spec, shared_policy, training_env
 
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
@@ -71,6 +70,7 @@ def train_teacher(
         ConfigError: an algorithm or hyperparameter does not exist, or does not suit the environment.
     """
     folder = Path(folder)
+    policy_spec(env, config.agents)  # raises if no policy can be shared, before there is a folder
     values = {  # steps and rates may change when training is continued
         "env": replace(env, views=None),
         "teacher.train.algorithm": config.algorithm,
@@ -314,9 +314,7 @@ class EvalCheckpointCallback(BaseCallback):
                     rms: Any = normalizer.obs_rms
                     moments = {"": (rms.mean, rms.var)}
                     normalize(policy, Normalizer(moments, normalizer.epsilon, normalizer.clip_obs), self.folder)
-                stored: NetworkPolicy = policy
-                if config.agents == "shared":
-                    stored = Team(sharing="all").assembled(spec_from_env(self.env_config), [policy])
+                stored = policy if config.agents == "central" else shared_policy(policy, self.env_config)
                 save_policy(stored, self.folder, details, half=self.spec.frames is not None)
                 self.save_checkpoint("best")
         self.rows.append(row)

@@ -16,7 +16,9 @@ from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env
-from rldistill.policies.joint import AgentView, agent_views
+from rldistill.policies.joint import AgentView, JointPolicy, agent_views
+from rldistill.policies.network import NetworkPolicy
+from rldistill.students import Team
 from rldistill.teachers.training.config import Agents
 
 
@@ -151,6 +153,13 @@ def shared_views(env: EnvConfig) -> list[AgentView]:
 def policy_spec(env: EnvConfig, agents: Agents) -> PolicySpec:
     """Return the spec of the policy that is trained: that of each agent if it is shared."""
     return shared_views(env)[0].spec if agents == "shared" else spec_from_env(env)
+
+
+def shared_policy(policy: NetworkPolicy, env: EnvConfig) -> NetworkPolicy:
+    """Return the joint policy in which all agents act by `policy`."""
+    views = shared_views(env)
+    spec = JointPolicy(tuple(views), (policy,) * len(views)).spec
+    return Team(sharing="all").assembled(spec, [policy])
 
 
 def training_env(
