@@ -15,7 +15,7 @@ from rich.table import Table
 from rldistill.core.entries import is_finite, split_parts
 from rldistill.core.errors import ConfigError, RLDistillError, error_text
 from rldistill.core.heads import MASK
-from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari
 from rldistill.envs.checked import INTERFACE
 from rldistill.envs.make import Env, chain_of, make_env
@@ -211,6 +211,7 @@ class _Check:
                     )  # fmt: skip
             sizes = {sum(spec.head.choices), len(spec.head.choices)}
             is_mask = values.shape[1] in sizes and spec.head.discrete and np.isin(values, (0, 1)).all()
+            is_mask &= not (key == ALIVE and spec.agents)
             if key != MASK and is_mask and values.any(1).all() and not spec.entries[key].nvec:
                 self.add(
                     "warning", "action mask", f"the entry {key!r} of the observation looks like a mask", MASK_REMEDY

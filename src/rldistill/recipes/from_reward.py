@@ -29,7 +29,7 @@ from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.train_state import LearningTask, clip_rewards
-from rldistill.students import AnyStudent
+from rldistill.students import AnyStudent, Team
 from rldistill.students.storage import load_native, trust_student
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -229,8 +229,11 @@ def _load_initial(folder: str, student: AnyStudent) -> NetworkPolicy:
         raise ConfigError(f"recipe.initial: {folder}: there is no student. Name a folder such as students/mlp/seed-0.")
     trust_student(student)
     initial = load_native(Path(folder))
-    if initial.config != student:
-        own, given = (format_json(canonical(config)) for config in (initial.config, student))
+    config = initial.config
+    if isinstance(config, Team):
+        config = dataclasses.replace(config, members=())  # which repeat the settings of its students
+    if config != student:
+        own, given = (format_json(canonical(settings)) for settings in (config, student))
         raise ConfigError(
             f"recipe.initial: {folder} is {own}, but the run has {given}. Use one student with its settings."
         )

@@ -61,7 +61,8 @@ class PPOConfig(LearningConfig):
         value_coef: weight of the critic's squared error.
         entropy_coef: weight of the entropy bonus.
         critic: network of the critic, which is not stored; by default an mlp of 64x64, a small cnn for images,
-            a small multi_input for dicts with images.
+            a small multi_input for dicts with images. It observes all agents of a team (MAPPO, Yu 2022,
+            arXiv 2103.01955), each of which acts on its own observation.
         critic_warmup: first environment steps, in which only the critic learns.
     """
 

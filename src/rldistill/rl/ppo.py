@@ -23,7 +23,7 @@ from rldistill.rl.config import PPOConfig
 from rldistill.rl.guidance import proximal_weight
 from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
-from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput
+from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput, Team
 from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
@@ -230,8 +230,9 @@ def new_policy(
         raise SpecMismatchError("distill.losses: a student of PPO has no Q values. Use losses on the policy.")
     policy = build_student(student, spec)
     if not capability(student, "trains_from_reward"):
+        family = student.student if isinstance(student, Team) else student
         raise ConfigError(
-            f"students: a {type(student).__name__.lower()} student does not learn by gradient, which learning from "
+            f"students: a {type(family).__name__.lower()} student does not learn by gradient, which learning from "
             "reward needs. Use linear, mlp, cnn, impala or gru."
         )
     if not policy.recurrent and isinstance(policy.output, nn.Linear):

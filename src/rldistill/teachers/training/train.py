@@ -70,15 +70,7 @@ def train_teacher(
         ConfigError: an algorithm or hyperparameter does not exist, or does not suit the environment.
     """
     folder = Path(folder)
-    policy_spec(env, config.agents)  # raises if no policy can be shared, before there is a folder
-    values = {  # steps and rates may change when training is continued
-        "env": replace(env, views=None),
-        "teacher.train.algorithm": config.algorithm,
-        "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
-        "teacher.train.normalize": config.normalize or None,
-        "teacher.train.agents": None if config.agents == "central" else config.agents,
-    }
-    inputs = StageInputs("train", values)
+    inputs = _inputs(env, config)
     if mode == "overwrite":  # errors are found before the teacher in the folder is deleted
         with closing(training_env(env, config.num_envs, seed, "train", config.agents)) as vector:
             _build(env, config, vector, seed)
@@ -114,6 +106,19 @@ def train_teacher(
                 "hyperparameters, above all the learning rate."
             ) from error
     return load_native(folder)
+
+
+def _inputs(env: EnvConfig, config: TrainConfig) -> StageInputs:
+    """Return the settings that stay the same when training is continued; steps and rates may change."""
+    policy_spec(env, config.agents)  # raises if no policy can be shared, before there is a folder
+    values = {
+        "env": replace(env, views=None),
+        "teacher.train.algorithm": config.algorithm,
+        "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
+        "teacher.train.normalize": config.normalize or None,
+        "teacher.train.agents": None if config.agents == "central" else config.agents,
+    }
+    return StageInputs("train", values)
 
 
 def algorithm_class(config: TrainConfig) -> type[BaseAlgorithm]:
