@@ -211,8 +211,8 @@ class _Check:
                     )  # fmt: skip
             sizes = {sum(spec.head.choices), len(spec.head.choices)}
             is_mask = values.shape[1] in sizes and spec.head.discrete and np.isin(values, (0, 1)).all()
-            is_mask &= not (key == ALIVE and spec.agents)
-            if key != MASK and is_mask and values.any(1).all() and not spec.entries[key].nvec:
+            known = key == MASK or (key == ALIVE and spec.agents)
+            if not known and is_mask and values.any(1).all() and not spec.entries[key].nvec:
                 self.add(
                     "warning", "action mask", f"the entry {key!r} of the observation looks like a mask", MASK_REMEDY
                 )
