@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import importlib
 import operator
 import re
 import subprocess
@@ -118,6 +119,17 @@ def test_error_of_user_code_ends_in_one_line(arguments: list[str], file: Path, m
     *before, line = result.stderr.splitlines()
     assert re.search(r"^error: .*lose failed: ZeroDivisionError: no rows at all \(.*test_main.py, line \d+\)\.$", line)
     assert any("Traceback" in text for text in before) == ("--traceback" in arguments)
+
+
+def test_module_that_fails_at_its_import_is_named(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(rldistill, "run_all", lambda *_: importlib.import_module("broken_module"))
+    result = CliRunner().invoke(app, ["run", str(file)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: import of broken_module.py failed: RuntimeError: no licence (")
 
 
 def test_output_files_are_checked_before_any_work(tmp_path: Path) -> None:

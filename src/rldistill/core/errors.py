@@ -88,8 +88,10 @@ def is_library(file: str) -> bool:
 
 def user_code(error: BaseException) -> str | None:
     """Return the name of the innermost code outside of all libraries in which an error was raised, if there is any."""
-    place = _user_place(error)
-    return None if place is None else place[0].co_qualname
+    if (place := _user_place(error)) is None:
+        return None
+    code = place[0]
+    return f"import of {Path(code.co_filename).name}" if code.co_name == "<module>" else code.co_qualname
 
 
 def failure(error: BaseException) -> str:
