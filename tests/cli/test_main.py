@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import importlib
+import json
 import operator
 import re
 import subprocess
@@ -121,9 +121,7 @@ def test_error_of_user_code_ends_in_one_line(arguments: list[str], file: Path, m
     assert any("Traceback" in text for text in before) == ("--traceback" in arguments)
 
 
-def test_module_that_fails_at_its_import_is_named(
-    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_module_that_fails_at_its_import_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_module.py").write_text("raise RuntimeError('no licence')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(rldistill, "run_all", lambda *_: importlib.import_module("broken_module"))

@@ -7,8 +7,6 @@ import dataclasses
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +33,7 @@ from rldistill.students import Linear, Mlp
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.python import FunctionPolicy
 
+from .. import commands
 from ..conftest import CARTPOLE, manifest_bytes, q_spec
 
 pytestmark = pytest.mark.slow
@@ -151,24 +150,21 @@ def test_random_kills_do_not_change_the_hashes(tmp_path: Path, env_id: str, step
         }
         run.write_text(yaml.safe_dump(document))
         if name == "whole":
-            subprocess.run(command(run), check=True)
+            assert commands.run("collect", str(run), "-q").returncode == 0
     total = len(list((tmp_path / "whole").rglob("*.parquet")))
     rng = random.Random(0)
     killed = 0
     for target in sorted(rng.sample(range(1, total), kills)):
-        process = subprocess.Popen([*command(run), "--resume"])
-        while process.poll() is None and len(list((tmp_path / "killed").rglob("round*.parquet"))) < target:
+        process = commands.start("collect", str(run), "-q", "--resume")
+        while process.exitcode is None and len(list((tmp_path / "killed").rglob("round*.parquet"))) < target:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
     assert killed > 0
-    subprocess.run([*command(run), "--resume"], check=True)
+    assert commands.run("collect", str(run), "-q", "--resume").returncode == 0
     assert manifest_bytes(tmp_path / "killed" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
-
-
-def command(run: Path) -> list[str]:
-    return [sys.executable, "-m", "rldistill", "collect", str(run), "--quiet"]
 
 
 def test_beta_below_1_needs_a_student(teacher: NetworkPolicy, tmp_path: Path) -> None:

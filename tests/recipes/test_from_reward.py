@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from rldistill.run.config import read_run
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
 
+from .. import commands
+
 pytestmark = pytest.mark.slow
 
 RECIPES: list[dict[str, Any]] = [
@@ -32,10 +32,6 @@ RECIPES: list[dict[str, Any]] = [
     {"name": "finetune", "critic_warmup": 512},
     {"name": "qdagger"},
 ]
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rldistill", *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["name"])
@@ -56,7 +52,7 @@ def test_env_steps_of_students_and_control(tmp_path: Path, teacher: NetworkPolic
         "out": str(tmp_path / "run"),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
-    result = run_cli("run", str(tmp_path / "run.yaml"))
+    result = commands.run("run", str(tmp_path / "run.yaml"))
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert (tmp_path / "run" / "report.html").exists()
@@ -73,7 +69,7 @@ def test_env_steps_of_students_and_control(tmp_path: Path, teacher: NetworkPolic
     assert steps == sorted(steps)
     assert steps[-2:] == [1_024 + collected] * 2  # the last score while it learned, and that of the evaluation
     assert ("mlp-scratch" in evaluation["efficiency"]) == with_control
-    again = run_cli("run", str(tmp_path / "run.yaml"), "--resume")
+    again = commands.run("run", str(tmp_path / "run.yaml"), "--resume")
     assert again.returncode == 0, again.stderr
 
 
@@ -162,13 +158,18 @@ RIDGE = {"type": "ridge"}
     ],
 )
 def test_impossible_settings_are_refused_before_the_first_step(
-    tmp_path: Path, teacher: str, recipe: dict[str, Any], more: dict[str, Any], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: str,
+    recipe: dict[str, Any],
+    more: dict[str, Any],
+    message: str,
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     document = {"env": {"id": "CartPole-v1"}, "teacher": f"own:{teacher}", "recipe": recipe, "students": {"one": MLP}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document | {"out": str(tmp_path / "run")} | more))
-    command = [sys.executable, "-m", "rldistill", "run", "run.yaml", "verify=false"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = commands.run("run", "run.yaml", "verify=false")
     assert result.returncode == 2
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr

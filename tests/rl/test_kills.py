@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,16 @@ from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students.storage import save_policy
 
+from .. import commands
+
 pytestmark = pytest.mark.slow
 
 # A checkpoint after every update, so that kills also meet those.
-COMMAND = """
+CHECKPOINTS = """
 import rldistill.rl.dqn, rldistill.rl.train_state
-from rldistill.cli.main import main
 rldistill.rl.train_state.CHECKPOINT_INTERVAL_S = 0.0
 rldistill.rl.train_state.MAX_CHECKPOINT_SHARE = float("inf")
 rldistill.rl.dqn.LOG_INTERVAL_STEPS = 200
-main()
 """
 
 
@@ -53,18 +51,18 @@ def test_killed_and_resumed_run_has_the_same_student(tmp_path: Path, teacher: Ne
         run = tmp_path / f"{name}.yaml"
         run.write_text(yaml.safe_dump(document | {"out": str(tmp_path / name)}))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
-        command = [sys.executable, "-c", COMMAND]
         if recipe != "ppd":
-            subprocess.run([*command, "collect", str(run), "--quiet"], check=True)
+            assert commands.run("collect", str(run), "--quiet").returncode == 0
         kills = 0
         for target in sorted(rng.sample(range(1, 15), 3)) if name == "killed" else []:
-            process = subprocess.Popen([*command, "distill", str(run), "--resume", "--quiet"])
-            while process.poll() is None and num_rows(student) < target:
+            process = commands.start("distill", str(run), "--resume", "--quiet", before=CHECKPOINTS)
+            while process.exitcode is None and num_rows(student) < target:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
-            kills += process.wait() == -signal.SIGKILL
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
         assert name == "whole" or kills == 3
-        subprocess.run([*command, "distill", str(run), "--resume", "--quiet"], check=True)
+        assert commands.run("distill", str(run), "--resume", "--quiet", before=CHECKPOINTS).returncode == 0
         hashes.append(sha256_file(student / "policy.safetensors"))
     assert hashes[0] == hashes[1]

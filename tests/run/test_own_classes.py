@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import pytest
 
 from rldistill.core.errors import ConfigError
 from rldistill.run.config import load_run
+
+from .. import commands
 
 pytestmark = pytest.mark.slow
 
@@ -123,27 +124,23 @@ def run_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def rldistill(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rldistill", *args], capture_output=True, text=True)
-
-
 def test_run_with_own_loss_and_student(run_file: Path) -> None:
-    done = rldistill("run", str(run_file))
+    done = commands.run("run", str(run_file))
     assert done.returncode == 0, done.stderr
     policy = json.loads(Path("runs/own/students/sines/seed-0/policy.json").read_text())
     assert (policy["student"], policy["config"]) == ("own_parts:Sines", {"size": 24})
-    again = rldistill("evaluate", str(run_file), "--overwrite")
+    again = commands.run("evaluate", str(run_file), "--overwrite")
     assert again.returncode == 0, again.stderr
     own = Path("own_parts.py")  # the user adds a setting to the loss, with a default
     own.write_text(
         own.read_text().replace("    whole: bool = False\n", "    whole: bool = False\n    power: float = 2.0\n")
     )
     for command in ("distill", "evaluate"):
-        later = rldistill(command, str(run_file), "--resume")
+        later = commands.run(command, str(run_file), "--resume")
         assert later.returncode == 0, later.stderr
-    refused = rldistill("distill", str(run_file), "--resume", "distill.losses.0.power=3.0")
+    refused = commands.run("distill", str(run_file), "--resume", "distill.losses.0.power=3.0")
     assert "distill.losses.0.loss.power was 2.0, now it is 3.0" in " ".join(refused.stderr.split())
-    alone = rldistill("explain", "runs/own/students/sines/seed-0")
+    alone = commands.run("explain", "runs/own/students/sines/seed-0")
     assert alone.returncode != 0
     assert "own_parts:Sines" in alone.stderr
     assert "rldistill.trust" in alone.stderr.replace("\n", " ")
@@ -200,7 +197,7 @@ def test_unusable_class_or_setting_is_named(run_file: Path, override: str, messa
     ],
 )
 def test_broken_contract_is_named(run_file: Path, override: str, message: str) -> None:
-    done = rldistill("run", str(run_file), override)
+    done = commands.run("run", str(run_file), override)
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

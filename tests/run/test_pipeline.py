@@ -9,8 +9,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,9 @@ from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import load_policy
 
+from .. import commands
+
 pytestmark = pytest.mark.slow
-
-
-def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rldistill", *arguments], capture_output=True, text=True)
 
 
 def write_run(tmp_path: Path, teacher: NetworkPolicy, **changes: object) -> Path:
@@ -79,7 +75,7 @@ def test_run_ends_with_a_report_that_opens_offline(
     distill = {"epochs": epochs, "batch_size": 64, "losses": [{"name": "forward_kl"}]}
     films = recipe["name"] == "offline"  # which are made the same way, and slowly, whatever the recipe
     settings = {"recipe": recipe, "distill": distill, "evaluate": {"episodes": 10, "videos": films}}
-    result = run_cli("run", str(write_run(tmp_path, teacher, **settings)))
+    result = commands.run("run", str(write_run(tmp_path, teacher, **settings)))
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -111,15 +107,16 @@ def hashes_of_whole_and_killed(
     for name in ("whole", "killed"):
         run = write_run(tmp_path, teacher, **settings, seeds=[0], out=str(tmp_path / name))
         student = tmp_path / name / "students" / "mlp" / "seed-0"
-        assert run_cli("collect", str(run)).returncode == 0
+        assert commands.run("collect", str(run)).returncode == 0
         for target in sorted(rng.sample(range(1, 35), kills)) if name == "killed" else []:
-            process = subprocess.Popen([sys.executable, "-m", "rldistill", "distill", str(run), "--resume", "-q"])
-            while process.poll() is None and epochs_logged(student) < target:
+            process = commands.start("distill", str(run), "--resume", "-q")
+            while process.exitcode is None and epochs_logged(student) < target:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
             process.kill()
-            assert process.wait() == -signal.SIGKILL
-        assert run_cli("distill", str(run), "--resume").returncode == 0
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+        assert commands.run("distill", str(run), "--resume").returncode == 0
         files = [student / "policy.safetensors", student / "dataset" / "manifest.json"]
         hashes.append([sha256_file(file) for file in files if file.exists()])
     return hashes
@@ -196,13 +193,13 @@ def test_names_are_escaped_in_charts() -> None:
 
 def test_stage_that_exists_is_refused(tmp_path: Path, teacher: NetworkPolicy) -> None:
     path = write_run(tmp_path, teacher)
-    assert run_cli("collect", str(path)).returncode == 0
-    again = run_cli("collect", str(path))
+    assert commands.run("collect", str(path)).returncode == 0
+    again = commands.run("collect", str(path))
     assert again.returncode == 2
     assert "--resume" in again.stderr
     assert "Traceback" not in again.stderr
-    assert run_cli("collect", str(path), "--resume").returncode == 0
-    info = run_cli("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
+    assert commands.run("collect", str(path), "--resume").returncode == 0
+    info = commands.run("dataset", "info", str(tmp_path / "run" / "dataset"), "--json")
     assert json.loads(info.stdout)["steps"] == 3_008
 
 
