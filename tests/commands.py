@@ -30,20 +30,21 @@ main()
 
 
 def start(
-    *arguments: str, before: str = "", stdout: str = os.devnull, stderr: str = os.devnull
+    *arguments: str, folder: Path | None = None, before: str = "", stdout: str = os.devnull, stderr: str = os.devnull
 ) -> ForkServerProcess:
-    """Start `rldistill ARGUMENTS` in the current folder, after the Python code `before`."""
-    variables = {"arguments": arguments, "folder": os.getcwd(), "before": before, "stdout": stdout, "stderr": stderr}
+    """Start `rldistill ARGUMENTS` in a folder, the current one by default, after the Python code `before`."""
+    variables = {"arguments": arguments, "before": before, "stdout": stdout, "stderr": stderr}
+    variables["folder"] = str(folder or Path.cwd())
     process = _context.Process(target=exec, args=(_MAIN, variables))
     process.start()
     return process
 
 
-def run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `rldistill ARGUMENTS` in the current folder until it ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [f"{folder}/{name}" for name in ("stdout", "stderr")]
-        process = start(*arguments, before=before, stdout=files[0], stderr=files[1])
+def run(*arguments: str, folder: Path | None = None, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `rldistill ARGUMENTS` until it ends."""
+    with tempfile.TemporaryDirectory() as output:
+        files = [f"{output}/{name}" for name in ("stdout", "stderr")]
+        process = start(*arguments, folder=folder, before=before, stdout=files[0], stderr=files[1])
         process.join()
         texts = [Path(file).read_text(encoding="utf-8") for file in files]
     assert process.exitcode is not None

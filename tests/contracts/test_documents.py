@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from .. import commands
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,8 +76,7 @@ def command_lines() -> list[str]:
 
 
 def run(arguments: list[str], folder: Path) -> str:
-    command = [sys.executable, "-m", "rldistill", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = commands.run(*arguments, folder=folder)
     assert done.returncode == 0, done.stderr[-2_000:]
     return done.stdout
 
