@@ -33,6 +33,7 @@ PACKAGES = {
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
 # Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
 PONG = [
+    "env.kwargs={max_num_frames_per_episode: 2000}",
     "export=null",
     "collect.steps=1_600",
     "distill.epochs=4",
