@@ -17,6 +17,7 @@ EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 TEACHERS = ROOT.parent / "shared" / "teachers"
 AGENTS = {
     "pong-a3c.yaml": ("baby-a3c/pong-v4.tar", "pong-v4.tar"),
+    "committee.yaml": ("sb3", "sb3"),
     "bipedalwalker.yaml": ("estool/biped.pepg.1.96.best.json", "zoo/biped.pepg.1.96.best.json"),
 }
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
@@ -51,6 +52,7 @@ SMALLER = {
     "pong-basic.yaml": ["collect.steps=160"],
     "bipedalwalker.yaml": ["collect.steps=160"],
     "metaworld.yaml": ["collect.steps=160"],
+    "committee.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
     "spread.yaml": ["collect.steps=160"],
     "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],

@@ -101,5 +101,5 @@ def collected_spec(env: EnvConfig, teacher: Policy) -> PolicySpec:
     views = observation_views(adapt_env(env, teacher))
     spec = with_action_mask(teacher, views.teacher).spec
     if views.packed:
-        return dataclasses.replace(views.student, head=spec.head)
+        return dataclasses.replace(views.student, head=spec.head, members=spec.members)
     return dataclasses.replace(spec, agents=views.student.agents)

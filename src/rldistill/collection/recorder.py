@@ -10,7 +10,7 @@ from rldistill.core.entries import is_finite
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import Side
-from rldistill.data.blocks import FINAL, LABELED, LEAD, STEP, Block, Columns
+from rldistill.data.blocks import FINAL, LABELED, LEAD, MEMBER, MEMBERS, STEP, Block, Columns
 from rldistill.envs.vector import Step
 from rldistill.envs.views import ObservationViews
 from rldistill.policies.agent import StatefulPolicy
@@ -73,7 +73,7 @@ class TeacherLabeler:
         self.num_labels += len(obs)
         self.following = after if self.teacher.state is None else None  # whose state would have to advance
         outputs = [*self._labels, after]
-        columns: Columns = {}
+        columns: Columns = {} if after.members is None else {MEMBERS: _stack(self._labels, MEMBERS)}
         for attribute, name in (("params", "teacher"), ("value", "value")):
             if getattr(outputs[0], attribute) is None:
                 continue
@@ -90,6 +90,8 @@ class TeacherLabeler:
         """Return the labels, with zeros where there is none, and the column that distinguishes them."""
         labeled = np.stack(self._labeled, 1)
         columns = {"teacher": _stack(self._labels, "params")}
+        if self._labels[0].members is not None:
+            columns[MEMBERS] = _stack(self._labels, MEMBERS)
         if self.features:
             columns["features"] = _features(self._labels)
         for column in columns.values():
@@ -121,6 +123,7 @@ class BlockRecorder:
     ) -> None:
         self.labeler = labeler
         self.actors: list[NDArray[np.int8]] = []
+        self.members: list[NDArray[np.int8]] = []
         self._views, self._stacked = views, views.student.frames is not None
         self._sides: dict[str, Side] = {"obs": "student"}
         if teacher_obs and views.packed:
@@ -154,6 +157,7 @@ class BlockRecorder:
                 "truncated": step.truncated & ~step.terminated,
                 "ended": step.terminated | step.truncated,
                 "actor": self.actors[-1],
+                **({MEMBER: self.members[-1]} if self.members else {}),
                 **self._stored(obs),
             }
         )

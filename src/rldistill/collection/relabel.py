@@ -14,7 +14,7 @@ from rldistill.collection.recorder import TeacherLabeler
 from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import SIDES, PolicySpec, Side, Wrapper
-from rldistill.data.blocks import LABELED, LABELS, STEP, Block, BlockKey, Columns, next_rows
+from rldistill.data.blocks import LABELED, LABELS, MEMBER, MEMBERS, STEP, Block, BlockKey, Columns, next_rows
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
 from rldistill.data.manifest import Manifest, open_derived, store_block
@@ -24,6 +24,9 @@ from rldistill.io.progress import Progress, stage_progress
 from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.policies.wrappers import ChannelsLastPolicy, with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
+
+OWN_COLUMNS = (*LABELS, LABELED, MEMBERS, MEMBER)
+"""Columns of the old teacher."""
 
 
 def relabel(
@@ -70,7 +73,7 @@ def relabel(
         teacher = ChannelsLastPolicy(teacher, images)
     teacher = with_action_mask(teacher, own_spec)
     teacher.spec.require_same_input(own_spec, "the teacher", f"the observations of teachers in {source}")
-    spec = dataclasses.replace(before.spec, head=teacher.spec.head)
+    spec = dataclasses.replace(before.spec, head=teacher.spec.head, members=teacher.spec.members)
     manifest = Manifest.new(folder, before.model_copy(update={"spec": spec}), rounds)
     entries = []
     with inference_threads(1):
@@ -90,7 +93,7 @@ def _labeled_blocks(before: Manifest, teacher: Policy, features: bool) -> Iterat
         stateful = StatefulPolicy(teacher, before.rounds[number].envs_per_stream)
         for entry in entries:
             block, labeler = before.read_block(entry), TeacherLabeler(stateful, features)
-            columns = {name: column for name, column in block.columns.items() if name not in (*LABELS, LABELED)}
+            columns = {name: column for name, column in block.columns.items() if name not in OWN_COLUMNS}
             for obs, step in _replay(columns, before.spec):
                 labeler.label(obs)
                 labeler.end(step)
@@ -104,7 +107,7 @@ def _labeled_blocks(before: Manifest, teacher: Policy, features: bool) -> Iterat
 
 def teacher_spec(manifest: Manifest) -> PolicySpec:
     """Return the recorded observations and actions of a teacher, with the neutral head."""
-    return manifest.teacher_spec or dataclasses.replace(manifest.spec, head=manifest.spec.head.neutral)
+    return manifest.teacher_spec or dataclasses.replace(manifest.spec, head=manifest.spec.head.neutral, members=())
 
 
 def _require_view(view: Sequence[Wrapper], manifest: Manifest) -> None:

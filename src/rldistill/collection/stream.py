@@ -33,9 +33,10 @@ from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
-from rldistill.io.processes import UNGUARDED, end_with_parent, has_unguarded_script
+from rldistill.io.processes import UNGUARDED, end_with_parent, has_unguarded_script, is_stopped
 from rldistill.io.progress import Progress, set_note
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
+from rldistill.policies.committee import followed_actions
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
 Report = Callable[[int, int], None]
@@ -89,7 +90,7 @@ class Stream:
         self.policies: dict[str, StatefulPolicy] = {}
         self.report: Report = _ignore
         self._label: PolicyOutput | None = None
-        self._agents = job.views.student.agents
+        self._member_heads = job.teacher.spec.member_heads
 
     def run(self) -> Iterator[BlockEntry | None]:
         """Play and write the missing blocks; yield the entry of each, and None while the environments are stepping."""
@@ -207,13 +208,20 @@ class Stream:
                 draws = np.array([np.random.default_rng([seed, 1]).random() for seed in seeds])
             by_student = draws[:, None] >= self.config.beta
             if self.config.mixture == "agent":  # each agent of a team is the teacher's or the student's by itself
-                by_agent = rng.random((len(obs), len(self._agents))) >= self.config.beta
-                by_student = np.repeat(by_agent, [agent.num_parts for agent in self._agents], axis=1)
+                agents = self.job.views.student.agents
+                by_agent = rng.random((len(obs), len(agents))) >= self.config.beta
+                by_student = np.repeat(by_agent, [agent.num_parts for agent in agents], axis=1)
             actor[by_student.all(1)] = STUDENT
         if self.config.sparse:
             due = (self.age + np.arange(len(obs))) % self.config.label_every == 0
             rows = np.flatnonzero(due | (actor == TEACHER))
-        action = select(recorder.labeler.label(obs, rows))
+        label = recorder.labeler.label(obs, rows)
+        if self._member_heads:  # the members of a committee take turns, so that each has episodes of its own
+            turns = env.episode + self.number * len(obs) + np.arange(len(obs))
+            recorder.members.append((turns % len(self._member_heads)).astype(np.int8))
+            action = followed_actions(label, self._member_heads, recorder.members[-1], select)
+        else:
+            action = select(label)
         if "student" in self.policies:
             students = select(self.policies["student"].step(obs))
             action = np.where(by_student if action.ndim > 1 else by_student[:, 0], students, action)
@@ -288,14 +296,6 @@ def _run_alone(stream: Stream) -> list[BlockEntry]:
     return [*_in_turns(stream.job, [stream], _count)]
 
 
-def _is_stopped(pid: int) -> bool:
-    """Return True if a process was stopped by a signal, as far as the system shows it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")
-    except OSError:
-        return False
-
-
 def _in_processes(job: CollectJob, streams: list[Stream], report: Report) -> Iterator[BlockEntry]:
     try:
         pickle.dumps(job)
@@ -326,7 +326,7 @@ def _in_processes(job: CollectJob, streams: list[Stream], report: Report) -> Ite
                 for future in done:
                     yield from future.result()
                 workers = [process for process in multiprocessing.active_children() if process not in others]
-                for pid in sorted({process.pid for process in workers if process.pid and _is_stopped(process.pid)}):
+                for pid in sorted({process.pid for process in workers if process.pid and is_stopped(process.pid)}):
                     if pid not in stopped:
                         stopped.add(pid)
                         warnings.warn(

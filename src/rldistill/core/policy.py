@@ -30,6 +30,7 @@ class PolicyOutput:
         value: the state values, `[...]`.
         features: the last hidden layer, `[..., F]`.
         mask: the legal actions, `[..., P]`; `masked` sets it.
+        members: the params of the members of a committee, one after another, `[..., sum P]`.
     """
 
     head: ActionHead
@@ -37,6 +38,7 @@ class PolicyOutput:
     value: Tensor | None = None
     features: Tensor | None = None
     mask: Tensor | None = None
+    members: Tensor | None = None
 
     def masked(self, mask: Tensor) -> PolicyOutput:
         """Return the output without actions that `mask`, `[..., sum(head.choices)]`, excludes, also from losses."""
@@ -49,12 +51,13 @@ class PolicyOutput:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PolicyOutput:
         """Return the output with `function` applied to each of its tensors."""
-        others = (None if part is None else function(part) for part in (self.value, self.features, self.mask))
+        parts = self.value, self.features, self.mask, self.members
+        others = (None if part is None else function(part) for part in parts)
         return PolicyOutput(self.head, function(self.params), *others)
 
     def rows(self, rows: Tensor) -> PolicyOutput:
-        """Return the output for some observations of the batch, without features."""
-        return replace(self, features=None).map(lambda part: part[rows])
+        """Return the output for some observations of the batch, without features and members."""
+        return replace(self, features=None, members=None).map(lambda part: part[rows])
 
     def mode(self) -> Tensor:
         """Return the most likely, highest-valued or mean action: `[...]` for one integer, `[..., A]` otherwise."""

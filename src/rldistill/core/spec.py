@@ -178,6 +178,7 @@ class PolicySpec:
         view: the wrappers of the environment that produce these observations.
         env_kwargs: the keyword arguments of that environment.
         agents: the agents of a joint policy, in the order of their parts of an action; none for a single agent.
+        members: the names of a committee's members and the kinds of their heads; none for a single policy.
     """
 
     obs_shape: tuple[Size, ...]
@@ -189,6 +190,7 @@ class PolicySpec:
     view: tuple[Annotated[Wrapper, Stored()], ...] = ()
     env_kwargs: tuple[tuple[str, bool | int | float], ...] = ()
     agents: tuple[Annotated[AgentSpec, Stored()], ...] = field(default=(), metadata=OPTIONAL)
+    members: tuple[tuple[str, HeadKind], ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if max(math.prod(self.obs_shape), sum(part.width for part in self.entries.values())) > MAX_OBS_VALUES:
@@ -220,6 +222,11 @@ class PolicySpec:
         return (sum(math.prod(part.shape) for _, part in self.parts),) if self.parts else self.obs_shape
 
     @property
+    def member_heads(self) -> list[ActionHead]:
+        """The heads of a committee's members."""
+        return [self.head.as_kind(kind) for _, kind in self.members]
+
+    @property
     def unmasked(self) -> PolicySpec:
         """The spec without the action mask."""
         if MASK not in self.entries:
@@ -229,12 +236,12 @@ class PolicySpec:
         if [*rest] == ["obs"]:  # the name that `ActionMask` gives to an observation that is not a dict
             part = rest["obs"]
             whole = replace(whole, obs_shape=part.shape, obs_dtype=part.dtype, nvec=part.nvec, parts=())
-        return replace(whole, view=self.view, env_kwargs=self.env_kwargs, agents=self.agents)
+        return replace(whole, view=self.view, env_kwargs=self.env_kwargs, agents=self.agents, members=self.members)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""
         document = asdict(self) | {"head": self.head.to_json()}
-        return document if self.agents else {key: value for key, value in document.items() if key != "agents"}
+        return {key: value for key, value in document.items() if value or key not in ("agents", "members")}
 
     def transposed_images(self, other: PolicySpec) -> tuple[str, ...]:
         """Return the names of images with channels first here and channels last in `other`."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rldistill.core.entries import is_finite
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import ACTORS, FINAL, LABELED, LEAD, STEP, Columns, next_rows
+from rldistill.data.blocks import ACTORS, FINAL, LABELED, LEAD, MEMBER, MEMBERS, STEP, Columns, next_rows
 
 FLAGS = ("terminated", "truncated", "ended")
 COUNTS = ("slot", "episode", "step")
@@ -21,6 +21,7 @@ def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec
         "value": (),
         "next_value": (),
         LABELED: (),
+        MEMBER: (),
         "features": columns.get("features", np.zeros((1, 1))).shape[1:],
     }
     for name in [*shapes, *columns]:
@@ -40,8 +41,8 @@ def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec
     for name, own in (("obs", spec), ("teacher_obs", teacher_spec)):
         if own is not None and not is_finite(columns[name], own):  # of a dict, which may be stored as bytes
             raise ValueError(f"{name} holds NaN or infinite numbers")
-    limits = {"kind": len((STEP, LEAD, FINAL)), "actor": len(ACTORS), "slot": slots}
-    for name in (*COUNTS, "kind", "actor"):
+    limits = {"kind": len((STEP, LEAD, FINAL)), "actor": len(ACTORS), "slot": slots, MEMBER: len(spec.members)}
+    for name in (*COUNTS, "kind", "actor", *({MEMBER} & {*columns})):
         column = columns[name]
         if column.dtype.kind not in "iu" or not 0 <= int(column.min()) <= int(column.max()) < limits.get(name, 1 << 31):
             raise ValueError(f"{name} holds {column.min()} to {column.max()}, expected integers from 0")
@@ -64,6 +65,8 @@ def _shapes(spec: PolicySpec, teacher_spec: PolicySpec | None) -> dict[str, tupl
     shapes["action"] = () if spec.head.single_choice else (len(spec.head.choices) or len(spec.head.low),)
     shapes |= dict.fromkeys(("teacher", "next_teacher"), (spec.head.num_params,))
     shapes["obs"] = spec.obs_shape[1:] if spec.frames else spec.obs_shape
+    if spec.members:
+        shapes[MEMBERS] = (sum(head.num_params for head in spec.member_heads),)
     return shapes if teacher_spec is None else shapes | {"teacher_obs": teacher_spec.obs_shape}
 
 
@@ -73,7 +76,7 @@ def _dtypes(spec: PolicySpec, teacher_spec: PolicySpec | None, columns: Columns)
         dtypes["teacher_obs"] = teacher_spec.obs_dtype
     if LABELED in columns:
         dtypes[LABELED] = "bool"
-    numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features")
+    numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features", MEMBERS)
     return dtypes | {name: "float32" for name in numbers if name in columns}
 
 

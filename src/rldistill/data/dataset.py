@@ -102,12 +102,12 @@ class Dataset:
         columns["return_to_go"] = _returns_to_go(columns, episodes, gamma)
         num_steps, heldout = sum(block.steps for _, _, block in blocks), _heldout(columns, episodes)
         labeled = columns.pop(LABELED)
-        if sparse := not labeled.all():
-            columns = {name: column[labeled] for name, column in columns.items()}
-            row, next_row, heldout = row[labeled], next_row[labeled], heldout[labeled]
-            if len(np.unique(heldout)) < 2:
-                raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
-        return cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb, sparse)
+        dataset = cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb)
+        if labeled.all():
+            return dataset
+        if len(np.unique(heldout[labeled])) < 2:
+            raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
+        return dataset.take(labeled)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -121,6 +121,12 @@ class Dataset:
         """Raise ConfigError if some steps have no label and are left out, but `reader` needs all."""
         if self.sparse and reader is not None:
             raise ConfigError(EVERY_LABEL.format(reader))
+
+    def take(self, mask: NDArray[np.bool_]) -> Dataset:
+        """Return the transitions where `mask` `[N]` is True, which need not follow one another."""
+        columns = {name: column[mask] for name, column in self.columns.items()}
+        row, next_row, heldout = self.row[mask], self.next_row[mask], self.heldout[mask]
+        return replace(self, columns=columns, row=row, next_row=next_row, heldout=heldout, sparse=True)
 
     def spread(self, count: int) -> NDArray[np.int64]:
         """Return the rows of at most `count` transitions, evenly spread over all."""

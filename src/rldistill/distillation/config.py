@@ -16,6 +16,8 @@ from rldistill.core.policy import Device
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, TermField
 
+Weighting = Literal["uniform", "confidence", "value", "learned"]
+
 
 @validated_dataclass
 class DistillConfig:
@@ -23,6 +25,9 @@ class DistillConfig:
 
     Attributes:
         losses: Terms that are summed.
+        weighting: Weights of several `teachers` in each state: equal ones; by the confidence of each, ranked among its
+            own; the teacher with the largest value, fitted to the returns of its own episodes; or learned on held-out
+            data. Another weighting takes no further steps.
         epochs: Passes over the data.
         batch_size: Transitions in a batch.
         learning_rate: Learning rate of AdamW at the start.
@@ -36,6 +41,7 @@ class DistillConfig:
     """
 
     losses: Annotated[tuple[TermField, ...], MinLen(1)] = (Term(ForwardKL()),)
+    weighting: Weighting = "uniform"
     epochs: Positive = 20
     batch_size: Positive = 256
     learning_rate: PositiveFloat = 1e-3

@@ -14,8 +14,10 @@ from rldistill.data.agents import agent_dataset
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import Trainer, fit_by_gradient
+from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tree import empty_tree, fit_tree
+from rldistill.distillation.weighting import weighted_dataset
 from rldistill.io.atomic import Mode, open_stage, read_jsonl
 from rldistill.io.lock import locked
 from rldistill.io.metrics import Metrics
@@ -67,6 +69,8 @@ def distill(
     torch.set_num_threads(config.num_threads)
     try:
         with stage_progress(progress, "distill", "epochs") as report:
+            if dataset.spec.members:
+                dataset = weighted_dataset(dataset, config.weighting, folder, seed)
             if capability(student, "fit") == "gradient":
                 policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
                 Metrics(folder).end()
@@ -138,7 +142,7 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
         ConfigError: A student that cannot be built for these observations, or a loss that it cannot minimize.
         SpecMismatchError: A loss does not fit the teacher's labels.
     """
-    losses = tuple(term.loss for term in config.losses)
+    losses, spec = tuple(term.loss for term in config.losses), label_spec(spec)
     fit: Fit = capability(student, "fit")
     if isinstance(student, Team):
         for view in cast(TeamPolicy, student.build(spec)).views:

@@ -5,9 +5,10 @@ labeled steps, and its return counts.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import combinations, count
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.config import DistillConfig, Weighting
 from rldistill.distillation.distill import distill
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import PlayConfig, play
@@ -29,12 +30,14 @@ from rldistill.evaluation.statistics import Estimate, Returns, estimate, mean, n
 from rldistill.evaluation.tables import NONE, Record, Result, Rows, TableCell, figure, rich_table
 from rldistill.evaluation.verify import fit_to_env
 from rldistill.io.progress import Progress, stage_progress
+from rldistill.policies.committee import Committee
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.ensemble import Ensemble
 from rldistill.students import Cnn, Mlp, MultiInput
 
 PROBE_SEEDS = (0, 1, 2)
 NUM_AGREEMENT_STATES = 1_000
+EPSILON = 0.05
 TIE = 0.02
 """Largest difference in teachability of a tie, which the cheaper teacher wins, or the better without known costs."""
 
@@ -67,6 +70,8 @@ class TeacherComparison(Result):
         random: mean return of random play.
         discrete: True if actions are integers, so that `agreement` is a share and not a root mean squared difference.
         no_ensemble: reason that there is no ensemble of all teachers, if there is none.
+        weightings: teachability of a student of all teachers, by `distill.weighting`.
+        no_weighting: reason for each weighting that was left out.
         agreement, no_agreement: agreement of pairs of teachers, and the reason for each pair without one.
         take, why: name of the recommended teacher, and the reason.
     """
@@ -78,6 +83,8 @@ class TeacherComparison(Result):
     discrete: bool
     teachers: dict[str, TeacherScore]
     no_ensemble: str | None
+    weightings: dict[str, float | None]
+    no_weighting: dict[str, str]
     agreement: dict[str, float]
     no_agreement: dict[str, str]
     take: str
@@ -107,6 +114,10 @@ class TeacherComparison(Result):
         lines += [f"no {word} {pair}: {reason}" for pair, reason in self.no_agreement.items()]
         if self.no_ensemble is not None:
             lines.append(f"no ensemble: {self.no_ensemble}")
+        for weighting, value in self.weightings.items():
+            score = "no score, since no teacher is better than random play" if value is None else f"{value:.3f}"
+            lines.append(f"teachability of all teachers together, weighting {weighting}: {score}")
+        lines += [f"no weighting {weighting}: {reason}" for weighting, reason in self.no_weighting.items()]
         lines.append(f"take {self.take}: {self.why}.")
         names = short_names(list(self.teachers))
         rows = [[TableCell("teacher", name), *row[1:]] for name, row in zip(names, self.rows, strict=True)]
@@ -133,15 +144,11 @@ def compare_teachers(
     """
     if not teachers:
         raise ConfigError("teachers: there is none to compare. Name at least one.")
-    entries, no_ensemble = dict(teachers), None
-    if config.ensemble and len(teachers) > 1:
-        try:
-            entries["ensemble"] = Ensemble(tuple(teachers.values()))
-        except (ConfigError, SpecMismatchError) as error:
-            no_ensemble = str(error)
+    entries, no_ensemble = _with_ensemble(teachers) if config.ensemble and len(teachers) > 1 else (teachers, None)
     fitted = {name: fit_to_env(teacher, env, name) for name, teacher in entries.items()}
-    total, done, scores, states = len(fitted) * (1 + len(PROBE_SEEDS)) + 1, count(1), {}, {}
-    collecting = CollectConfig(steps=config.steps, epsilon=0.05)
+    num_probed = len(fitted) + len(get_args(Weighting)) * (len(teachers) > 1)
+    total, done, scores, states = len(fitted) + num_probed * len(PROBE_SEEDS) + 1, count(1), {}, {}
+    collecting = CollectConfig(steps=config.steps, epsilon=EPSILON)
     with stage_progress(progress, "compare", "parts") as report, tempfile.TemporaryDirectory() as temporary:
 
         def score(own_env: EnvConfig, policy: Policy | None) -> Returns:
@@ -155,9 +162,11 @@ def compare_teachers(
         for number, (name, (teacher, own_env)) in enumerate(fitted.items()):
             folder = Path(temporary) / str(number)
             states[name] = data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, progress=False)
-            probes = np.stack([score(own_env, _probe(data, config.epochs, folder, own)) for own in PROBE_SEEDS])
-            teachability = normalized_score(probes, best[None], random[None])
+            probing = DistillConfig(epochs=config.epochs)
+            probes = np.stack([score(own_env, _probe(data, probing, folder, own)) for own in PROBE_SEEDS])
+            teachability = _teachability(probes, best, random)
             scores[name] = _score(teacher, data, returns[name], probes, teachability)
+        together, no_weighting = _weighted_probes(env, teachers, config, Path(temporary) / "all", seed, score)
         agreements, no_agreement = _agreements({name: fitted[name][0] for name in teachers}, states)
     take, why = recommend(scores)
     return TeacherComparison(
@@ -168,11 +177,21 @@ def compare_teachers(
         discrete=next(iter(entries.values())).spec.head.discrete,
         teachers=scores,
         no_ensemble=no_ensemble,
+        weightings={name: _teachability(own, best, random) for name, own in together.items()},
+        no_weighting=no_weighting,
         agreement=agreements,
         no_agreement=no_agreement,
         take=take,
         why=why,
     )
+
+
+def _with_ensemble(teachers: Mapping[str, Policy]) -> tuple[dict[str, Policy], str | None]:
+    """Return the teachers with their ensemble, or the reason that there is none."""
+    try:
+        return {**teachers, "ensemble": Ensemble(tuple(teachers.values()))}, None
+    except (ConfigError, SpecMismatchError) as error:
+        return {**teachers}, str(error)
 
 
 def short_names(names: list[str]) -> list[str]:
@@ -184,13 +203,40 @@ def short_names(names: list[str]) -> list[str]:
     return [name.removeprefix(shared) for name in names]
 
 
-def _probe(data: Dataset, epochs: int, folder: Path, seed: int) -> Policy | None:
+def _weighted_probes(
+    env: EnvConfig,
+    teachers: Mapping[str, Policy],
+    config: CompareConfig,
+    folder: Path,
+    seed: int,
+    score: Callable[[EnvConfig, Policy | None], Returns],
+) -> tuple[dict[str, Returns], dict[str, str]]:
+    """Return the returns of probe students of all teachers, by weighting, and the reason for each without one.
+
+    They learn from as many steps as those of one teacher, in few environments, so that their episodes end.
+    """
+    probes, left_out = dict[str, Returns](), dict[str, str]()
+    if len(teachers) == 1:
+        return probes, left_out
+    collecting = CollectConfig(steps=config.steps, epsilon=EPSILON, num_streams=1, envs_per_stream=4)
+    for weighting in get_args(Weighting):
+        probing = DistillConfig(epochs=config.epochs, weighting=weighting)
+        try:
+            teacher, own_env = fit_to_env(Committee(tuple(teachers.values()), names=tuple(teachers)), env)
+            data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, mode="resume", progress=False)
+            students = [_probe(data, probing, folder / weighting, own) for own in PROBE_SEEDS]
+            probes[weighting] = np.stack([score(own_env, student) for student in students])
+        except (ConfigError, SpecMismatchError) as error:
+            left_out[weighting] = str(error)
+    return probes, left_out
+
+
+def _probe(data: Dataset, config: DistillConfig, folder: Path, seed: int) -> Policy | None:
     """Distil the probe student; return None, which plays at random, if it learned nothing."""
     probe: Cnn | Mlp | MultiInput = MultiInput() if data.spec.has_pictures else Mlp((32, 32))
     if len(data.spec.obs_shape) == 3:
         probe = Cnn()
     try:
-        config = DistillConfig(epochs=epochs)
         return distill(data, probe, config, folder / f"probe-{seed}", seed=seed, progress=False)
     except NothingLearnedError:
         return None
@@ -220,8 +266,14 @@ def recommend(scores: Mapping[str, TeacherScore]) -> tuple[str, str]:
     return take, why
 
 
+def _teachability(probes: Returns, best: Returns, random: Returns) -> float | None:
+    """Return the mean score of probe students; None if no teacher is better than random play."""
+    score = normalized_score(probes, best[None], random[None])
+    return score.value if score else None
+
+
 def _score(
-    teacher: Policy, data: Dataset, returns: Returns, probes: Returns, teachability: Estimate | None
+    teacher: Policy, data: Dataset, returns: Returns, probes: Returns, teachability: float | None
 ) -> TeacherScore:
     cost, head, labels = measure_cost(teacher), data.spec.head, torch.from_numpy(data.columns["teacher"])
     return TeacherScore(
@@ -233,7 +285,7 @@ def _score(
         macs=cost.macs,
         latency_us=cost.latency_us,
         probe_mean=float(probes.mean()),
-        teachability=teachability.value if teachability else None,
+        teachability=teachability,
     )
 
 

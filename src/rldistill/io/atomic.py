@@ -20,7 +20,7 @@ Mode = Literal["new", "resume", "overwrite"]
 """Treatment of a stage's folder that exists: refuse it, continue it, or discard it."""
 MAX_ERRORS = 1_000
 STAGE_FILES = re.compile(
-    r"(inputs|manifest|policy|score|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
+    r"(inputs|manifest|policy|score|weighting|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
     r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|\.\d+\.tmp\..+|"
     r"round-\d+-stream-\d+-block-\d+\.parquet"
 )

@@ -1,4 +1,4 @@
-"""Other processes of the package: their end, and the script that they import again."""
+"""Other processes of the package: their end, their stop by a signal, and the script that they import again."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -27,4 +27,12 @@ def has_unguarded_script() -> bool:
     try:
         return file is not None and "__main__" not in Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError):
+        return False
+
+
+def is_stopped(pid: int) -> bool:
+    """Return True if a process was stopped by a signal, as far as the system shows it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
         return False

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
-from rldistill.core.heads import MASK, ActionHead, BernoulliHead, MultiCategoricalHead
+from rldistill.core.heads import ILLEGAL, MASK, ActionHead, BernoulliHead, MultiCategoricalHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 
@@ -97,13 +97,15 @@ class Ensemble:
     def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
         """Return the combined output for a batch of observations, and the next state."""
         results = [member(obs, own) for member, own in zip(self.members, self._split(state), strict=True)]
-        outputs, after = [output for output, _ in results], self._join([own for _, own in results])
+        return self._combined([output for output, _ in results]), self._join([own for _, own in results])
+
+    def _combined(self, outputs: list[PolicyOutput]) -> PolicyOutput:
         head = self._head
         if not head.discrete:
-            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0)), after
+            return PolicyOutput(head, torch.stack([output.mode() for output in outputs]).mean(0))
         combined = PolicyOutput(head, self._params(head, outputs))
         masks = [output.mask for output in outputs if output.mask is not None]
-        return combined.masked(torch.stack(masks).all(0)) if masks else combined, after
+        return combined.masked(torch.stack(masks).all(0)) if masks else combined
 
     @staticmethod
     def _join(states: list[Tensor | None]) -> Tensor | None:
@@ -144,7 +146,7 @@ def _log(probabilities: Tensor) -> Tensor:
 
 def _probabilities(output: PolicyOutput) -> tuple[Tensor, Tensor]:
     """Return probabilities `[B, A]`, 0 for illegal actions, and their confidence `[B, 1]`."""
-    legal = torch.ones_like(output.params, dtype=torch.bool) if output.mask is None else output.mask
+    legal = output.params > ILLEGAL / 2 if output.mask is None else output.mask
     logits, num_legal = output.params, legal.sum(-1, keepdim=True)
     if output.head.action_values:
         best = logits.masked_fill(~legal, -torch.inf).amax(-1, keepdim=True)

@@ -78,6 +78,11 @@ class FromReward(Recipe):
                 than random play.
             SpecMismatchError: a loss does not fit teacher and student.
         """
+        if self.needs_teacher and teacher.spec.members:
+            raise ConfigError(
+                f"teachers: {type(self).__name__} follows one teacher. Use `teacher` with an ensemble of them, or a "
+                "recipe that learns from a dataset (offline, dagger)."
+            )
         options = self.guidance_options(run)
         spec = observation_views(adapt_env(run.env, teacher)).student
         for student in run.students.values():

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import MinLen
 from pydantic import AfterValidator, Field, PlainValidator
@@ -31,10 +31,11 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
+from rldistill.teachers.load import AnyTeacher, SavedTeacher, TeacherEnsemble, TeamTeacher
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import algorithm_class
 
+T = TypeVar("T")
 RESERVED_NAMES = ("teacher", "random", "baseline")
 """Names of policies in results that no student can have."""
 
@@ -64,11 +65,11 @@ def _require_algorithm(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _require_usable_names(students: dict[str, AnyStudent]) -> dict[str, AnyStudent]:
-    for name in students:
+def _require_usable_names(policies: dict[str, T]) -> dict[str, T]:
+    for name in policies:
         if name in RESERVED_NAMES or not re.fullmatch(r"\w[\w.-]*", name):
             raise invalid(f"expected letters, digits, - and _, and none of {', '.join(RESERVED_NAMES)}", name)
-    return students
+    return policies
 
 
 def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,12 +117,30 @@ def _read_teacher(value: Any) -> Any:
     raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble, agents or train")
 
 
+def _read_member(value: Any) -> Any:
+    teacher = _read_teacher(value)
+    if isinstance(teacher, TrainConfig | TeamTeacher):
+        raise invalid("expected a path, or path or ensemble with options. Train it first (`rldistill train`)")
+    return teacher
+
+
+def _require_member_names(teachers: dict[str, AnyTeacher]) -> dict[str, AnyTeacher]:
+    if len(teachers) == 1:
+        raise invalid("found one teacher, expected several. Use `teacher` for one")
+    return _require_usable_names(teachers)
+
+
 EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
 TeacherField = Annotated[
     SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig | Policy,
     PlainValidator(
         _read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TeamTeacher | TrainedTeacher
     ),
+]
+
+
+MemberField = Annotated[
+    AnyTeacher, PlainValidator(_read_member, json_schema_input_type=str | SavedTeacher | TeacherEnsemble)
 ]
 
 
@@ -167,6 +186,8 @@ class Run:
         env: Environment.
         teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`. In
             Python, also any policy.
+        teachers: Several teachers by name, in place of `teacher`, each with its own options. All label all steps, they
+            take turns as the acting one from episode to episode, and `distill.weighting` makes one label of theirs.
         name: Name of the run; by default that of its file.
         out: Folder of all results; by default `runs/NAME` for a run file.
         seed: Seed of collection and evaluation, and of a teacher to train.
@@ -185,7 +206,8 @@ class Run:
     """
 
     env: EnvField
-    teacher: TeacherField
+    teacher: TeacherField | None = None
+    teachers: Annotated[dict[str, MemberField], AfterValidator(_require_member_names)] = field(default_factory=dict)
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
     out: Annotated[Path, AfterValidator(_require_folder)] = Path("runs/run")
     seed: Seed = 0
@@ -203,6 +225,14 @@ class Run:
     export: ExportConfig | None = None
     verify: bool = True
     document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.teacher is None and not self.teachers:
+            raise ConfigError("teacher: is missing. Name one, or several as `teachers`")
+        if self.teacher is not None and self.teachers:
+            raise ConfigError("teachers: there is a `teacher` as well. Use one of the two keys")
+        if both := self.teachers.keys() & self.students.keys():
+            raise ConfigError(f"teachers: {min(both)} is the name of a student, too. Use another name")
 
     @property
     def dataset_folder(self) -> Path:

@@ -8,7 +8,9 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import EVERY_LABEL, Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import distill, require_fit
+from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.prepare import reader_of_every_label
+from rldistill.distillation.weighting import require_weighting
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, Round
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
@@ -26,6 +28,7 @@ class FromDataset(Recipe):
 
     def check(self, run: Run, teacher: Policy) -> None:
         spec = collected_spec(run.env, teacher)
+        require_weighting(run.distill.weighting, spec)
         for student in run.students.values():
             require_fit(student, run.distill, spec)
             if run.collect.label_every > 1 and (reader := reader_of_every_label(student, run.distill)) is not None:
@@ -58,7 +61,7 @@ class BornAgain(FromDataset):
         super().check(run, teacher)
         # The losses must also fit a student as teacher.
         terms = policy_terms(run.distill.losses)
-        second = student_spec(collected_spec(run.env, teacher), terms)
+        second = student_spec(label_spec(collected_spec(run.env, teacher)), terms)
         has_value = any(term.loss.student_head == "value" for term in run.distill.losses)
         require_comparable(terms, second.head, student_spec(second, terms).head, has_value)
 

@@ -13,6 +13,7 @@ from rldistill.reporting import sections, tables
 from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
+from rldistill.reporting.teachers import share_charts, share_rows, teacher_shares
 
 Part = TypeVar("Part")
 
@@ -21,6 +22,7 @@ RESERVED_BYTES = 20_000
 SECTIONS = {
     "compared": "Results",
     "front": "Size and score",
+    "teachers": "Teachers",
     "returns": "Returns",
     "learning": "Learning curves",
     "fidelity": "Fidelity",
@@ -83,6 +85,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
     returns = {name: (entry.returns, entry.mean) for name, entry in evaluation.policies.items()}
     units = [entry.fidelity.regret_unit for entry in students.values() if entry.fidelity]
     front = sections.run_front(evaluation)
+    shares = unless_broken(teacher_shares, run, list(students)) or {}
     content = {
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
@@ -97,6 +100,8 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "efficiency_charts": list(sections.efficiency_charts(evaluation)),
         "efficiency_rows": tables.efficiency_rows(evaluation),
         "learning_charts": list(sections.learning_charts(run, evaluation)),
+        "teacher_rows": share_rows(shares),
+        "teacher_charts": share_charts(shares),
         "fidelity": tables.fidelity_rows(evaluation),
         "regret_unit": sections.unit_text(next(filter(None, units), None)),
         "galleries": list(filter(None, galleries)),
@@ -111,6 +116,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
     }
     needs = {
         "front": content["fronts"],
+        "teachers": shares,
         "learning": content["efficiency_charts"] or content["learning_charts"],
         "fidelity": content["fidelity"] or content["galleries"],
         "robustness": evaluation.robustness,

@@ -15,6 +15,7 @@ from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
+from rldistill.distillation.weighting import best_member, labels_of_member
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.check_env import require_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
@@ -29,6 +30,7 @@ from rldistill.io.atomic import Mode, require_mode
 from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
+from rldistill.policies.committee import Committee
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
@@ -48,7 +50,14 @@ from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import read_document
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher, load_policy, training_remarks
+from rldistill.teachers.load import (
+    SavedTeacher,
+    TeacherEnsemble,
+    TeamTeacher,
+    load_committee,
+    load_policy,
+    training_remarks,
+)
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 from rldistill.teachers.zoo import ZOO
@@ -95,8 +104,8 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
     """Train the teacher into `teacher/`."""
     if not isinstance(run.teacher, TrainConfig):
         raise ConfigError(
-            f"teacher: {run.document.get('teacher', run.teacher)} is trained already. To train one, give a "
-            "TrainConfig (teacher.train in a run file)."
+            f"teacher: {run.document.get('teacher', run.teacher or [*run.teachers])} is trained already. To train one, "
+            "give a TrainConfig (teacher.train in a run file)."
         )
     _warn_of_env(run.env)
     with record_run(run, mode, "teacher"), track("train teacher", "steps", quiet) as progress:
@@ -197,20 +206,37 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequ
             for seed in run.seeds:
                 job = StudentJob(run, teacher, None, name, seed)
                 job.inputs().require_same(job.folder)
+        has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
+        dataset = run.read_dataset() if has_dataset else None
         policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
+        if isinstance(teacher, Committee):
+            dataset, policies = _members_to_evaluate(teacher, dataset, run)
         for name in run.students:
             policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
         for name in run.students if run.control != "none" else ():
             folder = run.out / "controls" / name
             steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
             policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
-        has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
         with track("evaluate", "episodes", quiet) as progress:
-            dataset = run.read_dataset() if has_dataset else None
             context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
             evaluation = evaluate(run.env, policies, run.evaluate, run.out, context, progress)
     Console().print(evaluation)
     return evaluation
+
+
+def _members_to_evaluate(
+    teacher: Committee, dataset: Dataset | None, run: Run
+) -> tuple[Dataset, dict[str, PolicyRuns]]:
+    """Return the dataset with the labels of the best of several teachers, which is the reference, and all of them."""
+    if dataset is None:
+        require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
+    assert dataset is not None
+    best = best_member(dataset)
+    print(f"teacher: {teacher.names[best]}, with the highest mean return of its own episodes in the dataset")
+    policies = {"teacher": PolicyRuns("teacher", {None: teacher.members[best]})}
+    others = zip(teacher.names, teacher.members, strict=True)
+    policies |= {name: PolicyRuns("teacher", {None: member}) for name, member in others if name != teacher.names[best]}
+    return labels_of_member(dataset, best), policies
 
 
 def run_report(run: Run) -> Path:
@@ -252,9 +278,12 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         require_result(run.out / "teacher" / "policy.json", "teacher", "train")
         return load_policy(run.out / "teacher")
+    spec = spec_from_env(run.env.view_of("teacher"))
+    if run.teacher is None:
+        return load_committee(run.teachers, spec)
     if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble | TeamTeacher):
         return run.teacher
-    teacher = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
+    teacher = run.teacher.load(spec)
     if isinstance(run.teacher, SavedTeacher):
         fit_to_env(teacher, run.env, run.teacher.path)
     return teacher

@@ -8,6 +8,7 @@ from typing import Any
 from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean
 from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
+from rldistill.distillation.weighting import best_member
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.episodes import VALIDATION
 from rldistill.evaluation.evaluate import load_baseline
@@ -15,6 +16,7 @@ from rldistill.evaluation.results import reference_noun
 from rldistill.io.atomic import Mode, write_json
 from rldistill.io.progress import Round, track
 from rldistill.io.stage_inputs import StageInputs
+from rldistill.policies.committee import Committee
 from rldistill.recipes import to_document
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob
@@ -64,9 +66,9 @@ def search(
     dataset = collect()  # before the folder is opened, so that refused settings of the collection change nothing
     inputs.open_folder(folder, "search.json", mode)
     dataset = _shared_dataset(run, config, teacher, dataset, quiet)
-    stage = SearchStage(run, config, adapt_env(run.env, teacher), teacher, dataset, baseline)
+    stage = SearchStage(run, config, adapt_env(run.env, teacher), _best_of(teacher, dataset), dataset, baseline)
     _require_lead(stage)
-    sizes, students = policy_sizes(teacher), run.students
+    sizes, students = policy_sizes(stage.teacher), run.students
     if not config.own:
         spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
         students = make_candidates(spec, students, sizes["parameters"])
@@ -89,6 +91,11 @@ def search(
     }
     write_json(folder / "search.json", result)
     return result
+
+
+def _best_of(teacher: Policy, dataset: Dataset) -> Policy:
+    """Return the teacher to keep up with: of several, the best one."""
+    return teacher.members[best_member(dataset)] if isinstance(teacher, Committee) else teacher
 
 
 def _require_lead(stage: SearchStage) -> None:

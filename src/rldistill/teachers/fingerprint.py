@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rldistill.core.policy import Policy
 from rldistill.io.tensors import content_hash
+from rldistill.policies.committee import Committee
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.joint import JointPolicy
 from rldistill.policies.network import NetworkPolicy
@@ -23,6 +24,8 @@ def fingerprint(policy: Policy) -> str:
     """
     kind = f"{type(policy).__module__}:{type(policy).__qualname__}"
     name, head = getattr(policy, "name", None) or kind, policy.spec.head.to_json()
+    if isinstance(policy, Committee):
+        return _hashed("Committee", [*policy.names, *map(fingerprint, policy.members)])
     if isinstance(policy, Ensemble):
         return _hashed(f"Ensemble, {policy.vote}", [policy.vote, *map(fingerprint, policy.members)])
     if isinstance(policy, JointPolicy):

@@ -1,7 +1,6 @@
 """Loading of teachers in any format, which the path determines."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,20 +9,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 import gymnasium
 from annotated_types import MinLen
 from pydantic import FiniteFloat, model_validator
-from torch import Tensor
 
 from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileError, did_you_mean
-from rldistill.core.fields import validated_dataclass
-from rldistill.core.heads import ActionHead, DeterministicHead, GaussianHead, HeadKind, SquashedGaussianHead
-from rldistill.core.policy import Policy, PolicyOutput, PolicyWrapper
-from rldistill.core.spec import EnvConfig, Obs, PolicySpec
-from rldistill.policies.actor_critic import ActorPolicy
+from rldistill.core.fields import NonNegative, validated_dataclass
+from rldistill.core.heads import HeadKind
+from rldistill.core.policy import Policy
+from rldistill.core.spec import EnvConfig, PolicySpec
+from rldistill.policies.committee import Committee
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.policies.joint import JointPolicy, agent_views
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students.storage import DOCUMENT, load_native
+from rldistill.teachers.actions import SubsetPolicy, squashed, with_actions
 from rldistill.teachers.checkpoint import load_checkpoint
-from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.keras import load_keras
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.python import load_module
@@ -99,6 +97,7 @@ class SavedTeacher:
         obs_mean, obs_variance: Statistics with which a state dict normalizes observations, if its file has none.
         squash: `tanh` for continuous actions that the teacher's library passes through tanh and scales to their bounds
             after the network.
+        actions: Numbers of the teacher's actions in the environment, if it has only some of these.
     """
 
     path: str
@@ -110,6 +109,7 @@ class SavedTeacher:
     obs_mean: tuple[FiniteFloat, ...] = ()
     obs_variance: tuple[FiniteFloat, ...] = ()
     squash: Literal["tanh"] | None = None
+    actions: tuple[NonNegative, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -129,9 +129,11 @@ class SavedTeacher:
                 remedy = "such files can run code when read. Use a state dict, safetensors or a zip."
                 raise UntrustedFileError(f"{path}: {remedy}")
             raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
-        defaults = {field.name: field.default for field in dataclasses.fields(self)[1:] if field.name != "squash"}
+        after_loading = "squash", "actions"
+        defaults = {field.name: field.default for field in dataclasses.fields(self)[1:]}
         options = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
-        for name in options:
+        own_spec = with_actions(spec, self.actions) if self.actions else spec
+        for name in options.keys() - after_loading:
             if name not in file_format.options:
                 raise ConfigError(
                     f"teacher.{name}: {path} is {file_format.noun}, which {REASONS[name]}. Remove the option."
@@ -141,51 +143,12 @@ class SavedTeacher:
                 f"teacher: {path}: {file_format.noun} does not hold the observations and actions of its environment. "
                 "Pass the spec of the environment."
             )
-        policy = file_format.load(path, spec, **options)
-        return policy if self.squash is None else _squashed(policy, path)
-
-
-@dataclasses.dataclass(frozen=True)
-class SquashedPolicy(PolicyWrapper):
-    """Policy whose means pass through tanh, scaled to the bounds of actions."""
-
-    @property
-    def spec(self) -> PolicySpec:
-        """The spec of the policy, with a head that squashes if that is Gaussian."""
-        spec = self.policy.spec
-        return dataclasses.replace(spec, head=squashed_head(spec.head))
-
-    @property
-    def content_parts(self) -> tuple[str, ...]:
-        """The identity of the policy."""
-        return "tanh", fingerprint(self.policy)
-
-    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
-        """Return the policy's output with squashed actions, and its next state."""
-        output, state = self.policy(obs, state)
-        head = squashed_head(output.head)
-        params = output.params
-        if isinstance(head, DeterministicHead):
-            params = head.as_kind("squashed_gaussian").bounded(params)
-        return dataclasses.replace(output, head=head, params=params), state
-
-
-def squashed_head(head: ActionHead) -> ActionHead:
-    """Return the head of squashed actions: deterministic actions stay so, since they have no parameters of noise."""
-    return head.as_kind("squashed_gaussian") if isinstance(head, GaussianHead) else head
-
-
-def _squashed(policy: Policy, path: str) -> Policy:
-    head = policy.spec.head
-    if head.discrete or isinstance(head, SquashedGaussianHead):
-        reason = "has discrete actions" if head.discrete else "squashes its actions itself"
-        raise ConfigError(f"teacher.squash: {path} {reason}. Remove the option.")
-    if not all(map(math.isfinite, (*head.low, *head.high))):
-        raise ConfigError(f"teacher.squash: the actions of {path} have no bounds to which tanh could be scaled.")
-    if isinstance(policy, ActorPolicy) and isinstance(head, GaussianHead):  # whose folder can then be saved
-        policy.spec = dataclasses.replace(policy.spec, head=squashed_head(head))
-        return policy
-    return SquashedPolicy(policy)
+        own = {name: value for name, value in options.items() if name not in after_loading}
+        policy = file_format.load(path, own_spec, **own)
+        if self.actions:
+            assert spec is not None
+            return SubsetPolicy(policy, spec.head.nvec[0], self.actions)
+        return policy if self.squash is None else squashed(policy, path)
 
 
 @validated_dataclass
@@ -203,6 +166,24 @@ class TeacherEnsemble:
         except SpecMismatchError as error:
             paths = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
             raise SpecMismatchError(f"{error}; {paths}") from None
+
+
+AnyTeacher = SavedTeacher | TeacherEnsemble | Policy
+
+
+def load_committee(teachers: Mapping[str, AnyTeacher], spec: PolicySpec | None) -> Committee:
+    """Load several teachers of one student; raise SpecMismatchError if their observations or actions differ."""
+    members = []
+    for name, teacher in teachers.items():
+        try:
+            members.append(teacher.load(spec) if isinstance(teacher, SavedTeacher | TeacherEnsemble) else teacher)
+        except (ConfigError, SpecMismatchError) as error:
+            raise type(error)(f"teachers.{name}: {str(error).removeprefix('teacher: ')}") from None
+    try:
+        return Committee(tuple(members), names=tuple(teachers))
+    except SpecMismatchError as error:
+        names = ", ".join(f"member {number} is {name}" for number, name in enumerate(teachers))
+        raise SpecMismatchError(f"teachers: {str(error).removeprefix('ensemble: ')}; {names}") from None
 
 
 @validated_dataclass
