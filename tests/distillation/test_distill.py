@@ -23,7 +23,7 @@ from rldistill.io.atomic import read_jsonl, sha256_file
 from rldistill.losses import QMSE, AdvantageWeightedNLL, BellmanTarget, ForwardKL
 from rldistill.losses.objective import Term, with_temperatures
 from rldistill.policies.actor_critic import Actor
-from rldistill.students import AnyStudent, Gru, Linear, Mlp, Ridge, Tree
+from rldistill.students import AnyStudent, Cnn, Gru, Linear, Mlp, Ridge, Tree
 from rldistill.students.features import Objects
 
 from ..conftest import Reports
@@ -40,6 +40,34 @@ def test_a_student_learns_the_actions_of_the_teacher(dataset: Dataset, tmp_path:
     assert agreement > 0.95
     metrics = read_jsonl(tmp_path / "metrics.jsonl")
     assert metrics[-1]["heldout_loss"] < metrics[0]["heldout_loss"]
+
+
+@pytest.mark.parametrize("student", [Mlp((32,)), Gru(8, (8,), window=8)], ids=["mlp", "gru"])
+def test_bfloat16_learns_nearly_the_same_float32_weights(dataset: Dataset, tmp_path: Path, student: AnyStudent) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        policy = distill(dataset, student, dataclasses.replace(CONFIG, precision=precision), folder)
+        assert all(weight.dtype == torch.float32 for weight in policy.parameters())
+        assert policy(dataset.observations(np.arange(8)))[0].params.dtype == torch.float32
+        losses[precision] = read_jsonl(folder / "metrics.jsonl")[-1]["heldout_loss"]
+    assert losses["bfloat16"] != losses["float32"]  # or the setting does nothing
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+
+
+def test_order_of_pictures_in_memory_does_not_change_the_fit(tmp_path: Path) -> None:
+    env = EnvConfig("ALE/Pong-v5")
+    teacher = Linear().build(spec_from_env(env)).eval()
+    data = collect(env, teacher, CollectConfig(steps=64, envs_per_stream=4), tmp_path)
+    orders = [dataclasses.replace(data, channels_last=order) for order in (True, False)]
+    rows = np.arange(len(data))
+    first, second = (order.observations(rows) for order in orders)
+    assert torch.equal(first, second)
+    assert not first.is_contiguous()
+    assert second.is_contiguous()
+    assert torch.equal(*(order.next_observations(rows) for order in orders))
+    assert Trainer(data, Linear(), CONFIG).dataset.observations(rows).is_contiguous()
+    assert not Trainer(data, Cnn(), CONFIG).dataset.observations(rows).is_contiguous()
 
 
 class StopAfter(Exception):

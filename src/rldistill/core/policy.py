@@ -17,6 +17,7 @@ from rldistill.core.spec import Obs, PolicySpec
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]
 CPU = torch.device("cpu")
 
 
@@ -178,6 +179,15 @@ def resolve_device(name: str, where: str = "device") -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"{where}: PyTorch finds no GPU. Use auto or cpu.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass in this precision; `auto` is bfloat16 where the hardware multiplies it."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast(device.type, torch.bfloat16, precision == "bfloat16" or (precision == "auto" and fast))
 
 
 def to_device(batch: T, device: torch.device) -> T:

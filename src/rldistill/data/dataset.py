@@ -47,6 +47,7 @@ class Dataset:
         heldout: Mask `[N]` of the transitions in held-out episodes. Equal episodes are on the same side.
         num_steps: Environment steps that the data took.
         memory_gb: Limit for observations in memory.
+        channels_last: Order of image stacks in memory; changes the speed only.
         sparse: True if steps without a label are left out, so that the steps of an episode do not follow one another.
     """
 
@@ -59,6 +60,7 @@ class Dataset:
     num_steps: int
     memory_gb: float = np.inf
     sparse: bool = False
+    channels_last: bool = True
 
     @classmethod
     def read(
@@ -138,7 +140,8 @@ class Dataset:
         if frames is None:
             return torch.from_numpy(self.obs.take(row, 0))
         step = self.columns["step"][rows]
-        return torch.from_numpy(stack_frames(self.obs, row, step, frames.stack, frames.padding))
+        order = self.channels_last
+        return torch.from_numpy(stack_frames(self.obs, row, step, frames.stack, frames.padding, channels_last=order))
 
     def next_observations(self, rows: NDArray[np.int64]) -> Tensor:
         """Return the next observations of some transitions, `[B, *spec.obs_shape]`; at an end, the last observation."""
@@ -146,7 +149,7 @@ class Dataset:
         if self.spec.frames is None:
             return newest
         stacks = torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
-        return stacks.contiguous(memory_format=torch.channels_last)  # as `observations` are
+        return stacks.contiguous(memory_format=torch.channels_last) if self.channels_last else stacks
 
     def has_room_for(self, num_features: int) -> bool:
         """Return True if features of each transition fit in memory and take less than its observation."""

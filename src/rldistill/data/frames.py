@@ -15,6 +15,7 @@ def stack_frames(
     depth: int,
     padding: Padding,
     stride: int = 1,
+    channels_last: bool = True,
 ) -> NDArray[np.uint8]:
     """Gather the last `depth` frames before and at each index, oldest first.
 
@@ -25,14 +26,18 @@ def stack_frames(
         depth: Frames in a stack.
         padding: `zero` (ale-py), or `repeat` of the first frame (Gymnasium).
         stride: Rows between two steps of an episode.
+        channels_last: Order in memory; CPUs convolve fastest with channels last, and flatten fastest without.
 
     Returns:
-        `[B, depth, *frame]` of the dtype of `frames`, channels last in memory, as CPUs convolve them fastest.
+        `[B, depth, *frame]` of the dtype of `frames`.
     """
-    out = np.empty((len(index), *frames.shape[1:], depth), frames.dtype)
+    if channels_last:
+        out = np.moveaxis(np.empty((len(index), *frames.shape[1:], depth), frames.dtype), -1, 1)
+    else:
+        out = np.empty((len(index), depth, *frames.shape[1:]), frames.dtype)
     for back in range(depth):
         reach = np.minimum(back, age)
-        out[..., depth - 1 - back] = frames[(index - reach * stride) % len(frames)]
+        out[:, depth - 1 - back] = frames[(index - reach * stride) % len(frames)]
         if padding == "zero":
-            out[back > age, ..., depth - 1 - back] = 0
-    return np.moveaxis(out, -1, 1)
+            out[back > age, depth - 1 - back] = 0
+    return out

@@ -12,7 +12,7 @@ from rldistill.core.fields import (
     PositiveFloat,
     validated_dataclass,
 )
-from rldistill.core.policy import Device
+from rldistill.core.policy import Device, Precision
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, TermField
 
@@ -38,6 +38,8 @@ class DistillConfig:
             many epochs: a round starts at the full rate, which for some epochs undoes the progress of the last round.
         num_threads: Threads of PyTorch; gradients differ between numbers of threads.
         device: Device; `auto` is a GPU if there is one.
+        precision: Number format of the layers' products; the weights stay float32. `bfloat16` trains convolutions about
+            twice as fast on a processor that multiplies it, and slowly on others; `auto` takes it on the former.
     """
 
     losses: Annotated[tuple[TermField, ...], MinLen(1)] = (Term(ForwardKL()),)
@@ -51,3 +53,4 @@ class DistillConfig:
     patience: NonNegative = 5
     num_threads: NumThreads = 1
     device: Device = "auto"
+    precision: Precision = "float32"

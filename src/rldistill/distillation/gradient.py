@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, NothingLearnedError
-from rldistill.core.policy import Batch, PolicyOutput, resolve_device, to_device
+from rldistill.core.policy import Batch, PolicyOutput, autocast, resolve_device, to_device
 from rldistill.core.schedules import Cosine
 from rldistill.data.dataset import Dataset
 from rldistill.data.sequences import windows
@@ -24,7 +25,7 @@ from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.tensors import read_tensors, write_tensors
 from rldistill.losses.objective import best_constant_loss, student_spec, total_loss, with_temperatures
-from rldistill.policies.layers import flatten_weights
+from rldistill.policies.layers import Flat, flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.student import build_student
@@ -99,6 +100,7 @@ class Trainer:
         if heads <= {"value", "features"}:
             raise ConfigError("distill.losses: these losses train no policy. Add one that does, such as forward_kl.")
         self.device = resolve_device(config.device, "distill.device")
+        self.autocast = autocast(config.precision, self.device)
         torch.manual_seed(seed)
         self.policy = build_student(student, student_spec(dataset.spec, self.terms))
         prepare(self.policy, dataset)
@@ -110,6 +112,8 @@ class Trainer:
             self.policy.load_state_dict({**self.policy.state_dict(), **initial.state_dict()})
         self.policy.to(self.device)
         self.recurrent = self.policy.recurrent
+        if isinstance(next(self.policy.body.children(), None), Flat):
+            self.dataset = dataclasses.replace(self.dataset, channels_last=False)
         # Values of frozen layers for images are computed once, instead of in each epoch.
         self.on_features = (
             len(dataset.spec.obs_shape) == 3
@@ -185,17 +189,19 @@ class Trainer:
                     state = self.policy.initial_state(window.starts.shape[1])
                 assert state is not None
                 starts = window.starts.to(self.device)
-                output, state = self.policy.unroll(batch.obs, starts, state.detach().to(self.device))
+                with self.autocast:
+                    output, state = self.policy.unroll(batch.obs, starts, state.detach().to(self.device))
                 yield window.progress, batch, output
             return
         count = -(-len(rows) // size)
         for number, batch in enumerate(self.dataset.batches(rows if rng is None else rng.permutation(rows), size)):
             batch = to_device(batch, self.device)
-            if self.on_features:
-                assert isinstance(batch.obs, Tensor)
-                output = self.policy.from_frozen_features(batch.obs)
-            else:
-                output = self.policy(batch.obs)[0]
+            with self.autocast:
+                if self.on_features:
+                    assert isinstance(batch.obs, Tensor)
+                    output = self.policy.from_frozen_features(batch.obs)
+                else:
+                    output = self.policy(batch.obs)[0]
             yield number / count, batch, output
 
     def copy_weights(self) -> Weights:

@@ -170,9 +170,9 @@ class NetworkPolicy(nn.Module):
 
     def outputs(self, hidden: Tensor) -> PolicyOutput:
         """Return the output for the last hidden layer `[B, width]`, with no action ruled out."""
-        value = None if self.value_head is None else self.value_head(hidden).squeeze(-1)
-        features = hidden if self.feature_head is None else self.feature_head(hidden)
-        params: Tensor = self.output(hidden)
+        value = None if self.value_head is None else self.value_head(hidden).squeeze(-1).float()
+        features = (hidden if self.feature_head is None else self.feature_head(hidden)).float()
+        params: Tensor = self.output(hidden).float()  # losses compute in float32, whatever the layers do
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if isinstance(self.spec.head, SquashedGaussianHead):
@@ -204,7 +204,10 @@ class NetworkPolicy(nn.Module):
             if obs.dtype == torch.uint8 and not self.spec.nvec:
                 # Converted first: an operation on bytes and floats at once is slower, and for a small student this is
                 # much of a step.
-                return torch.addcmul(-self.obs_mean / self.obs_std, obs.float(), 1 / (255 * self.obs_std))
+                shift, scale = -self.obs_mean / self.obs_std, 1 / (255 * self.obs_std)
+                if torch.is_autocast_enabled(obs.device.type):  # in which addcmul is slow, and bytes are exact
+                    return obs.to(torch.get_autocast_dtype(obs.device.type)).mul_(scale).add_(shift)
+                return torch.addcmul(shift, obs.float(), scale)
             return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).float()
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
