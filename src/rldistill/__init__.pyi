@@ -139,8 +139,8 @@ __version__: str
 __all__: list[str]
 from .exporters.certificate import Certificate as Certificate
 from .exporters.config import ExportConfig as ExportConfig
-from .exporters.export import ExportContext as ExportContext
 from .exporters.export import export_policy as export_policy
+from .exporters.metadata import ExportContext as ExportContext
 from .exporters.program import ExportError as ExportError
 from .exporters.verify import verify_export as verify_export
 from .run.export import run_export as run_export

@@ -25,7 +25,8 @@ from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.certificate import Certificate
 from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
-from rldistill.exporters.export import ExportContext, export_policy
+from rldistill.exporters.export import export_policy
+from rldistill.exporters.metadata import ExportContext
 from rldistill.exporters.onnx import read_metadata
 from rldistill.exporters.program import ExportError
 from rldistill.exporters.runtimes import ExportedPolicy, Interface, compiler

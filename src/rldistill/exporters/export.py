@@ -1,11 +1,10 @@
 """Export of a policy to files that run without this package, with a certificate."""
 
-import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
-from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import spec_from_env
+from rldistill.exporters.agents import PATTERN, file_of
 from rldistill.exporters.c_source import CSource, write_c
 from rldistill.exporters.c_test import write_c_test
 from rldistill.exporters.certificate import FILE as CERTIFICATE
@@ -27,7 +26,6 @@ from rldistill.exporters.certificate import (
     Certificate,
     EnvRecord,
     FormatRecord,
-    metadata_text,
 )
 from rldistill.exporters.comparison import compare
 from rldistill.exporters.config import DEFAULT_FORMATS, ExportConfig, Format
@@ -36,7 +34,8 @@ from rldistill.exporters.int8 import NUM_CALIBRATION_STATES, SCHEMES, quantize_o
 from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
-from rldistill.exporters.onnx import params_names, write_onnx
+from rldistill.exporters.metadata import ExportContext, kind_of, onnx_metadata, value_names
+from rldistill.exporters.onnx import write_onnx
 from rldistill.exporters.program import ExportError, Program
 from rldistill.exporters.runtimes import Interface
 from rldistill.exporters.sb3 import write_sb3
@@ -48,24 +47,8 @@ from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.policies.agent import inference_threads
 from rldistill.policies.wrappers import with_action_mask
+from rldistill.students.team import TeamPolicy
 from rldistill.teachers.fingerprint import fingerprint
-
-
-@dataclass(frozen=True)
-class ExportContext:
-    """Facts about the origin of a policy, for its metadata and its certificate.
-
-    Attributes:
-        name: Path of the policy, or its name.
-        seed: Seed of the episodes.
-        dataset: Dataset that it was distilled from; its held-out observations are compared.
-        facts: Further metadata: scores, hash of the dataset, fingerprint of the teacher.
-    """
-
-    name: str = "policy"
-    seed: int = 0
-    dataset: Dataset | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def export_policy(
@@ -73,7 +56,7 @@ def export_policy(
     env: EnvConfig,
     folder: Path | str,
     config: ExportConfig = ExportConfig(),  # noqa: B008 - it is frozen
-    context: ExportContext = ExportContext(),
+    context: ExportContext = ExportContext(),  # noqa: B008 - it is frozen
     mode: Mode = "new",
     progress: Progress | bool = True,
 ) -> Certificate:
@@ -132,7 +115,7 @@ def _require_own(folder: Path) -> None:
     """Raise ConfigError if a folder holds anything but the files of an export."""
     own = {CERTIFICATE, VECTORS, *(name for names in FILES.values() for name in names)}
     for path in folder.iterdir() if folder.exists() else ():
-        if path.name not in own or not path.is_file() or path.is_symlink():
+        if not (path.name in own or fnmatch(path.name, PATTERN)) or not path.is_file() or path.is_symlink():
             raise ConfigError(
                 f"{path}: not written by an export, so {folder} is not discarded. Move it away, or use another folder."
             )
@@ -148,8 +131,7 @@ class _Export:
         progress: Progress,
     ) -> None:  # fmt: skip
         self.policy, self.env, self.folder, self.config, self.context = policy, env, folder, config, context
-        initial = policy.initial_state(1)
-        self.interface = Interface(policy.spec, None if initial is None else tuple(initial.shape[1:]))
+        self.interface = Interface.of(policy)
         self.measures = Measures(policy, env, self.interface, config, context.seed, context.dataset, progress)
         self.cost = self.measures.cost
         self.c_memory = 0
@@ -159,9 +141,10 @@ class _Export:
 
     def run(self) -> Certificate:
         """Write all formats and the certificate."""
-        require_packages(self.config.formats or DEFAULT_FORMATS)
+        formats = formats_of(self.config, self.policy)
+        require_packages(formats)
         self.vectors.write(self.folder / VECTORS)
-        for name in self.config.formats or DEFAULT_FORMATS:
+        for name in formats:
             self.records[name] = self.format(name)
         certificate = Certificate(
             policy=self.context.name,
@@ -191,16 +174,17 @@ class _Export:
             if self.config.formats:
                 raise
             return FormatRecord(refused=str(error))
-        files = FILES[name]
+        files = FILES[name] or sorted(path.name for path in self.folder.glob(PATTERN))
+        main = files if name == "agents" else files[:1]
         record = FormatRecord(
             files={file: sha256_file(self.folder / file) for file in files},
-            bytes=(self.folder / files[0]).stat().st_size,
+            bytes=sum((self.folder / file).stat().st_size for file in main),
             ram=self.c_memory if name == "c" else None,
             remark=self.remarks.get(name),
         )
         if (reason := missing_tool(name)) is not None:
             return record.model_copy(update={"remark": reason})
-        runtime = open_runtime(name, self.folder, self.interface, self.c_memory)
+        runtime = open_runtime(name, self.folder, self.interface, files, self.c_memory)
         record = record.model_copy(update=self.measures.fields(name, runtime, self.folder))
         return self.accepted_int8(record) if name == "int8" else record
 
@@ -229,33 +213,10 @@ class _Export:
         steps = self.measures.consecutive.first(NUM_STEPS)
         return compute_vectors(self.policy, steps.obs.numpy(), steps.starts)
 
+    @cached_property
     def metadata(self) -> dict[str, str]:
-        """Return the metadata of an ONNX file: all facts as JSON, and flat keys that robot runtimes read."""
-        spec, head = self.policy.spec, self.policy.spec.head
-        names = value_names(self.policy)
-        facts = {
-            "observation": [
-                {"name": key or "obs", "shape": part.shape, "dtype": part.dtype, "order": names[key or "obs"][:64]}
-                for key, part in spec.entries.items()
-            ],
-            "action": {"head": head.kind, "nvec": head.nvec, "low": _texts(head.low), "high": _texts(head.high),
-                       "selection": "greedy"},
-            "outputs": params_names(self.policy.spec.head),
-            "environment": {"id": self.env.id, "kwargs": self.env.kwargs,
-                            "wrappers": [dataclasses.asdict(wrapper) for wrapper in self.env.wrappers]},
-            "frames": None if spec.frames is None else dataclasses.asdict(spec.frames),
-            "state": None if self.interface.state_shape is None else {
-                "shape": self.interface.state_shape, "reset": "zeros at the first step of an episode"},
-            "policy": self.context.name, "kind": kind_of(self.policy), "fingerprint": fingerprint(self.policy),
-            "versions": provenance(self.context.seed)["versions"],
-            **self.context.facts,
-        }  # fmt: skip
-        flat = {"observation_names": ",".join(name for own in names.values() for name in own[:64])}
-        if not head.discrete:
-            flat["action_scale"] = ",".join(
-                f"{(high - low) / 2:g}" for low, high in zip(head.low, head.high, strict=True)
-            )
-        return {"rldistill": metadata_text(facts), **flat}
+        """Metadata of the ONNX files of the policy."""
+        return onnx_metadata(self.policy, self.env, self.context)
 
     # Formats
 
@@ -263,9 +224,9 @@ class _Export:
     def onnx_bytes(self) -> bytes:
         """Content of `student.onnx`."""
         try:
-            return write_onnx(self.program, self.metadata())
+            return write_onnx(self.program, self.metadata)
         except ExportError:
-            return trace_onnx(self.policy, self.interface, self.metadata())
+            return trace_onnx(self.policy, self.interface, self.metadata)
 
     def _onnx(self) -> None:
         self.write("student.onnx", self.onnx_bytes)
@@ -279,9 +240,9 @@ class _Export:
         if states.state is not None:
             inputs["state_in"] = states.state.numpy().astype(np.float32)
         for scheme in SCHEMES:
-            self.write("student.int8.onnx", quantize_onnx(self.onnx_bytes, inputs, self.metadata(), scheme))
+            self.write("student.int8.onnx", quantize_onnx(self.onnx_bytes, inputs, self.metadata, scheme))
             self.remarks["int8"] = scheme
-            runtime = open_runtime("int8", self.folder, self.interface, 0)
+            runtime = open_runtime("int8", self.folder, self.interface, ())
             difference = compare(self.policy, runtime, self.measures.own.first(NUM_CALIBRATION_STATES))
             # Actions that are numbers are never equal.
             if difference.agreement >= GOOD_AGREEMENT or (difference.mean <= 1 - GOOD_AGREEMENT and not self.discrete):
@@ -303,33 +264,26 @@ class _Export:
     def _sb3(self) -> None:
         write_sb3(self.policy, self.env, self.folder / "student.zip")
 
+    def _agents(self) -> None:
+        if not isinstance(self.policy, TeamPolicy):
+            raise ExportError(f"export.formats: agents is for a team, not for a {kind_of(self.policy)}. Use onnx.")
+        for network, agents in self.policy.groups.items():
+            member = self.policy.member(network)
+            self.write(
+                file_of(network),
+                write_onnx(lower_policy(member), onnx_metadata(member, self.env, self.context, agents)),
+            )
+
     def write(self, name: str, content: bytes) -> None:
         """Write one file."""
         write_atomic(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
 
+def formats_of(config: ExportConfig, policy: Policy) -> tuple[Format, ...]:
+    """Return the formats of an export, by default with the networks of a team."""
+    return config.formats or (*DEFAULT_FORMATS, *(("agents",) if isinstance(policy, TeamPolicy) else ()))
+
+
 def c_source(program: Program, policy: Policy, env: EnvConfig) -> CSource:
     """Return the C source of a policy."""
     return write_c(program, f"{kind_of(policy)} for {env.id}, written by rldistill")
-
-
-def kind_of(policy: Policy) -> str:
-    """Return the family of a policy, such as `mlp`."""
-    while hasattr(policy, "policy"):
-        policy = policy.policy
-    return type(getattr(policy, "config", policy)).__name__.lower()
-
-
-def value_names(policy: Policy) -> dict[str, list[str]]:
-    """Return the names of the numbers of each entry: `speed[0]`."""
-    return {
-        key or "obs": [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in np.ndindex(*part.shape)]
-        if int(np.prod(part.shape)) <= 64 and part.shape
-        else [key or "obs"]
-        for key, part in policy.spec.entries.items()
-    }
-
-
-def _texts(bounds: tuple[float, ...]) -> list[str]:
-    """Return bounds as text, since JSON has no infinite numbers."""
-    return [f"{bound:.9g}" for bound in bounds]

@@ -1,11 +1,12 @@
 """Files of each export format, and how they run."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from rldistill.core.errors import MissingExtraError
+from rldistill.exporters.agents import AgentsRuntime
 from rldistill.exporters.config import Format
 from rldistill.exporters.runtimes import CRuntime, ExportedPolicy, Interface, NodeRuntime, OnnxRuntime, compiler
 from rldistill.exporters.sb3 import Sb3Runtime
@@ -16,12 +17,14 @@ FILES: dict[Format, tuple[str, ...]] = {
     "c": ("student.c", "student.h", "student_test.c"),
     "html": ("student.html",),
     "sb3": ("student.zip",),
+    "agents": (),
 }
+"""Files by format; those of `agents` have the names of the networks."""
 
 
 def require_packages(formats: Sequence[Format]) -> None:
     """Raise MissingExtraError unless the packages of all formats are installed."""
-    needed = {"onnx": ("onnx", "onnxruntime"), "int8": ("onnx", "onnxruntime")}
+    needed = dict.fromkeys(("onnx", "int8", "agents"), ("onnx", "onnxruntime"))
     for name in formats:
         if any(find_spec(package) is None for package in needed.get(name, ())):
             raise MissingExtraError(f"The export format {name}", "export")
@@ -36,14 +39,18 @@ def missing_tool(name: Format) -> str | None:
     return None
 
 
-def open_runtime(name: Format, folder: Path, interface: Interface, ram: int, trusted: bool = True) -> ExportedPolicy:
-    """Return the exported policy of a format; `ram` is the size of the struct of the C source.
+def open_runtime(
+    name: Format, folder: Path, interface: Interface, files: Collection[str], ram: int = 0, trusted: bool = True
+) -> ExportedPolicy:
+    """Return the exported policy of a format, of these files; `ram` is the size of the struct of the C source.
 
     The C source is always run; of an SB3 zip that is not `trusted`, no code is.
 
     Raises:
         CorruptArtifactError: The file does not load or compile.
     """
+    if name == "agents":
+        return AgentsRuntime(interface, folder, files)
     path = folder / FILES[name][0]
     if name == "c":
         return CRuntime(interface, folder, ram)

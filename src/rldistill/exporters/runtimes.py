@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rldistill.core.errors import CorruptArtifactError, error_text
 from rldistill.core.heads import BernoulliHead
-from rldistill.core.policy import PolicyOutput
+from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.exporters.javascript import read_program, runtime
 from rldistill.exporters.onnx import params_names
@@ -49,6 +49,12 @@ class Interface:
 
     spec: PolicySpec
     state_shape: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, policy: Policy) -> "Interface":
+        """Return the interface of a policy."""
+        initial = policy.initial_state(1)
+        return cls(policy.spec, None if initial is None else tuple(initial.shape[1:]))
 
     @property
     def action_shape(self) -> tuple[int, ...]:

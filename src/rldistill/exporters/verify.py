@@ -86,7 +86,7 @@ def verify_export(
                     remark = FOREIGN_C
                 fields: dict[str, Any] = {"remark": remark}
                 if remark is None:
-                    runtime = open_runtime(name, folder, interface, ram or 0, run_code)
+                    runtime = open_runtime(name, folder, interface, record.files, ram or 0, run_code)
                     fields = _fields(name, runtime, vectors)
                     if measures is not None:
                         fields |= {"remark": None} | measures.fields(name, runtime, folder)

@@ -17,8 +17,9 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import adapt_env, spec_from_env
 from rldistill.evaluation.results import Evaluation
 from rldistill.exporters.certificate import FILE, Certificate, EnvRecord
-from rldistill.exporters.config import DEFAULT_FORMATS, ExportConfig
-from rldistill.exporters.export import ExportContext, export_policy
+from rldistill.exporters.config import ExportConfig
+from rldistill.exporters.export import export_policy, formats_of
+from rldistill.exporters.metadata import ExportContext
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
@@ -67,7 +68,7 @@ def failed_exports(run: Run) -> list[str]:
 def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
     """Return True if an export passed, and was one of this policy with these settings."""
     made = ExportConfig(tuple(certificate.formats), certificate.states, certificate.episodes)  # type: ignore[arg-type]
-    wanted = dataclasses.replace(config, formats=config.formats or DEFAULT_FORMATS)
+    wanted = dataclasses.replace(config, formats=formats_of(config, policy))
     return made == wanted and not certificate.failures and certificate.fingerprint == fingerprint(policy)
 
 

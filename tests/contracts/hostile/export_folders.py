@@ -13,7 +13,8 @@ from typing import Any
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.exporters.config import ExportConfig
-from rldistill.exporters.export import ExportContext, export_policy
+from rldistill.exporters.export import export_policy
+from rldistill.exporters.metadata import ExportContext
 from rldistill.io.atomic import read_json, write_json
 from rldistill.students import Linear
 from rldistill.students.storage import load_native, save_policy
