@@ -79,6 +79,9 @@ from .policies.ensemble import Ensemble as Ensemble
 from .policies.joint import JointPolicy as JointPolicy
 from .policies.joint import agent_views as agent_views
 from .policies.network import NetworkPolicy as NetworkPolicy
+from .recipes.adversarial import Adversarial as Adversarial
+from .recipes.adversarial import ImitateConfig as ImitateConfig
+from .recipes.adversarial import imitate as imitate
 from .recipes.dagger import Dagger as Dagger
 from .recipes.dagger import OnPolicy as OnPolicy
 from .recipes.from_reward import Finetune as Finetune
@@ -95,6 +98,7 @@ from .recipes.offline import Offline as Offline
 from .reporting.compare_runs import compare_runs as compare_runs
 from .reporting.interpret import explain as explain
 from .reporting.page import write_report as write_report
+from .rl.config import DiscriminatorConfig as DiscriminatorConfig
 from .rl.config import DQNConfig as DQNConfig
 from .rl.config import PPOConfig as PPOConfig
 from .run.config import load_run as load_run

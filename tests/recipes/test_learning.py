@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rldistill import (
+    Adversarial,
     BornAgain,
     Dagger,
     Finetune,
@@ -48,6 +49,7 @@ INSTANCES: list[Recipe] = [
     Finetune(critic_warmup=1_024),
     QDagger(weight=Constant(1.0)),
     FromScratch(),
+    Adversarial(pretrain=False),
 ]
 
 

@@ -17,7 +17,9 @@ from rldistill.cli.options import (
     Overrides,
     Overwrite,
     Quiet,
+    Resume,
     Teacher,
+    mode_of,
     parse_pairs,
     parse_teacher,
     read_options,
@@ -29,6 +31,11 @@ datasets = command_group(help="Inspect, check and transform datasets.")
 
 Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the new dataset.", show_default=False)]
+
+StudentOption = Annotated[
+    str, typer.Option("--student", help="As in a run file: mlp, or '{type: mlp, hidden: [8]}'.", show_default=False)
+]
+StudentOut = Annotated[Path, typer.Option("--out", help="Folder of the new student.", show_default=False)]
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -174,10 +181,8 @@ def export(
 @datasets.command()
 def distill(
     path: Dataset,
-    student: Annotated[
-        str, typer.Option("--student", help="As in a run file: mlp, or '{type: mlp, hidden: [8]}'.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the new student.", show_default=False)],
+    student: StudentOption,
+    out: StudentOut,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings of distillation: epochs=3")
     ] = None,
@@ -195,6 +200,36 @@ def distill(
     config = read_options("distill.", rldistill.DistillConfig, parse_pairs("distill", settings or ()))
     with track("distill", "epochs", quiet) as progress:
         rldistill.distill(rldistill.open_dataset(path), chosen, config, out, seed=seed, progress=progress)
+    if not quiet:
+        typer.echo(f"student: {out}")
+
+
+@datasets.command()
+def imitate(
+    path: Dataset,
+    student: StudentOption,
+    out: StudentOut,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="As in a run file: ppo.total_steps=300_000")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Training seed.")] = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a student in the environment of a dataset to act as recorded, without a teacher (adversarial imitation)."""
+    from rldistill.io.progress import track
+    from rldistill.run.yaml import parse_value
+    from rldistill.students import AnyStudent
+
+    chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in parse_pairs("settings", settings or ()).items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    config = read_options("", rldistill.ImitateConfig, sections)
+    with track("imitate", "steps", quiet) as progress:
+        rldistill.imitate(path, chosen, config, out, seed=seed, mode=mode_of(resume, overwrite), progress=progress)
     if not quiet:
         typer.echo(f"student: {out}")
 

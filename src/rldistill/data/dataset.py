@@ -151,6 +151,22 @@ class Dataset:
         stacks = torch.cat([self.observations(rows)[:, 1:], newest[:, None]], 1)
         return stacks.contiguous(memory_format=torch.channels_last) if self.channels_last else stacks
 
+    def first_episodes(self, count: int) -> Dataset:
+        """Return the transitions of the first whole episodes; raise ConfigError if there are fewer than `count`."""
+        episode, ended = self.columns["episode"], self.columns["terminated"] | self.columns["truncated"]
+        whole = np.unique(episode[ended])
+        if len(whole) < count:
+            raise ConfigError(f"dataset: it has {len(whole)} whole episodes, expected {count}. Collect more steps.")
+        rows = np.flatnonzero(np.isin(episode, whole[:count]))
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        columns["episode"] = np.unique(columns["episode"], return_inverse=True)[1].astype(np.int32)
+        obs, row, next_row = self.obs, self.row[rows], self.next_row[rows]
+        if self.spec.frames is None:  # else a stack also takes the frames before its own
+            used, places = np.unique(np.concatenate([row, next_row]), return_inverse=True)
+            obs, (row, next_row) = obs[used], np.split(places, 2)
+        heldout = _heldout(columns, episode_rows(columns))
+        return Dataset(self.spec, columns, obs, row, next_row, heldout, len(rows), self.memory_gb, self.sparse)
+
     def has_room_for(self, num_features: int) -> bool:
         """Return True if features of each transition fit in memory and take less than its observation."""
         size = 4 * num_features

@@ -7,6 +7,7 @@ from typing import Any
 from rldistill.core.schedules import SCHEDULES, Constant
 from rldistill.losses import LOSSES
 from rldistill.losses.objective import Term
+from rldistill.recipes.adversarial import Adversarial
 from rldistill.recipes.dagger import Dagger, OnPolicy
 from rldistill.recipes.from_reward import Finetune, FromScratch, JumpStart, Kickstart, Ppd, QDagger
 from rldistill.recipes.job import RECIPES
@@ -24,6 +25,7 @@ RECIPES.update(
     jump_start=JumpStart,
     finetune=Finetune,
     qdagger=QDagger,
+    adversarial=Adversarial,
     from_scratch=FromScratch,
 )
 TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}

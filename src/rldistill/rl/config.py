@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from rldistill.core.errors import ConfigError
 from rldistill.core.fields import (
     Fraction,
     FractionBelow1,
@@ -110,3 +111,63 @@ class DQNConfig(LearningConfig):
     double: bool = True
     dueling: bool = False
     offline_steps: NonNegative = 10_000
+
+
+@validated_dataclass
+class DiscriminatorConfig:
+    """Settings of a discriminator of recorded steps and of the student's own.
+
+    Attributes:
+        inputs: `state_action`, or `state` for a discriminator that does not see the action; of `airl`, a g.
+        hidden: dense layers on the observation, or on the last hidden layer of a small cnn for images, and the action.
+        learning_rate: learning rate of Adam.
+        epochs: passes over each rollout.
+        batch_size: steps of the student in a minibatch, beside as many recorded ones.
+        gradient_penalty: weight of E[(|grad f| - 1)^2] between recorded steps and those of the student (Gulrajani
+            2017, arXiv 1704.00028).
+        spectral_norm: True to divide each layer by its largest singular value (Miyato 2018, arXiv 1802.05957).
+    """
+
+    inputs: Literal["state_action", "state"] = "state_action"
+    hidden: tuple[Positive, ...] = (64, 64)
+    learning_rate: PositiveFloat = 3e-4
+    epochs: Positive = 2
+    batch_size: Positive = 256
+    gradient_penalty: NonNegativeFloat = 10.0
+    spectral_norm: bool = False
+
+
+@validated_dataclass
+class AdversarialConfig:
+    """Settings of a reward from a discriminator D, which is the probability that a step was recorded.
+
+    Attributes:
+        form: `log_ratio`, log D - log(1 - D), the logarithm of the ratio of the densities of recorded steps and the
+            student's own (Kostrikov 2019, arXiv 1809.02925); `gail`, -log(1 - D) (Ho 2016, arXiv 1606.03476); or
+            `airl`, log_ratio with D = exp(f) / (exp(f) + student(a | s)) and f = g + gamma h(s') - h(s) (Fu 2018,
+            arXiv 1710.11248).
+        absorbing: True if an episode that terminates ends in an absorbing state, whose reward D learns, too. Without
+            it, the sign of the reward decides if short or long episodes are better (Kostrikov 2019).
+        discriminator_weight: weight of this reward; 0 for none, and no discriminator.
+        teacher_weight: weight lambda of a further reward, log teacher(a | s) - log student(a | s). It needs a teacher
+            that labels the student's states, and a discriminator of states, since D would see this ratio otherwise.
+        discriminator: network and optimizer of D.
+    """
+
+    form: Literal["log_ratio", "gail", "airl"] = "log_ratio"
+    absorbing: bool = True
+    discriminator_weight: NonNegativeFloat = 1.0
+    teacher_weight: NonNegativeFloat = 0.0
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+    def __post_init__(self) -> None:
+        if not self.discriminator_weight and not self.teacher_weight:
+            raise ConfigError(
+                "discriminator_weight: it and teacher_weight are 0, so there is no reward. Set one of them."
+            )
+        compares_actions = self.form == "airl" or self.discriminator.inputs == "state_action"
+        if self.teacher_weight and self.discriminator_weight and compares_actions:
+            raise ConfigError(
+                "teacher_weight: this discriminator compares actions already. Use discriminator.inputs: state with "
+                "log_ratio or gail, or teacher_weight: 0."
+            )

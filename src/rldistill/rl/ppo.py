@@ -20,10 +20,11 @@ from rldistill.losses.policy import detached
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
+from rldistill.rl.discriminator import picture_network
 from rldistill.rl.guidance import proximal_weight
 from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
-from rldistill.students import AnyStudent, Cnn, Mlp, MultiInput, Team
+from rldistill.students import AnyStudent, Mlp, Team
 from rldistill.students.storage import load_native, trust_student
 from rldistill.students.student import build_student, capability
 
@@ -62,9 +63,13 @@ def learn(
             # Collect.
             num_teacher_steps = task.guidance.num_teacher_steps(learner.progress)
             rollout = worker.collect(learner.student, config.rollout_length, num_teacher_steps, generator)
+            rollout, row = to_device(rollout, device), dict[str, float]()
+            if task.reward is not None:
+                reward, row = task.reward.rewards(rollout, learner.policy, rng)
+                rollout = dataclasses.replace(rollout, reward=reward)
 
             # Update.
-            terms = learner.update(to_device(rollout, device), rng)
+            terms = learner.update(rollout, rng) | row
             learner.steps += config.num_envs * config.rollout_length
             learner.updates += 1
             if learner.steps > config.critic_warmup:  # until then the policy is frozen, so its return means nothing
@@ -109,13 +114,10 @@ class PPOLearner(Learner):
     def __init__(
         self, task: LearningTask, config: PPOConfig, worker: RolloutWorker, initial: NetworkPolicy | None
     ) -> None:
-        head = task.head if task.teacher is None else task.teacher.spec.head
+        head = task.head or (None if task.teacher is None else task.teacher.spec.head)
         self.policy = new_policy(task.student, worker.views.student, head, task.guidance.losses)
         spec = self.policy.spec
-        network: AnyStudent = MultiInput() if spec.has_pictures else Mlp((64, 64), "tanh")
-        if len(spec.obs_shape) == 3:
-            network = Cnn((16, 32), (8, 4), (4, 2), (128,))
-        student = config.critic or network
+        student = config.critic or picture_network(spec) or Mlp((64, 64), "tanh")
         if not capability(student, "trains_from_reward"):
             name = type(student).__name__.lower()
             raise ConfigError(f"ppo.critic: a {name} does not learn by gradient. Use mlp or cnn.")

@@ -32,6 +32,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.rl.config import LearningConfig
 from rldistill.rl.guidance import DistillationWeight, Guidance, TeacherLoss
+from rldistill.rl.reward import RewardModel
 from rldistill.rl.rollout import RolloutWorker
 from rldistill.students import AnyStudent
 from rldistill.students.storage import load_native, save_policy
@@ -56,8 +57,9 @@ class LearningTask:
         folder: folder of `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
         teacher: policy that labels states or takes steps.
         guidance: use of the teacher.
-        head: action head of a student without a teacher; by default that of the environment.
+        head: action head of the student; by default that of the teacher, without one that of the environment.
         score: evaluation that selects the best policy; without it, the last policy is the result.
+        reward: reward that PPO learns from, in place of that of the environment.
         seed: seed of weights, episodes and random draws.
     """
 
@@ -69,6 +71,7 @@ class LearningTask:
     head: ActionHead | None = None
     score: Score | None = None
     seed: int = 0
+    reward: RewardModel | None = None
 
     @contextmanager
     def open(self, config: LearningConfig, device: torch.device) -> Iterator[RolloutWorker]:
@@ -78,9 +81,12 @@ class LearningTask:
             ConfigError: there is guidance but no teacher.
             SpecMismatchError: teacher and environment do not fit.
         """
-        teacher = self.teacher if self.guidance.needs_teacher else None
-        if teacher is None and self.guidance.needs_teacher:
-            raise ConfigError("guidance: it needs a teacher. Give one, or leave out losses and teacher_steps.")
+        needs_teacher = self.guidance.needs_teacher or (self.reward is not None and self.reward.needs_teacher)
+        teacher = self.teacher if needs_teacher else None
+        if teacher is None and needs_teacher:
+            raise ConfigError(
+                "guidance: it needs a teacher. Give one, or leave out losses, teacher_steps and teacher_weight."
+            )
         # Adapted first, since a teacher's needs may turn the environment into an Atari game.
         env = clip_rewards(self.env if self.teacher is None else adapt_env(self.env, self.teacher))
         views = observation_views(env)
@@ -88,7 +94,7 @@ class LearningTask:
             teacher = with_action_mask(teacher, views.teacher)
             teacher.spec.require_same_input(views.teacher, "the teacher", env.id)
         worker = RolloutWorker(env, views, config.num_envs, self.seed, device)
-        with closing(worker.vector), inference_threads(config.num_threads), on_device(device, teacher):
+        with closing(worker.vector), inference_threads(config.num_threads), on_device(device, teacher, self.reward):
             torch.manual_seed(self.seed)
             if teacher is not None:
                 worker.teacher = StatefulPolicy(views.policy_on("teacher", teacher), config.num_envs, device=device)
@@ -206,6 +212,7 @@ class Learner:
             "weight": self.weight.state_dict(),
             "action_gap": None if self.teacher_loss is None else self.teacher_loss.action_gap,
             "replay": None if self.replay is None else self.replay.state_dict(),
+            "reward": None if self.task.reward is None else self.task.reward.state_dict(),
         }
         tensors: dict[str, Tensor] = {}
         rest = _split(state, "", tensors)
@@ -244,6 +251,8 @@ class Learner:
             self.teacher_loss.action_gap = state["action_gap"]
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
+        if self.task.reward is not None:
+            self.task.reward.load_state_dict(state["reward"])
         if self.worker.load_state_dict(state["worker"]):
             for name, actor in self.actors.items():
                 actor.state = state["actors"][name]

@@ -1,0 +1,406 @@
+"""Tests of the adversarial reward, by hand or in closed form."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from rldistill.core.errors import ConfigError
+from rldistill.core.heads import CategoricalHead, DeterministicHead, GaussianHead, MultiCategoricalHead, QValuesHead
+from rldistill.core.policy import PolicyOutput
+from rldistill.core.spec import PolicySpec
+from rldistill.data.dataset import Dataset
+from rldistill.losses import ReverseKL
+from rldistill.policies.network import NetworkPolicy
+from rldistill.rl.config import AdversarialConfig, DiscriminatorConfig
+from rldistill.rl.discriminator import (
+    Discriminator,
+    Potential,
+    Transitions,
+    action_features,
+    discriminator_loss,
+    gradient_penalty,
+)
+from rldistill.rl.ppo import ppo_loss
+from rldistill.rl.reward import AdversarialReward
+from rldistill.rl.rollout import Minibatch, Rollout, advantages
+from rldistill.students import Linear
+
+HEAD = CategoricalHead((2,))
+SPEC = PolicySpec((), "int64", HEAD, nvec=(3,))
+"""Three states and two actions."""
+
+
+def recorded(states: Sequence[int], actions: Sequence[int], terminated: Sequence[bool]) -> Dataset:
+    """Return recorded steps in episodes that end where a step terminates; the next state is the same one."""
+    count = len(states)
+    columns = {
+        "action": np.array(actions, np.int64),
+        "terminated": np.array(terminated),
+        "truncated": np.zeros(count, bool),
+        "episode": np.cumsum([False, *terminated[:-1]]).astype(np.int32),
+        "step": np.arange(count),
+    }
+    rows = np.arange(count)
+    return Dataset(SPEC, columns, np.array(states), rows, rows, np.zeros(count, bool), count)
+
+
+def policy_of_logits(logits: Sequence[float] = (0.0, 0.0)) -> NetworkPolicy:
+    """Return a policy with the same logits in all states."""
+    policy = Linear().build(SPEC)
+    with torch.no_grad():
+        policy.output.weight.zero_()  # type: ignore[operator]
+        policy.output.bias.copy_(torch.tensor(logits))  # type: ignore[operator]
+    return policy
+
+
+def make_rollout(states: Sequence[int], actions: Sequence[int], terminated: Sequence[bool], **columns: Any) -> Rollout:
+    """Return steps of one environment by a policy with equal probabilities."""
+    count = len(states)
+    given = {
+        "obs": torch.tensor(states)[:, None],
+        "raw_action": torch.tensor(actions)[:, None],
+        "action_params": torch.zeros(count, 1, 2),
+        "reward": torch.zeros(count, 1),
+        "terminated": torch.tensor(terminated)[:, None],
+        "truncated": torch.zeros(count, 1, dtype=torch.bool),
+        "starts": torch.tensor([True, *terminated[:-1]])[:, None],
+        "next_obs": torch.tensor([0]),
+        "last_obs": {},
+    }
+    return Rollout(**{**given, **columns})
+
+
+class Known(nn.Module):
+    """Function of the state, the action and the absorbing state, in place of a `Potential`."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def encode(self, obs: Tensor, action: Tensor, absorbing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return obs, action, absorbing
+
+    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return self.function(*inputs)
+
+
+def known_reward(form: str, absorbing: bool, gamma: float = 0.5) -> AdversarialReward:
+    """Return a reward with f = 2 s + a, -3 in the absorbing state, and h = 10 s, 4 in the absorbing state."""
+    config = AdversarialConfig(form=form, absorbing=absorbing)  # type: ignore[arg-type]
+    data = recorded([0, 1], [0, 1], [True, True])
+    reward = AdversarialReward.new(config, gamma, data, None, 0)
+    assert reward.discriminator is not None
+    f = Known(lambda obs, action, absorbing: torch.where(absorbing > 0, -3.0, 2.0 * obs + action))
+    h = Known(lambda obs, action, absorbing: torch.where(absorbing > 0, 4.0, 10.0 * obs))
+    reward.discriminator.f = f  # type: ignore[assignment]
+    if form == "airl":
+        reward.discriminator.h = h  # type: ignore[assignment]
+    return reward
+
+
+ROLLOUT = make_rollout([1, 0, 2], [0, 1, 1], [False, True, False], last_obs={(1, 0): torch.tensor(1)})
+"""States 1 and 0, where the episode terminates in state 1, then state 2, after which the state is 0."""
+SOFTPLUS = {logit: math.log(1 + math.exp(logit)) for logit in (-3, 1, 2, 5)}
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        ("form", "absorbing", "expected"),
+        [
+            ("log_ratio", False, [2, 1, 5]),
+            ("log_ratio", True, [2, 1 - 3, 5]),  # gamma / (1 - gamma) = 1
+            ("gail", False, [SOFTPLUS[2], SOFTPLUS[1], SOFTPLUS[5]]),
+            ("gail", True, [SOFTPLUS[2], SOFTPLUS[1] + SOFTPLUS[-3], SOFTPLUS[5]]),
+        ],
+    )
+    def test_rewards_have_the_values_computed_by_hand(self, form: str, absorbing: bool, expected: list[float]) -> None:
+        """D = sigmoid(f), so that -log(1 - D) = softplus(f) and log D - log(1 - D) = f."""
+        reward = known_reward(form, absorbing)
+        own = reward.own_steps(ROLLOUT, policy_of_logits())
+        torch.testing.assert_close(reward.step_rewards(own), torch.tensor(expected, dtype=torch.float32))
+
+    @pytest.mark.parametrize("absorbing", [False, True])
+    def test_reward_of_airl_is_f_with_shaping_minus_the_log_probability(self, absorbing: bool) -> None:
+        """F = 2 s + a + h(s') / 2 - h(s), and log student(a | s) = -log 2 in each state."""
+        reward = known_reward("airl", absorbing)
+        rewards = reward.step_rewards(reward.own_steps(ROLLOUT, policy_of_logits())).tolist()
+        first = 2 + 0 / 2 - 10 + math.log(2)
+        last = 5 + 0 / 2 - 20 + math.log(2)
+        end = 1 - 0 + math.log(2)
+        if absorbing:  # next state: h = 4; within: f = -3 + 4 / 2 - 4, and the one action has probability 1
+            end += 4 / 2 + (-3 + 4 / 2 - 4)
+        assert rewards == pytest.approx([first, end, last])
+
+    def test_discriminator_of_airl_is_that_of_the_paper(self) -> None:
+        """D = exp(f) / (exp(f) + student(a | s))."""
+        reward = known_reward("airl", absorbing=False)
+        assert reward.discriminator is not None
+        steps = reward.own_steps(ROLLOUT, policy_of_logits())
+        f = torch.tensor([2.0 - 10, 1.0, 5.0 - 20])
+        expected = f.exp() / (f.exp() + 0.5)
+        torch.testing.assert_close(reward.discriminator(steps).sigmoid(), expected)
+
+    def test_recorded_steps_of_airl_have_the_probabilities_of_the_student(self) -> None:
+        reward = known_reward("airl", absorbing=True)
+        policy = policy_of_logits((0.0, math.log(3.0)))
+        steps = reward.recorded_steps(64, policy, np.random.default_rng(0))
+        expected = torch.where(steps.absorbing > 0, 1.0, torch.where(steps.action == 1, 0.75, 0.25))
+        torch.testing.assert_close(steps.log_prob.exp(), expected)
+
+
+class TestAbsorbingState:
+    def test_each_termination_adds_one_step_within(self) -> None:
+        reward = known_reward("log_ratio", absorbing=True)
+        own = reward.own_steps(ROLLOUT, policy_of_logits())
+        assert own.absorbing.tolist() == [0, 0, 0]
+        assert own.next_absorbing.tolist() == [0, 1, 0]
+        steps = own.with_absorbing()
+        assert steps.absorbing.tolist() == [0, 0, 0, 1]
+        assert steps.next_absorbing.tolist() == [0, 1, 0, 1]
+        assert steps.continues.tolist() == [1, 1, 1, 1]
+
+    def test_truncated_episodes_have_none(self) -> None:
+        rollout = replace(ROLLOUT, terminated=torch.zeros(3, 1, dtype=torch.bool), truncated=ROLLOUT.terminated)
+        own = known_reward("log_ratio", absorbing=True).own_steps(rollout, policy_of_logits())
+        assert own.with_absorbing().absorbing.tolist() == [0, 0, 0]
+
+    def test_without_it_episodes_end(self) -> None:
+        own = known_reward("log_ratio", absorbing=False).own_steps(ROLLOUT, policy_of_logits()).with_absorbing()
+        assert own.absorbing.tolist() == own.next_absorbing.tolist() == [0, 0, 0]
+        assert own.continues.tolist() == [1, 0, 1]
+
+    def test_recorded_steps_have_one_for_each_end(self) -> None:
+        reward = known_reward("log_ratio", absorbing=True)
+        reward.data = recorded([0, 1, 2, 2], [0, 0, 1, 0], [False, False, True, False])
+        steps = reward.recorded_steps(5_000, policy_of_logits(), np.random.default_rng(0))
+        within = steps.absorbing > 0
+        # Four steps and one within the absorbing state, all equally likely.
+        assert float(within.float().mean()) == pytest.approx(1 / 5, abs=0.02)
+        assert float(steps.next_absorbing.mean()) == pytest.approx(2 / 5, abs=0.02)
+        assert {*steps.action[~within & (steps.obs == 2)].tolist()} == {0, 1}
+
+    def test_its_input_depends_on_nothing_else(self) -> None:
+        network = Potential(SPEC, DiscriminatorConfig(), with_action=True)
+        ones = torch.ones(2)
+        numbers = network(network.encode(torch.tensor([0, 2]), torch.tensor([0, 1]), ones))
+        assert numbers[0] == numbers[1]
+        assert numbers[0] != network(network.encode(torch.tensor([0]), torch.tensor([0]), torch.zeros(1)))[0]
+
+    def test_return_of_the_absorbing_state_must_be_finite(self) -> None:
+        data = recorded([0, 1], [0, 1], [True, True])
+        with pytest.raises(ConfigError, match=r"ppo.gamma: .*infinite"):
+            AdversarialReward.new(AdversarialConfig(), 1.0, data, None, 0)
+        assert AdversarialReward.new(AdversarialConfig(absorbing=False), 1.0, data, None, 0)
+
+
+class TestDiscriminator:
+    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=5))
+    def test_loss_is_minimal_at_the_ratio_of_the_densities(self, counts: list[tuple[int, int]]) -> None:
+        """The gradient of the loss is zero where D(x) = p(x) / (p(x) + q(x))."""
+        p, q = torch.tensor(counts, dtype=torch.float64).T
+        logit = ((p / p.sum()) / (q / q.sum())).log().requires_grad_()
+        loss = discriminator_loss(logit.repeat_interleave(p.long()), logit.repeat_interleave(q.long()))
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert logit.grad is not None
+        torch.testing.assert_close(logit.grad, torch.zeros_like(logit), atol=1e-12, rtol=0)
+
+    def test_trained_one_is_the_ratio_of_the_densities(self) -> None:
+        """Trained D is p / (p + q) on all states and actions, with the shares of the absorbing state by hand."""
+        config = AdversarialConfig(
+            discriminator=DiscriminatorConfig(
+                hidden=(32,), learning_rate=0.01, epochs=300, batch_size=2048, gradient_penalty=0.0
+            )
+        )
+        # Recorded: (0, 0) four times, (1, 1) twice, (2, 0) twice, of which two steps end an episode.
+        data = recorded([0, 0, 1, 2, 0, 0, 1, 2], [0, 0, 1, 0, 0, 0, 1, 0], [False] * 3 + [True] + [False] * 3 + [True])
+        # Own: (0, 0) twice, (0, 1) once, (1, 1) once, (2, 0) three times, of which one ends an episode.
+        rollout = make_rollout([0, 0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 0, 0, 0], [False] * 6 + [True])
+        rollout = replace(
+            rollout,
+            **{
+                name: getattr(rollout, name).repeat(256, *[1] * (getattr(rollout, name).ndim - 1))
+                for name in ("obs", "raw_action", "action_params", "reward", "terminated", "truncated", "starts")
+            },
+        )
+        reward, policy = AdversarialReward.new(config, 0.9, data, None, 0), policy_of_logits()
+        reward.train(reward.own_steps(rollout, policy), policy, np.random.default_rng(0))
+        states, actions = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+        steps = Transitions.new(states, actions, torch.zeros(3, dtype=torch.bool), True, None)
+        within = steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]))
+        assert reward.discriminator is not None
+        found = torch.cat([reward.discriminator(steps), reward.discriminator(within)]).sigmoid()
+        p, q = torch.tensor([4, 2, 2, 2]) / 10, torch.tensor([2, 1, 3, 1]) / 8
+        torch.testing.assert_close(found.detach(), p / (p + q), atol=0.03, rtol=0)
+
+    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+    def test_penalty_of_a_linear_function_has_the_value_computed_by_hand(self, share: float) -> None:
+        """The gradient of 3 x + 4 y is (3, 4) everywhere, so the penalty is (5 - 1)^2."""
+        linear = Known(lambda *_: torch.zeros(1))
+        linear.forward = lambda inputs: 3 * inputs["x"][:, 0] + 4 * inputs["y"][:, 0]  # type: ignore[assignment]
+        inputs = {"x": torch.randn(6, 1), "y": torch.randn(6, 1)}
+        assert gradient_penalty(linear, inputs, inputs, torch.full((6,), share)).item() == pytest.approx(16, rel=1e-4)
+
+    def test_penalty_is_taken_between_the_inputs(self) -> None:
+        """The gradient of x^2 / 2 is x, here 0.25 * 8 + 0.75 * 0 = 2, so the penalty is 1."""
+        square = Known(lambda *_: torch.zeros(1))
+        square.forward = lambda inputs: inputs["x"][:, 0] ** 2 / 2  # type: ignore[assignment]
+        one, two = {"x": torch.tensor([[8.0]])}, {"x": torch.tensor([[0.0]])}
+        assert gradient_penalty(square, one, two, torch.tensor([0.25])).item() == pytest.approx(1.0)
+
+    def test_spectral_norm_of_each_layer_is_one(self) -> None:
+        torch.manual_seed(0)
+        network = Potential(SPEC, DiscriminatorConfig(hidden=(16, 16), spectral_norm=True), with_action=True)
+        inputs = network.encode(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.zeros(2))
+        for _ in range(50):  # one step of the power iteration each
+            network(inputs)
+        layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+        for layer in layers:
+            assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1.0, abs=1e-3)
+
+    def test_state_alone_hides_the_action(self) -> None:
+        data = recorded([0, 1], [0, 1], [True, True])
+        for inputs in ("state", "state_action"):
+            config = AdversarialConfig(discriminator=DiscriminatorConfig(inputs=inputs))  # type: ignore[arg-type]
+            steps = Transitions.new(torch.tensor([1, 1]), torch.tensor([0, 1]), torch.zeros(2).bool(), True, None)
+            one, two = Discriminator(data, config, 0.9)(steps).tolist()
+            assert (one == two) == (inputs == "state")
+
+    def test_features_of_actions(self) -> None:
+        assert action_features(HEAD, torch.tensor([1])).tolist() == [[0, 1]]
+        assert action_features(MultiCategoricalHead((2, 2)), torch.tensor([[1, 0]])).tolist() == [[0, 1, 1, 0]]
+        bounds = GaussianHead(low=(0.0, -math.inf), high=(4.0, math.inf))
+        assert action_features(bounds, torch.tensor([[3.0, 7.0]])).tolist() == [[0.5, 7.0]]
+        assert action_features(DeterministicHead(low=(-2.0,), high=(2.0,)), torch.tensor([[-2.0]])).tolist() == [[-1]]
+
+
+HORIZON = 3
+TEACHER = torch.tensor([[0.5, -1.0], [2.0, 0.0], [-0.3, 0.4]])
+"""Logits of the teacher in three states."""
+
+
+def next_state(state: int, action: int) -> int:
+    return (state + 1 + action) % 3
+
+
+def enumerate_episodes(logits: Tensor) -> tuple[Rollout, Tensor]:
+    """Return all action sequences of `HORIZON` steps from state 0, and their probabilities."""
+    sequences = [*itertools.product(range(2), repeat=HORIZON)]
+    states = [[0] for _ in sequences]
+    for path, actions in zip(states, sequences, strict=True):
+        for action in actions[:-1]:
+            path.append(next_state(path[-1], action))
+    obs, action = torch.tensor(states).T, torch.tensor(sequences).T
+    params = logits.detach()[obs]
+    terminated = torch.zeros(obs.shape, dtype=torch.bool)
+    terminated[-1] = True
+    rollout = Rollout(
+        obs=obs, raw_action=action, action_params=params, reward=torch.zeros(obs.shape), terminated=terminated,
+        truncated=torch.zeros_like(terminated), starts=terminated.flip(0), labels=TEACHER[obs], last_obs={},
+        next_obs=obs[0],
+    )  # fmt: skip
+    return rollout, PolicyOutput(HEAD, params).log_prob(action).sum(0).exp()
+
+
+class TestTeacherRewardAlone:
+    """With the state term off, PPO's gradient is that of on-policy distillation."""
+
+    @staticmethod
+    def policy_gradient(logits: Tensor, gamma: float) -> Tensor:
+        """Return the gradient of PPO's loss over all episodes, without the scale of normalized advantages."""
+        config = AdversarialConfig(discriminator_weight=0.0, teacher_weight=1.0)
+        reward = AdversarialReward.new(config, gamma, None, HEAD, 0)
+        rollout, probability = enumerate_episodes(logits)
+        rewards, _ = reward.rewards(rollout, policy_of_logits(), np.random.default_rng(0))
+        zeros = torch.zeros_like(rewards)
+        advantage = advantages(replace(rollout, reward=rewards), zeros, zeros, gamma, 1.0)
+        weight = 1e6 * probability.expand(rewards.shape)
+        old = PolicyOutput(HEAD, rollout.action_params).log_prob(rollout.raw_action)
+        batch = Minibatch(
+            obs=rollout.obs, raw_action=rollout.raw_action, reward=rewards, terminated=rollout.terminated,
+            starts=rollout.starts, weight=weight, old_log_prob=old, advantage=advantage, returns=advantage,
+        )  # fmt: skip
+        ratio = (PolicyOutput(HEAD, logits[rollout.obs]).log_prob(rollout.raw_action) - old).exp()
+        loss = ppo_loss(ratio, zeros, zeros, batch, 0.2)["policy_loss"]
+        (gradient,) = torch.autograd.grad(loss, logits)
+        centered = advantage - batch.mean(advantage)
+        return gradient * batch.mean(centered**2).sqrt() * HORIZON
+
+    def test_gradient_is_that_of_on_policy_with_returns(self) -> None:
+        """J = E sum_t KL(student || teacher) in the state of step t, whose distribution depends on the student."""
+        logits = torch.tensor([[0.1, 0.7], [-0.4, 0.2], [1.0, -1.0]], requires_grad=True)
+        reached: dict[int, Tensor] = {0: torch.ones(())}
+        objective = torch.zeros(())
+        for _ in range(HORIZON):
+            following: dict[int, Tensor] = {}
+            for state, mass in reached.items():
+                log_student, log_teacher = (table[state].log_softmax(-1) for table in (logits, TEACHER))
+                objective = objective + mass * (log_student.exp() * (log_student - log_teacher)).sum()
+                for action in range(2):
+                    target = next_state(state, action)
+                    following[target] = following.get(target, 0) + mass * log_student[action].exp()
+            reached = following
+        (expected,) = torch.autograd.grad(objective, logits)
+        torch.testing.assert_close(self.policy_gradient(logits, gamma=1.0), expected, rtol=1e-4, atol=1e-6)
+
+    def test_gradient_without_returns_is_that_of_on_policy(self) -> None:
+        """With a discount factor of 0, it is the gradient of `reverse_kl` in the visited states, as in `on_policy`."""
+        logits = torch.tensor([[0.1, 0.7], [-0.4, 0.2], [1.0, -1.0]], requires_grad=True)
+        rollout, probability = enumerate_episodes(logits)
+        labels: Any = type("Labels", (), {"teacher": PolicyOutput(HEAD, TEACHER[rollout.obs])})()
+        loss = ReverseKL()(PolicyOutput(HEAD, logits[rollout.obs]), labels)
+        (expected,) = torch.autograd.grad((probability * loss).sum(), logits)
+        torch.testing.assert_close(self.policy_gradient(logits, gamma=0.0), expected, rtol=1e-4, atol=1e-6)
+
+    def test_q_values_are_divided_by_their_temperature(self) -> None:
+        """Half of the action gap, (1 + 3) / 2 / 2 = 1, and after a checkpoint the same for other labels."""
+        config = AdversarialConfig(discriminator_weight=0.0, teacher_weight=2.0)
+        labels = torch.tensor([[[1.0, 0.0]], [[0.0, 3.0]]])
+        rollout = make_rollout([0, 1], [0, 0], [False, False], labels=labels)
+        reward = AdversarialReward.new(config, 0.9, None, QValuesHead((2,)), 0)
+        rewards, row = reward.rewards(rollout, policy_of_logits(), np.random.default_rng(0))
+        expected = 2 * (labels.log_softmax(-1)[..., 0] + math.log(2))
+        torch.testing.assert_close(rewards, expected)
+        assert row == {"imitation_reward": pytest.approx(expected.mean().item())}
+        again = AdversarialReward.new(config, 0.9, None, QValuesHead((2,)), 0)
+        again.load_state_dict(reward.state_dict())
+        scaled = again.rewards(replace(rollout, labels=2 * labels), policy_of_logits(), np.random.default_rng(0))[0]
+        torch.testing.assert_close(scaled, 2 * ((2 * labels).log_softmax(-1)[..., 0] + math.log(2)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"discriminator_weight": 0.0}, "discriminator_weight: .*no reward"),
+        ({"teacher_weight": 1.0}, "teacher_weight: .*compares actions already"),
+        (
+            {"teacher_weight": 1.0, "form": "airl", "discriminator": DiscriminatorConfig(inputs="state")},
+            "teacher_weight: .*compares actions already",
+        ),
+    ],
+)
+def test_weights_that_have_no_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AdversarialConfig(**settings)
+
+
+def test_state_is_restored_exactly(tmp_path: Path) -> None:
+    config = AdversarialConfig(form="airl", discriminator=DiscriminatorConfig(hidden=(8,), spectral_norm=True))
+    data, policy = recorded([0, 1, 2], [0, 1, 0], [False, False, True]), policy_of_logits()
+    rewards = [AdversarialReward.new(config, 0.9, data, None, seed) for seed in (0, 0, 1)]
+    rewards[0].rewards(ROLLOUT, policy, np.random.default_rng(0))
+    rewards[2].load_state_dict(copy.deepcopy(rewards[0].state_dict()))
+    found = [reward.rewards(ROLLOUT, policy, np.random.default_rng(1))[0].tolist() for reward in rewards]
+    assert found[0] == found[2] != found[1]
