@@ -8,6 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
+
+from rldistill import Adversarial, read_run
 
 from .. import commands
 
@@ -45,6 +48,7 @@ PONG = [
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
 PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
+    "adversarial.yaml": ["collect.steps=160", "ppo.eval_episodes=1"],
     "pong.yaml": PONG,
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
     "pong-objects.yaml": ["collect.steps=160"],
@@ -125,6 +129,14 @@ def test_python_of_the_export_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "example.py").write_text(block, encoding="utf-8")
     runpy.run_path(str(tmp_path / "example.py"))
     assert (tmp_path / "exported/student.c").exists()
+
+
+def test_run_files_of_the_adversarial_page_are_valid() -> None:
+    page = (ROOT / "docs" / "adversarial.md").read_text(encoding="utf-8")
+    example = yaml.safe_load((ROOT / "examples" / "adversarial.yaml").read_text(encoding="utf-8"))
+    for block in blocks(page, "yaml"):
+        run = read_run(example | yaml.safe_load(block))
+        assert isinstance(run.recipe, Adversarial)
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -5,96 +5,25 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from rldistill.core.errors import ConfigError
-from rldistill.core.heads import CategoricalHead, DeterministicHead, GaussianHead, MultiCategoricalHead, QValuesHead
+from rldistill.core.heads import QValuesHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.core.spec import PolicySpec
-from rldistill.data.dataset import Dataset
 from rldistill.losses import ReverseKL
-from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import AdversarialConfig, DiscriminatorConfig
-from rldistill.rl.discriminator import (
-    Discriminator,
-    Potential,
-    Transitions,
-    action_features,
-    discriminator_loss,
-    gradient_penalty,
-)
+from rldistill.rl.discriminator import Potential
 from rldistill.rl.ppo import ppo_loss
 from rldistill.rl.reward import AdversarialReward
 from rldistill.rl.rollout import Minibatch, Rollout, advantages
-from rldistill.students import Linear
 
-HEAD = CategoricalHead((2,))
-SPEC = PolicySpec((), "int64", HEAD, nvec=(3,))
-"""Three states and two actions."""
-
-
-def recorded(states: Sequence[int], actions: Sequence[int], terminated: Sequence[bool]) -> Dataset:
-    """Return recorded steps in episodes that end where a step terminates; the next state is the same one."""
-    count = len(states)
-    columns = {
-        "action": np.array(actions, np.int64),
-        "terminated": np.array(terminated),
-        "truncated": np.zeros(count, bool),
-        "episode": np.cumsum([False, *terminated[:-1]]).astype(np.int32),
-        "step": np.arange(count),
-    }
-    rows = np.arange(count)
-    return Dataset(SPEC, columns, np.array(states), rows, rows, np.zeros(count, bool), count)
-
-
-def policy_of_logits(logits: Sequence[float] = (0.0, 0.0)) -> NetworkPolicy:
-    """Return a policy with the same logits in all states."""
-    policy = Linear().build(SPEC)
-    with torch.no_grad():
-        policy.output.weight.zero_()  # type: ignore[operator]
-        policy.output.bias.copy_(torch.tensor(logits))  # type: ignore[operator]
-    return policy
-
-
-def make_rollout(states: Sequence[int], actions: Sequence[int], terminated: Sequence[bool], **columns: Any) -> Rollout:
-    """Return steps of one environment by a policy with equal probabilities."""
-    count = len(states)
-    given = {
-        "obs": torch.tensor(states)[:, None],
-        "raw_action": torch.tensor(actions)[:, None],
-        "action_params": torch.zeros(count, 1, 2),
-        "reward": torch.zeros(count, 1),
-        "terminated": torch.tensor(terminated)[:, None],
-        "truncated": torch.zeros(count, 1, dtype=torch.bool),
-        "starts": torch.tensor([True, *terminated[:-1]])[:, None],
-        "next_obs": torch.tensor([0]),
-        "last_obs": {},
-    }
-    return Rollout(**{**given, **columns})
-
-
-class Known(nn.Module):
-    """Function of the state, the action and the absorbing state, in place of a `Potential`."""
-
-    def __init__(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def encode(self, obs: Tensor, action: Tensor, absorbing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return obs, action, absorbing
-
-    def forward(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        return self.function(*inputs)
+from .imitation import HEAD, SPEC, Known, make_rollout, policy_of_logits, recorded
 
 
 def known_reward(form: str, absorbing: bool, gamma: float = 0.5) -> AdversarialReward:
@@ -204,86 +133,6 @@ class TestAbsorbingState:
         with pytest.raises(ConfigError, match=r"ppo.gamma: .*infinite"):
             AdversarialReward.new(AdversarialConfig(), 1.0, data, None, 0)
         assert AdversarialReward.new(AdversarialConfig(absorbing=False), 1.0, data, None, 0)
-
-
-class TestDiscriminator:
-    @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=5))
-    def test_loss_is_minimal_at_the_ratio_of_the_densities(self, counts: list[tuple[int, int]]) -> None:
-        """The gradient of the loss is zero where D(x) = p(x) / (p(x) + q(x))."""
-        p, q = torch.tensor(counts, dtype=torch.float64).T
-        logit = ((p / p.sum()) / (q / q.sum())).log().requires_grad_()
-        loss = discriminator_loss(logit.repeat_interleave(p.long()), logit.repeat_interleave(q.long()))
-        loss.backward()  # type: ignore[no-untyped-call]
-        assert logit.grad is not None
-        torch.testing.assert_close(logit.grad, torch.zeros_like(logit), atol=1e-12, rtol=0)
-
-    def test_trained_one_is_the_ratio_of_the_densities(self) -> None:
-        """Trained D is p / (p + q) on all states and actions, with the shares of the absorbing state by hand."""
-        config = AdversarialConfig(
-            discriminator=DiscriminatorConfig(
-                hidden=(32,), learning_rate=0.01, epochs=300, batch_size=2048, gradient_penalty=0.0
-            )
-        )
-        # Recorded: (0, 0) four times, (1, 1) twice, (2, 0) twice, of which two steps end an episode.
-        data = recorded([0, 0, 1, 2, 0, 0, 1, 2], [0, 0, 1, 0, 0, 0, 1, 0], [False] * 3 + [True] + [False] * 3 + [True])
-        # Own: (0, 0) twice, (0, 1) once, (1, 1) once, (2, 0) three times, of which one ends an episode.
-        rollout = make_rollout([0, 0, 0, 1, 2, 2, 2], [0, 0, 1, 1, 0, 0, 0], [False] * 6 + [True])
-        rollout = replace(
-            rollout,
-            **{
-                name: getattr(rollout, name).repeat(256, *[1] * (getattr(rollout, name).ndim - 1))
-                for name in ("obs", "raw_action", "action_params", "reward", "terminated", "truncated", "starts")
-            },
-        )
-        reward, policy = AdversarialReward.new(config, 0.9, data, None, 0), policy_of_logits()
-        reward.train(reward.own_steps(rollout, policy), policy, np.random.default_rng(0))
-        states, actions = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
-        steps = Transitions.new(states, actions, torch.zeros(3, dtype=torch.bool), True, None)
-        within = steps.rows(torch.tensor([0])).in_absorbing_state(torch.tensor([True]))
-        assert reward.discriminator is not None
-        found = torch.cat([reward.discriminator(steps), reward.discriminator(within)]).sigmoid()
-        p, q = torch.tensor([4, 2, 2, 2]) / 10, torch.tensor([2, 1, 3, 1]) / 8
-        torch.testing.assert_close(found.detach(), p / (p + q), atol=0.03, rtol=0)
-
-    @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-    def test_penalty_of_a_linear_function_has_the_value_computed_by_hand(self, share: float) -> None:
-        """The gradient of 3 x + 4 y is (3, 4) everywhere, so the penalty is (5 - 1)^2."""
-        linear = Known(lambda *_: torch.zeros(1))
-        linear.forward = lambda inputs: 3 * inputs["x"][:, 0] + 4 * inputs["y"][:, 0]  # type: ignore[assignment]
-        inputs = {"x": torch.randn(6, 1), "y": torch.randn(6, 1)}
-        assert gradient_penalty(linear, inputs, inputs, torch.full((6,), share)).item() == pytest.approx(16, rel=1e-4)
-
-    def test_penalty_is_taken_between_the_inputs(self) -> None:
-        """The gradient of x^2 / 2 is x, here 0.25 * 8 + 0.75 * 0 = 2, so the penalty is 1."""
-        square = Known(lambda *_: torch.zeros(1))
-        square.forward = lambda inputs: inputs["x"][:, 0] ** 2 / 2  # type: ignore[assignment]
-        one, two = {"x": torch.tensor([[8.0]])}, {"x": torch.tensor([[0.0]])}
-        assert gradient_penalty(square, one, two, torch.tensor([0.25])).item() == pytest.approx(1.0)
-
-    def test_spectral_norm_of_each_layer_is_one(self) -> None:
-        torch.manual_seed(0)
-        network = Potential(SPEC, DiscriminatorConfig(hidden=(16, 16), spectral_norm=True), with_action=True)
-        inputs = network.encode(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.zeros(2))
-        for _ in range(50):  # one step of the power iteration each
-            network(inputs)
-        layers = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
-        for layer in layers:
-            assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1.0, abs=1e-3)
-
-    def test_state_alone_hides_the_action(self) -> None:
-        data = recorded([0, 1], [0, 1], [True, True])
-        for inputs in ("state", "state_action"):
-            config = AdversarialConfig(discriminator=DiscriminatorConfig(inputs=inputs))  # type: ignore[arg-type]
-            steps = Transitions.new(torch.tensor([1, 1]), torch.tensor([0, 1]), torch.zeros(2).bool(), True, None)
-            one, two = Discriminator(data, config, 0.9)(steps).tolist()
-            assert (one == two) == (inputs == "state")
-
-    def test_features_of_actions(self) -> None:
-        assert action_features(HEAD, torch.tensor([1])).tolist() == [[0, 1]]
-        assert action_features(MultiCategoricalHead((2, 2)), torch.tensor([[1, 0]])).tolist() == [[0, 1, 1, 0]]
-        bounds = GaussianHead(low=(0.0, -math.inf), high=(4.0, math.inf))
-        assert action_features(bounds, torch.tensor([[3.0, 7.0]])).tolist() == [[0.5, 7.0]]
-        assert action_features(DeterministicHead(low=(-2.0,), high=(2.0,)), torch.tensor([[-2.0]])).tolist() == [[-1]]
 
 
 HORIZON = 3
@@ -396,7 +245,7 @@ def test_weights_that_have_no_meaning_are_refused(settings: dict[str, Any], mess
         AdversarialConfig(**settings)
 
 
-def test_state_is_restored_exactly(tmp_path: Path) -> None:
+def test_state_is_restored_exactly() -> None:
     config = AdversarialConfig(form="airl", discriminator=DiscriminatorConfig(hidden=(8,), spectral_norm=True))
     data, policy = recorded([0, 1, 2], [0, 1, 0], [False, False, True]), policy_of_logits()
     rewards = [AdversarialReward.new(config, 0.9, data, None, seed) for seed in (0, 0, 1)]

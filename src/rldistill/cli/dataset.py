@@ -223,13 +223,13 @@ def imitate(
     from rldistill.students import AnyStudent
 
     chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))
-    sections: dict[str, dict[str, Any]] = {}
+    sections: dict[str, Any] = {}
     for key, value in parse_pairs("settings", settings or ()).items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
-    config = read_options("", rldistill.ImitateConfig, sections)
+    config = read_options("", rldistill.ImitateConfig, sections | {"seed": seed})
     with track("imitate", "steps", quiet) as progress:
-        rldistill.imitate(path, chosen, config, out, seed=seed, mode=mode_of(resume, overwrite), progress=progress)
+        rldistill.imitate(path, chosen, config, out, mode=mode_of(resume, overwrite), progress=progress)
     if not quiet:
         typer.echo(f"student: {out}")
 

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
-from rldistill.core.fields import validated_dataclass
+from rldistill.core.fields import Seed, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig, PolicySpec
@@ -119,12 +119,14 @@ class ImitateConfig:
         distill: settings of the distillation that comes first.
         ppo: settings of PPO.
         env: environment; by default that of the dataset.
+        seed: training seed.
     """
 
     recipe: Adversarial = Adversarial()
     distill: DistillConfig = DistillConfig()
     ppo: PPOConfig = PPOConfig()
     env: EnvConfig | None = None
+    seed: Seed = 0
 
 
 def imitate(
@@ -133,7 +135,6 @@ def imitate(
     config: ImitateConfig,
     folder: Path | str,
     *,
-    seed: int = 0,
     mode: Mode = "new",
     progress: Progress | bool = True,
 ) -> NetworkPolicy:
@@ -144,7 +145,6 @@ def imitate(
         student: student.
         config: settings.
         folder: folder of the student.
-        seed: training seed.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
@@ -165,8 +165,8 @@ def imitate(
     if inputs.open_folder(folder, "policy.json", mode):
         return load_native(folder)
     data = open_dataset(dataset)
-    score = partial(_validation_returns, env, config.ppo.eval_episodes, seed)
-    task = LearningTask(env, student, folder, score=score, seed=seed)
+    score = partial(_validation_returns, env, config.ppo.eval_episodes, config.seed)
+    task = LearningTask(env, student, folder, score=score, seed=config.seed)
     with stage_progress(progress, "imitate", "steps") as report:
         return _learn(task, config, data, None, report)
 
