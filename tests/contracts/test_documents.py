@@ -48,7 +48,7 @@ PONG = [
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
 PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
-    "adversarial.yaml": ["collect.steps=160", "ppo.eval_episodes=1"],
+    "adversarial.yaml": ["collect.steps=900", "ppo.eval_episodes=1"],
     "pong.yaml": PONG,
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
     "pong-objects.yaml": ["collect.steps=160"],
