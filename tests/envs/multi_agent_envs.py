@@ -131,3 +131,13 @@ def make_empty() -> Turns:
 
 def make_number() -> int:
     return 3
+
+
+def make_turns() -> Any:
+    from pettingzoo import AECEnv
+
+    class Alternating(AECEnv[str, Any, Any]):
+        metadata: dict[str, Any] = {"is_parallelizable": False}  # noqa: RUF012
+        possible_agents = ["near_0", "near_1"]  # noqa: RUF012
+
+    return Alternating()

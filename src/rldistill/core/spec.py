@@ -258,8 +258,11 @@ class PolicySpec:
         Float dtypes are interchangeable, since all policies compute in float32, and so are both forms of a dict.
         """
         pairs: list[tuple[str, Any, Any]] = []
+        if self.agents and other.agents:
+            names = [[agent.name for agent in spec.agents] for spec in (self, other)]
+            pairs = [("number of agents", *map(len, names)), ("order of agents", *names)]
         if not (self.parts and _parts_as_float32(self.parts) == _parts_as_float32(other.parts)):
-            pairs = [
+            pairs += [
                 ("observation shape", self.obs_shape, other.obs_shape),
                 ("observation dtype", _as_float32(self.obs_dtype), _as_float32(other.obs_dtype)),
             ]
