@@ -259,8 +259,8 @@ class PolicySpec:
         """
         pairs: list[tuple[str, Any, Any]] = []
         if self.agents and other.agents:
-            names = [[agent.name for agent in spec.agents] for spec in (self, other)]
-            pairs = [("number of agents", *map(len, names)), ("order of agents", *names)]
+            own, others = ([agent.name for agent in spec.agents] for spec in (self, other))
+            pairs = [("number of agents", len(own), len(others)), ("names of agents", own, others)]
         if not (self.parts and _parts_as_float32(self.parts) == _parts_as_float32(other.parts)):
             pairs += [
                 ("observation shape", self.obs_shape, other.obs_shape),

@@ -197,8 +197,8 @@ def make_joint_env(make: Callable[..., Any], wrappers: Sequence[Wrapper] = (), *
             env = aec_to_parallel(env)
         except AssertionError:  # whose text is of several lines
             raise ConfigError(
-                "env.id: its agents take turns, and PettingZoo cannot convert it to the parallel API. Use an environment "
-                "with parallel_env, or set metadata['is_parallelizable'] if its state changes at the end of a turn only."
+                "env.id: its agents take turns, and PettingZoo cannot convert it to the parallel API. Use one with "
+                "parallel_env, or set metadata['is_parallelizable'] if its state changes at the end of a cycle only."
             ) from None
     for wrapper in wrappers:
         env = import_name(wrapper.name, "env.wrappers")(env, **wrapper.kwargs)
