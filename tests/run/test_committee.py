@@ -21,6 +21,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import compare_teachers
 from rldistill.evaluation.config import CompareConfig, EvaluateConfig
+from rldistill.policies.committee import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.from_reward import Kickstart
@@ -31,7 +32,8 @@ from rldistill.run.config import load_run
 from rldistill.run.stages import load_teacher, run_all, run_collect, run_distill
 from rldistill.students import Mlp
 from rldistill.students.storage import save_policy
-from rldistill.teachers.load import SavedTeacher, load_committee
+from rldistill.teachers.committee import CommitteeMember, load_committee
+from rldistill.teachers.load import SavedTeacher
 
 from ..conftest import CARTPOLE, manifest_bytes
 
@@ -148,7 +150,7 @@ def test_combinations_without_a_meaning_are_refused_before_the_first_step(
     with pytest.raises(SpecMismatchError, match=r"teachers: .*do not fit.*; member 0 is good, member 1 is other"):
         load_teacher(make_run(tmp_path / "c", teacher, teachers={"good": teacher, "other": acrobot}))
     with pytest.raises(ConfigError, match=r"teachers\.b: missing.zip: there is no such file"):
-        load_committee({"a": teacher, "b": SavedTeacher("missing.zip")}, spec_from_env(CARTPOLE))
+        load_committee({"a": teacher, "b": CommitteeMember("missing.zip")}, CARTPOLE)
 
 
 def test_teacher_with_some_of_the_actions(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_teacher_with_some_of_the_actions(tmp_path: Path) -> None:
     assert (outer.params[:, [0, 2]] == ILLEGAL).all()
     assert torch.equal(outer.mode(), torch.tensor([3, 1])[inner.mode()])
     torch.manual_seed(5)
-    both = load_committee({"few": policy, "all": Mlp((4,)).build(four).eval()}, four)
+    both = Committee((policy, Mlp((4,)).build(four).eval()), names=("few", "all"))
     probabilities = both(obs)[0].params.exp()
     assert torch.allclose(probabilities.sum(1), torch.ones(6), atol=1e-5)
     assert (probabilities[:, 0] < 0.5).all()  # the half of the teacher that has this action

@@ -122,6 +122,8 @@ class EnvConfig:
 MAX_OBS_VALUES = 1 << 26
 """Limit of an observation: a file could name a space that fills the memory."""
 CHANNELS_FIRST = Wrapper("ChannelsFirst")
+TEACHER_VIEWS = "TeacherViews"
+"""Name of the wrapper whose keyword arguments are the wrappers of several teachers by name."""
 BYTES = ("uint8", "int8")
 """Dtypes of pictures and of bits, which are stored as bytes."""
 

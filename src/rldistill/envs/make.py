@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -14,13 +14,13 @@ from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure, short_repr
 from rldistill.core.fields import import_name, look_here
-from rldistill.core.spec import EnvConfig, Wrapper
+from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
 from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.entries import FlatDict
 from rldistill.envs.multi_agent import is_multi_agent, make_joint_env, pettingzoo_constructor
-from rldistill.envs.views import Tap, TwoViews
+from rldistill.envs.views import NamedViews, Tap, TwoViews
 
 Env = gymnasium.Env[Any, Any]
 THIRD_PARTY = {
@@ -50,6 +50,8 @@ OWN_WRAPPERS = (
 def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     """Return the class of a wrapper; raise ConfigError, with the nearest name, if there is none."""
     name = wrapper.name
+    if name == TEACHER_VIEWS:
+        return named_views
     if ":" in name:
         cls: Callable[..., Env] = import_name(name, "env.wrappers")
     elif name in OWN_WRAPPERS or name in gymnasium.wrappers.__all__:
@@ -134,6 +136,13 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     sides = zip(taps, (config.views.student, config.views.teacher), strict=True)
     student, teacher = (_flatten(_wrap(tap, wrappers), config.id) for tap, wrappers in sides)
     return CheckedEnv(TwoViews(env, taps, (student, teacher)), config.id, meter)
+
+
+def named_views(env: Env, **views: Sequence[Mapping[str, Any]]) -> NamedViews:
+    """Return an environment with a view for each teacher, given its wrappers by name."""
+    taps = {name: Tap(env) for name in views}
+    own = {name: _wrap(taps[name], [Wrapper(**wrapper) for wrapper in views[name]]) for name in views}
+    return NamedViews(env, [*taps.values()], own)
 
 
 def chain_of(env: Env) -> Iterator[Env]:

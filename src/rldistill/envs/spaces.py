@@ -14,7 +14,16 @@ from gymnasium import spaces
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import ActionHead, BernoulliHead, CategoricalHead, DeterministicHead, MultiCategoricalHead
 from rldistill.core.policy import Policy
-from rldistill.core.spec import CHANNELS_FIRST, SIDES, EnvConfig, FramePipeline, PolicySpec, Wrapper
+from rldistill.core.spec import (
+    CHANNELS_FIRST,
+    SIDES,
+    TEACHER_VIEWS,
+    EnvConfig,
+    FramePipeline,
+    PolicySpec,
+    Views,
+    Wrapper,
+)
 from rldistill.envs.atari import frame_pipeline, is_atari, make_atari, preprocessed_id, preprocessing
 from rldistill.envs.entries import FlatDict, obs_part, obs_parts
 from rldistill.envs.make import make_env
@@ -53,6 +62,8 @@ def adapt_env(env: EnvConfig, teacher: Policy) -> EnvConfig:
     wrappers = env.view_of("teacher").wrappers
     if wrappers[len(wrappers) - len(view) :] == view:
         return env
+    if env.views is None and any(wrapper.name == TEACHER_VIEWS for wrapper in view):
+        return replace(env, views=Views(teacher=view))  # the student observes the environment as it is
     if env.views is None:
         return replace(env, wrappers=env.wrappers + view)
     return replace(env, views=replace(env.views, teacher=env.views.teacher + view))

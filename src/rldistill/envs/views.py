@@ -1,6 +1,7 @@
 """Two views of one state: the observations of teacher and student at the same step."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,25 +47,21 @@ class Tap(gymnasium.Wrapper[Any, Any, Any, Any]):
         return result
 
 
-class TwoViews(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Wrapper whose observation is the bytes of the student's observation, then those of the teacher's.
+class SideBySide(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Base of wrappers that step an environment once for several `views`, which are the `taps` with their wrappers."""
 
-    The environment is stepped once for both `views`, which are the `taps` with the wrappers of student and teacher.
-    """
-
-    def __init__(self, env: Env, taps: tuple[Tap, Tap], views: tuple[Env, Env]) -> None:
+    def __init__(self, env: Env, taps: Sequence[Tap], views: Sequence[Env]) -> None:
         super().__init__(env)
         self.taps, self.views = taps, views
-        size = 0
         for view in views:
             if view.action_space != env.action_space:
                 raise ConfigError(f"env.views: a wrapper changes the action space to {view.action_space}. {MOVE}")
-            space = view.observation_space
-            size += np.dtype(space.dtype).itemsize * math.prod(space.shape or ())
-        self.observation_space = spaces.Box(0, 255, (size,), np.uint8)
+
+    def _pack(self, observations: list[Any]) -> Any:
+        raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
-        """Reset the environment once, and both views with its result."""
+        """Reset the environment once, and all views with its result."""
         obs, info = self.env.reset(seed=seed, options=options)
         for tap in self.taps:
             tap.result = obs, info
@@ -82,10 +79,32 @@ class TwoViews(gymnasium.Wrapper[Any, Any, Any, Any]):
             observations.append(obs)
         return self._pack(observations), *result[1:]
 
+
+class TwoViews(SideBySide):
+    """Wrapper whose observation is the bytes of the student's observation, then those of the teacher's."""
+
+    def __init__(self, env: Env, taps: tuple[Tap, Tap], views: tuple[Env, Env]) -> None:
+        super().__init__(env, taps, views)
+        observed = [view.observation_space for view in views]
+        size = sum(np.dtype(space.dtype).itemsize * math.prod(space.shape or ()) for space in observed)
+        self.observation_space = spaces.Box(0, 255, (size,), np.uint8)
+
     def _pack(self, observations: list[Any]) -> NDArray[np.uint8]:
         pairs = zip(observations, self.views, strict=True)
         arrays = (np.asarray(obs, view.observation_space.dtype) for obs, view in pairs)
         return np.frombuffer(b"".join(array.tobytes() for array in arrays), np.uint8)
+
+
+class NamedViews(SideBySide):
+    """Wrapper whose observation is a dict with the observation of each teacher by its name."""
+
+    def __init__(self, env: Env, taps: Sequence[Tap], views: Mapping[str, Env]) -> None:
+        super().__init__(env, taps, [*views.values()])
+        self.names = [*views]
+        self.observation_space = spaces.Dict([(name, view.observation_space) for name, view in views.items()])
+
+    def _pack(self, observations: list[Any]) -> dict[str, Any]:
+        return dict(zip(self.names, observations, strict=True))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
+from rldistill.teachers.committee import AnyMember, CommitteeMember
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import AnyTeacher, SavedTeacher, TeacherEnsemble, TeamTeacher
+from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import algorithm_class
 
@@ -118,13 +119,17 @@ def _read_teacher(value: Any) -> Any:
 
 
 def _read_member(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, Mapping) and "path" in value):
+        return read(CommitteeMember, value)
     teacher = _read_teacher(value)
+    if isinstance(teacher, SavedTeacher):
+        return CommitteeMember(**vars(teacher))
     if isinstance(teacher, TrainConfig | TeamTeacher):
         raise invalid("expected a path, or path or ensemble with options. Train it first (`rldistill train`)")
     return teacher
 
 
-def _require_member_names(teachers: dict[str, AnyTeacher]) -> dict[str, AnyTeacher]:
+def _require_member_names(teachers: dict[str, AnyMember]) -> dict[str, AnyMember]:
     if len(teachers) == 1:
         raise invalid("found one teacher, expected several. Use `teacher` for one")
     return _require_usable_names(teachers)
@@ -140,7 +145,7 @@ TeacherField = Annotated[
 
 
 MemberField = Annotated[
-    AnyTeacher, PlainValidator(_read_member, json_schema_input_type=str | SavedTeacher | TeacherEnsemble)
+    AnyMember, PlainValidator(_read_member, json_schema_input_type=str | CommitteeMember | TeacherEnsemble)
 ]
 
 

@@ -49,12 +49,12 @@ from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
 from rldistill.students.features import TeacherFeatures
 from rldistill.students.storage import read_document
+from rldistill.teachers.committee import load_committee
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import (
     SavedTeacher,
     TeacherEnsemble,
     TeamTeacher,
-    load_committee,
     load_policy,
     training_remarks,
 )
@@ -278,12 +278,11 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, TrainConfig):
         require_result(run.out / "teacher" / "policy.json", "teacher", "train")
         return load_policy(run.out / "teacher")
-    spec = spec_from_env(run.env.view_of("teacher"))
     if run.teacher is None:
-        return load_committee(run.teachers, spec)
+        return load_committee(run.teachers, run.env)
     if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble | TeamTeacher):
         return run.teacher
-    teacher = run.teacher.load(spec)
+    teacher = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
     if isinstance(run.teacher, SavedTeacher):
         fit_to_env(teacher, run.env, run.teacher.path)
     return teacher

@@ -15,7 +15,6 @@ from rldistill.core.fields import NonNegative, validated_dataclass
 from rldistill.core.heads import HeadKind
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.policies.committee import Committee
 from rldistill.policies.ensemble import Ensemble, Vote
 from rldistill.policies.joint import JointPolicy, agent_views
 from rldistill.policies.wrappers import with_action_mask
@@ -129,7 +128,7 @@ class SavedTeacher:
                 remedy = "such files can run code when read. Use a state dict, safetensors or a zip."
                 raise UntrustedFileError(f"{path}: {remedy}")
             raise UntrustedFileError(f"{path}: unknown format. Use {FORMAT_NAMES}.")
-        after_loading = "squash", "actions"
+        after_loading = "squash", "actions", "view"
         defaults = {field.name: field.default for field in dataclasses.fields(self)[1:]}
         options = {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
         own_spec = with_actions(spec, self.actions) if self.actions else spec
@@ -166,24 +165,6 @@ class TeacherEnsemble:
         except SpecMismatchError as error:
             paths = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
             raise SpecMismatchError(f"{error}; {paths}") from None
-
-
-AnyTeacher = SavedTeacher | TeacherEnsemble | Policy
-
-
-def load_committee(teachers: Mapping[str, AnyTeacher], spec: PolicySpec | None) -> Committee:
-    """Load several teachers of one student; raise SpecMismatchError if their observations or actions differ."""
-    members = []
-    for name, teacher in teachers.items():
-        try:
-            members.append(teacher.load(spec) if isinstance(teacher, SavedTeacher | TeacherEnsemble) else teacher)
-        except (ConfigError, SpecMismatchError) as error:
-            raise type(error)(f"teachers.{name}: {str(error).removeprefix('teacher: ')}") from None
-    try:
-        return Committee(tuple(members), names=tuple(teachers))
-    except SpecMismatchError as error:
-        names = ", ".join(f"member {number} is {name}" for number, name in enumerate(teachers))
-        raise SpecMismatchError(f"teachers: {str(error).removeprefix('ensemble: ')}; {names}") from None
 
 
 @validated_dataclass
