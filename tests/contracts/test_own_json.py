@@ -21,6 +21,7 @@ from rldistill.search.halving import _Returns, _TrialResult
 RUNG = {"epochs": 1, "episodes": 4, "normalized": 0.97, "ci95": [0.9, 1.0]}
 TEST = {"seeds": [0, 1], "folder": "x", "decision": "yes", "episodes": 4, "normalized": None, "ci95": None}
 TRIAL = {"name": "tiny", "student": {"type": "linear"}, "size": {"bytes": 9}, "rungs": [RUNG], "test": TEST}
+REGION = {"rule": "obs[0] > 1", "states": 0.5, "shares": {"a": 1.0}}
 SHARE = {"share": 0.5, "over_time": [0.5], "episodes": 3, "mean_return": None}
 MOMENT = {
     "training_seed": None, "episode": 1, "step": 2, "regret": 0.5, "student_action": 1, "teacher_action": [1, 0.5],
@@ -36,7 +37,7 @@ DOCUMENTS: list[tuple[type[Document], dict[str, Any]]] = [
     (_TrialResult, {"size": {"bytes": None}, "row": RUNG}),
     (_Returns, {"returns": [1.0, 2]}),
     (_Score, {"episodes": 3, "score": 5}),
-    (TeacherShares, {"weighting": "value", "teachers": {"a": SHARE}}),
+    (TeacherShares, {"weighting": "value", "teachers": {"a": SHARE}, "regions": [REGION]}),
 ]  # fmt: skip
 VALUES: list[Any] = ["text", {"a": 1}, [["x"]], [], True, -1e308, 10**400, "x\ud800"]
 

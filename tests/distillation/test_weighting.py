@@ -184,9 +184,15 @@ def test_value_follows_the_teacher_that_is_right(sides: Dataset, tmp_path: Path)
     assert np.abs(values[clear, 0] - expected).mean() < 0.2
     labels = weighted_dataset(sides, "value", tmp_path)
     assert (labels.columns["teacher"].argmax(1) == (x > 0))[clear].mean() > 0.98
-    shares = json.loads((tmp_path / "weighting.json").read_text())["teachers"]
+    document = json.loads((tmp_path / "weighting.json").read_text())
+    shares, regions = document["teachers"], document["regions"]
     assert abs(shares["left"]["share"] - (x <= 0).mean()) < 0.1
     assert len(shares["left"]["over_time"]) == 3  # parts of an episode of three steps
+    left = max(regions, key=lambda region: region["shares"]["left"])
+    name, sign, threshold = left["rule"].split(" and ")[0].split()
+    assert (name, sign, left["shares"]["left"] > 0.95) == ("obs[0]", "<=", True)
+    assert abs(float(threshold)) < 0.1
+    assert np.isclose(sum(region["states"] for region in regions), 1)
 
 
 def test_learned_weights_follow_the_teacher_that_is_right(sides: Dataset, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
+from rldistill.core.entries import value_names
 from rldistill.core.heads import (
     ILLEGAL,
     ActionHead,
@@ -31,7 +32,6 @@ from rldistill.evaluation.disagreements import (
     Moments,
     as_picture,
     group,
-    value_names,
     write_gallery,
 )
 from rldistill.evaluation.episodes import ComparedStep, PolicyRuns

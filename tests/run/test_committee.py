@@ -62,13 +62,15 @@ def make_run(folder: Path, teacher: NetworkPolicy, **changes: Any) -> Run:
 def test_run_from_several_teachers_to_the_report(
     tmp_path: Path, teacher: NetworkPolicy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make_run(tmp_path / "run", teacher, recipe=Dagger(steps_per_round=200, rounds=1))
+    learned = DistillConfig(epochs=8, batch_size=64, weighting="learned")
+    run = make_run(tmp_path / "run", teacher, recipe=Dagger(steps_per_round=200, rounds=1), distill=learned)
     page = run_all(run, quiet=True).read_text()
     evaluation = json.loads((run.out / "evaluation.json").read_text())
     assert list(evaluation["policies"]) == ["teacher", "poor", "mlp", "random"]  # the best of them is the teacher
     assert "teacher: good, with the highest mean return" in capsys.readouterr().out
     assert "mlp: share of each teacher over the course of an episode" in page
     assert '<h2 id="teachers-title">Teachers</h2>' in page
+    assert "Where each teacher is followed" in page
     shares = json.loads((run.out / "students/mlp/seed-0/weighting.json").read_text())["teachers"]
     assert np.isclose(shares["good"]["share"] + shares["poor"]["share"], 1)
     assert shares["good"]["mean_return"] > shares["poor"]["mean_return"]

@@ -91,3 +91,12 @@ def split_parts(obs: Tensor, spec: PolicySpec) -> dict[str, Tensor]:
             entry = entry.to(torch.uint8).view(getattr(torch, part.dtype))
         entries[key] = entry.reshape(len(obs), *part.shape)
     return entries
+
+
+def value_names(spec: PolicySpec) -> list[str]:
+    """Return the name of each value of an observation: `obs[0]`, or `speed[0]` for the entry `speed` of a dict."""
+    return [
+        f"{key or 'obs'}[{', '.join(map(str, index))}]"
+        for key, part in spec.entries.items()
+        for index in (np.ndindex(*part.shape) if part.shape else [(0,)])
+    ]

@@ -6,6 +6,7 @@ sum over teachers of w_k(s) times the loss of each.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from rldistill.core.entries import value_names
 from rldistill.core.errors import ConfigError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
@@ -29,6 +31,8 @@ from rldistill.policies.committee import member_outputs
 FILE = "weighting.json"
 NUM_TIMES = 10
 """Parts of an episode in the shares of the teachers over time."""
+MAX_REGIONS, MIN_REGION_SHARE, MAX_STATES, MIN_DIFFERENCE = 4, 0.05, 5_000, 1e-6
+"""Number and least size of the regions of states, states for their fit, and least difference of weights."""
 
 
 class TeacherShare(Document):
@@ -40,11 +44,20 @@ class TeacherShare(Document):
     mean_return: float | None
 
 
+class Region(Document):
+    """States that fulfill a rule, as a share of all, and the mean weight of each teacher in them."""
+
+    rule: str
+    states: float
+    shares: dict[str, float]
+
+
 class TeacherShares(Document):
-    """Weighting that a student learned with, and the shares of its teachers by name."""
+    """Weighting that a student learned with, and the shares of its teachers by name, in a few regions of states too."""
 
     weighting: Weighting
     teachers: dict[str, TeacherShare]
+    regions: list[Region]
 
 
 def require_weighting(weighting: Weighting, spec: PolicySpec) -> None:
@@ -87,7 +100,8 @@ def weighted_dataset(dataset: Dataset, weighting: Weighting, folder: Path, seed:
             weights = np.eye(len(outputs))[values.argmax(1)]
         else:
             weights = learned_weights(dataset, labels, values.mean(1), seed)
-    write_json(folder / FILE, {"weighting": weighting, "teachers": _shares(dataset, weights)})
+    document = {"weighting": weighting, "teachers": _shares(dataset, weights), "regions": _regions(dataset, weights)}
+    write_json(folder / FILE, document)
     return with_weights(dataset, labels, torch.from_numpy(weights).float())
 
 
@@ -113,6 +127,30 @@ def _shares(dataset: Dataset, weights: NDArray[np.float64]) -> dict[str, dict[st
         }
         for number, name in enumerate(names)
     }
+
+
+def _regions(dataset: Dataset, weights: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return the leaves of a small tree that is fitted to the weights, given vectors as observations."""
+    spec, rows = dataset.spec, dataset.spread(MAX_STATES)
+    if len(spec.obs_shape) > 1 or spec.has_pictures or np.ptp(weights, 0).max() < MIN_DIFFERENCE:
+        return []
+    from sklearn.tree import DecisionTreeRegressor
+
+    fitted = DecisionTreeRegressor(max_leaf_nodes=MAX_REGIONS, min_samples_leaf=MIN_REGION_SHARE, random_state=0)
+    tree = fitted.fit(dataset.observations(rows).numpy(), weights[rows]).tree_
+    names, teachers = value_names(spec), [name for name, _ in spec.members]
+
+    def leaves(node: int, rule: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        if tree.children_left[node] < 0:
+            shares = map(float, tree.value[node].ravel())
+            share = float(tree.n_node_samples[node] / len(rows))
+            yield {"rule": " and ".join(rule), "states": share, "shares": dict(zip(teachers, shares, strict=True))}
+            return
+        name, threshold = names[tree.feature[node]], tree.threshold[node]
+        yield from leaves(tree.children_left[node], (*rule, f"{name} <= {threshold:.3g}"))
+        yield from leaves(tree.children_right[node], (*rule, f"{name} > {threshold:.3g}"))
+
+    return [region for region in leaves(0, ()) if region["rule"]]
 
 
 def own_returns(dataset: Dataset) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from rldistill.core.entries import flat_values, split_parts
+from rldistill.core.entries import flat_values, split_parts, value_names
 from rldistill.core.heads import ActionHead, BernoulliHead
 from rldistill.core.spec import PolicySpec
 from rldistill.evaluation.episodes import ComparedStep
@@ -166,15 +166,6 @@ def _shown(obs: NDArray[Any], spec: PolicySpec) -> NDArray[Any]:
     picture = next(pictures, None) if obs.dtype == np.uint8 else None
     shown: NDArray[Any] = (flat_values(batch, spec) if picture is None else picture)[0].numpy()
     return shown
-
-
-def value_names(spec: PolicySpec) -> list[str]:
-    """Return the name of each value of an observation: `obs[0]`, or `speed[0]` for the entry `speed` of a dict."""
-    return [
-        f"{key or 'obs'}[{', '.join(map(str, index))}]"
-        for key, part in spec.entries.items()
-        for index in (np.ndindex(*part.shape) if part.shape else [(0,)])
-    ]
 
 
 def as_picture(obs: NDArray[Any]) -> NDArray[np.uint8] | None:

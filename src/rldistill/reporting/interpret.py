@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rldistill.core.entries import value_names
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import PolicyOutput
-from rldistill.evaluation.disagreements import value_names
 from rldistill.io.atomic import write_atomic
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.sections import data_url

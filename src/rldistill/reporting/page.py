@@ -13,7 +13,7 @@ from rldistill.reporting import sections, tables
 from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
-from rldistill.reporting.teachers import share_charts, share_rows, teacher_shares
+from rldistill.reporting.teachers import region_rows, share_charts, share_rows, teacher_shares
 
 Part = TypeVar("Part")
 
@@ -102,6 +102,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "learning_charts": list(sections.learning_charts(run, evaluation)),
         "teacher_rows": share_rows(shares),
         "teacher_charts": share_charts(shares),
+        "regions": region_rows(shares),
         "fidelity": tables.fidelity_rows(evaluation),
         "regret_unit": sections.unit_text(next(filter(None, units), None)),
         "galleries": list(filter(None, galleries)),

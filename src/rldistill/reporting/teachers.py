@@ -43,6 +43,19 @@ def share_rows(shares: Shares) -> Rows:
     ]
 
 
+def region_rows(shares: Shares) -> Rows:
+    """Return a list of cells for each region of states: the share of each teacher for the first training seed."""
+    return [
+        [
+            TableCell("student", student),
+            TableCell("where", region.rule, f"{region.states:.0%} of the states"),
+            *(figure(name, share, ".0%") for name, share in region.shares.items()),
+        ]
+        for student, runs in shares.items()
+        for region in runs[0].regions
+    ]
+
+
 def share_charts(shares: Shares) -> list[TitledChart]:
     """Return a chart for each student with the shares of its teachers over the course of an episode."""
     charts = []
