@@ -17,6 +17,13 @@ def complete_setting(incomplete: str) -> list[str]:
     return sorted(choice for choice in choices if choice.startswith(incomplete))
 
 
+def complete_teacher(incomplete: str) -> list[str]:
+    """Return the teachers that ship, `zoo:NAME`, that begin with `incomplete`."""
+    from rldistill.teachers.zoo import ZOO, zoo_names
+
+    return [path for name in zoo_names() if (path := f"{ZOO}{name}").startswith(incomplete)]
+
+
 def _settings(node: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Yield all keys below a node, with their possible values if there are few."""
     for name, field in node["properties"].items():

@@ -17,6 +17,7 @@ from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
 from rldistill.cli.export import exports
+from rldistill.cli.init import init
 from rldistill.cli.options import (
     AsJson,
     File,
@@ -32,10 +33,13 @@ from rldistill.cli.options import (
     read_options,
     require_new,
 )
+from rldistill.cli.start import demo, examples
 from rldistill.cli.teachers import teachers
 from rldistill.core.errors import printable
 
 app = command_group(pretty_exceptions_enable=False)
+for command in (demo, init, examples):
+    app.command()(command)
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
 app.add_typer(exports, name="export")

@@ -6,6 +6,7 @@ environment over the file, and the file over the defaults.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ PREFIX = "RLDISTILL__"
 
 
 def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Run:
-    """Load a run file and its overrides.
+    """Load a run file and its overrides. Modules that it names are also found in its folder.
 
     Args:
         file: YAML, read with a safe loader.
@@ -34,6 +35,8 @@ def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str
         ConfigError: a value is not valid; with its source, its key, the expected value and the nearest valid name.
     """
     document, sources = read_yaml(file), dict[str, str]()
+    if (folder := str(file.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     for variable, text in environment.items():
         if variable.startswith(PREFIX):
             path = variable.removeprefix(PREFIX).lower().replace("__", ".")
