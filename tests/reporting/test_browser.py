@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +41,8 @@ UNREACHABLE = """
   each.scrollWidth > each.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(each).overflowX)
   && each.tabIndex !== 0).map(each => each.outerHTML.slice(0, 80))
 """
+A4_WIDTH = 718
+"""A4 in CSS pixels, without margins of 1 cm."""
 CONTRAST = """
 ['.verdict', 'section .soft', 'dt', 'figcaption', 'a'].map(which => {
   const each = document.querySelector(which);
@@ -47,6 +51,38 @@ CONTRAST = """
   return [getComputedStyle(each).color, getComputedStyle(behind).backgroundColor];
 })
 """
+
+
+CUT_OFF = """
+[...document.querySelectorAll('main *')].filter(each => each.checkVisibility() && each.clientWidth
+  && each.scrollWidth > each.clientWidth + 1 && !each.closest('svg')).map(each => each.outerHTML.slice(0, 120))
+"""
+MOVING = """
+[...document.querySelectorAll('*')].filter(each => {
+  const style = getComputedStyle(each);
+  return style.animationName !== 'none' || style.transitionDuration !== '0s' || style.scrollBehavior === 'smooth'
+    || each.autoplay;
+}).length
+"""
+AXE = """
+axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']}).then(
+  found => found.violations.map(each => [each.id, each.nodes.length, each.nodes[0].failureSummary, each.nodes[0].html]))
+"""
+AXE_VERSION = "4.14.1"
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the source of axe-core, which npm installs."""
+    if not (npm := shutil.which("npm")):
+        pytest.skip("there is no npm here, which installs axe-core")
+    folder = tmp_path_factory.mktemp("npm")
+    command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"axe-core@{AXE_VERSION}"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        pytest.skip("npm cannot install axe-core here")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +171,29 @@ def test_the_keyboard_gets_around(page: Browser) -> None:
     page.press("Tab")
     assert page.ask("document.activeElement.getAttribute('href')") == "#compared"
     assert page.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_axe_finds_no_violation(page: Browser, axe: str, width: int, scheme: str) -> None:
+    page.look(width, scheme=scheme)
+    page.ask("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    page.ask(f"{axe}; 0")
+    assert page.ask(AXE) == []
+
+
+def test_nothing_is_cut_off_on_paper(page: Browser) -> None:
+    page.look(A4_WIDTH, scheme="dark", media="print")
+    page.ask("document.querySelectorAll('details').forEach(each => { each.open = false })")
+    assert page.ask(CUT_OFF) == []
+    assert page.ask("getComputedStyle(document.querySelector('.verdict')).color") == "rgb(27, 34, 48)"
+    assert not page.ask("[...document.querySelectorAll('nav, video')].some(each => each.checkVisibility())")
+    text = page.ask("document.querySelector('details pre').checkVisibility({contentVisibilityAuto: true})")
+    assert text
+    page.look(1200)
+
+
+def test_nothing_moves_by_itself(page: Browser) -> None:
+    assert page.ask(MOVING) == 0
 
 
 def luminance(colour: str) -> float:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.io.atomic import write_json
 from rldistill.reporting.compare_runs import compare_runs
@@ -31,6 +33,19 @@ def test_runs_are_compared_with_their_differences(tmp_path: Path, evaluation: di
     assert text.count("small-mlp") == 2
     assert sum(row[1].text == "teacher" for row in found.rows) == 1  # it is the same one
     assert "dagger" in text
+
+
+def test_page_of_a_comparison(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+    folders = [run(tmp_path / name, evaluation, {"seed": seed}) for seed, name in enumerate("ab")]
+    page = tmp_path / "compared.html"
+    result = CliRunner().invoke(app, ["compare", *map(str, folders), "--page", str(page)])
+    assert result.exit_code == 0, result.output
+    text = page.read_text(encoding="utf-8")
+    assert f"The highest mean return has small-mlp of {folders[0]}: 450.00, 95% interval 400.00 to 480.00." in text
+    assert text.count('<text class="name" y=') == 5  # the teacher, and two students of each run
+    assert '<th scope="row">seed</th><td>0</td><td>1</td>' in text
+    again = CliRunner().invoke(app, ["compare", *map(str, folders), "--page", str(page)])
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
 
 
 def test_incomparable_runs_are_refused(tmp_path: Path, evaluation: dict[str, Any]) -> None:

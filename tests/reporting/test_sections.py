@@ -61,7 +61,7 @@ def test_statistics_with_their_intervals(whole: dict[str, Any]) -> None:
     row = statistics_rows(Evaluation.parse(whole, Path("evaluation.json")))[1]
     assert row == [
         TableCell("policy", "small-mlp"),
-        TableCell("kept", "90%: yes", "2.00 to 31.50"),
+        TableCell("keeps 90% of the lead", "yes", "2.00 to 31.50 above"),
         TableCell("median", "450.00", "400.00 to 480.00"),
         TableCell("IQM", "450.00", "410.00 to 470.00"),
         TableCell("optimality gap", "0.125", "0.100 to 0.200"),

@@ -179,10 +179,17 @@ def search(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False)],
+    page: Annotated[Path | None, typer.Option(help="HTML page of the result.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: the results of each student, and the settings that differ."""
-    print_result(rldistill.compare_runs(runs), as_json)
+    from rldistill.reporting.page import write_run_comparison
+
+    require_new(page, "--page")
+    result = rldistill.compare_runs(runs)
+    if page is not None:
+        write_run_comparison(result, page)
+    print_result(result, as_json)
 
 
 @app.command()
@@ -199,6 +206,18 @@ def explain(
     typer.echo(printable(interpret.explain(policy)))
     if out is not None:
         interpret.draw(policy, out)
+
+
+@app.command()
+def why(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    student: Annotated[str | None, typer.Option(help="Student of the run; by default its best one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain why a student falls short of its teacher, and name the next command."""
+    from rldistill.reporting.why import explain_shortfall
+
+    print_result(explain_shortfall(run, student), as_json)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, error_text
 from rldistill.evaluation.results import Evaluation, terminal_rows
-from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
+from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, interval_text, number_text, rich_table
 from rldistill.io.untrusted import MAX_YAML_BYTES, load_yaml, read_own
 
 IGNORED_KEYS = ("name", "out")
@@ -37,17 +37,35 @@ class RunComparison(Result):
                 label = ""
         return rows
 
+    @property
+    def difference_rows(self) -> Rows:
+        """Cells of the settings that differ: a row for each setting, a column for each run."""
+        return [
+            [TableCell("setting", key)]
+            + [TableCell(run, NONE if value is None else str(value)) for run, value in values.items()]
+            for key, values in self.differences.items()
+        ]
+
+    @property
+    def reference(self) -> str:
+        """Noun of the policy with the normalized score 0."""
+        return next(iter(self.runs.values())).reference
+
+    @property
+    def verdict(self) -> str:
+        """Sentence on the run whose best student has the highest mean return."""
+        best = {run: found for run, evaluation in self.runs.items() if (found := evaluation.best_student)}
+        if not best:
+            return "No student was evaluated."
+        run, (name, entry) = max(best.items(), key=lambda item: item[1][1].mean.value)
+        interval = interval_text(entry.mean.ci95)
+        more = f", 95% interval {interval}" if interval else ""
+        return f"The highest mean return has {name} of {run}: {number_text(entry.mean.value)}{more}."
+
     def blocks(self) -> list[Table | str]:
         """Return the environment, the table of all policies and the one of the differences."""
         blocks: list[Table | str] = [self.env, rich_table(self.rows)]
-        if self.differences:
-            rows = [
-                [TableCell("setting", key)]
-                + [TableCell(run, NONE if value is None else str(value)) for run, value in values.items()]
-                for key, values in self.differences.items()
-            ]
-            blocks.append(rich_table(rows, left=True))
-        return blocks
+        return [*blocks, rich_table(rows, left=True)] if (rows := self.difference_rows) else blocks
 
 
 def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
@@ -70,18 +88,21 @@ def compare_runs(folders: Sequence[Path | str]) -> RunComparison:
                     f"compare: returns of different environments cannot be compared. {first} has {key} = {expected}, "
                     f"{name} has {own}."
                 )
-    settings = {}
-    for path in paths:
-        file = path / "config.yaml"
-        try:
-            text = read_own(file, MAX_YAML_BYTES).decode() if file.exists() else ""
-            settings[str(path)] = _flat(load_yaml(text, yaml.SafeLoader))
-        except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-            raise CorruptArtifactError(f"{file}: not valid YAML ({error_text(error)}). Was it edited?") from None
+    settings = {str(path): read_settings(path) for path in paths}
     keys = dict.fromkeys(key for own in settings.values() for key in own if key.split(".")[0] not in IGNORED_KEYS)
     values = {key: {name: own.get(key) for name, own in settings.items()} for key in keys}
     differences = {key: own for key, own in values.items() if len({repr(value) for value in own.values()}) > 1}
     return RunComparison(env=reference.env, runs=found, differences=differences)
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return the settings in a run's `config.yaml` by dotted keys; none without that file."""
+    file = run / "config.yaml"
+    try:
+        text = read_own(file, MAX_YAML_BYTES).decode() if file.exists() else ""
+        return _flat(load_yaml(text, yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        raise CorruptArtifactError(f"{file}: not valid YAML ({error_text(error)}). Was it edited?") from None
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pages: the report of a run with its model card, and a comparison of teachers; each is one file that opens offline."""
+"""Pages: report and model card of a run, comparisons of runs and of teachers; each is one file that opens offline."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,9 @@ from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows
 from rldistill.io.atomic import write_atomic
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
+from rldistill.reporting.advice import next_step
 from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
+from rldistill.reporting.compare_runs import RunComparison
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
 from rldistill.reporting.teachers import region_rows, share_charts, share_rows, teacher_shares
@@ -67,6 +69,19 @@ def write_comparison(comparison: TeacherComparison, path: Path) -> None:
     write_page(path, "teachers.html.jinja", comparison=comparison, rows=comparison.rows, returns=chart)
 
 
+def write_run_comparison(comparison: RunComparison, path: Path) -> None:
+    """Write a comparison of runs as a page."""
+    returns = {
+        f"{name} {Path(run).name}": (entry.returns, entry.mean)
+        for run, evaluation in comparison.runs.items()
+        for name, entry in evaluation.students.items()
+    }
+    teacher = next(iter(comparison.runs.values())).teacher
+    colors = {name: f"c{number % NUM_COLORS}" for number, name in enumerate(returns)} | {"teacher": "teacher"}
+    chart = returns_chart({"teacher": (teacher.returns, teacher.mean), **returns}, colors, "teacher")
+    write_page(path, "compare.html.jinja", comparison=comparison, returns=chart)
+
+
 def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
     """Return the variables of the templates, without the videos."""
     missing: list[str] = []
@@ -89,6 +104,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
     content = {
         "evaluation": evaluation,
         "verdict": verdict(evaluation),
+        "next_step": next_step(evaluation, run),
         "highlights": tables.highlights(evaluation),
         "rows": [[cell for cell in row if cell.column != "IQM"] for row in policy_rows(evaluation)],
         "statistics": tables.statistics_rows(evaluation),

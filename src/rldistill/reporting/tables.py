@@ -1,7 +1,8 @@
 """Tables of the report below the first one: statistics, fidelity and sample efficiency."""
 
+from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.results import Evaluation, policy_rows
-from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, interval_text, percent_text
+from rldistill.evaluation.tables import NONE, Rows, TableCell, figure, number_text, percent_text
 
 HIGHLIGHTS = ("normalized", "agreement", "action RMSE", "parameters", "latency", "env steps")
 
@@ -16,15 +17,14 @@ def highlights(evaluation: Evaluation) -> list[TableCell]:
 def statistics_rows(evaluation: Evaluation) -> Rows:
     """Return a list of cells for each policy; the success rate only if the environment reports it."""
     rows, reported = [], any(entry.success_rate is not None for entry in evaluation.policies.values())
+    tests = [entry.non_inferiority for entry in evaluation.policies.values() if entry.non_inferiority]
+    keeps = f"keeps {percent_text(1 - tests[0].margin)} of the lead" if tests else "keeps the lead"
     for name, entry in evaluation.policies.items():
-        test, kept = entry.non_inferiority, TableCell("kept", NONE)
-        if test is not None:
-            bounds = None if test.lower is None or test.upper is None else (test.lower, test.upper)
-            kept = TableCell("kept", f"{percent_text(1 - test.margin)}: {test.decision}", interval_text(bounds))
+        test = entry.non_inferiority
         rows.append(
             [
                 TableCell("policy", name),
-                kept,
+                TableCell(keeps, NONE) if test is None else TableCell(keeps, test.decision, bounds_text(test)),
                 figure("median", entry.median),
                 figure("IQM", entry.iqm),
                 figure("optimality gap", entry.optimality_gap, ".3f"),
@@ -33,6 +33,16 @@ def statistics_rows(evaluation: Evaluation) -> Rows:
             ]
         )
     return rows
+
+
+def bounds_text(test: NonInferiorityResult) -> str:
+    """Return the bounds of a student's mean return, as distances from the required one; empty without any."""
+    if test.lower is None or test.upper is None or test.lower >= test.upper:
+        return ""
+    low, high = number_text(abs(test.lower)), number_text(abs(test.upper))
+    if test.lower < 0 < test.upper:
+        return f"{low} short to {high} above"
+    return f"{low} to {high} above" if test.lower >= 0 else f"{high} to {low} short"
 
 
 def fidelity_rows(evaluation: Evaluation) -> Rows:

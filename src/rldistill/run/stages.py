@@ -34,6 +34,7 @@ from rldistill.policies.committee import Committee
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.reporting import write_report
+from rldistill.reporting.advice import next_step
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.export import run_export
@@ -221,6 +222,8 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequ
             context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
             evaluation = evaluate(run.env, policies, run.evaluate, run.out, context, progress)
     Console().print(evaluation)
+    if step := next_step(evaluation, run.out):
+        print(": ".join(step))
     return evaluation
 
 
