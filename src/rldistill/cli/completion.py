@@ -1,20 +1,30 @@
-"""Completion of KEY=VALUE in a shell, from the schema of run files."""
+"""Completion in a shell: run files, folders of runs, teachers that ship, and KEY=VALUE from the schema of run files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+MAX_DEPTH = 2
+"""Largest number of dots in a key that is completed without the key before it."""
 
-def complete_setting(incomplete: str) -> list[str]:
-    """Return the keys of run files, with `=`, and the values of a key that begin with `incomplete`."""
-    from rldistill.run.schema import run_schema
 
-    schema = run_schema()
-    settings = dict(_settings(schema, schema["$defs"]))
-    key, equals, _ = incomplete.partition("=")
-    choices = [f"{key}={value}" for value in settings.get(key, ())] if equals else [f"{name}=" for name in settings]
-    return sorted(choice for choice in choices if choice.startswith(incomplete))
+def complete_file(incomplete: str) -> list[str]:
+    """Return run files that begin with `incomplete`, in its folder and one level below."""
+    return _paths(incomplete, ("*.yaml", "*.yml", "*/*.yaml", "*/*.yml"))
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Return folders of evaluated runs that begin with `incomplete`, in its folder and one level below."""
+    files = _paths(incomplete, ("*/evaluation.json", "*/*/evaluation.json"))
+    return [file.removesuffix("/evaluation.json") for file in files]
+
+
+def _paths(incomplete: str, patterns: tuple[str, ...]) -> list[str]:
+    folder = Path(incomplete.rpartition("/")[0] or ("/" if incomplete.startswith("/") else "."))
+    found = {str(path) for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.startswith(incomplete.removeprefix("./")))
 
 
 def complete_teacher(incomplete: str) -> list[str]:
@@ -24,18 +34,46 @@ def complete_teacher(incomplete: str) -> list[str]:
     return [path for name in zoo_names() if (path := f"{ZOO}{name}").startswith(incomplete)]
 
 
-def _settings(node: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield all keys below a node, with their possible values if there are few."""
+def complete_setting(incomplete: str) -> list[str]:
+    """Return the keys of run files, with `=`, and the values of a key that begin with `incomplete`."""
+    from rldistill.run.schema import run_schema
+
+    schema = run_schema()
+    key, equals, _ = incomplete.partition("=")
+    choices = {f"{key}={path}" for path in complete_teacher("")} if key == "teacher" and equals else set[str]()
+    for name, values in _settings(schema, schema["$defs"], key.split(".")):
+        choices |= {f"{name}={value}" for value in values if name == key} if equals else {f"{name}="}
+    return sorted(choice for choice in choices if choice.startswith(incomplete))
+
+
+def _settings(
+    node: dict[str, Any], definitions: dict[str, Any], wanted: list[str], prefix: str = ""
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield all keys below a node, with their possible values if there are few.
+
+    Dicts by name, such as `students`, have the names that the key `wanted` has at this place.
+    """
     for name, field in node["properties"].items():
         key, parts = f"{prefix}{name}", [*_alternatives(field, definitions)]
-        values = [str(value) for part in parts for value in part.get("enum", ())]
-        values += [value for part in parts if part.get("type") == "boolean" for value in ("true", "false")]
-        if "const" not in field:
-            yield key, values
+        yield key, [*_values(parts, definitions)]
+        depth = key.count(".") + 1
         for part in parts:
-            # A dict by name, such as `students`, has no fixed keys, and schedules have keys of their own.
-            if "properties" in part and key.count(".") < 2:
-                yield from _settings(part, definitions, f"{key}.")
+            # Deeper keys only where they are asked for: schedules have keys of their own, and there are many.
+            if "properties" in part and (depth <= MAX_DEPTH or ".".join(wanted[:depth]) == key):
+                yield from _settings(part, definitions, wanted, f"{key}.")
+            elif isinstance(inner := part.get("additionalProperties"), dict) and ".".join(wanted[:depth]) == key:
+                names = {own: inner for own in wanted[depth : depth + 1] if own}
+                yield from _settings({"properties": names}, definitions, wanted, f"{key}.")
+
+
+def _values(parts: list[dict[str, Any]], definitions: dict[str, Any]) -> Iterator[str]:
+    for part in parts:
+        yield from map(str, part.get("enum", ()))
+        yield from map(str, [part["const"]] if "const" in part else [])
+        if part.get("type") == "boolean":
+            yield from ("true", "false")
+        if isinstance(items := part.get("items"), dict):
+            yield from (f"[{value}]" for value in _values([*_alternatives(items, definitions)], definitions))
 
 
 def _alternatives(node: dict[str, Any], definitions: dict[str, Any]) -> Iterator[dict[str, Any]]:

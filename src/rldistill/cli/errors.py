@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from rldistill.cli.usage import examples_of
 from rldistill.core.errors import RLDistillError, failure, user_code
 
 EXIT_FALSE, EXIT_ERROR, EXIT_CRASH, EXIT_INTERRUPTED = 1, 2, 70, 130
@@ -32,6 +33,13 @@ class CommandGroup(TyperGroup):
         if ctx.parent is None and TRACEBACK in args:
             args = [TRACEBACK, *(arg for arg in args if arg != TRACEBACK)]
         return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command, with its examples below its help."""
+        command: Any = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.epilog = examples_of(f"{ctx.command_path} {cmd_name}".partition(" ")[2])
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command and turn its errors into messages and exit codes."""

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import rldistill
+from rldistill.cli.completion import complete_run
 from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
@@ -178,7 +179,10 @@ def search(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN RUN ...", help="Folders of runs.", show_default=False, autocompletion=complete_run),
+    ],
     page: Annotated[Path | None, typer.Option(help="HTML page of the result.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -210,7 +214,9 @@ def explain(
 
 @app.command()
 def why(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, autocompletion=complete_run)
+    ],
     student: Annotated[str | None, typer.Option(help="Student of the run; by default its best one.")] = None,
     as_json: AsJson = False,
 ) -> None:

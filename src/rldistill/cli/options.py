@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 
 import rldistill
-from rldistill.cli.completion import complete_setting
+from rldistill.cli.completion import complete_file, complete_setting, complete_teacher
 from rldistill.core.errors import ConfigError, printable
 
-File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="Run file in YAML.", show_default=False, autocompletion=complete_file)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -34,7 +34,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exist
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ...; with options: q.onnx,head=q_values,scale=0.5"
-Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False)]
+Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False, autocompletion=complete_teacher)]
 ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
 Env = Annotated[str, typer.Option("--env", help=ENV_HELP, show_default=False)]
 EnvKwargs = Annotated[
