@@ -50,13 +50,16 @@ def write_report(run: Path | str) -> Path:
     evaluation = Evaluation.read(run / "evaluation.json")
     content = _content(run, evaluation)
     # Videos get the space that the rest of the page leaves.
-    rest = templates().get_template("report.html.jinja").render(content, videos={}, left_out=0, paired=False)
+    rest = (
+        templates().get_template("report.html.jinja").render(content, videos={}, left_out=0, paired=False, playing=None)
+    )
     videos, left_out = sections.embedded_videos(
         run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES
     )
     paired = any(len(pair["videos"]) > 1 for pairs in videos.values() for pair in pairs)
+    playing, videos = sections.first_film(videos, evaluation)
     path = run / "report.html"
-    write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired)
+    write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired, playing=playing)
     card = model_card(evaluation, content["config"], dict(content["exports"]))
     write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     return path

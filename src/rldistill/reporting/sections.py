@@ -220,6 +220,19 @@ def embedded_videos(folder: Path, evaluation: Evaluation, space: int) -> tuple[d
     return {name: own for name, own in pairs.items() if own}, left_out
 
 
+def first_film(
+    videos: dict[str, list[dict[str, Any]]], evaluation: Evaluation
+) -> tuple[dict[str, Any] | None, dict[str, list[dict[str, Any]]]]:
+    """Return the median episode of the best student, or another one of it, for the first screen; and all others."""
+    best = evaluation.best_student
+    own = videos.get(best[0], []) if best is not None else []
+    if best is None or not own:
+        return None, videos
+    first = next((pair for pair in own if pair["label"] == "median"), own[0])
+    rest = {name: [pair for pair in pairs if pair is not first] for name, pairs in videos.items()}
+    return first, {name: pairs for name, pairs in rest.items() if pairs}
+
+
 def certificate(run: Path, student: str) -> Certificate | None:
     """Return the certificate of a student's exported files; None without any."""
     folder = run / "export" / student
