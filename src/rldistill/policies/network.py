@@ -205,7 +205,8 @@ class NetworkPolicy(nn.Module):
                 # Converted first: an operation on bytes and floats at once is slower, and for a small student this is
                 # much of a step.
                 shift, scale = -self.obs_mean / self.obs_std, 1 / (255 * self.obs_std)
-                if torch.is_autocast_enabled(obs.device.type):  # in which addcmul is slow, and bytes are exact
+                # In autocast addcmul is slow, and bytes are exact. A device without memory knows no autocast.
+                if not obs.is_meta and torch.is_autocast_enabled(obs.device.type):
                     return obs.to(torch.get_autocast_dtype(obs.device.type)).mul_(scale).add_(shift)
                 return torch.addcmul(shift, obs.float(), scale)
             return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).float()
