@@ -73,6 +73,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "pen --student '{type: mlp, hidden: [8]}' --out student epochs=40",
         "runs/cartpole --student tree --out tree --seed 1",
     ),
+    "dataset imitate": (
+        "pen --student mlp --out student",
+        "pen --student '{type: mlp, hidden: [32, 32]}' --out student ppo.total_steps=300_000",
+        "pen --student mlp --out student --resume",
+    ),
     "teachers list": ("", "--json", "--json > teachers.json"),
     "teachers verify": (
         "zoo:pong-dqn --env ALE/Pong-v5",
