@@ -97,9 +97,9 @@ from .recipes.offline import BornAgain as BornAgain
 from .recipes.offline import Offline as Offline
 from .reporting.compare_runs import compare_runs as compare_runs
 from .reporting.interpret import explain as explain
+from .reporting.page import write_report as write_report
 from .reporting.why import Shortfall as Shortfall
 from .reporting.why import explain_shortfall as explain_shortfall
-from .reporting.page import write_report as write_report
 from .rl.config import DiscriminatorConfig as DiscriminatorConfig
 from .rl.config import DQNConfig as DQNConfig
 from .rl.config import PPOConfig as PPOConfig
