@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from rldistill import Cnn, CollectConfig, DistillConfig, EnvConfig, Mlp, collect, distill, load_policy
+from rldistill import (
+    Cnn,
+    CollectConfig,
+    DistillConfig,
+    EnvConfig,
+    Linear,
+    Mlp,
+    Policy,
+    collect,
+    distill,
+    load_policy,
+)
 from rldistill.envs.spaces import spec_from_env
 from rldistill.students import AnyStudent
 
@@ -41,23 +53,26 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="of both, alternating; the medians are compared")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    cartpole = EnvConfig("CartPole-v1")
-    tasks = [
-        (EnvConfig("ALE/Pong-v5"), load_policy("zoo:pong-dqn"), Cnn(), 8_000, 3),
-        (cartpole, Mlp((64, 64)).build(spec_from_env(cartpole)).eval(), Mlp((64, 64)), 20_000, 20),
+    cartpole, pong = EnvConfig("CartPole-v1"), EnvConfig("ALE/Pong-v5")
+    balancer, player = Mlp((64, 64)).build(spec_from_env(cartpole)).eval(), load_policy("zoo:pong-dqn")
+    tasks: list[tuple[EnvConfig, Policy, list[AnyStudent], int, int]] = [
+        (pong, player, [Cnn(), Linear()], 8_000, 3),
+        (cartpole, balancer, [Mlp((64, 64))], 20_000, 20),
     ]
-    for env, teacher, student, steps, epochs in tasks:
-        config = DistillConfig(epochs=epochs, patience=0, num_threads=asked.threads)
+    for env, teacher, students, steps, epochs in tasks:
         with tempfile.TemporaryDirectory() as folder:
             dataset = collect(env, teacher, CollectConfig(steps=steps, epsilon=0.5), Path(folder) / "dataset")
-            limits, rates = [], []
-            for turn in range(asked.turns):
-                limits.append(bare(dataset, student, config))
-                started = time.perf_counter()
-                distill(dataset, student, config, Path(folder) / f"student-{turn}")
-                rates.append(config.epochs * int((~dataset.heldout).sum()) / (time.perf_counter() - started))
-            limit, ours = np.median(limits), np.median(rates)
-        print(f"{env.id}: bare {limit:,.0f}/s, distill {ours:,.0f}/s, ratio {ours / limit:.2f}")
+            for student, precision in product(students, ("float32", "bfloat16")):
+                config = DistillConfig(epochs=epochs, patience=0, num_threads=asked.threads, precision=precision)
+                limits, rates = [], []
+                for _ in range(asked.turns):
+                    limits.append(bare(dataset, student, config))
+                    started = time.perf_counter()
+                    distill(dataset, student, config, Path(folder) / "student", mode="overwrite", progress=False)
+                    rates.append(config.epochs * int((~dataset.heldout).sum()) / (time.perf_counter() - started))
+                limit, ours = np.median(limits), np.median(rates)
+                name = f"{env.id}, {type(student).__name__.lower()}, {precision}"
+                print(f"{name}: bare loop in float32 {limit:,.0f}/s, distill {ours:,.0f}/s, ratio {ours / limit:.2f}")
 
 
 if __name__ == "__main__":
