@@ -32,6 +32,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig, Weighting
 from rldistill.distillation.distill import distill
+from rldistill.distillation.lookahead import look_ahead
 from rldistill.distillation.mixture import expectation, params_of, softened_outputs, with_weights
 from rldistill.distillation.values import own_steps, teacher_values
 from rldistill.distillation.weighting import (
@@ -202,6 +203,25 @@ def test_learned_weights_follow_the_teacher_that_is_right(sides: Dataset, tmp_pa
     assert (labels.columns["teacher"].argmax(1) == (x > 0))[clear].mean() > 0.95
     again = weighted_dataset(sides, "learned", tmp_path)
     assert np.array_equal(labels.columns["teacher"], again.columns["teacher"])
+
+
+def test_look_ahead_is_the_product_of_both_gradients() -> None:
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(5, 3), torch.rand(5, 2, 4).softmax(-1)
+    action, importance = torch.tensor([0, 1, 3, 2, 1]), torch.tensor([0.0, 0.0, 2.0, 1.0, 0.5])  # of held-out samples
+    layer = torch.randn(4, 3, requires_grad=True)
+    logits = hidden @ layer.T
+    heldout = (importance * F.cross_entropy(logits, action, reduction="none")).sum() / importance.sum()
+    (ahead,) = torch.autograd.grad(heldout, layer, retain_graph=True)
+    products = torch.empty(5, 2)
+    for sample in range(5):
+        for teacher in range(2):
+            loss = -(labels[sample, teacher] * F.log_softmax(logits[sample], 0)).sum()
+            (own,) = torch.autograd.grad(loss, layer, retain_graph=True)
+            products[sample, teacher] = (own * ahead).sum()
+    residual = F.one_hot(action, 4) - logits.softmax(1).detach()
+    gains = look_ahead(labels, hidden, residual, importance)
+    assert torch.allclose(gains[:, 0] - gains[:, 1], products[:, 0] - products[:, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", ["value", "learned"])

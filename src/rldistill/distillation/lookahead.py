@@ -48,15 +48,14 @@ def learned_weights(
     own, head = own_steps(dataset), dataset.spec.head.neutral
     advantage = dataset.columns["return_to_go"] - values
     scale = max(float(np.sqrt(np.square(advantage[own]).mean())), 1e-8)
-    importance = torch.from_numpy(np.minimum(np.exp(advantage / scale), MAX_WEIGHT)).float()
-    taken = head.certain(torch.from_numpy(dataset.columns["action"]))
-    target = expectation(head, taken)
+    importance = torch.from_numpy(own * np.exp(np.minimum(advantage / scale, np.log(MAX_WEIGHT)))).float()
+    target = expectation(head, head.certain(torch.from_numpy(dataset.columns["action"])))
     episodes = np.random.default_rng(seed).permutation(dataset.num_episodes) % NUM_FOLDS
     fold = episodes[dataset.columns["episode"]]
     weights = torch.full(labels.shape[:2], 1 / labels.shape[1])
     config = DistillConfig(epochs=ROUNDS, batch_size=BATCH_SIZE)
     for number in range(NUM_FOLDS):
-        train, heldout = fold == number, torch.from_numpy(own & (fold != number))
+        train, counted = fold == number, importance * torch.from_numpy(fold != number)
         log_weights = torch.zeros_like(weights)
         data = dataclasses.replace(with_weights(dataset, labels, weights), heldout=~train)
         trainer = Trainer(data, small_network(data.spec), config, seed)
@@ -64,13 +63,17 @@ def learned_weights(
             trainer.dataset = dataclasses.replace(with_weights(dataset, labels, weights), heldout=~train)
             trainer.train_epoch(epoch)
             hidden, prediction = _forward(trainer.policy.eval(), dataset, head)
-            residual = (importance[:, None] * (target - prediction))[heldout]
-            step = residual.T @ hidden[heldout] / importance[heldout].sum()
-            gains = (labels * (hidden @ step.T)[:, None]).sum(-1)
+            gains = look_ahead(labels, hidden, target - prediction, counted)
             gains -= gains.mean(1, keepdim=True)
             log_weights += RATE * gains / gains[train].square().mean().sqrt().clamp_min(1e-12)
             weights[train] = log_weights[train].softmax(1)
     return weights.double().numpy()
+
+
+def look_ahead(labels: Tensor, hidden: Tensor, residual: Tensor, importance: Tensor) -> Tensor:
+    """Return q_ik' G h_i, `[N, K]`, with G = sum_j c_j r_j h_j' / sum_j c_j: of labels, hidden layers, r and c."""
+    step = (importance[:, None] * residual).T @ hidden / importance.sum()
+    return (labels * (hidden @ step.T)[:, None]).sum(-1)
 
 
 def _forward(policy: NetworkPolicy, dataset: Dataset, head: ActionHead) -> tuple[Tensor, Tensor]:

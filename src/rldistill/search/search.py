@@ -70,7 +70,7 @@ def search(
     _require_lead(stage)
     sizes, students = policy_sizes(stage.teacher), run.students
     if not config.own:
-        spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral)
+        spec = dataclasses.replace(dataset.spec, head=dataset.spec.head.neutral, members=())
         students = make_candidates(spec, students, sizes["parameters"])
     candidates = [Candidate(name, student) for name, student in students.items()]
     with track("search", "students", quiet) as progress:
