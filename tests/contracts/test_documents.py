@@ -30,6 +30,8 @@ PACKAGES = {
     "metaworld.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
     "spread.yaml": "mpe2",
+    "spread-ppo.yaml": "mpe2",
+    "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
     **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml"), "highway_env"),
 }
@@ -61,6 +63,13 @@ SMALLER = {
     "committee.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
     "spread.yaml": ["collect.steps=160"],
+    "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
+    "pistonball.yaml": [
+        "env.kwargs.n_pistons=4",
+        "env.kwargs.max_cycles=4",
+        "collect.steps=16",
+        "collect.envs_per_stream=4",
+    ],
     "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],
     "jobshop.yaml": ["collect.steps=160"],
     "double-pendulum.yaml": ["collect.steps=160"],
