@@ -29,7 +29,7 @@ PACKAGES = {
     "jobshop.yaml": "JSSEnv",
     "metaworld.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
-    "spread.yaml": "mpe2",
+    **dict.fromkeys(("spread.yaml", "speaker.yaml", "tag.yaml"), "mpe2"),
     "spread-ppo.yaml": "mpe2",
     "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
@@ -62,7 +62,7 @@ SMALLER = {
     "metaworld.yaml": ["collect.steps=160"],
     "committee.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
-    "spread.yaml": ["collect.steps=160"],
+    **dict.fromkeys(("spread.yaml", "speaker.yaml", "tag.yaml"), ["collect.steps=160"]),
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [
         "env.kwargs.n_pistons=4",

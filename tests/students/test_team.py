@@ -336,6 +336,8 @@ def test_evaluation_has_returns_of_agents_and_mixed_teams(dataset: Dataset, tmp_
     assert set(result.teams.compositions) == {
         "1 of 3 agents replaced",
         "2 of 3 agents replaced",
+        "all near agents replaced",
+        "all far agents replaced",
         "students of two seeds by turns",
         "near_0 at random",
         "near_1 at random",

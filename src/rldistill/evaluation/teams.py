@@ -45,7 +45,7 @@ def mixed_teams(
     `returns` are those of all policies. None also if teacher and students have views of their own (`env.views`).
 
     The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
-    agents. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
+    agents. With several types of agents, all of a type are replaced, too: the students of one against the others. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
     """
     views, teacher = observation_views(env), policies["teacher"].first
     spec = views.student
@@ -93,6 +93,11 @@ def _teams(
             )
             teams: list[Policy] = [MixedTeam(teacher, run, subset) for run in runs for subset in subsets]
             yield f"{count} of {len(names)} agents replaced", teams
+        types: dict[str, list[str]] = {}
+        for agent in spec.agents:
+            types.setdefault(agent.type, []).append(agent.name)
+        for kind, own in types.items() if len(types) > 1 else ():
+            yield f"all {kind} agents replaced", [MixedTeam(teacher, run, tuple(own)) for run in runs]
         if len(runs) > 1:
             pairs = zip(runs, [*runs[1:], runs[0]], strict=True)
             yield "students of two seeds by turns", [MixedTeam(one, other, tuple(names[1::2])) for one, other in pairs]
