@@ -62,7 +62,7 @@ SMALLER = {
     "metaworld.yaml": ["collect.steps=160"],
     "committee.yaml": ["collect.steps=160"],
     "highway.yaml": ["collect.steps=160"],
-    **dict.fromkeys(("spread.yaml", "speaker.yaml", "tag.yaml"), ["collect.steps=160"]),
+    **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [
         "env.kwargs.n_pistons=4",
