@@ -45,8 +45,8 @@ def mixed_teams(
     `returns` are those of all policies. None also if teacher and students have views of their own (`env.views`).
 
     The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
-    agents. With several types of agents, all of a type are replaced, too: students of one side against the teacher of the
-    other. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
+    agents. With several types of agents, all of a type are replaced, too: students of one side against the teacher of
+    the other. A cross-play team has agents of different training seeds by turns (zero-shot coordination).
     """
     views, teacher = observation_views(env), policies["teacher"].first
     spec = views.student
