@@ -29,6 +29,7 @@ from .core.spec import EnvConfig as EnvConfig
 from .core.spec import PolicySpec as PolicySpec
 from .core.spec import Views as Views
 from .core.spec import Wrapper as Wrapper
+from .core.worlds import Choice as Choice
 from .data.agents import agent_dataset as agent_dataset
 from .data.agents import agent_table as agent_table
 from .data.dataset import Dataset as Dataset
@@ -95,6 +96,7 @@ from .recipes.job import Run as Run
 from .recipes.job import StudentJob as StudentJob
 from .recipes.offline import BornAgain as BornAgain
 from .recipes.offline import Offline as Offline
+from .recipes.reptile import Reptile as Reptile
 from .reporting.compare_runs import compare_runs as compare_runs
 from .reporting.interpret import explain as explain
 from .reporting.page import write_report as write_report

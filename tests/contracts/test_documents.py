@@ -77,6 +77,8 @@ SMALLER = {
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "highway-dqn.yaml": TRAINED,
     "parking.yaml": [*TRAINED, "teacher.train.num_envs=1"],
+    "worlds.yaml": TRAINED,
+    "reptile.yaml": TRAINED,
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""

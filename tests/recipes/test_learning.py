@@ -18,6 +18,7 @@ from rldistill import (
     OnPolicy,
     Ppd,
     QDagger,
+    Reptile,
 )
 from rldistill.collection.config import CollectConfig
 from rldistill.core.schedules import Constant
@@ -43,6 +44,7 @@ INSTANCES: list[Recipe] = [
     Dagger(rounds=1, steps_per_round=500),
     OnPolicy(rounds=1, steps_per_round=500),
     BornAgain(),
+    Reptile(iterations=300, inner_steps=4),
     Ppd(),
     Kickstart(),
     JumpStart(first_steps=50),

@@ -15,6 +15,7 @@ from torch import Tensor
 from rldistill.core.errors import SpecMismatchError, error_text, short_repr
 from rldistill.core.fields import OPTIONAL, Stored, validated_dataclass
 from rldistill.core.heads import HEADS, MASK, ActionHead, HeadKind, Size
+from rldistill.core.worlds import Worlds
 
 Obs = Tensor | Mapping[str, Tensor]
 Side = Literal["student", "teacher"]
@@ -105,12 +106,15 @@ class EnvConfig:
         kwargs: Keyword arguments of the environment.
         wrappers: Wrappers around the environment, innermost first.
         views: Further wrappers for each side, if teacher and student observe differently.
+        worlds: Keyword arguments, or else attributes, of the environment that each episode draws from its seed: from a
+            range `[low, high]` or from `{values: [...]}`. A number replaces a number, and multiplies an array.
     """
 
     id: str
     kwargs: Arguments = field(default_factory=dict, hash=False)
     wrappers: tuple[Wrapper, ...] = ()
     views: Views | None = None
+    worlds: Worlds = field(default_factory=dict, hash=False)
 
     def view_of(self, side: Side) -> EnvConfig:
         """Return the environment as one side observes it."""

@@ -86,6 +86,10 @@ def make_atari(config: EnvConfig, num_envs: int, num_threads: int) -> VectorEnv[
             f"env.wrappers: {config.id} runs on ale-py's vector environment, which accepts no wrappers and no views. "
             f"Use env.kwargs, or {game}NoFrameskip-v4 with AtariPreprocessing."
         )
+    if config.worlds:
+        raise ConfigError(
+            f"env.worlds: {config.id} runs on ale-py, whose games do not change. Use another environment."
+        )
     try:
         settings = AtariSettings(**config.kwargs)
     except ConfigError as error:  # the emulator would accept some invalid settings without an error

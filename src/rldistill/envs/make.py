@@ -21,6 +21,7 @@ from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.entries import FlatDict
 from rldistill.envs.multi_agent import is_multi_agent, make_joint_env, pettingzoo_constructor
 from rldistill.envs.views import NamedViews, Tap, TwoViews
+from rldistill.envs.worlds import SampledWorlds
 
 Env = gymnasium.Env[Any, Any]
 THIRD_PARTY = {
@@ -43,7 +44,7 @@ THIRD_PARTY = {
 """Ids that Gymnasium does not register before a module is imported, and the package to install."""
 OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
-    "PadObservation",
+    "PadObservation", "WorldParameters", "LastAction",
 )  # fmt: skip
 
 
@@ -101,20 +102,8 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
         if not callable(function):
             raise ConfigError(f"env.id: {config.id}: expected a function, found {type(function).__name__}.")
         spec = EnvSpec(config.id, entry_point=function)
-    try:
-        # The boundary checks each step, and in the words of this package; Gymnasium's checker only warns at the first.
-        env: Env = gymnasium.make(spec, **{"disable_env_checker": True, **config.kwargs, **kwargs})
-    except gymnasium.error.DependencyNotInstalled as error:
-        extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
-        raise MissingExtraError(config.id, extra) from error
-    except RLDistillError:
-        raise
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
-    except (Exception, SystemExit) as error:  # from third-party code
-        if isinstance(error, TypeError) and config.kwargs:
-            raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
-        raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
+    build = partial(_construct, config, spec, kwargs)
+    env: Env = SampledWorlds(build, config.worlds) if config.worlds else build()
     for name in ("observation_space", "action_space"):
         if not isinstance(found := getattr(env, name, None), spaces.Space):
             raise ConfigError(
@@ -143,6 +132,24 @@ def named_views(env: Env, **views: Sequence[Mapping[str, Any]]) -> NamedViews:
     taps = {name: Tap(env) for name in views}
     own = {name: _wrap(taps[name], [Wrapper(**wrapper) for wrapper in views[name]]) for name in views}
     return NamedViews(env, [*taps.values()], own)
+
+
+def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any], **world: Any) -> Env:
+    """Return the environment without wrappers, in a world."""
+    try:
+        # The boundary checks each step, and in the words of this package; Gymnasium's checker only warns at the first.
+        return gymnasium.make(spec, **{"disable_env_checker": True, **config.kwargs, **kwargs, **world})
+    except gymnasium.error.DependencyNotInstalled as error:
+        extra = "box2d" if "box2d" in str(error).lower() else "mujoco"
+        raise MissingExtraError(config.id, extra) from error
+    except RLDistillError:
+        raise
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
+    except (Exception, SystemExit) as error:  # from third-party code
+        if isinstance(error, TypeError) and config.kwargs:
+            raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
+        raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
 
 
 def chain_of(env: Env) -> Iterator[Env]:

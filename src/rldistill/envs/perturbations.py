@@ -27,15 +27,24 @@ class ChangedPhysics(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise ConfigError(
                 f"env.wrappers: {type(env.unwrapped).__name__} has no number {attribute}. Name another attribute."
             )
-        *parents, last = attribute.split(".")
-        owner: Any = reduce(getattr, parents, env.unwrapped)
-        setattr(owner, last, getattr(owner, last) * factor if value is None else value)
+        set_attribute(env, attribute, attribute_of(env, attribute) * factor if value is None else value)
+
+
+def attribute_of(env: Env, attribute: str) -> Any:
+    """Return an attribute of the bare environment."""
+    return reduce(getattr, attribute.split("."), env.unwrapped)
+
+
+def set_attribute(env: Env, attribute: str, value: Any) -> None:
+    """Change an attribute of the bare environment."""
+    *parents, last = attribute.split(".")
+    setattr(reduce(getattr, parents, env.unwrapped), last, value)
 
 
 def has_number(env: Env, attribute: str) -> bool:
     """Return True if this attribute of the bare environment is a number or an array."""
     try:
-        value = reduce(getattr, attribute.split("."), env.unwrapped)
+        value = attribute_of(env, attribute)
     except AttributeError:
         return False
     return isinstance(value, bool | int | float | np.number | np.ndarray)

@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.spaces import flatdim
+from gymnasium.spaces import flatdim, flatten, flatten_space
 from gymnasium.wrappers import TransformObservation
 from numpy.typing import NDArray
 
@@ -184,6 +184,49 @@ class ActionMask(EpisodeWrapper):
                 "Return one number for each choice."
             )
         return {**(obs if self._is_dict else {"obs": obs}), MASK: mask}
+
+
+class WorldParameters(EpisodeWrapper):
+    """Wrapper that appends the parameters of the episode's world (`env.worlds`), in their order, as float32."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        box = _require_box(env)
+        count = env.get_wrapper_attr("num_parameters") if env.has_wrapper_attr("num_parameters") else 0
+        if len(box.shape) != 1 or not count:
+            raise ValueError(f"expected a vector and env.worlds of numbers, found {box} and {count} numbers")
+        bound = np.full(count, np.inf, np.float32)
+        self.observation_space = spaces.Box(np.append(box.low, -bound), np.append(box.high, bound), dtype=np.float32)
+
+    def _observation(self, obs: Any) -> Array:
+        world = self.env.get_wrapper_attr("world")
+        return np.append(obs, [float(value) for value in world.values()]).astype(np.float32)
+
+
+class LastAction(EpisodeWrapper):
+    """Wrapper that appends the last action to a vector, as float32: discrete ones as one-hot, zeros at first.
+
+    Recurrent students recognize unknown dynamics by the effect of their actions.
+    """
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        box, space = _require_box(env), env.action_space
+        if len(box.shape) != 1:
+            raise ValueError(f"expected a vector, found {box}")
+        flat: Any = flatten_space(space)
+        self._last: Any = np.zeros(flat.shape)
+        low, high = np.append(box.low, flat.low), np.append(box.high, flat.high)
+        self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+    def _begin(self, obs: Any) -> None:
+        self._last = np.zeros_like(self._last)
+
+    def _update(self, obs: Any, action: Any) -> None:
+        self._last = flatten(self.env.action_space, action)
+
+    def _observation(self, obs: Any) -> Array:
+        return np.append(obs, self._last).astype(np.float32)
 
 
 class FrameSkip(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -16,6 +16,7 @@ from rldistill.core.fields import (
 )
 from rldistill.core.policy import Device
 from rldistill.core.spec import MAX_EPISODE_STEPS
+from rldistill.core.worlds import Worlds
 
 
 @validated_dataclass
@@ -68,6 +69,8 @@ class EvaluateConfig:
         teams: episodes of each mixed team, if the environment has several agents: teachers of which some are replaced
             by students, students of different training seeds, and one agent that acts at random. 0 leaves them out, as
             do `env.views`, since then teacher and students observe differently.
+        worlds: further kinds of worlds by name, such as parameters that were held out: for each, the parameters that
+            differ from `env.worlds`. Teacher, students and random play have the seeds of the evaluation in each.
         device: device of the policies; it changes the speed, and results by rounding only.
     """
 
@@ -85,6 +88,7 @@ class EvaluateConfig:
     metrics: tuple[str, ...] = ()
     robustness: RobustnessConfig | None = None
     teams: NonNegative = 20
+    worlds: dict[str, Worlds] = field(default_factory=dict, hash=False)
     device: Device = "cpu"
 
     def __post_init__(self) -> None:

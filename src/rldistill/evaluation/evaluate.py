@@ -1,9 +1,12 @@
 """Evaluation of a teacher, its students and random play, or a baseline, on the same fresh seeds."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +27,7 @@ from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.teams import mixed_teams
 from rldistill.evaluation.videos import record_videos, remove_videos
+from rldistill.evaluation.worlds import evaluation_env, other_worlds
 from rldistill.io.atomic import write_json
 from rldistill.io.lock import locked
 from rldistill.io.progress import Part, Progress, is_shown, stage_progress, track
@@ -97,9 +101,7 @@ def evaluate(
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)
         returns = {name: match.returns(name) for name in entries}
-        part = Part(report, sum(own.size for own in returns.values()))
-        perturbed = robustness(env, entries, returns, config.robustness, base, part)
-        mixed = mixed_teams(env, entries, returns, config.teams, base, part)
+        further = _changed_play(match, returns, report)
     thresholds = _profile_thresholds(returns)
     results = {name: match.result(name, returns, thresholds, context, folder) for name in entries}
     evaluation = Evaluation(
@@ -112,9 +114,8 @@ def evaluate(
         warnings=_warnings(results, context.failed),
         policies=results,
         efficiency=efficiency(context.curves, results),
-        robustness=perturbed,
-        teams=mixed,
         baseline=config.baseline or _own_name(entries),
+        **further,
     )
     remove_videos(folder / "videos")  # videos of other episodes would have the same names
     write_json(folder / "evaluation.json", evaluation.to_dict())
@@ -126,18 +127,15 @@ def evaluate(
     return evaluation
 
 
-def evaluation_env(env: EnvConfig, config: EvaluateConfig) -> EnvConfig:
-    """Return the environment with `config.env_kwargs`; raise ConfigError if its observations or actions differ."""
-    own = dataclasses.replace(env, kwargs={**env.kwargs, **config.env_kwargs})
-    try:
-        if not config.env_kwargs or observation_views(own) == observation_views(env):
-            return own
-    except ConfigError as error:
-        raise ConfigError(f"evaluate.{error}".replace("evaluate.env.kwargs", "evaluate.env_kwargs", 1)) from None
-    raise ConfigError(
-        f"evaluate.env_kwargs: with {config.env_kwargs} {env.id} has other observations or actions than in the "
-        "collection. Use arguments that keep its spaces."
-    )
+def _changed_play(match: _Match, returns: Mapping[str, Returns], progress: Progress) -> dict[str, Any]:
+    """Return the parts of an evaluation for which the policies play in a changed environment or team."""
+    env, policies, config, base = match.env, match.policies, match.config, match.base
+    part = Part(progress, sum(own.size for own in returns.values()))
+    return {
+        "robustness": robustness(env, policies, returns, config.robustness, base, part),
+        "teams": mixed_teams(env, policies, returns, config.teams, base, part),
+        "worlds": other_worlds(env, policies, config, returns["teacher"].shape[1], base, part),
+    }
 
 
 def _profile_thresholds(returns: Mapping[str, Returns]) -> Returns:

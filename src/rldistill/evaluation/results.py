@@ -16,6 +16,7 @@ from rldistill.evaluation.episodes import PolicyKind
 from rldistill.evaluation.non_inferiority import NonInferiorityResult
 from rldistill.evaluation.statistics import Estimate
 from rldistill.evaluation.tables import Record, Result, Rows, TableCell, figure, number_text, percent_text, rich_table
+from rldistill.evaluation.worlds import WorldResults, world_rows
 from rldistill.io.atomic import read_json
 
 REPORT_COLUMNS, REPORT_NOTES = ("IQM", "discounted", "multiply-adds"), ("policy", "latency")
@@ -158,6 +159,7 @@ class Evaluation(Result):
     efficiency: dict[str, Efficiency]
     robustness: Robustness | None = None
     teams: Teams | None = None
+    worlds: WorldResults = Field(default_factory=dict)
     baseline: str | None = None
     advice: ClassVar[str] = "Run `rldistill evaluate` again."
 
@@ -207,6 +209,8 @@ class Evaluation(Result):
             tables.append(rich_table(robustness_rows(self), f"robustness, {self.robustness.episodes} episodes"))
         if self.teams is not None:
             tables.append(rich_table(team_rows(self), f"mixed teams, {self.teams.episodes} episodes"))
+        if self.worlds:
+            tables.append(rich_table(world_rows(self.worlds), f"other worlds, {self.episodes} episodes"))
         return [*tables, verdict(self), *(f"warning: {name}: {text}" for name, text in self.warnings.items())]
 
 

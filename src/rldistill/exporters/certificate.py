@@ -14,6 +14,7 @@ from rich.table import Table
 from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, short_repr
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper, are_small
+from rldistill.core.worlds import Choice, Worlds
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 from rldistill.exporters.comparison import Difference
 from rldistill.exporters.config import FLOAT_FORMATS
@@ -52,12 +53,13 @@ class EnvRecord(Document):
     id: str
     kwargs: dict[str, Any]
     wrappers: list[WrapperRecord]
+    worlds: Worlds = Field(default_factory=dict)
 
     @classmethod
     def of(cls, env: EnvConfig) -> EnvRecord:
         """Return the record of an environment without views."""
         wrappers = [WrapperRecord(name=wrapper.name, kwargs=wrapper.kwargs) for wrapper in env.wrappers]
-        return cls(id=env.id, kwargs=env.kwargs, wrappers=wrappers)
+        return cls(id=env.id, kwargs=env.kwargs, wrappers=wrappers, worlds=env.worlds)
 
     def config(self, path: Path) -> EnvConfig:
         """Return the environment; raise UntrustedFileError if it names code, which a file may not."""
@@ -67,10 +69,12 @@ class EnvRecord(Document):
         for wrapper in wrappers:  # others may write videos, or call a function
             if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
                 raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
-        for key, value in self.kwargs.items():  # a text may name a file, and a large number fill the memory
+        worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in self.worlds.items()}
+        # A text may name a file, and a large number fill the memory.
+        for key, value in (*self.kwargs.items(), *worlds.items()):
             if not are_small({key: value}) or not re.fullmatch(r"[\w, .\[\]'-]*", str(value)):
                 raise UntrustedFileError(f"{path}: the environment has {key}={short_repr(value)}. Pass --env.")
-        return EnvConfig(self.id, self.kwargs, wrappers)
+        return EnvConfig(self.id, self.kwargs, wrappers, worlds=self.worlds)
 
 
 class FormatRecord(Document):

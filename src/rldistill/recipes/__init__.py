@@ -12,6 +12,7 @@ from rldistill.recipes.dagger import Dagger, OnPolicy
 from rldistill.recipes.from_reward import Finetune, FromScratch, JumpStart, Kickstart, Ppd, QDagger
 from rldistill.recipes.job import RECIPES
 from rldistill.recipes.offline import BornAgain, Offline
+from rldistill.recipes.reptile import Reptile
 from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES
 
@@ -20,6 +21,7 @@ RECIPES.update(
     dagger=Dagger,
     on_policy=OnPolicy,
     born_again=BornAgain,
+    reptile=Reptile,
     ppd=Ppd,
     kickstart=Kickstart,
     jump_start=JumpStart,

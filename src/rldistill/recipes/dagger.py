@@ -47,12 +47,14 @@ class Dagger(FromDataset):
         beta: probability, over these rounds, that the teacher acts instead of the student; 0 by default, so that the
             teacher acts in the first collection only.
         eval_episodes: validation episodes that select the best round; None keeps the last round.
+        initial: folder of a student to begin with, such as one of `reptile`, in place of new weights.
     """
 
     steps_per_round: Positive
     rounds: Positive = 1
     beta: FractionSchedule = Constant(0.0)
     eval_episodes: Positive | None = None
+    initial: str | None = None
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress, newest_only: bool = False) -> NetworkPolicy:
         """Distill on the teacher's dataset, then in each round on data that the student has collected.
@@ -80,7 +82,7 @@ class Dagger(FromDataset):
             is_result = number == self.rounds and self.eval_episodes is None  # else the best round is the result
             round_folder = folder if is_result else folder / f"round-{number}"
             part = Round(progress, number, self.rounds + 1)
-            start = job.student if student is None else student
+            start = self.first(job) if student is None else student
             student = distill(data, start, run.distill, round_folder, seed=job.seed, mode="resume", progress=part)
             if self.eval_episodes is not None:
                 file = round_folder / "score.json"

@@ -5,7 +5,6 @@ The result is the best policy by validation episodes.
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,15 +21,16 @@ from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
-from rldistill.io.stage_inputs import StageInputs, canonical, format_json
+from rldistill.io.stage_inputs import StageInputs
 from rldistill.losses.objective import require_comparable
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Recipe, Run, StudentJob
+from rldistill.recipes.offline import load_initial, require_initial, require_other_folder
 from rldistill.rl import dqn, ppo
 from rldistill.rl.guidance import Guidance
 from rldistill.rl.train_state import LearningTask, clip_rewards
-from rldistill.students import AnyStudent, Team
-from rldistill.students.storage import load_native, trust_student
+from rldistill.students import AnyStudent
+from rldistill.students.storage import load_native
 from rldistill.teachers.fingerprint import fingerprint
 
 CONTROL_BUDGET = 10
@@ -183,7 +183,7 @@ class Finetune(FromReward):
         return self.initial is None
 
     def inputs(self, student: AnyStudent) -> dict[str, Any]:
-        return {} if self.initial is None else {"recipe.initial": fingerprint(_load_initial(self.initial, student))}
+        return {} if self.initial is None else {"recipe.initial": fingerprint(load_initial(self.initial, student))}
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
         if run.ppo.critic_warmup:
@@ -195,24 +195,13 @@ class Finetune(FromReward):
             )
         head = super().student_head(run, student, spec, teacher)
         if self.initial is not None:
-            initial, where = _load_initial(self.initial, student), f"recipe.initial: {self.initial}"
-            initial.spec.require_same_input(spec, where, run.env.id)
-            if initial.spec.head != head:
-                raise ConfigError(
-                    f"{where} has a {initial.spec.head.kind} head, expected the {head.kind} head of these actions and "
-                    "losses. Use a student of the same teacher."
-                )
+            require_initial(self.initial, student, dataclasses.replace(spec, head=head), run.env.id)
         return head
 
     def check(self, run: Run, teacher: Policy) -> None:
-        for name in run.students:
-            for seed in run.seeds:
-                folder = run.out / "students" / name / f"seed-{seed}"
-                if self.initial is not None and Path(self.initial).resolve() == folder.resolve():
-                    raise ConfigError(
-                        f"recipe.initial: {self.initial} is a student of this run, which would replace it. Use another "
-                        "folder for the run (out=...)."
-                    )
+        if self.initial is not None:
+            for name in run.students:
+                require_other_folder(self.initial, run, name)
         super().check(run, teacher)
 
     def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
@@ -223,26 +212,9 @@ class Finetune(FromReward):
             settings = job.run.distill
             initial = distill(job.data, job.student, settings, folder, seed=job.seed, mode="resume", progress=False)
         else:
-            initial = _load_initial(self.initial, job.student)
+            initial = load_initial(self.initial, job.student)
         config = dataclasses.replace(job.run.ppo, critic_warmup=self.critic_warmup)
         return ppo.learn(task, config, initial=initial, mode="resume", progress=progress)
-
-
-def _load_initial(folder: str, student: AnyStudent) -> NetworkPolicy:
-    """Load a student to learn on from; raise ConfigError unless it has the settings of `student`."""
-    if not (Path(folder) / "policy.json").exists():
-        raise ConfigError(f"recipe.initial: {folder}: there is no student. Name a folder such as students/mlp/seed-0.")
-    trust_student(student)
-    initial = load_native(Path(folder))
-    config = initial.config
-    if isinstance(config, Team):
-        config = dataclasses.replace(config, members=())  # which repeat the settings of its students
-    if config != student:
-        own, given = (format_json(canonical(settings)) for settings in (config, student))
-        raise ConfigError(
-            f"recipe.initial: {folder} is {own}, but the run has {given}. Use one student with its settings."
-        )
-    return initial
 
 
 @validated_dataclass

@@ -1,10 +1,15 @@
 """Recipes that learn from the teacher's dataset alone, without further environment steps."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 from rldistill.collection.collect import collected_spec
 from rldistill.collection.relabel import relabel
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.policy import Policy
+from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import EVERY_LABEL, Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.distill import distill, require_fit
@@ -13,36 +18,99 @@ from rldistill.distillation.prepare import reader_of_every_label
 from rldistill.distillation.weighting import require_weighting
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, Round
+from rldistill.io.stage_inputs import canonical, format_json
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Recipe, Run, StudentJob
-from rldistill.students.storage import load_native
+from rldistill.students import AnyStudent, Team
+from rldistill.students.storage import load_native, trust_student
 from rldistill.teachers.fingerprint import fingerprint
 
 SEED_STRIDE = 1_000_003
 """Distance between the training seeds of two generations, so that each generation has its own initial weights."""
 
 
+def load_initial(folder: str, student: AnyStudent) -> NetworkPolicy:
+    """Load a student to learn on from; raise ConfigError unless it has the settings of `student`."""
+    if not (Path(folder) / "policy.json").exists():
+        raise ConfigError(f"recipe.initial: {folder}: there is no student. Name a folder such as students/mlp/seed-0.")
+    trust_student(student)
+    initial = load_native(Path(folder))
+    config = initial.config
+    if isinstance(config, Team):
+        config = replace(config, members=())  # which repeat the settings of its students
+    if config != student:
+        own, given = (format_json(canonical(settings)) for settings in (config, student))
+        raise ConfigError(
+            f"recipe.initial: {folder} is {own}, but the run has {given}. Use one student with its settings."
+        )
+    return initial
+
+
+def require_initial(folder: str, student: AnyStudent, spec: PolicySpec, env_id: str) -> None:
+    """Raise an error unless the student in `folder` can learn on with this `spec`."""
+    initial, where = load_initial(folder, student), f"recipe.initial: {folder}"
+    initial.spec.require_same_input(spec, where, env_id)
+    if initial.spec.head != spec.head:
+        raise ConfigError(
+            f"{where} has a {initial.spec.head.kind} head, expected the {spec.head.kind} head of these actions and "
+            "losses. Use a student of the same teacher."
+        )
+
+
+def require_other_folder(initial: str, run: Run, name: str) -> None:
+    """Raise ConfigError if `initial` is a student of the run, which would replace it."""
+    folders = (run.out / "students" / name / f"seed-{seed}" for seed in run.seeds)
+    if Path(initial).resolve() in (folder.resolve() for folder in folders):
+        raise ConfigError(
+            f"recipe.initial: {initial} is a student of this run, which would replace it. Use another folder for the "
+            "run (out=...)."
+        )
+
+
 class FromDataset(Recipe):
-    """Base class of recipes that distill datasets."""
+    """Base class of recipes that distill datasets.
+
+    Attributes:
+        initial: folder of a student to begin with, in place of new weights.
+    """
+
+    initial: str | None = None
+
+    def inputs(self, student: AnyStudent) -> dict[str, Any]:
+        return {} if self.initial is None else {"recipe.initial": fingerprint(load_initial(self.initial, student))}
+
+    def first(self, job: StudentJob) -> AnyStudent | NetworkPolicy:
+        """Return the student of a job with the weights to begin with, or its configuration for new ones."""
+        return job.student if self.initial is None else load_initial(self.initial, job.student)
 
     def check(self, run: Run, teacher: Policy) -> None:
         spec = collected_spec(run.env, teacher)
         require_weighting(run.distill.weighting, spec)
-        for student in run.students.values():
+        for name, student in run.students.items():
             require_fit(student, run.distill, spec)
+            if self.initial is not None:
+                require_other_folder(self.initial, run, name)
+                head = student_spec(label_spec(spec), policy_terms(run.distill.losses)).head
+                require_initial(self.initial, student, replace(spec, head=head), run.env.id)
             if run.collect.label_every > 1 and (reader := reader_of_every_label(student, run.distill)) is not None:
                 raise ConfigError(EVERY_LABEL.format(reader))
 
 
 @validated_dataclass
 class Offline(FromDataset):
-    """Collect once, distill once."""
+    """Collect once, distill once.
+
+    Attributes:
+        initial: folder of a student to begin with, such as one of `reptile`, in place of new weights.
+    """
+
+    initial: str | None = None
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         job.inputs().open_folder(job.folder, "policy.json", mode)
         config = job.run.distill
-        return distill(job.data, job.student, config, job.folder, seed=job.seed, mode="resume", progress=progress)
+        return distill(job.data, self.first(job), config, job.folder, seed=job.seed, mode="resume", progress=progress)
 
 
 @validated_dataclass

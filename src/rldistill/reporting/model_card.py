@@ -9,6 +9,7 @@ import yaml
 
 from rldistill.evaluation.results import Evaluation, policy_rows, robustness_rows, team_rows, verdict
 from rldistill.evaluation.tables import Rows
+from rldistill.evaluation.worlds import world_rows
 from rldistill.exporters.certificate import Certificate
 
 LEFT_OUT_COLUMNS = ("IQM", "discounted")
@@ -36,6 +37,7 @@ def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certif
         f"intervals are in brackets. Normalized score: 0 is {escaped(evaluation.reference)}, 1 is the teacher. The "
         "environment steps of students include their teacher's data.",
         _table([[cell for cell in row if cell.column not in LEFT_OUT_COLUMNS] for row in policy_rows(evaluation)]),
+        *(["### Other worlds", _table(world_rows(evaluation.worlds))] if evaluation.worlds else []),
         *(["### Perturbed environments", _table(perturbed)] if (perturbed := robustness_rows(evaluation)) else []),
         *(["### Mixed teams", _table(teams)] if (teams := team_rows(evaluation)) else []),
         *(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows, robustness_rows, team_rows, verdict
+from rldistill.evaluation.worlds import world_rows
 from rldistill.io.atomic import write_atomic
 from rldistill.io.untrusted import read_own, require_confined
 from rldistill.reporting import sections, tables
@@ -28,6 +29,7 @@ SECTIONS = {
     "returns": "Returns",
     "learning": "Learning curves",
     "fidelity": "Fidelity",
+    "worlds": "Other worlds",
     "robustness": "Robustness",
     "teams": "Teams",
     "episodes": "Episodes",
@@ -125,6 +127,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "fidelity": tables.fidelity_rows(evaluation),
         "regret_unit": sections.unit_text(next(filter(None, units), None)),
         "galleries": list(filter(None, galleries)),
+        "worlds": world_rows(evaluation.worlds),
         "robustness": robustness_rows(evaluation),
         "teams": team_rows(evaluation),
         "agreement": agreement_rows(evaluation),
@@ -139,10 +142,8 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "teachers": shares,
         "learning": content["efficiency_charts"] or content["learning_charts"],
         "fidelity": content["fidelity"] or content["galleries"],
-        "robustness": evaluation.robustness,
-        "teams": evaluation.teams,
-        "interpretable": content["interpretable"],
-        "exports": content["exports"],
+        **{name: getattr(evaluation, name) for name in ("worlds", "robustness", "teams")},
+        **{name: content[name] for name in ("interpretable", "exports")},
     }
     return content | {"sections": [(name, title) for name, title in SECTIONS.items() if needs.get(name, True)]}
 

@@ -19,11 +19,12 @@ from rldistill.distillation.weighting import best_member, labels_of_member
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.check_env import require_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
-from rldistill.evaluation.evaluate import RunContext, evaluate, evaluation_env, load_baseline
+from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
 from rldistill.evaluation.metrics import probe_metrics
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
 from rldistill.evaluation.verify import fit_to_env, quick_check
+from rldistill.evaluation.worlds import evaluation_env
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, require_mode

@@ -37,8 +37,9 @@ FEATURE_NETWORKS = {name: kind for name, kind in NETWORKS.items() if getattr(kin
 NAMES = {kind: name for name, kind in [*NETWORKS.items(), *FEATURES.items()]}
 VIEWS = (
     "ActionSmoothing", "ChannelsFirst", "FilterObservation", "FlattenObservation", "FrameSkip", "FrameStackObservation",
-    "GrayscaleObservation", "History", "MaskVelocity", "PadObservation", "RescaleAction", "RescaleObservation",
-    "ReshapeObservation", "ResizeObservation", "StackFrames", "TimeAwareObservation", "TimeFeature", "TimeLimit",
+    "GrayscaleObservation", "History", "LastAction", "MaskVelocity", "PadObservation", "RescaleAction",
+    "RescaleObservation", "ReshapeObservation", "ResizeObservation", "StackFrames", "TimeAwareObservation",
+    "TimeFeature", "TimeLimit", "WorldParameters",
 )  # fmt: skip
 """Wrappers that a policy's file may name: none of them reads, writes or imports."""
 USER_CLASSES: dict[str, type[Any]] = {}

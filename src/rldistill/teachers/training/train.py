@@ -4,7 +4,6 @@ import importlib
 import inspect
 import time
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def train_teacher(
     Raises:
         ConfigError: an algorithm or hyperparameter does not exist, or does not suit the environment.
     """
-    folder = Path(folder)
+    folder, env = Path(folder), env.view_of("teacher")
     inputs = _inputs(env, config)
     if mode == "overwrite":  # errors are found before the teacher in the folder is deleted
         with closing(training_env(env, config.num_envs, seed, "train", config.agents)) as vector:
@@ -112,7 +111,7 @@ def _inputs(env: EnvConfig, config: TrainConfig) -> StageInputs:
     """Return the settings that stay the same when training is continued; steps and rates may change."""
     policy_spec(env, config.agents)  # raises if no policy can be shared, before there is a folder
     values = {
-        "env": replace(env, views=None),
+        "env": env,
         "teacher.train.algorithm": config.algorithm,
         "teacher.train.hyperparameters.policy_kwargs": config.hyperparameters.get("policy_kwargs"),
         "teacher.train.normalize": config.normalize or None,
