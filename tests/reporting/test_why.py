@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +22,16 @@ from rldistill.data.dataset import Dataset
 from rldistill.io.atomic import write_json
 from rldistill.io.metrics import Metrics
 from rldistill.policies.network import NetworkPolicy
-from rldistill.reporting.why import aliased_share, explain_shortfall
+from rldistill.reporting.why import (
+    IMPROVING,
+    MIN_ALIASED_SHARE,
+    MIN_DISAGREEMENT,
+    MIN_LOSS_RATIO,
+    MIN_SHIFT_RATIO,
+    Cause,
+    aliased_share,
+    explain_shortfall,
+)
 
 Losses = Sequence[tuple[float | None, float]]
 MakeRun = Callable[..., Path]
@@ -155,6 +165,15 @@ def test_student_that_keeps_the_lead_has_no_findings(evaluation: dict[str, Any],
     write_json(run / "evaluation.json", evaluation)
     found = explain_shortfall(run)
     assert str(found) == "The student small-mlp reaches 90.0% of its teacher's lead over random play, and keeps 95%."
+
+
+def test_page_has_every_cause() -> None:
+    page = (Path(__file__).parents[2] / "docs/shortfall.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| ([a-z ]+) \|", page, re.MULTILINE)[1:] == [*get_args(Cause)]
+    for share in (MIN_ALIASED_SHARE, IMPROVING, MIN_DISAGREEMENT):
+        assert f"{share:.0%}" in page
+    for ratio in (MIN_LOSS_RATIO, MIN_SHIFT_RATIO):
+        assert f"{ratio} times" in page
 
 
 def test_command_line(make_run: MakeRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "cartpole.yaml"
     path.write_text(RUN)
     return path
+
+
+def test_modules_beside_a_run_file_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "beside_losses.py").write_text("from rldistill import ForwardKL as Mine\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.replace("- forward_kl\n", '- {name: "beside_losses:Mine"}\n'))
+    assert isinstance(load_run(path, environment={}).distill.losses[2].loss, ForwardKL)
 
 
 def test_run_consists_of_the_settings_of_the_stages(file: Path) -> None:
