@@ -260,10 +260,37 @@ def test_other_layouts_are_refused(env: EnvConfig) -> None:
 
 
 @pytest.mark.slow
-def test_training_of_sb3_names_the_alternatives(env: EnvConfig, tmp_path: Path) -> None:
-    env = dataclasses.replace(env, kwargs={"keys": ["camera", "pose"]})
-    with pytest.raises(ConfigError, match=r"pictures in dict observations, from which `train` does not learn"):
-        train_teacher(env, TrainConfig("PPO", 100), tmp_path / "teacher", progress=False)
+@pytest.mark.parametrize("algorithm", [PPO, DQN, SAC])
+def test_training_learns_from_the_entries(algorithm: Any, tmp_path: Path) -> None:
+    env = EnvConfig(f"{ENVS}:Scene", {"continuous": algorithm is SAC}, wrappers=(Wrapper("ChannelsFirst"),))
+    small: dict[str, Any] = {"n_steps": 16} if algorithm is PPO else {"buffer_size": 50, "learning_starts": 10}
+    settings = {**small, "policy_kwargs": COMBINED, "batch_size": 8}
+    config = TrainConfig(algorithm.__name__, 64, 2, 64, 2, hyperparameters=settings)
+    trained = train_teacher(env, config, tmp_path, progress=False)
+    model = algorithm.load(tmp_path / "checkpoints" / "best.zip")
+    own = make_env(env)
+    packed = torch.from_numpy(np.stack([own.reset(seed=seed)[0] for seed in range(8)]))
+    entries = {key: value.numpy() for key, value in split_parts(packed, trained.spec).items()}
+    assert entries["left"].shape == (8, 3, 40, 44)
+    expected, _ = model.predict(entries, deterministic=True)
+    np.testing.assert_allclose(trained(packed)[0].mode().detach(), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "wrappers", "settings", "message"),
+    [
+        ("PPO", (), {}, r"images are \(40, 44, 3\), expected channels first"),
+        ("DoubleDQN", ("ChannelsFirst",), {}, "DoubleDQN does not learn from dict observations with pictures"),
+        ("SAC", ("ChannelsFirst",), {"replay_buffer_class": "HerReplayBuffer"}, "but no pictures"),
+    ],
+)
+def test_training_that_cannot_use_pictures_is_refused(
+    algorithm: str, wrappers: tuple[str, ...], settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    env = EnvConfig(f"{ENVS}:Scene", {"continuous": algorithm == "SAC"}, tuple(map(Wrapper, wrappers)))
+    with pytest.raises(ConfigError, match=message):
+        train_teacher(env, TrainConfig(algorithm, 100, hyperparameters=settings), tmp_path, progress=False)
 
 
 def test_vectors_of_earlier_datasets_are_read(

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from rldistill.core.spec import ObsPart
 from rldistill.envs.entries import FlatDict
-from rldistill.teachers.training.vec_env import SteppingVecEnv
+from rldistill.teachers.training.vec_env import EntriesVecEnv, SteppingVecEnv
 
 GOALS = ("achieved_goal", "desired_goal")
 
@@ -51,9 +51,10 @@ def goal_parts(vector: SteppingVecEnv) -> dict[str, ObsPart]:
     env = getattr(vector.env.group, "envs", [None])[0]
     inner = getattr(env, "env", None)
     parts = dict(inner.parts) if isinstance(inner, FlatDict) else {}
-    if not all(key in parts for key in GOALS) or not env.has_wrapper_attr("compute_reward"):
+    has_goals = all(key in parts for key in GOALS) and not isinstance(vector, EntriesVecEnv)
+    if not has_goals or not env.has_wrapper_attr("compute_reward"):
         raise ValueError(
-            "HerReplayBuffer needs an environment with goals: observations with achieved_goal and desired_goal, and a "
-            "method compute_reward. Leave out replay_buffer_class."
+            "HerReplayBuffer needs an environment with goals: observations with achieved_goal and desired_goal, but no "
+            "pictures, and a method compute_reward. Leave out replay_buffer_class."
         )
     return parts

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -39,7 +39,13 @@ from rldistill.teachers.sb3.normalizer import Normalizer, normalize
 from rldistill.teachers.training.config import ALGORITHMS, TrainConfig
 from rldistill.teachers.training.dqn import DoubleDQN
 from rldistill.teachers.training.her import HindsightReplay
-from rldistill.teachers.training.vec_env import SteppingVecEnv, policy_spec, shared_policy, training_env
+from rldistill.teachers.training.vec_env import (
+    EntriesVecEnv,
+    SteppingVecEnv,
+    policy_spec,
+    shared_policy,
+    training_env,
+)
 
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 NO_LOG_INTERVAL = 1_000_000_000
@@ -156,16 +162,15 @@ def _build(env: EnvConfig, config: TrainConfig, vector: SteppingVecEnv, seed: in
         raise ConfigError("train.agents: shared is for PPO and A2C without normalize. Change these, or use central.")
     if config.normalize and (spec.parts or spec.obs_dtype == "uint8" or not isinstance(space, Box)):
         raise ConfigError("train.normalize: the observations are not one vector of numbers. Remove it.")
-    if isinstance(space, Box) and is_image_space(space) and not is_image_space_channels_first(space):
-        raise ConfigError(
-            f"env.id: the images are {space.shape}, expected channels first. Transpose them in a wrapper."
-        )
-    if spec.parts and spec.obs_dtype == "uint8":
-        raise ConfigError(
-            f"env.id: {env.id} has pictures in dict observations, from which `train` does not learn. Use a zip of "
-            "SB3's MultiInputPolicy as teacher, or the recipe from_scratch with a multi_input student."
-        )
-    policy = "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+    for image in space.values() if isinstance(space, Dict) else [space]:
+        if isinstance(image, Box) and is_image_space(image) and not is_image_space_channels_first(image):
+            raise ConfigError(
+                f"env.id: the images are {image.shape}, expected channels first. Add ChannelsFirst to env.wrappers."
+            )
+    has_entries = isinstance(vector, EntriesVecEnv)
+    if has_entries and config.algorithm == "DoubleDQN":
+        raise ConfigError("train.algorithm: DoubleDQN does not learn from dict observations with pictures. Use DQN.")
+    policy = "MultiInputPolicy" if has_entries else "CnnPolicy" if is_image_space(space) else "MlpPolicy"
     device = resolve_device(config.device, "train.device")
     try:
         model = cls(policy, _normalized(vector, config), seed=seed, device=device, **settings)

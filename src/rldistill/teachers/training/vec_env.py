@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError
 from rldistill.core.heads import MASK
-from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig, PolicySpec, part_sizes
+from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig, ObsPart, PolicySpec, part_sizes
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import Purpose, episode_seed
 from rldistill.envs.spaces import spec_from_env
@@ -78,6 +80,41 @@ class SteppingVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
         """Return False for each environment."""
         return [False] * len(list(self._get_indices(indices)))
+
+
+class EntriesVecEnv(SteppingVecEnv):
+    """VecEnv of dict observations with pictures, in the entries that SB3's MultiInputPolicy takes."""
+
+    def __init__(self, env: SeededVectorEnv, spec: PolicySpec, own_rewards: bool = False) -> None:
+        super().__init__(env, own_rewards)
+        self._spec, self._spaces = spec, {key: _entry_space(part) for key, part in spec.parts}
+        # A list, since Gymnasium sorts the keys of a dict.
+        VecEnv.__init__(self, env.num_envs, spaces.Dict([*self._spaces.items()]), env.single_action_space)
+
+    def reset(self) -> Any:
+        """Reset all environments."""
+        return self._entries(super().reset())
+
+    def step_wait(self) -> Any:
+        """Finish the step."""
+        obs, reward, done, infos = super().step_wait()
+        for info in filter(None, infos):
+            last = self._entries(info["terminal_observation"][None])
+            info["terminal_observation"] = {key: entry[0] for key, entry in last.items()}
+        return self._entries(obs), reward, done, infos
+
+    def _entries(self, obs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        entries = split_parts(torch.from_numpy(obs), self._spec)
+        return {key: entries[key].numpy().astype(space.dtype) for key, space in self._spaces.items()}
+
+
+def _entry_space(part: ObsPart) -> spaces.Space[Any]:
+    if part.nvec:
+        sizes = np.array(part.nvec)
+        return spaces.MultiDiscrete(sizes.reshape(part.shape)) if part.shape else spaces.Discrete(part.nvec[0])
+    if part.is_picture and part.dtype == "uint8":
+        return spaces.Box(0, 255, part.shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, part.shape, np.float32)
 
 
 class AgentVecEnv(SteppingVecEnv):
@@ -171,8 +208,11 @@ def training_env(
         env = replace(env, kwargs={**env.kwargs, "reward_clipping": True})
     max_steps = MAX_EPISODE_STEPS if purpose == "evaluate" else None
     vector = make_vector_env(env, num_envs, lambda *episode: seed_of(seed, purpose, *episode), max_steps=max_steps)
-    own_rewards = purpose == "evaluate"
-    return AgentVecEnv(vector, views, own_rewards) if views else SteppingVecEnv(vector, own_rewards)
+    own_rewards, spec = purpose == "evaluate", spec_from_env(env)
+    if views:
+        return AgentVecEnv(vector, views, own_rewards)
+    has_pictures = bool(spec.parts) and spec.obs_dtype == "uint8"
+    return EntriesVecEnv(vector, spec, own_rewards) if has_pictures else SteppingVecEnv(vector, own_rewards)
 
 
 def seed_of(seed: int, purpose: Purpose, slot: int, episode: int) -> int:
