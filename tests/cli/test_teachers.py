@@ -39,7 +39,7 @@ def test_shipped_teachers_are_listed_with_their_files() -> None:
     code, out = teachers("list", "--json")
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)}
-    assert len(rows) >= 6
+    assert len(rows) >= 7
     for name, row in rows.items():
         folder = Path(rldistill.__file__).parent / "zoo" / name.removeprefix("zoo:")
         evaluation = json.loads((folder / "evaluation.json").read_text())

@@ -33,7 +33,7 @@ PACKAGES = {
     "spread-ppo.yaml": "mpe2",
     "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
-    **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml"), "highway_env"),
+    **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml", "parking-sac.yaml"), "highway_env"),
 }
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
@@ -47,10 +47,23 @@ PONG = [
     "distill.learning_rate=1e-3",
     *EVALUATED,
 ]
+WHOLE = ["seeds=[0]", "evaluate={episodes: 1, videos: false}", "distill.epochs=20", "distill.batch_size=16"]
+WHOLE += ["distill.learning_rate=0.01", "students={mlp: {type: mlp}}"]
+ROUND = [*WHOLE, "recipe.rounds=1", "recipe.steps_per_round=32"]
+WORLDS = {
+    "bipedalwalker.yaml": ["collect.steps=320", *ROUND],
+    "double-pendulum.yaml": ["collect.steps=480", *ROUND],
+    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=64", "collect.envs_per_stream=8", *WHOLE[:-1]],
+    "highway.yaml": ["collect.steps=64", *ROUND],
+    "metaworld.yaml": ["collect.steps=320", *ROUND],
+    "parking.yaml": ["collect.steps=320", *ROUND],
+}
+"""Overrides of run files that run to their report; `tests/examples` runs `jobshop.yaml`."""
 TRAINED = ["teacher.train.total_steps=256", "teacher.train.eval_every=256", "teacher.train.eval_episodes=1"]
 PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
     "adversarial.yaml": ["collect.steps=900", "ppo.eval_episodes=1"],
+    **WORLDS,
     "pong.yaml": PONG,
     "cartpole.yaml": [*EVALUATED, "collect.steps=400", "recipe=offline", "distill.learning_rate=0.01"],
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
@@ -58,10 +71,7 @@ SMALLER = {
     "pong-quick.yaml": ["collect.steps=160"],
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
-    "bipedalwalker.yaml": ["collect.steps=160"],
-    "metaworld.yaml": ["collect.steps=160"],
     "committee.yaml": ["collect.steps=160"],
-    "highway.yaml": ["collect.steps=160"],
     **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [
@@ -70,15 +80,13 @@ SMALLER = {
         "collect.steps=16",
         "collect.envs_per_stream=4",
     ],
-    "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],
     "jobshop.yaml": ["collect.steps=160"],
-    "double-pendulum.yaml": ["collect.steps=160"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "highway-dqn.yaml": TRAINED,
-    "parking.yaml": [*TRAINED, "teacher.train.num_envs=1"],
     "worlds.yaml": TRAINED,
     "reptile.yaml": TRAINED,
+    "parking-sac.yaml": [*TRAINED, "teacher.train.num_envs=1"],
     "pong-dqn.yaml": [*TRAINED, "env.kwargs={max_num_frames_per_episode: 400}"],
 }
 """Overrides that make a run file end in seconds."""
@@ -172,6 +180,8 @@ def test_other_examples_start(file: Path, tmp_path: Path) -> None:
             pytest.skip(f"the agent {shared} is not part of the repository")
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).symlink_to(TEACHERS / shared)
-    verb = "train" if "train:" in file.read_text(encoding="utf-8") else "collect"
+    trains = "train:" in file.read_text(encoding="utf-8")
+    verb = "run" if file.name in WORLDS else "train" if trains else "collect"
     run([verb, str(file), *SMALLER[file.name], "verify=false", f"out={tmp_path / 'run'}"], tmp_path)
-    assert (tmp_path / "run" / ("teacher/policy.json" if verb == "train" else "dataset/manifest.json")).exists()
+    made = {"run": "report.html", "train": "teacher/policy.json", "collect": "dataset/manifest.json"}
+    assert (tmp_path / "run" / made[verb]).exists()
