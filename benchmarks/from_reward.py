@@ -30,7 +30,8 @@ from rldistill.recipes import Finetune
 from rldistill.recipes.from_reward import validation_returns
 from rldistill.recipes.job import Run
 from rldistill.run.config import read_run
-from rldistill.run.stages import load_teacher, run_collect, run_distill
+from rldistill.run.jobs import load_teacher
+from rldistill.run.stages import run_collect, run_distill
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import SavedTeacher
 

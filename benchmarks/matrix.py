@@ -30,7 +30,8 @@ from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import read_run
-from rldistill.run.stages import load_teacher, run_collect
+from rldistill.run.jobs import load_teacher
+from rldistill.run.stages import run_collect
 
 for folder in ("features", "teachers", "."):  # for screen_bits:Basic, estool:walker and metaworld_tasks:make
     sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / folder))

@@ -25,7 +25,8 @@ from rldistill.io.progress import track
 from rldistill.recipes import from_reward
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import read_run
-from rldistill.run.stages import load_teacher, run_collect, run_distill
+from rldistill.run.jobs import load_teacher
+from rldistill.run.stages import run_collect, run_distill
 from rldistill.students.storage import load_native
 
 ENOUGH = 0.9

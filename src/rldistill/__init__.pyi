@@ -52,6 +52,7 @@ from .evaluation.episodes import PolicyRuns as PolicyRuns
 from .evaluation.evaluate import RunContext as RunContext
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.results import Evaluation as Evaluation
+from .evaluation.tasks import TasksEvaluation as TasksEvaluation
 from .evaluation.verify import Claim as Claim
 from .evaluation.verify import Verification as Verification
 from .evaluation.verify import VerifyConfig as VerifyConfig
@@ -94,6 +95,7 @@ from .recipes.from_reward import QDagger as QDagger
 from .recipes.job import Recipe as Recipe
 from .recipes.job import Run as Run
 from .recipes.job import StudentJob as StudentJob
+from .recipes.job import Task as Task
 from .recipes.offline import BornAgain as BornAgain
 from .recipes.offline import Offline as Offline
 from .recipes.reptile import Reptile as Reptile
@@ -123,6 +125,7 @@ from .students import Keras as Keras
 from .students import Linear as Linear
 from .students import Mlp as Mlp
 from .students import MultiInput as MultiInput
+from .students import MultiTask as MultiTask
 from .students import Ridge as Ridge
 from .students import Team as Team
 from .students import Tree as Tree

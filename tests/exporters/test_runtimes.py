@@ -61,7 +61,7 @@ STUDENTS_BY_NAME: dict[str, list[Any]] = {
     "gru": [Gru(12), Gru(12, (8,), (4,), (8,), (4,))],
     "tree": [Tree(nodes=7), Tree(nodes=7, features=Standardized())],
 }
-UNTRANSLATED = {"keras", "team"}
+UNTRANSLATED = {"keras", "team", "multi_task"}
 """Students that PyTorch traces, and students of several agents; see test_traced.py and test_teams.py."""
 
 

@@ -100,7 +100,7 @@ def test_teacher_is_checked_unless_verify_is_false(
     def check(*arguments: Any) -> None:
         raise CheckedError
 
-    monkeypatch.setattr("rldistill.run.stages.quick_check", check)
+    monkeypatch.setattr("rldistill.run.jobs.quick_check", check)
     run = make_run(tmp_path / "run", teacher)
     if verify:
         for stage in (run_all, run_collect):

@@ -66,7 +66,7 @@ def init(
     from rldistill.envs.spaces import spec_from_env
     from rldistill.evaluation.check_env import require_env
     from rldistill.run.config import read_run
-    from rldistill.run.stages import load_teacher
+    from rldistill.run.jobs import load_teacher
     from rldistill.run.yaml import parse_value
 
     env = env or _ask("Environment, such as CartPole-v1")

@@ -78,7 +78,7 @@ def parse_pairs(option: str, pairs: Iterable[str]) -> dict[str, Any]:
 
 def parse_env(text: str, kwargs: Sequence[str] | None) -> rldistill.EnvConfig:
     """Return the environment of the options --env and --env-kwarg; raise ConfigError if a value is not valid."""
-    from rldistill.recipes.job import EnvField
+    from rldistill.recipes.fields import EnvField
     from rldistill.run.yaml import parse_value
 
     values: Any = parse_value(text, "env") if text.startswith("{") else {"id": text}

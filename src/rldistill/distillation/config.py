@@ -36,6 +36,9 @@ class DistillConfig:
         max_grad_norm: Largest norm of the gradient.
         patience: Epochs without a lower held-out loss before the fit stops; 0 for no limit, which suits DAgger with
             many epochs: a round starts at the full rate, which for some epochs undoes the progress of the last round.
+        balance: Weights of several tasks, whose losses are divided by that of the best constant prediction: `equal`, or
+            `by_gap`, in proportion to the held-out loss. With `by_gap` and `recipe.eval_episodes`, the steps of a round
+            of DAgger also go to the tasks in proportion to 1 - normalized score.
         num_threads: Threads of PyTorch; gradients differ between numbers of threads.
         device: Device; `auto` is a GPU if there is one.
         precision: Number format of the layers' products; the weights stay float32. `bfloat16` trains convolutions about
@@ -51,6 +54,7 @@ class DistillConfig:
     weight_decay: NonNegativeFloat = 1e-4
     max_grad_norm: PositiveFloat = 10.0
     patience: NonNegative = 5
+    balance: Literal["equal", "by_gap"] = "equal"
     num_threads: NumThreads = 1
     device: Device = "auto"
     precision: Precision = "float32"

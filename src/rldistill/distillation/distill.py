@@ -1,21 +1,23 @@
 """Distillation: a dataset and losses become a student."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from rldistill.core.errors import NothingLearnedError
+from rldistill.core.errors import ConfigError, NothingLearnedError
 from rldistill.core.policy import PolicyOutput
 from rldistill.core.spec import PolicySpec
 from rldistill.data.agents import agent_dataset
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.gradient import Trainer, fit_by_gradient
+from rldistill.distillation.gradient import fit_by_gradient
 from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
+from rldistill.distillation.tasks import new_trainer
 from rldistill.distillation.tree import empty_tree, fit_tree
 from rldistill.distillation.weighting import weighted_dataset
 from rldistill.io.atomic import Mode, open_stage, read_jsonl
@@ -26,6 +28,7 @@ from rldistill.io.provenance import provenance
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
+from rldistill.students.multi_task import USE_TASKS, MultiTask
 from rldistill.students.storage import load_native, save_policy, trust_student
 from rldistill.students.student import Fit, build_student, capability
 from rldistill.students.team import Team, TeamPolicy
@@ -34,7 +37,7 @@ from rldistill.students.tree import Tree
 
 @locked
 def distill(
-    dataset: Dataset,
+    dataset: Dataset | Mapping[str, Dataset],
     student: AnyStudent | NetworkPolicy,
     config: DistillConfig,
     folder: Path | str,
@@ -48,7 +51,7 @@ def distill(
     The loss of a batch is sum_i w_i(progress) * mean_b loss_i(b), the mean weighted with `Batch.weight`.
 
     Args:
-        dataset: Observations with the teacher's labels.
+        dataset: Observations with the teacher's labels; of several tasks, by name, for a `multi_task` student.
         student: The student; a policy instead gives the first weights (DAgger's warm start) of a student like it.
         config: Losses and optimizer.
         folder: Folder for `policy.safetensors`, `policy.json`, `metrics.jsonl` and `checkpoints/`.
@@ -57,39 +60,48 @@ def distill(
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
     Raises:
+        ConfigError: Several datasets for a student of one task, or the reverse.
         SpecMismatchError: A loss does not fit the teacher's labels.
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
     folder = Path(folder)
     student, initial = (student.config, student) if isinstance(student, NetworkPolicy) else (student, None)
     trust_student(student)
+    if isinstance(dataset, Dataset) == isinstance(student, MultiTask):
+        raise ConfigError(f"students: {USE_TASKS}")
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.num_threads)
     try:
         with stage_progress(progress, "distill", "epochs") as report:
-            if dataset.spec.members:
+            if isinstance(dataset, Dataset) and dataset.spec.members:
                 dataset = weighted_dataset(dataset, config.weighting, folder, seed)
-            if capability(student, "fit") == "gradient":
-                policy = fit_by_gradient(Trainer(dataset, student, config, seed, initial), folder, report)
+            if capability(student, "fit") in ("gradient", "tasks"):
+                policy = fit_by_gradient(new_trainer(dataset, student, config, seed, initial), folder, report)
                 Metrics(folder).end()
             elif isinstance(student, Team):
-                policy = _fit_team(dataset, student, initial, config, folder, seed, report)
+                policy = _fit_team(cast(Dataset, dataset), student, initial, config, folder, seed, report)
             else:
-                policy = _fit_once(dataset, student, config, folder, seed)
+                policy = _fit_once(cast(Dataset, dataset), student, config, folder, seed)
             save_policy(policy, folder, provenance(seed))
             report.update(config.epochs, config.epochs)
         return load_native(folder)
     except NothingLearnedError:
-        actions = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode().float()
-        if torch.isclose(actions, actions[:1], atol=1e-6).all():
-            problem = "the teacher is constant: it takes the same action in all states of the dataset"
-            message = f"{folder}: {problem}, so there is nothing to learn. Use another teacher."
-            raise NothingLearnedError(message) from None
+        for data in [dataset] if isinstance(dataset, Dataset) else dataset.values():
+            _require_variation(data, folder)
         raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _require_variation(dataset: Dataset, folder: Path) -> None:
+    """Raise NothingLearnedError if the teacher takes the same action in all states."""
+    actions = PolicyOutput(dataset.spec.head, torch.from_numpy(dataset.columns["teacher"])).mode().float()
+    if torch.isclose(actions, actions[:1], atol=1e-6).all():
+        problem = "the teacher is constant: it takes the same action in all states of the dataset"
+        message = f"{folder}: {problem}, so there is nothing to learn. Use another teacher."
+        raise NothingLearnedError(message) from None
 
 
 def _fit_once(dataset: Dataset, student: AnyStudent, config: DistillConfig, folder: Path, seed: int) -> NetworkPolicy:
@@ -144,6 +156,8 @@ def require_fit(student: AnyStudent, config: DistillConfig, spec: PolicySpec) ->
     """
     losses, spec = tuple(term.loss for term in config.losses), label_spec(spec)
     fit: Fit = capability(student, "fit")
+    if isinstance(student, MultiTask):
+        raise ConfigError(f"students: {USE_TASKS}")
     if isinstance(student, Team):
         for view in cast(TeamPolicy, student.build(spec)).views:
             require_fit(cast(Any, student.student), config, view.spec)

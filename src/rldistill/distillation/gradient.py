@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
         stale_epochs = 0 if heldout_loss < best_loss else stale_epochs + 1
         if stale_epochs == 0:
             best_loss, best = heldout_loss, trainer.copy_weights()
-        row: dict[str, float | None] = {"epoch": epoch, "step": epoch * len(trainer.train_rows)}
+        row: dict[str, float | None] = {"epoch": epoch, "step": epoch * trainer.samples_per_epoch}
         row |= {"train_loss": train_loss, "heldout_loss": heldout_loss, "agreement": agreement}
         row |= {"learning_rate": trainer.optimizer.learning_rate}
         metrics.add(row | {"seconds": round(time.monotonic() - started, 3)})
@@ -71,14 +72,8 @@ def fit_by_gradient(trainer: Trainer, folder: Path, progress: Progress) -> Netwo
         progress.update(epoch, config.epochs, agreement)
     if initial_loss < best_loss:
         best_loss, best = initial_loss, initial
-    sample = trainer.dataset.batch(spread(trainer.heldout_rows, MAX_HELDOUT_ROWS))
-    constant_loss = best_constant_loss(trainer.terms, sample, trainer.policy.spec.head)
-    if not best_loss < constant_loss:
-        raise NothingLearnedError(
-            f"{folder}: the student learned nothing: its held-out loss is {best_loss:.4g}, that of the best constant "
-            f"prediction {constant_loss:.4g}. Use more epochs, more steps, other losses or another learning rate."
-        )
     trainer.policy.load_state_dict(best)
+    trainer.require_learned(str(folder), best_loss)
     return trainer.policy.cpu().eval()
 
 
@@ -129,23 +124,49 @@ class Trainer:
         if not self.recurrent:  # which needs whole episodes
             self.heldout_rows = spread(self.heldout_rows, MAX_HELDOUT_ROWS)
 
+    @property
+    def samples_per_epoch(self) -> int:
+        """Number of transitions that an epoch takes."""
+        return len(self.train_rows)
+
+    def require_learned(self, where: str, loss: float) -> None:
+        """Raise NothingLearnedError if a held-out loss is no lower than that of the best constant prediction."""
+        if not loss < self.constant_loss:
+            raise NothingLearnedError(
+                f"{where}: the student learned nothing: its held-out loss is {loss:.4g}, that of the best constant "
+                f"prediction {self.constant_loss:.4g}. Use more epochs, more steps, other losses or another learning "
+                "rate."
+            )
+
+    @cached_property
+    def constant_loss(self) -> float:
+        """The held-out loss of the best constant prediction."""
+        sample = self.dataset.batch(spread(self.heldout_rows, MAX_HELDOUT_ROWS))
+        return best_constant_loss(self.terms, sample, self.policy.spec.head)
+
     def train_epoch(self, epoch: int) -> float:
         """Train for one pass over the data in random order; return the mean loss."""
         seed = np.random.SeedSequence([self.seed, epoch])
         torch.manual_seed(int(seed.generate_state(1)[0]))  # for dropout
         self.policy.train()
-        schedule = Cosine(self.config.learning_rate) if self.config.schedule == "cosine" else None
         losses: list[Tensor] = []
         for done, batch, output in self.outputs(self.train_rows, self.config.batch_size, np.random.default_rng(seed)):
             progress = (epoch + done) / self.config.epochs
-            if schedule is not None:
-                self.optimizer.learning_rate = schedule(progress)
+            self.set_learning_rate(progress)
             losses.append(self.step(batch, output, progress))
         return float(torch.stack(losses).mean())
 
+    def set_learning_rate(self, progress: float) -> None:
+        """Set the learning rate of the schedule."""
+        if self.config.schedule == "cosine":
+            self.optimizer.learning_rate = Cosine(self.config.learning_rate)(progress)
+
     def step(self, batch: Batch, output: PolicyOutput, progress: float) -> Tensor:
         """Take one step of the optimizer, given the student's output for a batch; return the loss."""
-        loss = total_loss(self.terms, output, batch, progress)
+        return self.descend(total_loss(self.terms, output, batch, progress))
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """Take one step of the optimizer down the gradient of a loss; return the loss."""
         gradient = self.weights.grad
         assert gradient is not None
         gradient.zero_()

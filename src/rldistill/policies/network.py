@@ -90,6 +90,11 @@ class NetworkPolicy(nn.Module):
         self.obs_mean.copy_(mean)
         self.obs_std.copy_(std)
 
+    @property
+    def has_value(self) -> bool:
+        """True if the policy has a value."""
+        return self.value_head is not None
+
     def add_value(self, device: str = "cpu") -> None:
         """Add a value: a linear function of the last hidden layer, 0 at first."""
         self._require_hidden_layer("a value")

@@ -9,32 +9,29 @@ On-policy distillation (Czarnecki 2019, arXiv 1902.02186) learns from the newest
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from rldistill.collection.collect import collect
 from rldistill.core.fields import Positive, validated_dataclass
 from rldistill.core.schedules import Constant, FractionSchedule
-from rldistill.data.dataset import Dataset
 from rldistill.distillation.distill import distill
-from rldistill.envs.spaces import adapt_env
-from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import START_AGAIN, Document, Mode, write_json
 from rldistill.io.progress import Progress, Round, subtask
 from rldistill.io.provenance import provenance
 from rldistill.policies.network import NetworkPolicy
-from rldistill.recipes.job import StudentJob
+from rldistill.recipes.job import Data, StudentJob
 from rldistill.recipes.offline import FromDataset
 from rldistill.students.storage import load_native, save_policy
 
 
 class _Score(Document):
-    """Mean return of the student of a round."""
+    """Score of the student of a round, and those of its tasks if it has several."""
 
     advice: ClassVar[str] = START_AGAIN
     episodes: PositiveInt
     score: float
+    tasks: dict[str, float] = Field(default_factory=dict)
 
 
 @validated_dataclass
@@ -42,7 +39,7 @@ class Dagger(FromDataset):
     """DAgger: rounds of collection by the student and of distillation on all data so far.
 
     Attributes:
-        steps_per_round: environment steps of each round.
+        steps_per_round: environment steps of each round; of several tasks, of each task on average.
         rounds: rounds after the first distillation.
         beta: probability, over these rounds, that the teacher acts instead of the student; 0 by default, so that the
             teacher acts in the first collection only.
@@ -56,29 +53,26 @@ class Dagger(FromDataset):
     eval_episodes: Positive | None = None
     initial: str | None = None
 
+    several_tasks = True
+
     def distill(self, job: StudentJob, mode: Mode, progress: Progress, newest_only: bool = False) -> NetworkPolicy:
         """Distill on the teacher's dataset, then in each round on data that the student has collected.
 
         With `newest_only`, a round learns from its own steps only, not from all data so far.
         """
         folder, run = job.folder, job.run
-        if job.inputs().open_folder(folder, "policy.json", mode):
+        if job.open(mode):
             return load_native(folder)
-        own_dataset, data = folder / "dataset", job.data
+        data: Data = job.data
         student: NetworkPolicy | None = None
         candidates: list[tuple[float, NetworkPolicy]] = []
+        scores: dict[str, Any] = {}
         for number in range(self.rounds + 1):
             if student is not None:
                 beta = self.beta((number - 1) / max(self.rounds - 1, 1))
                 config = dataclasses.replace(run.collect, steps=self.steps_per_round, beta=beta)
                 with subtask(progress, f"collect, round {number}", "steps") as shown:
-                    collect(
-                        run.env, job.teacher, config, own_dataset, seed=job.seed, student=student, round=number,
-                        mode="resume", progress=shown,
-                    )  # fmt: skip
-                folders = [own_dataset] if newest_only else [job.dataset_folder, own_dataset]
-                only_round = number if newest_only else None
-                data = Dataset.read(folders, config.gamma, memory_gb=config.memory_gb, only_round=only_round)
+                    data = job.collect_round(student, config, number, newest_only, scores.get("tasks", {}), shown)
             is_result = number == self.rounds and self.eval_episodes is None  # else the best round is the result
             round_folder = folder if is_result else folder / f"round-{number}"
             part = Round(progress, number, self.rounds + 1)
@@ -87,12 +81,9 @@ class Dagger(FromDataset):
             if self.eval_episodes is not None:
                 file = round_folder / "score.json"
                 if not file.exists():
-                    env = adapt_env(run.env, job.teacher)
-                    workers, max_steps = run.evaluate.workers, run.evaluate.max_steps
-                    split = PlayConfig(run.seed, VALIDATION, workers=workers, max_steps=max_steps)
-                    score = float(play(env, student, self.eval_episodes, split).returns.mean())
-                    write_json(file, {"episodes": self.eval_episodes, "score": score})
-                candidates.append((_Score.read_dict(file)["score"], student))
+                    write_json(file, {"episodes": self.eval_episodes, **job.score(student, self.eval_episodes)})
+                scores = _Score.read_dict(file)
+                candidates.append((scores["score"], student))
                 part.update(run.distill.epochs, run.distill.epochs, candidates[-1][0])
         if candidates:
             best = max(range(len(candidates)), key=lambda number: candidates[number][0])
@@ -113,6 +104,8 @@ class OnPolicy(FromDataset):
 
     steps_per_round: Positive
     rounds: Positive = 1
+
+    several_tasks = True
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
         rounds = Dagger(rounds=self.rounds, steps_per_round=self.steps_per_round)

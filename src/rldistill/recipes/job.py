@@ -1,154 +1,48 @@
-"""Run with the checks of its fields, job of one student, and base class of recipes."""
+"""Run, job of one student, and base class of recipes."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field
 
+from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import ConfigError, did_you_mean, short_repr
-from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, invalid, read, validated_dataclass
+from rldistill.core.errors import ConfigError
+from rldistill.core.fields import PYTHON_ONLY, OneOf, Seed, validated_dataclass
 from rldistill.core.policy import Policy
-from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
-from rldistill.envs.atari import is_atari, rom_name
-from rldistill.envs.make import register, wrapper_class
+from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.exporters.config import ExportConfig
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.fields import (
+    UNLESS_TASKS,
+    EnvField,
+    MemberField,
+    TeacherField,
+    require_distinct,
+    require_folder,
+    require_member_names,
+    require_usable_names,
+)
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.students import AnyStudent
-from rldistill.teachers.committee import AnyMember, CommitteeMember
 from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
-from rldistill.teachers.training.config import TrainConfig
-from rldistill.teachers.training.train import algorithm_class
 
-T = TypeVar("T")
-RESERVED_NAMES = ("teacher", "random", "baseline")
-"""Names of policies in results that no student can have."""
-
-
-def _require_registered(env: EnvConfig) -> EnvConfig:
-    import gymnasium
-
-    if is_atari(env.id):
-        rom_name(env.id)
-    elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
-        register(env.id)
-        if env.id not in gymnasium.registry:
-            hint = did_you_mean(env.id, gymnasium.registry)
-            raise invalid(f"Gymnasium has no environment {env.id!r}.{hint}", "id")
-    views = {f"views.{side}": getattr(env.views, side) for side in SIDES if env.views is not None}
-    for key, wrappers in {"wrappers": env.wrappers, **views}.items():
-        for wrapper in wrappers:
-            try:
-                wrapper_class(wrapper)
-            except ConfigError as error:
-                raise invalid(str(error).removeprefix("env.wrappers: "), key) from error
-    return env
-
-
-def _require_algorithm(config: TrainConfig) -> TrainConfig:
-    algorithm_class(config)  # raises errors that begin with `train.`, of which pydantic's are made
-    return config
-
-
-def _require_usable_names(policies: dict[str, T]) -> dict[str, T]:
-    for name in policies:
-        if name in RESERVED_NAMES or not re.fullmatch(r"\w[\w.-]*", name):
-            raise invalid(f"expected letters, digits, - and _, and none of {', '.join(RESERVED_NAMES)}", name)
-    return policies
-
-
-def _require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise invalid("the same seed is there twice, expected different ones")
-    return seeds
-
-
-def _require_folder(path: Path) -> Path:
-    if "\0" in str(path):
-        raise invalid(f"{str(path)!r} is no name of a folder")
-    try:
-        existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    except OSError as error:  # such as a name that is too long
-        raise invalid(f"{path}: {error.strerror}. Use another folder") from None
-    if not existing.is_dir():
-        raise invalid(f"{existing} is a file, expected a folder")
-    return path
-
-
-@validated_dataclass
-class TrainedTeacher:
-    """Teacher that the run trains.
-
-    Attributes:
-        train: Settings of the training.
-    """
-
-    train: Annotated[TrainConfig, AfterValidator(_require_algorithm)]
-
-
-def _read_teacher(value: Any) -> Any:
-    if isinstance(value, str):
-        return read(SavedTeacher, value)
-    if isinstance(value, Mapping):
-        if "path" in value:
-            return read(SavedTeacher, value)
-        if "ensemble" in value:
-            return read(TeacherEnsemble, value)
-        if "agents" in value:
-            return read(TeamTeacher, value)
-        return read(TrainedTeacher, value).train
-    if isinstance(value, SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig) or hasattr(value, "spec"):
-        return value
-    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble, agents or train")
-
-
-def _read_member(value: Any) -> Any:
-    if isinstance(value, str) or (isinstance(value, Mapping) and "path" in value):
-        return read(CommitteeMember, value)
-    teacher = _read_teacher(value)
-    if isinstance(teacher, SavedTeacher):
-        return CommitteeMember(**vars(teacher))
-    if isinstance(teacher, TrainConfig | TeamTeacher):
-        raise invalid("expected a path, or path or ensemble with options. Train it first (`rldistill train`)")
-    return teacher
-
-
-def _require_member_names(teachers: dict[str, AnyMember]) -> dict[str, AnyMember]:
-    if len(teachers) == 1:
-        raise invalid("found one teacher, expected several. Use `teacher` for one")
-    return _require_usable_names(teachers)
-
-
-EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
-TeacherField = Annotated[
-    SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig | Policy,
-    PlainValidator(
-        _read_teacher, json_schema_input_type=str | SavedTeacher | TeacherEnsemble | TeamTeacher | TrainedTeacher
-    ),
-]
-
-
-MemberField = Annotated[
-    AnyMember, PlainValidator(_read_member, json_schema_input_type=str | CommitteeMember | TeacherEnsemble)
-]
-
-
+Data = Dataset | Mapping[str, Dataset]
+"""Data of a student: a dataset, or one for each task."""
 RECIPES: dict[str, type[Recipe]] = {}
 """Recipes by their name in run files, listed in `rldistill.recipes`."""
 
@@ -160,10 +54,12 @@ class Recipe(ABC):
 
     Attributes:
         needs_teacher: False if any teacher would lead to the same student.
+        several_tasks: True if the recipe takes data and scores from its job alone, which may have several tasks.
         learner: section of the run with the settings of learning from reward; None if the recipe has no such part.
     """
 
     needs_teacher: ClassVar[bool] = True
+    several_tasks: ClassVar[bool] = False
     learner: ClassVar[Literal["ppo", "dqn"] | None] = None
 
     @property
@@ -184,15 +80,29 @@ class Recipe(ABC):
 
 
 @validated_dataclass
+class Task:
+    """Task of a student of several tasks.
+
+    Attributes:
+        env: Environment.
+        teacher: Its teacher, as in a run of one task.
+    """
+
+    env: EnvField
+    teacher: TeacherField
+
+
+@validated_dataclass
 class Run:
     """A run: from a teacher to evaluated students. It is the content of a run file.
 
     Attributes:
-        env: Environment.
+        env: Environment; required without `tasks`.
         teacher: Path of a saved teacher, or `path` with options; `ensemble` of several; or teacher to `train`. In
-            Python, also any policy.
+            Python, also any policy. Required without `tasks` and `teachers`.
         teachers: Several teachers by name, in place of `teacher`, each with its own options. All label all steps, they
             take turns as the acting one from episode to episode, and `distill.weighting` makes one label of theirs.
+        tasks: Several tasks by name, in place of `env` and `teacher`, for `multi_task` students.
         name: Name of the run; by default that of its file.
         out: Folder of all results; by default `runs/NAME` for a run file.
         seed: Seed of collection and evaluation, and of a teacher to train.
@@ -210,11 +120,12 @@ class Run:
         document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
 
-    env: EnvField
+    env: Annotated[EnvField, UNLESS_TASKS] = cast(Any, None)
     teacher: TeacherField | None = None
-    teachers: Annotated[dict[str, MemberField], AfterValidator(_require_member_names)] = field(default_factory=dict)
+    teachers: Annotated[dict[str, MemberField], AfterValidator(require_member_names)] = field(default_factory=dict)
+    tasks: Annotated[dict[str, Task], AfterValidator(require_usable_names)] = field(default_factory=dict)
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
-    out: Annotated[Path, AfterValidator(_require_folder)] = Path("runs/run")
+    out: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
     seed: Seed = 0
     collect: CollectConfig = CollectConfig()
     recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
@@ -224,14 +135,21 @@ class Run:
     ppo: PPOConfig = PPOConfig()
     dqn: DQNConfig = DQNConfig()
     control: Literal["none", "from_scratch"] = "none"
-    students: Annotated[dict[str, AnyStudent], AfterValidator(_require_usable_names)] = field(default_factory=dict)
-    seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(_require_distinct)] = (0,)
+    students: Annotated[dict[str, AnyStudent], AfterValidator(require_usable_names)] = field(default_factory=dict)
+    seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(require_distinct)] = (0,)
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = None
     verify: bool = True
     document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.tasks:
+            for key in ("env", "teacher", "teachers"):
+                if getattr(self, key):
+                    raise ConfigError(f"{key}: each of the `tasks` has its own. Remove this one")
+            return
+        if self.env is None:
+            raise ConfigError("env: is missing")
         if self.teacher is None and not self.teachers:
             raise ConfigError("teacher: is missing. Name one, or several as `teachers`")
         if self.teacher is not None and self.teachers:
@@ -290,6 +208,51 @@ class StudentJob:
         if self.dataset is None:
             raise ConfigError(f"dataset: {type(self.run.recipe).__name__} needs one. Collect it first.")
         return self.dataset
+
+    def check(self) -> None:
+        """Raise, before data are collected or discarded, if the students of the run cannot be distilled."""
+        self.run.recipe.check(self.run, self.teacher)
+
+    def distill(self, mode: Mode, progress: Progress) -> NetworkPolicy:
+        """Distill the student by the recipe of the run."""
+        return self.run.recipe.distill(self, mode, progress)
+
+    def open(self, mode: Mode) -> bool:
+        """Prepare the folder of the student; return True if the student is there."""
+        return self.inputs().open_folder(self.folder, "policy.json", mode)
+
+    def collect_round(
+        self,
+        student: NetworkPolicy,
+        config: CollectConfig,
+        number: int,
+        newest_only: bool,
+        scores: Mapping[str, float],
+        progress: Progress,
+    ) -> Data:
+        """Collect a round in which the student acts; return the data so far, or only this round's.
+
+        `scores` are those of the tasks after the last round, if there are several.
+        """
+        folder = self.folder / "dataset"
+        collect(
+            self.run.env, self.teacher, config, folder, seed=self.seed, student=student, round=number, mode="resume",
+            progress=progress,
+        )  # fmt: skip
+        folders = [folder] if newest_only else [self.dataset_folder, folder]
+        return Dataset.read(
+            folders, config.gamma, memory_gb=config.memory_gb, only_round=number if newest_only else None
+        )
+
+    def score(self, student: NetworkPolicy, episodes: int) -> dict[str, Any]:
+        """Return the `score` of a round, by which the best one is selected: the mean return in validation episodes."""
+        return {"score": self.validate(student, episodes)}
+
+    def validate(self, policy: Policy | None, episodes: int) -> float:
+        """Return the mean return of a policy, or of random play, in validation episodes."""
+        config = self.run.evaluate
+        settings = PlayConfig(self.run.seed, VALIDATION, workers=config.workers, max_steps=config.max_steps)
+        return float(play(adapt_env(self.run.env, self.teacher), policy, episodes, settings).returns.mean())
 
     def inputs(self) -> StageInputs:
         """Return all that the student depends on except its seed.

@@ -107,8 +107,10 @@ class Offline(FromDataset):
 
     initial: str | None = None
 
+    several_tasks = True
+
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
-        job.inputs().open_folder(job.folder, "policy.json", mode)
+        job.open(mode)
         config = job.run.distill
         return distill(job.data, self.first(job), config, job.folder, seed=job.seed, mode="resume", progress=progress)
 
@@ -134,7 +136,7 @@ class BornAgain(FromDataset):
         require_comparable(terms, second.head, student_spec(second, terms).head, has_value)
 
     def distill(self, job: StudentJob, mode: Mode, progress: Progress) -> NetworkPolicy:
-        if job.inputs().open_folder(job.folder, "policy.json", mode):
+        if job.open(mode):
             return load_native(job.folder)
         data, collected = job.data, job.run.collect
         for number in range(self.rounds + 1):

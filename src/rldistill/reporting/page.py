@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from rldistill.core.errors import RLDistillError
 from rldistill.evaluation.compare_teachers import TeacherComparison
 from rldistill.evaluation.results import Evaluation, agreement_rows, policy_rows, robustness_rows, team_rows, verdict
+from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.evaluation.worlds import world_rows
 from rldistill.io.atomic import write_atomic
 from rldistill.io.untrusted import read_own, require_confined
@@ -64,6 +65,23 @@ def write_report(run: Path | str) -> Path:
     write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired, playing=playing)
     card = model_card(evaluation, content["config"], dict(content["exports"]))
     write_atomic(run / "MODEL_CARD.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    return path
+
+
+def write_tasks_report(run: Path | str) -> Path:
+    """Write the report of a run of several tasks, with a table of each; return its path.
+
+    Raises:
+        CorruptArtifactError: An `evaluation.json` is missing or broken.
+    """
+    run = Path(run)
+    evaluation = TasksEvaluation.read(run / "evaluation.json")
+    own = {task: Evaluation.read(run / "tasks" / task / "evaluation.json") for task in evaluation.tasks}
+    tables_by_task = {
+        task: (policy_rows(results), tables.statistics_rows(results), verdict(results)) for task, results in own.items()
+    }
+    path = run / "report.html"
+    write_page(path, "tasks.html.jinja", evaluation=evaluation, rows=evaluation.rows, tasks=tables_by_task)
     return path
 
 

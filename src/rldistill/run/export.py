@@ -23,6 +23,7 @@ from rldistill.exporters.metadata import ExportContext
 from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
+from rldistill.recipes.tasks import task_runs
 from rldistill.run.folder import record_run, require_result
 from rldistill.run.yaml import read_yaml
 from rldistill.students.storage import load_native, read_document
@@ -31,10 +32,12 @@ from rldistill.teachers.load import SavedTeacher
 
 
 def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certificate]:
-    """Export each student of a run, with its first training seed, into `export/NAME/`.
+    """Export each student of a run, with its first training seed, into `export/NAME/`; in the folder of each task.
 
     A student whose certificate is there and belongs to its policy is not exported again with mode="resume".
     """
+    if run.tasks:
+        return [made for part in task_runs(run).values() for made in run_export(part, mode, quiet)]
     env = run.env.view_of("student")
     dataset = run.read_dataset() if run.recipe.needs_dataset and run.dataset_folder.exists() else None
     certificates = []
@@ -61,7 +64,8 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
 
 def failed_exports(run: Run) -> list[str]:
     """Return the reasons why exported files of a run do not pass."""
-    folders = [run.out / "export" / name for name in run.students if run.export is not None]
+    parts = [run, *task_runs(run).values()]
+    folders = [part.out / "export" / name for part in parts for name in run.students if run.export is not None]
     return [reason for folder in folders if (folder / FILE).exists() for reason in Certificate.read(folder).failures]
 
 
@@ -139,6 +143,9 @@ class ExportSource:
             return folder, export_policy(load_native(source), env, folder, config, context, mode, progress)
 
     def _student_name(self, run: Path) -> str:
+        if (run / "tasks").is_dir():
+            tasks = ", ".join(sorted(str(path) for path in (run / "tasks").iterdir()))
+            raise ConfigError(f"{run} is the run of several tasks. Name that of one: {tasks}.")
         names = sorted(path.name for path in (run / "students").iterdir() if path.is_dir())
         if self.student in names:
             return str(self.student)

@@ -1,9 +1,7 @@
 """The stages of a run, one function each, and all of them in order."""
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,29 +10,27 @@ from rich.console import Console
 from rldistill.collection.collect import collect
 from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
-from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.weighting import best_member, labels_of_member
-from rldistill.envs.spaces import spec_from_env
-from rldistill.evaluation.check_env import require_env
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
 from rldistill.evaluation.metrics import probe_metrics
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
-from rldistill.evaluation.verify import fit_to_env, quick_check
+from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.evaluation.worlds import evaluation_env
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
-from rldistill.io.atomic import Mode, require_mode
+from rldistill.io.atomic import Mode, require_mode, write_json
 from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, track
 from rldistill.losses.objective import given_temperature
 from rldistill.policies.committee import Committee
 from rldistill.recipes.from_reward import train_control
-from rldistill.recipes.job import Run, StudentJob
-from rldistill.reporting import write_report
+from rldistill.recipes.job import Run
+from rldistill.recipes.tasks import require_one_task, require_tasks, task_runs
+from rldistill.reporting import write_report, write_tasks_report
 from rldistill.reporting.advice import next_step
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.reporting.sections import CONTROL_SUFFIX
@@ -47,22 +43,12 @@ from rldistill.run.folder import (
     student_steps,
     training_curves,
 )
+from rldistill.run.jobs import load_teacher, student_job, warn_of_env, warn_of_mistakes, with_loaded_features
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
-from rldistill.students.features import TeacherFeatures
-from rldistill.students.storage import read_document
-from rldistill.teachers.committee import load_committee
-from rldistill.teachers.fingerprint import fingerprint
-from rldistill.teachers.load import (
-    SavedTeacher,
-    TeacherEnsemble,
-    TeamTeacher,
-    load_policy,
-    training_remarks,
-)
+from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
-from rldistill.teachers.zoo import ZOO
 
 
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
@@ -81,10 +67,12 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         resolve_device(config.device, f"{stage}.device")  # a missing device is an error now, not after hours
     if run.export is not None:
         require_packages(run.export.formats or DEFAULT_FORMATS)
-    if run.evaluate.baseline is not None:
-        load_baseline(run.evaluate.baseline, run.env)
-    probe_metrics(evaluation_env(run.env, run.evaluate), run.evaluate.metrics)
-    if isinstance(run.teacher, TrainConfig):
+    parts = [*task_runs(run).values()] or [run]
+    for part in parts:
+        if run.evaluate.baseline is not None:
+            load_baseline(run.evaluate.baseline, part.env)
+        probe_metrics(evaluation_env(part.env, run.evaluate), run.evaluate.metrics)
+    if any(isinstance(part.teacher, TrainConfig) for part in parts):
         run_train(run, mode, quiet)
     if run.recipe.needs_dataset:
         run_collect(run, mode, quiet)
@@ -102,14 +90,17 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     return path
 
 
-def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
-    """Train the teacher into `teacher/`."""
+def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dict[str, Policy]:
+    """Train the teacher into `teacher/`; of several tasks, each teacher that is to be trained."""
+    to_train = {task: part for task, part in task_runs(run).items() if isinstance(part.teacher, TrainConfig)}
+    if to_train:
+        return {task: cast(Policy, run_train(part, mode, quiet)) for task, part in to_train.items()}
     if not isinstance(run.teacher, TrainConfig):
         raise ConfigError(
             f"teacher: {run.document.get('teacher', run.teacher or [*run.teachers])} is trained already. To train one, "
             "give a TrainConfig (teacher.train in a run file)."
         )
-    _warn_of_env(run.env)
+    warn_of_env(run.env)
     with record_run(run, mode, "teacher"), track("train teacher", "steps", quiet) as progress:
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
@@ -120,20 +111,25 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy:
     return teacher
 
 
-def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset:
-    """Collect the dataset of the teacher into `dataset/`."""
-    _warn_of_env(run.env)
+def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | dict[str, Dataset]:
+    """Collect the dataset of the teacher into `dataset/`; of several tasks, those of all teachers."""
+    if run.tasks:
+        parts = task_runs(run)
+        require_tasks(run, {task: load_teacher(part) for task, part in parts.items()})
+        return {task: cast(Dataset, run_collect(part, mode, quiet)) for task, part in parts.items()}
+    warn_of_env(run.env)
     teacher = load_teacher(run)
     if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
         run.recipe.check(with_loaded_features(run), teacher)
         if run.verify:
-            _warn_of_mistakes(run, teacher)
+            warn_of_mistakes(run, teacher)
     with record_run(run, mode, "dataset"), track("collect", "steps", quiet) as progress:
         return collect(run.env, teacher, run.collect, run.dataset_folder, seed=run.seed, mode=mode, progress=progress)
 
 
 def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Dataset:
     """Collect another round, with new seeds, into the dataset of a run."""
+    require_one_task(run, "dataset extend")
     manifest = Manifest.read(run.dataset_folder)
     manifest.require_complete(0)
     number = 1 + max(block.round for block in manifest.blocks)
@@ -159,29 +155,23 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
 
 def _distill_students(run: Run, mode: Mode, quiet: bool) -> dict[str, NothingLearnedError]:
     """Distill all students and return the errors of those that learned nothing; raise if all did."""
-    _warn_of_env(run.env)
     with record_run(run, mode, "students", "controls"):
         run = with_loaded_features(run)
-        teacher = load_teacher(run)
-        dataset = None
-        if run.recipe.needs_dataset:
-            require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
-            Manifest.read(run.dataset_folder).require_teacher(fingerprint(teacher))
-            dataset = run.read_dataset()
+        template = student_job(run)
         if mode == "overwrite":  # an error in the settings must not cost the students that exist
-            run.recipe.check(run, teacher)
+            template.check()
         failed: dict[str, NothingLearnedError] = {}
         for name in run.students:
             try:
                 for seed in run.seeds:
                     unit = "epochs" if run.recipe.learner is None else "steps"
                     with track(f"distill {name}, seed {seed}", unit, quiet) as progress:
-                        run.recipe.distill(StudentJob(run, teacher, dataset, name, seed), mode, progress)
+                        dataclasses.replace(template, name=name, seed=seed).distill(mode, progress)
             except NothingLearnedError as error:
                 failed[name] = error
                 continue
             for seed in run.seeds if run.control != "none" else ():
-                job = StudentJob(run, teacher, dataset, name, seed)
+                job = dataclasses.replace(template, name=name, seed=seed)
                 with track(f"control of {name}, seed {seed}", "steps", quiet) as progress:
                     train_control(job, student_steps(run, name), mode, progress)
         if failed and len(failed) == len(run.students):
@@ -189,9 +179,12 @@ def _distill_students(run: Run, mode: Mode, quiet: bool) -> dict[str, NothingLea
         return failed
 
 
-def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()) -> Evaluation:
+def run_evaluate(
+    run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()
+) -> Evaluation | TasksEvaluation:
     """Evaluate teacher, students and random play on the same episodes, into `evaluation.json` and `videos/`.
 
+    Of several tasks, each is evaluated in its folder, and `evaluation.json` has the mean scores of the students.
     `failed` names further students, which learned nothing, for a warning in the report.
 
     Raises:
@@ -201,29 +194,19 @@ def run_evaluate(run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequ
     if path.exists() and mode == "new":
         raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
     with record_run(run, mode, "students", "videos"):
-        trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
         run = with_loaded_features(run)
-        teacher = load_teacher(run)
+        template = student_job(run, with_data=False)
         for name in run.students:
             for seed in run.seeds:
-                job = StudentJob(run, teacher, None, name, seed)
+                job = dataclasses.replace(template, name=name, seed=seed)
                 job.inputs().require_same(job.folder)
-        has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
-        dataset = run.read_dataset() if has_dataset else None
-        policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
-        if isinstance(teacher, Committee):
-            dataset, policies = _members_to_evaluate(teacher, dataset, run)
-        for name in run.students:
-            policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
-        for name in run.students if run.control != "none" else ():
-            folder = run.out / "controls" / name
-            steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
-            policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
-        with track("evaluate", "episodes", quiet) as progress:
-            context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
-            evaluation = evaluate(run.env, policies, run.evaluate, run.out, context, progress)
+        evaluation = (
+            _evaluate_tasks(run, mode, quiet, failed)
+            if run.tasks
+            else _evaluate_policies(run, template.teacher, quiet, failed)
+        )
     Console().print(evaluation)
-    if step := next_step(evaluation, run.out):
+    if isinstance(evaluation, Evaluation) and (step := next_step(evaluation, run.out)):
         print(": ".join(step))
     return evaluation
 
@@ -243,9 +226,44 @@ def _members_to_evaluate(
     return labels_of_member(dataset, best), policies
 
 
+def _evaluate_policies(run: Run, teacher: Policy, quiet: bool, failed: Sequence[str]) -> Evaluation:
+    """Evaluate the policies of a run of one task."""
+    trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
+    has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
+    dataset = run.read_dataset() if has_dataset else None
+    policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
+    if isinstance(teacher, Committee):
+        dataset, policies = _members_to_evaluate(teacher, dataset, run)
+    for name in run.students:
+        policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
+    for name in run.students if run.control != "none" else ():
+        folder = run.out / "controls" / name
+        steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
+        policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
+    with track("evaluate", "episodes", quiet) as progress:
+        context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
+        return evaluate(run.env, policies, run.evaluate, run.out, context, progress)
+
+
+def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) -> TasksEvaluation:
+    """Evaluate the students of a run in each of its tasks."""
+    parts = task_runs(run)
+    evaluations = {task: cast(Evaluation, run_evaluate(part, mode, quiet, failed)) for task, part in parts.items()}
+    students = {name: load_native(run.out / "students" / name / f"seed-{run.seeds[0]}") for name in run.students}
+    parameters = {name: sum(part.numel() for part in own.parameters()) for name, own in students.items()}
+    evaluation = TasksEvaluation.of(evaluations, parameters, run.evaluate.margin)
+    write_json(run.out / "evaluation.json", evaluation.to_dict())
+    return evaluation
+
+
 def run_report(run: Run) -> Path:
-    """Write `report.html` and `MODEL_CARD.md` from the results of the other stages."""
-    path = write_report(run.out)
+    """Write `report.html` and `MODEL_CARD.md` from the results of the other stages; of several tasks, also in each."""
+    if run.tasks:
+        for part in task_runs(run).values():
+            run_report(part)
+        path = write_tasks_report(run.out)
+    else:
+        path = write_report(run.out)
     print(f"report: {path}")
     return path
 
@@ -256,6 +274,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     Raises:
         ConfigError: `own` is set and the run has no students.
     """
+    require_one_task(run, "search")
     if config.own and not run.students:
         raise ConfigError("own: the run has no students to try. Add some, or search without own=True (--own).")
     if isinstance(run.teacher, TrainConfig):
@@ -264,9 +283,8 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     # Students of the run that do not fit its losses are no reason to refuse the collection.
     collected = dataclasses.replace(run, students={})
     with lock_folder(run.out):
-        result = search(
-            run, config, load_teacher(run), lambda: run_collect(collected, mode="resume", quiet=quiet), mode, quiet
-        )
+        dataset = lambda: cast(Dataset, run_collect(collected, mode="resume", quiet=quiet))  # noqa: E731
+        result = search(run, config, load_teacher(run), dataset, mode, quiet)
     page = run.out / "search" / "search.html"
     write_search(result, page)
     console = Console(highlight=False, markup=False)
@@ -275,59 +293,3 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
         console.print(as_students(result))
     print(f"search page: {page}")
     return result
-
-
-def load_teacher(run: Run) -> Policy:
-    """Load the teacher of a run."""
-    if isinstance(run.teacher, TrainConfig):
-        require_result(run.out / "teacher" / "policy.json", "teacher", "train")
-        return load_policy(run.out / "teacher")
-    if run.teacher is None:
-        return load_committee(run.teachers, run.env)
-    if not isinstance(run.teacher, SavedTeacher | TeacherEnsemble | TeamTeacher):
-        return run.teacher
-    teacher = run.teacher.load(spec_from_env(run.env.view_of("teacher")))
-    if isinstance(run.teacher, SavedTeacher):
-        fit_to_env(teacher, run.env, run.teacher.path)
-    return teacher
-
-
-def with_loaded_features(run: Run) -> Run:
-    """Return the run with a loaded network in place of the path of each student that uses a network's features.
-
-    Such paths are resolved only here: a run file is trusted like a Makefile, a stored student is data.
-    """
-    teacher_path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
-    if isinstance(run.teacher, TrainConfig):
-        teacher_path = str(run.out / "teacher")
-    students = dict(run.students)
-    for name, student in run.students.items():
-        features = getattr(student, "features", None)
-        if isinstance(features, TeacherFeatures):
-            path = features.policy or teacher_path
-            if not path:
-                raise ConfigError(
-                    f"students.{name}.features.policy: this teacher has no file. Name the file of a network."
-                )
-            network = SavedTeacher(path).load(spec_from_env(run.env.view_of("student")))
-            students[name] = dataclasses.replace(cast(Any, student), features=TeacherFeatures(path).load(network))
-    return dataclasses.replace(run, students=students)
-
-
-@lru_cache
-def _warn_of_env(env: EnvConfig) -> None:
-    """Warn once of everything that is suspicious about an environment; raise ConfigError if it will not work."""
-    for text in require_env(env):
-        warnings.warn(text, stacklevel=3)
-
-
-def _warn_of_mistakes(run: Run, teacher: Policy) -> None:
-    """Warn about common mistakes in a teacher that was trained elsewhere, after a few hundred steps."""
-    path = run.teacher.path if isinstance(run.teacher, SavedTeacher) else ""
-    if isinstance(run.teacher, TrainConfig) or path.startswith(ZOO):
-        return
-    problems, remarks = quick_check(teacher, run.env, run.seed)
-    for remark in remarks:
-        warnings.warn(f"the teacher: {remark}", stacklevel=3)
-    for problem in [*problems, *(training_remarks(path, run.env) if path else [])]:
-        warnings.warn(f"the teacher looks wrong: {problem}. See `rldistill teachers verify`.", stacklevel=3)

@@ -27,6 +27,7 @@ from rldistill.students import STUDENTS
 from rldistill.students.features import FEATURES, Features
 from rldistill.students.features.teacher import NOT_STORED
 from rldistill.students.keras import FILE, Keras, KerasStudent, keras_student
+from rldistill.students.multi_task import MultiTask
 from rldistill.students.team import MEMBERS, Team
 from rldistill.students.tree import TreePolicy
 
@@ -100,9 +101,9 @@ def _name(kind: type[Any]) -> str:
 
 
 def trust_student(student: object) -> None:
-    """Trust the class of a student, that of its features if it has some, and that of the members of a team."""
+    """Trust the class of a student, that of its features if it has some, and that of its members or networks."""
     trust(type(student))
-    if isinstance(student, Team):
+    if isinstance(student, Team | MultiTask):
         trust_student(student.student)
     if isinstance(features := getattr(student, "features", None), Features):
         trust(type(features))
@@ -130,7 +131,7 @@ def save_policy(policy: NetworkPolicy, folder: Path, provenance: dict[str, Any],
         "config": _config_to_json(policy.config),
         "spec": policy.spec.to_json(),
         "obs_clip": policy.obs_clip,
-        "value": policy.value_head is not None,
+        "value": policy.has_value,
         "provenance": provenance,
         "weights_sha256": content_hash(tensors),
     }
@@ -199,7 +200,7 @@ def load_native(folder: Path, device: str = "cpu") -> NetworkPolicy:
 def stored_tensors(policy: NetworkPolicy) -> dict[str, Tensor]:
     """Return the tensors of a policy that its file holds."""
     tensors = policy.state_dict().items()
-    return {name: value.detach().cpu().contiguous() for name, value in tensors if not name.startswith("feature_head.")}
+    return {name: value.detach().cpu().contiguous() for name, value in tensors if "feature_head." not in name}
 
 
 def _config_to_json(config: Any) -> dict[str, Any]:
@@ -211,8 +212,10 @@ def _config_to_json(config: Any) -> dict[str, Any]:
             value = value.to_json()
         elif isinstance(config, Team) and field.name == "members":
             value = [_tagged_to_json(member) for member in value]
-        elif isinstance(config, Team) and field.name == "student":
+        elif isinstance(config, Team | MultiTask) and field.name == "student":
             value = _tagged_to_json(value)
+        elif isinstance(config, MultiTask) and field.name == "specs":
+            value = {task: spec.to_json() for task, spec in value.items()}
         elif isinstance(value, Features) or (field.name == "network" and value is not None):
             if field.name == "network" and type(value) not in FEATURE_NETWORKS.values():
                 known = ", ".join(FEATURE_NETWORKS)
@@ -246,7 +249,7 @@ def _config_from_json(kind: type[Any], value: dict[str, Any], path: Path, where:
     tagged: dict[str, Mapping[str, type[Any]]] = {"network": FEATURE_NETWORKS}
     if kind is not Actor:  # whose features are a number
         tagged["features"] = FEATURES | {name: own for name, own in USER_CLASSES.items() if issubclass(own, Features)}
-    if kind is Team:
+    if kind in (Team, MultiTask):
         tagged |= dict.fromkeys(("student", "members"), MEMBERS | {"actor": Actor} | USER_CLASSES)
     for name, item in value.items():
         field = f"{where}.{name}"

@@ -12,7 +12,7 @@ from rldistill.core.heads import MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
 
-Fit = Literal["gradient", "closed_form", "tree", "team"]
+Fit = Literal["gradient", "closed_form", "tree", "team", "tasks"]
 
 
 class Student(ABC):
@@ -22,7 +22,7 @@ class Student(ABC):
     in which it differs from the defaults.
 
     Attributes:
-        fit: Method of the fit: by gradient, in one solve, as a tree, or that of each member of a team.
+        fit: Method of the fit: by gradient, in one solve, as a tree, that of each member of a team, or to `tasks`.
         recurrent: True if the policy has a state; it is then trained on whole episodes.
         trains_from_reward: True if PPO and DQN can train it.
         hidden_as_features: True if another student can take its last hidden layer as features.
