@@ -39,7 +39,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.adversarial import initial_policy
 from rldistill.recipes.job import StudentJob
 from rldistill.rl import train_state
-from rldistill.run.stages import run_collect
+from rldistill.run.stages import run_collect, run_distill
 from rldistill.students import Cnn
 from rldistill.students.storage import load_native
 
@@ -191,6 +191,18 @@ def test_dataset_of_another_environment_is_refused(tmp_path: Path, folder: Path)
     with pytest.raises(SpecMismatchError, match="observation shape"):
         imitate(folder, Mlp((8,)), config, tmp_path / "student", progress=False)
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("place", ["nowhere", "another environment"])
+def test_impossible_folders_are_refused_before_the_first_step(
+    tmp_path: Path, teacher: NetworkPolicy, folder: Path, place: str
+) -> None:
+    named = folder if place == "another environment" else tmp_path / place
+    env = EnvConfig("Acrobot-v1") if place == "another environment" else CARTPOLE
+    run = small_run(tmp_path / "run", teacher, Adversarial(dataset=str(named)), env=env)
+    with pytest.raises((ConfigError, SpecMismatchError), match=r"dataset: .*there is none|observation shape"):
+        run_distill(run, quiet=True)
+    assert not (tmp_path / "run" / "students").exists()
 
 
 def test_dataset_alone_has_no_teacher_to_compare_with(tmp_path: Path, folder: Path) -> None:

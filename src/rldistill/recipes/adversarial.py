@@ -16,7 +16,7 @@ from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset, open_dataset
-from rldistill.data.manifest import Manifest, dataset_folder
+from rldistill.data.manifest import FILE, Manifest, dataset_folder
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.distillation.prepare import prepare
@@ -30,6 +30,7 @@ from rldistill.recipes.from_reward import FromReward
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.rl import ppo
 from rldistill.rl.config import AdversarialConfig, PPOConfig
+from rldistill.rl.guidance import Guidance
 from rldistill.rl.reward import AdversarialReward, require_finite
 from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent
@@ -95,12 +96,12 @@ class Adversarial(AdversarialConfig, FromReward):
             )
         return head
 
-    def check(self, run: Run, teacher: Policy) -> None:
+    def guidance(self, run: Run, teacher: Policy) -> Guidance:
         require_finite(self, run.ppo.gamma)
         if self.dataset is not None:
             env = adapt_env(run.env, teacher)
             _manifest(self.dataset).spec.require_same_input(observation_views(env).student, self.dataset, env.id)
-        super().check(run, teacher)
+        return super().guidance(run, teacher)
 
     def learn(self, job: StudentJob, task: LearningTask, mode: Mode, progress: Progress) -> NetworkPolicy:
         data = None
@@ -213,4 +214,7 @@ def _validation_returns(env: EnvConfig, episodes: int, seed: int, policy: Networ
 
 
 def _manifest(folder: Path | str) -> Manifest:
-    return Manifest.read(dataset_folder(Path(folder)))
+    path = dataset_folder(Path(folder))
+    if not (path / FILE).exists():
+        raise ConfigError(f"dataset: {folder}: there is none. Collect one, or import one (`rldistill dataset import`).")
+    return Manifest.read(path)
