@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rldistill import Adversarial, read_run
+from rldistill.run.yaml import parse_value
 
 from .. import commands
 
@@ -153,9 +153,9 @@ def test_python_of_the_export_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_run_files_of_the_adversarial_page_are_valid() -> None:
     page = (ROOT / "docs" / "adversarial.md").read_text(encoding="utf-8")
-    example = yaml.safe_load((ROOT / "examples" / "adversarial.yaml").read_text(encoding="utf-8"))
+    example = (ROOT / "examples" / "adversarial.yaml").read_text(encoding="utf-8")
     for block in blocks(page, "yaml"):
-        run = read_run(example | yaml.safe_load(block))
+        run = read_run(parse_value(example, "example") | parse_value(block, "page"))
         assert isinstance(run.recipe, Adversarial)
 
 
