@@ -6,13 +6,18 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from rldistill.cli.main import app
+from rldistill.io.atomic import write_json
 from rldistill.policies.network import NetworkPolicy
+from rldistill.reporting.compare_runs import compare_runs
+from rldistill.reporting.page import write_run_comparison
 from rldistill.students.storage import save_policy
 
 from .browser import CHROMIUM, Browser, browser
@@ -180,6 +185,26 @@ def test_axe_finds_no_violation(page: Browser, axe: str, width: int, scheme: str
     page.ask("document.querySelectorAll('details').forEach(each => { each.open = true })")
     page.ask(f"{axe}; 0")
     assert page.ask(AXE) == []
+
+
+def test_comparison_of_runs_fits_and_axe_finds_no_violation(
+    evaluation: dict[str, Any], axe: str, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        write_json(tmp_path / name / "evaluation.json", evaluation)
+        (tmp_path / name / "config.yaml").write_text(f"seed: {len(name)}")
+    path = tmp_path / "compared.html"
+    write_run_comparison(compare_runs([tmp_path / "first", tmp_path / "second"]), path)
+    with browser(tmp_path / "profile") as opened:
+        opened.open(path.as_uri())
+        for width, scheme in WINDOWS:
+            opened.look(width, scheme=scheme)
+            opened.ask(f"{axe}; 0")
+            assert opened.ask(AXE) == []
+            assert opened.ask("document.documentElement.scrollWidth") <= width
+        opened.look(A4_WIDTH, media="print")
+        assert opened.ask(CUT_OFF) == []
+        assert opened.errors == []
 
 
 def test_nothing_is_cut_off_on_paper(page: Browser) -> None:

@@ -11,6 +11,7 @@ from rldistill.cli.main import app
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.io.atomic import write_json
 from rldistill.reporting.compare_runs import compare_runs
+from rldistill.reporting.page import write_run_comparison
 
 
 def run(folder: Path, evaluation: dict[str, Any], config: dict[str, Any], **changes: Any) -> Path:
@@ -44,6 +45,10 @@ def test_page_of_a_comparison(tmp_path: Path, evaluation: dict[str, Any]) -> Non
     assert f"The highest mean return has small-mlp of {folders[0]}: 450.00, 95% interval 400.00 to 480.00." in text
     assert text.count('<text class="name" y=') == 5  # the teacher, and two students of each run
     assert '<th scope="row">seed</th><td>0</td><td>1</td>' in text
+    (tmp_path / "deep").mkdir()
+    same_name = run(tmp_path / "deep/a", evaluation, {})
+    write_run_comparison(compare_runs([folders[0], same_name]), page)
+    assert page.read_text(encoding="utf-8").count('<text class="name" y=') == 5
     again = CliRunner().invoke(app, ["compare", *map(str, folders), "--page", str(page)])
     assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
 

@@ -94,8 +94,9 @@ def write_comparison(comparison: TeacherComparison, path: Path) -> None:
 
 def write_run_comparison(comparison: RunComparison, path: Path) -> None:
     """Write a comparison of runs as a page."""
+    names = [Path(run).name for run in comparison.runs]
     returns = {
-        f"{name} {Path(run).name}": (entry.returns, entry.mean)
+        f"{name} {Path(run).name if len({*names}) == len(names) else run}": (entry.returns, entry.mean)
         for run, evaluation in comparison.runs.items()
         for name, entry in evaluation.students.items()
     }
