@@ -1,7 +1,8 @@
-"""Teacher and view of your own: the recurrent Pong agent of github.com/greydanus/baby-a3c (MIT licence).
+"""Teachers and view of your own: the recurrent agents of github.com/greydanus/baby-a3c (MIT licence).
 
-It looks at one 80x80 picture a step and remembers the rest, and was trained where 2 to 4 frames pass between actions.
-`examples/pong-a3c.yaml` distils it into a feed-forward student on 84x84x4 frames.
+They look at one 80x80 picture a step and remember the rest, and were trained where 2 to 4 frames pass between actions.
+`examples/pong-a3c.yaml` distils the one for Pong into a feed-forward student on 84x84x4 frames, and
+`examples/atari-tasks.yaml` those for three games into one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Court(gymnasium.ObservationWrapper[NDArray[np.uint8], Any, NDArray[np.uint
 
 
 class BabyA3C(nn.Module):
-    """Network of four convolutions, a GRU cell of 256, six logits and a value."""
+    """Network of four convolutions, a GRU cell of 256, six logits (Pong, SpaceInvaders) and a value."""
 
     spec = PolicySpec((1, 80, 80), "uint8", CategoricalHead((6,)))
 
@@ -47,7 +48,7 @@ class BabyA3C(nn.Module):
         self.conv1 = nn.Conv2d(1, 32, 3, 2, 1)
         self.conv2, self.conv3, self.conv4 = (nn.Conv2d(32, 32, 3, 2, 1) for _ in range(3))
         self.gru = nn.GRUCell(800, 256)
-        self.critic_linear, self.actor_linear = nn.Linear(256, 1), nn.Linear(256, 6)
+        self.critic_linear, self.actor_linear = nn.Linear(256, 1), nn.Linear(256, self.spec.head.num_params)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """`[B, 256]`, zeros."""
@@ -61,3 +62,9 @@ class BabyA3C(nn.Module):
             x = F.elu(layer(x))
         state = self.gru(x.flatten(1), state)
         return PolicyOutput(self.spec.head, self.actor_linear(state), self.critic_linear(state).squeeze(-1)), state
+
+
+class Breakout(BabyA3C):
+    """The network for the four actions of Breakout."""
+
+    spec = PolicySpec((1, 80, 80), "uint8", CategoricalHead((4,)))
