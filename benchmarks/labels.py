@@ -19,15 +19,22 @@ import numpy as np
 import torch
 
 from rldistill import CollectConfig, EnvConfig, Policy, collect, load_policy
+from rldistill.core.policy import on_device, resolve_device
 from rldistill.envs.spaces import spec_from_env
-from rldistill.policies.agent import StatefulPolicy
+from rldistill.policies.agent import StatefulPolicy, inference_threads
 from rldistill.students import Mlp
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="print labels a second on this device instead")
     asked = parser.parse_args()
+    if asked.device is not None:
+        device = resolve_device(asked.device, "--device")
+        measure_throughput("Pong", load_policy("zoo:pong-dqn"), device, asked.turns)
+        measure_throughput("CartPole", balancing(EnvConfig("CartPole-v1")), device, asked.turns)
+        return
     cartpole = EnvConfig("CartPole-v1")
     measure("Pong", EnvConfig("ALE/Pong-v5"), load_policy("zoo:pong-dqn"), 4_800, asked.turns)
     measure("CartPole", cartpole, balancing(cartpole), 48_000, asked.turns)
@@ -48,6 +55,24 @@ def measure(name: str, env: EnvConfig, teacher: Policy, steps: int, turns: int) 
         f"{name}: asking {1e6 * np.median(asked):,.0f} us for {config.envs_per_stream} labels, bare forward "
         f"{1e6 * np.median(bare):,.0f} us, ratio with all that is asked {np.median(ratios):.2f}"
     )
+
+
+def measure_throughput(name: str, teacher: Policy, device: torch.device, turns: int) -> None:
+    """Print the labels a second by batches of several sizes, with the copies to the device and back."""
+    rates = []
+    for size in (8, 64, 512):
+        obs = np.zeros((size, *teacher.spec.obs_shape), teacher.spec.obs_dtype)
+        with inference_threads(1), on_device(device, teacher):
+            ask = StatefulPolicy(teacher, size, None, device)
+            ask.step(obs)
+            best, calls = 0.0, max(1, 4_096 // size)
+            for _ in range(turns):
+                started = time.perf_counter()
+                for _ in range(calls):
+                    ask.step(obs)
+                best = max(best, calls * size / (time.perf_counter() - started))
+        rates.append(f"{best:,.0f} in batches of {size}")
+    print(f"{name} on {device}, labels a second: {', '.join(rates)}")
 
 
 def while_collecting(work: Callable[[], Any]) -> tuple[list[float], list[float]]:

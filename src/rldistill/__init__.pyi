@@ -1,4 +1,6 @@
 from .collection.collect import collect as collect
+from .collection.collect import collect_shard as collect_shard
+from .collection.collect import seal as seal
 from .collection.config import CollectConfig as CollectConfig
 from .collection.relabel import relabel as relabel
 from .core import schedules as schedules
@@ -58,6 +60,8 @@ from .evaluation.verify import Verification as Verification
 from .evaluation.verify import VerifyConfig as VerifyConfig
 from .evaluation.verify import verify as verify
 from .io.atomic import Mode as Mode
+from .io.execution import Execution as Execution
+from .io.execution import Shard as Shard
 from .io.progress import Progress as Progress
 from .losses import QMSE as QMSE
 from .losses import ActionNLL as ActionNLL
@@ -116,6 +120,7 @@ from .run.stages import run_distill as run_distill
 from .run.stages import run_evaluate as run_evaluate
 from .run.stages import run_report as run_report
 from .run.stages import run_search as run_search
+from .run.stages import run_shard as run_shard
 from .run.stages import run_train as run_train
 from .search.config import SearchConfig as SearchConfig
 from .students import Cnn as Cnn

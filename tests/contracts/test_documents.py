@@ -85,6 +85,7 @@ SMALLER = {
     ],
     "grid.yaml": ["env.kwargs.max_episode_steps=4", "collect.steps=32", "collect.envs_per_stream=8"],
     "jobshop.yaml": ["collect.steps=160"],
+    "workers.yaml": ["collect.steps=160", "collect.num_streams=2"],
     "lunarlander.yaml": [*EVALUATED, "collect.steps=2_000", *TRAINED],
     **{f"{name}-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"] for name in PPO_TEACHERS},
     "highway-dqn.yaml": TRAINED,

@@ -16,7 +16,8 @@ from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, play
-from rldistill.evaluation.evaluate import _Match, evaluate
+from rldistill.evaluation.evaluate import evaluate
+from rldistill.evaluation.match import Match
 from rldistill.evaluation.metrics import metric_estimate
 from rldistill.evaluation.results import Evaluation, terminal_rows
 from rldistill.evaluation.statistics import Estimate, mean_of_reported
@@ -148,7 +149,7 @@ def test_other_names_are_refused(metric: str, words: str, tmp_path: Path) -> Non
 
 
 def test_a_misspelt_name_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_Match, "play_all", lambda *arguments: pytest.fail("the evaluation began"))
+    monkeypatch.setattr(Match, "play_all", lambda *arguments: pytest.fail("the evaluation began"))
     for metric in ("sped", "lat", "rewards"):
         with pytest.raises(ConfigError, match=r"evaluate\.metrics"):
             evaluate(ROAD, {"teacher": constant(1)}, EvaluateConfig(metrics=(metric,)), tmp_path)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
+import platform
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +19,32 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     process.wait()
     (tmp_path / "blocks").mkdir()
     stale, live = tmp_path / "blocks" / f".{process.pid}.tmp.a.parquet", tmp_path / f".{os.getpid()}.tmp.policy.json"
-    for path in (stale, live, tmp_path / "policy.json"):
+    remote = tmp_path / f".{process.pid}@another.example.org.tmp.policy.json"  # of a machine that shares the folder
+    own = tmp_path / f".{process.pid}@{platform.node()}.tmp.policy.json"
+    for path in (stale, live, remote, own, tmp_path / "policy.json"):
         path.write_text("")
     assert open_stage(tmp_path, tmp_path / "policy.json", "resume")
-    assert (stale.exists(), live.exists()) == (False, True)
+    assert [path.exists() for path in (stale, live, remote, own)] == [False, True, True, False]
+    open_stage(tmp_path, tmp_path / "policy.json", "overwrite")
+    assert not remote.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_network_drives_that_sync_no_folder_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fsync = os.fsync
+
+    def refuse(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EIO:  # a broken disk
+        with pytest.raises(OSError, match="Input/output error"):
+            write_json(tmp_path / "a.json", {})
+    else:
+        write_json(tmp_path / "a.json", {})
+    assert (tmp_path / "a.json").exists()
 
 
 def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def relabel(
 
 
 @datasets.command()
+def seal(path: Dataset, as_json: AsJson = False) -> None:
+    """Make the dataset of all shards of a collection: `collect --shard` wrote its blocks."""
+    from rldistill.collection.collect import seal
+    from rldistill.data.manifest import dataset_folder
+
+    seal(dataset_folder(path))
+    show(_describe(path), as_json)
+
+
+@datasets.command()
 def extend(
     file: File,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Environment steps to add.", show_default=False)],

@@ -24,6 +24,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
     "multiagent": ("pettingzoo", "mpe2"),
+    "ray": ("ray",),
     "resources": ("gym_anm", "JSSEnv"),
 }
 """Modules that each extra installs."""

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,11 +21,14 @@ from rldistill.cli.export import exports
 from rldistill.cli.init import init
 from rldistill.cli.options import (
     AsJson,
+    Backend,
     File,
     Overrides,
     Overwrite,
     Quiet,
     Resume,
+    ShardOption,
+    Workers,
     mode_of,
     output,
     parse_share,
@@ -33,10 +36,11 @@ from rldistill.cli.options import (
     print_result,
     read_options,
     require_new,
+    settings_of,
 )
 from rldistill.cli.start import demo, examples
 from rldistill.cli.teachers import teachers
-from rldistill.core.errors import printable
+from rldistill.core.errors import ConfigError, printable
 
 app = command_group(pretty_exceptions_enable=False)
 for command in (demo, init, examples):
@@ -82,17 +86,31 @@ def _run_stage(
             raise typer.Exit(EXIT_FALSE)
 
 
+def _run_shard(
+    stage: Literal["collect", "distill"], file: Path, settings: list[str], shard: str, mode: rldistill.Mode, quiet: bool
+) -> None:
+    from rldistill.io.execution import Shard
+    from rldistill.run.stages import run_shard
+
+    if mode == "overwrite":
+        raise ConfigError("--overwrite: a shard cannot discard what the others write. Remove the folder first.")
+    with output(quiet):
+        run_shard(rldistill.load_run(file, settings), stage, Shard.parse(shard), quiet)
+
+
 @app.command()
 def run(
     file: File,
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    backend: Backend = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages, from the teacher to the report."""
-    _run_stage("run_all", file, overrides, mode_of(resume, overwrite), quiet, as_json)
+    _run_stage("run_all", file, settings_of(overrides, backend, workers), mode_of(resume, overwrite), quiet, as_json)
 
 
 @app.command()
@@ -109,18 +127,36 @@ def collect(
     overrides: Overrides = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    backend: Backend = None,
+    workers: Workers = None,
+    shard: ShardOption = None,
     quiet: Quiet = False,
 ) -> None:
     """Collect a dataset that the teacher labels."""
-    _run_stage("run_collect", file, overrides, mode_of(resume, overwrite), quiet)
+    settings, mode = settings_of(overrides, backend, workers), mode_of(resume, overwrite)
+    if shard is None:
+        _run_stage("run_collect", file, settings, mode, quiet)
+    else:
+        _run_shard("collect", file, settings, shard, mode, quiet)
 
 
 @app.command()
 def distill(
-    file: File, overrides: Overrides = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False
+    file: File,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    backend: Backend = None,
+    workers: Workers = None,
+    shard: ShardOption = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train the students."""
-    _run_stage("run_distill", file, overrides, mode_of(resume, overwrite), quiet)
+    settings, mode = settings_of(overrides, backend, workers), mode_of(resume, overwrite)
+    if shard is None:
+        _run_stage("run_distill", file, settings, mode, quiet)
+    else:
+        _run_shard("distill", file, settings, shard, mode, quiet)
 
 
 @app.command()
@@ -132,11 +168,13 @@ def evaluate(
     ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    backend: Backend = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate teacher, students and a random policy on the same episodes."""
-    settings = [*(overrides or ()), *["evaluate.sequential=true"] * sequential]
+    settings = [*settings_of(overrides, backend, workers), *["evaluate.sequential=true"] * sequential]
     _run_stage("run_evaluate", file, settings, mode_of(resume, overwrite), quiet, as_json)
 
 
@@ -162,6 +200,8 @@ def search(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard an earlier search, but neither dataset nor teacher.")
     ] = False,
+    backend: Backend = None,
+    workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the smallest student that keeps the return of its teacher."""
@@ -172,7 +212,9 @@ def search(
     options = {"margin": parse_share(margin), "by": by, "own": own, "behavior_policy": behavior_policy}
     config = read_options("--", rldistill.SearchConfig, options)
     with output(quiet):
-        result = rldistill.run_search(rldistill.load_run(file, overrides or ()), config, mode, quiet)
+        result = rldistill.run_search(
+            rldistill.load_run(file, settings_of(overrides, backend, workers)), config, mode, quiet
+        )
     if json_file is not None:
         write_json(json_file, result)
 

@@ -33,6 +33,16 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue what exists.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what exists.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", help="Run jobs in: processes or ray (execution.backend).", show_default=False)
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Jobs at once (execution.workers).", show_default=False)
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="K/N", help="Run part K of N, and continue what exists.", show_default=False),
+]
 TEACHER_HELP = "zoo:NAME, folder of a policy, SB3 zip, ...; with options: q.onnx,head=q_values,scale=0.5"
 Teacher = Annotated[str, typer.Argument(help=TEACHER_HELP, show_default=False, autocompletion=complete_teacher)]
 ENV_HELP = "Gymnasium id, or as in a run file: '{id: ..., wrappers: [...]}'"
@@ -49,6 +59,12 @@ def mode_of(resume: bool, overwrite: bool) -> rldistill.Mode:
     if resume and overwrite:
         raise ConfigError("--resume continues what exists and --overwrite discards it: choose one")
     return "resume" if resume else "overwrite" if overwrite else "new"
+
+
+def settings_of(overrides: list[str] | None, backend: str | None, workers: int | None) -> list[str]:
+    """Return the overrides of a run file with those of the options --backend and --workers."""
+    options = {"backend": backend, "workers": workers}
+    return [*(overrides or ()), *(f"execution.{key}={value}" for key, value in options.items() if value is not None)]
 
 
 def read_options(prefix: str, kind: Any, values: Any) -> Any:

@@ -10,17 +10,20 @@ from pathlib import Path
 
 from rldistill.collection.config import CollectConfig
 from rldistill.collection.stream import CollectJob, Stream, run_streams
-from rldistill.core.errors import RLDistillError
+from rldistill.core.errors import CorruptArtifactError, RLDistillError
+from rldistill.core.fields import read
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig, PolicySpec
-from rldistill.data.blocks import BlockKey
+from rldistill.data.blocks import BlockKey, read_block
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import FILE, Manifest, Origin, Round, discard
+from rldistill.data.manifest import FILE, Manifest, Origin, Round, block_entry, discard
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.atomic import Mode, open_stage
-from rldistill.io.lock import locked
+from rldistill.io.execution import SERIAL, Execution, Shard
+from rldistill.io.lock import lock_folder, locked
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import StageInputs
+from rldistill.io.storage import fetch, pull
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.teachers.fingerprint import fingerprint
 
@@ -37,6 +40,7 @@ def collect(
     round: int = 0,
     mode: Mode = "new",
     progress: Progress | bool = True,
+    execution: Execution = SERIAL,
 ) -> Dataset:
     """Play, label every observation, and store the steps as a dataset.
 
@@ -52,31 +56,28 @@ def collect(
         round: Round of collection, which has seeds of its own.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
+        execution: Place where the streams are played; `config.workers` comes before its own.
 
     Raises:
         SpecMismatchError: A policy does not fit the environment.
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
-    inputs = StageInputs("collect", {"seed": seed, "collect": config}, code=(env, fingerprint(teacher)))
-    record = Round(envs_per_stream=config.envs_per_stream, teacher=fingerprint(teacher), inputs=inputs.to_json())
-    env = adapt_env(env, teacher)
-    views = observation_views(env)
-    teacher = with_action_mask(teacher, views.teacher)
-    teacher_spec = views.teacher if views.packed and config.teacher_obs else None
-    origin = Origin(env=env, spec=collected_spec(env, teacher), teacher_spec=teacher_spec)
-    device = resolve_device(config.device, "collect.device")
-    job = CollectJob(env, views, teacher, student, config, device, seed, round, folder)
+    if config.workers is not None:
+        execution = dataclasses.replace(execution, workers=config.workers)
+    job, new, inputs = _plan(env, teacher, config, folder, (seed, round, student), execution.workers)
     if round == 0:
         if mode == "overwrite" and (folder / FILE).exists():
             Stream(job, 0).try_teacher()
         open_stage(folder, folder / FILE, mode)
     before = Manifest.read(folder) if (folder / FILE).exists() else None
-    manifest = Manifest.new(folder, origin, {round: record}).begin_round(round, inputs)
+    manifest = new.begin_round(round, inputs)
     if not (blocks := manifest.blocks_of(round)) or not all((folder / block.file).exists() for block in blocks):
         try:
             with stage_progress(progress, "collect", "steps") as report:
-                manifest.add_blocks(run_streams(job, report))
+                entries = run_streams(job, report, execution, range(config.num_streams))
+                pull(folder)  # the blocks of other machines
+                manifest.add_blocks(entries)
         except Exception as error:
             if not (kept := _num_kept(config, folder, round)):
                 discard(folder) if before is None else before.write()
@@ -86,14 +87,95 @@ def collect(
     return Dataset.read([folder], config.gamma, memory_gb=config.memory_gb)
 
 
+def collect_shard(
+    env: EnvConfig,
+    teacher: Policy,
+    config: CollectConfig,
+    folder: Path | str,
+    shard: Shard,
+    *,
+    seed: int = 0,
+    progress: Progress | bool = True,
+    execution: Execution = SERIAL,
+) -> None:
+    """Play the streams of one shard into a folder that all shards share, and continue what exists there.
+
+    After all shards, `seal` makes the dataset, whose bytes are those of `collect`.
+
+    Raises:
+        ConfigError: The folder has another collection, or a process that is no shard uses it.
+    """
+    folder, numbers = Path(folder), shard.select(range(config.num_streams))
+    if config.workers is not None:
+        execution = dataclasses.replace(execution, workers=config.workers)
+    job, new, inputs = _plan(env, teacher, config, folder, (seed, 0, None), execution.workers)
+    with lock_folder(folder, shared=True), stage_progress(progress, "collect", "steps") as report:
+        open_stage(folder, folder / FILE, "resume")
+        if not new.begin_round(0, inputs).blocks_of(0):
+            run_streams(job, report, execution, numbers)
+
+
+@locked
+def seal(folder: Path | str) -> Manifest:
+    """List the blocks of a collection in its manifest, as after all of its shards.
+
+    Raises:
+        CorruptArtifactError: A block is missing or damaged.
+    """
+    folder = Path(folder)
+    manifest = Manifest.read(folder)
+    for number, round in manifest.rounds.items():
+        if manifest.blocks_of(number):
+            continue
+        values = {key: value for key, value in round.inputs["collect"].items() if key != "type"}
+        config: CollectConfig = read(CollectConfig, values)
+        keys = _keys(config, number)
+        if missing := [key for key in keys if not fetch(folder / key.file)]:
+            streams = ", ".join(map(str, dict.fromkeys(key.stream for key in missing)))
+            raise CorruptArtifactError(
+                f"{folder}: {len(missing)} of {len(keys)} blocks are missing, those of the streams {streams}, counted "
+                "from 0. Run their shards to the end, then seal again."
+            )
+        entries = (block_entry(folder, key, read_block(folder / key.file, ["kind"])) for key in keys)
+        manifest.add_blocks(sorted(entries, key=lambda entry: entry.file))
+    return manifest
+
+
+def _plan(
+    env: EnvConfig,
+    teacher: Policy,
+    config: CollectConfig,
+    folder: Path,
+    source: tuple[int, int, Policy | None],
+    workers: int,
+) -> tuple[CollectJob, Manifest, StageInputs]:
+    """Return the job of a round, its manifest, which is not written, and its inputs.
+
+    `source` are the seed of the run, the number of the round, and the student that acts in it.
+    """
+    seed, round, student = source
+    inputs = StageInputs("collect", {"seed": seed, "collect": config}, code=(env, fingerprint(teacher)))
+    record = Round(envs_per_stream=config.envs_per_stream, teacher=fingerprint(teacher), inputs=inputs.to_json())
+    env = adapt_env(env, teacher)
+    views = observation_views(env)
+    teacher = with_action_mask(teacher, views.teacher)
+    teacher_spec = views.teacher if views.packed and config.teacher_obs else None
+    origin = Origin(env=env, spec=collected_spec(env, teacher), teacher_spec=teacher_spec)
+    device = resolve_device(config.device, "collect.device")
+    job = CollectJob(env, views, teacher, student, config, device, seed, round, folder, workers)
+    return job, Manifest.new(folder, origin, {round: record}), inputs
+
+
+def _keys(config: CollectConfig, round: int) -> list[BlockKey]:
+    """Return the keys of all blocks of a round."""
+    numbers = range(len(config.block_lengths))
+    return [BlockKey(round, stream, number) for stream in range(config.num_streams) for number in numbers]
+
+
 def _num_kept(config: CollectConfig, folder: Path, round: int) -> int:
     """Return the number of steps in the blocks of an interrupted collection."""
-    return sum(
-        length * config.envs_per_stream
-        for stream in range(config.num_streams)
-        for number, length in enumerate(config.block_lengths)
-        if (folder / BlockKey(round, stream, number).file).exists()
-    )
+    kept = [key for key in _keys(config, round) if (folder / key.file).exists()]
+    return sum(config.block_lengths[key.block] * config.envs_per_stream for key in kept)
 
 
 def collected_spec(env: EnvConfig, teacher: Policy) -> PolicySpec:

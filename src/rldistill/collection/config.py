@@ -16,7 +16,7 @@ class CollectConfig:
         num_streams: Groups of environments; part of the data, unlike `workers`.
         envs_per_stream: Environments in a stream.
         block_steps: Steps of a stream that are written at once.
-        workers: Processes, at most one for each stream; changes the speed, never the data.
+        workers: Streams at once, by default `execution.workers`; changes the speed, never the data.
         epsilon: Probability of a uniformly random action.
         beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
         mixture: Draw the acting policy once an episode, at each step, or at each step for each `agent` of a team.
@@ -37,7 +37,7 @@ class CollectConfig:
     num_streams: Positive = 2
     envs_per_stream: NumEnvs = 8
     block_steps: Positive = 1024
-    workers: NumThreads = 1
+    workers: NumThreads | None = None
     epsilon: Fraction = 0.0
     beta: Fraction = 1.0
     mixture: Literal["episode", "step", "agent"] = "episode"

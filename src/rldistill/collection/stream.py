@@ -1,16 +1,10 @@
 """Streams: fixed groups of environments that are played block by block, in one process or several."""
 
 import dataclasses
-import multiprocessing
 import os
-import pickle
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -33,17 +27,14 @@ from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
 from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
-from rldistill.io.processes import UNGUARDED, end_with_parent, has_unguarded_script, is_stopped
+from rldistill.io.execution import Execution, ignore, run_jobs
+from rldistill.io.processes import REPORT_INTERVAL_S, Report
 from rldistill.io.progress import Progress, set_note
+from rldistill.io.storage import fetch
 from rldistill.policies.agent import StatefulPolicy, inference_threads, to_env_action
 from rldistill.policies.committee import followed_actions
 
 TEACHER, STUDENT, RANDOM = range(len(ACTORS))
-Report = Callable[[int, int], None]
-"""Receiver of numbers of further steps and labels."""
-CHECK_INTERVAL_S = 2.0
-"""Time between two checks for workers that were stopped."""
-REPORT_INTERVAL_S = 0.25
 MIN_EPSILON = 0.01
 """Least exploration in a deterministic environment: 160 seeds of Pong with equal actions gave 29 distinct episodes."""
 
@@ -61,6 +52,7 @@ class CollectJob:
     seed: int
     round: int
     folder: Path
+    workers: int = 1
 
     def __post_init__(self) -> None:
         config = self.config
@@ -88,7 +80,7 @@ class Stream:
     def __init__(self, job: CollectJob, number: int) -> None:
         self.job, self.config, self.number = job, job.config, number
         self.policies: dict[str, StatefulPolicy] = {}
-        self.report: Report = _ignore
+        self.report: Report = ignore  # of steps and labels
         self._label: PolicyOutput | None = None
         self._member_heads = job.teacher.spec.member_heads
 
@@ -98,7 +90,7 @@ class Stream:
         with closing(self._make_env()) as env:
             for number, length in enumerate(self.config.block_lengths):
                 key = BlockKey(self.job.round, self.number, number)
-                if not self.policies and (folder / key.file).exists():
+                if not self.policies and fetch(folder / key.file):
                     complete.append(
                         read_block(folder / key.file, ["slot", "kind", "episode", "step", "action", "ended"])
                     )
@@ -121,7 +113,7 @@ class Stream:
             labeler.columns(self.obs)
 
     def _make_env(self) -> SeededVectorEnv:
-        num_threads = max(1, (os.cpu_count() or 1) // self.config.workers)
+        num_threads = max(1, (os.cpu_count() or 1) // self.job.workers)
         return make_vector_env(self.job.env, self.config.envs_per_stream, self._episode_seed, num_threads)
 
     def _episode_seed(self, slot: int, episode: int) -> int:
@@ -234,15 +226,25 @@ class Stream:
         return action
 
 
-def run_streams(job: CollectJob, progress: Progress) -> list[BlockEntry]:
-    """Run all streams of a job; return the entries of their blocks in the order of their keys."""
+def run_streams(job: CollectJob, progress: Progress, execution: Execution, numbers: Sequence[int]) -> list[BlockEntry]:
+    """Run some streams of a job; return the entries of their blocks in the order of their keys."""
     config = job.config
-    streams = [Stream(job, number) for number in range(config.num_streams)]
-    meter = _Meter(progress, sum(config.block_lengths) * config.envs_per_stream * config.num_streams, config.sparse)
-    run = _in_turns if config.workers == 1 else _in_processes
-    entries = [*run(job, streams, meter.add)]
+    meter = _Meter(progress, sum(config.block_lengths) * config.envs_per_stream * len(numbers), config.sparse)
+    # In one process all streams are one job, since they take turns.
+    groups = [[*numbers]] if execution.serial else [[number] for number in numbers]
+    done = run_jobs(partial(play_streams, job), groups, execution, meter.add, "collect.workers", config.device != "cpu")
+    entries = [entry for _, blocks in done for entry in blocks]
     meter.show()
     return sorted(entries, key=lambda entry: entry.file)
+
+
+def play_streams(job: CollectJob, numbers: Sequence[int], report: Report) -> list[BlockEntry]:
+    """Play the missing blocks of some streams in turns; return the entries of all of their blocks."""
+    streams = [Stream(job, number) for number in numbers]
+    for stream in streams:
+        stream.report = report
+    with inference_threads(1), on_device(job.device, job.teacher, job.student):
+        return [*take_turns(stream.run() for stream in streams)]
 
 
 class _Meter:
@@ -263,85 +265,3 @@ class _Meter:
         rate = self.labels / max(self.shown_at - self.started, 1e-9)
         set_note(self.progress, f"{self.labels:,} labels, {rate:.3g} labels/s" if self.shows_labels else "")
         self.progress.update(self.steps, self.total)
-
-
-def _ignore(steps: int, labels: int) -> None:
-    """Report nothing."""
-
-
-def _in_turns(job: CollectJob, streams: list[Stream], report: Report) -> Iterator[BlockEntry]:
-    for stream in streams:
-        stream.report = report
-    with inference_threads(1), on_device(job.device, job.teacher, job.student):
-        yield from take_turns(stream.run() for stream in streams)
-
-
-_counts: Any = None
-"""Steps and labels of all workers, in memory that they share."""
-
-
-def _begin_worker(counts: Any) -> None:
-    global _counts
-    _counts = counts
-    end_with_parent()
-
-
-def _count(steps: int, labels: int) -> None:
-    with _counts.get_lock():
-        _counts[0] += steps
-        _counts[1] += labels
-
-
-def _run_alone(stream: Stream) -> list[BlockEntry]:
-    return [*_in_turns(stream.job, [stream], _count)]
-
-
-def _in_processes(job: CollectJob, streams: list[Stream], report: Report) -> Iterator[BlockEntry]:
-    try:
-        pickle.dumps(job)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
-        raise ConfigError(
-            f"collect.workers: a policy cannot be sent to other processes ({error}). Define it at the top level of its "
-            "module, or set workers: 1."
-        ) from None
-    context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-    counts, reported = context.Array("q", 2), (0, 0)
-    with ProcessPoolExecutor(job.config.workers, context, _begin_worker, (counts,)) as pool:
-        # The new processes inherit the handler: Ctrl-C reaches this process alone, which then stops them. Only the main
-        # thread can set handlers.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
-        try:
-            try:
-                pending = {pool.submit(_run_alone, stream) for stream in streams}
-            finally:
-                if in_main_thread:
-                    signal.signal(signal.SIGINT, before)
-            stopped = set[int]()
-            while pending:
-                done, pending = wait(pending, CHECK_INTERVAL_S, FIRST_COMPLETED)
-                now = counts[0], counts[1]
-                report(now[0] - reported[0], now[1] - reported[1])
-                reported = now
-                for future in done:
-                    yield from future.result()
-                workers = [process for process in multiprocessing.active_children() if process not in others]
-                for pid in sorted({process.pid for process in workers if process.pid and is_stopped(process.pid)}):
-                    if pid not in stopped:
-                        stopped.add(pid)
-                        warnings.warn(
-                            f"collect: worker {pid} is stopped. `kill -CONT {pid}` lets it go on", stacklevel=2
-                        )
-        except BrokenProcessPool:
-            if has_unguarded_script():
-                raise ConfigError(f"collect.workers: {UNGUARDED}") from None
-            raise ConfigError(
-                "collect.workers: a worker was killed, perhaps for want of memory. The finished blocks are kept: "
-                "continue with --resume, or with fewer workers."
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                if process not in others:
-                    process.terminate()  # safe, since blocks are written atomically
-            raise

@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Dataset:
         memory_gb: Limit for observations in memory.
         channels_last: Order of image stacks in memory; changes the speed only.
         sparse: True if steps without a label are left out, so that the steps of an episode do not follow one another.
+        source: Arguments of `read`, if it made the dataset; another process reads it again.
     """
 
     spec: PolicySpec
@@ -61,6 +62,10 @@ class Dataset:
     memory_gb: float = np.inf
     sparse: bool = False
     channels_last: bool = True
+    source: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return super().__reduce_ex__(protocol) if self.source is None else (Dataset.read, self.source)
 
     @classmethod
     def read(
@@ -105,11 +110,12 @@ class Dataset:
         num_steps, heldout = sum(block.steps for _, _, block in blocks), _heldout(columns, episodes)
         labeled = columns.pop(LABELED)
         dataset = cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb)
-        if labeled.all():
-            return dataset
-        if len(np.unique(heldout[labeled])) < 2:
-            raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
-        return dataset.take(labeled)
+        if not labeled.all():
+            if len(np.unique(heldout[labeled])) < 2:
+                raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
+            dataset = dataset.take(labeled)
+        object.__setattr__(dataset, "source", ([*folders], gamma, verify, memory_gb, only_round))
+        return dataset
 
     def __len__(self) -> int:
         return len(self.row)

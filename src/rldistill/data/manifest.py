@@ -28,6 +28,7 @@ from rldistill.data.content import require_content, require_counts
 from rldistill.io.atomic import Document, Mode, list_files, open_stage, read_json, require_mode, sha256_file, write_json
 from rldistill.io.lock import lock_folder
 from rldistill.io.stage_inputs import StageInputs, canonical
+from rldistill.io.storage import withdraw
 
 FILE = "manifest.json"
 
@@ -138,8 +139,9 @@ class Manifest(Origin, frozen=False):
         StageInputs("collect", {"env": self.env, "spec": self.spec}).require_equal(known, str(path))
         if number in manifest.rounds:
             inputs.require_equal(manifest.rounds[number].inputs, f"{path}: rounds.{number}")
-        manifest.rounds.setdefault(number, round)
-        manifest.write()
+        if number not in manifest.rounds or not path.exists():  # another shard may be writing the same
+            manifest.rounds[number] = round
+            manifest.write()
         return manifest
 
     def write(self) -> None:
@@ -253,6 +255,7 @@ def discard(folder: Path) -> None:
     """Delete the files of a dataset; its folder goes with the lock, if that made it."""
     for path in [*(folder / "blocks").glob("round-*.parquet"), folder / FILE]:
         path.unlink(missing_ok=True)
+        withdraw(path)
     with suppress(OSError):  # somebody put something else there
         (folder / "blocks").rmdir()
 

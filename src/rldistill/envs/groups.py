@@ -1,8 +1,6 @@
 """Groups of environments that are stepped together: in this process, in other ones, or by ale-py's threads."""
 
 import copy
-import multiprocessing
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from rldistill.core.errors import ConfigError, SpecMismatchError, error_text
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.make import make_env
-from rldistill.io.processes import UNGUARDED, has_unguarded_script
+from rldistill.io.processes import UNGUARDED, Worker, has_unguarded_script, start_worker
 
 Seeds = Sequence[int | None]
 Mask = NDArray[np.bool_]
@@ -165,7 +163,6 @@ class AtariGroup:
         self.vector.close()
 
 
-Worker = tuple[multiprocessing.process.BaseProcess, Connection]
 _idle: list[Worker] = []
 """Processes that have no group; they end with this process."""
 
@@ -179,7 +176,7 @@ class ProcessGroup:
     def __init__(self, config: EnvConfig, num_envs: int, rebuild: bool, workers: int) -> None:
         self.num_envs, self._waiting = num_envs, False
         self._slots = [np.arange(num_envs)[number::workers] for number in range(workers)]
-        self._workers = [_idle.pop() if _idle else _start_worker() for _ in range(workers)]
+        self._workers = [_idle.pop() if _idle else start_worker(_serve, daemon=True) for _ in range(workers)]
         try:
             spaces = self._call("open", [([*sys.path], config, len(slots), rebuild) for slots in self._slots])
         except BaseException:
@@ -256,18 +253,8 @@ def _killed() -> ConfigError:
     return ConfigError("evaluate.workers: a worker was killed, perhaps for want of memory. Use fewer workers.")
 
 
-def _start_worker() -> Worker:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there,), daemon=True)
-    process.start()
-    there.close()
-    return process, here
-
-
 def _serve(connection: Connection) -> None:
     """Answer the requests of a `ProcessGroup` until its process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
     group: Any = None
     answer: Any
     while True:

@@ -1,9 +1,11 @@
 """Files that are whole or not there: atomic writes, checked reads, hashes, and folders of stages."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, short_repr
 from rldistill.core.fields import explain
+from rldistill.io.storage import publish, temporary_path, withdraw
 from rldistill.io.untrusted import read_own, require_regular
 
 Mode = Literal["new", "resume", "overwrite"]
@@ -21,8 +24,8 @@ Mode = Literal["new", "resume", "overwrite"]
 MAX_ERRORS = 1_000
 STAGE_FILES = re.compile(
     r"(inputs|manifest|policy|score|weighting|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
-    r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|\.\d+\.tmp\..+|"
-    r"round-\d+-stream-\d+-block-\d+\.parquet"
+    r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|"
+    r"\.\d+(@[\w.-]*)?\.tmp\..+|round-\d+-stream-\d+-block-\d+\.parquet"
 )
 """Names of all files in the folders of stages."""
 CHANGED = "The file was changed; write it again."
@@ -37,7 +40,7 @@ Row = dict[str, int | float | list[float] | None]
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there, so that no reader sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    temporary = temporary_path(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -51,8 +54,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of network drives that sync no folders
+            raise
     finally:
         os.close(folder)
+    publish(path)
 
 
 def seal(value: Mapping[str, Any], indent: int | None = 2) -> bytes:
@@ -254,6 +261,7 @@ def discard_stage(folder: Path) -> None:
     for path in files:
         if path.name != LOCK:
             path.unlink()
+            withdraw(path)
     for path in reversed(folders):
         if not any(path.iterdir()):
             path.rmdir()
@@ -291,7 +299,9 @@ def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = 
             raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')
     folder.mkdir(parents=True, exist_ok=True)
     for temporary in folder.rglob(".*.tmp.*"):
-        pid = temporary.name[1:].partition(".")[0]
+        pid, _, node = temporary.name[1:].partition(".tmp.")[0].partition("@")
+        if node not in ("", platform.node()):  # of a machine with which the folder is shared
+            continue
         try:
             os.kill(int(pid), 0)  # raises no error, or PermissionError, for a process that is running
         except ProcessLookupError:  # killed while it wrote

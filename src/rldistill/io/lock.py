@@ -20,10 +20,11 @@ _held = threading.local()
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, which is made; raise ConfigError if another process or thread holds it.
 
     The system frees the lock of a process that ends in any way. Locks within a lock of the same folder do nothing.
+    Several processes can hold a `shared` lock, but none beside one that is not.
     """
     own: set[str] = _held.__dict__.setdefault("folders", set())
     path, made = os.path.realpath(folder), [part for part in (folder, *folder.parents) if not part.exists()]
@@ -31,13 +32,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file = _lock(folder)
+    file = _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     own.add(path)
     try:
         yield
     finally:
         own.remove(path)
-        (folder / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            if shared:  # the last one removes the file
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / LOCK).unlink(missing_ok=True)
         os.close(file)
         for part in made:  # only those that are empty
             with suppress(OSError):
@@ -60,11 +64,11 @@ def locked(stage: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path, kind: int) -> int:
     while True:
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             # The one before may have removed the file between the two calls; then this lock holds nothing.
             if os.fstat(file).st_ino == (folder / LOCK).stat().st_ino:
                 os.truncate(file, 0)

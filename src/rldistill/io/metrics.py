@@ -12,6 +12,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from rldistill.core.errors import CorruptArtifactError
 from rldistill.io.atomic import START_AGAIN, read_jsonl, seal, write_atomic
+from rldistill.io.storage import publish
 
 EVENTS = "events.out.tfevents.0.rldistill"
 NAMES = {
@@ -51,11 +52,13 @@ class Metrics:
         """Append the number of rows, by which a file that is cut later is known."""
         with self.path.open("ab") as file:
             file.write(_line({"rows": len(read_jsonl(self.path))}))
+        publish(self.path)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row at its `step`."""
         with self.path.open("ab") as file:
             file.write(_line(row))
+        publish(self.path)
         with self.events.open("ab") as file:
             RecordWriter(file).write(_event(row).SerializeToString())
 

@@ -1,16 +1,68 @@
-"""Other processes of the package: their end, their stop by a signal, and the script that they import again."""
+"""Other processes of the package: their start, jobs for them, and their end."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
+import signal
 import sys
 import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeVar
 
+from rldistill.core.errors import ConfigError, RLDistillError, failure, user_code
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Report = Callable[[int, int], None]
+"""Receiver of numbers of further units of work, of two kinds such as steps and labels."""
+Work = Callable[[Item, Report], Result]
+Worker = tuple[multiprocessing.process.BaseProcess, Connection]
+CHECK_INTERVAL_S = 2.0
+"""Time between two checks for workers that were stopped."""
+REPORT_INTERVAL_S = 0.25
+MAX_RETRIES = 3
+"""Number of times that a job is run again after its worker was killed, as in Ray."""
 UNGUARDED = "the workers import this script again. Put its calls below `if __name__ == '__main__':`, or set workers: 1."
+KILLED = (
+    "a worker was killed {} times in the same job, perhaps for want of memory. What is finished is kept: continue with "
+    "--resume, or with fewer workers."
+)
 
 
-def end_with_parent() -> None:
+def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
+    """Start a process that runs `serve` with its end of a pipe; return the process and the other end.
+
+    Ctrl-C reaches all processes of a terminal. The workers ignore it, and this process ends them.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_begin, args=(serve, there), daemon=daemon)
+    # The new process inherits the handler, so that it is safe before its first line. Only the main thread can set it.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        process.start()
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
+    there.close()
+    return process, here
+
+
+def _begin(serve: Callable[[Connection], None], connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+    serve(connection)
+
+
+def _end_with_parent() -> None:
     """Let this process end when its parent does, even by SIGKILL."""
 
     def watch(sentinel: int) -> None:
@@ -30,7 +82,162 @@ def has_unguarded_script() -> bool:
         return False
 
 
-def is_stopped(pid: int) -> bool:
+def pickle_work(work: Work[Item, Result], where: str, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+    """Return the function of all jobs for other processes; raise ConfigError if it cannot be sent."""
+    try:
+        return dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
+        raise ConfigError(
+            f"{where}: a policy cannot be sent to other processes ({error}). Define it at the top level of its module, "
+            "or set workers: 1."
+        ) from None
+
+
+def call_job(work: Work[Item, Result], item: Item, report: Report) -> tuple[str, Any]:
+    """Return "result" and that of a job, or "error" and its exception, which any process can read.
+
+    Tracebacks stay in their process, so an error of the user's code becomes its line here.
+    """
+    try:
+        return "result", work(item, report)
+    except Exception as error:
+        if not isinstance(error, RLDistillError | OSError | MemoryError) and (code := user_code(error)) is not None:
+            return "error", RLDistillError(f"{code} failed: {failure(error)}.")
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            return "error", RuntimeError(failure(error))
+        return "error", error
+
+
+def run_in_processes(
+    work: Work[Item, Result], items: Iterable[Item], workers: int, where: str, report: Report
+) -> Iterator[tuple[int, Result]]:
+    """Run a job for each item in as many processes; yield the numbers of the items and their results as they finish.
+
+    The job of a worker that was killed is run again by a new one. All workers end with the iterator.
+    """
+    pool = _Pool(pickle_work(work, where), enumerate(items), where, report)
+    try:
+        while len(pool.running) < workers and pool.start():
+            pass
+        while pool.running:
+            for connection in multiprocessing.connection.wait([*pool.running], CHECK_INTERVAL_S):
+                finished = pool.receive(connection)  # type: ignore[arg-type]
+                if finished is not None:
+                    yield finished
+            pool.warn_of_stopped()
+    finally:
+        pool.end()
+
+
+class _Pool:
+    """Running workers by the connection to each, with the number and the item of its job."""
+
+    def __init__(self, work: bytes, items: Iterator[tuple[int, Any]], where: str, report: Report) -> None:
+        self.work, self.items, self.where, self.report = work, items, where, report
+        self.running: dict[Connection, tuple[multiprocessing.process.BaseProcess, int, Any]] = {}
+        self.reported = dict[int, tuple[int, int]]()
+        self.kills, self.stopped = Counter[int](), set[int]()
+        self.ended: list[multiprocessing.process.BaseProcess] = []
+
+    def start(self, job: tuple[int, Any] | None = None) -> bool:
+        """Start a worker for a job, by default the next one; return False if there is none."""
+        job = job or next(self.items, None)
+        if job is not None:
+            process, connection = start_worker(_serve, daemon=False)  # a daemon could not start processes of its own
+            self.running[connection] = process, *job
+        return job is not None
+
+    def receive(self, connection: Connection) -> tuple[int, Any] | None:
+        """Take a message of a worker; return the number and the result of its job if it has finished."""
+        process, number, item = self.running[connection]
+        try:
+            kind, value = connection.recv()
+            if kind == "ready":  # not before, since a large message blocks until it is read
+                connection.send_bytes(self.work)
+                connection.send(item)
+        except (EOFError, OSError):
+            self._replace(connection)
+            return None
+        if kind == "units":
+            before = self.reported.get(number, (0, 0))
+            self.reported[number] = before[0] + value[0], before[1] + value[1]
+            self.report(*value)
+        elif kind == "error":
+            raise value
+        elif kind == "result":
+            job = next(self.items, None)
+            if job is None:
+                self._release(connection)
+            else:
+                self.running[connection] = process, *job
+                with suppress(OSError):  # found by the next `receive`
+                    connection.send(job[1])
+            return number, value
+        return None
+
+    def _replace(self, connection: Connection) -> None:
+        """Give the job of a killed worker to a new one; raise ConfigError if that happened too often."""
+        process, number, item = self.running[connection]
+        self._release(connection)
+        if has_unguarded_script():
+            raise ConfigError(f"{self.where}: {UNGUARDED}")
+        self.kills[number] += 1
+        if self.kills[number] > MAX_RETRIES:
+            raise ConfigError(f"{self.where}: {KILLED.format(self.kills[number])}")
+        warnings.warn(f"{self.where}: worker {process.pid} was killed; a new one goes on with its job", stacklevel=4)
+        before = self.reported.pop(number, (0, 0))
+        self.report(-before[0], -before[1])  # the new one counts them again
+        self.start((number, item))
+
+    def _release(self, connection: Connection) -> None:
+        process, _, _ = self.running.pop(connection)
+        connection.close()
+        process.terminate()
+        self.ended.append(process)
+
+    def warn_of_stopped(self) -> None:
+        """Warn once of each worker that was stopped by a signal."""
+        for process, _, _ in self.running.values():
+            if process.pid and process.pid not in self.stopped and _is_stopped(process.pid):
+                self.stopped.add(process.pid)
+                text = f"worker {process.pid} is stopped. `kill -CONT {process.pid}` lets it go on"
+                warnings.warn(f"{self.where}: {text}", stacklevel=3)
+
+    def end(self) -> None:
+        """End all workers at once, which is safe, since files are written atomically."""
+        for connection in [*self.running]:
+            self._release(connection)
+        for process in self.ended:  # or they would slow down what is measured next
+            process.join(1)
+
+
+def _serve(connection: Connection) -> None:
+    """Run one job after another until the connection is closed."""
+    waiting, sent_at = [0, 0], time.monotonic()
+
+    def flush() -> None:
+        nonlocal sent_at
+        sent_at = time.monotonic()
+        connection.send(("units", (*waiting,)))
+        waiting[:] = 0, 0
+
+    def report(*units: int) -> None:
+        waiting[:] = waiting[0] + units[0], waiting[1] + units[1]
+        if time.monotonic() - sent_at > REPORT_INTERVAL_S:
+            flush()
+
+    with suppress(EOFError, OSError):  # the parent needs no further job, or is gone
+        connection.send(("ready", None))
+        work = pickle.loads(connection.recv_bytes())
+        while True:
+            answer = call_job(work, connection.recv(), report)
+            flush()
+            connection.send(answer)
+
+
+def _is_stopped(pid: int) -> bool:
     """Return True if a process was stopped by a signal, as far as the system shows it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")

@@ -13,6 +13,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.envs.atari import is_atari, rom_name
 from rldistill.envs.make import register, wrapper_class
+from rldistill.io.storage import local_folder
 from rldistill.teachers.committee import AnyMember, CommitteeMember
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
 from rldistill.teachers.training.config import TrainConfig
@@ -61,6 +62,14 @@ def require_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
         raise invalid("the same seed is there twice, expected different ones")
     return seeds
+
+
+def from_url(out: Any) -> Any:
+    """Return the folder for the value of `out`, which may be a URL; raise an error of pydantic for a wrong one."""
+    try:
+        return local_folder(out)
+    except ConfigError as error:
+        raise invalid(str(error).removeprefix("out: ")) from None
 
 
 def require_folder(path: Path) -> Path:

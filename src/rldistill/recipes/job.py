@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
@@ -24,6 +24,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.exporters.config import ExportConfig
 from rldistill.io.atomic import Mode
+from rldistill.io.execution import SERIAL, Execution
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
 from rldistill.policies.network import NetworkPolicy
@@ -32,6 +33,7 @@ from rldistill.recipes.fields import (
     EnvField,
     MemberField,
     TeacherField,
+    from_url,
     require_distinct,
     require_folder,
     require_member_names,
@@ -104,7 +106,8 @@ class Run:
             take turns as the acting one from episode to episode, and `distill.weighting` makes one label of theirs.
         tasks: Several tasks by name, in place of `env` and `teacher`, for `multi_task` students.
         name: Name of the run; by default that of its file.
-        out: Folder of all results; by default `runs/NAME` for a run file.
+        out: Folder of all results; by default `runs/NAME` for a run file. A URL such as `s3://bucket/run` has a copy on
+            this machine (docs/cluster.md).
         seed: Seed of collection and evaluation, and of a teacher to train.
         collect: Settings of the collection.
         recipe: Way from the teacher to a student.
@@ -116,6 +119,7 @@ class Run:
         seeds: Training seeds of each student.
         evaluate: Settings of the evaluation.
         export: Formats of the students outside of this package; none by default.
+        execution: Processes or tasks of Ray in which the stages run their jobs.
         verify: True if a teacher that was trained elsewhere is checked before the collection.
         document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
@@ -125,7 +129,7 @@ class Run:
     teachers: Annotated[dict[str, MemberField], AfterValidator(require_member_names)] = field(default_factory=dict)
     tasks: Annotated[dict[str, Task], AfterValidator(require_usable_names)] = field(default_factory=dict)
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "run"
-    out: Annotated[Path, AfterValidator(require_folder)] = Path("runs/run")
+    out: Annotated[Path, BeforeValidator(from_url), AfterValidator(require_folder)] = Path("runs/run")
     seed: Seed = 0
     collect: CollectConfig = CollectConfig()
     recipe: Annotated[Recipe, OneOf("name", RECIPES, methods=("distill",))] = field(
@@ -139,6 +143,7 @@ class Run:
     seeds: Annotated[tuple[Seed, ...], MinLen(1), AfterValidator(require_distinct)] = (0,)
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = None
+    execution: Execution = SERIAL
     verify: bool = True
     document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
 
@@ -209,6 +214,10 @@ class StudentJob:
             raise ConfigError(f"dataset: {type(self.run.recipe).__name__} needs one. Collect it first.")
         return self.dataset
 
+    def in_one_process(self) -> Self:
+        """Return the job with rounds of collection that start no other processes, for a job that runs beside others."""
+        return replace(self, run=replace(self.run, execution=SERIAL))
+
     def check(self) -> None:
         """Raise, before data are collected or discarded, if the students of the run cannot be distilled."""
         self.run.recipe.check(self.run, self.teacher)
@@ -237,7 +246,7 @@ class StudentJob:
         folder = self.folder / "dataset"
         collect(
             self.run.env, self.teacher, config, folder, seed=self.seed, student=student, round=number, mode="resume",
-            progress=progress,
+            progress=progress, execution=self.run.execution,
         )  # fmt: skip
         folders = [folder] if newest_only else [self.dataset_folder, folder]
         return Dataset.read(

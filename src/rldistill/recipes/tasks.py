@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from rldistill.collection.collect import collected_spec
 from rldistill.collection.config import CollectConfig
@@ -111,6 +111,11 @@ class TasksJob(StudentJob):
     def data(self) -> dict[str, Dataset]:  # type: ignore[override]
         """Dataset of each task."""
         return {task: part.data for task, part in self.parts.items()}
+
+    def in_one_process(self) -> Self:
+        """Return the job whose tasks start no other processes."""
+        parts = {task: part.in_one_process() for task, part in self.templates.items()}
+        return replace(super().in_one_process(), templates=parts)
 
     def check(self) -> None:
         """Raise the errors of `require_tasks`."""

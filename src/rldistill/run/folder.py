@@ -1,8 +1,11 @@
 """Folder of a run: its record, and the policies, environment steps and learning curves in it."""
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import yaml
 
@@ -14,25 +17,30 @@ from rldistill.io import stage_inputs
 from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
 from rldistill.io.lock import lock_folder
 from rldistill.io.provenance import provenance
+from rldistill.io.storage import synced
 from rldistill.recipes.job import Run
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.training.config import TrainConfig
 
+P = ParamSpec("P")
+T = TypeVar("T")
 RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
 """Files of a run outside of its stages' folders; these folders are protected by the stages themselves."""
 
 
 @contextmanager
-def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
+def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iterator[None]:
     """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
+
+    With `shared`, other processes may work in the folder at the same time, and nothing is restored.
 
     Raises:
         ConfigError: `mode` is none, another process uses the folder, or the folder is not that of a run and holds a
             file that a run would overwrite.
     """
     require_mode(mode)
-    with lock_folder(run.out):
+    with lock_folder(run.out, shared):
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
         document = None
         with suppress(CorruptArtifactError):
@@ -51,10 +59,25 @@ def record_run(run: Run, mode: Mode, *stages: str) -> Iterator[None]:
         try:
             yield
         except RLDistillError:
-            if _modification_times(run, stages) == times:
+            if not shared and _modification_times(run, stages) == times:
                 for path, text in old.items():
                     path.unlink() if text is None else _write_text(path, text)
             raise
+
+
+def in_storage(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """Return a stage of a run whose folder may be the copy of a URL, which the stage reads first and writes at its end.
+
+    Another process may work on the same URL, as a shard, if the stage has the argument `shard`.
+    """
+
+    @functools.wraps(stage)
+    def call(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
+        shared = inspect.signature(stage).bind(run, *args, **kwargs).arguments.get("shard") is not None
+        with synced(run.out, mirror=not shared):
+            return stage(run, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rich.console import Console
 
-from rldistill.collection.collect import collect
+from rldistill.collection.collect import collect, collect_shard
 from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
@@ -23,11 +23,12 @@ from rldistill.evaluation.worlds import evaluation_env
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, require_mode, write_json
+from rldistill.io.execution import Shard
 from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, track
+from rldistill.io.storage import pull
 from rldistill.losses.objective import given_temperature
 from rldistill.policies.committee import Committee
-from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import require_one_task, require_tasks, task_runs
 from rldistill.reporting import write_report, write_tasks_report
@@ -35,7 +36,9 @@ from rldistill.reporting.advice import next_step
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.export import run_export
+from rldistill.run.fits import Fits
 from rldistill.run.folder import (
+    in_storage,
     policy_runs,
     record_run,
     require_result,
@@ -51,6 +54,7 @@ from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 
 
+@in_storage
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     """Run all stages of a run and return the path of the report, which has all students that learned something.
 
@@ -90,6 +94,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     return path
 
 
+@in_storage
 def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dict[str, Policy]:
     """Train the teacher into `teacher/`; of several tasks, each teacher that is to be trained."""
     to_train = {task: part for task, part in task_runs(run).items() if isinstance(part.teacher, TrainConfig)}
@@ -111,22 +116,51 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dic
     return teacher
 
 
+@in_storage
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | dict[str, Dataset]:
     """Collect the dataset of the teacher into `dataset/`; of several tasks, those of all teachers."""
     if run.tasks:
         parts = task_runs(run)
         require_tasks(run, {task: load_teacher(part) for task, part in parts.items()})
         return {task: cast(Dataset, run_collect(part, mode, quiet)) for task, part in parts.items()}
+    teacher = _checked_teacher(run, mode)
+    with record_run(run, mode, "dataset"), track("collect", "steps", quiet) as progress:
+        return collect(
+            run.env, teacher, run.collect, run.dataset_folder, seed=run.seed, mode=mode, progress=progress,
+            execution=run.execution,
+        )  # fmt: skip
+
+
+@in_storage
+def run_shard(run: Run, stage: Literal["collect", "distill"], shard: Shard, quiet: bool = False) -> None:
+    """Run one of several parts of a stage, in a folder that other processes use at the same time; continue what exists.
+
+    The last step is `rldistill dataset seal` after a collection, and `rldistill distill FILE --resume` for controls.
+    """
+    if stage == "distill":
+        run_distill(run, "resume", quiet, shard)
+        return
+    require_one_task(run, "collect --shard")
+    teacher = _checked_teacher(run, "resume")
+    with record_run(run, "resume", shared=True), track("collect", "steps", quiet) as progress:
+        collect_shard(
+            run.env, teacher, run.collect, run.dataset_folder, shard, seed=run.seed, progress=progress,
+            execution=run.execution,
+        )  # fmt: skip
+
+
+def _checked_teacher(run: Run, mode: Mode) -> Policy:
+    """Return the teacher; raise or warn about mistakes before the first collection."""
     warn_of_env(run.env)
     teacher = load_teacher(run)
     if mode == "overwrite" or not (run.dataset_folder / "manifest.json").exists():
         run.recipe.check(with_loaded_features(run), teacher)
         if run.verify:
             warn_of_mistakes(run, teacher)
-    with record_run(run, mode, "dataset"), track("collect", "steps", quiet) as progress:
-        return collect(run.env, teacher, run.collect, run.dataset_folder, seed=run.seed, mode=mode, progress=progress)
+    return teacher
 
 
+@in_storage
 def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Dataset:
     """Collect another round, with new seeds, into the dataset of a run."""
     require_one_task(run, "dataset extend")
@@ -134,11 +168,14 @@ def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Da
     manifest.require_complete(0)
     number = 1 + max(block.round for block in manifest.blocks)
     config = dataclasses.replace(run.collect, steps=steps)
-    teacher, folder = load_teacher(run), run.dataset_folder
-    return collect(run.env, teacher, config, folder, seed=run.seed, round=number, mode="resume", progress=progress)
+    return collect(
+        run.env, load_teacher(run), config, run.dataset_folder, seed=run.seed, round=number, mode="resume",
+        progress=progress, execution=run.execution,
+    )  # fmt: skip
 
 
-def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
+@in_storage
+def run_distill(run: Run, mode: Mode = "new", quiet: bool = False, shard: Shard | None = None) -> None:
     """Distill every student with every training seed into `students/NAME/seed-N/`, and train the controls.
 
     A student that learns nothing does not stop the others.
@@ -146,39 +183,41 @@ def run_distill(run: Run, mode: Mode = "new", quiet: bool = False) -> None:
     Raises:
         NothingLearnedError: a student learned nothing.
     """
-    if failed := _distill_students(run, mode, quiet):
+    if failed := _distill_students(run, mode, quiet, shard):
         raise NothingLearnedError(
             f"{next(iter(failed.values()))} The other students are distilled. To evaluate them, leave out "
             f'{", ".join(failed)} and continue with mode="resume" (--resume).'
         )
 
 
-def _distill_students(run: Run, mode: Mode, quiet: bool) -> dict[str, NothingLearnedError]:
-    """Distill all students and return the errors of those that learned nothing; raise if all did."""
-    with record_run(run, mode, "students", "controls"):
+def _distill_students(run: Run, mode: Mode, quiet: bool, shard: Shard | None = None) -> dict[str, NothingLearnedError]:
+    """Distill all students and return the errors of those that learned nothing; raise if all did.
+
+    A `shard` has a part of the fits, and no controls, whose steps depend on all students.
+    """
+    with record_run(run, mode, "students", "controls", shared=shard is not None):
+        pull(run.out)  # a shard has no blocks yet
         run = with_loaded_features(run)
         template = student_job(run)
         if mode == "overwrite":  # an error in the settings must not cost the students that exist
             template.check()
         failed: dict[str, NothingLearnedError] = {}
-        for name in run.students:
-            try:
-                for seed in run.seeds:
-                    unit = "epochs" if run.recipe.learner is None else "steps"
-                    with track(f"distill {name}, seed {seed}", unit, quiet) as progress:
-                        dataclasses.replace(template, name=name, seed=seed).distill(mode, progress)
-            except NothingLearnedError as error:
-                failed[name] = error
-                continue
-            for seed in run.seeds if run.control != "none" else ():
-                job = dataclasses.replace(template, name=name, seed=seed)
-                with track(f"control of {name}, seed {seed}", "steps", quiet) as progress:
-                    train_control(job, student_steps(run, name), mode, progress)
+        fits = Fits(template, mode, quiet)
+        pairs = fits.pairs if shard is None else shard.select(fits.pairs)
+        for _, (name, error) in fits.run_all((name, seed) for name, seed in pairs if name not in failed):
+            if error is not None:
+                failed.setdefault(name, error)
+        if run.control != "none" and shard is None:
+            steps = {name: student_steps(run, name) for name in run.students if name not in failed}
+            controls = dataclasses.replace(fits, control_steps=steps)
+            for _ in controls.run_all((name, seed) for name, seed in fits.pairs if name in steps):
+                pass
         if failed and len(failed) == len(run.students):
             raise next(iter(failed.values()))
         return failed
 
 
+@in_storage
 def run_evaluate(
     run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()
 ) -> Evaluation | TasksEvaluation:
@@ -242,7 +281,7 @@ def _evaluate_policies(run: Run, teacher: Policy, quiet: bool, failed: Sequence[
         policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
     with track("evaluate", "episodes", quiet) as progress:
         context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
-        return evaluate(run.env, policies, run.evaluate, run.out, context, progress)
+        return evaluate(run.env, policies, run.evaluate, run.out, context, progress, run.execution)
 
 
 def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) -> TasksEvaluation:
@@ -256,6 +295,7 @@ def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) ->
     return evaluation
 
 
+@in_storage
 def run_report(run: Run) -> Path:
     """Write `report.html` and `MODEL_CARD.md` from the results of the other stages; of several tasks, also in each."""
     if run.tasks:
@@ -268,6 +308,7 @@ def run_report(run: Run) -> Path:
     return path
 
 
+@in_storage
 def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
     """Search for the smallest student, print the result, and write `search/search.html`.
 

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,8 @@ from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_time
 from rldistill.evaluation.non_inferiority import RISK, RiskLevels, non_inferior
 from rldistill.evaluation.statistics import Returns, normalized_score
 from rldistill.io.atomic import Document, write_json
+from rldistill.io.execution import SERIAL, run_jobs
+from rldistill.io.processes import Report
 from rldistill.io.progress import Progress
 from rldistill.losses import ActionNLL, AdvantageMSE, GapWeightedNLL
 from rldistill.losses.objective import Term
@@ -135,8 +138,15 @@ def select_finalists(
     done, total = 0, sum(min(count, len(candidates)) for count in counts)
     for rung, count in enumerate(counts):
         remaining = promote(remaining, config, count) if rung else remaining
-        for candidate in remaining:
-            _run_rung(stage, candidate, rung)
+        for name in ("teacher", "baseline"):  # once, before several processes need them
+            stage.reference(name, config.episodes << rung, VALIDATION)
+        execution, own = stage.run.execution, stage
+        if not execution.serial:
+            own = dataclasses.replace(stage, run=dataclasses.replace(stage.run, execution=SERIAL))
+        uses_gpu = stage.run.distill.device != "cpu"
+        for number, trial in run_jobs(partial(_run_rung, own, rung), remaining, execution, uses_gpu=uses_gpu):
+            remaining[number].size = trial["size"] or remaining[number].size
+            remaining[number].rungs.append(trial["row"])
             done += 1
             progress.update(done, total)
     smaller = [candidate for candidate in remaining if "failed" not in candidate.rungs[-1]]
@@ -146,8 +156,8 @@ def select_finalists(
     return promote(sufficient or smaller, config, MAX_FINALISTS)
 
 
-def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
-    """Distill and play a candidate with the epochs and the episodes of a rung, unless that is done."""
+def _run_rung(stage: SearchStage, rung: int, candidate: Candidate, report: Report) -> dict[str, Any]:
+    """Distill and play a candidate with the epochs and episodes of a rung, unless that is done; return the trial."""
     folder, fit = stage.rung_folder(candidate, rung), stage.run.distill
     file = folder / "trial.json"
     if not file.exists():
@@ -165,9 +175,7 @@ def _run_rung(stage: SearchStage, candidate: Candidate, rung: int) -> None:
             row |= stage.normalized(returns, VALIDATION)
             size = policy_sizes(policy)
         write_json(file, {"size": size, "row": row})
-    document = _TrialResult.read_dict(file)
-    candidate.size = document["size"] or candidate.size
-    candidate.rungs.append(document["row"])
+    return _TrialResult.read_dict(file)
 
 
 def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, progress: Progress) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""Episodes of all policies of an evaluation, the decision on each student, and the estimates of each policy."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rldistill.core.spec import EnvConfig
+from rldistill.data.dataset import Dataset
+from rldistill.envs.spaces import observation_views
+from rldistill.evaluation import statistics as stats
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
+from rldistill.evaluation.fidelity import OwnStates, fidelity
+from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
+from rldistill.evaluation.metrics import metric_estimate, probe_metrics, require_metrics, run_returns
+from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
+from rldistill.evaluation.results import PolicyResult, Profile
+from rldistill.evaluation.statistics import Returns
+from rldistill.io.execution import Execution, Increments, Total, run_jobs
+from rldistill.io.processes import Report
+from rldistill.io.progress import Progress
+from rldistill.policies.cost import measure_cost
+from rldistill.policies.wrappers import with_action_mask
+
+
+class Match:
+    """Episodes of all policies on the same seeds, and the decision on each student.
+
+    The best of several students is selected by the same episodes as the test, so they share the risk (Bonferroni).
+    """
+
+    def __init__(
+        self,
+        env: EnvConfig,
+        policies: Mapping[str, PolicyRuns],
+        config: EvaluateConfig,
+        base: PlayConfig,
+        execution: Execution,
+    ) -> None:
+        agents = observation_views(env).student.agents
+        self.metrics = (*config.metrics, *(f"return_{agent.name}" for agent in agents))
+        probe_metrics(env, self.metrics)
+        self.env, self.policies, self.config, self.base, self.execution = env, policies, config, base, execution
+        self.reference = reference_name(policies)
+        students = [name for name, entry in policies.items() if entry.kind == "student"]
+        self.episodes: dict[str, dict[int | None, Episodes]] = {name: {} for name in policies}
+        self.own_states = {(name, run): OwnStates(run) for name in students for run in policies[name].runs}
+        self.decisions: dict[str, NonInferiorityResult | None] = dict.fromkeys(students)
+
+    def returns(self, name: str) -> Returns:
+        """Return the returns of a policy, `[runs, episodes]`."""
+        return np.stack([episodes.returns for episodes in self.episodes[name].values()])
+
+    def num_distinct(self, *names: str) -> int:
+        """Return the smallest number of distinct episodes of any run of these policies."""
+        return min(episodes.distinct for name in names for episodes in self.episodes[name].values())
+
+    def play_all(self, progress: Progress) -> None:
+        """Play all episodes; with `sequential`, until every student is decided."""
+        config, share = self.config, 1 / max(1, len(self.decisions))
+        counts, risks = [config.episodes], [RISK * share]
+        if config.sequential:
+            counts = analysis_times(config.episodes, config.max_episodes)
+            risks = boundary(counts, SEQUENTIAL_RISK * share)
+        runs = [(name, run) for name, entry in self.policies.items() for run in entry.runs]
+        report, before = Total(progress, counts[-1] * len(runs)), 0
+        for analysis, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
+            base = dataclasses.replace(self.base, first=before)
+            work = partial(_play_run, self.env, self.policies, count - before, base)
+            items = ((*key, self.own_states.get(key)) for key in runs)
+            uses_gpu = self.config.device != "cpu"
+            for number, (more, states) in run_jobs(work, items, self.execution, report, uses_gpu=uses_gpu):
+                name, run = runs[number]
+                if states is not None:
+                    self.own_states[name, run] = states
+                played = self.episodes[name]
+                played[run] = played[run].followed_by(more) if run in played else more
+                require_metrics(self.metrics, self._infos(), complete=False)
+            for name, entry in self.policies.items():  # in their order, whichever finished first
+                self.episodes[name] = {run: self.episodes[name][run] for run in entry.runs}
+            before = count
+            for name, decision in self.decisions.items():
+                if decision is None or decision.decision == "undecided":
+                    compared = name, "teacher", self.reference
+                    own, best, random = map(self.returns, compared)
+                    levels, distinct = RiskLevels(risk, RISK * share, analysis), self.num_distinct(*compared)
+                    test = non_inferior(own, best, random, config.margin, distinct=distinct, levels=levels)
+                    self.decisions[name] = test if best.mean() > random.mean() else None
+            if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
+                break
+        require_metrics(self.metrics, self._infos(), complete=True)
+        progress.update(report.done, report.done)
+
+    def _infos(self) -> Iterator[dict[str, float]]:
+        return (info for runs in self.episodes.values() for episodes in runs.values() for info in episodes.info)
+
+    def result(
+        self,
+        name: str,
+        returns: Mapping[str, Returns],
+        thresholds: Returns,
+        labels: tuple[Dataset | None, float | None],
+        folder: Path,
+    ) -> PolicyResult:
+        """Return the result of a policy: all estimates with their 95% intervals, its cost and its fidelity.
+
+        `labels` are the dataset and the temperature of `RunContext`.
+        """
+        entry, runs, own, teacher = self.policies[name], self.episodes[name], returns[name], returns["teacher"]
+        compared, distinct = (own, teacher, returns[self.reference]), self.num_distinct(name)
+        distinct_compared = self.num_distinct(name, "teacher", self.reference)
+        rates = [part.success_rate for part in runs.values() if part.success_rate is not None]
+
+        def profile(returns: Returns) -> stats.Values:
+            return stats.performance_profile(returns, thresholds)
+
+        low, high = np.percentile(stats.bootstrap(profile, own, distinct=distinct), [2.5, 97.5], axis=0)
+        normalized = stats.normalized_score(*compared, distinct=distinct_compared)
+        improvement = close = None
+        if name != "teacher":
+            improvement = stats.estimate(stats.probability_of_improvement, own, teacher, distinct=distinct_compared)
+        if entry.kind == "student":
+            spec = observation_views(self.env).student
+            students = [
+                (with_action_mask(policy, spec), self.own_states[name, run])
+                for run, policy in entry.runs.items()
+                if policy is not None
+            ]
+            close = fidelity(name, students, labels[0], folder, labels[1])
+        return PolicyResult(
+            kind=entry.kind,
+            runs=[run_returns(seed, part, self.metrics) for seed, part in runs.items()],
+            distinct_episodes=distinct,
+            distinct_runs=len({part.returns.tobytes() for part in runs.values()}),
+            mean=stats.estimate(stats.mean, own, distinct=distinct),
+            median=stats.estimate(stats.median, own, distinct=distinct),
+            iqm=stats.estimate(stats.iqm, own, distinct=distinct),
+            normalized=normalized,
+            optimality_gap=normalized and stats.estimate(stats.normalized_gap, *compared, distinct=distinct_compared),
+            probability_of_improvement=improvement,
+            profile=Profile(share=profile(own).tolist(), low=low.tolist(), high=high.tolist()),
+            success_rate=float(np.mean(rates)) if rates else None,
+            discounted_mean=float(np.mean([part.discounted for part in runs.values()])),
+            agreement=close.own_states.agreement if close else None,
+            action_rmse=close.own_states.action_rmse if close else None,
+            **vars(measure_cost(entry.first)),
+            env_steps=entry.env_steps,
+            non_inferiority=self.decisions.get(name),
+            fidelity=close,
+            metrics={key: metric_estimate([*runs.values()], key, distinct) for key in self.metrics},
+        )
+
+
+def _play_run(
+    env: EnvConfig,
+    policies: Mapping[str, PolicyRuns],
+    episodes: int,
+    base: PlayConfig,
+    item: tuple[str, int | None, OwnStates | None],
+    report: Report,
+) -> tuple[Episodes, OwnStates | None]:
+    """Play further episodes of one policy; return them, and its own states with those of the episodes."""
+    (name, run, states), teacher = item, policies["teacher"].first
+    settings = dataclasses.replace(base, side=policies[name].side)
+    query = TeacherQuery(teacher, states.add) if states is not None and teacher is not None else None
+    policy, increments = policies[name].runs[run], Increments(report)
+    return play(env, policy, episodes, settings, query=query, progress=increments), states

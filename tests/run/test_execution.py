@@ -1,0 +1,112 @@
+"""Runs whose jobs are in several processes, or in shards: the same results as in one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rldistill.collection.collect import seal
+from rldistill.core.errors import ConfigError, CorruptArtifactError
+from rldistill.io.execution import Shard
+from rldistill.io.lock import lock_folder
+from rldistill.policies.network import NetworkPolicy
+from rldistill.run.config import read_run
+from rldistill.run.stages import run_all, run_collect, run_shard
+from rldistill.students.storage import save_policy
+
+from ..conftest import manifest_bytes
+
+pytestmark = pytest.mark.slow
+
+
+def document(tmp_path: Path, teacher: NetworkPolicy, **changes: Any) -> dict[str, Any]:
+    if not (tmp_path / "teacher").exists():
+        save_policy(teacher, tmp_path / "teacher", {})
+    return {
+        "env": {"id": "CartPole-v1"},
+        "teacher": str(tmp_path / "teacher"),
+        "collect": {"steps": 1_200, "epsilon": 0.3, "block_steps": 64, "envs_per_stream": 4},
+        "students": {"tree": {"type": "tree", "max_depth": 3}},
+        "seeds": [0, 1],
+        "recipe": {"name": "dagger", "steps_per_round": 400},
+        "distill": {"losses": ["action_nll"]},
+        "evaluate": {"episodes": 4, "videos": False},
+        "verify": False,
+        **changes,
+    }
+
+
+def results(out: Path) -> dict[str, str]:
+    """Return the hashes of all blocks and weights, and the evaluation without measured times."""
+    files = [*out.rglob("*.parquet"), *out.rglob("policy.safetensors"), *out.rglob("manifest.json")]
+    found = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    for entry in evaluation["policies"].values():
+        del entry["latency_us"], entry["batch_latency_us"]
+    del evaluation["sha256"]
+    return found | {"evaluation": json.dumps(evaluation)}
+
+
+def test_a_run_in_processes_has_the_results_of_one_process(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    found = []
+    for workers in (1, 2):
+        changes = {"out": str(tmp_path / str(workers)), "execution": {"workers": workers}}
+        run_all(read_run(document(tmp_path, teacher, **changes)), quiet=True)
+        found.append(results(tmp_path / str(workers)))
+    assert len(found[0]) > 6
+    assert found[0] == found[1]
+
+
+def test_shards_have_the_bytes_of_one_collection(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    changes = {"students": {}, "collect": {"steps": 800, "num_streams": 3, "block_steps": 32, "envs_per_stream": 2}}
+    changes["collect"]["epsilon"] = 0.3  # type: ignore[index]
+    whole = read_run(document(tmp_path, teacher, out=str(tmp_path / "whole"), **changes))
+    run_collect(whole, quiet=True)
+    run = dataclasses.replace(whole, out=tmp_path / "shards")
+    run_shard(run, "collect", Shard(2, 2), quiet=True)
+    with pytest.raises(CorruptArtifactError, match=r"10 of 15 blocks are missing, those of the streams 0, 2, counted"):
+        seal(run.dataset_folder)
+    with pytest.raises(CorruptArtifactError, match="the collection is not complete"):
+        run.read_dataset()
+    with lock_folder(run.dataset_folder, shared=True):  # as another shard
+        run_shard(run, "collect", Shard(1, 2), quiet=True)
+        with pytest.raises(ConfigError, match="in use by"), ThreadPoolExecutor() as pool:
+            pool.submit(seal, run.dataset_folder).result()
+    seal(run.dataset_folder)
+    assert manifest_bytes(run.dataset_folder) == manifest_bytes(whole.dataset_folder)
+    seal(run.dataset_folder)
+    run_shard(run, "collect", Shard(1, 2), quiet=True)  # nothing is left to do
+    assert manifest_bytes(run.dataset_folder) == manifest_bytes(whole.dataset_folder)
+    assert len(run.read_dataset()) == len(whole.read_dataset())
+    assert not (run.out / ".lock").exists()
+    other = dataclasses.replace(run, collect=dataclasses.replace(run.collect, epsilon=0.5))
+    with pytest.raises(ConfigError, match=r"epsilon was 0\.3, now it is 0\.5"):
+        run_shard(other, "collect", Shard(1, 2), quiet=True)
+
+
+def test_shards_of_fits_divide_students_and_seeds(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    changes = {"out": str(tmp_path / "out"), "recipe": "offline", "seeds": [0, 1, 2]}
+    run = read_run(document(tmp_path, teacher, **changes))
+    run_collect(run, quiet=True)
+    made = [{"seed-0", "seed-2"}, {"seed-0", "seed-1", "seed-2"}]
+    for number in (1, 2):
+        run_shard(run, "distill", Shard(number, 2), quiet=True)
+        assert {path.parent.name for path in run.out.rglob("policy.json")} == made[number - 1]
+
+
+@pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "-1/4", "1/0"])
+def test_shards_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--shard: found '?[\w/-]+'?, expected a number"):
+        Shard.parse(text)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_every_item_is_in_one_shard(count: int) -> None:
+    parts = [Shard(number, count).select(range(5)) for number in range(1, count + 1)]
+    assert sorted(item for part in parts for item in part) == [*range(5)]
