@@ -41,7 +41,7 @@ PACKAGES = {
 }
 """Packages of extras that run files need."""
 EVALUATED = ["seeds=[0]", "evaluate={episodes: 1, videos: false, max_episodes: 2}"]
-# Enough for both students to beat the best constant prediction; else the run ends with "the student learned nothing".
+# Enough for all students to beat the best constant prediction; else the run ends with "the student learned nothing".
 PONG = [
     "env.kwargs={max_num_frames_per_episode: 2000}",
     "export=null",
@@ -66,7 +66,7 @@ PPO_TEACHERS = ("cartpole", "lunarlander", "double-pendulum")
 SMALLER = {
     "adversarial.yaml": ["collect.steps=900", "ppo.eval_episodes=1"],
     **WORLDS,
-    "pong.yaml": PONG,
+    "pong.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
     "cartpole.yaml": [*EVALUATED, "collect.steps=400", "recipe=offline", "distill.learning_rate=0.01"],
     "pong-dagger.yaml": [*PONG, "recipe.rounds=1", "recipe.steps_per_round=160"],
     "pong-objects.yaml": ["collect.steps=160"],

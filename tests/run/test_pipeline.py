@@ -32,7 +32,7 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import load_run
-from rldistill.run.stages import run_collect, run_distill, run_evaluate
+from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate
 from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import load_policy
@@ -96,6 +96,21 @@ def test_losses_that_do_not_fit_the_next_generation_are_refused(tmp_path: Path, 
     assert teacher.spec.head.kind == "q_values"
     with pytest.raises(SpecMismatchError, match=r"distill\.losses: GapWeightedNLL"):
         run_collect(run, quiet=True)
+
+
+def test_only_named_students_are_exported(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    students = {name: {"type": "mlp", "hidden": [8]} for name in ("one", "two")}
+    settings: dict[str, Any] = {"students": students, "seeds": [0], "evaluate": {"episodes": 2, "videos": False}}
+    export = {"formats": ["onnx"], "states": 32, "episodes": 1, "students": ["two"]}
+    run = load_run(write_run(tmp_path, teacher, **settings, export=export), [], {})
+    run_all(run, quiet=True)
+    assert [path.name for path in (run.out / "export").iterdir()] == ["two"]
+    before = (run.out / "export" / "two" / "student.onnx").stat().st_mtime_ns
+    run_all(run, "resume", quiet=True)
+    assert (run.out / "export" / "two" / "student.onnx").stat().st_mtime_ns == before
+    wrong = load_run(write_run(tmp_path, teacher, **settings, export={**export, "students": ["tow"]}), [], {})
+    with pytest.raises(ConfigError, match=r"export\.students: there is no student 'tow'\. Did you mean 'two'\?"):
+        run_all(wrong, "resume", quiet=True)
 
 
 def hashes_of_whole_and_killed(

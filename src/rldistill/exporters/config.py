@@ -21,8 +21,10 @@ class ExportConfig:
         states: Observations of the student's own play, and as many of the dataset, that are compared.
         episodes: Full episodes that the original and each exported file play; at least 59 are needed to show that a
             file keeps 95%.
+        students: Students of the run that are exported; by default all.
     """
 
     formats: tuple[Format, ...] = ()
     states: Positive = 10_000
     episodes: Positive = 60
+    students: tuple[str, ...] = ()

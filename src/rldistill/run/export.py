@@ -43,7 +43,7 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     dataset = run.read_dataset() if run.recipe.needs_dataset and run.dataset_folder.exists() else None
     certificates = []
     with record_run(run, mode, "export"):
-        for name in run.students:
+        for name in _exported(run):
             folder, source = run.out / "export" / name, run.out / "students" / name / f"seed-{run.seeds[0]}"
             require_result(source / "policy.json", "student", "distill")
             policy, new = load_native(source), mode
@@ -63,17 +63,22 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     return certificates
 
 
+def _exported(run: Run) -> list[str]:
+    chosen = run.export.students if run.export is not None else ()
+    return [name for name in run.students if not chosen or name in chosen]
+
+
 def failed_exports(run: Run) -> list[str]:
     """Return the reasons why exported files of a run do not pass."""
     parts = [run, *task_runs(run).values()]
-    folders = [part.out / "export" / name for part in parts for name in run.students if run.export is not None]
+    folders = [part.out / "export" / name for part in parts for name in _exported(part) if run.export is not None]
     return [reason for folder in folders if (folder / FILE).exists() for reason in Certificate.read(folder).failures]
 
 
 def _is_current(certificate: Certificate, policy: Policy, config: ExportConfig) -> bool:
     """Return True if an export passed, and was one of this policy with these settings."""
     made = ExportConfig(tuple(certificate.formats), certificate.states, certificate.episodes)  # type: ignore[arg-type]
-    wanted = dataclasses.replace(config, formats=formats_of(config, policy))
+    wanted = dataclasses.replace(config, formats=formats_of(config, policy), students=())
     return made == wanted and not certificate.failures and certificate.fingerprint == fingerprint(policy)
 
 

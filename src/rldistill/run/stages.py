@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from rich.console import Console
 
 from rldistill.collection.collect import collect, collect_shard
-from rldistill.core.errors import ConfigError, NothingLearnedError, printable
+from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -72,6 +72,9 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     if run.export is not None:
         require_packages(run.export.formats or DEFAULT_FORMATS)
     parts = [*task_runs(run).values()] or [run]
+    for name in run.export.students if run.export is not None else ():
+        if name not in run.students:
+            raise ConfigError(f"export.students: there is no student {name!r}.{did_you_mean(name, run.students)}")
     for part in parts:
         if run.evaluate.baseline is not None:
             load_baseline(run.evaluate.baseline, part.env)
