@@ -55,7 +55,7 @@ def test_files_and_runs_are_completed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert complete_file(f"{tmp_path}/po") == [f"{tmp_path}/pong.yaml"]
     assert complete_file("none/x") == []
     assert complete_run("") == complete_run("runs/p") == ["runs/pong"]
-    assert complete_teacher("zoo:p") == ["zoo:pong-dqn"]
+    assert complete_teacher("zoo:po") == ["zoo:pong-dqn"]
 
 
 @pytest.mark.slow

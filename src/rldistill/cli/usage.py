@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "schema": ("", "> run.schema.json", "--markdown > configuration.md"),
     "dataset info": ("runs/cartpole", "runs/cartpole/dataset", "runs/cartpole --json"),
     "dataset check": ("runs/cartpole", "runs/cartpole/dataset", "runs/cartpole --json"),
+    "dataset seal": ("runs/pong", "runs/pong/dataset", "runs/pong --json"),
     "dataset relabel": (
         "runs/pong zoo:pong-dqn --out runs/relabeled",
         "runs/pong dqn.onnx,head=q_values --out runs/relabeled",
