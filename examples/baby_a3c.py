@@ -1,6 +1,6 @@
 """Teachers and view of your own: the recurrent agents of github.com/greydanus/baby-a3c (MIT licence).
 
-They look at one 80x80 picture a step and remember the rest, and were trained where 2 to 4 frames pass between actions.
+They observe one 80x80 picture per step, remember the rest, and were trained where 2 to 4 frames pass between actions.
 `examples/pong-a3c.yaml` distils the one for Pong into a feed-forward student on 84x84x4 frames, and
 `examples/atari-tasks.yaml` those for three games into one.
 """

@@ -58,7 +58,7 @@ def _settings(
         yield key, [*_values(parts, definitions)]
         depth = key.count(".") + 1
         for part in parts:
-            # Deeper keys only where they are asked for: schedules have keys of their own, and there are many.
+            # Deeper keys only after their own prefix: schedules have keys of their own, and there are many.
             if "properties" in part and (depth <= MAX_DEPTH or ".".join(wanted[:depth]) == key):
                 yield from _settings(part, definitions, wanted, f"{key}.")
             elif isinstance(inner := part.get("additionalProperties"), dict) and ".".join(wanted[:depth]) == key:

@@ -256,10 +256,10 @@ class OneOf:
         return cls
 
 
-def look_here() -> None:
-    """Let modules be found in the working directory, as `python -m` does."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+def add_working_directory() -> None:
+    """Add the working directory to the path of modules, as `python -m` does."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def import_name(name: str, where: str) -> Any:
@@ -268,14 +268,14 @@ def import_name(name: str, where: str) -> Any:
     The name is one that a person wrote in a run file or on the command line, never one of a downloaded file.
     """
     module, _, attribute = name.partition(":")
-    look_here()
+    add_working_directory()
     try:
-        place = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # the module of a user may raise any error
         raise ConfigError(f"{where}: {name}: cannot be imported ({failure(error)})") from error
-    if not hasattr(place, attribute):
-        raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(place))}")
-    return getattr(place, attribute)
+    if not hasattr(imported, attribute):
+        raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(imported))}")
+    return getattr(imported, attribute)
 
 
 def explain(error: ErrorDetails) -> str:

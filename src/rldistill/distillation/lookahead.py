@@ -15,8 +15,8 @@ from rldistill.distillation.mixture import expectation, with_weights
 from rldistill.distillation.values import BATCH_SIZE, ROWS_PER_BATCH, own_steps, small_network
 from rldistill.policies.network import NetworkPolicy
 
-ROUNDS = 10
-RATE = 0.5
+EPOCHS = 10
+LOG_WEIGHT_STEP = 0.5
 """Step of the logarithm of the weights, for a gain of one standard deviation."""
 MAX_WEIGHT = 20.0
 NUM_FOLDS = 2
@@ -53,19 +53,19 @@ def learned_weights(
     episodes = np.random.default_rng(seed).permutation(dataset.num_episodes) % NUM_FOLDS
     fold = episodes[dataset.columns["episode"]]
     weights = torch.full(labels.shape[:2], 1 / labels.shape[1])
-    config = DistillConfig(epochs=ROUNDS, batch_size=BATCH_SIZE)
+    config = DistillConfig(epochs=EPOCHS, batch_size=BATCH_SIZE)
     for number in range(NUM_FOLDS):
         train, counted = fold == number, importance * torch.from_numpy(fold != number)
         log_weights = torch.zeros_like(weights)
         data = dataclasses.replace(with_weights(dataset, labels, weights), heldout=~train)
         trainer = Trainer(data, small_network(data.spec), config, seed)
-        for epoch in range(ROUNDS):
+        for epoch in range(EPOCHS):
             trainer.dataset = dataclasses.replace(with_weights(dataset, labels, weights), heldout=~train)
             trainer.train_epoch(epoch)
             hidden, prediction = _forward(trainer.policy.eval(), dataset, head)
             gains = look_ahead(labels, hidden, target - prediction, counted)
             gains -= gains.mean(1, keepdim=True)
-            log_weights += RATE * gains / gains[train].square().mean().sqrt().clamp_min(1e-12)
+            log_weights += LOG_WEIGHT_STEP * gains / gains[train].square().mean().sqrt().clamp_min(1e-12)
             weights[train] = log_weights[train].softmax(1)
     return weights.double().numpy()
 

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure, short_repr
-from rldistill.core.fields import import_name, look_here
+from rldistill.core.fields import add_working_directory, import_name
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
 from rldistill.envs.atari import register_atari
@@ -70,7 +70,7 @@ def register(env_id: str) -> None:
         ConfigError: The package is not installed, or cannot be imported.
     """
     register_atari()
-    look_here()  # for ids such as `module:Name-v0`
+    add_working_directory()  # for ids such as `module:Name-v0`
     for module, (ids, package) in THIRD_PARTY.items():
         if env_id in gymnasium.registry or not re.fullmatch(ids, env_id):
             continue

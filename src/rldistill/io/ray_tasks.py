@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.core.errors import ConfigError, MissingExtraError, error_text
-from rldistill.core.fields import look_here
+from rldistill.core.fields import add_working_directory
 from rldistill.io.execution import Execution
 from rldistill.io.processes import MAX_RETRIES, Item, Report, Result, Work, call_job, pickle_work
 
@@ -35,11 +35,11 @@ def run_on_ray(
     num_gpus = 1 if uses_gpu and ray.cluster_resources().get("GPU") else 0
     task = ray.remote(_run).options(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)
     shared, jobs, pending = ray.put(pickled), enumerate(items), dict[Any, int]()
-    place = str(Path.cwd()), [*sys.path]
+    location = str(Path.cwd()), [*sys.path]
     try:
         while True:
             while len(pending) < execution.workers and (job := next(jobs, None)) is not None:
-                pending[task.remote(shared, job[1], *place)] = job[0]
+                pending[task.remote(shared, job[1], *location)] = job[0]
             if not pending:
                 return
             done, _ = ray.wait([*pending], num_returns=1, timeout=WAIT_S)
@@ -107,7 +107,7 @@ def _run(pickled: bytes, item: Any, folder: str, path: list[str]) -> tuple[tuple
         problem = f"execution: {os.uname().nodename} has no folder {folder}"
         return ("error", ConfigError(f"{problem}. Start the run in a folder that all machines share.")), (0, 0)
     sys.path += [entry for entry in path if entry not in sys.path]
-    look_here()
+    add_working_directory()
     try:
         work = _loaded(pickled)
     except Exception as error:

@@ -87,28 +87,31 @@ def temporary_path(path: Path) -> Path:
 
 def publish(path: Path) -> None:
     """Send a file of a copy; do nothing for any other."""
-    if (place := _locate(path)) is not None:
-        content = path.read_bytes()  # whole, since an object that ends early could not be told from a complete one
-        with _errors(path), place[0].open_output_stream(place[1]) as stream:
+    if (located := _locate(path)) is not None:
+        filesystem, key = located
+        content = path.read_bytes()  # whole, since a cut object could not be distinguished from a complete one
+        with _errors(path), filesystem.open_output_stream(key) as stream:
             stream.write(content)
 
 
 def withdraw(path: Path) -> None:
     """Delete the object of a file that was deleted from a copy; do nothing for any other."""
-    if (place := _locate(path)) is not None:
+    if (located := _locate(path)) is not None:
+        filesystem, key = located
         with _errors(path):
-            if place[0].get_file_info(place[1]).is_file:
-                place[0].delete_file(place[1])
+            if filesystem.get_file_info(key).is_file:
+                filesystem.delete_file(key)
 
 
 def fetch(path: Path) -> bool:
     """Return True if a file exists, here or in the storage, from which it is then copied."""
-    if path.exists() or (place := _locate(path)) is None:
+    if path.exists() or (located := _locate(path)) is None:
         return path.exists()
+    filesystem, key = located
     with _errors(path):
-        if not place[0].get_file_info(place[1]).is_file:
+        if not filesystem.get_file_info(key).is_file:
             return False
-        _download(place[0], place[1], path)
+        _download(filesystem, key, path)
     return True
 
 
@@ -120,9 +123,9 @@ def pull(folder: Path, mirror: bool = False, blocks: bool = True) -> None:
     Raises:
         UntrustedFileError: The name of an object leads out of the folder.
     """
-    if (place := _locate(folder)) is None:
+    if (located := _locate(folder)) is None:
         return
-    filesystem, prefix = place
+    filesystem, prefix = located
     with _errors(folder):
         objects = _objects(filesystem, prefix)
         for name, info in objects.items():
@@ -140,9 +143,9 @@ def pull(folder: Path, mirror: bool = False, blocks: bool = True) -> None:
 
 def push(folder: Path, mirror: bool = False) -> None:
     """Send the files of a folder that are missing there or newer here; with `mirror`, make the storage equal to it."""
-    if (place := _locate(folder)) is None:
+    if (located := _locate(folder)) is None:
         return
-    filesystem, prefix = place
+    filesystem, prefix = located
     with _errors(folder):
         objects = _objects(filesystem, prefix)
         # Only the manifests come after the blocks that they name; all of both are there already, as a rule.

@@ -154,7 +154,7 @@ class Run:
                     raise ConfigError(f"{key}: each of the `tasks` has its own. Remove this one")
             return
         if self.env is None:
-            raise ConfigError("env: is missing")
+            raise ConfigError("env: is missing. Name one, or several `tasks`")
         if self.teacher is None and not self.teachers:
             raise ConfigError("teacher: is missing. Name one, or several as `teachers`")
         if self.teacher is not None and self.teachers:

@@ -60,7 +60,7 @@ def write_report(run: Path | str) -> Path:
         run / "videos", evaluation, MAX_BYTES - len(rest.encode()) - RESERVED_BYTES
     )
     paired = any(len(pair["videos"]) > 1 for pairs in videos.values() for pair in pairs)
-    playing, videos = sections.first_film(videos, evaluation)
+    playing, videos = sections.first_video(videos, evaluation)
     path = run / "report.html"
     write_page(path, "report.html.jinja", **content, videos=videos, left_out=left_out, paired=paired, playing=playing)
     card = model_card(evaluation, content["config"], dict(content["exports"]))

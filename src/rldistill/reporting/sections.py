@@ -220,7 +220,7 @@ def embedded_videos(folder: Path, evaluation: Evaluation, space: int) -> tuple[d
     return {name: own for name, own in pairs.items() if own}, left_out
 
 
-def first_film(
+def first_video(
     videos: dict[str, list[dict[str, Any]]], evaluation: Evaluation
 ) -> tuple[dict[str, Any] | None, dict[str, list[dict[str, Any]]]]:
     """Return the median episode of the best student, or another one of it, for the first screen; and all others."""

@@ -32,8 +32,8 @@ MIN_ALIASED_SHARE, MIN_DISAGREEMENT, POOR_DISAGREEMENT = 0.02, 0.02, 0.1
 MIN_LOSS_RATIO, MIN_SHIFT_RATIO = 1.3, 1.5
 """Held-out loss by training loss, and disagreement in the student's own states by that in the teacher's."""
 THEIRS = "the teacher's"
-IMPROVING = 0.03
-"""Share by which the held-out loss fell in the last quarter of a fit that was still improving."""
+MIN_LOSS_DECREASE = 0.03
+"""Smallest share by which the held-out loss falls in the last quarter of a fit that still improves."""
 
 
 class Finding(Record):
@@ -52,7 +52,6 @@ class Shortfall(Record):
     findings: list[Finding]
 
     def __str__(self) -> str:
-
         lines = [f"- {found.cause}: {found.text}" for found in self.findings]
         return "\n".join([self.summary, *lines, *[f"Next: {found.command}" for found in self.findings[:1]]])
 
@@ -170,7 +169,7 @@ def _epochs(facts: _Facts) -> Iterator[Finding]:
         yield Finding(cause="early stop", text=text, command=facts.command("patient", "distill.patience=0"))
     elif len(rows) == wanted and (before := min(losses[: -(-3 * len(losses) // 4)])) > 0:
         fallen = 1 - min(losses) / before
-        if fallen > IMPROVING:
+        if fallen > MIN_LOSS_DECREASE:
             text = f"the held-out loss still fell by {fallen:.0%} in the last quarter of the {wanted} epochs."
             command = facts.command("longer", f"distill.epochs={2 * wanted}")
             yield Finding(cause="too few epochs", text=text, command=command)

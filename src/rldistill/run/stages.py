@@ -292,7 +292,9 @@ def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) ->
     parts = task_runs(run)
     evaluations = {task: cast(Evaluation, run_evaluate(part, mode, quiet, failed)) for task, part in parts.items()}
     students = {name: load_native(run.out / "students" / name / f"seed-{run.seeds[0]}") for name in run.students}
-    parameters = {name: sum(part.numel() for part in own.parameters()) for name, own in students.items()}
+    parameters = {
+        name: sum(part.numel() for part in own.parameters() if part.requires_grad) for name, own in students.items()
+    }
     evaluation = TasksEvaluation.of(evaluations, parameters, run.evaluate.margin)
     write_json(run.out / "evaluation.json", evaluation.to_dict())
     return evaluation

@@ -50,7 +50,7 @@ class SubsetPolicy(PolicyWrapper):
 def with_actions(spec: PolicySpec | None, actions: tuple[int, ...]) -> PolicySpec:
     """Return the spec of a teacher that has only these actions of the environment."""
     if spec is None or not spec.head.single_choice:
-        raise ConfigError("teacher.actions: the environment has to have one choice among actions. Remove the option.")
+        raise ConfigError("teacher.actions: the environment has no single choice among actions. Remove the option.")
     if len(set(actions)) < len(actions) or max(actions) >= spec.head.nvec[0]:
         limit = spec.head.nvec[0] - 1
         raise ConfigError(f"teacher.actions: found {list(actions)}, expected different numbers from 0 to {limit}.")
@@ -94,7 +94,7 @@ def squashed(policy: Policy, path: str) -> Policy:
         reason = "has discrete actions" if head.discrete else "squashes its actions itself"
         raise ConfigError(f"teacher.squash: {path} {reason}. Remove the option.")
     if not all(map(math.isfinite, (*head.low, *head.high))):
-        raise ConfigError(f"teacher.squash: the actions of {path} have no bounds to which tanh could be scaled.")
+        raise ConfigError(f"teacher.squash: the actions of {path} have no bounds to scale tanh to. Remove the option.")
     if isinstance(policy, ActorPolicy) and isinstance(head, GaussianHead):  # whose folder can then be saved
         policy.spec = dataclasses.replace(policy.spec, head=squashed_head(head))
         return policy
