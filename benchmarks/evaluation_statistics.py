@@ -122,14 +122,14 @@ def say_coverage(draws: int, rng: np.random.Generator) -> None:
 
 
 def say_decision(draws: int, rng: np.random.Generator) -> None:
-    print("false yes at the margin, one look, by the bound alone (at most 0.05; a yes needs 59 episodes besides)")
+    print("false yes at the margin, one analysis, by the bound alone (at most 0.05; a yes needs 59 episodes besides)")
     for name, law in (LAWS | FAILURES).items():
         shares = [at_the_margin(law, episodes, 5 * draws, rng) for episodes in SIZES]
         print(f"  {name}: " + ", ".join(f"n = {n} {share:.4f}" for n, share in zip(SIZES, shares, strict=True)))
     for runs in (3, 5):
         shares = [seeds_at_the_margin(runs, between, 60, draws, rng) for between in (0.0, 0.3, 1.0)]
         print(f"  {runs} training seeds that differ by 0, 0.3 and 1: " + ", ".join(f"{share:.4f}" for share in shares))
-    print(f"--sequential, a look every {FIRST} of {MOST} episodes")
+    print(f"--sequential, an analysis every {FIRST} of {MOST} episodes")
     for name, law in (LAWS | FAILURES).items():
         yes, no, episodes = sequential(law, 0.0, draws, rng)
         print(f"  {name}, at the margin: yes {yes:.4f} (at most 0.05), no {no:.4f}, {episodes:.0f} episodes")

@@ -34,7 +34,7 @@ from rldistill.exporters.int8 import NUM_CALIBRATION_STATES, SCHEMES, quantize_o
 from rldistill.exporters.javascript import write_html
 from rldistill.exporters.lowering import lower_policy
 from rldistill.exporters.measures import Measures
-from rldistill.exporters.metadata import ExportContext, kind_of, onnx_metadata, value_names
+from rldistill.exporters.metadata import ExportContext, kind_of, names_by_entry, onnx_metadata
 from rldistill.exporters.onnx import write_onnx
 from rldistill.exporters.program import ExportError, Program
 from rldistill.exporters.runtimes import Interface
@@ -258,7 +258,7 @@ class _Export:
 
     def _html(self) -> None:
         facts = {"title": f"{kind_of(self.policy)} for {self.env.id}", "env": self.env.id,
-                 "text": f"{self.cost.parameters or 0:,} parameters", "names": value_names(self.policy)}  # fmt: skip
+                 "text": f"{self.cost.parameters or 0:,} parameters", "names": names_by_entry(self.policy)}  # fmt: skip
         self.write("student.html", write_html(self.program, self.vectors, facts).encode("ascii"))
 
     def _sb3(self) -> None:

@@ -42,7 +42,7 @@ def onnx_metadata(
     They are all facts as JSON, and flat keys that robot runtimes read.
     """
     spec, head, state_shape = policy.spec, policy.spec.head, Interface.of(policy).state_shape
-    names = value_names(policy)
+    names = names_by_entry(policy)
     facts = {
         "observation": [
             {"name": key or "obs", "shape": part.shape, "dtype": part.dtype, "order": names[key or "obs"][:64]}
@@ -74,8 +74,8 @@ def kind_of(policy: Policy) -> str:
     return type(getattr(policy, "config", policy)).__name__.lower()
 
 
-def value_names(policy: Policy) -> dict[str, list[str]]:
-    """Return the names of the numbers of each entry: `speed[0]`."""
+def names_by_entry(policy: Policy) -> dict[str, list[str]]:
+    """Return the names of the values of each entry, such as `speed[0]`; one name for an entry of more than 64."""
     return {
         key or "obs": [f"{key or 'obs'}[{', '.join(map(str, index))}]" for index in np.ndindex(*part.shape)]
         if int(np.prod(part.shape)) <= 64 and part.shape
