@@ -111,6 +111,23 @@ def test_missing_answers_are_asked_for() -> None:
     assert "\nteacher: zoo:cartpole-ppo\n" in Path("cartpole.yaml").read_text()
 
 
+def test_commands_of_new_files_are_quoted() -> None:
+    result = call("init", "new runs/own.yaml", "--env", "CartPole-v1", "--teacher", "zoo:cartpole-ppo")
+    assert result.stdout == "new runs/own.yaml: run it with `rldistill run 'new runs/own.yaml'`\n"
+    assert "rldistill run 'new runs/own.yaml'" in Path("new runs/own.yaml").read_text()
+
+
+def test_file_in_place_of_a_folder_is_refused() -> None:
+    Path("examples").write_text("mine")
+    new = ["init", "examples/own.yaml", "--env", "CartPole-v1", "--teacher", "zoo:cartpole-ppo"]
+    for command in (["examples", "spread"], new):
+        result = call(*command)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"error: {command[0]}: ")
+        assert result.stderr.endswith("/examples is a file, expected a folder. Name a file elsewhere.\n")
+    assert Path("examples").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

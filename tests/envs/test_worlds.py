@@ -133,11 +133,13 @@ def test_trained_teacher_has_the_view_of_teachers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("worlds", "problem"),
     [
-        ({"lenght": (1, 2)}, "neither an argument nor a number lenght. Did you mean 'length'?"),
+        ({"lenght": (1, 2)}, "neither an argument nor a number 'lenght'. Did you mean 'length'?"),
         ({"length": (2, 1)}, r"worlds.length: found (2, 1), expected two numbers, the smaller one first, or {values: "),
         ({"length": 3}, "worlds.length: found 3, expected two numbers"),
         ({"length": {"values": []}}, "worlds.length.values: found [], expected at least 1"),
         ({"length": {"value": [1]}}, "worlds.length.value: unknown key. Did you mean 'values'?"),
+        ({"length": {"values": [1, "long"]}}, "env.worlds.length: found 'long'. Use numbers."),
+        ({"render_mode": {"values": ["human"]}}, "env.worlds.render_mode: rendering is not a part of the world."),
         ({"sutton_barto_reward": {"values": ["yes", 3]}}, None),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
@@ -162,9 +164,16 @@ def test_worlds_that_the_environment_refuses() -> None:
     make_env(LANDER)  # the ends of a range may be excluded, as -12 is
     with pytest.raises(ConfigError, match=r"env\.worlds: ALE/Pong-v5 runs on ale-py"):
         spec_from_env(EnvConfig("ALE/Pong-v5", worlds={"mode": (0, 1)}))
-    for env in (EnvConfig("CartPole-v1"), EnvConfig("CartPole-v1", worlds={"length": Choice(("a", "b"))})):
+    for env in (EnvConfig("CartPole-v1"), EnvConfig("CartPole-v1", worlds={"sutton_barto_reward": Choice(("a", "b"))})):
         with pytest.raises(ConfigError, match="WorldParameters does not accept"):
             spec_from_env(dataclasses.replace(env, wrappers=(Wrapper("WorldParameters"),)))
+
+
+def test_argument_that_worlds_replace_is_refused() -> None:
+    env = {"id": "CartPole-v1", "kwargs": {"sutton_barto_reward": True}}
+    worlds = {"sutton_barto_reward": {"values": [False]}}
+    with pytest.raises(ConfigError, match=r"env\.kwargs: sutton_barto_reward is in `worlds`, too\. Use one"):
+        read_run({"env": {**env, "worlds": worlds}, "teacher": "zoo:x"})
 
 
 def test_run_file_names_worlds() -> None:

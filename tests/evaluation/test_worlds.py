@@ -47,3 +47,9 @@ def test_unknown_parameters_are_refused_under_their_key() -> None:
     config = EvaluateConfig(worlds={"short": {"lenght": (0.1, 0.2)}})
     with pytest.raises(ConfigError, match=r"^evaluate\.worlds\.short: .* Did you mean 'length'\?"):
         evaluation_env(WORLDS, config)
+
+
+def test_argument_that_worlds_replace_is_refused() -> None:
+    config = EvaluateConfig(env_kwargs={"length": 2.0})
+    with pytest.raises(ConfigError, match=r"^evaluate\.env_kwargs: length is one of env\.worlds, too\. Use"):
+        evaluation_env(WORLDS, config)

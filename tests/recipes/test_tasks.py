@@ -66,6 +66,10 @@ def test_wrong_run_file_is_refused(change: dict[str, Any], message: str) -> None
         ({"students": {"mlp": Mlp()}}, r"students\.mlp: a run of several tasks takes students of the type multi_task"),
         ({"recipe": "born_again"}, "recipe: BornAgain is for one task. Use one of offline, dagger, on_policy"),
         ({"recipe": "ppd"}, "recipe: Ppd is for one task"),
+        (
+            {"recipe": {"name": "offline", "initial": "x"}},
+            r"recipe\.initial: a student of several tasks begins with new",
+        ),
         ({"control": "from_scratch"}, "control: a student of several tasks has no control"),
         ({"students": {"mlp": MultiTask(heads="shared")}}, "cart and car have different actions"),
         ({"students": {"mlp": MultiTask(Mlp((16,)))}}, "they share nothing"),
@@ -79,6 +83,29 @@ def test_impossible_run_is_refused_before_any_step(tmp_path: Path, change: dict[
     with pytest.raises((ConfigError, SpecMismatchError), match=message):
         run_all(run, quiet=True)
     assert not list(tmp_path.glob("run/tasks/*/dataset"))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("none.zip", r"^tasks\.car\.teacher: none\.zip: there is no such file"),
+        ("zoo:cartpole-ppo", r"^tasks\.car\.teacher: .*do not fit"),
+    ],
+)
+def test_error_names_the_task_that_has_it(tmp_path: Path, teacher: str, message: str) -> None:
+    tasks = {**TASKS, "car": {**TASKS["car"], "teacher": teacher}}
+    run = read_run({**DOCUMENT, "name": "run", "out": str(tmp_path / "run"), "tasks": tasks})
+    with pytest.raises((ConfigError, SpecMismatchError), match=message):
+        run_all(run, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_balance_is_for_several_tasks() -> None:
+    with pytest.raises(ConfigError, match=r"distill\.balance: it weighs several tasks\. Name them as `tasks`"):
+        Run(EnvConfig("CartPole-v1"), "zoo:cartpole-ppo", distill=DistillConfig(balance="by_gap"))  # type: ignore[arg-type]
+    run = read_run({**DOCUMENT, "name": "run", "out": "runs/run", "distill": {"balance": "by_gap", "epochs": 3}})
+    part = task_runs(run)["cart"]
+    assert part == dataclasses.replace(read_run(part.document), document=part.document)
 
 
 def test_student_of_several_tasks_needs_them(teacher: NetworkPolicy, tmp_path: Path) -> None:

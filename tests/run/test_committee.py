@@ -15,7 +15,7 @@ import torch
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.data.dataset import open_dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.envs.spaces import spec_from_env
@@ -153,6 +153,24 @@ def test_combinations_without_a_meaning_are_refused_before_the_first_step(
         load_teacher(make_run(tmp_path / "c", teacher, teachers={"good": teacher, "other": acrobot}))
     with pytest.raises(ConfigError, match=r"teachers\.b: missing.zip: there is no such file"):
         load_committee({"a": teacher, "b": CommitteeMember("missing.zip")}, CARTPOLE)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"actions": (0, 0)}, r"^teachers\.b\.actions: found \[0, 0\]"),
+        ({"view": (Wrapper("Nope"),)}, r"^teachers\.b: view: there is no 'Nope'"),
+        (
+            {"view": (Wrapper("LastAction"),)},
+            r"^teachers\.b: zoo:cartpole-ppo and the environment with its view do not fit",
+        ),
+        ({"path": "zoo:pong"}, r"^teachers\.b: the zoo has no 'pong'.*Known: .*cartpole-ppo"),
+    ],
+)
+def test_error_names_the_teacher_that_has_it(teacher: NetworkPolicy, options: dict[str, Any], message: str) -> None:
+    member = CommitteeMember(**{"path": "zoo:cartpole-ppo", **options})
+    with pytest.raises((ConfigError, SpecMismatchError), match=message):
+        load_committee({"a": teacher, "b": member}, CARTPOLE)
 
 
 def test_teacher_with_some_of_the_actions(tmp_path: Path) -> None:

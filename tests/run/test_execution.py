@@ -106,6 +106,12 @@ def test_shards_that_are_none_are_refused(text: str) -> None:
         Shard.parse(text)
 
 
+def test_address_without_ray_is_refused() -> None:
+    document = {"env": {"id": "CartPole-v1"}, "teacher": "zoo:x", "execution": {"address": "auto"}}
+    with pytest.raises(ConfigError, match=r"execution\.address: it is that of a Ray cluster\. Use backend: ray"):
+        read_run(document)
+
+
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_every_item_is_in_one_shard(count: int) -> None:
     parts = [Shard(number, count).select(range(5)) for number in range(1, count + 1)]

@@ -284,6 +284,10 @@ def test_refused_command_does_not_change_the_record(tmp_path: Path, teacher: Net
         assert "collected with the teacher" in message
         assert message.count("\n") == 1
     assert record() == before
+    invoke("distill", "distill.epochs=1")
+    before = record()
+    assert "distill.epochs was 1, now it is 2" in invoke("run", "distill.epochs=2", "--resume")
+    assert record() == before
     plan = load_run(path, [f"teacher={tmp_path / 'other'}"])
     with pytest.raises(ConfigError, match="collected with the teacher"):
         run_distill(plan, mode="resume", quiet=True)

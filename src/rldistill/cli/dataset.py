@@ -118,8 +118,10 @@ def relabel(
 def seal(path: Dataset, as_json: AsJson = False) -> None:
     """Make the dataset of all shards of a collection: `collect --shard` wrote its blocks."""
     from rldistill.collection.collect import seal
-    from rldistill.data.manifest import dataset_folder
+    from rldistill.data.manifest import FILE, dataset_folder
 
+    if not (dataset_folder(path) / FILE).exists():
+        raise ConfigError(f"dataset: {path}: there is none. Collect one first (`rldistill collect FILE --shard 1/2`).")
     seal(dataset_folder(path))
     show(_describe(path), as_json)
 
@@ -235,7 +237,9 @@ def imitate(
     chosen = read_options("--student: ", AnyStudent, parse_value(student, "--student"))
     sections: dict[str, Any] = {}
     for key, value in parse_pairs("settings", settings or ()).items():
-        section, _, name = key.partition(".")
+        section, dot, name = key.partition(".")
+        if not dot:
+            raise ConfigError(f"settings: found {key!r}, expected section.key=value, as in ppo.total_steps=300_000")
         sections.setdefault(section, {})[name] = value
     config = read_options("", rldistill.ImitateConfig, sections | {"seed": seed})
     with track("imitate", "steps", quiet) as progress:

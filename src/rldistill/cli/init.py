@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,7 @@ def init(
     require_env(config)
     teacher = teacher or _ask(f"Teacher, a path, zoo:NAME, or {TRAIN} for a new one", _teacher_of(config.id))
     values = {
-        "file": file,
+        "file": shlex.quote(str(file)),
         "id": config.id,
         "env": _flow(parse_value(env, "env") if env.startswith("{") else {"id": env}),
         "teacher": TRAINED if teacher == TRAIN else f" {_flow(_options(parse_teacher(teacher)))}",
@@ -89,7 +90,7 @@ def init(
         run.recipe.check(run, load_teacher(run))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    typer.echo(f"{file}: run it with `rldistill run {file}`")
+    typer.echo(f"{file}: run it with `rldistill run {values['file']}`")
 
 
 def _ask(question: str, default: str | None = None) -> str:

@@ -131,6 +131,8 @@ def require_new(path: Path | None, option: str, overwrite: bool = False) -> None
     if path.exists() and not overwrite:
         raise ConfigError(f"{option}: {path} exists. Name another file, or remove it.")
     folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"{option}: {folder} is a file, expected a folder. Name a file elsewhere.")
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{option}: {folder} is not writable. Name a file elsewhere.")
 

@@ -51,14 +51,18 @@ class SampledWorlds(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._arguments = [name for name in worlds if name in arguments]
         self._first: dict[str, Any] = {}
         for name, own in worlds.items():
+            if name == "render_mode":
+                raise ConfigError("env.worlds.render_mode: rendering is not a part of the world. Remove the key.")
             if name in arguments:
                 self._try_argument(name, own)
             elif has_number(bare, name):
+                if text := [value for value in _extremes(own) if isinstance(value, str)]:
+                    raise ConfigError(f"env.worlds.{name}: found {short_repr(text[0])}. Use numbers.")
                 self._first[name] = copy(attribute_of(bare, name))  # MuJoCo returns a view of its memory
             else:
                 known = [*arguments, *(key for key in vars(bare) if has_number(bare, key))]
                 raise ConfigError(
-                    f"env.worlds: {type(bare).__name__} has neither an argument nor a number {name}."
+                    f"env.worlds: {type(bare).__name__} has neither an argument nor a number {name!r}."
                     f"{did_you_mean(name, known)} Name another parameter."
                 )
 

@@ -36,6 +36,8 @@ def evaluation_env(env: EnvConfig, config: EvaluateConfig) -> EnvConfig:
         ConfigError: with `env_kwargs` or `worlds`, its observations or actions are others.
     """
     own = dataclasses.replace(env, kwargs={**env.kwargs, **config.env_kwargs})
+    if both := config.env_kwargs.keys() & env.worlds.keys():
+        raise ConfigError(f"evaluate.env_kwargs: {min(both)} is one of env.worlds, too. Use evaluate.worlds.")
     if config.env_kwargs:
         _require_same_spaces(own, env, "env_kwargs", config.env_kwargs)
     for name, worlds in config.worlds.items():

@@ -29,6 +29,10 @@ class Execution:
     workers: NumThreads = 1
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.address is not None and self.backend != "ray":
+            raise ConfigError("address: it is that of a Ray cluster. Use backend: ray, or remove it")
+
     @property
     def serial(self) -> bool:
         """True if jobs run in this process, one after another."""

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
 
+from rldistill.collection.collect import collected_spec
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.fields import Seed, validated_dataclass
 from rldistill.core.heads import ActionHead
@@ -18,7 +19,7 @@ from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.dataset import Dataset, open_dataset
 from rldistill.data.manifest import FILE, Manifest, dataset_folder
 from rldistill.distillation.config import DistillConfig
-from rldistill.distillation.distill import distill
+from rldistill.distillation.distill import distill, require_fit
 from rldistill.distillation.prepare import prepare
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
@@ -70,7 +71,11 @@ class Adversarial(AdversarialConfig, FromReward):
         return {} if self.dataset is None else {"recipe.dataset": _manifest(self.dataset).digest}
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
-        return self.require_student(student, spec, teacher.spec.head)
+        head = self.require_student(student, spec, teacher.spec.head)
+        if self.pretrain:
+            data = collected_spec(run.env, teacher) if self.dataset is None else _manifest(self.dataset).spec
+            require_fit(student, run.distill, data)
+        return head
 
     def require_student(self, student: AnyStudent, spec: PolicySpec, labels: ActionHead) -> ActionHead:
         """Return the head of a student; raise if it cannot learn from this reward.
@@ -162,6 +167,8 @@ def imitate(
     spec = observation_views(env).student
     manifest.spec.require_same_input(spec, str(dataset), env.id)
     recipe.require_student(student, spec, manifest.spec.head)
+    if recipe.pretrain:
+        require_fit(student, config.distill, manifest.spec)
     inputs = StageInputs("dataset imitate", {"student": student, "config": config, "dataset": manifest.digest})
     if inputs.open_folder(folder, "policy.json", mode):
         return load_native(folder)

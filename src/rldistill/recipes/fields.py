@@ -34,6 +34,8 @@ def _require_registered(env: EnvConfig) -> EnvConfig:
         if env.id not in gymnasium.registry:
             hint = did_you_mean(env.id, gymnasium.registry)
             raise invalid(f"Gymnasium has no environment {env.id!r}.{hint}", "id")
+    if both := env.worlds.keys() & env.kwargs.keys():
+        raise invalid(f"{min(both)} is in `worlds`, too. Use one of the two keys", "kwargs")
     views = {f"views.{side}": getattr(env.views, side) for side in SIDES if env.views is not None}
     for key, wrappers in {"wrappers": env.wrappers, **views}.items():
         for wrapper in wrappers:

@@ -17,6 +17,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, Linear, NonNegativeSchedule, Schedule
 from rldistill.core.spec import PolicySpec, Side
 from rldistill.distillation.distill import distill
+from rldistill.distillation.weighting import require_weighting
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
 from rldistill.io.atomic import Mode
@@ -83,6 +84,8 @@ class FromReward(Recipe):
                 f"teachers: {type(self).__name__} follows one teacher. Use `teacher` with an ensemble of them, or a "
                 "recipe that learns from a dataset (offline, dagger)."
             )
+        if self.needs_teacher:
+            require_weighting(run.distill.weighting, teacher.spec)
         options = self.guidance_options(run)
         spec = observation_views(adapt_env(run.env, teacher)).student
         for student in run.students.values():

@@ -159,6 +159,8 @@ class Run:
             raise ConfigError("teacher: is missing. Name one, or several as `teachers`")
         if self.teacher is not None and self.teachers:
             raise ConfigError("teachers: there is a `teacher` as well. Use one of the two keys")
+        if self.distill.balance != "equal":
+            raise ConfigError("distill.balance: it weighs several tasks. Name them as `tasks`, or remove it")
         if both := self.teachers.keys() & self.students.keys():
             raise ConfigError(f"teachers: {min(both)} is the name of a student, too. Use another name")
 

@@ -46,11 +46,13 @@ def _task_run(run: Run, task: str, students: dict[str, Any]) -> Run:
             for name, student in known.get("students", {}).items()
         }
         document = {key: value for key, value in known.items() if key != "tasks"}
+        if "distill" in document:
+            document["distill"] = {key: value for key, value in document["distill"].items() if key != "balance"}
         document |= {**known["tasks"][task], "name": task, "out": str(out), "students": inner}
     own = run.tasks[task]
-    return replace(
-        run, env=own.env, teacher=own.teacher, tasks={}, name=task, out=out, students=students, document=document
-    )
+    changes: Any = {"env": own.env, "teacher": own.teacher, "tasks": {}, "name": task, "out": out}
+    changes["distill"] = replace(run.distill, balance="equal")
+    return replace(run, **changes, students=students, document=document)
 
 
 def require_one_task(run: Run, verb: str) -> None:
@@ -80,6 +82,8 @@ def _require_families(run: Run) -> None:
     if not run.recipe.several_tasks:
         known = ", ".join(name for name, recipe in RECIPES.items() if recipe.several_tasks)
         raise ConfigError(f"recipe: {type(run.recipe).__name__} is for one task. Use one of {known}.")
+    if getattr(run.recipe, "initial", None) is not None:
+        raise ConfigError("recipe.initial: a student of several tasks begins with new weights. Remove it.")
     if run.control != "none":
         raise ConfigError("control: a student of several tasks has no control. Use control: none.")
     for name, student in run.students.items():

@@ -94,7 +94,7 @@ def explain_shortfall(run: Path | str, student: str | None = None) -> Shortfall:
     best = evaluation.best_student
     if best is None:
         raise ConfigError(f"{run}: no student was evaluated. Run `rldistill evaluate` with a student.")
-    name = student or best[0]
+    name = best[0] if student is None else student
     if name not in evaluation.students:
         raise ConfigError(f"student: {run} has no {name!r}.{did_you_mean(name, evaluation.students)}")
     entry = evaluation.students[name]

@@ -2,10 +2,11 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, cast
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.errors import ConfigError, RLDistillError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.manifest import Manifest
@@ -50,6 +51,17 @@ def load_teacher(run: Run) -> Policy:
     if isinstance(run.teacher, SavedTeacher):
         fit_to_env(teacher, run.env, run.teacher.path)
     return teacher
+
+
+def load_teachers(parts: Mapping[str, Run]) -> dict[str, Policy]:
+    """Load the teacher of each task; its errors begin with the name of the task."""
+    teachers = {}
+    for task, part in parts.items():
+        try:
+            teachers[task] = load_teacher(part)
+        except RLDistillError as error:
+            raise type(error)(f"tasks.{task}.teacher: {str(error).removeprefix('teacher: ')}") from None
+    return teachers
 
 
 def with_loaded_features(run: Run) -> Run:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -46,7 +47,14 @@ from rldistill.run.folder import (
     student_steps,
     training_curves,
 )
-from rldistill.run.jobs import load_teacher, student_job, warn_of_env, warn_of_mistakes, with_loaded_features
+from rldistill.run.jobs import (
+    load_teacher,
+    load_teachers,
+    student_job,
+    warn_of_env,
+    warn_of_mistakes,
+    with_loaded_features,
+)
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
 from rldistill.students.storage import load_native, read_document
@@ -79,11 +87,14 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         if run.evaluate.baseline is not None:
             load_baseline(run.evaluate.baseline, part.env)
         probe_metrics(evaluation_env(part.env, run.evaluate), run.evaluate.metrics)
-    if any(isinstance(part.teacher, TrainConfig) for part in parts):
-        run_train(run, mode, quiet)
-    if run.recipe.needs_dataset:
-        run_collect(run, mode, quiet)
-    failed = _distill_students(run, mode, quiet)
+    # Students that refuse other settings keep their config.yaml, which the stages before them replace.
+    stages = ("teacher", "dataset", "students", "controls", "tasks")
+    with record_run(run, mode, *stages) if mode == "resume" else nullcontext():
+        if any(isinstance(part.teacher, TrainConfig) for part in parts):
+            run_train(run, mode, quiet)
+        if run.recipe.needs_dataset:
+            run_collect(run, mode, quiet)
+        failed = _distill_students(run, mode, quiet)
     others = dataclasses.replace(
         run, students={name: run.students[name] for name in run.students if name not in failed}
     )
@@ -124,7 +135,7 @@ def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | 
     """Collect the dataset of the teacher into `dataset/`; of several tasks, those of all teachers."""
     if run.tasks:
         parts = task_runs(run)
-        require_tasks(run, {task: load_teacher(part) for task, part in parts.items()})
+        require_tasks(run, load_teachers(parts))
         return {task: cast(Dataset, run_collect(part, mode, quiet)) for task, part in parts.items()}
     teacher = _checked_teacher(run, mode)
     with record_run(run, mode, "dataset"), track("collect", "steps", quiet) as progress:

@@ -85,7 +85,9 @@ def load_committee(teachers: Mapping[str, AnyMember], env: EnvConfig) -> Committ
         try:
             members[name] = _load(teacher, env.view_of("teacher"))
         except (ConfigError, SpecMismatchError) as error:
-            raise type(error)(f"teachers.{name}: {str(error).removeprefix('teacher: ')}") from None
+            problem = str(error).removeprefix("teacher: ").replace("env.wrappers: ", "view: ", 1)
+            key = problem.removeprefix("teacher")  # ".actions: ..." of one of its options
+            raise type(error)(f"teachers.{name}{key if key.startswith('.') else f': {problem}'}") from None
     try:
         return Committee(tuple(_side_by_side(members).values()), names=tuple(teachers))
     except SpecMismatchError as error:
@@ -96,11 +98,13 @@ def load_committee(teachers: Mapping[str, AnyMember], env: EnvConfig) -> Committ
 def _load(teacher: AnyMember, env: EnvConfig) -> Policy:
     if not isinstance(teacher, CommitteeMember):
         return teacher.load(spec_from_env(env)) if isinstance(teacher, TeacherEnsemble) else teacher
-    policy = teacher.load(spec_from_env(dataclasses.replace(env, wrappers=env.wrappers + teacher.view)))
+    spec = spec_from_env(dataclasses.replace(env, wrappers=env.wrappers + teacher.view))
+    policy = teacher.load(spec)
     if not teacher.view:
         return policy
     if policy.spec.view:
         raise ConfigError(f"view: {teacher.path} has its own, {', '.join(map(str, policy.spec.view))}. Remove the key.")
+    policy.spec.require_same_input(spec, teacher.path, "the environment with its view")
     return ViewPolicy(policy, teacher.view)
 
 

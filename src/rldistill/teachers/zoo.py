@@ -32,6 +32,7 @@ def load_zoo(path: str) -> Policy:
     """Load the teacher `zoo:NAME`; raise ConfigError, with the nearest name, if there is none."""
     name = path.removeprefix(ZOO)
     if name not in zoo_names():
-        raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, zoo_names())}")
+        known = zoo_names()
+        raise ConfigError(f"teacher: the zoo has no {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     with resources.as_file(resources.files("rldistill") / "zoo" / name) as folder:
         return load_native(folder)
