@@ -100,6 +100,17 @@ def test_shards_of_fits_divide_students_and_seeds(tmp_path: Path, teacher: Netwo
         assert {path.parent.name for path in run.out.rglob("policy.json")} == made[number - 1]
 
 
+def test_refused_shard_does_not_change_the_record(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    settings = {"out": str(tmp_path / "run"), "collect": {"steps": 100, "num_streams": 2}}
+    run = read_run(document(tmp_path, teacher, **settings))
+    run_shard(run, "collect", Shard(1, 2), quiet=True)
+    before = (run.out / "config.yaml").read_bytes()
+    other = read_run(document(tmp_path, teacher, **settings, seed=1))
+    with pytest.raises(ConfigError, match="seed was 0, now it is 1"):
+        run_shard(other, "collect", Shard(2, 2), quiet=True)
+    assert (run.out / "config.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "-1/4", "1/0"])
 def test_shards_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--shard: found '?[\w/-]+'?, expected a number"):

@@ -33,7 +33,7 @@ RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html",
 def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iterator[None]:
     """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
 
-    With `shared`, other processes may work in the folder at the same time, and nothing is restored.
+    With `shared`, other processes may change stages at the same time; old files are restored after a ConfigError.
 
     Raises:
         ConfigError: `mode` is none, another process uses the folder, or the folder is not that of a run and holds a
@@ -58,10 +58,13 @@ def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iter
         _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
         try:
             yield
-        except RLDistillError:
-            if not shared and _modification_times(run, stages) == times:
+        except RLDistillError as error:
+            if isinstance(error, ConfigError) if shared else _modification_times(run, stages) == times:
                 for path, text in old.items():
-                    path.unlink() if text is None else _write_text(path, text)
+                    if text is not None:
+                        _write_text(path, text)
+                    elif not shared:
+                        path.unlink()
             raise
 
 
