@@ -26,6 +26,7 @@ from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob, Task
 from rldistill.recipes.tasks import TasksJob, task_runs
 from rldistill.run.config import load_run, read_run
+from rldistill.run.jobs import student_job
 from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate, run_train
 from rldistill.students import Mlp, MultiTask
 from rldistill.students.storage import load_native, save_policy
@@ -98,6 +99,24 @@ def test_error_names_the_task_that_has_it(tmp_path: Path, teacher: str, message:
     with pytest.raises((ConfigError, SpecMismatchError), match=message):
         run_all(run, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_refused_settings_do_not_change_the_record(tmp_path: Path) -> None:
+    save_policy(pumping_teacher(), tmp_path / "car", {})
+    document = {**DOCUMENT, "name": "run", "out": str(tmp_path / "run"), "verify": False}
+    document["collect"] = {"steps": 1_000, "num_streams": 1, "epsilon": 0.3}
+    document["tasks"] = {**TASKS, "car": {**TASKS["car"], "teacher": str(tmp_path / "car")}}
+    run = read_run(document)
+    run_collect(run, quiet=True)
+    job = dataclasses.replace(student_job(run), name="mlp")
+    job.open("new")
+    (job.folder / "metrics.jsonl").touch()  # as a fit that was interrupted
+    files = [*run.out.rglob("config.yaml"), *run.out.rglob("provenance.json")]
+    before = [path.read_bytes() for path in files]
+    assert len(files) == 4
+    with pytest.raises(ConfigError, match=r"distill\.epochs was 20, now it is 3"):
+        run_all(read_run({**document, "distill": {"epochs": 3}}), mode="resume", quiet=True)
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_balance_is_for_several_tasks() -> None:

@@ -139,6 +139,18 @@ def test_teachers_of_a_run_file_are_loaded_with_their_options(tmp_path: Path) ->
     assert load_teacher(load_run(path, environment={})).spec.members == (("a", "categorical"), ("two", "categorical"))
 
 
+def test_weighting_without_episodes_costs_no_student(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    few = CollectConfig(steps=100, num_streams=1)
+    run = make_run(tmp_path / "run", teacher, collect=few, distill=DistillConfig(epochs=1, weighting="value"))
+    run_collect(run, quiet=True)
+    kept = run.out / "students/mlp/seed-0/policy.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    with pytest.raises(ConfigError, match=r"distill\.weighting: value and learned need whole episodes of each teacher"):
+        run_distill(run, mode="overwrite", quiet=True)
+    assert kept.exists()
+
+
 def test_combinations_without_a_meaning_are_refused_before_the_first_step(
     tmp_path: Path, teacher: NetworkPolicy
 ) -> None:

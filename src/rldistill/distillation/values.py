@@ -51,6 +51,20 @@ def own_steps(dataset: Dataset) -> NDArray[np.bool_]:
     return own
 
 
+def own_episodes(dataset: Dataset) -> list[NDArray[np.int64]]:
+    """Return the numbers of the own episodes of each teacher; raise ConfigError if one has fewer than two."""
+    own, found = own_steps(dataset), []
+    for number, (name, _) in enumerate(dataset.spec.members):
+        is_own = own & (dataset.columns[MEMBER] == number) if own.any() else own
+        found.append(np.unique(dataset.columns["episode"][is_own]))
+        if len(found[-1]) < 2:
+            raise ConfigError(
+                f"distill.weighting: value and learned need whole episodes of each teacher, and {name} has "
+                f"{len(found[-1])} in the dataset. Collect more steps, in fewer environments, or use another weighting."
+            )
+    return found
+
+
 def teacher_values(dataset: Dataset, folder: Path, seed: int = 0) -> NDArray[np.float64]:
     """Return V_k(s) for all states and teachers, `[N, K]`, in units of the return.
 
@@ -63,14 +77,7 @@ def teacher_values(dataset: Dataset, folder: Path, seed: int = 0) -> NDArray[np.
     """
     own, columns = own_steps(dataset), dataset.columns
     heldout, names = np.zeros(len(dataset), bool), [name for name, _ in dataset.spec.members]
-    for number, name in enumerate(names):
-        is_own = own & (columns[MEMBER] == number) if own.any() else own
-        episodes = np.unique(columns["episode"][is_own])
-        if len(episodes) < 2:
-            raise ConfigError(
-                f"distill.weighting: value and learned need whole episodes of each teacher, and {name} has "
-                f"{len(episodes)} in the dataset. Collect more steps, in fewer environments, or use another weighting."
-            )
+    for episodes in own_episodes(dataset):
         heldout |= np.isin(columns["episode"], episodes[::HELDOUT_EVERY]) & own
     member = columns[MEMBER].astype(np.int64)
     returns = columns["return_to_go"].astype(np.float64)

@@ -19,6 +19,7 @@ from rldistill.core.policy import Policy
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.distillation.config import DistillConfig
+from rldistill.distillation.values import own_episodes
 from rldistill.envs.spaces import adapt_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
@@ -223,6 +224,8 @@ class StudentJob:
     def check(self) -> None:
         """Raise, before data are collected or discarded, if the students of the run cannot be distilled."""
         self.run.recipe.check(self.run, self.teacher)
+        if self.run.distill.weighting in ("value", "learned"):
+            own_episodes(self.data)
 
     def distill(self, mode: Mode, progress: Progress) -> NetworkPolicy:
         """Distill the student by the recipe of the run."""

@@ -89,8 +89,9 @@ def _write_text(path: Path, text: str) -> None:
 
 def _modification_times(run: Run, stages: tuple[str, ...]) -> dict[Path, int]:
     """Return the modification times of the stages' files, without those that are written before any work."""
+    early = (stage_inputs.FILE, "config.yaml", "provenance.json")
     files = [path for stage in stages for path in (run.out / stage).rglob("*") if path.is_file()]
-    return {path: path.stat().st_mtime_ns for path in files if path.name != stage_inputs.FILE}
+    return {path: path.stat().st_mtime_ns for path in files if path.name not in early}
 
 
 def require_result(file: Path, noun: str, verb: str) -> None:
