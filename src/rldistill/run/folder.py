@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -66,6 +66,15 @@ def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iter
                     elif not shared:
                         path.unlink()
             raise
+
+
+@contextmanager
+def record_resumed(runs: Sequence[Run]) -> Iterator[None]:
+    """Restore the records of continued runs if their students refuse settings that the stages before them wrote."""
+    with ExitStack() as records:
+        for run in runs:
+            records.enter_context(record_run(run, "resume", "teacher", "dataset", "students", "controls", "tasks"))
+        yield
 
 
 def in_storage(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -41,6 +40,7 @@ from rldistill.run.fits import Fits
 from rldistill.run.folder import (
     in_storage,
     policy_runs,
+    record_resumed,
     record_run,
     require_result,
     steps_from_reward,
@@ -87,10 +87,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         if run.evaluate.baseline is not None:
             load_baseline(run.evaluate.baseline, part.env)
         probe_metrics(evaluation_env(part.env, run.evaluate), run.evaluate.metrics)
-    with ExitStack() as records:
-        # Students that refuse other settings keep their config.yaml, which the stages before them replace.
-        for part in [run, *task_runs(run).values()] if mode == "resume" else ():
-            records.enter_context(record_run(part, mode, "teacher", "dataset", "students", "controls", "tasks"))
+    with record_resumed([run, *task_runs(run).values()] if mode == "resume" else ()):
         if any(isinstance(part.teacher, TrainConfig) for part in parts):
             run_train(run, mode, quiet)
         if run.recipe.needs_dataset:
