@@ -99,7 +99,7 @@ def test_views_that_cannot_be_side_by_side_are_refused(members: dict[str, Any], 
     with pytest.raises(ConfigError, match=r"env\.views: a wrapper takes more than one step at a time\. Move it"):
         collect(CARTPOLE, teacher, CONFIG, tmp_path / "data")
     parts = PolicySpec.from_parts((("obs", network().spec.entries[""]),), network().spec.head)
-    with pytest.raises(SpecMismatchError, match=r"teachers: dict observes a dict, so that all teachers"):
+    with pytest.raises(SpecMismatchError, match=r"teachers: dict observes a dict\. Give all teachers"):
         load_committee({"dict": Mlp((4,)).build(parts).eval(), "blind": members["blind"]}, CARTPOLE)
     with pytest.raises(SpecMismatchError, match=r"teachers: .*observation shape is.*member 1 is b"):
         load_committee({"a": network(), "b": network(env=EnvConfig("Pendulum-v1"))}, CARTPOLE)

@@ -115,7 +115,7 @@ def _side_by_side(members: dict[str, Policy]) -> dict[str, Policy]:
         return members
     for name, member in members.items():
         if member.spec.parts:
-            raise SpecMismatchError(f"{name} observes a dict, so that all teachers need the same wrappers")
+            raise SpecMismatchError(f"{name} observes a dict. Give all teachers the same wrappers.")
     entries = tuple(
         (name, ObsPart(spec.obs_shape, spec.obs_dtype, spec.nvec))
         for name, spec in ((name, member.spec) for name, member in members.items())
