@@ -184,7 +184,9 @@ COMBINED = {
 def test_teachers_of_sb3_read_the_stored_observations(algorithm: Any, tmp_path: Path) -> None:
     continuous = algorithm is SAC
     settings: dict[str, Any] = {"n_steps": 16} if algorithm is PPO else {"buffer_size": 50, "learning_starts": 10}
-    model = algorithm("MultiInputPolicy", Scene(continuous), policy_kwargs=COMBINED, seed=0, batch_size=8, **settings)
+    model = algorithm(
+        "MultiInputPolicy", Scene(continuous), policy_kwargs={**COMBINED}, seed=0, batch_size=8, **settings
+    )
     model.learn(32)
     model.save(tmp_path / "agent.zip")
     env = EnvConfig(f"{ENVS}:Scene", {"continuous": continuous})
@@ -267,6 +269,7 @@ def test_training_learns_from_the_entries(algorithm: Any, tmp_path: Path) -> Non
     settings = {**small, "policy_kwargs": COMBINED, "batch_size": 8}
     config = TrainConfig(algorithm.__name__, 64, 2, 64, 2, hyperparameters=settings)
     trained = train_teacher(env, config, tmp_path, progress=False)
+    assert "use_sde" not in COMBINED  # which SB3 adds to the settings that it gets
     model = algorithm.load(tmp_path / "checkpoints" / "best.zip")
     own = make_env(env)
     packed = torch.from_numpy(np.stack([own.reset(seed=seed)[0] for seed in range(8)]))

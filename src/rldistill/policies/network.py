@@ -175,9 +175,9 @@ class NetworkPolicy(nn.Module):
 
     def outputs(self, hidden: Tensor) -> PolicyOutput:
         """Return the output for the last hidden layer `[B, width]`, with no action ruled out."""
+        params: Tensor = self.output(hidden).float()  # losses compute in float32, whatever the layers do
         value = None if self.value_head is None else self.value_head(hidden).squeeze(-1).float()
         features = (hidden if self.feature_head is None else self.feature_head(hidden)).float()
-        params: Tensor = self.output(hidden).float()  # losses compute in float32, whatever the layers do
         if self.log_std is not None:
             params = torch.cat([params, self.log_std.expand_as(params)], -1)
         if isinstance(self.spec.head, SquashedGaussianHead):

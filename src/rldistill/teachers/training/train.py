@@ -1,5 +1,6 @@
 """Training of a teacher with an algorithm of Stable-Baselines3 or sb3-contrib."""
 
+import copy
 import importlib
 import inspect
 import time
@@ -190,7 +191,7 @@ def _normalized(vector: SteppingVecEnv, config: TrainConfig) -> VecEnv:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Return the hyperparameters with schedules and activation functions as SB3 expects them."""
-    settings = dict(config.hyperparameters)
+    settings = copy.deepcopy(config.hyperparameters)  # SB3 writes into `policy_kwargs`
     if isinstance(rate := settings.get("learning_rate"), dict):
         try:
             schedule = Linear(float(rate["start"]), float(rate["end"]))
