@@ -63,6 +63,13 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     return certificates
 
 
+def require_exported(run: Run) -> None:
+    """Raise ConfigError if the run has no student of a name in `export.students`."""
+    for name in run.export.students if run.export is not None else ():
+        if name not in run.students:
+            raise ConfigError(f"export.students: there is no student {name!r}.{did_you_mean(name, run.students)}")
+
+
 def _exported(run: Run) -> list[str]:
     chosen = run.export.students if run.export is not None else ()
     return [name for name in run.students if not chosen or name in chosen]

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from rich.console import Console
 
 from rldistill.collection.collect import collect, collect_shard
-from rldistill.core.errors import ConfigError, NothingLearnedError, did_you_mean, printable
+from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
@@ -35,7 +35,7 @@ from rldistill.reporting import write_report, write_tasks_report
 from rldistill.reporting.advice import next_step
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
 from rldistill.reporting.sections import CONTROL_SUFFIX
-from rldistill.run.export import run_export
+from rldistill.run.export import require_exported, run_export
 from rldistill.run.fits import Fits
 from rldistill.run.folder import (
     in_storage,
@@ -80,9 +80,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     if run.export is not None:
         require_packages(run.export.formats or DEFAULT_FORMATS)
     parts = [*task_runs(run).values()] or [run]
-    for name in run.export.students if run.export is not None else ():
-        if name not in run.students:
-            raise ConfigError(f"export.students: there is no student {name!r}.{did_you_mean(name, run.students)}")
+    require_exported(run)
     for part in parts:
         if run.evaluate.baseline is not None:
             load_baseline(run.evaluate.baseline, part.env)
