@@ -109,7 +109,8 @@ def test_workers_end_within_a_second_of_the_main_process(tmp_path: Path, stop: s
     program = (
         "import signal, jobs\nfrom functools import partial\nfrom rldistill.io.execution import Execution, run_jobs\n"
         "if __name__ == '__main__':\n"
-        "    signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+        "    for stop in (signal.SIGINT, signal.SIGTERM):\n"  # a shell ignores SIGINT in background jobs
+        "        signal.signal(stop, signal.default_int_handler)\n"
         f"    [*run_jobs(partial(jobs.wait_for_ever, {str(tmp_path)!r}), range(2), Execution(workers=2))]\n"
     )
     (tmp_path / "program.py").write_text(program)
