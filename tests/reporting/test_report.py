@@ -107,7 +107,7 @@ def test_the_report_shows_everything(run: Path, evaluation: dict[str, Any]) -> N
     page = Page(text)
     assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))).replace("'", "&#39;") in text
     assert "larger than the teacher" in text
-    assert "4.0 times smaller" in text
+    assert "4.0 times fewer" in text
     assert page.count("video") == 3
     assert "<b>small-mlp</b>, best episode: 450.00" in text
     assert "<b>teacher</b>, same seed: 500.00" in text

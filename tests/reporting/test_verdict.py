@@ -20,7 +20,8 @@ def answer(decision: str, needed: int | None, **changes: Any) -> dict[str, Any]:
 def test_verdict_of_a_smaller_student(evaluation: dict[str, Any]) -> None:
     assert verdict(Evaluation.parse(evaluation, Path("evaluation.json"))) == (
         "The student small-mlp reaches 90.0% of its teacher's lead over random play (normalized score 0.900, "
-        "95% interval 0.800 to 1.000) from 5,000 environment steps, and is 4.0 times smaller than its teacher."
+        "95% interval 0.800 to 1.000) from 5,000 environment steps, and has 4.0 times fewer trained parameters "
+        "than its teacher."
     )
 
 
@@ -49,7 +50,7 @@ def test_verdict_says_whether_the_teacher_was_kept(
     evaluation["policies"]["small-mlp"]["non_inferiority"] = answer(decision, more)
     text = verdict(Evaluation.parse(evaluation, Path("evaluation.json")))
     assert text.startswith(begins)
-    assert text.endswith(f", and is 4.0 times smaller than its teacher{ends}.")
+    assert text.endswith(f", and has 4.0 times fewer trained parameters than its teacher{ends}.")
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def policy_rows(evaluation: Evaluation) -> Rows:
         macs, latency, size, note = entry.macs or None, entry.latency_us, entry.bytes or 0, ""
         if entry.parameters and entry.kind == "student" and teacher.parameters:
             times = teacher.parameters / entry.parameters
-            note = f"{times:.1f} times smaller" if times > 1 else "the teacher's size"
+            note = f"{times:.1f} times fewer" if times > 1 else "the teacher's size"
             note = "larger than the teacher" if times < 1 else note
         elif entry.parameters:
             note = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
@@ -320,7 +320,7 @@ def verdict(evaluation: Evaluation) -> str:
     if own and theirs:
         size = f", but is larger than its teacher: {own:,} parameters against {theirs:,}"
         if own <= theirs:
-            times = f", and is {theirs / own:.1f} times smaller than its teacher"
+            times = f", and has {theirs / own:.1f} times fewer trained parameters than its teacher"
             size = times if own < theirs else ", at its teacher's size"
     lead, result = f"its teacher's lead over {reference}", f"{student.normalized.value:.1%}"
     facts = f"{score}{steps}{size}"
