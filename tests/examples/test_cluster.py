@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
@@ -108,5 +109,9 @@ def test_the_commands_of_the_page_run(tmp_path: Path, teacher: NetworkPolicy, mo
         assert done.exit_code == 0, done.output
     assert (tmp_path / "runs/run/report.html").exists()
     for line in many.splitlines():
-        settings = [word for word in shlex.split(line) if "=" in word]
-        assert load_run(CLUSTER / "workers.yaml", settings).execution.workers == 2
+        words = shlex.split(line)
+        options = {word: value for word, value in itertools.pairwise(words) if word.startswith("--")}
+        settings = [f"execution.{word.removeprefix('--')}={value}" for word, value in options.items()]
+        execution = load_run(CLUSTER / "workers.yaml", settings + [word for word in words if "=" in word]).execution
+        assert execution.workers == int(options["--workers"])
+        assert execution.backend == options.get("--backend", "processes")

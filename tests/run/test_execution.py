@@ -119,7 +119,7 @@ def test_shards_that_are_none_are_refused(text: str) -> None:
 
 def test_address_without_ray_is_refused() -> None:
     document = {"env": {"id": "CartPole-v1"}, "teacher": "zoo:x", "execution": {"address": "auto"}}
-    with pytest.raises(ConfigError, match=r"execution\.address: it is that of a Ray cluster\. Use backend: ray"):
+    with pytest.raises(ConfigError, match=r"execution\.address: only Ray has one\. Use backend: ray"):
         read_run(document)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from rldistill.core.entries import split_parts
@@ -18,7 +18,7 @@ from rldistill.core.errors import CorruptArtifactError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import Obs, PolicySpec
 from rldistill.io.atomic import write_atomic
-from rldistill.io.untrusted import require_regular
+from rldistill.io.tensors import load_safetensors
 
 NUM_STEPS = 64
 FILE = "vectors.safetensors"
@@ -50,12 +50,11 @@ class Vectors:
     @classmethod
     def read(cls, path: Path) -> Vectors:
         """Read the file that `write` wrote; raise CorruptArtifactError if it is damaged."""
-        require_regular(path)
         try:
-            tensors = load_file(path)
+            tensors = {name: value.numpy() for name, value in load_safetensors(path)[0].items()}
             entries = {name.removeprefix("obs."): array for name, array in tensors.items() if name.startswith("obs.")}
             return cls(entries, tensors["starts"].astype(bool), tensors["action"], tensors["params"])
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise CorruptArtifactError(
                 f"{path}: not a complete file of test vectors ({error}). Export again."
             ) from None

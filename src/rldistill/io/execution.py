@@ -31,7 +31,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.address is not None and self.backend != "ray":
-            raise ConfigError("address: it is that of a Ray cluster. Use backend: ray, or remove it")
+            raise ConfigError("address: only Ray has one. Use backend: ray, or remove it")
 
     @property
     def serial(self) -> bool:

@@ -29,6 +29,23 @@ def content_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return copies of the tensors of a safetensors file, and its metadata.
+
+    Raises:
+        SafetensorError: The file is damaged.
+        OSError: The file cannot be read.
+    """
+    require_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Copies, since the memory of the file may not be aligned.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            return tensors, file.metadata() or {}
+    except RuntimeError as error:  # of PyTorch, which opens and maps the file as well
+        raise OSError(f"{path}: {error}") from None
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and the JSON values of `state` as one safetensors file, with a hash of both."""
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
@@ -39,11 +56,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors and the state that `write_tensors` wrote; raise CorruptArtifactError if they were changed."""
     try:
-        require_regular(path)
-        with safe_open(path, framework="pt") as file:
-            document = unseal((file.metadata() or {}).get("state", "").encode())
-            # Copies, since the memory of the file may not be aligned.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+        tensors, metadata = load_safetensors(path)
+        document = unseal(metadata.get("state", "").encode())
         if content_hash(tensors) != document["tensors"]:
             raise ValueError("its content is not the one that was written: SHA-256 differs")
         state: dict[str, Any] = json.loads(document["state"])

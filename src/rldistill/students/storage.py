@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import torch
 from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatchError, short_repr
@@ -18,8 +18,7 @@ from rldistill.core.fields import PositiveFloat, Stored
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec, are_small
 from rldistill.io.atomic import CHANGED, Document, read_json, read_value, write_atomic, write_json
-from rldistill.io.tensors import content_hash
-from rldistill.io.untrusted import require_regular
+from rldistill.io.tensors import content_hash, load_safetensors
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.layers import ACTIVATIONS
 from rldistill.policies.network import NetworkPolicy
@@ -281,11 +280,10 @@ def _stored_fields(config: Any) -> list[dataclasses.Field[Any]]:
 
 def _read_tensors(path: Path, expected_hash: str, policy: NetworkPolicy) -> dict[str, Tensor]:
     try:
-        require_regular(path)
-        tensors = load_file(path)
+        tensors, _ = load_safetensors(path)
     except FileNotFoundError:
         raise CorruptArtifactError(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise CorruptArtifactError(f"{path}: not a complete safetensors file ({error})") from None
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     for name, value in tensors.items():
@@ -298,5 +296,4 @@ def _read_tensors(path: Path, expected_hash: str, policy: NetworkPolicy) -> dict
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise CorruptArtifactError(f"{path}: {name} holds NaN or infinite weights")
-    # Copies, since the file's own memory is neither aligned nor kept open.
-    return {name: value.to(dtypes[name], copy=True) for name, value in tensors.items()}
+    return {name: value.to(dtypes[name]) for name, value in tensors.items()}
