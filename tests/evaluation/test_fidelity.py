@@ -204,6 +204,13 @@ def test_a_student_is_compared_on_both_kinds_of_states(
     assert alone["own_states"]["regret"] == other["own_states"]["regret"]
 
 
+def test_teacher_labels_the_first_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    policies = {"teacher": teacher, "same": teacher}
+    config = EvaluateConfig(episodes=5, labeled_episodes=2, videos=False)
+    played = evaluate(CARTPOLE, policies, config, tmp_path).to_dict()["policies"]["same"]
+    assert played["fidelity"]["own_states"]["states"] == sum(played["runs"][0]["returns"][:2])
+
+
 def test_recurrent_student_gets_whole_episodes(dataset: Dataset) -> None:
     torch.manual_seed(0)
     policy = Gru(6, (8,)).build(spec_from_env(CARTPOLE)).eval()

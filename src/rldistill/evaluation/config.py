@@ -50,6 +50,8 @@ class EvaluateConfig:
     Attributes:
         episodes: full episodes of each policy and training seed; with `sequential`, those between two analyses. A yes
             takes at least 59 with one student, 72 with two, 99 with eight.
+        labeled_episodes: number of the first episodes in which the teacher labels every state of a student, for their
+            agreement and disagreements. More cost a forward pass of the teacher in each step.
         sample: True to sample the actions of stochastic policies.
         gamma: discount of the discounted return.
         videos: True to record each student's best, median and worst episode, and its teacher in the same episodes.
@@ -75,6 +77,7 @@ class EvaluateConfig:
     """
 
     episodes: Positive = 100
+    labeled_episodes: Positive = 20
     sample: bool = False
     gamma: Fraction = 0.99
     videos: bool = True

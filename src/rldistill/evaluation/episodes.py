@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class PlayConfig:
         num_threads: threads of ale-py's emulators.
         workers: processes that step other environments.
         max_steps: largest number of steps of an episode.
+        labeled_episodes: number of the first episodes in which the teacher of a query labels every state.
         device: device of the policies.
     """
 
@@ -64,6 +66,7 @@ class PlayConfig:
     num_threads: int = 2
     workers: int = 1
     max_steps: int = MAX_EPISODE_STEPS
+    labeled_episodes: int = sys.maxsize
     device: torch.device = CPU
 
 
@@ -161,7 +164,8 @@ def play(
 ) -> Episodes:
     """Play full episodes; a policy of None acts uniformly at random.
 
-    The teacher of `query` is evaluated in every state. `progress` receives the number of finished episodes.
+    The teacher of `query` is evaluated in every state of the labeled episodes. `progress` receives the number of
+    finished episodes.
     """
     info: list[dict[str, float]] = [{} for _ in range(episodes)]
     actions: list[list[Any]] = [[] for _ in range(episodes)]
@@ -223,10 +227,11 @@ def _play(
         output = player.step(obs)
         action = output.sample(generator) if config.sample else output.mode()
         if query is not None and teacher is not None:
-            counted = np.flatnonzero(playing != NO_EPISODE)
-            rows, episode = torch.from_numpy(counted), playing[counted]
-            seen, label = views.select("student", obs)[counted], teacher.step(obs, counted).rows(rows)
-            query.receive(ComparedStep(seen, output.rows(rows), label, episode, out.lengths[episode - out.first]))
+            labeled = np.flatnonzero((playing != NO_EPISODE) & (playing < config.labeled_episodes))
+            if len(labeled):
+                rows, episode = torch.from_numpy(labeled), playing[labeled]
+                seen, label = views.select("student", obs)[labeled], teacher.step(obs, labeled).rows(rows)
+                query.receive(ComparedStep(seen, output.rows(rows), label, episode, out.lengths[episode - out.first]))
         return to_env_action(action)
 
     left, actions = len(numbers), {number: bytearray() for number in numbers}

@@ -33,7 +33,7 @@ from rldistill.teachers.load import load_policy
 
 MIN_DISTINCT_EPISODES, MIN_TRAINING_SEEDS = 10, 3
 NUM_THRESHOLDS = 41
-PLAY_SETTINGS = ("sample", "gamma", "max_steps", "workers")
+PLAY_SETTINGS = ("sample", "gamma", "max_steps", "labeled_episodes", "workers")
 """Settings of an evaluation that are those of its episodes."""
 
 Curve = Sequence[tuple[int, float]]

@@ -281,7 +281,7 @@ def _stored_fields(config: Any) -> list[dataclasses.Field[Any]]:
 def _read_tensors(path: Path, expected_hash: str, policy: NetworkPolicy) -> dict[str, Tensor]:
     try:
         tensors, _ = load_safetensors(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise CorruptArtifactError(f"{path}: there is no such file") from None
     except (SafetensorError, ValueError) as error:
         raise CorruptArtifactError(f"{path}: not a complete safetensors file ({error})") from None
