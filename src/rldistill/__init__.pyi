@@ -42,6 +42,7 @@ from .data.minari.export import export_minari as export_minari
 from .data.minari.read import import_minari as import_minari
 from .distillation.config import DistillConfig as DistillConfig
 from .distillation.distill import distill as distill
+from .distillation.mutual import Peers as Peers
 from .envs.spaces import spec_from_env as spec_from_env
 from .evaluation.check_env import EnvCheck as EnvCheck
 from .evaluation.check_env import check_env as check_env
@@ -100,6 +101,8 @@ from .recipes.job import Recipe as Recipe
 from .recipes.job import Run as Run
 from .recipes.job import StudentJob as StudentJob
 from .recipes.job import Task as Task
+from .recipes.mutual import Mutual as Mutual
+from .recipes.mutual import MutualPPO as MutualPPO
 from .recipes.offline import BornAgain as BornAgain
 from .recipes.offline import Offline as Offline
 from .recipes.reptile import Reptile as Reptile

@@ -14,6 +14,8 @@ from rldistill import (
     FromScratch,
     JumpStart,
     Kickstart,
+    Mutual,
+    MutualPPO,
     Offline,
     OnPolicy,
     Ppd,
@@ -44,6 +46,7 @@ INSTANCES: list[Recipe] = [
     Dagger(rounds=1, steps_per_round=500),
     OnPolicy(rounds=1, steps_per_round=500),
     BornAgain(),
+    Mutual(),
     Reptile(iterations=300, inner_steps=4),
     Ppd(),
     Kickstart(),
@@ -52,6 +55,7 @@ INSTANCES: list[Recipe] = [
     QDagger(weight=Constant(1.0)),
     FromScratch(),
     Adversarial(pretrain=False),
+    MutualPPO(),
 ]
 
 

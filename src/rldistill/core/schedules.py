@@ -71,5 +71,12 @@ def _require_range(schedule: Schedule, low: float, high: float) -> Schedule:
     return schedule
 
 
+def _require_positive(schedule: Schedule) -> Schedule:
+    if not max(schedule(0.0), schedule(1.0)) > 0:
+        raise invalid("expected more than 0 at the start or the end, found 0")
+    return schedule
+
+
 NonNegativeSchedule = Annotated[Schedule, AfterValidator(partial(_require_range, low=0.0, high=math.inf))]
+PositiveSchedule = Annotated[NonNegativeSchedule, AfterValidator(_require_positive)]
 FractionSchedule = Annotated[Schedule, AfterValidator(partial(_require_range, low=0.0, high=1.0))]

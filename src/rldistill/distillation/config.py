@@ -16,6 +16,8 @@ from rldistill.core.policy import Device, Precision
 from rldistill.losses import ForwardKL
 from rldistill.losses.objective import Term, TermField
 
+SEED_STRIDE = 1_000_003
+"""Distance between the training seeds of students that need different initial weights: generations, or peers."""
 Weighting = Literal["uniform", "confidence", "value", "learned"]
 
 

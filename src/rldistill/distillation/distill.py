@@ -16,6 +16,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import fit_by_gradient
 from rldistill.distillation.mixture import label_spec
+from rldistill.distillation.mutual import Peers
 from rldistill.distillation.ridge import fit_ridge, require_solvable, solvable_spec
 from rldistill.distillation.tasks import new_trainer
 from rldistill.distillation.tree import empty_tree, fit_tree
@@ -45,6 +46,7 @@ def distill(
     seed: int = 0,
     mode: Mode = "new",
     progress: Progress | bool = True,
+    peers: Peers | None = None,
 ) -> NetworkPolicy:
     """Fit a student to the teacher's labels; the weights with the lowest held-out loss are kept.
 
@@ -58,9 +60,10 @@ def distill(
         seed: Training seed: initial weights and the order of the data.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
+        peers: Students that learn together with the student, from each other too.
 
     Raises:
-        ConfigError: Several datasets for a student of one task, or the reverse.
+        ConfigError: Several datasets for a student of one task, or the reverse; peers that cannot learn together.
         SpecMismatchError: A loss does not fit the teacher's labels.
         NothingLearnedError: The held-out loss is no better than the best constant prediction's.
     """
@@ -69,6 +72,8 @@ def distill(
     trust_student(student)
     if isinstance(dataset, Dataset) == isinstance(student, MultiTask):
         raise ConfigError(f"students: {USE_TASKS}")
+    if peers is not None:
+        peers.require(student, initial)
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
     threads = torch.get_num_threads()
@@ -78,7 +83,7 @@ def distill(
             if isinstance(dataset, Dataset) and dataset.spec.members:
                 dataset = weighted_dataset(dataset, config.weighting, folder, seed)
             if capability(student, "fit") in ("gradient", "tasks"):
-                policy = fit_by_gradient(new_trainer(dataset, student, config, seed, initial), folder, report)
+                policy = fit_by_gradient(new_trainer(dataset, student, config, seed, initial, peers), folder, report)
                 Metrics(folder).end()
             elif isinstance(student, Team):
                 policy = _fit_team(cast(Dataset, dataset), student, initial, config, folder, seed, report)

@@ -229,6 +229,16 @@ class Trainer:
         """Return a copy of the weights on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}
 
+    def state_dict(self) -> Weights:
+        """Return the weights, and the moments of the optimizer."""
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        return tensors | {f"optimizer.{name}": value for name, value in self.optimizer.state.items()}
+
+    def load_state_dict(self, state: Weights) -> None:
+        """Restore the result of `state_dict`; raise KeyError or RuntimeError if it does not fit."""
+        self.policy.load_state_dict(below("policy.", state))
+        self.optimizer.load(below("optimizer.", state))
+
 
 class FlatAdamW:
     """AdamW (Loshchilov 2017, arXiv 1711.05101) as `torch.optim.AdamW(fused=True)` computes it.
@@ -258,25 +268,23 @@ class FlatAdamW:
 
 
 def save_checkpoint(path: Path, trainer: Trainer, best: Weights, progress: tuple[int, float, int]) -> None:
-    """Write the weights, the best weights, the optimizer, and epoch, best loss and epochs without improvement."""
-    tensors = {f"policy.{name}": value for name, value in trainer.policy.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in best.items()}
-    tensors |= {f"optimizer.{name}": value for name, value in trainer.optimizer.state.items()}
+    """Write the state of a trainer, the best weights, and epoch, best loss and epochs without improvement."""
+    tensors = trainer.state_dict() | {f"best.{name}": value for name, value in best.items()}
     tensors["progress"] = torch.tensor(progress, dtype=torch.float64)
     write_tensors(path, tensors, {})
 
 
 def load_checkpoint(path: Path, trainer: Trainer) -> tuple[Weights, tuple[int, float, int]]:
     """Restore a trainer from `save_checkpoint`; return the best weights and the progress."""
-
-    def below(prefix: str) -> Weights:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
     tensors, _ = read_tensors(path)
     try:
         epoch, best_loss, stale_epochs = tensors.pop("progress").tolist()
-        trainer.policy.load_state_dict(below("policy."))
-        trainer.optimizer.load(below("optimizer."))
-        return below("best."), (int(epoch), best_loss, int(stale_epochs))
+        trainer.load_state_dict(tensors)
+        return below("best.", tensors), (int(epoch), best_loss, int(stale_epochs))
     except (KeyError, ValueError, RuntimeError) as error:
         raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
+
+
+def below(prefix: str, tensors: Weights) -> Weights:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -11,6 +11,7 @@ from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.gradient import FlatAdamW, Trainer
+from rldistill.distillation.mutual import MutualTrainer, Peers
 from rldistill.losses.objective import total_loss
 from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
@@ -24,8 +25,11 @@ def new_trainer(
     config: DistillConfig,
     seed: int,
     initial: NetworkPolicy | None,
+    peers: Peers | None = None,
 ) -> Trainer:
-    """Return the trainer of a student of one or several tasks."""
+    """Return the trainer of a student of one or several tasks, or of one with peers."""
+    if isinstance(data, Dataset) and peers is not None:
+        return MutualTrainer(data, student, config, seed, peers)
     if isinstance(data, Dataset):
         return Trainer(data, student, config, seed, initial)
     assert isinstance(student, MultiTask)

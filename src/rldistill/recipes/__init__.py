@@ -11,6 +11,7 @@ from rldistill.recipes.adversarial import Adversarial
 from rldistill.recipes.dagger import Dagger, OnPolicy
 from rldistill.recipes.from_reward import Finetune, FromScratch, JumpStart, Kickstart, Ppd, QDagger
 from rldistill.recipes.job import RECIPES
+from rldistill.recipes.mutual import Mutual, MutualPPO
 from rldistill.recipes.offline import BornAgain, Offline
 from rldistill.recipes.reptile import Reptile
 from rldistill.students import STUDENTS
@@ -21,6 +22,7 @@ RECIPES.update(
     dagger=Dagger,
     on_policy=OnPolicy,
     born_again=BornAgain,
+    mutual=Mutual,
     reptile=Reptile,
     ppd=Ppd,
     kickstart=Kickstart,
@@ -28,6 +30,7 @@ RECIPES.update(
     finetune=Finetune,
     qdagger=QDagger,
     adversarial=Adversarial,
+    mutual_ppo=MutualPPO,
     from_scratch=FromScratch,
 )
 TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}

@@ -12,6 +12,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.spec import PolicySpec
 from rldistill.data.dataset import EVERY_LABEL, Dataset
 from rldistill.data.manifest import Manifest
+from rldistill.distillation.config import SEED_STRIDE
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.distillation.mixture import label_spec
 from rldistill.distillation.prepare import reader_of_every_label
@@ -25,9 +26,6 @@ from rldistill.recipes.job import Recipe, Run, StudentJob
 from rldistill.students import AnyStudent, Team
 from rldistill.students.storage import load_native, trust_student
 from rldistill.teachers.fingerprint import fingerprint
-
-SEED_STRIDE = 1_000_003
-"""Distance between the training seeds of two generations, so that each generation has its own initial weights."""
 
 
 def load_initial(folder: str, student: AnyStudent) -> NetworkPolicy:

@@ -47,6 +47,7 @@ class Guidance:
         teacher_steps: number of first steps of each episode that the teacher takes, over the course of training.
         teacher_return: mean return of the teacher, for `gate` and as a reference in the metrics.
         random_return: mean return of random play.
+        alpha: exponent of the confidence in peers, whose outputs are the labels (`rl.mutual`); None with a teacher.
     """
 
     losses: tuple[Term, ...] = ()
@@ -56,6 +57,7 @@ class Guidance:
     teacher_steps: Schedule | None = None
     teacher_return: float | None = None
     random_return: float | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
         if any(isinstance(term.loss, BellmanTarget) for term in self.losses):
@@ -78,7 +80,7 @@ class Guidance:
     @property
     def needs_teacher(self) -> bool:
         """True if the teacher labels states or takes steps."""
-        return bool(self.losses) or self.teacher_steps is not None
+        return self.alpha is None and (bool(self.losses) or self.teacher_steps is not None)
 
     def num_teacher_steps(self, progress: float) -> int:
         """Return the number of first steps of an episode that the teacher takes, `progress` from 0 to 1."""
@@ -98,10 +100,11 @@ class TeacherLoss:
     Attributes:
         action_gap: mean difference of the teacher's best two Q values in its first labels; 1 for other heads.
         temperature: temperature of the column `teacher_kl`; None before the first labels.
+        column: name of this column, `peer_kl` for the labels of peers.
     """
 
-    def __init__(self, terms: tuple[Term, ...], head: ActionHead) -> None:
-        self.terms, self.head = terms, head
+    def __init__(self, terms: tuple[Term, ...], head: ActionHead, column: str = "teacher_kl") -> None:
+        self.terms, self.head, self.column = terms, head, column
         self.action_gap: float | None = None if head.action_values else 1.0
         self.temperature: float | None = None
 
@@ -119,12 +122,12 @@ class TeacherLoss:
         return reduce(torch.add, [term.weight(progress) * unreduced(term, output, labels) for term in self.terms])
 
     def kl(self, output: PolicyOutput, labels: Tensor) -> dict[str, float]:
-        """Return the column `teacher_kl`, KL(teacher || student), for any losses and any weight."""
+        """Return the column of KL(teacher || student), for any losses and any weight."""
         if not self.head.same_space(output.head):
             return {}
         assert self.temperature is not None
         own = student_temperature(output.head, self.temperature)
-        return {"teacher_kl": float(kl(PolicyOutput(self.head, labels), output, self.temperature, own).mean())}
+        return {self.column: float(kl(PolicyOutput(self.head, labels), output, self.temperature, own).mean())}
 
 
 @dataclass

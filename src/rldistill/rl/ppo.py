@@ -1,6 +1,7 @@
 """PPO with or without a teacher: the learner of every recipe that learns from reward, except qdagger."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from rldistill.policies.layers import flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.rl.config import PPOConfig
 from rldistill.rl.discriminator import picture_network
-from rldistill.rl.guidance import proximal_weight
+from rldistill.rl.guidance import TeacherLoss, proximal_weight
 from rldistill.rl.rollout import Minibatch, Rollout, RolloutWorker, Steps, advantages
 from rldistill.rl.train_state import Learner, LearningTask, fit_normalization
 from rldistill.students import AnyStudent, Mlp, Team
@@ -57,29 +58,10 @@ def learn(
         if initial is not None:
             learner.log_start(learner.policy)
         while learner.progress < 1:
-            rng = block_generator(task.seed, "train", 0, 0, learner.updates)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-
-            # Collect.
-            num_teacher_steps = task.guidance.num_teacher_steps(learner.progress)
-            rollout = worker.collect(learner.student, config.rollout_length, num_teacher_steps, generator)
-            rollout, row = to_device(rollout, device), dict[str, float]()
-            if task.reward is not None:
-                reward, row = task.reward.rewards(rollout, learner.policy, rng)
-                rollout = dataclasses.replace(rollout, reward=reward)
-
-            # Update.
-            terms = learner.update(rollout, rng) | row
-            learner.steps += config.num_envs * config.rollout_length
-            learner.updates += 1
-            if learner.steps > config.critic_warmup:  # until then the policy is frozen, so its return means nothing
-                learner.update_weight()
-
-            # Evaluate, log and checkpoint.
-            learner.log(learner.policy, terms)
+            learner.learn(*learner.collect())
             report.update(min(learner.steps, config.total_steps), config.total_steps, worker.mean_return)
             learner.save_if_due()
-        return task.save(learner.policy if task.score is None else learner.networks["best"], learner.steps)
+        return task.save(learner.result, learner.steps)
 
 
 def ppo_loss(ratio: Tensor, entropy: Tensor, value: Tensor, batch: Minibatch, clip_range: float) -> dict[str, Tensor]:
@@ -137,6 +119,34 @@ class PPOLearner(Learner):
         parameters = [self.policy_weights, self.critic_weights]
         optimizer = torch.optim.Adam(parameters, config.learning_rate, eps=1e-5, fused=True)
         super().__init__(task, config, worker, {"policy": self.policy, "critic": self.critic}, optimizer)
+        if task.guidance.alpha is not None:
+            self.teacher_loss = TeacherLoss(task.guidance.losses, self.policy.spec.head, "peer_kl")
+
+    @property
+    def result(self) -> NetworkPolicy:
+        """The best policy by its scores; the last one if it has none."""
+        return self.policy if self.task.score is None else self.networks["best"]
+
+    def collect(self) -> tuple[Rollout, np.random.Generator]:
+        """Return the next rollout, and the generator of its update."""
+        rng = block_generator(self.task.seed, "train", 0, 0, self.updates)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        num_teacher_steps = self.task.guidance.num_teacher_steps(self.progress)
+        rollout = self.worker.collect(self.student, self.config.rollout_length, num_teacher_steps, generator)
+        return to_device(rollout, self.worker.device), rng
+
+    def learn(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, Any]:
+        """Learn from a rollout, and log it; return the row of `metrics.jsonl`."""
+        row = dict[str, float]()
+        if self.task.reward is not None:
+            reward, row = self.task.reward.rewards(rollout, self.policy, rng)
+            rollout = dataclasses.replace(rollout, reward=reward)
+        terms = self.update(rollout, rng) | row
+        self.steps += self.config.num_envs * self.config.rollout_length
+        self.updates += 1
+        if self.steps > self.config.critic_warmup:  # until then the policy is frozen, so its return means nothing
+            self.update_weight()
+        return self.log(self.policy, terms)
 
     def update(self, rollout: Rollout, rng: np.random.Generator) -> dict[str, float]:
         """Learn from a rollout for some epochs; return the means of the loss terms."""
@@ -146,12 +156,12 @@ class PPOLearner(Learner):
         if not self.updates:
             fit_normalization(self.unfitted, rollout.obs.flatten(0, 1))
         with torch.no_grad():
-            value = self._value(rollout.obs.flatten(0, 1)).view(rollout.reward.shape)
-            next_value = torch.cat([value[1:], self._value(rollout.next_obs)[None]])
+            value = self.value(rollout.obs.flatten(0, 1)).view(rollout.reward.shape)
+            next_value = torch.cat([value[1:], self.value(rollout.next_obs)[None]])
             if rollout.last_obs:
                 steps, slots = zip(*rollout.last_obs, strict=True)
                 last_obs = torch.stack([*rollout.last_obs.values()]).to(self.worker.device)
-                next_value[list(steps), list(slots)] = self._value(last_obs)
+                next_value[list(steps), list(slots)] = self.value(last_obs)
         advantage = advantages(rollout, value, next_value, config.gamma, config.gae_lambda)
         returns = advantage + value
         output = PolicyOutput(self.policy.spec.head, rollout.action_params)
@@ -180,7 +190,7 @@ class PPOLearner(Learner):
         else:
             output = self.policy(batch.obs)[0]
         entropy = (output if config.entropy_coef else detached(output)).entropy()
-        value = self._value(batch.obs.flatten(0, batch.returns.ndim - 1)).view_as(batch.returns)
+        value = self.value(batch.obs.flatten(0, batch.returns.ndim - 1)).view_as(batch.returns)
         ratio = (output.log_prob(batch.raw_action) - batch.old_log_prob).exp()
         terms = ppo_loss(ratio, entropy, value, batch, config.clip_range)
         row = {name: term.detach() for name, term in terms.items()} | {"distillation_loss": self.no_loss}
@@ -192,6 +202,8 @@ class PPOLearner(Learner):
                 loss = loss - config.entropy_coef * terms["entropy"]
             if weight > 0 and teacher_loss is not None:
                 divergence = teacher_loss(output, batch.to_labels(teacher_loss.head), self.progress)
+                if batch.confidence is not None:
+                    divergence = batch.confidence * divergence
                 if self.task.guidance.proximal:
                     divergence = proximal_weight(ratio, config.clip_range) * divergence
                 distillation = divergence.mean()
@@ -210,7 +222,8 @@ class PPOLearner(Learner):
         self.policy_weights.grad = policy_gradient
         return row
 
-    def _value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor) -> Tensor:
+        """Return the values of observations `[B, ...]`, `[B]`."""
         # Without the action mask, which rules out parameters of illegal actions: a value is no action.
         return self.critic.outputs(self.critic.hidden(obs)).params.squeeze(-1)
 

@@ -35,7 +35,8 @@ class Steps:
         reward, terminated: results of the steps.
         starts: True at the first step of an episode.
         weight: 0 where the teacher acted, else 1; None if the student took all steps.
-        labels: parameters of the teacher; None without a teacher.
+        labels: parameters of the teacher, or of peers; None without either.
+        confidence: factor of the distillation losses; None if it is 1.
         state: state of a recurrent student before the first step, `[N, ...]`.
     """
 
@@ -46,6 +47,7 @@ class Steps:
     starts: Tensor
     weight: Tensor | None = None
     labels: Tensor | None = None
+    confidence: Tensor | None = None
     state: Tensor | None = None
 
 

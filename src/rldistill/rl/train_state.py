@@ -145,7 +145,7 @@ class Learner:
             self.teacher_loss = TeacherLoss(task.guidance.losses, worker.teacher.policy.spec.head)
         self.no_loss = torch.zeros((), device=worker.device)
         self._started = time.monotonic()
-        self._next_checkpoint = self._started + CHECKPOINT_INTERVAL_S
+        self._clock = CheckpointClock()
 
     @property
     def progress(self) -> float:
@@ -164,15 +164,17 @@ class Learner:
         if warning is not None:
             warnings.warn(f"{self.task.folder}: {warning}", stacklevel=2)
 
-    def log(self, policy: NetworkPolicy, terms: Mapping[str, Any]) -> None:
-        """Append a row to `metrics.jsonl`, with the score of the policy if an evaluation is due."""
+    def log(self, policy: NetworkPolicy, terms: Mapping[str, Any]) -> dict[str, Any]:
+        """Append a row to `metrics.jsonl`, with the score of the policy if an evaluation is due; return the row."""
         row = {"step": self.steps, "update": self.updates, "return": self.worker.mean_return, **terms}
         returns = {name: getattr(self.task.guidance, name) for name in ("teacher_return", "random_return")}
         row |= {name: value for name, value in returns.items() if value is not None}
         if self.eval_due:
             self.next_eval += self.config.eval_every
             row["score"] = self._evaluate(policy)
-        self._append(row | {"seconds": round(time.monotonic() - self._started, 2)})
+        row |= {"seconds": round(time.monotonic() - self._started, 2)}
+        self._append(row)
+        return row
 
     def log_start(self, policy: NetworkPolicy) -> None:
         """Append the score of a policy that has learned before its first environment step."""
@@ -195,15 +197,15 @@ class Learner:
 
     def save_if_due(self) -> None:
         """Save a checkpoint if the last one is long enough ago."""
-        started = time.monotonic()
-        if started >= self._next_checkpoint:
-            self.save()
-            ended = time.monotonic()
-            self._next_checkpoint = ended + max(CHECKPOINT_INTERVAL_S, (ended - started) / MAX_CHECKPOINT_SHARE)
+        self._clock.save_if_due(self.save)
 
     def save(self) -> None:
         """Write the checkpoint."""
-        state = {
+        write_checkpoint(self.task.folder, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that changes during training, by name."""
+        return {
             "counters": {name: getattr(self, name) for name in COUNTERS},
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimizer": self.optimizer.state_dict()["state"],
@@ -214,9 +216,6 @@ class Learner:
             "replay": None if self.replay is None else self.replay.state_dict(),
             "reward": None if self.task.reward is None else self.task.reward.state_dict(),
         }
-        tensors: dict[str, Tensor] = {}
-        rest = _split(state, "", tensors)
-        write_tensors(self.task.folder / FILE, tensors, rest)
 
     def restore(self) -> None:
         """Load the checkpoint if there is one, and drop newer rows of `metrics.jsonl`.
@@ -224,22 +223,15 @@ class Learner:
         Raises:
             CorruptArtifactError: the checkpoint is damaged, or of another run.
         """
-        path = self.task.folder / FILE
-        if path.exists():
-            try:
-                self._load(path)
-            except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-                raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
+        load_checkpoint(self.task.folder, self.load_state_dict)
+        self.drop_newer_rows()
+
+    def drop_newer_rows(self) -> None:
+        """Drop the rows of `metrics.jsonl` that are newer than the state."""
         Metrics(self.task.folder).keep(self.num_rows)
 
-    def _load(self, path: Path) -> None:
-        tensors, state = read_tensors(path)
-        for key, tensor in tensors.items():
-            *folders, name = key.split("/")
-            target = state
-            for folder in folders:
-                target = target.setdefault(folder, {})
-            target[name] = tensor
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the result of `state_dict`, and continue its open episodes."""
         for name in COUNTERS:
             setattr(self, name, state["counters"][name])
         for name, network in self.networks.items():
@@ -257,9 +249,54 @@ class Learner:
             for name, actor in self.actors.items():
                 actor.state = state["actors"][name]
             return
-        warnings.warn(f"{path}: open episodes could not be replayed exactly; they are dropped", stacklevel=4)
+        folder = self.task.folder
+        warnings.warn(f"{folder}: open episodes could not be replayed exactly; they are dropped", stacklevel=5)
         if self.replay is not None:
             self.replay.truncate()
+
+
+class CheckpointClock:
+    """Time of the next checkpoint."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + CHECKPOINT_INTERVAL_S
+
+    def save_if_due(self, save: Callable[[], None]) -> None:
+        """Call `save` if the last checkpoint is long enough ago."""
+        started = time.monotonic()
+        if started >= self._next:
+            save()
+            ended = time.monotonic()
+            self._next = ended + max(CHECKPOINT_INTERVAL_S, (ended - started) / MAX_CHECKPOINT_SHARE)
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write nested dicts of tensors and numbers as the checkpoint of a folder."""
+    tensors: dict[str, Tensor] = {}
+    rest = _split(state, "", tensors)
+    write_tensors(folder / FILE, tensors, rest)
+
+
+def load_checkpoint(folder: Path, load: Callable[[dict[str, Any]], None]) -> None:
+    """Call `load` with the checkpoint of a folder, if there is one.
+
+    Raises:
+        CorruptArtifactError: the checkpoint is damaged, or of another run.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return
+    tensors, state = read_tensors(path)
+    try:
+        for key, tensor in tensors.items():
+            *folders, name = key.split("/")
+            target = state
+            for part in folders:
+                target = target.setdefault(part, {})
+            target[name] = tensor
+        load(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise CorruptArtifactError(f"{path}: {error}. {START_AGAIN}") from None
 
 
 def _split(state: Mapping[Any, Any], path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
