@@ -7,10 +7,11 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rldistill import Adversarial, load_run, read_run, spec_from_env
+from rldistill import Adversarial, Mutual, MutualPPO, load_run, read_run, spec_from_env
 from rldistill.recipes.tasks import require_tasks, task_runs
 from rldistill.run.jobs import load_teacher
 from rldistill.run.yaml import parse_value
@@ -74,6 +75,7 @@ SMALLER = {
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
     "committee.yaml": ["collect.steps=160"],
+    "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
     **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
@@ -162,12 +164,13 @@ def test_python_of_a_page_runs(page: str, result: str, tmp_path: Path, monkeypat
     assert (tmp_path / result).exists()
 
 
-def test_run_files_of_the_adversarial_page_are_valid() -> None:
-    page = (ROOT / "docs" / "adversarial.md").read_text(encoding="utf-8")
-    example = (ROOT / "examples" / "adversarial.yaml").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "recipes"), [("adversarial", Adversarial), ("mutual", Mutual | MutualPPO)])
+def test_run_files_of_the_page_of_a_recipe_are_valid(name: str, recipes: Any) -> None:
+    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    example = (ROOT / "examples" / f"{name}.yaml").read_text(encoding="utf-8")
     for block in blocks(page, "yaml"):
         run = read_run(parse_value(example, "example") | parse_value(block, "page"))
-        assert isinstance(run.recipe, Adversarial)
+        assert isinstance(run.recipe, recipes)
 
 
 def test_run_file_of_the_page_on_tasks_is_valid() -> None:

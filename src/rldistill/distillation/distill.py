@@ -27,6 +27,7 @@ from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress, Round, stage_progress
 from rldistill.io.provenance import provenance
 from rldistill.losses.objective import policy_terms, require_comparable, student_spec
+from rldistill.policies.agent import inference_threads
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
 from rldistill.students.multi_task import USE_TASKS, MultiTask
@@ -60,7 +61,7 @@ def distill(
         seed: Training seed: initial weights and the order of the data.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
-        peers: Students that learn together with the student, from each other too.
+        peers: Students that learn together with the student.
 
     Raises:
         ConfigError: Several datasets for a student of one task, or the reverse; peers that cannot learn together.
@@ -76,10 +77,8 @@ def distill(
         peers.require(student, initial)
     if open_stage(folder, folder / "policy.json", mode):
         return load_native(folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.num_threads)
     try:
-        with stage_progress(progress, "distill", "epochs") as report:
+        with inference_threads(config.num_threads), stage_progress(progress, "distill", "epochs") as report:
             if isinstance(dataset, Dataset) and dataset.spec.members:
                 dataset = weighted_dataset(dataset, config.weighting, folder, seed)
             if capability(student, "fit") in ("gradient", "tasks"):
@@ -96,8 +95,6 @@ def distill(
         for data in [dataset] if isinstance(dataset, Dataset) else dataset.values():
             _require_variation(data, folder)
         raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _require_variation(dataset: Dataset, folder: Path) -> None:

@@ -8,7 +8,7 @@ from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, PositiveSchedule
 from rldistill.core.spec import PolicySpec
 from rldistill.distillation.distill import distill, require_fit
-from rldistill.distillation.mutual import Peers
+from rldistill.distillation.mutual import Peers, require_gradient
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.policies.network import NetworkPolicy
@@ -92,7 +92,8 @@ class MutualPPO(WithPeers, FromReward):
     needs_teacher = False
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
-        for where, own in {"recipe.peer": self.peer or student, "students": student}.items():
+        for where, own in (("students", student), ("recipe.peer", self.peer or student)):
+            require_gradient(own, where)
             if capability(own, "recurrent"):
                 raise ConfigError(f"{where}: recurrent students do not learn from peers. Use a feed-forward student.")
             head = ppo.new_policy(own, spec, teacher.spec.head, ()).spec.head

@@ -60,17 +60,9 @@ def learn_together(
         trust_student(student)
     if open_stage(task.folder, task.folder / "policy.json", mode):
         return load_native(task.folder)
-    device, total_steps, metrics, clock = resolve_device(config.device), config.total_steps, Metrics(task.folder), None
-    shares = {
-        name: -(-getattr(config, name) // len(students)) for name in ("total_steps", "eval_every", "critic_warmup")
-    }
-    config = dataclasses.replace(config, **shares)
+    total_steps, metrics = config.total_steps, Metrics(task.folder)
     with stage_progress(progress, "learn", "steps") as report, ExitStack() as stack:
-        learners: list[PPOLearner] = []
-        for number, student in enumerate(students):
-            folder, seed = task.folder / "peers" / str(number), task.seed + number * SEED_STRIDE
-            own = dataclasses.replace(task, student=student, folder=folder, seed=seed)
-            learners.append(PPOLearner(own, config, stack.enter_context(own.open(config, device)), None))
+        learners = open_learners(task, students, config, stack)
 
         def save() -> None:
             write_checkpoint(task.folder, {str(number): own.state_dict() for number, own in enumerate(learners)})
@@ -98,6 +90,21 @@ def learn_together(
         alike = [learner for learner in learners if learner.task.student == task.student]
         best = max(alike, key=lambda learner: -math.inf if learner.best_score is None else learner.best_score)
         return task.save(best.result, sum(learner.steps for learner in learners))
+
+
+def open_learners(
+    task: LearningTask, students: Sequence[AnyStudent], config: PPOConfig, stack: ExitStack
+) -> list[PPOLearner]:
+    """Return a learner for each student, with its share of the steps and environments that `stack` closes."""
+    device = resolve_device(config.device, "ppo.device")
+    names = "total_steps", "eval_every", "critic_warmup"
+    own_config = dataclasses.replace(config, **{name: -(-getattr(config, name) // len(students)) for name in names})
+    learners = []
+    for number, student in enumerate(students):
+        folder, seed = task.folder / "peers" / str(number), task.seed + number * SEED_STRIDE
+        own = dataclasses.replace(task, student=student, folder=folder, seed=seed)
+        learners.append(PPOLearner(own, own_config, stack.enter_context(own.open(own_config, device)), None))
+    return learners
 
 
 def peer_guidance(weight: Schedule, alpha: float) -> Guidance:
