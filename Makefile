@@ -1,7 +1,7 @@
 # Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,box2d,driving,export,keras,minari,mujoco,multiagent,resources,robots
+EXTRAS ?= dev,docs,box2d,driving,export,keras,minari,mujoco,multiagent,resources,robots
 BIN := $(abspath $(VENV))/bin
 
 # Test files are spread over this many processes.
@@ -45,12 +45,14 @@ rliable: .venv-rliable/.installed
 	.venv-rliable/bin/python -m pip install --quiet --constraint constraints-rliable.txt rliable
 	touch $@
 
+# docs/benchmarks.md, in hours; `benchmarks/page.py NAME` repeats one of its sections.
 bench: install
-	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program || exit 1; done
+	$(BIN)/python benchmarks/page.py
 
+# The site, readable without a server or a network; a broken link or a page outside of the navigation is an error.
 docs: install
-	$(BIN)/python docs/api.py docs/api
-	@echo "Open docs/api/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "Open site/index.html"
 
 # The pages of all settings of run files, generated from the code.
 schema: install
@@ -58,5 +60,5 @@ schema: install
 	$(BIN)/rldistill schema --markdown > docs/configuration.md
 
 clean:
-	rm -rf .venv* build dist docs/api .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv* build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
