@@ -35,7 +35,10 @@ def notebook_page(file: Path) -> str:
 
 
 def on_config(config: Any) -> None:
-    """List the generated pages in the navigation, in place of the names of their folders."""
+    """List the generated pages in the navigation, in place of the names of their folders, and new pages under More."""
+    listed = str(config.nav)
+    new = [file.name for file in sorted(ROOT.glob("docs/*.md")) if f"'{file.name}'" not in listed]
+    next(section["More"] for section in config.nav if "More" in section).extend({Path(n).stem.title(): n} for n in new)
     pages = {
         "api": [f"api/{package}.md" for package in api_pages()],
         "notebooks": [f"notebooks/{file.stem}.md" for file in sorted(NOTEBOOKS.glob("*.ipynb"))],
