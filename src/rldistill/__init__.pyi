@@ -64,6 +64,12 @@ from .io.atomic import Mode as Mode
 from .io.execution import Execution as Execution
 from .io.execution import Shard as Shard
 from .io.progress import Progress as Progress
+from .io.trackers import MLflow as MLflow
+from .io.trackers import TensorBoard as TensorBoard
+from .io.trackers import TrackedRun as TrackedRun
+from .io.trackers import Tracker as Tracker
+from .io.trackers import TrackerSession as TrackerSession
+from .io.trackers import Wandb as Wandb
 from .losses import QMSE as QMSE
 from .losses import ActionNLL as ActionNLL
 from .losses import AdvantageMSE as AdvantageMSE

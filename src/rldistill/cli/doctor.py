@@ -20,12 +20,15 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "robots": ("metaworld",),
     "box2d": ("Box2D",),
     "driving": ("highway_env",),
+    "hub": ("huggingface_hub",),
     "keras": ("keras",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "minari": ("minari",),
+    "mlflow": ("mlflow",),
     "multiagent": ("pettingzoo", "mpe2"),
     "ray": ("ray",),
     "resources": ("gym_anm", "JSSEnv"),
+    "wandb": ("wandb",),
 }
 """Modules that each extra installs."""
 

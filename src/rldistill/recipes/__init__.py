@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.core.schedules import SCHEDULES, Constant
+from rldistill.io.trackers import TRACKERS
 from rldistill.losses import LOSSES
 from rldistill.losses.objective import Term
 from rldistill.recipes.adversarial import Adversarial
@@ -33,7 +34,10 @@ RECIPES.update(
     mutual_ppo=MutualPPO,
     from_scratch=FromScratch,
 )
-TABLES = {"Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES}
+TABLES = {
+    "Recipes": RECIPES, "Losses": LOSSES, "Schedules": SCHEDULES, "Students": STUDENTS, "Features": FEATURES,
+    "Trackers": TRACKERS,
+}  # fmt: skip
 """Classes that a run file selects by name."""
 NAMES = {cls: name for table in TABLES.values() for name, cls in table.items()}
 
@@ -57,5 +61,5 @@ def to_document(value: Any) -> Any:
         for field in dataclasses.fields(cls)
         if field.compare and getattr(value, field.name) != field.default
     }
-    key = "name" if cls in {*RECIPES.values(), *LOSSES.values()} else "type"
+    key = "name" if cls in {*RECIPES.values(), *LOSSES.values(), *TRACKERS.values()} else "type"
     return {key: name, **fields} if fields else name

@@ -28,6 +28,7 @@ from rldistill.io.atomic import Mode
 from rldistill.io.execution import SERIAL, Execution
 from rldistill.io.progress import Progress
 from rldistill.io.stage_inputs import StageInputs
+from rldistill.io.trackers import AnyTracker, TensorBoard, require_different
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.fields import (
     UNLESS_TASKS,
@@ -121,6 +122,7 @@ class Run:
         evaluate: Settings of the evaluation.
         export: Formats of the students outside of this package; none by default.
         execution: Processes or tasks of Ray in which the stages run their jobs.
+        track: Trackers of the learning curves and results (docs/trackers.md).
         verify: True if a teacher that was trained elsewhere is checked before the collection.
         document: Content of the run file with its overrides; empty for a run that was made in Python.
     """
@@ -145,6 +147,7 @@ class Run:
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig | None = None
     execution: Execution = SERIAL
+    track: Annotated[tuple[AnyTracker, ...], AfterValidator(require_different)] = (TensorBoard(),)
     verify: bool = True
     document: Annotated[dict[str, Any], PYTHON_ONLY] = field(default_factory=dict, repr=False, compare=False)
 
@@ -218,8 +221,8 @@ class StudentJob:
         return self.dataset
 
     def in_one_process(self) -> Self:
-        """Return the job with rounds of collection that start no other processes, for a job that runs beside others."""
-        return replace(self, run=replace(self.run, execution=SERIAL))
+        """Return the job for another process: without trackers, and with rounds of collection in that process alone."""
+        return replace(self, run=replace(self.run, execution=SERIAL, track=()))
 
     def check(self) -> None:
         """Raise, before data are collected or discarded, if the students of the run cannot be distilled."""

@@ -24,14 +24,14 @@ from rldistill.io.atomic import Mode, sha256_file
 from rldistill.io.progress import track
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import task_runs
-from rldistill.run.folder import in_storage, record_run, require_result
+from rldistill.run.folder import record_run, require_result, stage_of_run
 from rldistill.run.yaml import read_yaml
 from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.fingerprint import fingerprint
 from rldistill.teachers.load import SavedTeacher
 
 
-@in_storage
+@stage_of_run
 def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certificate]:
     """Export each student of a run, with its first training seed, into `export/NAME/`; in the folder of each task.
 

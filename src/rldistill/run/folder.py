@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -20,6 +20,7 @@ from rldistill.io.provenance import provenance
 from rldistill.io.storage import synced
 from rldistill.recipes.job import Run
 from rldistill.reporting.sections import CONTROL_SUFFIX
+from rldistill.run.tracking import tracked
 from rldistill.students.storage import load_native, read_document
 from rldistill.teachers.training.config import TrainConfig
 
@@ -77,16 +78,20 @@ def record_resumed(runs: Sequence[Run]) -> Iterator[None]:
         yield
 
 
-def in_storage(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
-    """Return a stage of a run whose folder may be the copy of a URL, which the stage reads first and writes at its end.
+def stage_of_run(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenate[Run, P], T]:
+    """Return a stage for trackers, and for folders that are the copy of a URL, which it reads first and writes last.
 
-    Another process may work on the same URL, as a shard, if the stage has the argument `shard`.
+    With the argument `shard`, other processes may work on the same URL; trackers show their work in a later command.
     """
 
     @functools.wraps(stage)
     def call(run: Run, *args: P.args, **kwargs: P.kwargs) -> T:
-        shared = inspect.signature(stage).bind(run, *args, **kwargs).arguments.get("shard") is not None
-        with synced(run.out, mirror=not shared):
+        arguments = inspect.signature(stage).bind(run, *args, **kwargs).arguments
+        shared = arguments.get("shard") is not None
+        with (
+            synced(run.out, mirror=not shared),
+            nullcontext() if shared else tracked(run, arguments.get("mode", "new")),
+        ):
             return stage(run, *args, **kwargs)
 
     return call  # type: ignore[return-value]

@@ -38,11 +38,11 @@ from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.export import require_exported, run_export
 from rldistill.run.fits import Fits
 from rldistill.run.folder import (
-    in_storage,
     policy_runs,
     record_resumed,
     record_run,
     require_result,
+    stage_of_run,
     steps_from_reward,
     student_steps,
     training_curves,
@@ -62,7 +62,7 @@ from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 
 
-@in_storage
+@stage_of_run
 def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     """Run all stages of a run and return the path of the report, which has all students that learned something.
 
@@ -104,7 +104,7 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
     return path
 
 
-@in_storage
+@stage_of_run
 def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dict[str, Policy]:
     """Train the teacher into `teacher/`; of several tasks, each teacher that is to be trained."""
     to_train = {task: part for task, part in task_runs(run).items() if isinstance(part.teacher, TrainConfig)}
@@ -126,7 +126,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dic
     return teacher
 
 
-@in_storage
+@stage_of_run
 def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | dict[str, Dataset]:
     """Collect the dataset of the teacher into `dataset/`; of several tasks, those of all teachers."""
     if run.tasks:
@@ -141,7 +141,7 @@ def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | 
         )  # fmt: skip
 
 
-@in_storage
+@stage_of_run
 def run_shard(run: Run, stage: Literal["collect", "distill"], shard: Shard, quiet: bool = False) -> None:
     """Run one of several parts of a stage, in a folder that other processes use at the same time; continue what exists.
 
@@ -170,7 +170,7 @@ def _checked_teacher(run: Run, mode: Mode) -> Policy:
     return teacher
 
 
-@in_storage
+@stage_of_run
 def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Dataset:
     """Collect another round, with new seeds, into the dataset of a run."""
     require_one_task(run, "dataset extend")
@@ -184,7 +184,7 @@ def extend_dataset(run: Run, steps: int, progress: Progress | bool = True) -> Da
     )  # fmt: skip
 
 
-@in_storage
+@stage_of_run
 def run_distill(run: Run, mode: Mode = "new", quiet: bool = False, shard: Shard | None = None) -> None:
     """Distill every student with every training seed into `students/NAME/seed-N/`, and train the controls.
 
@@ -227,7 +227,7 @@ def _distill_students(run: Run, mode: Mode, quiet: bool, shard: Shard | None = N
         return failed
 
 
-@in_storage
+@stage_of_run
 def run_evaluate(
     run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()
 ) -> Evaluation | TasksEvaluation:
@@ -307,7 +307,7 @@ def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) ->
     return evaluation
 
 
-@in_storage
+@stage_of_run
 def run_report(run: Run) -> Path:
     """Write `report.html` and `MODEL_CARD.md` from the results of the other stages; of several tasks, also in each."""
     if run.tasks:
@@ -320,7 +320,7 @@ def run_report(run: Run) -> Path:
     return path
 
 
-@in_storage
+@stage_of_run
 def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool = False) -> dict[str, Any]:
     """Search for the smallest student, print the result, and write `search/search.html`.
 
