@@ -34,6 +34,7 @@ from .core.spec import Wrapper as Wrapper
 from .core.worlds import Choice as Choice
 from .data.agents import agent_dataset as agent_dataset
 from .data.agents import agent_table as agent_table
+from .data.condense import condense as condense
 from .data.dataset import Dataset as Dataset
 from .data.dataset import open_dataset as open_dataset
 from .data.lerobot import export_lerobot as export_lerobot

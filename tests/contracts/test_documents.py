@@ -155,7 +155,10 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "runs/cartpole/report.html").exists()
 
 
-@pytest.mark.parametrize(("page", "result"), [("export", "exported/student.c"), ("tasks", "runs/tasks/student")])
+@pytest.mark.parametrize(
+    ("page", "result"),
+    [("export", "exported/student.c"), ("tasks", "runs/tasks/student"), ("condense", "runs/small/student")],
+)
 def test_python_of_a_page_runs(page: str, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), "python")
     monkeypatch.chdir(tmp_path)

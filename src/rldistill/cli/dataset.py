@@ -44,6 +44,9 @@ def _describe(path: Path) -> dict[str, Any]:
 
     folder = dataset_folder(path)
     manifest = Manifest.read(folder)
+    chosen = {number: round.condensed for number, round in manifest.rounds.items() if round.condensed is not None}
+    kept = sum(choice.keep for choice in chosen.values())
+    states = sum(block.steps for block in manifest.blocks if block.round in chosen)
     return {
         "folder": str(folder),
         "env": manifest.env.id,
@@ -56,15 +59,16 @@ def _describe(path: Path) -> dict[str, Any]:
         "labels": manifest.spec.head.kind,
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "exact": all(block.exact for block in manifest.blocks),
+        **({"condensed": f"{kept:,} training states, {states - kept:,} held out"} if chosen else {}),
     }
 
 
 @contextmanager
-def _transformation(verb: str, out: Path, quiet: bool) -> Iterator[rldistill.Progress]:
+def _transformation(verb: str, out: Path, quiet: bool, unit: str = "steps") -> Iterator[rldistill.Progress]:
     """Show the progress of a command, and then the dataset in `out`."""
     from rldistill.io.progress import track
 
-    with track(verb, "steps", quiet) as progress:
+    with track(verb, unit, quiet) as progress:
         yield progress
     if not quiet:
         show(_describe(out))
@@ -153,6 +157,26 @@ def merge(
 
     with _transformation("merge", out, quiet) as progress:
         rldistill.merge([*map(dataset_folder, paths)], out, mode="overwrite" if overwrite else "new", progress=progress)
+
+
+@datasets.command()
+def condense(
+    path: Dataset,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="Training states to keep.", show_default=False)],
+    out: Out,
+    gamma: Annotated[
+        float | None, typer.Option("--gamma", min=0, max=1, help="Discount of the returns-to-go, else 0.99.")
+    ] = None,
+    unweighted: Annotated[bool, typer.Option("--unweighted", help="Weigh all states equally.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Keep the few states that cover all others, weighted with the cost of a mistake there."""
+    from rldistill.data.manifest import dataset_folder
+
+    source, mode = dataset_folder(path), mode_of(False, overwrite)
+    with _transformation("condense", out, quiet, "states") as progress:
+        rldistill.condense(source, out, keep, weighted=not unweighted, gamma=gamma, mode=mode, progress=progress)
 
 
 @datasets.command("import")

@@ -59,6 +59,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/a runs/b runs/c --out all",
         "runs/a runs/b --out all --overwrite",
     ),
+    "dataset condense": (
+        "runs/cartpole --keep 64 --out small",
+        "runs/cartpole --keep 64 --unweighted --out small --overwrite",
+        "runs/cartpole --keep 16 --gamma 0.9 --out small",
+    ),
     "dataset import": (
         "minari:D4RL/pen/human-v2 --out pen",
         "minari:pong/dqn-v0 --out pong",

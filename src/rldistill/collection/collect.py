@@ -16,7 +16,7 @@ from rldistill.core.policy import Policy, resolve_device
 from rldistill.core.spec import EnvConfig, PolicySpec
 from rldistill.data.blocks import BlockKey, read_block
 from rldistill.data.dataset import Dataset
-from rldistill.data.manifest import FILE, Manifest, Origin, Round, block_entry, discard
+from rldistill.data.manifest import FILE, Manifest, Origin, Round, block_entry, discard, discount
 from rldistill.envs.spaces import adapt_env, observation_views
 from rldistill.io.atomic import Mode, open_stage
 from rldistill.io.execution import SERIAL, Execution, Shard
@@ -71,6 +71,8 @@ def collect(
             Stream(job, 0).try_teacher()
         open_stage(folder, folder / FILE, mode)
     before = Manifest.read(folder) if (folder / FILE).exists() else None
+    if before is not None:
+        discount([before], config.gamma)
     manifest = new.begin_round(round, inputs)
     if not (blocks := manifest.blocks_of(round)) or not all((folder / block.file).exists() for block in blocks):
         try:

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rldistill.collection.recorder import TeacherLabeler
-from rldistill.core.errors import SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.policy import Policy
 from rldistill.core.spec import SIDES, PolicySpec, Side, Wrapper
 from rldistill.data.blocks import LABELED, LABELS, MEMBER, MEMBERS, STEP, Block, BlockKey, Columns, next_rows
 from rldistill.data.dataset import Dataset
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import Manifest, open_derived, store_block
+from rldistill.data.manifest import Manifest, discount, open_derived, store_block
 from rldistill.envs.vector import Step
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress, stage_progress
@@ -35,7 +35,7 @@ def relabel(
     folder: Path | str,
     *,
     features: bool = False,
-    gamma: float = 0.99,
+    gamma: float | None = None,
     memory_gb: float = np.inf,
     mode: Mode = "new",
     progress: Progress | bool = True,
@@ -52,19 +52,26 @@ def relabel(
         teacher: Teacher of the new labels.
         folder: Folder of the new dataset.
         features: Store the last hidden layer of the teacher.
-        gamma: Discount of the returns-to-go.
+        gamma: Discount of the returns-to-go; by default that of condensed data, or else 0.99.
         memory_gb: Limit for observations in memory.
         mode: "new" refuses a folder that exists, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
 
     Raises:
         SpecMismatchError: The teacher has other observations or actions than the recorded ones.
-        ConfigError: `folder` is `source`, or it exists.
+        ConfigError: `folder` is `source`, or it exists; or the data are condensed with another `gamma`, or the teacher
+            is recurrent and would need the steps before.
     """
     source, folder = Path(source), Path(folder)
     before = Manifest.read(source)
     before.check()
     before.require_complete()
+    discount([before], gamma)
+    if teacher.initial_state(1) is not None and before.is_condensed:
+        raise ConfigError(
+            f"{source}: it is condensed, and a recurrent teacher needs the steps before. Relabel the whole dataset, "
+            "then condense that."
+        )
     new = {"teacher": fingerprint(teacher)}
     rounds = {number: round.model_copy(update=new) for number, round in before.rounds.items()}
     _require_view(teacher.spec.view, before)
@@ -82,7 +89,7 @@ def relabel(
         with open_derived(folder, [source], mode), stage_progress(progress, "relabel", "steps") as report:
             for key, block in chain([first], blocks):
                 entries.append(store_block(folder, key, block))
-                report.update(sum(entry.steps for entry in entries), before.num_steps)
+                report.update(sum(entry.steps for entry in entries), sum(entry.steps for entry in before.blocks))
             manifest.add_blocks(entries)
     return Dataset.read([folder], gamma, memory_gb=memory_gb)
 

@@ -44,7 +44,8 @@ def agent_dataset(dataset: Dataset, views: Sequence[AgentView]) -> Dataset:
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns["episode"] = np.unique(columns["episode"], return_inverse=True)[1].astype(np.int32)
     row, next_row, heldout = (columns.pop(name) for name in ("row", "next_row", "heldout"))
-    return Dataset(spec, columns, obs, row, next_row, heldout, dataset.num_steps, dataset.memory_gb)
+    dataset = dataclasses.replace(dataset, spec=spec, columns=columns, obs=obs)
+    return dataclasses.replace(dataset, row=row, next_row=next_row, heldout=heldout)
 
 
 def agent_table(dataset: Dataset) -> Columns:

@@ -30,6 +30,8 @@ STEP, LEAD, FINAL = range(3)
 LABELS = ("teacher", "next_teacher", "value", "next_value", "features")
 LABELED = "labeled"
 """Column that is False for steps without a label; there is none if all steps have one."""
+HELDOUT, RETURN_TO_GO = "heldout", "return_to_go"
+"""Columns of condensed data, whose steps stand alone: elsewhere, both are computed from whole episodes."""
 MEMBERS, MEMBER = "members", "member"
 """Columns of a committee: the params of all members, and the number of the member that acts in the episode."""
 RESUME = "`rldistill collect FILE --resume`"

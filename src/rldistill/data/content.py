@@ -8,15 +8,29 @@ from numpy.typing import NDArray
 from rldistill.core.entries import is_finite
 from rldistill.core.heads import ActionHead
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import ACTORS, FINAL, LABELED, LEAD, MEMBER, MEMBERS, STEP, Columns, next_rows
+from rldistill.data.blocks import (
+    ACTORS,
+    FINAL,
+    HELDOUT,
+    LABELED,
+    LEAD,
+    MEMBER,
+    MEMBERS,
+    RETURN_TO_GO,
+    STEP,
+    Columns,
+    next_rows,
+)
 
 FLAGS = ("terminated", "truncated", "ended")
 COUNTS = ("slot", "episode", "step")
 
 
-def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec | None, slots: int) -> None:
+def require_content(
+    columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec | None, slots: int, condensed: bool = False
+) -> None:
     """Raise ValueError if the columns of a block are not those of `spec`, or hold impossible numbers."""
-    shapes = _shapes(spec, teacher_spec)
+    shapes = _shapes(spec, teacher_spec) | (dict.fromkeys((HELDOUT, RETURN_TO_GO), ()) if condensed else {})
     optional = {
         "value": (),
         "next_value": (),
@@ -50,6 +64,8 @@ def require_content(columns: Columns, spec: PolicySpec, teacher_spec: PolicySpec
     _require_actions(columns["action"][is_step], spec.head)
     if len({*np.unique(columns["slot"][is_step], return_counts=True)[1]}) != 1:
         raise ValueError("its slots have different numbers of steps")
+    if condensed and len(np.unique(columns[HELDOUT][is_step])) < 2:
+        raise ValueError("heldout is the same for all of its steps")
     next_rows(columns["kind"], columns["ended"])  # raises an error if there are too few or too many next observations
 
 
@@ -74,9 +90,8 @@ def _dtypes(spec: PolicySpec, teacher_spec: PolicySpec | None, columns: Columns)
     dtypes = {"obs": spec.obs_dtype, **dict.fromkeys(FLAGS, "bool")}
     if teacher_spec is not None:
         dtypes["teacher_obs"] = teacher_spec.obs_dtype
-    if LABELED in columns:
-        dtypes[LABELED] = "bool"
-    numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features", MEMBERS)
+    dtypes |= {name: "bool" for name in (LABELED, HELDOUT) if name in columns}
+    numbers = ("reward", "teacher", "next_teacher", "value", "next_value", "features", MEMBERS, RETURN_TO_GO)
     return dtypes | {name: "float32" for name in numbers if name in columns}
 
 

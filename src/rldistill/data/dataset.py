@@ -23,12 +23,13 @@ from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import ILLEGAL
 from rldistill.core.policy import Batch, PolicyOutput
 from rldistill.core.spec import PolicySpec
-from rldistill.data.blocks import LABELED, LABELS, STEP, Columns, next_rows
+from rldistill.data.blocks import HELDOUT, LABELED, LABELS, RETURN_TO_GO, STEP, Columns, next_rows
 from rldistill.data.frames import stack_frames
-from rldistill.data.manifest import BlockEntry, Manifest, dataset_folder
+from rldistill.data.manifest import BlockEntry, Manifest, dataset_folder, discount
 
 HELDOUT_FRACTION = 0.1
 EVERY_LABEL = "collect.label_every: {} needs the label of each step. Set label_every: 1."
+WHOLE = "dataset: {} needs whole episodes, and this dataset is condensed. Use the one that it was made from."
 BATCHED = ("action", "reward", "return_to_go", "terminated", *LABELS)
 """Columns of a batch."""
 
@@ -47,6 +48,7 @@ class Dataset:
         heldout: Mask `[N]` of the transitions in held-out episodes. Equal episodes are on the same side.
         num_steps: Environment steps that the data took.
         memory_gb: Limit for observations in memory.
+        isolated: True if some steps stand alone, as in condensed data; then it is sparse, too.
         channels_last: Order of image stacks in memory; changes the speed only.
         sparse: True if steps without a label are left out, so that the steps of an episode do not follow one another.
         source: Arguments of `read`, if it made the dataset; another process reads it again.
@@ -61,6 +63,7 @@ class Dataset:
     num_steps: int
     memory_gb: float = np.inf
     sparse: bool = False
+    isolated: bool = False
     channels_last: bool = True
     source: tuple[Any, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -71,7 +74,7 @@ class Dataset:
     def read(
         cls,
         folders: Sequence[Path],
-        gamma: float = 0.99,
+        gamma: float | None = None,
         verify: bool = True,
         memory_gb: float = np.inf,
         only_round: int | None = None,
@@ -80,7 +83,7 @@ class Dataset:
 
         Args:
             folders: Folders of the datasets.
-            gamma: Discount of the returns-to-go.
+            gamma: Discount of the returns-to-go; by default that of condensed data, or else 0.99.
             verify: False skips the hashes.
             memory_gb: Larger observations stay on disk, in an unnamed file beside the first dataset that is mapped into
                 memory; the batches are the same.
@@ -89,9 +92,10 @@ class Dataset:
         Raises:
             CorruptArtifactError: A block is missing, truncated or changed.
             SpecMismatchError: The datasets have different observations or labels.
+            ConfigError: Condensed data have the returns-to-go of another `gamma`.
         """
         manifests = [Manifest.read(folder) for folder in folders]
-        spec = manifests[0].spec
+        spec, used_gamma = manifests[0].spec, discount(manifests, gamma)
         blocks = []
         for number, manifest in enumerate(manifests):
             if manifest.spec != spec:
@@ -105,11 +109,10 @@ class Dataset:
         obs = _allocate((num_rows, *shape), np.dtype(spec.obs_dtype), memory_gb, folders[0])
         columns = _read_columns(blocks, obs)
         row, next_row = columns.pop("row"), columns.pop("next_row")
-        episodes = episode_rows(columns)
-        columns["return_to_go"] = _returns_to_go(columns, episodes, gamma)
-        num_steps, heldout = sum(block.steps for _, _, block in blocks), _heldout(columns, episodes)
+        isolated, heldout = HELDOUT in columns, _complete(columns, used_gamma)
+        num_steps = sum(manifest.steps_of(only_round) for manifest in manifests)
         labeled = columns.pop(LABELED)
-        dataset = cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb)
+        dataset = cls(spec, columns, obs, row, next_row, heldout, num_steps, memory_gb, isolated, isolated)
         if not labeled.all():
             if len(np.unique(heldout[labeled])) < 2:
                 raise ConfigError("dataset: fewer than two episodes have labels. Lower collect.label_every.")
@@ -127,8 +130,14 @@ class Dataset:
 
     def require_every_label(self, reader: str | None) -> None:
         """Raise ConfigError if some steps have no label and are left out, but `reader` needs all."""
+        self.require_whole(reader)
         if self.sparse and reader is not None:
             raise ConfigError(EVERY_LABEL.format(reader))
+
+    def require_whole(self, reader: str | None) -> None:
+        """Raise ConfigError if some steps stand alone, but `reader` needs whole episodes."""
+        if self.isolated and reader is not None:
+            raise ConfigError(WHOLE.format(reader))
 
     def take(self, mask: NDArray[np.bool_]) -> Dataset:
         """Return the transitions where `mask` `[N]` is True, which need not follow one another."""
@@ -241,6 +250,10 @@ def _read_columns(blocks: Sequence[tuple[int, Manifest, BlockEntry]], obs: NDArr
         part.setdefault(LABELED, np.ones(len(part_obs), bool))
         parts.append({name: column[steps] for name, column in part.items()} | rows | {"source": source})
         start += len(part_obs)
+    if any(HELDOUT in part for part in parts):  # NaN where the episodes are whole
+        for part in parts:
+            part.setdefault(HELDOUT, np.zeros(len(part["row"]), bool))
+            part.setdefault(RETURN_TO_GO, np.full(len(part["row"]), np.nan, np.float32))
     # Datasets of the same spec may differ in features and values.
     names = [name for name in parts[0] if all(name in part for part in parts)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
@@ -269,6 +282,19 @@ def episode_rows(columns: Columns) -> list[NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(columns["episode"][order])) + 1)
 
 
+def _complete(columns: Columns, gamma: float) -> NDArray[np.bool_]:
+    """Add the returns-to-go, and return the mask of the held-out transitions; both are stored in condensed data."""
+    episodes, stored = episode_rows(columns), columns.pop(RETURN_TO_GO, None)
+    computed = _returns_to_go(columns, episodes, gamma)
+    if stored is None:
+        columns[RETURN_TO_GO] = computed
+        return _heldout(columns, episodes)
+    heldout: NDArray[np.bool_] = columns.pop(HELDOUT)
+    whole = np.isnan(stored)
+    columns[RETURN_TO_GO] = np.where(whole, computed, stored)
+    return np.where(whole, _heldout(columns, episodes), heldout) if whole.any() else heldout
+
+
 def _returns_to_go(columns: Columns, episodes: list[NDArray[np.int64]], gamma: float) -> NDArray[np.float32]:
     """Return sum_k gamma^k r_{t+k}, bootstrapped with the value of the teacher if the episode did not terminate."""
     returns = np.empty(len(columns["reward"]), np.float32)
@@ -292,6 +318,6 @@ def _heldout(columns: Columns, episodes: list[NDArray[np.int64]]) -> NDArray[np.
     return mask
 
 
-def open_dataset(path: Path | str, gamma: float = 0.99, memory_gb: float = math.inf) -> Dataset:
+def open_dataset(path: Path | str, gamma: float | None = None, memory_gb: float = math.inf) -> Dataset:
     """Read a dataset, given its folder or the folder of its run; see `Dataset.read`."""
     return Dataset.read([dataset_folder(Path(path))], gamma, memory_gb=memory_gb)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PlainSerializer,
@@ -30,7 +31,8 @@ from rldistill.io.lock import lock_folder
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.io.storage import withdraw
 
-FILE = "manifest.json"
+FILE, CONDENSE = "manifest.json", "condense"
+DEFAULT_GAMMA = 0.99
 
 
 def _parse_env(value: Any) -> EnvConfig:
@@ -62,12 +64,45 @@ class BlockEntry(Document):
         return BlockKey(self.round, self.stream, self.block)
 
 
+class Condensed(Document):
+    """Choice of the steps of a condensed round, which stand alone.
+
+    Attributes:
+        keep: Number of training steps.
+        weighted: True if the states were weighted with the cost of a mistake.
+        gamma: Discount of their returns-to-go, which are stored since their episodes are not.
+        steps: Environment steps that the whole data took.
+        source: Hash of the whole data.
+    """
+
+    keep: PositiveInt
+    weighted: bool
+    gamma: Annotated[float, Field(ge=0, le=1)]
+    steps: PositiveInt
+    source: str
+
+
+def _parse_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    if (choice := inputs.get(CONDENSE)) is not None:
+        try:
+            Condensed.model_validate(choice)
+        except ValidationError as error:
+            raise ValueError(f"{CONDENSE}.{explain(error.errors()[0])}") from None
+    return inputs
+
+
 class Round(Document):
     """One round of collection: its teacher, None if unknown, and the inputs that its data depend on."""
 
     envs_per_stream: PositiveInt
     teacher: str | None
-    inputs: dict[str, Any]
+    inputs: Annotated[dict[str, Any], AfterValidator(_parse_inputs)]
+
+    @property
+    def condensed(self) -> Condensed | None:
+        """Choice of the steps, if they stand alone; None for those of whole episodes."""
+        choice = self.inputs.get(CONDENSE)
+        return None if choice is None else Condensed.model_validate(choice)
 
 
 class Origin(Document):
@@ -131,6 +166,11 @@ class Manifest(Origin, frozen=False):
         """
         path, round = self.folder / FILE, self.rounds[number]
         manifest = Manifest.read(self.folder) if path.exists() else self
+        if number in manifest.rounds and manifest.rounds[number].condensed:
+            raise ConfigError(
+                f"{self.folder}: it is condensed. Collect into another folder, or add steps (`rldistill dataset "
+                "extend`)."
+            )
         assert round.teacher is not None
         manifest.require_teacher(round.teacher, number)
         if any(known.teacher is None for known in manifest.rounds.values()):
@@ -154,9 +194,22 @@ class Manifest(Origin, frozen=False):
         return hashlib.sha256(" ".join(block.sha256 for block in self.blocks).encode()).hexdigest()
 
     @property
+    def is_condensed(self) -> bool:
+        """True if some steps stand alone."""
+        return any(round.condensed is not None for round in self.rounds.values())
+
+    @property
     def num_steps(self) -> int:
-        """Environment steps in all blocks."""
-        return sum(block.steps for block in self.blocks)
+        """Environment steps that the data took; of condensed data, those of the whole data."""
+        return self.steps_of()
+
+    def steps_of(self, number: int | None = None) -> int:
+        """Return the environment steps that the round `number`, or all rounds, took."""
+        blocks = self.blocks_of(number)
+        condensed = {block.round: self.rounds[block.round].condensed for block in blocks}
+        return sum(block.steps for block in blocks if condensed[block.round] is None) + sum(
+            choice.steps for choice in condensed.values() if choice is not None
+        )
 
     def require_teacher(self, teacher: str, number: int | None = None) -> None:
         """Raise ConfigError if the labels, of the round `number` if it has begun, are those of another teacher."""
@@ -191,7 +244,9 @@ class Manifest(Origin, frozen=False):
         block = read_block(path, columns)
         if columns is None:
             try:
-                require_content(block.columns, self.spec, self.teacher_spec, self.rounds[entry.round].envs_per_stream)
+                round = self.rounds[entry.round]
+                is_condensed = round.condensed is not None
+                require_content(block.columns, self.spec, self.teacher_spec, round.envs_per_stream, is_condensed)
                 require_counts(block.columns, entry.rows, entry.steps)
             except ValueError as error:
                 raise CorruptArtifactError(f"{path}: {BROKEN.format(error)}") from None
@@ -207,6 +262,21 @@ class Manifest(Origin, frozen=False):
                 raise CorruptArtifactError(f"{path}: its bytes have changed. Delete it and collect it again: {RESUME}.")
             if (rows := count_rows(path)) != block.rows:  # before memory is allocated for them
                 raise CorruptArtifactError(f"{path}: it has {rows} rows, expected {block.rows}. {self.advice}")
+
+
+def discount(manifests: Iterable[Manifest], gamma: float | None = None) -> float:
+    """Return the discount of the returns-to-go: `gamma`, or by default that of condensed rounds, or else 0.99.
+
+    Raises:
+        ConfigError: A condensed round has the returns-to-go of another discount.
+    """
+    rounds = [(manifest.folder, round.condensed) for manifest in manifests for round in manifest.rounds.values()]
+    condensed = [(folder, choice.gamma) for folder, choice in rounds if choice is not None]
+    wanted = next((own for _, own in condensed), DEFAULT_GAMMA) if gamma is None else gamma
+    for folder, own in condensed:
+        if own != wanted:
+            raise ConfigError(f"{folder}: condensed with gamma {own:g}, now {wanted:g}. Condense again with that.")
+    return wanted
 
 
 def store_block(folder: Path, key: BlockKey, block: Block) -> BlockEntry:

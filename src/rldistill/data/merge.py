@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.data.blocks import BlockKey
-from rldistill.data.manifest import BlockEntry, Manifest, Round, open_derived
+from rldistill.data.manifest import BlockEntry, Manifest, Round, discount, open_derived
 from rldistill.io.atomic import Mode, write_atomic
 from rldistill.io.progress import Progress, stage_progress
 from rldistill.io.stage_inputs import canonical, first_difference, format_json
@@ -24,7 +24,8 @@ def merge(
 
     Raises:
         SpecMismatchError: The datasets have different observations or labels, or come from different environments.
-        ConfigError: Two datasets contain the same block, or `folder` is one of them or exists.
+        ConfigError: Two datasets contain the same block, or are condensed with different gamma; or `folder` is one of
+            them or exists.
         CorruptArtifactError: A block is missing, truncated or changed.
     """
     paths, folder = [Path(source) for source in sources], Path(folder)
@@ -50,9 +51,10 @@ def merge(
                 )
             folders[block.sha256] = manifest.folder
         manifest.check()
+    discount(manifests)
     rounds: dict[int, Round] = {}
     entries: list[BlockEntry] = []
-    total = sum(manifest.num_steps for manifest in manifests)
+    total = sum(entry.steps for manifest in manifests for entry in manifest.blocks)
     with open_derived(folder, paths, mode), stage_progress(progress, "merge", "steps") as report:
         for manifest in manifests:
             numbers = {number: len(rounds) + index for index, number in enumerate(manifest.rounds)}

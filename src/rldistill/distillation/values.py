@@ -42,7 +42,7 @@ class OwnReturn(Loss):
 
 def own_steps(dataset: Dataset) -> NDArray[np.bool_]:
     """Return True for the steps of episodes that ended and in which one teacher acted, perhaps with random actions."""
-    if MEMBER not in dataset.columns:
+    if MEMBER not in dataset.columns or dataset.isolated:
         return np.zeros(len(dataset), bool)
     own, columns = np.zeros(len(dataset), bool), dataset.columns
     for rows in episode_rows(columns):

@@ -147,7 +147,7 @@ def group(moments: Sequence[Moment], max_groups: int = MAX_GROUPS) -> list[list[
 def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder: Path) -> None:
     """Write `disagreements.json`, and a PNG for each picture, in place of the folder's content."""
     discard_stage(folder)
-    moments = [replace(moment, obs=_shown(moment.obs, spec)) for moment in moments]
+    moments = [replace(moment, obs=shown_obs(moment.obs, spec)) for moment in moments]
     groups = [
         [moment.write(folder, f"{number}-{rank}") for rank, moment in enumerate(some, 1)]
         for number, some in enumerate(group(moments), 1)
@@ -157,7 +157,7 @@ def write_gallery(moments: Sequence[Moment], unit: str, spec: PolicySpec, folder
     write_json(folder / "disagreements.json", {"unit": unit, "names": names, "groups": groups})
 
 
-def _shown(obs: NDArray[Any], spec: PolicySpec) -> NDArray[Any]:
+def shown_obs(obs: NDArray[Any], spec: PolicySpec) -> NDArray[Any]:
     """Return the first picture of a dict, or else all its values; other observations as they are."""
     if not spec.parts:
         return obs

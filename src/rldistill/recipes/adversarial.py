@@ -112,6 +112,7 @@ class Adversarial(AdversarialConfig, FromReward):
         data = None
         if self.dataset is not None or self.needs_dataset:
             data = job.data if self.dataset is None else open_dataset(self.dataset)
+            data.require_whole("adversarial")
         config = ImitateConfig(self, job.run.distill, job.run.ppo)
         return _learn(task, config, data, job.teacher.spec.head, progress)
 
@@ -170,9 +171,10 @@ def imitate(
     if recipe.pretrain:
         require_fit(student, config.distill, manifest.spec)
     inputs = StageInputs("dataset imitate", {"student": student, "config": config, "dataset": manifest.digest})
+    data = open_dataset(dataset)
+    data.require_whole("imitation")
     if inputs.open_folder(folder, "policy.json", mode):
         return load_native(folder)
-    data = open_dataset(dataset)
     score = partial(_validation_returns, env, config.ppo.eval_episodes, config.seed)
     task = LearningTask(env, student, folder, score=score, seed=config.seed)
     with stage_progress(progress, "imitate", "steps") as report:

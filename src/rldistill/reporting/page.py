@@ -15,6 +15,7 @@ from rldistill.reporting import sections, tables
 from rldistill.reporting.advice import next_step
 from rldistill.reporting.charts import NUM_COLORS, palette, returns_chart, templates, write_page
 from rldistill.reporting.compare_runs import RunComparison
+from rldistill.reporting.condensed import condensed_states
 from rldistill.reporting.interpret import interpretable_student
 from rldistill.reporting.model_card import model_card
 from rldistill.reporting.teachers import region_rows, share_charts, share_rows, teacher_shares
@@ -27,6 +28,7 @@ SECTIONS = {
     "compared": "Results",
     "front": "Size and score",
     "teachers": "Teachers",
+    "condensed": "Condensed data",
     "returns": "Returns",
     "learning": "Learning curves",
     "fidelity": "Fidelity",
@@ -143,6 +145,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "teacher_rows": share_rows(shares),
         "teacher_charts": share_charts(shares),
         "regions": region_rows(shares),
+        "condensed": unless_broken(condensed_states, run),
         "fidelity": tables.fidelity_rows(evaluation),
         "regret_unit": sections.unit_text(next(filter(None, units), None)),
         "galleries": list(filter(None, galleries)),
@@ -162,7 +165,7 @@ def _content(run: Path, evaluation: Evaluation) -> dict[str, Any]:
         "learning": content["efficiency_charts"] or content["learning_charts"],
         "fidelity": content["fidelity"] or content["galleries"],
         **{name: getattr(evaluation, name) for name in ("worlds", "robustness", "teams")},
-        **{name: content[name] for name in ("interpretable", "exports")},
+        **{name: content[name] for name in ("condensed", "interpretable", "exports")},
     }
     return content | {"sections": [(name, title) for name, title in SECTIONS.items() if needs.get(name, True)]}
 

@@ -168,16 +168,17 @@ def _moment(moment: dict[str, Any], names: list[str], folder: Path) -> dict[str,
     return {
         "title": f"{seed}episode {moment['episode']}, step {moment['step']}",
         "regret": f"{moment['regret']:.3g}",
-        "student": _action_text(moment["student_action"]),
-        "teacher": _action_text(moment["teacher_action"]),
+        "student": action_text(moment["student_action"]),
+        "teacher": action_text(moment["teacher_action"]),
         "picture": data_url(frame, "image/png") if frame is not None and fits else "",
         "numbers": [(name, f"{value:.3g}") for name, value in zip(names, values[:MAX_VALUES], strict=False)],
         "more": max(0, len(values) - MAX_VALUES),
     }
 
 
-def _action_text(action: Any) -> str:
-    return f"({', '.join(map(_action_text, action))})" if isinstance(action, list) else f"{action:.3g}"
+def action_text(action: Any) -> str:
+    """Return an action, a number or a list of numbers, as text."""
+    return f"({', '.join(map(action_text, action))})" if isinstance(action, list) else f"{action:.3g}"
 
 
 def data_url(path: Path, kind: str) -> str:
