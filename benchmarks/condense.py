@@ -1,8 +1,9 @@
 """Score of students that learn from K states chosen by `condense`, and from as many random ones.
 
-usage: condense.py [--env CartPole-v1] [--teacher zoo:cartpole-ppo] [--keep 16,64,256,1024] [--seeds 3] [--out DIR]
+    python benchmarks/condense.py
+    python benchmarks/condense.py --env LunarLander-v3 --teacher zoo:lunarlander-ppo --out runs/condense-lander
 
-Both have the same held-out states. A random choice differs from seed to seed, one by `condense` does not.
+All have the same held-out states. A random choice differs from seed to seed, one by `condense` does not.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import numpy as np
 
 import rldistill as rd
 
+MLP = rd.Mlp((64, 64))
+
 
 def students(whole: rd.Dataset, source: Path, keep: int, seeds: int, out: Path) -> dict[str, list[rd.Policy]]:
     """Return the students of `keep` states, one for each training seed, by the name of the choice."""
     few = {
-        f"{'' if weighted else 'un'}weighted {keep}": rd.condense(
+        f"{'' if weighted else 'un'}weighted-{keep}": rd.condense(
             source, out / f"condensed-{keep}-{weighted}", keep, weighted=weighted, mode="overwrite", progress=False
         )
         for weighted in (True, False)
@@ -26,14 +29,15 @@ def students(whole: rd.Dataset, source: Path, keep: int, seeds: int, out: Path) 
     train, heldout = np.flatnonzero(~whole.heldout), np.flatnonzero(whole.heldout)
     spread = heldout[np.linspace(0, len(heldout) - 1, min(keep, len(heldout))).astype(int)]
     config = rd.DistillConfig(epochs=400, patience=0, batch_size=32)
-    found: dict[str, list[rd.Policy]] = {name: [] for name in (*few, f"random {keep}")}
+    found: dict[str, list[rd.Policy]] = {name: [] for name in (*few, f"random-{keep}")}
     for seed in range(seeds):
         mask = np.zeros(len(whole), bool)
         mask[np.random.default_rng(seed).choice(train, keep, replace=False)] = mask[spread] = True
         for name, data in zip(found, (*few.values(), whole.take(mask)), strict=True):
-            folder = out / f"{name.replace(' ', '-')}-{seed}"
+            folder = out / "students" / name / f"seed-{seed}"
             try:
-                found[name].append(rd.distill(data, rd.Mlp((64, 64)), config, folder, seed=seed, progress=False))
+                student = rd.distill(data, MLP, config, folder, seed=seed, mode="resume", progress=False)
+                found[name].append(student)
             except rd.NothingLearnedError:
                 print(f"{name}, seed {seed}: the student learned nothing and is not evaluated", flush=True)
     return {name: own for name, own in found.items() if own}
@@ -51,8 +55,8 @@ def main() -> None:
     options = parser.parse_args()
     env, teacher = rd.EnvConfig(options.env), rd.load_policy(options.teacher)
     config = rd.CollectConfig(steps=20_000, epsilon=0.1, features=True)
-    whole = rd.collect(env, teacher, config, options.out / "dataset", mode="overwrite", progress=False)
-    policies: dict[str, list[rd.Policy]] = {"teacher": [teacher]}
+    whole = rd.collect(env, teacher, config, options.out / "dataset", mode="resume", progress=False)
+    policies: dict[str, rd.Policy | list[rd.Policy]] = {"teacher": teacher}
     for keep in map(int, options.keep.split(",")):
         policies |= students(whole, options.out / "dataset", keep, options.seeds, options.out)
     settings = rd.EvaluateConfig(episodes=options.episodes, videos=False)

@@ -27,6 +27,9 @@ from rldistill.teachers.fingerprint import fingerprint
 
 OWN_COLUMNS = (*LABELS, LABELED, MEMBERS, MEMBER)
 """Columns of the old teacher."""
+RECURRENT = (
+    "{}: it is condensed, and a recurrent teacher needs the steps before. Relabel the whole dataset, then condense it."
+)
 
 
 def relabel(
@@ -67,13 +70,10 @@ def relabel(
     before.check()
     before.require_complete()
     discount([before], gamma)
-    if teacher.initial_state(1) is not None and before.is_condensed:
-        raise ConfigError(
-            f"{source}: it is condensed, and a recurrent teacher needs the steps before. Relabel the whole dataset, "
-            "then condense that."
-        )
     new = {"teacher": fingerprint(teacher)}
     rounds = {number: round.model_copy(update=new) for number, round in before.rounds.items()}
+    if before.is_condensed and teacher.initial_state(1) is not None:
+        raise ConfigError(RECURRENT.format(source))
     _require_view(teacher.spec.view, before)
     own_spec = teacher_spec(before)
     if images := teacher.spec.transposed_images(own_spec):
