@@ -175,7 +175,7 @@ def test_gamma_is_that_of_the_stored_returns(whole: Path, tmp_path: Path, teache
     assert set(after.columns["return_to_go"]) <= set(before.columns["return_to_go"])
     assert len(rd.open_dataset(tmp_path / "a")) == 16
     condense(whole, tmp_path / "b", 8)
-    refused = r"a: condensed with gamma 0\.5, now 0\.99\. Condense again with that\."
+    refused = r"a: condensed with gamma 0\.5, now 0\.99\. Condense again with --gamma 0\.99\."
     config = dataclasses.replace(SMALL, steps=32)
     for stage in (
         lambda: Dataset.read([tmp_path / "a"], 0.99),

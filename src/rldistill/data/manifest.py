@@ -275,7 +275,9 @@ def discount(manifests: Iterable[Manifest], gamma: float | None = None) -> float
     wanted = next((own for _, own in condensed), DEFAULT_GAMMA) if gamma is None else gamma
     for folder, own in condensed:
         if own != wanted:
-            raise ConfigError(f"{folder}: condensed with gamma {own:g}, now {wanted:g}. Condense again with that.")
+            raise ConfigError(
+                f"{folder}: condensed with gamma {own:g}, now {wanted:g}. Condense again with --gamma {wanted:g}."
+            )
     return wanted
 
 
