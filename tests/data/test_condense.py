@@ -60,7 +60,7 @@ def whole(teacher: NetworkPolicy, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def small(whole: Path, tmp_path: Path) -> Path:
-    condense(whole, tmp_path / "small", 8)
+    condense(whole, tmp_path / "small", 8, weighted=True)
     return tmp_path / "small"
 
 
@@ -130,10 +130,12 @@ def test_condensed_steps_are_those_of_the_whole_data(whole: Path, small: Path) -
 
 def test_condensing_is_deterministic_and_nested(whole: Path, small: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    condense(whole, tmp_path / "again", 8, progress=Reports(lambda done, total: seen.append((done, total))))
+    condense(
+        whole, tmp_path / "again", 8, weighted=True, progress=Reports(lambda done, total: seen.append((done, total)))
+    )
     assert seen[-1] == (8, 8)
     assert Manifest.read(tmp_path / "again").digest == Manifest.read(small).digest
-    first = condense(whole, tmp_path / "four", 4)
+    first = condense(whole, tmp_path / "four", 4, weighted=True)
     both = Dataset.read([small])
     assert torch.equal(first.observations(np.arange(4)), both.observations(np.arange(4)))
     twice = condense(small, tmp_path / "twice", 4)  # the standardization differs, so perhaps the states
@@ -163,7 +165,7 @@ def test_points_are_features_if_they_are_stored(whole: Path, tmp_path: Path) -> 
     centers = k_centers(
         state_points(data, np.flatnonzero(~data.heldout)), np.ones((~data.heldout).sum(), np.float32), 4
     )
-    equal = condense(tmp_path / "features", tmp_path / "equal", 4, weighted=False)
+    equal = condense(tmp_path / "features", tmp_path / "equal", 4)
     np.testing.assert_array_equal(
         equal.columns["features"][:4], data.columns["features"][np.flatnonzero(~data.heldout)[centers]]
     )
@@ -290,7 +292,7 @@ def test_dicts_with_pictures_and_a_mask_are_kept(tmp_path: Path) -> None:
     np.testing.assert_allclose(state_weights(before.spec.head, params), gaps, atol=1e-6)
     points = state_points(before, train)
     assert (points.shape, np.abs(points).max() < 100) == ((len(train), before.spec.head.num_params), True)
-    after = condense(tmp_path / "whole", tmp_path / "small", 30)
+    after = condense(tmp_path / "whole", tmp_path / "small", 30, weighted=True)
     chosen = train[k_centers(points, gaps[train].numpy(), 30)]
     assert torch.equal(after.observations(np.arange(30)), before.observations(chosen))
 

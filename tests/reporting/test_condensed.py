@@ -39,7 +39,7 @@ def test_states_are_a_table(teacher: NetworkPolicy, tmp_path: Path, evaluation: 
     assert [(cell.column, cell.text) for cell in states.rows[0][:4]] == [
         ("state", "1"),
         ("action", str(q_values.argmax())),
-        ("weight", f"{abs(q_values[0] - q_values[1]):.3g}"),
+        ("gap", f"{abs(q_values[0] - q_values[1]):.3g}"),
         ("obs[0]", f"{obs[0]:.3g}"),
     ]
     assert len(states.rows) == 8

@@ -167,16 +167,16 @@ def condense(
     gamma: Annotated[
         float | None, typer.Option("--gamma", min=0, max=1, help="Discount of the returns-to-go, else 0.99.")
     ] = None,
-    unweighted: Annotated[bool, typer.Option("--unweighted", help="Weigh all states equally.")] = False,
+    weighted: Annotated[bool, typer.Option("--weighted", help="Weigh states by the cost of a mistake there.")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Keep the few states that cover all others, weighted with the cost of a mistake there."""
+    """Keep the few states that cover all others."""
     from rldistill.data.manifest import dataset_folder
 
     source, mode = dataset_folder(path), mode_of(False, overwrite)
     with _transformation("condense", out, quiet, "states") as progress:
-        rldistill.condense(source, out, keep, weighted=not unweighted, gamma=gamma, mode=mode, progress=progress)
+        rldistill.condense(source, out, keep, weighted=weighted, gamma=gamma, mode=mode, progress=progress)
 
 
 @datasets.command("import")

@@ -61,7 +61,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "dataset condense": (
         "runs/cartpole --keep 64 --out small",
-        "runs/cartpole --keep 64 --unweighted --out small --overwrite",
+        "runs/cartpole --keep 64 --weighted --out small --overwrite",
         "runs/cartpole --keep 16 --gamma 0.9 --out small",
     ),
     "dataset import": (

@@ -1,4 +1,4 @@
-"""Condensed data: the few states of a dataset that cover all others, weighted with the cost of a mistake there."""
+"""Condensed data: the few states of a dataset that cover all others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def condense(
     folder: Path | str,
     keep: int,
     *,
-    weighted: bool = True,
+    weighted: bool = False,
     gamma: float | None = None,
     memory_gb: float = np.inf,
     mode: Mode = "new",
@@ -36,16 +36,16 @@ def condense(
 ) -> Dataset:
     """Write a dataset of `keep` training steps of `source` and at most as many of its held-out steps.
 
-    The training steps are weighted k-centers of all: the points are `state_points`, the weights `state_weights`. They
-    are in the order of their choice, so that the first k of them are those of `keep=k`. The held-out steps are evenly
-    spread over those of `source`. Each step stands alone: its return-to-go and its side of the split are stored.
+    The training steps are k-centers of all, chosen by `k_centers` among the points of `state_points`. They are in the
+    order of their choice, so that the first k of them are those of `keep=k`. The held-out steps are evenly spread over
+    those of `source`. Each step stands alone: its return-to-go and its side of the split are stored.
     Readers of whole episodes (recurrent students, `bellman_target`, exports, imitation) refuse the dataset.
 
     Args:
         source: Folder of the dataset, which stays as it is.
         folder: Folder of the new dataset.
         keep: Number of training steps.
-        weighted: False gives all states the weight 1.
+        weighted: Weigh the states with `state_weights`; equal weights covered better (docs/condense.md).
         gamma: Discount of the returns-to-go; by default 0.99, or that of a `source` which is condensed itself.
         memory_gb: Limit for observations in memory.
         mode: "new" refuses a folder that exists, "overwrite" discards it.

@@ -47,11 +47,11 @@ def condensed_states(run: Path) -> CondensedStates | None:
             import imageio.v2 as imageio
 
             png = base64.b64encode(imageio.imwrite("<bytes>", picture, format="PNG")).decode()
-            caption = f"{rank}: action {action_text(action)}, weight {weight:.3g}"
+            caption = f"{rank}: action {action_text(action)}, gap {weight:.3g}"
             states.pictures.append((f"data:image/png;base64,{png}", caption))
             continue
         values = flat_values(obs[None], data.spec).float().ravel().tolist()
         cells = [TableCell("state", str(rank)), TableCell("action", action_text(action))]
-        figures = zip(["weight", *names], [weight, *values], strict=False)
+        figures = zip(["gap", *names], [weight, *values], strict=False)
         states.rows.append([*cells, *(figure(name, value, ".3g") for name, value in figures)])
     return states
