@@ -33,6 +33,7 @@ PACKAGES = {
     "grid.yaml": "gym_anm",
     "jobshop.yaml": "JSSEnv",
     "metaworld.yaml": "metaworld",
+    "metaworld-tasks.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
     **dict.fromkeys(("spread.yaml", "speaker.yaml", "tag.yaml"), "mpe2"),
     "spread-ppo.yaml": "mpe2",
@@ -77,6 +78,7 @@ SMALLER = {
     "committee.yaml": ["collect.steps=160"],
     "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
+    "metaworld-tasks.yaml": ["collect.steps=160"],
     **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [

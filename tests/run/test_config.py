@@ -74,6 +74,10 @@ def test_run_consists_of_the_settings_of_the_stages(file: Path) -> None:
     assert plan.distill.learning_rate == 2e-4
 
 
+def test_path_of_a_run_file_may_be_a_string(file: Path) -> None:
+    assert load_run(str(file)) == load_run(file)
+
+
 @pytest.mark.parametrize(
     ("teacher", "planned"),
     [

@@ -23,7 +23,7 @@ PREFIX = "RLDISTILL__"
 """Prefix of environment variables that override a run file; `__` separates the keys."""
 
 
-def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Run:
+def load_run(file: Path | str, overrides: Sequence[str] = (), environment: Mapping[str, str] = os.environ) -> Run:
     """Load a run file and its overrides. Modules that it names are also found in its folder.
 
     Args:
@@ -34,6 +34,7 @@ def load_run(file: Path, overrides: Sequence[str] = (), environment: Mapping[str
     Raises:
         ConfigError: a value is not valid; with its source, its key, the expected value and the nearest valid name.
     """
+    file = Path(file)
     document, sources = read_yaml(file), dict[str, str]()
     if (folder := str(file.resolve().parent)) not in sys.path:
         sys.path.append(folder)
