@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from rldistill.core.entries import split_parts
 from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.spec import AgentSpec, EnvConfig
+from rldistill.data.manifest import Manifest
 from rldistill.envs.make import make_env
 from rldistill.envs.multi_agent import agent_type
 from rldistill.envs.spaces import spec_from_env
@@ -41,6 +43,15 @@ def test_spec_has_the_entries_and_action_parts_of_all_agents() -> None:
     assert spec.agents == (AgentSpec("near_0", "near", 1), AgentSpec("near_1", "near", 1), AgentSpec("far_0", "far", 1))
     assert {key: part.shape for key, part in spec.parts} == {"far_0": (3,), "near_0": (2,), "near_1": (2,)}
     assert spec.head.nvec == (2, 2, 3)
+
+
+def test_team_of_an_agent_is_stored_where_it_has_no_part_in_the_reward() -> None:
+    spec = spec_from_env(joint(own_rewards=True, team="far"))
+    assert {agent.name: agent.team for agent in spec.agents} == {"near_0": False, "near_1": False, "far_0": True}
+    document = spec.to_json()
+    assert ["team" in agent for agent in document["agents"]] == [True, True, False]
+    stored = {"schema": 3, "env": {"id": ID}, "spec": document, "teacher_spec": None, "rounds": {}, "blocks": []}
+    assert Manifest.parse(stored | {"folder": "."}, Path("manifest.json")).spec == spec
 
 
 def test_boxes_are_concatenated() -> None:

@@ -213,13 +213,14 @@ def test_rows_after_an_agent_has_left_are_left_out(leaving: Dataset) -> None:
 
 
 def test_table_of_agents_with_actions_of_different_lengths(leaving: Dataset) -> None:
-    agents = (AgentSpec("near_0", "near", 2), AgentSpec("far_0", "far", 1))
+    agents = (AgentSpec("near_0", "near", 2), AgentSpec("far_0", "far", 1, team=False))
     spec = dataclasses.replace(leaving.spec, agents=agents)
     table = agent_table(dataclasses.replace(leaving, spec=spec))
     count = len(leaving)
     assert [column.shape for column in table.values()] == [(2 * count,)] * len(table)
     assert table["action"][0].tolist() == leaving.columns["action"][0, :2].tolist()
     assert table["action"][count] == leaving.columns["action"][0, 2]
+    assert table["team"].tolist() == [True] * count + [False] * count
 
 
 @pytest.mark.slow

@@ -162,11 +162,16 @@ Parts = tuple[tuple[str, Annotated[ObsPart, Stored()]], ...]
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """One of many agents, with entries of observations that begin with `name`, and `num_parts` parts of actions."""
+    """One of many agents, with entries of observations that begin with `name`, and `num_parts` parts of actions.
+
+    Attributes:
+        team: True if the agent is in the team whose reward counts.
+    """
 
     name: str
     type: str
     num_parts: Size
+    team: bool = field(default=True, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -247,6 +252,9 @@ class PolicySpec:
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""
         document = asdict(self) | {"head": self.head.to_json()}
+        document["agents"] = [
+            {key: value for key, value in agent.items() if (key, value) != ("team", True)} for agent in document["agents"]
+        ]
         return {key: value for key, value in document.items() if value or key not in ("agents", "members")}
 
     def transposed_images(self, other: PolicySpec) -> tuple[str, ...]:

@@ -51,8 +51,8 @@ def agent_dataset(dataset: Dataset, views: Sequence[AgentView]) -> Dataset:
 def agent_table(dataset: Dataset) -> Columns:
     """Return a table with a row for each agent and step.
 
-    Its columns are agent, agent_type, alive, episode, step, reward, actor, action and teacher_action; `alive` is False
-    after an agent has left.
+    Its columns are agent, agent_type, team, alive, episode, step, reward, actor, action and teacher_action; `team` is
+    True for agents of the team whose reward it is, and `alive` is False after an agent has left.
     """
     tables: list[Columns] = []
     for number, view in enumerate(agent_views(dataset.spec)):
@@ -63,6 +63,7 @@ def agent_table(dataset: Dataset) -> Columns:
             {
                 "agent": np.full(count, view.agent.name),
                 "agent_type": np.full(count, view.agent.type),
+                "team": np.full(count, view.agent.team),
                 "alive": _alive(dataset, number),
                 **{name: dataset.columns[name] for name in ("episode", "step", "reward", "actor")},
                 "action": _cells(action),

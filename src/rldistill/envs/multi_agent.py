@@ -51,7 +51,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         state: Add the environment's `state()` as an entry, which students do not observe.
 
     Attributes:
-        agents: Name, type and number of action parts of each agent.
+        agents: Name, type, number of action parts and team of each agent.
     """
 
     def __init__(
@@ -95,7 +95,9 @@ class JointEnv(gymnasium.Env[Any, Any]):
         if self._masked:
             entries[MASK] = spaces.MultiBinary(sum(self._mask_sizes.values()))
         self.observation_space = spaces.Dict(entries)
-        self.agents = tuple(AgentSpec(name, agent_type(name), _num_parts(self._actions[name])) for name in names)
+        self.agents = tuple(
+            AgentSpec(name, agent_type(name), _num_parts(self._actions[name]), name in self._team) for name in names
+        )
         self._returns = dict.fromkeys(names, 0.0)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
