@@ -253,7 +253,8 @@ class PolicySpec:
         """Return the spec as it is stored in `policy.json` and `manifest.json`."""
         document = asdict(self) | {"head": self.head.to_json()}
         document["agents"] = [
-            {key: value for key, value in agent.items() if (key, value) != ("team", True)} for agent in document["agents"]
+            {key: value for key, value in agent.items() if (key, value) != ("team", True)}
+            for agent in document["agents"]
         ]
         return {key: value for key, value in document.items() if value or key not in ("agents", "members")}
 
