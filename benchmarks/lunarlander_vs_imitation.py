@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch._dynamo  # noqa: F401 - torch.optim does so at its first step, for a second
@@ -75,30 +76,36 @@ def main() -> None:
         print(f"ratio of the medians: {np.median(slow) / np.median(seconds):.1f}")
 
 
-def row(name: str, seconds: list[float], score: float | None, interval: object, steps: int) -> None:
-    low, high = interval if isinstance(interval, list | tuple) else (float("nan"), float("nan"))
+def row(name: str, seconds: list[float], score: Any, steps: int) -> None:
+    low, high = score.ci95
     print(
-        f"{name:<10} {np.median(seconds):6.1f} s (median of {len(seconds)}, most {max(seconds):.1f})  "
-        f"normalised {score:.3f} ({low:.3f} to {high:.3f})  {steps:,} steps",
+        f"{name:<22} {np.median(seconds):6.1f} s (median of {len(seconds)}, most {max(seconds):.1f})  "
+        f"normalized {score.value:.3f} ({low:.3f} to {high:.3f})  {steps:,} steps",
         flush=True,
     )
 
 
-def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dict[str, object]:
-    """Run imitation's DAgger in its own process and virtual environment."""
-    python = VENV / "bin/python"
-    if not (VENV / "ready").exists():
-        print(f"making {VENV.name} for imitation; some minutes", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        constraints = ["--constraint", str(VENV / "constraints.txt")]
+def make_environment(folder: Path, needs: list[str]) -> Path:
+    """Return the Python of a virtual environment with another library and our version of PyTorch; make it at first."""
+    python = folder / "bin/python"
+    if not (folder / "ready").exists():
+        print(f"making {folder.name}; some minutes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        constraints = ["--constraint", str(folder / "constraints.txt")]
         pinned = [
             line
             for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
             if line.startswith("torch==")
         ]
-        (VENV / "constraints.txt").write_text("\n".join([*pinned, "setuptools<81"]), encoding="utf-8")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *constraints, *NEEDS, "setuptools"], check=True)
-        (VENV / "ready").touch()
+        (folder / "constraints.txt").write_text("\n".join([*pinned, "setuptools<81"]), encoding="utf-8")
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *constraints, *needs, "setuptools"], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def imitate(teacher: NetworkPolicy, steps: int, episodes: int, seed: int) -> dict[str, object]:
+    """Run imitation's DAgger in its own process and virtual environment."""
+    python = make_environment(VENV, NEEDS)
     layers = [layer for name, layer in teacher.state_dict().items() if name.endswith((".weight", ".bias"))]
     arrays = {f"{('weight', 'bias')[n % 2]}{n // 2}": layer.numpy() for n, layer in enumerate(layers)}
     with tempfile.TemporaryDirectory() as folder:

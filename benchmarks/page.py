@@ -29,6 +29,7 @@ PROGRAMS = {
     "collect": [],
     "evaluate": [],
     "export": [],
+    "cloning": ["--seeds", "2"],
     "lunarlander_vs_imitation": [],
     "rl_vs_sb3": [],
 }
@@ -46,12 +47,11 @@ on the machine than speeds.
 def machine() -> str:
     """Return one line on the machine, its load, and the versions."""
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True).stdout
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {cpu[1] if cpu else platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"load {os.getloadavg()[0]:.1f} before; Python {platform.python_version()}, rldistill {rldistill.__version__} "
-        f"({commit.strip() or 'no commit'}), {versions}"
+        f"load {os.getloadavg()[0]:.1f} before; Python {platform.python_version()}, rldistill {rldistill.__version__}, "
+        f"{versions}"
     )
 
 
@@ -81,8 +81,10 @@ def main() -> None:
     for name in names:
         print(f"== {name}", file=sys.stderr)
         sections[name] = section(name)
+        missing = [key for key in PROGRAMS if key not in sections]
+        parts = [INTRODUCTION, *(f"Not run yet: {', '.join(missing)}.\n" for _ in missing[:1])]
         # Written after each program, since the last ones take hours.
-        PAGE.write_text("\n".join([INTRODUCTION, *(sections[key] for key in PROGRAMS if key in sections)]), "utf-8")
+        PAGE.write_text("\n".join([*parts, *(sections[key] for key in PROGRAMS if key in sections)]), "utf-8")
 
 
 if __name__ == "__main__":
