@@ -13,6 +13,7 @@ from rldistill import (
     CollectConfig,
     ConfigError,
     DistillConfig,
+    EnvConfig,
     Gru,
     Linear,
     Mlp,
@@ -27,8 +28,10 @@ from rldistill import (
     run_collect,
     run_distill,
     run_evaluate,
+    spec_from_env,
 )
 from rldistill.core.errors import RLDistillError
+from rldistill.core.heads import HeadKind
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.distillation.mutual import Peers
 from rldistill.evaluation.config import EvaluateConfig
@@ -89,6 +92,24 @@ def test_run_from_reward_needs_no_dataset_and_counts_the_steps_of_all(teacher: N
     torch.testing.assert_close(run.recipe.distill(job, "resume", SILENT).state_dict(), load_native(folder).state_dict())
 
 
+@pytest.mark.parametrize("kind", ["deterministic", "gaussian", "squashed_gaussian"])
+@pytest.mark.parametrize("recipe", [Mutual(), MutualPPO(peer=Mlp((16,)))], ids=["mutual", "mutual_ppo"])
+def test_continuous_actions(recipe: Recipe, kind: HeadKind, tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    spec = spec_from_env(env)
+    torch.manual_seed(0)
+    teacher = Mlp((8,)).build(dataclasses.replace(spec, head=spec.head.as_kind(kind))).eval()
+    run = dataclasses.replace(small_run(tmp_path, teacher, recipe), env=env)
+    if recipe.needs_dataset:
+        run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    expected = "gaussian" if kind == "deterministic" and not recipe.needs_dataset else kind
+    policy = load_native(tmp_path / "students" / "own" / "seed-0")
+    assert policy.spec.head.kind == expected
+    row = read_jsonl(tmp_path / "students" / "own" / "seed-0" / "metrics.jsonl")[-1]
+    assert row["heldout_loss" if recipe.needs_dataset else "distillation_loss"] >= 0
+
+
 REFUSED: list[tuple[Recipe, AnyStudent, str]] = [
     (Mutual(), Tree(), r"^students: a tree does not learn by gradient"),
     (Mutual(peer=Ridge()), STUDENT, r"^recipe\.peer: a ridge does not learn by gradient"),
@@ -116,10 +137,12 @@ def test_unsuitable_students_are_refused_before_the_first_step(
 DOCUMENT: dict[str, Any] = {"env": {"id": "CartPole-v1"}, "teacher": "zoo:x"}
 MISTAKES = [
     ({"name": "mutual", "peers": 0}, r"recipe\.peers: found 0, expected at least 1"),
+    ({"name": "mutual_ppo", "peers": 10**9}, r"recipe\.peers: found 1000000000, expected at most 64"),
     ({"name": "mutual", "weight": 0}, r"recipe\.weight: expected more than 0"),
     ({"name": "mutual_ppo", "weight": -1}, r"recipe\.weight: expected at least 0"),
     ({"name": "mutual_ppo", "alpha": -0.5}, r"recipe\.alpha: found -0.5, expected at least 0"),
     ({"name": "mutual", "peer": "other"}, r"recipe\.peer\.type: there is no 'other'"),
+    ({"name": "mutual", "peer": {"type": "linear", "features": "teacher"}}, r"recipe\.peer: it cannot take features"),
     ({"name": "mutual", "alpha": 1}, r"recipe\.alpha: unknown key"),
 ]
 

@@ -1,8 +1,12 @@
 """Recipes in which several students learn together, from data or from reward, and from each other."""
 
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
 from rldistill.collection.collect import collected_spec
 from rldistill.core.errors import ConfigError
-from rldistill.core.fields import NonNegativeFloat, Positive, validated_dataclass
+from rldistill.core.fields import NonNegativeFloat, validated_dataclass
 from rldistill.core.heads import ActionHead
 from rldistill.core.policy import Policy
 from rldistill.core.schedules import Constant, PositiveSchedule
@@ -20,7 +24,10 @@ from rldistill.rl.guidance import Guidance
 from rldistill.rl.mutual import learn_together, peer_guidance
 from rldistill.rl.train_state import LearningTask
 from rldistill.students import AnyStudent
+from rldistill.students.features.teacher import TeacherFeatures
 from rldistill.students.student import capability
+
+MAX_PEERS = 64
 
 
 @validated_dataclass
@@ -32,8 +39,13 @@ class WithPeers:
         peer: settings of these; by default those of the student.
     """
 
-    peers: Positive = 1
+    peers: Annotated[int, Ge(1), Le(MAX_PEERS)] = 1
     peer: AnyStudent | None = None
+
+    def __post_init__(self) -> None:
+        features = getattr(self.peer, "features", None)
+        if isinstance(features, TeacherFeatures) and features.source is None:
+            raise ConfigError("peer: it cannot take features of another network. Use other features, or leave it out.")
 
     def peers_of(self, student: AnyStudent) -> tuple[AnyStudent, ...]:
         """Return the settings of the peers of a student."""
@@ -86,10 +98,13 @@ class MutualPPO(WithPeers, FromReward):
         alpha: exponent of the confidence in the peer; 0 for the same weight in all states.
     """
 
-    weight: PositiveSchedule = Constant(1.0)
+    weight: PositiveSchedule = Constant(0.1)
     alpha: NonNegativeFloat = 1.0
 
     needs_teacher = False
+
+    def guidance_options(self, run: Run) -> dict[str, Any]:
+        return {}  # `distill.losses` compare with the teacher, which may have no distribution
 
     def student_head(self, run: Run, student: AnyStudent, spec: PolicySpec, teacher: Policy) -> ActionHead:
         for where, own in (("students", student), ("recipe.peer", self.peer or student)):
