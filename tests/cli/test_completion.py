@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rldistill.cli.completion import complete_file, complete_run, complete_setting, complete_teacher
+from rldistill.cli.completion import complete_file, complete_run, complete_setting, complete_started_run, complete_teacher
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,9 @@ def test_files_and_runs_are_completed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert complete_file(f"{tmp_path}/po") == [f"{tmp_path}/pong.yaml"]
     assert complete_file("none/x") == []
     assert complete_run("") == complete_run("runs/p") == ["runs/pong"]
+    (tmp_path / "runs/new").mkdir()
+    (tmp_path / "runs/new/provenance.json").touch()
+    assert complete_started_run("ru") == ["runs/new"]
     assert complete_teacher("zoo:po") == ["zoo:pong-dqn"]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.evaluate import evaluate
+from rldistill.io import lock
 from rldistill.io.atomic import Mode
-from rldistill.io.lock import lock_folder
+from rldistill.io.lock import is_locked, lock_folder
 from rldistill.rl import dqn, ppo
 from rldistill.rl.config import DQNConfig, PPOConfig
 from rldistill.rl.train_state import LearningTask
@@ -56,13 +58,38 @@ def test_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) 
         ):
             pass
         assert "\n" not in str(error.value)
+    assert is_locked(folder)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
     assert (folder / ".lock").exists()
+    assert is_locked(folder) is False
     with lock_folder(folder), lock_folder(linked):
         assert str(os.getpid()) in (folder / ".lock").read_text()
     assert not any(folder.iterdir())
+
+
+def test_lock_that_is_not_visible_here_is_unknown(tmp_path: Path) -> None:
+    assert is_locked(tmp_path) is False
+    (tmp_path / ".lock").write_text("another-machine, process 7")  # whose locks this file system may not show
+    assert is_locked(tmp_path) is None
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").symlink_to("/dev/zero")
+    assert is_locked(tmp_path) is None
+    (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / ".lock")  # which blocks whoever opens it
+    assert is_locked(tmp_path) is None
+
+
+def test_reader_of_the_lock_does_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that holds the lock at the moment in which a run takes it makes the run wait, not fail."""
+    (tmp_path / ".lock").touch()
+    reader = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: fcntl.flock(reader, fcntl.LOCK_UN))
+    with lock_folder(tmp_path):
+        assert is_locked(tmp_path)
+    os.close(reader)
 
 
 def test_thread_is_refused_too(tmp_path: Path) -> None:

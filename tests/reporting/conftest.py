@@ -1,8 +1,26 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
+
+AXE_VERSION = "4.14.1"
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the source of axe-core, which npm installs."""
+    if not (npm := shutil.which("npm")):
+        pytest.skip("there is no npm here, which installs axe-core")
+    folder = tmp_path_factory.mktemp("npm")
+    command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"axe-core@{AXE_VERSION}"]
+    try:
+        subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        pytest.skip("npm cannot install axe-core here")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 def entry(kind: str, returns: list[list[float]], normalized: float | None, **changes: Any) -> dict[str, Any]:

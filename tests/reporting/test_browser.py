@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,21 +71,6 @@ AXE = """
 axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']}).then(
   found => found.violations.map(each => [each.id, each.nodes.length, each.nodes[0].failureSummary, each.nodes[0].html]))
 """
-AXE_VERSION = "4.14.1"
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the source of axe-core, which npm installs."""
-    if not (npm := shutil.which("npm")):
-        pytest.skip("there is no npm here, which installs axe-core")
-    folder = tmp_path_factory.mktemp("npm")
-    command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", f"axe-core@{AXE_VERSION}"]
-    try:
-        subprocess.run(command, capture_output=True, check=True, timeout=60)
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        pytest.skip("npm cannot install axe-core here")
-    return (folder / "node_modules/axe-core/axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

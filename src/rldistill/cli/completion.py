@@ -17,8 +17,16 @@ def complete_file(incomplete: str) -> list[str]:
 
 def complete_run(incomplete: str) -> list[str]:
     """Return folders of evaluated runs that begin with `incomplete`, in its folder and one level below."""
-    files = _paths(incomplete, ("*/evaluation.json", "*/*/evaluation.json"))
-    return [file.removesuffix("/evaluation.json") for file in files]
+    return _folders_with("evaluation.json", incomplete)
+
+
+def complete_started_run(incomplete: str) -> list[str]:
+    """Return folders of runs, evaluated or not, that begin with `incomplete`, in its folder and one level below."""
+    return _folders_with("provenance.json", incomplete)
+
+
+def _folders_with(name: str, incomplete: str) -> list[str]:
+    return [file.removesuffix(f"/{name}") for file in _paths(incomplete, (f"*/{name}", f"*/*/{name}"))]
 
 
 def _paths(incomplete: str, patterns: tuple[str, ...]) -> list[str]:

@@ -40,6 +40,7 @@ from rldistill.cli.options import (
 )
 from rldistill.cli.start import demo, examples
 from rldistill.cli.teachers import teachers
+from rldistill.cli.watch import watch
 from rldistill.core.errors import ConfigError, printable
 
 app = command_group(pretty_exceptions_enable=False)
@@ -268,6 +269,9 @@ def why(
     print_result(explain_shortfall(run, student), as_json)
 
 
+app.command()(watch)
+
+
 @app.command()
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print tables in Markdown instead.")] = False,
@@ -281,12 +285,21 @@ def schema(
         print_json(run_schema())
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    from rldistill.io.progress_file import active_file
+
+    text = f"warning: {printable(str(message))}"
+    typer.echo(text, err=True)
+    if (file := active_file()) is not None:
+        file.add_line(text)
+
+
 def main() -> None:
     """Run the command line; the entry point `rldistill`."""
     # A scheduler's SIGTERM stops a run like Ctrl-C, also where a shell started the process with SIGINT ignored.
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {printable(str(message))}", err=True)
+    warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # of characters that a terminal in LANG=C cannot show

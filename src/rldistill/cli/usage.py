@@ -40,6 +40,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/pong/students/linear/seed-0 --out weights.png",
     ),
     "why": ("runs/cartpole", "runs/cartpole --student tree", "runs/cartpole --json"),
+    "watch": ("runs/cartpole", "runs/pong runs/pong-dagger --port 8765 --no-browser", "runs/cartpole --text"),
     "schema": ("", "> run.schema.json", "--markdown > configuration.md"),
     "dataset info": ("runs/cartpole", "runs/cartpole/dataset", "runs/cartpole --json"),
     "dataset check": ("runs/cartpole", "runs/cartpole/dataset", "runs/cartpole --json"),

@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -166,6 +167,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 raise CorruptArtifactError(f"{path}: line {number}: {error}. {START_AGAIN}") from None
     if not ended and (path.parent / "policy.json").exists():
         raise CorruptArtifactError(f"{path}: its last rows are missing. {START_AGAIN}")
+    return rows
+
+
+def parse_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """Return the whole rows in a part of a file of metrics, which may still be written; others are left out."""
+    rows: list[dict[str, Any]] = []
+    for line in content.splitlines(keepends=True):
+        with suppress(ValueError, CorruptArtifactError):
+            row = read_value(Row, unseal(line, None), path)
+            if type(row.get("step")) is int:
+                rows.append(row)
     return rows
 
 

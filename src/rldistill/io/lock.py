@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from rldistill.io.atomic import LOCK, require_mode
 
 P = ParamSpec("P")
 T = TypeVar("T")
+RETRY_DELAY_S = 0.01
 _held = threading.local()
 
 
@@ -48,6 +50,27 @@ def lock_folder(folder: Path, shared: bool = False) -> Iterator[None]:
                 part.rmdir()
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Return True if a process holds the lock of a folder; None if the file system, or another machine, hides that.
+
+    A lock is known only by taking it, which here lasts for microseconds; `lock_folder` tries again after that.
+    """
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        node = os.read(file, 200).decode(errors="replace").partition(",")[0]
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False if node == os.uname().nodename else None
+    except OSError as error:
+        return True if error.errno in (errno.EAGAIN, errno.EACCES) else None
+    finally:
+        os.close(file)
+
+
 def locked(stage: Callable[P, T]) -> Callable[P, T]:
     """Return a stage that holds the lock of its argument `folder`, or of that attribute of its `task`."""
     signature = inspect.signature(stage)
@@ -65,6 +88,7 @@ def locked(stage: Callable[P, T]) -> Callable[P, T]:
 
 
 def _lock(folder: Path, kind: int) -> int:
+    retries = 1
     while True:
         file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -82,6 +106,11 @@ def _lock(folder: Path, kind: int) -> int:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 os.close(file)
                 raise
+            if retries:  # after `is_locked` of another process
+                retries -= 1
+                os.close(file)
+                time.sleep(RETRY_DELAY_S)
+                continue
             owner = os.pread(file, 200, 0).decode(errors="replace") or "another process"
             os.close(file)
             raise ConfigError(f"{folder}: in use by {owner}. Wait until it ends, or use another folder.") from None

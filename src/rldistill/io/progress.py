@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rldistill.core.errors import ConfigError, printable, short_repr
+from rldistill.io.progress_file import active_file, rate_text
 
 MIN_DURATION_S = 2.0
 LINE_INTERVAL_S = 20.0
@@ -59,14 +60,14 @@ class Round:
 
 
 class _Display:
-    """Progress with its rate, the remaining time and the score, within `stack`."""
+    """Progress with its rate, the remaining time and the score, within `stack`, and in the file of the run if any."""
 
-    def __init__(self, title: str, unit: str, stack: ExitStack) -> None:
-        self.title, self.unit, self.stack = printable(title), unit, stack
+    def __init__(self, title: str, unit: str, stack: ExitStack, quiet: bool = False) -> None:
+        self.title, self.unit, self.stack, self.quiet = printable(title), unit, stack, quiet
         self.started = self.last_line = time.monotonic()
         self.finished = -1  # the total at the end; a task may turn out to have more
         self.first: tuple[float, int] | None = None
-        self.note = ""
+        self.note, self.file = "", active_file()
 
     def update(self, done: int, total: int, score: float | None = None) -> None:
         now = time.monotonic()
@@ -75,18 +76,28 @@ class _Display:
         elapsed = now - self.first[0]
         # A resumed task does not count the work of its earlier runs.
         rate = (done - self.first[1]) / elapsed if elapsed > MIN_RATE_INTERVAL_S else 0.0
-        rate_text = f"{rate:,.0f} {self.unit}/s" if rate >= 1 else f"{1 / rate:,.0f} s each" if rate else ""
+        speed = rate_text(rate, self.unit)
         score_text = "" if score is None else f"score {score:.4g}"
-        if now - self.started < MIN_DURATION_S:
-            return
-        if sys.stderr.isatty():
-            self.show_bar(done, total, ", ".join(filter(None, [rate_text, self.note, score_text])))
-        elif self.finished < total and (done >= total or now - self.last_line >= LINE_INTERVAL_S):
+        line = ""
+        if self.finished < total and (done >= total or now - self.last_line >= LINE_INTERVAL_S):
             self.last_line, self.finished = now, total if done >= total else self.finished
             left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
-            details = ", ".join(filter(None, [rate_text, left, self.note, score_text]))
-            text = f"{self.title}: {done:,}/{total:,} {self.unit}" + f" ({details})" * bool(details)
-            print(text, file=sys.stderr, flush=True)
+            details = ", ".join(filter(None, [speed, left, self.note, score_text]))
+            line = f"{self.title}: {done:,}/{total:,} {self.unit}" + f" ({details})" * bool(details)
+        if self.file is not None:
+            self.record(line, done=done, total=total, rate=max(rate, 0.0), score=score)
+        if self.quiet or now - self.started < MIN_DURATION_S:
+            return
+        if sys.stderr.isatty():
+            self.show_bar(done, total, ", ".join(filter(None, [speed, self.note, score_text])))
+        elif line:
+            print(line, file=sys.stderr, flush=True)
+
+    def record(self, line: str, **values: float | None) -> None:
+        assert self.file is not None
+        if line:
+            self.file.add_line(line)
+        self.file.update(title=self.title, unit=self.unit, note=self.note, **values)
 
     def show_bar(self, done: int, total: int, details: str) -> None:
         if not hasattr(self, "bar"):
@@ -121,14 +132,14 @@ def subtask(progress: Progress, title: str, unit: str) -> Iterator[Progress]:
 
 @contextmanager
 def track(title: str, unit: str, quiet: bool = False) -> Iterator[Progress]:
-    """Show the progress of a task on stderr, as a bar on a terminal and as lines elsewhere."""
+    """Show the progress of a task on stderr, as a bar on a terminal and as lines elsewhere, and record it in a run."""
     with ExitStack() as stack:
-        yield SILENT if quiet else _Display(title, unit, stack)
+        yield SILENT if quiet and active_file() is None else _Display(title, unit, stack, quiet)
 
 
 def is_shown(progress: Progress | bool) -> bool:
     """Return True if the `progress` of a stage is shown on stderr by this package."""
-    return progress is True or isinstance(progress, _Display)
+    return progress is True or (isinstance(progress, _Display) and not progress.quiet)
 
 
 @contextmanager

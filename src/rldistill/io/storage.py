@@ -25,7 +25,7 @@ COPY = re.compile(rf"({'|'.join(SCHEMES)})%3A%2F%2F.+")
 CACHE = "RLDISTILL_CACHE"
 """Environment variable with the folder of the copies; by default `~/.cache/rldistill`."""
 MAX_NAME_BYTES = 255
-LOCAL_ONLY = re.compile(r"\.lock|\..*\.tmp\..*")
+LOCAL_ONLY = re.compile(r"\.lock|\.progress\.(.*\.)?json|\..*\.tmp\..*")
 _active = threading.local()
 
 

@@ -57,6 +57,20 @@ def read_own(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     return read_regular(path, max_bytes)
 
 
+def read_tail(path: Path, root: Path, max_bytes: int) -> bytes:
+    """Read the last lines of a regular file in the folder `root`, which may have any size; at most `max_bytes` bytes.
+
+    Raises:
+        UntrustedFileError: It is a link out of `root`, a pipe, or a device.
+    """
+    _require_inside(path, Path(os.path.realpath(root)))
+    size = require_regular(path)
+    with path.open("rb") as file:
+        file.seek(max(0, size - max_bytes))
+        content = file.read(max_bytes)
+    return content if size <= max_bytes else content.partition(b"\n")[2]
+
+
 def require_confined(folder: Path, left_out: Container[str] = ()) -> None:
     """Raise UntrustedFileError for a link out of a folder, a pipe or a device in it, at any depth.
 

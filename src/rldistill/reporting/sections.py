@@ -3,7 +3,8 @@
 import base64
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rldistill.reporting.charts import Line, LineStyle, Series, bulk, lines_char
 from rldistill.reporting.search_page import SearchResult, front_chart, search_verdict
 
 TitledChart = tuple[str, Markup]
+RowReader = Callable[[Path], list[dict[str, Any]]]
 CONTROL_SUFFIX = "-scratch"
 """Suffix of the name of a student that learned from reward alone."""
 
@@ -31,6 +33,9 @@ METRICS = (
     ("step", "environment steps", "score", "Students: return of validation episodes"),
 )
 """Key and title of the x axis, and key and title of the metric."""
+
+MAX_POINTS, MAX_VALUE = 500, 1e100
+"""Largest number of points of a line, and largest value in a chart, whose squares are still numbers."""
 
 MAX_VALUES = 24
 """Largest number of values of an observation in the report."""
@@ -74,6 +79,21 @@ def search_front(run: Path) -> tuple[Markup, str] | None:
     return front_chart(found), search_verdict(found)
 
 
+@dataclass(frozen=True)
+class LearningCurves:
+    """Learning curves under one title: the mean of the training seeds by name, and the line of each seed."""
+
+    title: str
+    x_title: str
+    means: Series
+    seeds: Mapping[str, Sequence[Line]] = field(default_factory=dict)
+
+    def chart(self, colors: Mapping[str, str]) -> Markup:
+        """Return the curves as a chart."""
+        thin = {name: lines for name, lines in self.seeds.items() if len(lines) > 1}
+        return lines_chart(self.means, self.x_title, self.title, LineStyle(colors=colors, thin=thin))
+
+
 def learning_charts(run: Path, evaluation: Evaluation) -> Iterator[TitledChart]:
     """Yield the learning curves of the teacher and the students.
 
@@ -81,33 +101,42 @@ def learning_charts(run: Path, evaluation: Evaluation) -> Iterator[TitledChart]:
         CorruptArtifactError: a curve is broken.
     """
     colors = palette(evaluation.policies)
-    rows = read_jsonl(run / "teacher" / "curve.jsonl")
+    for curves in learning_curves(run, [*colors]):
+        yield curves.title, curves.chart(colors | {"teacher": "teacher"})
+
+
+def student_folders(run: Path) -> dict[str, Path]:
+    """Return the folders of the students of a run and of their controls, by name."""
+    places = ((run / "controls", CONTROL_SUFFIX), (run / "students", ""))
+    return {f"{own.name}{suffix}": own for folder, suffix in places for own in folder.glob("*") if own.is_dir()}
+
+
+def learning_curves(run: Path, names: Sequence[str], read: RowReader = read_jsonl) -> Iterator[LearningCurves]:
+    """Yield the learning curves of the teacher, and of the students with these names."""
+    rows = read(run / "teacher" / "curve.jsonl")
     if curve := _finite((row.get("step", 0), row.get("mean")) for row in rows):
         title = "Teacher: mean return during training"
-        style = LineStyle(colors={"teacher": "teacher"})
-        yield title, lines_chart({"teacher": curve}, "environment steps", title, style)
-    places = ((run / "controls", CONTROL_SUFFIX), (run / "students", ""))
-    folders = {f"{own.name}{suffix}": own for folder, suffix in places for own in folder.glob("*") if own.is_dir()}
+        yield LearningCurves(title, "environment steps", {"teacher": curve})
+    folders = student_folders(run)
     for x, x_title, key, title in METRICS:
-        seeds = {name: learning_lines(folders[name], x, key) for name in colors if name in folders}
+        seeds = {name: learning_lines(folders[name], x, key, read) for name in names if name in folders}
         means: Series = {}
         for name, lines in seeds.items():
             values: dict[float, list[float]] = {}
             for step, value in itertools.chain(*lines):
                 values.setdefault(step, []).append(value)
             if values:
-                means[name] = [(step, sum(values[step]) / len(values[step])) for step in sorted(values)]
+                means[name] = thinned([(step, sum(values[step]) / len(values[step])) for step in sorted(values)])
         if means:
-            thin = {name: lines for name, lines in seeds.items() if len(lines) > 1}
-            yield title, lines_chart(means, x_title, title, LineStyle(colors=colors, thin=thin))
+            yield LearningCurves(title, x_title, means, {name: [*map(thinned, own)] for name, own in seeds.items()})
 
 
-def learning_lines(student: Path, x: str, key: str) -> list[Line]:
+def learning_lines(student: Path, x: str, key: str, read: RowReader = read_jsonl) -> list[Line]:
     """Return a line of a metric for each training seed, by `epoch` or `step`; rounds of DAgger follow one another."""
     lines = []
     for seed in sorted(student.glob("seed-*")):
-        rounds = sorted(seed.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
-        rows = [row for folder in (*rounds, seed) for row in read_jsonl(folder / "metrics.jsonl")]
+        rounds = sorted(seed.glob("round-*"), key=lambda folder: (len(folder.name), folder.name))  # 10 after 9
+        rows = [row for folder in (*rounds, seed) for row in read(folder / "metrics.jsonl")]
         # Students that learn from reward have no epochs.
         rows = [row for row in rows if ("epoch" in row) == (x == "epoch")]
         if line := _finite((k if x == "epoch" else row.get("step", 0), row.get(key)) for k, row in enumerate(rows, 1)):
@@ -115,8 +144,14 @@ def learning_lines(student: Path, x: str, key: str) -> list[Line]:
     return lines
 
 
+def thinned(line: Line) -> Line:
+    """Return every second, third, ... point of a line with more points than a chart can show, and its last one."""
+    stride = math.ceil(len(line) / MAX_POINTS)
+    return line if stride < 2 else [*line[:-1:stride], line[-1]]
+
+
 def _finite(points: Iterable[tuple[float, float | None]]) -> Line:
-    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+    return [(x, y) for x, y in points if isinstance(y, int | float) and max(abs(x), abs(y)) < MAX_VALUE]
 
 
 def efficiency_charts(evaluation: Evaluation) -> Iterator[TitledChart]:

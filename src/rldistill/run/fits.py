@@ -10,6 +10,7 @@ from rldistill.io.atomic import Mode
 from rldistill.io.execution import SERIAL, Total, ignore, run_jobs
 from rldistill.io.processes import Report
 from rldistill.io.progress import track
+from rldistill.io.progress_file import record_progress
 from rldistill.io.storage import pull
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
@@ -63,6 +64,10 @@ class Fits:
         """Fit one student with one training seed."""
         name, seed = pair
         pull(self.run.out)
+        with record_progress(self.run.out, f"{name}-seed-{seed}"):  # a file of its own in another process only
+            return self._fit(name, seed)
+
+    def _fit(self, name: str, seed: int) -> tuple[str, NothingLearnedError | None]:
         job = dataclasses.replace(self.template, name=name, seed=seed)
         if self.control_steps is not None:
             with track(f"control of {name}, seed {seed}", "steps", self.quiet) as progress:

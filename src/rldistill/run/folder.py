@@ -16,6 +16,7 @@ from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
 from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
 from rldistill.io.lock import lock_folder
+from rldistill.io.progress_file import record_progress
 from rldistill.io.provenance import provenance
 from rldistill.io.storage import synced
 from rldistill.recipes.job import Run
@@ -31,6 +32,13 @@ RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html",
 
 
 @contextmanager
+def work_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, and record its progress there."""
+    with lock_folder(folder), record_progress(folder):
+        yield
+
+
+@contextmanager
 def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iterator[None]:
     """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
 
@@ -41,7 +49,7 @@ def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iter
             file that a run would overwrite.
     """
     require_mode(mode)
-    with lock_folder(run.out, shared):
+    with lock_folder(run.out, shared=True) if shared else work_in(run.out):
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
         document = None
         with suppress(CorruptArtifactError):

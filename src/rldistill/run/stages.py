@@ -24,8 +24,8 @@ from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, require_mode, write_json
 from rldistill.io.execution import Shard
-from rldistill.io.lock import lock_folder
 from rldistill.io.progress import Progress, track
+from rldistill.io.progress_file import record_progress
 from rldistill.io.storage import pull
 from rldistill.losses.objective import given_temperature
 from rldistill.policies.committee import Committee
@@ -46,6 +46,7 @@ from rldistill.run.folder import (
     steps_from_reward,
     student_steps,
     training_curves,
+    work_in,
 )
 from rldistill.run.jobs import (
     load_teacher,
@@ -85,6 +86,12 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
         if run.evaluate.baseline is not None:
             load_baseline(run.evaluate.baseline, part.env)
         probe_metrics(evaluation_env(part.env, run.evaluate), run.evaluate.metrics)
+    with work_in(run.out):
+        return _run_stages(run, mode, quiet)
+
+
+def _run_stages(run: Run, mode: Mode, quiet: bool) -> Path:
+    parts = [*task_runs(run).values()] or [run]
     with record_resumed([run, *task_runs(run).values()] if mode == "resume" else ()):
         if any(isinstance(part.teacher, TrainConfig) for part in parts):
             run_train(run, mode, quiet)
@@ -152,7 +159,12 @@ def run_shard(run: Run, stage: Literal["collect", "distill"], shard: Shard, quie
         return
     require_one_task(run, "collect --shard")
     teacher = _checked_teacher(run, "resume")
-    with record_run(run, "resume", shared=True), track("collect", "steps", quiet) as progress:
+    part = f"shard-{shard.number}-of-{shard.count}"
+    with (
+        record_run(run, "resume", shared=True),
+        record_progress(run.out, part),
+        track("collect", "steps", quiet) as progress,
+    ):
         collect_shard(
             run.env, teacher, run.collect, run.dataset_folder, shard, seed=run.seed, progress=progress,
             execution=run.execution,
@@ -335,7 +347,7 @@ def run_search(run: Run, config: SearchConfig, mode: Mode = "new", quiet: bool =
     run = with_loaded_features(run)
     # Students of the run that do not fit its losses are no reason to refuse the collection.
     collected = dataclasses.replace(run, students={})
-    with lock_folder(run.out):
+    with work_in(run.out):
         dataset = lambda: cast(Dataset, run_collect(collected, mode="resume", quiet=quiet))  # noqa: E731
         result = search(run, config, load_teacher(run), dataset, mode, quiet)
     page = run.out / "search" / "search.html"

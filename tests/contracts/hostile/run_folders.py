@@ -67,6 +67,7 @@ def template() -> Path:
         save_policy(student.build(spec), folder / name, {})
     policies = {"teacher": PolicyRuns("teacher", {None: teacher}), "linear": PolicyRuns("student", {0: teacher})}
     evaluate(env, policies, EvaluateConfig(episodes=2), folder / "run", progress=False)
+    (folder / "run/students/linear/seed-0").mkdir(parents=True)
     shutil.copytree(folder / "run", folder / "other")
     for run in ("run", "other"):
         (folder / run / "config.yaml").write_text(f"env: CartPole-v1\nseed: {len(run)}\n")
@@ -122,9 +123,14 @@ def special(name: str, kind: str) -> Change:
 
 KINDS = ("pipe", "folder", "holes", "loop", "device", "secret", "random")
 BLOCK = "dataset/blocks/round-000-stream-000-block-00000.parquet"
+WATCH = ("watch", "{0}/run", "{0}/other", "--text")
 READERS: dict[str, tuple[str, ...]] = {
     "run/config.yaml": ("compare", "{0}/run", "{0}/other"),
     "run/evaluation.json": ("compare", "{0}/run", "{0}/other"),
+    "run/.progress.json": WATCH,
+    "run/provenance.json": WATCH,
+    "run/.lock": WATCH,
+    "run/students/linear/seed-0/metrics.jsonl": WATCH,
     "dataset/manifest.json": ("dataset", "info", "{0}/dataset"),
     BLOCK: ("dataset", "check", "{0}/dataset"),
     "linear/policy.json": ("explain", "{0}/linear"),
@@ -174,6 +180,9 @@ def run_cases() -> dict[str, Case]:
     for title, content in YAML.items():
         compare = command("compare", "{0}/run", "{0}/other")
         cases[f"compare: {title}"] = Case(changed(write("run/config.yaml", content)), compare)
+        cases[f"watch: {title}"] = Case(changed(write("run/config.yaml", content)), command(*WATCH))
+    for title, content in JSON.items():
+        cases[f"watch: evaluation, {title}"] = Case(changed(write("run/evaluation.json", content)), command(*WATCH))
     for escape in ESCAPES:
         renamed = {
             "an environment in compare": ("run/evaluation.json", "CartPole-v1"),
