@@ -2,8 +2,8 @@
 
     python benchmarks/watch.py examples/pong-quick.yaml
 
-The run is executed once, in a temporary folder, while a page is open: its first part is the time inside of the calls that
-record progress, its second the processor time of the other process after its start.
+The run is executed once, in a temporary folder, while a page is open. The first share is the time inside of the calls
+that record progress, the second the processor time of the page's process after its first event.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     ProgressFile.update, progress_file.seal = timed, counted  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        run = rldistill.load_run(arguments.file, [*arguments.overrides, f"out={out}"])
+        run = rldistill.load_run(Path(arguments.file), [*arguments.overrides, f"out={out}"])
         page, started = Page(out), time.perf_counter()
         rldistill.run_all(run, quiet=True)
         whole = time.perf_counter() - started

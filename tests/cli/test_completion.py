@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from rldistill.cli.completion import complete_file, complete_run, complete_setting, complete_started_run, complete_teacher
+from rldistill.cli.completion import (
+    complete_file,
+    complete_run,
+    complete_setting,
+    complete_started_run,
+    complete_teacher,
+)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ def test_end_of_a_run_is_recorded_and_a_refused_one_keeps_the_record(run: Path) 
     assert (run / FILE).read_bytes() == before
 
 
+def test_next_task_is_shown_before_its_first_update(run: Path, clock: list[float]) -> None:
+    with record_progress(run):
+        with track("collect", "steps", quiet=True) as report:
+            report.update(10, 10)
+        clock[0] += 5
+        with track("distill", "fits", quiet=True):
+            assert (read(run).title, read(run).done, read(run).total) == ("distill", 0, 0)
+
+
 def test_folder_that_is_no_run_gets_no_file(tmp_path: Path) -> None:
     with record_progress(tmp_path), track("collect", "steps", quiet=True) as report:
         report.update(0, 10)

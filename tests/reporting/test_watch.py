@@ -31,7 +31,7 @@ from rldistill.reporting.watch_page import WatchServer
 from .. import commands
 
 EPOCHS = [{"step": 10 * k, "epoch": k, "heldout_loss": 1 / k, "agreement": 1 - 1 / (k + 1)} for k in range(1, 9)]
-HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e"
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202e[/bold][link=file:///]"
 
 
 @pytest.fixture
@@ -105,6 +105,12 @@ def test_evaluation_and_the_next_step_are_shown(run: Path, evaluation: dict[str,
     assert status.verdict.startswith("The student small-mlp reaches 90.0%")
     assert [row[0].text for row in status.rows] == ["teacher", "small-mlp", "wide", "random"]
     assert ("evaluation", "done") in [*status.stages]
+    assert status.evaluated == "Latest evaluation"
+    os.utime(run / "evaluation.json", (0, 0))
+    with at_work(run):  # with --overwrite, as long as the evaluation is not repeated
+        status = RunReader(run).status()
+    assert ("evaluation", "of an earlier run") in [*status.stages]
+    assert status.evaluated == "Earlier evaluation"
 
 
 def test_only_the_end_of_a_large_file_is_read_and_only_after_a_change(

@@ -107,6 +107,15 @@ def test_each_cause_is_found_alone(make_run: MakeRun, cause: str) -> None:
     assert found.summary == "The student small-mlp reaches 90.0% of its teacher's lead over random play; wanted: 95%."
 
 
+def test_high_score_that_is_undecided_is_not_called_a_shortfall(make_run: MakeRun, evaluation: dict[str, Any]) -> None:
+    evaluation["policies"]["small-mlp"]["normalized"] = {"value": 0.98, "ci95": [0.87, 1.0]}
+    found = explain_shortfall(make_run(0.99, 0.99, FLAT))
+    expected = (
+        "reaches 98.0% of its teacher's lead over random play, but 95% are not shown: the 95% interval is 87.0% to"
+    )
+    assert expected in found.summary
+
+
 def test_causes_are_in_the_order_of_their_remedies(make_run: MakeRun) -> None:
     found = explain_shortfall(make_run(0.85, 0.5, [(0.1, 0.4)] * 6))
     assert [finding.cause for finding in found.findings] == ["early stop", "few data", "covariate shift"]
@@ -185,4 +194,6 @@ def test_command_line(make_run: MakeRun) -> None:
     with pytest.raises(ConfigError, match=r"has no 'smal-mlp'\. Did you mean 'small-mlp'\?"):
         explain_shortfall(run, "smal-mlp")
     assert "wide" in explain_shortfall(run, "wide").summary
+    assert "there is no such folder" in CliRunner().invoke(app, ["why", str(run / "none")]).stderr
+    (run / "none").mkdir()
     assert "the run has no evaluation yet" in CliRunner().invoke(app, ["why", str(run / "none")]).stderr

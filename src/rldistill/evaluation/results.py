@@ -177,6 +177,8 @@ class Evaluation(Result):
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """Read `evaluation.json`; raise CorruptArtifactError if it is missing or incomplete."""
+        if not path.parent.exists():
+            raise CorruptArtifactError(f"{path.parent}: there is no such folder. Name the folder of a run.")
         if not path.exists():
             raise CorruptArtifactError(f"{path}: the run has no evaluation yet. Run `rldistill evaluate` first.")
         return cls.parse(read_json(path, cls.advice), path)

@@ -68,6 +68,8 @@ class _Display:
         self.finished = -1  # the total at the end; a task may turn out to have more
         self.first: tuple[float, int] | None = None
         self.note, self.file = "", active_file()
+        if self.file is not None and self.file.saved:  # not before a run has begun, since it may refuse to
+            self.record("", done=0, total=0, rate=0.0, score=None)
 
     def update(self, done: int, total: int, score: float | None = None) -> None:
         now = time.monotonic()

@@ -33,8 +33,9 @@ TAIL_BYTES = 128 << 10
 """Length of the end of a file of metrics that is read."""
 STALE_S = 60
 """Age of a progress file at which a run of another machine counts as stopped, if its lock is not visible here."""
-MAX_PARTS, MAX_LOG_LINES, MAX_BARS = 32, 12, 24
+MAX_PARTS, MAX_LOG_LINES, MAX_TERMINAL_LINES, MAX_BARS = 32, 12, 5, 24
 MIN_COLUMN_WIDTH, REFRESH_S = 70, 1.0
+EARLIER = "of an earlier run"
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -47,7 +48,8 @@ class RunStatus:
         step: Text and command of the next step; None without any.
         stages: Name and state of each stage.
         tasks: Current tasks, those of worker processes last.
-        verdict, rows: Result and table of the latest evaluation; empty without any.
+        evaluated: Title of the evaluation, which shows if it is one of an earlier run in this folder.
+        verdict, rows: Result and table of the evaluation; empty without any.
         log: Time and text of the latest lines.
         problems: Files that cannot be shown.
     """
@@ -60,6 +62,7 @@ class RunStatus:
     tasks: Sequence[ProgressRecord] = ()
     curves: Sequence[LearningCurves] = ()
     students: Sequence[str] = ()
+    evaluated: str = "Latest evaluation"
     verdict: str = ""
     rows: Rows = field(default_factory=list)
     log: Sequence[tuple[str, str]] = ()
@@ -74,20 +77,25 @@ class RunStatus:
         if self.step is not None:
             yield Text(printable(f"{self.step[0]}: {self.step[1]}"))
         yield Text(", ".join(f"{name}: {state}" for name, state in self.stages), style="dim")
+        bars = Table.grid(padding=(0, 1))
         for task in self.tasks:
-            yield Text(printable(f"{task.title}: {task_text(task)}"))
-            yield ProgressBar(task.total or 1, task.done, width=40)
+            text = Text(printable(f"{task.title}: {task_text(task)}"))
+            bars.add_row(ProgressBar(task.total or 1, task.done, width=20), text)
+        if self.tasks:
+            yield bars
+        for at, line in self.log[-MAX_TERMINAL_LINES:]:  # before what may be too tall for the terminal
+            yield Text(printable(f"{at} {line}"), style="dim")
         yield from _spark_lines(self.curves)
         if self.rows:
-            yield from (rich_table(self.rows), Text(printable(self.verdict)))
-        for at, line in self.log:
-            yield Text(printable(f"{at} {line}"), style="dim")
+            yield from (Text(f"\n{self.evaluated}"), rich_table(self.rows), Text(printable(self.verdict)))
         for problem in self.problems:
             yield Text(printable(f"not shown: {problem}"), style="yellow")
 
 
 def task_text(task: ProgressRecord) -> str:
     """Return the finished and all units of a task, its rate and the remaining time."""
+    if not task.total:
+        return "begins"
     left = "" if task.seconds_left is None else f"{duration_text(task.seconds_left)} left"
     score = "" if task.score is None else f"score {task.score:.4g}"
     parts = [f"{task.done:,}/{task.total:,} {task.unit}", rate_text(task.rate, task.unit), left, task.note, score]
@@ -142,14 +150,16 @@ class RunReader:
         elif isinstance(evaluation, Evaluation) and state != "running":
             step = next_step(evaluation, self.run)
         text, rows = _results(evaluation)
+        stages = dict(self._stages(settings, record.started if locked and record else 0))
         names = [*student_folders(self.run)]
         lines = [line for part in (record, *parts) if part is not None for line in part.log]
         return RunStatus(
             self.run, state, headline, step,
-            stages=[*self._stages(settings)],
+            stages=[*stages.items()],
             tasks=tasks,
             curves=[*learning_curves(self.run, names, self._rows)],
             students=names,
+            evaluated=f"{'Earlier' if stages['evaluation'] == EARLIER else 'Latest'} evaluation",
             verdict=text,
             rows=rows,
             log=[(_clock(at), text) for at, text in sorted(lines)[-MAX_LOG_LINES:]],
@@ -187,7 +197,8 @@ class RunReader:
         verb = command[1] if isinstance(command, list) and len(command) > 1 else ""
         return verb if verb in ("train", "collect", "distill", "search") else "run"
 
-    def _stages(self, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    def _stages(self, settings: dict[str, Any], started: float) -> Iterator[tuple[str, str]]:
+        """Yield the state of each stage; results that are older than a run that goes on are earlier ones."""
         results = {"teacher": "teacher/policy.json", "data": "dataset/manifest.json"}
         for name, path in results.items():
             if (self.run / path).parent.is_dir():
@@ -198,7 +209,10 @@ class RunReader:
             done = len([*self.run.glob("students/*/seed-*/policy.json")])
             yield "students", f"{done} of {max(done, total)}"
         for name, path in {"evaluation": "evaluation.json", "report": "report.html"}.items():
-            yield name, "done" if (self.run / path).exists() else "not yet"
+            try:
+                yield name, "done" if (self.run / path).stat().st_mtime >= started else EARLIER
+            except OSError:
+                yield name, "not yet"
 
 
 def _headline(

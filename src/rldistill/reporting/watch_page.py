@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import socketserver
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -58,6 +59,11 @@ class WatchServer(ThreadingHTTPServer):
         """Bind the port without a look-up of the machine's name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = ADDRESS, self.server_address[1]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print a defect, but no connection that a browser has closed."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     @property
     def url(self) -> str:

@@ -118,7 +118,11 @@ def explain_shortfall(run: Path | str, student: str | None = None) -> Shortfall:
         step = next_step(evaluation, run) if name == best[0] and test and test.episodes_needed else None
         command = step[1] if step else facts.command("seeds", "seeds=[0,1,2,3,4]")
         findings = [Finding(cause="unknown", text=text, command=command)]
-    return Shortfall(student=name, summary=f"{summary}; wanted: {percent_text(share)}.", findings=findings)
+    wanted = f"; wanted: {percent_text(share)}"
+    if entry.normalized is not None and entry.normalized.ci95 is not None and entry.normalized.value >= share:
+        low, high = entry.normalized.ci95
+        wanted = f", but {percent_text(share)} are not shown: the 95% interval is {low:.1%} to {high:.1%}"
+    return Shortfall(student=name, summary=f"{summary}{wanted}.", findings=findings)
 
 
 def _fit(seed: Path) -> list[dict[str, Any]]:
