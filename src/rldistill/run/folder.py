@@ -15,6 +15,7 @@ from rldistill.evaluation.episodes import PolicyRuns
 from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
 from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
+from rldistill.io.execution import Shard
 from rldistill.io.lock import lock_folder
 from rldistill.io.progress_file import record_progress
 from rldistill.io.provenance import provenance
@@ -32,24 +33,25 @@ RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html",
 
 
 @contextmanager
-def work_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, and record its progress there."""
-    with lock_folder(folder), record_progress(folder):
+def work_in(folder: Path, shard: Shard | None = None) -> Iterator[None]:
+    """Hold the lock of a run's folder, which shards share, and record the progress there."""
+    part = "" if shard is None else f"shard-{shard.number}-of-{shard.count}"
+    with lock_folder(folder, shared=shard is not None), record_progress(folder, part):
         yield
 
 
 @contextmanager
-def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iterator[None]:
+def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -> Iterator[None]:
     """Write `config.yaml` and `provenance.json`; restore the old ones if the work fails and changes no stage.
 
-    With `shared`, other processes may change stages at the same time; old files are restored after a ConfigError.
+    With a `shard`, other processes may change stages at the same time; old files are restored after a ConfigError.
 
     Raises:
         ConfigError: `mode` is none, another process uses the folder, or the folder is not that of a run and holds a
             file that a run would overwrite.
     """
     require_mode(mode)
-    with lock_folder(run.out, shared=True) if shared else work_in(run.out):
+    with work_in(run.out, shard):
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
         document = None
         with suppress(CorruptArtifactError):
@@ -68,11 +70,11 @@ def record_run(run: Run, mode: Mode, *stages: str, shared: bool = False) -> Iter
         try:
             yield
         except RLDistillError as error:
-            if isinstance(error, ConfigError) if shared else _modification_times(run, stages) == times:
+            if isinstance(error, ConfigError) if shard is not None else _modification_times(run, stages) == times:
                 for path, text in old.items():
                     if text is not None:
                         _write_text(path, text)
-                    elif not shared:
+                    elif shard is None:
                         path.unlink()
             raise
 

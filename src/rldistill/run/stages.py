@@ -25,7 +25,6 @@ from rldistill.exporters.formats import require_packages
 from rldistill.io.atomic import Mode, require_mode, write_json
 from rldistill.io.execution import Shard
 from rldistill.io.progress import Progress, track
-from rldistill.io.progress_file import record_progress
 from rldistill.io.storage import pull
 from rldistill.losses.objective import given_temperature
 from rldistill.policies.committee import Committee
@@ -87,27 +86,22 @@ def run_all(run: Run, mode: Mode = "new", quiet: bool = False) -> Path:
             load_baseline(run.evaluate.baseline, part.env)
         probe_metrics(evaluation_env(part.env, run.evaluate), run.evaluate.metrics)
     with work_in(run.out):
-        return _run_stages(run, mode, quiet)
-
-
-def _run_stages(run: Run, mode: Mode, quiet: bool) -> Path:
-    parts = [*task_runs(run).values()] or [run]
-    with record_resumed([run, *task_runs(run).values()] if mode == "resume" else ()):
-        if any(isinstance(part.teacher, TrainConfig) for part in parts):
-            run_train(run, mode, quiet)
-        if run.recipe.needs_dataset:
-            run_collect(run, mode, quiet)
-        failed = _distill_students(run, mode, quiet)
-    others = dataclasses.replace(
-        run, students={name: run.students[name] for name in run.students if name not in failed}
-    )
-    run_evaluate(others, mode, quiet, [*failed])
-    if run.export is not None:
-        run_export(others, mode, quiet)
-    path = run_report(run)
-    if failed:
-        reason = next(iter(failed.values()))
-        raise NothingLearnedError(f"{reason} The report has the other students, without {', '.join(failed)}.")
+        with record_resumed([run, *task_runs(run).values()] if mode == "resume" else ()):
+            if any(isinstance(part.teacher, TrainConfig) for part in parts):
+                run_train(run, mode, quiet)
+            if run.recipe.needs_dataset:
+                run_collect(run, mode, quiet)
+            failed = _distill_students(run, mode, quiet)
+        others = dataclasses.replace(
+            run, students={name: run.students[name] for name in run.students if name not in failed}
+        )
+        run_evaluate(others, mode, quiet, [*failed])
+        if run.export is not None:
+            run_export(others, mode, quiet)
+        path = run_report(run)
+        if failed:
+            reason = next(iter(failed.values()))
+            raise NothingLearnedError(f"{reason} The report has the other students, without {', '.join(failed)}.")
     return path
 
 
@@ -159,12 +153,7 @@ def run_shard(run: Run, stage: Literal["collect", "distill"], shard: Shard, quie
         return
     require_one_task(run, "collect --shard")
     teacher = _checked_teacher(run, "resume")
-    part = f"shard-{shard.number}-of-{shard.count}"
-    with (
-        record_run(run, "resume", shared=True),
-        record_progress(run.out, part),
-        track("collect", "steps", quiet) as progress,
-    ):
+    with record_run(run, "resume", shard=shard), track("collect", "steps", quiet) as progress:
         collect_shard(
             run.env, teacher, run.collect, run.dataset_folder, shard, seed=run.seed, progress=progress,
             execution=run.execution,
@@ -217,7 +206,7 @@ def _distill_students(run: Run, mode: Mode, quiet: bool, shard: Shard | None = N
 
     A `shard` has a part of the fits, and no controls, whose steps depend on all students.
     """
-    with record_run(run, mode, "students", "controls", shared=shard is not None):
+    with record_run(run, mode, "students", "controls", shard=shard):
         pull(run.out)  # a shard has no blocks yet
         run = with_loaded_features(run)
         template = student_job(run)
