@@ -76,6 +76,7 @@ SMALLER = {
     "pong-a3c.yaml": ["collect.steps=160"],
     "pong-basic.yaml": ["collect.steps=160"],
     "committee.yaml": ["collect.steps=160"],
+    "condense.yaml": ["collect.steps=160"],
     "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
     "metaworld-tasks.yaml": ["collect.steps=160"],

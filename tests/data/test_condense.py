@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rldistill.core.heads import (
     MultiCategoricalHead,
     QValuesHead,
 )
-from rldistill.core.spec import EnvConfig
+from rldistill.core.spec import EnvConfig, Views, Wrapper
 from rldistill.data.condense import condense, k_centers, state_points, state_weights
 from rldistill.data.dataset import Dataset
 from rldistill.data.lerobot import export_lerobot
@@ -41,6 +42,7 @@ from rldistill.io.atomic import read_json, write_json
 from rldistill.losses import BellmanTarget
 from rldistill.losses.objective import Term
 from rldistill.policies.actor_critic import Actor
+from rldistill.policies.committee import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Linear, Mlp
 from rldistill.teachers.python import FunctionPolicy
@@ -246,6 +248,7 @@ def test_other_labels_are_made_state_by_state(small: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(after.heldout, before.heldout)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_few_states(dataset: Dataset, tmp_path: Path) -> None:
     assert dataset.source is not None
     small = condense(dataset.source[0][0], tmp_path / "small", 24)
@@ -257,6 +260,7 @@ def test_a_student_learns_from_few_states(dataset: Dataset, tmp_path: Path) -> N
     assert (chosen == dataset.columns["teacher"][rows].argmax(1)).mean() > 0.75
 
 
+@pytest.mark.slow
 def test_each_picture_has_its_stack(tmp_path: Path) -> None:
     pytest.importorskip("ale_py", reason="needs Atari")
     env = EnvConfig("ALE/Pong-v5", {"max_num_frames_per_episode": 120})
@@ -295,6 +299,50 @@ def test_dicts_with_pictures_and_a_mask_are_kept(tmp_path: Path) -> None:
     after = condense(tmp_path / "whole", tmp_path / "small", 30, weighted=True)
     chosen = train[k_centers(points, gaps[train].numpy(), 30)]
     assert torch.equal(after.observations(np.arange(30)), before.observations(chosen))
+
+
+def test_observations_of_the_teacher_are_kept(tmp_path: Path) -> None:
+    env = EnvConfig("CartPole-v1", views=Views(student=(Wrapper("MaskVelocity"),)))
+    torch.manual_seed(0)
+    policy = Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()
+    before = collect(env, policy, dataclasses.replace(SMALL, teacher_obs=True), tmp_path / "whole")
+    after = condense(tmp_path / "whole", tmp_path / "small", 20)
+    assert after.spec.obs_shape == before.spec.obs_shape
+    again = relabel(tmp_path / "small", policy, tmp_path / "again")
+    for name in ("teacher", "next_teacher"):
+        np.testing.assert_allclose(again.columns[name], after.columns[name], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_labels_of_a_committee_are_kept_but_not_its_episodes(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    committee = Committee((teacher, Mlp((8,)).build(spec_from_env(CARTPOLE)).eval()), names=("q", "mlp"))
+    collect(CARTPOLE, committee, SMALL, tmp_path / "whole")
+    small = condense(tmp_path / "whole", tmp_path / "small", 60)
+    assert (small.columns["members"].shape, set(small.columns["member"])) == ((120, 4), {0, 1})
+    for weighting, refused in (("confidence", False), ("value", True)):
+        config = DistillConfig(epochs=60, learning_rate=0.01, batch_size=16, weighting=weighting)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="whole episodes of each teacher") if refused else nullcontext():
+            distill(small, Mlp((8,)), config, tmp_path / weighting, progress=False)
+
+
+def test_steps_without_a_label_are_not_chosen(teacher: NetworkPolicy, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, beta=0.0, label_every=4)
+    student = Mlp((8,)).build(teacher.spec).eval()
+    before = collect(CARTPOLE, teacher, config, tmp_path / "whole", student=student)
+    after = condense(tmp_path / "whole", tmp_path / "small", int((~before.heldout).sum()))
+    assert np.abs(after.columns["teacher"]).sum(1).all()
+    kept = {row.tobytes() for row in after.observations(np.arange(len(after))).numpy()}
+    assert kept <= {row.tobytes() for row in before.observations(np.arange(len(before))).numpy()}
+
+
+def test_continuous_actions_are_kept(tmp_path: Path) -> None:
+    env = EnvConfig("Pendulum-v1")
+    torch.manual_seed(0)
+    collect(env, Mlp((8,)).build(spec_from_env(env)).eval(), SMALL, tmp_path / "whole")
+    equal, weighted = (condense(tmp_path / "whole", tmp_path / str(w), 9, weighted=w) for w in (False, True))
+    assert equal.columns["action"].shape == (18, 1)
+    np.testing.assert_array_equal(equal.columns["action"], weighted.columns["action"])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rldistill.core.heads import DeterministicHead, GaussianHead, MultiCategoric
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.core.spec import AgentSpec, EnvConfig, ObsPart, PolicySpec, Views, Wrapper
 from rldistill.data.agents import agent_dataset, agent_table
+from rldistill.data.condense import condense
 from rldistill.data.dataset import Dataset
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
@@ -92,6 +93,17 @@ FAMILIES: dict[str, AnyStudent] = {
     "ridge": Team(student=Ridge()),
     "gru": Team(student=Gru(size=8, hidden=(16,), window=8)),
 }
+
+
+@pytest.mark.slow
+def test_condensed_data_are_for_teams_without_memory(dataset: Dataset, tmp_path: Path) -> None:
+    assert dataset.source is not None
+    small = condense(dataset.source[0][0], tmp_path / "small", 64)
+    config = DistillConfig(epochs=60, batch_size=16, learning_rate=1e-2)
+    policy = distill(small, FAMILIES["mlp"], config, tmp_path / "team", progress=False)
+    assert agreement(policy, dataset) > 0.9
+    with pytest.raises(ConfigError, match="a recurrent student needs whole episodes, and this dataset is condensed"):
+        distill(small, FAMILIES["gru"], config, tmp_path / "gru", progress=False)
 
 
 @pytest.mark.slow
