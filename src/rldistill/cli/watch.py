@@ -19,7 +19,7 @@ def watch(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN [RUN ...]", help="Folders of runs.", show_default=False, autocompletion=complete_started_run
+            metavar="RUN", help="Folders of runs.", show_default=False, autocompletion=complete_started_run
         ),
     ],
     text: Annotated[bool, typer.Option("--text", help="Show it in the terminal, until no run goes on.")] = False,

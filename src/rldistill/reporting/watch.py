@@ -34,7 +34,7 @@ TAIL_BYTES = 128 << 10
 STALE_S = 60
 """Age of a progress file at which a run of another machine counts as stopped, if its lock is not visible here."""
 MAX_PARTS, MAX_LOG_LINES, MAX_TERMINAL_LINES, MAX_BARS = 32, 12, 5, 24
-MIN_COLUMN_WIDTH, REFRESH_S = 70, 1.0
+MIN_COLUMN_WIDTH, REFRESH_S = 70, 2.0
 EARLIER = "of an earlier run"
 BARS = "▁▂▃▄▅▆▇█"
 
