@@ -18,9 +18,7 @@ from rldistill.cli.completion import complete_started_run
 def watch(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN", help="Folders of runs.", show_default=False, autocompletion=complete_started_run
-        ),
+        typer.Argument(metavar="RUN", help="Folders of runs.", show_default=False, autocompletion=complete_started_run),
     ],
     text: Annotated[bool, typer.Option("--text", help="Show it in the terminal, until no run goes on.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the page; 0 takes a free one.")] = 0,
