@@ -123,6 +123,7 @@ from .rl.config import DQNConfig as DQNConfig
 from .rl.config import PPOConfig as PPOConfig
 from .run.config import load_run as load_run
 from .run.config import read_run as read_run
+from .run.publish import publish_student as publish_student
 from .run.stages import extend_dataset as extend_dataset
 from .run.stages import run_all as run_all
 from .run.stages import run_collect as run_collect

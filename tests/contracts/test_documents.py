@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rldistill import Adversarial, MLflow, Mutual, MutualPPO, TensorBoard, Wandb, load_run, read_run, spec_from_env
+from rldistill import Adversarial, Mutual, MutualPPO, load_run, read_run, spec_from_env
 from rldistill.recipes.tasks import require_tasks, task_runs
 from rldistill.run.jobs import load_teacher
 from rldistill.run.yaml import parse_value
@@ -182,13 +182,6 @@ def test_run_files_of_the_page_of_a_recipe_are_valid(name: str, recipes: Any) ->
 def test_run_file_of_the_page_on_tasks_is_valid() -> None:
     (block,) = blocks((ROOT / "docs" / "tasks.md").read_text(encoding="utf-8"), "yaml")
     assert [*task_runs(read_run(parse_value(block, "docs/tasks.md")))] == ["cartpole", "lunarlander"]
-
-
-def test_run_file_of_the_page_on_trackers_is_valid() -> None:
-    (block,) = blocks((ROOT / "docs" / "trackers.md").read_text(encoding="utf-8"), "yaml")
-    document = {"env": {"id": "CartPole-v1"}, "teacher": "zoo:cartpole-ppo"}
-    run = read_run(document | parse_value(block, "docs/trackers.md"))
-    assert run.track == (TensorBoard(), Wandb(), MLflow("pong", "http://127.0.0.1:5000"))
 
 
 def test_example_of_three_games_fits_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import typer
 
 MAX_DEPTH = 2
 """Largest number of dots in a key that is completed without the key before it."""
@@ -27,6 +30,12 @@ def complete_started_run(incomplete: str) -> list[str]:
 
 def _folders_with(name: str, incomplete: str) -> list[str]:
     return [file.removesuffix(f"/{name}") for file in _paths(incomplete, (f"*/{name}", f"*/*/{name}"))]
+
+
+def complete_student(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the students of the run on the line that begin with `incomplete`."""
+    folders = (Path(ctx.params.get("run") or ".") / "students").glob(f"{glob.escape(incomplete)}*/")
+    return sorted(folder.name for folder in folders)
 
 
 def _paths(incomplete: str, patterns: tuple[str, ...]) -> list[str]:

@@ -18,6 +18,7 @@ from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
 from rldistill.cli.export import exports
+from rldistill.cli.hub import hub
 from rldistill.cli.init import init
 from rldistill.cli.options import (
     AsJson,
@@ -49,6 +50,7 @@ for command in (demo, init, examples):
 app.add_typer(datasets, name="dataset")
 app.add_typer(teachers, name="teachers")
 app.add_typer(exports, name="export")
+app.add_typer(hub, name="hub")
 app.add_typer(doctor, name="doctor")
 
 

@@ -102,6 +102,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "zoo:cartpole-ppo --to c --env CartPole-v1 --out files",
     ),
     "export verify": ("runs/pong/export/linear", "files --env CartPole-v1", "files --run-code --json"),
+    "hub push": (
+        "runs/cartpole --student tree --repo me/cartpole-tree",
+        "runs/cartpole --student tree --repo me/cartpole-tree --private",
+        "runs/cartpole --student tree --repo me/cartpole-tree --overwrite",
+    ),
     "doctor env": ("CartPole-v1", "own:make --env-kwarg size=5 --steps 1_000", "'{id: CartPole-v1}' --json"),
 }
 """Arguments of three examples of each command."""

@@ -145,13 +145,12 @@ class _WandbSession(TrackerSession):
     def __init__(self, config: Wandb, run: TrackedRun) -> None:
         import wandb
 
-        self.media = {".html": wandb.Html, ".mp4": wandb.Video}
         self.run = wandb.init(
             project=config.project, entity=config.entity, name=run.name, id=run.id, resume="allow", config=run.config,
-            dir=os.environ.get("WANDB_DIR", run.folder), reinit="create_new",
+            reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=CONNECT_TIMEOUT_S, login_timeout=1),
         )  # fmt: skip
-        self.folder, self.id, self.url = run.folder, self.run.id, self.run.url or ""
+        self.id, self.url = self.run.id, "" if self.run.offline else self.run.url or ""
 
     def log(self, series: str, rows: Sequence[Scalars]) -> None:
         self.run.define_metric(f"{series}/*", step_metric=f"{series}/step")
@@ -159,9 +158,16 @@ class _WandbSession(TrackerSession):
             self.run.log({f"{series}/{tag}": value for tag, value in values.items()} | {f"{series}/step": step})
 
     def save(self, name: str, path: Path) -> None:
-        if (kind := self.media.get(path.suffix)) is not None:
-            self.run.log({name: kind(str(path), **{"format": "mp4"} if path.suffix == ".mp4" else {})})
-        self.run.save(path, base_path=self.folder, policy="now")
+        import wandb
+
+        if path.suffix == ".html":
+            self.run.log({name: wandb.Html(str(path))})
+        elif path.suffix == ".mp4":
+            self.run.log({name: wandb.Video(str(path), format="mp4")})
+        else:
+            artifact = wandb.Artifact(f"{self.id}-{path.name}", type="file")
+            artifact.add_file(str(path), name)
+            self.run.log_artifact(artifact)
 
     def close(self, succeeded: bool) -> None:
         self.run.finish(exit_code=0 if succeeded else 1)

@@ -13,12 +13,22 @@ from rldistill.evaluation.worlds import world_rows
 from rldistill.exporters.certificate import Certificate
 
 LEFT_OUT_COLUMNS = ("IQM", "discounted")
+USE = """```python
+from rldistill import load_policy
+
+policy = load_policy("hub:{repository}")  # pip install 'rldistill[hub]'
+```
+
+In a run file, it is a teacher, too: `teacher: hub:{repository}`. Nothing in the files is executed. The folder `export`,
+if there is one, has the same policy without this package, with a certificate (`parity.json`)."""
 
 
-def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certificate] = {}) -> str:
+def model_card(
+    evaluation: Evaluation, config: str, exports: Mapping[str, Certificate] = {}, repository: str | None = None
+) -> str:
     """Return the model card of a run: front matter, verdict, results, certificates, limits, and the run file `config`.
 
-    All text is escaped.
+    All text is escaped. With a `repository` of the Hugging Face Hub, the card also has the use of the policy in it.
     """
     reproduction = ["The run's configuration is missing."]
     if config:
@@ -32,6 +42,7 @@ def model_card(evaluation: Evaluation, config: str, exports: Mapping[str, Certif
     parts = [
         f"# Students of a teacher for {escaped(evaluation.env)}",
         escaped(verdict(evaluation)),
+        *([] if repository is None else ["## Use", USE.format(repository=repository)]),
         "## Results",
         f"{evaluation.episodes} full episodes for each policy and training seed, with the same seeds for all. 95% "
         f"intervals are in brackets. Normalized score: 0 is {escaped(evaluation.reference)}, 1 is the teacher. The "

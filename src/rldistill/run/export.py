@@ -136,14 +136,7 @@ class ExportSource:
     def _export_student(
         self, config: ExportConfig, out: Path | None, mode: Mode, quiet: bool
     ) -> tuple[Path, Certificate]:
-        run = Path(self.path)
-        name = self._student_name(run)
-        seeds = sorted(
-            int(path.name[5:]) for path in (run / "students" / name).glob("seed-*") if path.name[5:].isdigit()
-        )
-        seed = self.seed if self.seed is not None else next(iter(seeds), 0)
-        source = run / "students" / name / f"seed-{seed}"
-        require_result(source / "policy.json", "student", "distill")
+        run, (name, source) = Path(self.path), self.find_student()
         folder = out or run / "export" / name
         env = self.env or _env_of_run(run)
         dataset = None
@@ -154,6 +147,20 @@ class ExportSource:
             run_seed = read_yaml(config_file).get("seed", 0) if config_file.exists() else 0
             context = _context(run, source, folder, name, run_seed if isinstance(run_seed, int) else 0, dataset)
             return folder, export_policy(load_native(source), env, folder, config, context, mode, progress)
+
+    def find_student(self) -> tuple[str, Path]:
+        """Return the name of the student of the run, and its folder; raise ConfigError if it is not clear."""
+        run = Path(self.path)
+        if not self.is_run:
+            raise ConfigError(f"{run}: it is no folder of a run with students. Name one.")
+        name = self._student_name(run)
+        seeds = sorted(
+            int(path.name[5:]) for path in (run / "students" / name).glob("seed-*") if path.name[5:].isdigit()
+        )
+        seed = self.seed if self.seed is not None else next(iter(seeds), 0)
+        source = run / "students" / name / f"seed-{seed}"
+        require_result(source / "policy.json", "student", "distill")
+        return name, source
 
     def _student_name(self, run: Path) -> str:
         if (run / "tasks").is_dir():

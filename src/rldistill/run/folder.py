@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import yaml
 
@@ -16,6 +16,7 @@ from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
 from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
 from rldistill.io.execution import Shard
+from rldistill.io.hub import COMMIT
 from rldistill.io.lock import lock_folder
 from rldistill.io.progress_file import record_progress
 from rldistill.io.provenance import provenance
@@ -24,11 +25,20 @@ from rldistill.recipes.job import Run
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.tracking import tracked
 from rldistill.students.storage import load_native, read_document
+from rldistill.teachers.hub import REVISIONS, commit_of, hub_paths
 from rldistill.teachers.training.config import TrainConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
-RUN_FILES = ("config.yaml", "provenance.json", "evaluation.json", "report.html", "MODEL_CARD.md", "videos")
+RUN_FILES = (
+    "config.yaml",
+    "provenance.json",
+    "evaluation.json",
+    "report.html",
+    "MODEL_CARD.md",
+    "tracking.json",
+    "videos",
+)
 """Files of a run outside of its stages' folders; these folders are protected by the stages themselves."""
 
 
@@ -51,6 +61,7 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
             file that a run would overwrite.
     """
     require_mode(mode)
+    commits = {path: commit_of(path) for path in sorted({*hub_paths(run)})}
     with work_in(run.out, shard):
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
         document = None
@@ -65,7 +76,8 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
                     )
         old = {path: path.read_text(encoding="utf-8") if path.exists() else None for path in (config, machine)}
         times = _modification_times(run, stages)
-        write_json(machine, provenance(run.seed))  # first, since it marks the folder as that of a run
+        # First, since it marks the folder as that of a run.
+        write_json(machine, provenance(run.seed) | ({"hub": commits} if commits else {}))
         _write_text(config, yaml.safe_dump(run.document or stage_inputs.canonical(run), sort_keys=False))
         try:
             yield
@@ -102,9 +114,20 @@ def stage_of_run(stage: Callable[Concatenate[Run, P], T]) -> Callable[Concatenat
             synced(run.out, mirror=not shared),
             nullcontext() if shared else tracked(run, arguments.get("mode", "new")),
         ):
+            use_recorded_commits(run)
             return stage(run, *args, **kwargs)
 
     return call  # type: ignore[return-value]
+
+
+def use_recorded_commits(run: Run) -> None:
+    """Let the teachers of the Hub be those of the commits that an earlier stage of the run recorded."""
+    recorded: Any = None
+    with suppress(RLDistillError):
+        recorded = read_json(run.out / "provenance.json").get("hub")
+    for path, commit in recorded.items() if isinstance(recorded, dict) else ():
+        if isinstance(commit, str) and COMMIT.fullmatch(commit):
+            REVISIONS[path] = commit
 
 
 def _write_text(path: Path, text: str) -> None:

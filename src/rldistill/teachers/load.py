@@ -21,6 +21,7 @@ from rldistill.policies.wrappers import with_action_mask
 from rldistill.students.storage import DOCUMENT, load_native
 from rldistill.teachers.actions import SubsetPolicy, squashed, with_actions
 from rldistill.teachers.checkpoint import load_checkpoint
+from rldistill.teachers.hub import is_hub, local_path
 from rldistill.teachers.keras import load_keras
 from rldistill.teachers.onnx import load_onnx
 from rldistill.teachers.python import load_module
@@ -83,9 +84,10 @@ class SavedTeacher:
     """Teacher in a file, with the options of its format.
 
     Attributes:
-        path: `zoo:NAME`; a folder of rldistill; a Stable-Baselines3 zip or its folder; a state dict or checkpoint of
-            CleanRL, skrl, rsl_rl or rl_games (`.cleanrl_model .pt .pth .safetensors`); an ONNX or Keras 3 file; or
-            `module:factory`, or `module:factory@FILE` with weights, which run your own code.
+        path: `zoo:NAME`; `hub:OWNER/NAME[/FILE][@REVISION]` of the Hugging Face Hub; a folder of rldistill; a
+            Stable-Baselines3 zip or its folder; a state dict or checkpoint of CleanRL, skrl, rsl_rl or rl_games
+            (`.cleanrl_model .pt .pth .safetensors`); an ONNX or Keras 3 file; or `module:factory`, or
+            `module:factory@FILE` with weights, which run your own code.
         activation: Activation of the dense layers, by its name in `torch.nn` or as `module:Class`: for an SB3 zip with
             an activation or a policy class of your own, and for state dicts.
         extractor: Features extractor of your own in an SB3 zip, as `module:Class`.
@@ -119,7 +121,7 @@ class SavedTeacher:
         """Load the teacher; see `load_policy`."""
         path = self.path
         if not path.startswith(ZOO) and not _is_factory(path):
-            if not Path(path).exists():
+            if not is_hub(path) and not Path(path).exists():
                 raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
             path = _agent_in(path)
         file_format = next((file_format for file_format in FORMATS if file_format.matches(path)), None)
@@ -271,7 +273,11 @@ def _zip_of(path: str) -> Path | None:
 
 
 def _agent_in(path: str) -> str:
-    """Return the agent in a folder of rl-baselines3-zoo: the zip with a folder of its name, or else the only zip."""
+    """Return the agent in a folder of rl-baselines3-zoo: the zip with a folder of its name, or else the only zip.
+
+    That of a repository of the Hub is fetched first.
+    """
+    path = local_path(path)
     folder = Path(path)
     if not folder.is_dir() or (folder / DOCUMENT).exists():
         return path
