@@ -79,7 +79,13 @@ def list_repository(repository: str, revision: str, where: str) -> Listing:
                 repository, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S
             )
     except _UnreachableError:
-        commit = revision if COMMIT.fullmatch(revision) else reference.read_text(encoding="utf-8") if reference.is_file() else ""
+        commit = (
+            revision
+            if COMMIT.fullmatch(revision)
+            else reference.read_text(encoding="utf-8")
+            if reference.is_file()
+            else ""
+        )
         folder = cache / "snapshots" / commit
         if not COMMIT.fullmatch(commit) or not folder.is_dir():
             raise
