@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rldistill import Cnn, CollectConfig, EnvConfig, Mlp, Policy, collect
+from rldistill import Cnn, CollectConfig, EnvConfig, Execution, Mlp, Policy, collect
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import spec_from_env
 from rldistill.envs.vector import make_vector_env
@@ -84,12 +84,13 @@ def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, e
 
     def collected(count: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            collect(env, teacher, CollectConfig(steps=steps, workers=count), Path(folder) / "dataset")
+            config, execution = CollectConfig(steps=steps), Execution(workers=count)
+            collect(env, teacher, config, Path(folder) / "dataset", execution=execution)
 
     def played(count: int) -> None:
-        play(env, teacher, episodes, PlayConfig(workers=count))
+        play(env, teacher, episodes, PlayConfig(env_workers=count))
 
-    play(env, teacher, workers, PlayConfig(workers=workers))  # starts the processes, which all later episodes share
+    play(env, teacher, workers, PlayConfig(env_workers=workers))  # starts the processes, which all later episodes share
     for run in (collected, played):
         paths: dict[int, list[CriticalPath]] = {1: [], workers: []}
         for _ in range(repeat):

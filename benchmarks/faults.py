@@ -78,7 +78,7 @@ INJECTED = {
 }
 RUN = {
     "env": {"id": "CartPole-v1"}, "teacher": "teacher", "seeds": [0],
-    "collect": {"steps": 600, "epsilon": 0.3, "block_steps": 32, "num_streams": 2, "workers": 1},
+    "collect": {"steps": 600, "epsilon": 0.3, "block_steps": 32, "num_streams": 2},
     "students": {"small": {"type": "mlp", "hidden": [8]}, "tree": {"type": "tree", "max_depth": 3}},
     "distill": {"epochs": 4, "batch_size": 64, "learning_rate": 0.01}, "evaluate": {"episodes": 3, "videos": False},
 }  # fmt: skip

@@ -55,6 +55,7 @@ from .evaluation.config import RobustnessConfig as RobustnessConfig
 from .evaluation.episodes import PolicyRuns as PolicyRuns
 from .evaluation.evaluate import RunContext as RunContext
 from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.evaluate import evaluate_shard as evaluate_shard
 from .evaluation.results import Evaluation as Evaluation
 from .evaluation.tasks import TasksEvaluation as TasksEvaluation
 from .evaluation.verify import Claim as Claim
@@ -123,12 +124,12 @@ from .rl.config import DQNConfig as DQNConfig
 from .rl.config import PPOConfig as PPOConfig
 from .run.config import load_run as load_run
 from .run.config import read_run as read_run
+from .run.evaluation import run_evaluate as run_evaluate
 from .run.publish import publish_student as publish_student
 from .run.stages import extend_dataset as extend_dataset
 from .run.stages import run_all as run_all
 from .run.stages import run_collect as run_collect
 from .run.stages import run_distill as run_distill
-from .run.stages import run_evaluate as run_evaluate
 from .run.stages import run_report as run_report
 from .run.stages import run_search as run_search
 from .run.stages import run_shard as run_shard

@@ -27,6 +27,7 @@ from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.videos import record_video
 from rldistill.io.atomic import write_json
+from rldistill.io.execution import Execution
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Linear, Mlp
@@ -55,15 +56,15 @@ def test_policy_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:
         def __call__(self, obs: Any, state: Any = None) -> Any:
             raise AssertionError
 
-    with pytest.raises(ConfigError, match=r"collect\.workers.*Within"):
-        collect(CARTPOLE, Within(), CollectConfig(steps=100, workers=2), tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"execution\.workers.*Within"):
+        collect(CARTPOLE, Within(), CollectConfig(steps=100), tmp_path / "data", execution=Execution(workers=2))
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_number_of_workers_does_not_change_a_byte(teacher: NetworkPolicy, tmp_path: Path, workers: int) -> None:
     config = CollectConfig(steps=1_500, num_streams=4, envs_per_stream=2, block_steps=50, epsilon=0.2)
     collect(CARTPOLE, teacher, config, tmp_path / "one", seed=5)
-    collect(CARTPOLE, teacher, dataclasses.replace(config, workers=workers), tmp_path / "many", seed=5)
+    collect(CARTPOLE, teacher, config, tmp_path / "many", seed=5, execution=Execution(workers=workers))
     assert manifest_bytes(tmp_path / "one") == manifest_bytes(tmp_path / "many")
 
 

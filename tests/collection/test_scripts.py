@@ -14,20 +14,25 @@ import rldistill
 pytestmark = pytest.mark.slow
 SCRIPT = """
 from pathlib import Path
-from rldistill import CollectConfig, EnvConfig, EvaluateConfig, Mlp, collect, evaluate, spec_from_env
+from rldistill import CollectConfig, EnvConfig, EvaluateConfig, Execution, Mlp, collect, evaluate, spec_from_env
 
 teacher = Mlp((8,)).build(spec_from_env(EnvConfig("CartPole-v1"))).eval()
 """
 CALLS = {
-    "collect": 'collect(EnvConfig("CartPole-v1"), teacher, CollectConfig(400, workers=2, epsilon=0.5), Path("data"))',
-    "evaluate": 'evaluate(EnvConfig("CartPole-v1"), {"teacher": teacher}, EvaluateConfig(3, workers=2, videos=False))',
+    "execution.workers": (
+        'collect(EnvConfig("CartPole-v1"), teacher, CollectConfig(400, epsilon=0.5), Path("data"), '
+        "execution=Execution(workers=2))"
+    ),
+    "evaluate.env_workers": (
+        'evaluate(EnvConfig("CartPole-v1"), {"teacher": teacher}, EvaluateConfig(3, env_workers=2, videos=False))'
+    ),
 }
 
 
-@pytest.mark.parametrize("stage", ["collect", "evaluate"])
+@pytest.mark.parametrize("key", [*CALLS])
 @pytest.mark.parametrize("guarded", [True, False])
-def test_script_without_a_main_guard_gets_a_hint(guarded: bool, stage: str, tmp_path: Path) -> None:
-    call = f'if __name__ == "__main__":\n    {CALLS[stage]}\n' if guarded else f"{CALLS[stage]}\n"
+def test_script_without_a_main_guard_gets_a_hint(guarded: bool, key: str, tmp_path: Path) -> None:
+    call = f'if __name__ == "__main__":\n    {CALLS[key]}\n' if guarded else f"{CALLS[key]}\n"
     (tmp_path / "script.py").write_text(SCRIPT + call)
     path = str(Path(rldistill.__file__).parents[1])
     result = subprocess.run(
@@ -35,5 +40,5 @@ def test_script_without_a_main_guard_gets_a_hint(guarded: bool, stage: str, tmp_
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (result.returncode == 0) == guarded, result.stderr
-    assert (f"ConfigError: {stage}.workers: the workers import this script again" in result.stderr) != guarded
+    assert (f"ConfigError: {key}: the workers import this script again" in result.stderr) != guarded
     assert "--resume" not in result.stderr

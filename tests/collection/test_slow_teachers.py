@@ -33,6 +33,7 @@ from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.episodes import PlayConfig, TeacherQuery, play
 from rldistill.io import progress
+from rldistill.io.execution import Execution
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Linear, Tree
 from rldistill.teachers.python import FunctionPolicy
@@ -181,8 +182,8 @@ def test_sparse_bytes_are_the_same_for_any_number_of_workers(module: Any, tmp_pa
     config = dataclasses.replace(DAGGER, label_every=3)
     teacher = FunctionPolicy(module.rule, spec_from_env(CARTPOLE), name="rule")
     for workers in (1, 2):
-        own = dataclasses.replace(config, workers=workers)
-        collect(CARTPOLE, teacher, own, tmp_path / str(workers), student=student())
+        execution = Execution(workers=workers)
+        collect(CARTPOLE, teacher, config, tmp_path / str(workers), student=student(), execution=execution)
     assert manifest_bytes(tmp_path / "1") == manifest_bytes(tmp_path / "2")
 
 
@@ -220,10 +221,10 @@ def test_a_teacher_that_hangs_ends_the_collection_and_it_goes_on(hang: Any, labe
 
 @pytest.mark.slow
 def test_a_teacher_that_hangs_in_a_worker_ends_the_collection(module: Any, tmp_path: Path) -> None:
-    config = dataclasses.replace(DAGGER, teacher_timeout=0.5, workers=2)
+    config = dataclasses.replace(DAGGER, teacher_timeout=0.5)
     teacher = FunctionPolicy(module.hanging_rule, spec_from_env(CARTPOLE), name="rule")
     with pytest.raises(ConfigError, match=r"^collect\.teacher_timeout: the teacher took over 0\.5 s"):
-        collect(CARTPOLE, teacher, config, tmp_path / "data", student=student())
+        collect(CARTPOLE, teacher, config, tmp_path / "data", student=student(), execution=Execution(workers=2))
 
 
 def test_only_the_main_thread_can_limit_the_time(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_only_the_main_thread_can_limit_the_time(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert errors == [
-        "collect.teacher_timeout: only the main thread can stop a teacher. Collect there, or with workers: 2."
+        "collect.teacher_timeout: only the main thread can stop a teacher. Collect there, or with two workers."
     ]
 
 

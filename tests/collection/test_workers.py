@@ -26,7 +26,8 @@ RUN = """
 env: {id: CartPole-v1}
 teacher: tests_teacher:make
 verify: false
-collect: {steps: STEPS, num_streams: 4, workers: 2, block_steps: 64}
+collect: {steps: STEPS, num_streams: 4, block_steps: 64}
+execution: {workers: 2}
 students: {mlp: {type: mlp, hidden: [8]}}
 """
 TEACHER = """
@@ -67,9 +68,9 @@ def test_killed_worker_is_replaced_and_the_bytes_are_the_same(tmp_path: Path) ->
     os.kill(pid := children(process.pid)[0], signal.SIGKILL)
     _, text = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert f"warning: collect.workers: worker {pid} was killed; a new one goes on with its job" in text
+    assert f"warning: execution.workers: worker {pid} was killed; a new one goes on with its job" in text
     assert "Traceback" not in text
-    command = [sys.executable, "-m", "rldistill", "collect", "run.yaml", "collect.workers=1", "out=whole", "--quiet"]
+    command = [sys.executable, "-m", "rldistill", "collect", "run.yaml", "execution.workers=1", "out=whole", "--quiet"]
     subprocess.run(command, cwd=tmp_path, check=True)
     assert manifest_bytes(tmp_path / "runs" / "run" / "dataset") == manifest_bytes(tmp_path / "whole" / "dataset")
 

@@ -54,14 +54,16 @@ def test_episodes_are_the_same_for_any_number_of_workers(env: EnvConfig, acts: b
     expected = content(play(env, policy, 7, PlayConfig(3)))
     for workers in (2, 3):
         # nan is not equal to itself, but its text is
-        assert repr(content(play(env, policy, 7, PlayConfig(3, workers=workers)))) == repr(expected)
+        assert repr(content(play(env, policy, 7, PlayConfig(3, env_workers=workers)))) == repr(expected)
 
 
 def test_more_episodes_than_slots_and_more_workers_than_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rldistill.evaluation.episodes.MAX_SLOTS", 4)
     expected = content(play(CARTPOLE, None, 11, PlayConfig(3)))
-    assert content(play(CARTPOLE, None, 11, PlayConfig(3, workers=3))) == expected
-    assert content(play(CARTPOLE, None, 2, PlayConfig(3, workers=8))) == content(play(CARTPOLE, None, 2, PlayConfig(3)))
+    assert content(play(CARTPOLE, None, 11, PlayConfig(3, env_workers=3))) == expected
+    assert content(play(CARTPOLE, None, 2, PlayConfig(3, env_workers=8))) == content(
+        play(CARTPOLE, None, 2, PlayConfig(3))
+    )
 
 
 def test_replay_restores_the_slots() -> None:
@@ -76,10 +78,10 @@ def test_replay_restores_the_slots() -> None:
 
 
 def test_processes_serve_one_group_after_another() -> None:
-    play(CARTPOLE, None, 4, PlayConfig(workers=2))
+    play(CARTPOLE, None, 4, PlayConfig(env_workers=2))
     before = {process.pid for process in multiprocessing.active_children()}
     assert len(groups._idle) >= 2
-    play(kind("OddInfo"), None, 4, PlayConfig(workers=2))
+    play(kind("OddInfo"), None, 4, PlayConfig(env_workers=2))
     assert {process.pid for process in multiprocessing.active_children()} == before
     assert all(process.daemon for process, _ in groups._idle)
 
@@ -89,12 +91,12 @@ def test_errors_are_those_of_one_process(name: str) -> None:
     texts = set()
     for workers in (1, 2):
         with pytest.raises(RLDistillError) as caught:
-            play(kind(name), None, 4, PlayConfig(workers=workers))
+            play(kind(name), None, 4, PlayConfig(env_workers=workers))
         texts.add(str(caught.value))
     assert len(texts) == 1
     with pytest.raises(ConfigError, match="an episode has not ended after 5 steps"):
-        play(kind("OddInfo"), None, 4, PlayConfig(workers=2, max_steps=5))
-    play(CARTPOLE, None, 4, PlayConfig(workers=2))
+        play(kind("OddInfo"), None, 4, PlayConfig(env_workers=2, max_steps=5))
+    play(CARTPOLE, None, 4, PlayConfig(env_workers=2))
 
 
 def test_error_of_construction_in_a_worker_alone_is_that_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +106,7 @@ def test_error_of_construction_in_a_worker_alone_is_that_error(monkeypatch: pyte
         for _ in range(2):  # with new processes, then with those that had a group
             with pytest.raises(ConfigError, match=r"env\.id: 'OnlyInOneProcess-v0': .* doesn't exist"):
                 make_vector_env(EnvConfig("OnlyInOneProcess-v0"), 4, lambda slot, nth: slot, workers=2)
-            play(CARTPOLE, None, 4, PlayConfig(workers=2))
+            play(CARTPOLE, None, 4, PlayConfig(env_workers=2))
     finally:
         del gymnasium.registry["OnlyInOneProcess-v0"]
 
@@ -116,11 +118,11 @@ def test_a_killed_worker_is_one_line() -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)
-    with pytest.raises(ConfigError, match=r"^evaluate\.workers: a worker was killed"):
+    with pytest.raises(ConfigError, match=r"^evaluate\.env_workers: a worker was killed"):
         env.step(np.zeros(4, np.int64))
     env.close()
     assert all(worker.is_alive() for worker, _ in groups._idle)
-    play(CARTPOLE, None, 4, PlayConfig(workers=2))
+    play(CARTPOLE, None, 4, PlayConfig(env_workers=2))
 
 
 def test_interrupted_steps_leave_no_answers_behind() -> None:
@@ -135,7 +137,7 @@ def test_interrupted_steps_leave_no_answers_behind() -> None:
 def test_threads_have_processes_of_their_own() -> None:
     expected, found = content(play(CARTPOLE, None, 4, PlayConfig(3))), []
     threads = [
-        threading.Thread(target=lambda: found.append(content(play(CARTPOLE, None, 4, PlayConfig(3, workers=2)))))
+        threading.Thread(target=lambda: found.append(content(play(CARTPOLE, None, 4, PlayConfig(3, env_workers=2)))))
         for _ in range(2)
     ]
     for thread in threads:

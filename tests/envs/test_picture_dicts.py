@@ -37,6 +37,7 @@ from rldistill.evaluation.check_env import check_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.robustness import noise_scale, noisy
+from rldistill.io.execution import Execution
 from rldistill.policies.agent import Agent
 from rldistill.recipes import Dagger, Kickstart, OnPolicy, QDagger
 from rldistill.recipes.job import Recipe, Run
@@ -107,7 +108,7 @@ def test_promises_of_datasets_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     env = EnvConfig("picture_envs:Desk")
     policy = network(env)
     collect(env, policy, SMALL, tmp_path / "one")
-    collect(env, policy, dataclasses.replace(SMALL, workers=2), tmp_path / "two")
+    collect(env, policy, SMALL, tmp_path / "two", execution=Execution(workers=2))
     one, two = (Manifest.read(tmp_path / name) for name in ("one", "two"))
     assert one.digest == two.digest
     for block in one.blocks[1::2]:

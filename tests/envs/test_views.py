@@ -27,6 +27,7 @@ from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import evaluate
 from rldistill.io.atomic import write_json
+from rldistill.io.execution import Execution
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import load_run
@@ -129,7 +130,7 @@ def test_the_same_bytes_for_two_workers_and_after_a_loss(tmp_path: Path) -> None
     config = CollectConfig(steps=320, num_streams=2, envs_per_stream=2, block_steps=20, epsilon=0.3)
     collect(BOTH, teacher, config, tmp_path / "one")
     before = manifest_bytes(tmp_path / "one")
-    collect(BOTH, teacher, dataclasses.replace(config, workers=2), tmp_path / "two")
+    collect(BOTH, teacher, config, tmp_path / "two", execution=Execution(workers=2))
     assert manifest_bytes(tmp_path / "two") == before
     document = json.loads(before)
     for block in document["blocks"]:

@@ -15,13 +15,14 @@ from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.envs.spaces import spec_from_env
 from rldistill.evaluation.compare_teachers import TeacherScore, compare_teachers, recommend
 from rldistill.evaluation.config import CompareConfig
+from rldistill.io.execution import Execution
 from rldistill.policies.actor_critic import Actor
 from rldistill.policies.network import NetworkPolicy
 from rldistill.reporting.page import write_comparison
 from rldistill.students import Mlp
 from rldistill.teachers.python import FunctionPolicy
 
-from ..conftest import CARTPOLE
+from ..conftest import CARTPOLE, Reports
 
 
 def row(mean: float, teachability: float | None, macs: int | None) -> TeacherScore:
@@ -120,6 +121,23 @@ def test_teachers_of_all_kinds_are_compared(teacher: NetworkPolicy, tmp_path: Pa
     for said in ((tmp_path / "page.html").read_text(), str(found)):
         assert re.search("values / recurrent.*one is recurrent", said)
         assert re.search("logits / timed.*their observations differ", said)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(teacher: NetworkPolicy) -> None:
+    torch.manual_seed(0)
+    teachers = {"a": teacher, "b": Mlp((4,)).build(teacher.spec).eval()}
+    found, shown = [], list[tuple[int, ...]]()
+    progress = Reports(lambda *done: shown.append(done))
+    for workers in (1, 2):
+        execution = Execution(workers=workers)
+        result = compare_teachers(CARTPOLE, teachers, CompareConfig(2, 400, 2), progress=progress, execution=execution)
+        document = result.to_dict()
+        for score in document["teachers"].values():
+            del score["latency_us"]
+        found.append(document)
+        assert shown[-1] == (26, 26)  # random play, 4 sources of data, 3 + 4 probe students with 3 seeds
+    assert found[0] == found[1]
 
 
 def test_agreement_by_hand(teacher: NetworkPolicy) -> None:

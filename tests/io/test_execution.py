@@ -97,9 +97,9 @@ def test_errors_of_jobs_are_raised_here(jobs: Any, kind: str, error: type[Except
 
 
 def test_work_that_cannot_be_pickled_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^here: a policy cannot be sent to other processes"):
-        [*run_jobs(lambda item, report: item, [0], TWO, where="here")]
-    assert UNGUARDED.endswith("set workers: 1.")
+    with pytest.raises(ConfigError, match=r"^execution\.workers: a policy cannot be sent to other processes"):
+        [*run_jobs(lambda item, report: item, [0], TWO)]
+    assert UNGUARDED.endswith("use one worker.")
 
 
 @pytest.mark.slow

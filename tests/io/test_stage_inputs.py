@@ -13,6 +13,7 @@ from rldistill.core.schedules import Constant
 from rldistill.core.schedules import Linear as LinearSchedule
 from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
+from rldistill.evaluation.config import EvaluateConfig
 from rldistill.io.atomic import Mode, read_json, write_json
 from rldistill.io.stage_inputs import StageInputs, canonical
 from rldistill.losses import ForwardKL, ReverseKL
@@ -31,7 +32,8 @@ def inputs(**values: Any) -> StageInputs:
     [
         (DistillConfig(num_threads=1, device="cpu"), DistillConfig(num_threads=2, device="cuda")),
         (PPOConfig(num_threads=1), PPOConfig(num_threads=2)),
-        (CollectConfig(workers=1, memory_gb=1.0), CollectConfig(workers=4, memory_gb=2.0)),
+        (CollectConfig(memory_gb=1.0), CollectConfig(memory_gb=2.0)),
+        (EvaluateConfig(env_workers=1), EvaluateConfig(env_workers=4)),
         (DistillConfig(learning_rate=1), DistillConfig(learning_rate=1.0)),
         (EnvConfig("A", {"a": (1, 2), "b": np.float64(0.5)}), EnvConfig("A", {"b": 0.5, "a": [1.0, 2]})),
         ({"x": lambda: 0}, {"x": lambda: 0}),

@@ -18,6 +18,7 @@ from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import write_json
+from rldistill.io.execution import Execution
 from rldistill.policies.committee import Committee
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import Gru, Mlp
@@ -90,7 +91,7 @@ def test_number_of_workers_and_lost_blocks_change_no_byte(committee: Committee, 
 @pytest.mark.slow
 def test_two_workers_give_the_same_bytes(committee: Committee, tmp_path: Path) -> None:
     for workers in (1, 2):
-        collect(CARTPOLE, committee, dataclasses.replace(CONFIG, workers=workers), tmp_path / str(workers))
+        collect(CARTPOLE, committee, CONFIG, tmp_path / str(workers), execution=Execution(workers=workers))
     assert manifest_bytes(tmp_path / "1") == manifest_bytes(tmp_path / "2")
 
 

@@ -28,7 +28,8 @@ from rldistill.distillation.distill import distill
 from rldistill.io.atomic import Mode
 from rldistill.io.progress import Progress
 from rldistill.recipes.job import Recipe, Run, StudentJob
-from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate, run_train
+from rldistill.run.evaluation import run_evaluate
+from rldistill.run.stages import run_all, run_collect, run_distill, run_train
 from rldistill.students.storage import load_native
 
 

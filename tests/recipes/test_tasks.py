@@ -26,8 +26,9 @@ from rldistill.recipes.dagger import Dagger
 from rldistill.recipes.job import Run, StudentJob, Task
 from rldistill.recipes.tasks import TasksJob, task_runs
 from rldistill.run.config import load_run, read_run
+from rldistill.run.evaluation import run_evaluate
 from rldistill.run.jobs import student_job
-from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate, run_train
+from rldistill.run.stages import run_all, run_collect, run_distill, run_train
 from rldistill.students import Mlp, MultiTask
 from rldistill.students.storage import load_native, save_policy
 

@@ -13,11 +13,14 @@ import pytest
 
 from rldistill.collection.collect import seal
 from rldistill.core.errors import ConfigError, CorruptArtifactError
-from rldistill.io.execution import Shard
+from rldistill.evaluation.played import FOLDER
+from rldistill.io import progress
+from rldistill.io.execution import SERIAL, Shard, run_jobs
 from rldistill.io.lock import lock_folder
 from rldistill.policies.network import NetworkPolicy
 from rldistill.run.config import read_run
-from rldistill.run.stages import run_all, run_collect, run_shard
+from rldistill.run.evaluation import run_evaluate
+from rldistill.run.stages import run_all, run_collect, run_distill, run_shard
 from rldistill.students.storage import save_policy
 
 from ..conftest import manifest_bytes
@@ -98,6 +101,47 @@ def test_shards_of_fits_divide_students_and_seeds(tmp_path: Path, teacher: Netwo
     for number in (1, 2):
         run_shard(run, "distill", Shard(number, 2), quiet=True)
         assert {path.parent.name for path in run.out.rglob("policy.json")} == made[number - 1]
+
+
+def test_shards_of_an_evaluation_have_its_results(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    made = []
+    for name in ("whole", "shards"):
+        run = read_run(document(tmp_path, teacher, out=str(tmp_path / name), recipe="offline"))
+        run_collect(run, quiet=True)
+        run_distill(run, "resume", quiet=True)
+        for number in (1, 2) if name == "shards" else ():
+            run_shard(run, "evaluate", Shard(number, 2), quiet=True)
+            assert not (run.out / "evaluation.json").exists()
+        if name == "shards":
+            assert len([*(run.out / FOLDER).iterdir()]) == 4  # teacher, both students, random play
+        run_all(run, "resume", quiet=True)
+        assert not (run.out / FOLDER).exists()
+        made.append(results(run.out))
+    assert made[0] == made[1]
+    run_shard(run, "evaluate", Shard(1, 2), quiet=True)
+    run_evaluate(run, "overwrite", quiet=True)
+    assert not (run.out / FOLDER).exists()
+
+
+def test_progress_of_several_fits_counts_their_epochs(
+    tmp_path: Path, teacher: NetworkPolicy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs run in this process, as other tests show those of several."""
+
+    def run_here(work: Any, items: Any, execution: Any, report: Any, uses_gpu: bool) -> Any:
+        return run_jobs(work, items, SERIAL, report, uses_gpu)
+
+    monkeypatch.setattr(progress, "MIN_DURATION_S", 0.0)
+    monkeypatch.setattr("rldistill.run.fits.run_jobs", run_here)
+    students = {"tree": {"type": "tree", "max_depth": 3}, "mlp": {"type": "mlp", "hidden": [8]}}
+    fit = {"epochs": 3, "batch_size": 128, "learning_rate": 0.01, "losses": ["action_nll"]}
+    changes = {"out": str(tmp_path / "out"), "students": students, "distill": fit, "execution": {"workers": 2}}
+    run = read_run(document(tmp_path, teacher, **changes))
+    run_collect(run, quiet=True)
+    run_distill(run)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("distill: ")]
+    # two students with two seeds, each with 2 rounds of 3 epochs
+    assert lines[-1].startswith("distill: 24/24 epochs")
 
 
 def test_refused_shard_does_not_change_the_record(tmp_path: Path, teacher: NetworkPolicy) -> None:

@@ -35,7 +35,8 @@ def test_too_many_open_files_with_workers(tmp_path: Path, teacher: NetworkPolicy
     document = {"env": {"id": "CartPole-v1"}, "teacher": str(tmp_path / "teacher"), "out": str(tmp_path / "out")}
     document |= {
         "students": {"small": "ridge"},
-        "collect": {"steps": 96, "block_steps": 16, "num_streams": 3, "workers": 3},
+        "collect": {"steps": 96, "block_steps": 16, "num_streams": 3},
+        "execution": {"workers": 3},
     }
     (tmp_path / "run.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "rldistill", "collect", str(tmp_path / "run.json"), "--resume"]
@@ -49,7 +50,7 @@ def test_too_many_open_files_with_workers(tmp_path: Path, teacher: NetworkPolicy
     assert re.search(r"error: .*Raise `ulimit -n`, or use fewer workers.*--resume", failed.stderr.splitlines()[-1])
     assert subprocess.run(command).returncode == 0
     whole = Manifest.read(tmp_path / "out" / "dataset")
-    document["out"], document["collect"] = str(tmp_path / "alone"), document["collect"] | {"workers": 1}  # type: ignore[operator]
+    document |= {"out": str(tmp_path / "alone"), "execution": {"workers": 1}}
     (tmp_path / "run.json").write_text(json.dumps(document))
     assert subprocess.run(command).returncode == 0
     assert [block.sha256 for block in Manifest.read(tmp_path / "alone" / "dataset").blocks] == [

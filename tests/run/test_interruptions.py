@@ -71,7 +71,7 @@ def test_full_disk_is_one_line_and_complete_blocks_remain(tmp_path: Path, teache
 def test_stop_is_clean(tmp_path: Path, teacher: NetworkPolicy, stop: signal.Signals, workers: int) -> None:
     run = write_run(tmp_path, teacher, tmp_path / "run")
     blocks = tmp_path / "run" / "dataset" / "blocks"
-    command = [*CLI, "collect", str(run), "--quiet", f"collect.workers={workers}"]
+    command = [*CLI, "collect", str(run), "--quiet", f"execution.workers={workers}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while process.poll() is None and len(list(blocks.glob("round*.parquet"))) < 2:
         time.sleep(0.002)

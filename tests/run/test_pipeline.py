@@ -32,7 +32,8 @@ from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import load_run
-from rldistill.run.stages import run_all, run_collect, run_distill, run_evaluate
+from rldistill.run.evaluation import run_evaluate
+from rldistill.run.stages import run_all, run_collect, run_distill
 from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
 from rldistill.teachers.load import load_policy

@@ -21,6 +21,7 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill
 from rldistill.envs.spaces import spec_from_env
 from rldistill.io.atomic import read_jsonl, write_json
+from rldistill.io.execution import Execution
 from rldistill.policies.cost import measure_cost
 from rldistill.students import Keras
 from rldistill.students.keras import KerasStudent
@@ -134,8 +135,9 @@ def test_frames_reach_it_with_channels_last(tmp_path: Path) -> None:
 def test_it_acts_in_other_processes(fitted: KerasStudent, teacher: Any, dataset: Dataset, tmp_path: Path) -> None:
     obs = dataset.observations(np.arange(20))
     np.testing.assert_array_equal(params(pickle.loads(pickle.dumps(fitted)), obs), params(fitted, obs))
-    config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50, beta=0.0, workers=2)
-    assert len(collect(CARTPOLE, teacher, config, tmp_path / "more", student=fitted)) == 200
+    config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50, beta=0.0)
+    two = Execution(workers=2)
+    assert len(collect(CARTPOLE, teacher, config, tmp_path / "more", student=fitted, execution=two)) == 200
 
 
 def softmaxed(shape: tuple[int, ...], outputs: int) -> Any:

@@ -19,6 +19,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
+from rldistill.io.execution import Execution
 from rldistill.teachers.load import load_policy
 
 from ..conftest import CARTPOLE
@@ -149,7 +150,7 @@ def test_teacher_labels_in_several_processes(tmp_path: Path) -> None:
     policy = load_policy(save(small(), tmp_path / "p.keras"), spec=SPEC, head="q_values")
     config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
-    two = collect(CARTPOLE, policy, dataclasses.replace(config, workers=2), tmp_path / "two")
+    two = collect(CARTPOLE, policy, config, tmp_path / "two", execution=Execution(workers=2))
     np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
 
 

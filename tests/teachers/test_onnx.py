@@ -18,6 +18,7 @@ from rldistill.core.errors import ConfigError, CorruptArtifactError, SpecMismatc
 from rldistill.core.heads import ILLEGAL, MASK
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env, spec_from_spaces
+from rldistill.io.execution import Execution
 from rldistill.policies.ensemble import Ensemble
 from rldistill.policies.wrappers import with_action_mask
 from rldistill.students import Cnn, Mlp
@@ -123,9 +124,8 @@ def test_teacher_labels_in_several_processes(file: Path, tmp_path: Path) -> None
     assert policy.spec.head.kind == "q_values"
     config = CollectConfig(steps=200, envs_per_stream=2, block_steps=50)
     one = collect(CARTPOLE, policy, config, tmp_path / "one")
-    two = collect(
-        CARTPOLE, pickle.loads(pickle.dumps(policy)), dataclasses.replace(config, workers=2), tmp_path / "two"
-    )
+    loaded = pickle.loads(pickle.dumps(policy))
+    two = collect(CARTPOLE, loaded, config, tmp_path / "two", execution=Execution(workers=2))
     np.testing.assert_array_equal(one.columns["teacher"], two.columns["teacher"])
 
 

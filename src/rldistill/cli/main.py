@@ -90,7 +90,12 @@ def _run_stage(
 
 
 def _run_shard(
-    stage: Literal["collect", "distill"], file: Path, settings: list[str], shard: str, mode: rldistill.Mode, quiet: bool
+    stage: Literal["collect", "distill", "evaluate"],
+    file: Path,
+    settings: list[str],
+    shard: str,
+    mode: rldistill.Mode,
+    quiet: bool,
 ) -> None:
     from rldistill.io.execution import Shard
     from rldistill.run.stages import run_shard
@@ -173,12 +178,19 @@ def evaluate(
     overwrite: Overwrite = False,
     backend: Backend = None,
     workers: Workers = None,
+    shard: ShardOption = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate teacher, students and a random policy on the same episodes."""
     settings = [*settings_of(overrides, backend, workers), *["evaluate.sequential=true"] * sequential]
-    _run_stage("run_evaluate", file, settings, mode_of(resume, overwrite), quiet, as_json)
+    mode = mode_of(resume, overwrite)
+    if shard is None:
+        _run_stage("run_evaluate", file, settings, mode, quiet, as_json)
+    elif as_json:
+        raise ConfigError("--json: a shard has no result. Print that of the last command, without --shard.")
+    else:
+        _run_shard("evaluate", file, settings, shard, mode, quiet)
 
 
 @app.command()

@@ -12,16 +12,19 @@ from rldistill.cli.errors import EXIT_FALSE, command_group
 from rldistill.cli.options import (
     TEACHER_HELP,
     AsJson,
+    Backend,
     Env,
     EnvKwargs,
     Quiet,
     Seed,
     Teacher,
+    Workers,
     output,
     parse_env,
     parse_teacher,
     print_json,
     print_result,
+    read_options,
     require_new,
     show,
 )
@@ -97,6 +100,8 @@ def compare(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file of the result.")] = None,
     page: Annotated[Path | None, typer.Option(help="HTML page of the result.")] = None,
+    backend: Backend = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -108,6 +113,8 @@ def compare(
 
     require_new(out, "--out")
     require_new(page, "--page")
+    options = {"backend": backend, "workers": workers}
+    execution = read_options("--", rldistill.Execution, {key: value for key, value in options.items() if value})
     candidates = {teacher.path: teacher for teacher in map(parse_teacher, paths)}
     if len(candidates) < len(paths):
         raise ConfigError("teachers: the same path is there twice. To read one file in two ways, copy it.")
@@ -115,7 +122,7 @@ def compare(
     spec = spec_from_env(where.view_of("teacher"))
     policies = {path: teacher.load(spec) for path, teacher in candidates.items()}
     with track("compare", "parts", quiet) as progress:
-        result = rldistill.compare_teachers(where, policies, config, seed=seed, progress=progress)
+        result = rldistill.compare_teachers(where, policies, config, seed=seed, progress=progress, execution=execution)
     if out is not None:
         write_json(out, result.to_dict())
     if page is not None:

@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "cartpole.yaml --overwrite",
         "cartpole.yaml --sequential --resume",
         "cartpole.yaml evaluate.episodes=200 --resume --json",
+        "cartpole.yaml --shard 3/16",
     ),
     "report": ("cartpole.yaml", "cartpole.yaml out=runs/more", "runs/cartpole/config.yaml --quiet"),
     "search": (

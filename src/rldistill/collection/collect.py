@@ -56,15 +56,13 @@ def collect(
         round: Round of collection, which has seeds of its own.
         mode: "new" refuses a folder that exists, "resume" continues it, "overwrite" discards it.
         progress: True shows progress on stderr; or an object with `update(done, total, score)`.
-        execution: Place where the streams are played; `config.workers` comes before its own.
+        execution: Place where the streams are played.
 
     Raises:
         SpecMismatchError: A policy does not fit the environment.
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
-    if config.workers is not None:
-        execution = dataclasses.replace(execution, workers=config.workers)
     job, new, inputs = _plan(env, teacher, config, folder, (seed, round, student), execution.workers)
     if round == 0:
         if mode == "overwrite" and (folder / FILE).exists():
@@ -108,8 +106,6 @@ def collect_shard(
         ConfigError: The folder has another collection, or a process that is no shard uses it.
     """
     folder, numbers = Path(folder), shard.select(range(config.num_streams))
-    if config.workers is not None:
-        execution = dataclasses.replace(execution, workers=config.workers)
     job, new, inputs = _plan(env, teacher, config, folder, (seed, 0, None), execution.workers)
     with lock_folder(folder, shared=True), stage_progress(progress, "collect", "steps") as report:
         open_stage(folder, folder / FILE, "resume")

@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from rldistill.core.fields import Fraction, NumEnvs, NumThreads, Positive, PositiveFloat, validated_dataclass
+from rldistill.core.fields import Fraction, NumEnvs, Positive, PositiveFloat, validated_dataclass
 from rldistill.core.policy import Device
 
 
@@ -13,10 +13,9 @@ class CollectConfig:
 
     Attributes:
         steps: Environment steps, rounded up to whole steps of all environments.
-        num_streams: Groups of environments; part of the data, unlike `workers`.
+        num_streams: Groups of environments; part of the data, unlike `execution.workers`.
         envs_per_stream: Environments in a stream.
         block_steps: Steps of a stream that are written at once.
-        workers: Streams at once, by default `execution.workers`; changes the speed, never the data.
         epsilon: Probability of a uniformly random action.
         beta: Probability that the teacher acts rather than the student (Ross 2011, arXiv 1011.0686).
         mixture: Draw the acting policy once an episode, at each step, or at each step for each `agent` of a team.
@@ -37,7 +36,6 @@ class CollectConfig:
     num_streams: Positive = 2
     envs_per_stream: NumEnvs = 8
     block_steps: Positive = 1024
-    workers: NumThreads | None = None
     epsilon: Fraction = 0.0
     beta: Fraction = 1.0
     mixture: Literal["episode", "step", "agent"] = "episode"

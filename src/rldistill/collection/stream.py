@@ -232,7 +232,7 @@ def run_streams(job: CollectJob, progress: Progress, execution: Execution, numbe
     meter = _Meter(progress, sum(config.block_lengths) * config.envs_per_stream * len(numbers), config.sparse)
     # In one process all streams are one job, since they take turns.
     groups = [[*numbers]] if execution.serial else [[number] for number in numbers]
-    done = run_jobs(partial(play_streams, job), groups, execution, meter.add, "collect.workers", config.device != "cpu")
+    done = run_jobs(partial(play_streams, job), groups, execution, meter.add, uses_gpu=config.device != "cpu")
     entries = [entry for _, blocks in done for entry in blocks]
     meter.show()
     return sorted(entries, key=lambda entry: entry.file)

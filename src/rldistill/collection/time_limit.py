@@ -49,7 +49,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError(
-            "collect.teacher_timeout: only the main thread can stop a teacher. Collect there, or with workers: 2."
+            "collect.teacher_timeout: only the main thread can stop a teacher. Collect there, or with two workers."
         )
 
     def stop(number: int, frame: FrameType | None) -> None:

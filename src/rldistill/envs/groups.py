@@ -249,8 +249,8 @@ class ProcessGroup:
 
 def _killed() -> ConfigError:
     if has_unguarded_script():
-        return ConfigError(f"evaluate.workers: {UNGUARDED}")
-    return ConfigError("evaluate.workers: a worker was killed, perhaps for want of memory. Use fewer workers.")
+        return ConfigError(f"evaluate.env_workers: {UNGUARDED}")
+    return ConfigError("evaluate.env_workers: a worker was killed, perhaps for want of memory. Use fewer workers.")
 
 
 def _serve(connection: Connection) -> None:

@@ -274,7 +274,10 @@ class _Check:
         if speed < MIN_STEPS_PER_S and not self.short:
             hours = 20_000 / speed / 3600
             self.add(
-                "note", "speed", f"20,000 steps take {hours:.1f} hours", "Use collect.workers and evaluate.workers"
+                "note",
+                "speed",
+                f"20,000 steps take {hours:.1f} hours",
+                "Use execution.workers and evaluate.env_workers",
             )
 
     def check_renderer(self, config: EnvConfig) -> None:

@@ -5,39 +5,32 @@ labeled steps, and its return counts.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
-from itertools import combinations, count
+from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from rldistill.collection.collect import collect
-from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import ConfigError, NothingLearnedError, SpecMismatchError
+from rldistill.core.errors import ConfigError, SpecMismatchError
 from rldistill.core.heads import CategoricalHead
 from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
-from rldistill.distillation.config import DistillConfig, Weighting
-from rldistill.distillation.distill import distill
 from rldistill.evaluation.config import CompareConfig
 from rldistill.evaluation.episodes import PlayConfig, play
 from rldistill.evaluation.fidelity import squared_error
+from rldistill.evaluation.probes import ProbeResult, probe_jobs
 from rldistill.evaluation.statistics import Estimate, Returns, estimate, mean, normalized_score
 from rldistill.evaluation.tables import NONE, Record, Result, Rows, TableCell, figure, rich_table
 from rldistill.evaluation.verify import fit_to_env
+from rldistill.io.execution import SERIAL, Execution, Total
 from rldistill.io.progress import Progress, stage_progress
-from rldistill.policies.committee import Committee
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.ensemble import Ensemble
-from rldistill.students import Cnn, Mlp, MultiInput
 
-PROBE_SEEDS = (0, 1, 2)
 NUM_AGREEMENT_STATES = 1_000
-EPSILON = 0.05
 TIE = 0.02
 """Largest difference in teachability of a tie, which the cheaper teacher wins, or the better without known costs."""
 
@@ -131,12 +124,13 @@ def compare_teachers(
     *,
     seed: int = 0,
     progress: Progress | bool = True,
+    execution: Execution = SERIAL,
 ) -> TeacherComparison:
     """Play all teachers, distil a probe student from each, and recommend one.
 
     The probe is an MLP of 32x32 (a small CNN for pictures), distilled with the default loss. Teachability is
     (probe - random) / (best teacher - random), the mean over three training seeds; it uses the best teacher for all, so
-    that the probe of a poor teacher is not overrated.
+    that the probe of a poor teacher is not overrated. Teachers and probes are jobs of `execution`.
 
     Raises:
         ConfigError: there is no teacher.
@@ -146,27 +140,19 @@ def compare_teachers(
         raise ConfigError("teachers: there is none to compare. Name at least one.")
     entries, no_ensemble = _with_ensemble(teachers) if config.ensemble and len(teachers) > 1 else (teachers, None)
     fitted = {name: fit_to_env(teacher, env, name) for name, teacher in entries.items()}
-    num_probed = len(fitted) + len(get_args(Weighting)) * (len(teachers) > 1)
-    total, done, scores, states = len(fitted) + num_probed * len(PROBE_SEEDS) + 1, count(1), {}, {}
-    collecting = CollectConfig(steps=config.steps, epsilon=EPSILON)
-    with stage_progress(progress, "compare", "parts") as report, tempfile.TemporaryDirectory() as temporary:
-
-        def score(own_env: EnvConfig, policy: Policy | None) -> Returns:
-            returns = play(own_env, policy, config.episodes, PlayConfig(seed)).returns
-            report.update(next(done), total)
-            return returns
-
-        random = score(env.view_of("teacher"), None)
-        returns = {name: score(own_env, teacher) for name, (teacher, own_env) in fitted.items()}
-        best = max(returns.values(), key=lambda own: float(own.mean()))
-        for number, (name, (teacher, own_env)) in enumerate(fitted.items()):
-            folder = Path(temporary) / str(number)
-            states[name] = data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, progress=False)
-            probing = DistillConfig(epochs=config.epochs)
-            probes = np.stack([score(own_env, _probe(data, probing, folder, own)) for own in PROBE_SEEDS])
-            teachability = _teachability(probes, best, random)
-            scores[name] = _score(teacher, data, returns[name], probes, teachability)
-        together, no_weighting = _weighted_probes(env, teachers, config, Path(temporary) / "all", seed, score)
+    # Machines of Ray share the folder of the run, but not that of temporary files.
+    place = Path.cwd() if execution.backend == "ray" else None
+    with stage_progress(progress, "compare", "parts") as report, tempfile.TemporaryDirectory(dir=place) as temporary:
+        jobs, no_weighting = probe_jobs(env, teachers, [*fitted.values()], config, Path(temporary), seed)
+        done = Total(report, 1 + jobs.count)
+        random = play(env.view_of("teacher"), None, config.episodes, PlayConfig(seed)).returns
+        done(1, 0)
+        results = jobs.run(execution, done)
+        own = dict(zip(fitted, results, strict=False))  # without that of all teachers together
+        best = max((result.returns for result in own.values()), key=lambda returns: float(returns.mean()))
+        states = {name: jobs.data(number) for number, name in enumerate(fitted)}
+        scores = {name: _score(fitted[name][0], states[name], own[name], best, random) for name in fitted}
+        together = results[len(fitted)] if len(results) > len(fitted) else ProbeResult()
         agreements, no_agreement = _agreements({name: fitted[name][0] for name in teachers}, states)
     take, why = recommend(scores)
     return TeacherComparison(
@@ -177,8 +163,8 @@ def compare_teachers(
         discrete=next(iter(entries.values())).spec.head.discrete,
         teachers=scores,
         no_ensemble=no_ensemble,
-        weightings={name: _teachability(own, best, random) for name, own in together.items()},
-        no_weighting=no_weighting,
+        weightings={str(name): _teachability(probes, best, random) for name, probes in together.probes.items()},
+        no_weighting=no_weighting | together.left_out,
         agreement=agreements,
         no_agreement=no_agreement,
         take=take,
@@ -201,45 +187,6 @@ def short_names(names: list[str]) -> list[str]:
     while not all(path.startswith(shared) for path in paths):
         shared = shared[:-1].rpartition("/")[0] + "/" if "/" in shared[:-1] else ""
     return [name.removeprefix(shared) for name in names]
-
-
-def _weighted_probes(
-    env: EnvConfig,
-    teachers: Mapping[str, Policy],
-    config: CompareConfig,
-    folder: Path,
-    seed: int,
-    score: Callable[[EnvConfig, Policy | None], Returns],
-) -> tuple[dict[str, Returns], dict[str, str]]:
-    """Return the returns of probe students of all teachers, by weighting, and the reason for each without one.
-
-    They learn from as many steps as those of one teacher, in few environments, so that their episodes end.
-    """
-    probes, left_out = dict[str, Returns](), dict[str, str]()
-    if len(teachers) == 1:
-        return probes, left_out
-    collecting = CollectConfig(steps=config.steps, epsilon=EPSILON, num_streams=1, envs_per_stream=4)
-    for weighting in get_args(Weighting):
-        probing = DistillConfig(epochs=config.epochs, weighting=weighting)
-        try:
-            teacher, own_env = fit_to_env(Committee(tuple(teachers.values()), names=tuple(teachers)), env)
-            data = collect(own_env, teacher, collecting, folder / "dataset", seed=seed, mode="resume", progress=False)
-            students = [_probe(data, probing, folder / weighting, own) for own in PROBE_SEEDS]
-            probes[weighting] = np.stack([score(own_env, student) for student in students])
-        except (ConfigError, SpecMismatchError) as error:
-            left_out[weighting] = str(error)
-    return probes, left_out
-
-
-def _probe(data: Dataset, config: DistillConfig, folder: Path, seed: int) -> Policy | None:
-    """Distil the probe student; return None, which plays at random, if it learned nothing."""
-    probe: Cnn | Mlp | MultiInput = MultiInput() if data.spec.has_pictures else Mlp((32, 32))
-    if len(data.spec.obs_shape) == 3:
-        probe = Cnn()
-    try:
-        return distill(data, probe, config, folder / f"probe-{seed}", seed=seed, progress=False)
-    except NothingLearnedError:
-        return None
 
 
 def recommend(scores: Mapping[str, TeacherScore]) -> tuple[str, str]:
@@ -272,20 +219,19 @@ def _teachability(probes: Returns, best: Returns, random: Returns) -> float | No
     return score.value if score else None
 
 
-def _score(
-    teacher: Policy, data: Dataset, returns: Returns, probes: Returns, teachability: float | None
-) -> TeacherScore:
+def _score(teacher: Policy, data: Dataset, result: ProbeResult, best: Returns, random: Returns) -> TeacherScore:
     cost, head, labels = measure_cost(teacher), data.spec.head, torch.from_numpy(data.columns["teacher"])
+    probes = result.probes[None]
     return TeacherScore(
-        returns=returns.tolist(),
-        mean=estimate(mean, returns[None]),
+        returns=result.returns.tolist(),
+        mean=estimate(mean, result.returns[None]),
         entropy=float(head.entropy(labels).mean()) if isinstance(head, CategoricalHead) else None,
         action_gap=data.action_gap() if head.single_choice else None,
         parameters=cost.parameters,
         macs=cost.macs,
         latency_us=cost.latency_us,
         probe_mean=float(probes.mean()),
-        teachability=teachability,
+        teachability=_teachability(probes, best, random),
     )
 
 

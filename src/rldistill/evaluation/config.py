@@ -63,8 +63,9 @@ class EvaluateConfig:
         sequential: True to play until every student is known to keep its share or not, with a group-sequential test.
         max_episodes: largest number of episodes of each policy and training seed if `sequential`.
         max_steps: largest number of steps of an episode, here and wherever a run plays full episodes.
-        workers: processes that step environments, here and wherever a run plays full episodes; changes the speed, never
-            the results. More than 1 is for slow environments; those of ale-py have threads instead.
+        env_workers: processes that step the environments of a policy, here and wherever a run plays full episodes;
+            changes the speed, never the results. More than 1 is for slow environments; those of ale-py have threads
+            instead.
         metrics: keys of the environment's `info`, such as `crashed`, as further columns. An episode counts with the
             number in its last step that has the key; true is 1 and false 0. Episodes without the key do not count.
         robustness: perturbations of the environment, if any.
@@ -87,7 +88,7 @@ class EvaluateConfig:
     sequential: bool = False
     max_episodes: Positive = 300
     max_steps: Positive = MAX_EPISODE_STEPS
-    workers: NumThreads = 1
+    env_workers: NumThreads = 1
     metrics: tuple[str, ...] = ()
     robustness: RobustnessConfig | None = None
     teams: NonNegative = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from rldistill.core.entries import flat_values, split_parts, value_names
 from rldistill.core.heads import ActionHead, BernoulliHead
@@ -25,6 +26,8 @@ MOMENT_STEPS = 16
 
 PICTURE_CELLS = 8
 """Rows and columns of cells that pictures are compared by."""
+
+MOMENT_COLUMNS = ("episode", "step", "regret", "student_action", "teacher_action", "student", "teacher", "obs")
 
 MAX_VALUES = 1_024
 """Largest number of values of an observation that are written."""
@@ -116,6 +119,29 @@ class Moments:
                 )
         largest = sorted(kept, key=lambda key: -kept[key].regret)[:MAX_MOMENTS]
         self._kept = {key: kept[key] for key in largest}
+
+    def followed_by(self, more: Moments) -> Moments:
+        """Return the largest moments of two ranges of episodes."""
+        both = Moments(self._training_seed)
+        kept = {**self._kept, **more._kept}
+        both._kept = {key: kept[key] for key in sorted(kept, key=lambda key: -kept[key].regret)[:MAX_MOMENTS]}
+        return both
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the moments as tensors, the largest first."""
+        columns = {name: [getattr(moment, name) for moment in self._kept.values()] for name in MOMENT_COLUMNS}
+        return {name: torch.from_numpy(np.stack(values)) for name, values in columns.items() if values}
+
+    @classmethod
+    def from_tensors(cls, training_seed: int | None, head: ActionHead, tensors: Mapping[str, Tensor]) -> Moments:
+        """Return the moments of `tensors`; raise KeyError if one of them is missing."""
+        found = cls(training_seed)
+        for row in range(len(tensors["regret"]) if tensors else 0):
+            values: dict[str, Any] = {name: tensors[name][row].numpy() for name in MOMENT_COLUMNS}
+            values |= {name: values[name].tolist() for name in ("episode", "step", "regret", "student", "teacher")}
+            moment = Moment(training_seed, head=head, **values)
+            found._kept[moment.episode, moment.step // MOMENT_STEPS] = moment
+        return found
 
     @staticmethod
     def largest(runs: Sequence[Moments]) -> list[Moment]:

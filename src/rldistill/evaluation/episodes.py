@@ -51,7 +51,7 @@ class PlayConfig:
         sample: True to sample actions, False to take the mode.
         gamma: discount of `Episodes.discounted`.
         num_threads: threads of ale-py's emulators.
-        workers: processes that step other environments.
+        env_workers: processes that step other environments.
         max_steps: largest number of steps of an episode.
         labeled_episodes: number of the first episodes in which the teacher of a query labels every state.
         device: device of the policies.
@@ -64,7 +64,7 @@ class PlayConfig:
     sample: bool = False
     gamma: float = 0.99
     num_threads: int = 2
-    workers: int = 1
+    env_workers: int = 1
     max_steps: int = MAX_EPISODE_STEPS
     labeled_episodes: int = sys.maxsize
     device: torch.device = CPU
@@ -205,7 +205,7 @@ def _play(
         started[slot] = number = next(remaining, NO_EPISODE)
         return None if number == NO_EPISODE else episode_seed(config.seed, "evaluate", config.split, 0, 0, number)
 
-    env = make_vector_env(env_config, slots, seed_of, config.num_threads, config.max_steps, config.workers)
+    env = make_vector_env(env_config, slots, seed_of, config.num_threads, config.max_steps, config.env_workers)
     views = observation_views(env_config)
     rng = block_generator(config.seed, "evaluate", config.split, numbers[0], 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))

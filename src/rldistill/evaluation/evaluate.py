@@ -17,15 +17,16 @@ from rldistill.envs.spaces import adapt_env, observation_views, spec_from_env
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, reference_name
 from rldistill.evaluation.match import Match
+from rldistill.evaluation.played import FOLDER
 from rldistill.evaluation.results import Efficiency, Evaluation, PolicyResult
 from rldistill.evaluation.robustness import robustness
 from rldistill.evaluation.statistics import Returns
 from rldistill.evaluation.teams import mixed_teams
 from rldistill.evaluation.videos import record_videos, remove_videos
 from rldistill.evaluation.worlds import evaluation_env, other_worlds
-from rldistill.io.atomic import write_json
-from rldistill.io.execution import SERIAL, Execution
-from rldistill.io.lock import locked
+from rldistill.io.atomic import discard_stage, write_json
+from rldistill.io.execution import SERIAL, Execution, Shard, Total
+from rldistill.io.lock import lock_folder, locked
 from rldistill.io.progress import Part, Progress, is_shown, stage_progress, track
 from rldistill.io.provenance import provenance
 from rldistill.policies.wrappers import with_action_mask
@@ -33,7 +34,7 @@ from rldistill.teachers.load import load_policy
 
 MIN_DISTINCT_EPISODES, MIN_TRAINING_SEEDS = 10, 3
 NUM_THRESHOLDS = 41
-PLAY_SETTINGS = ("sample", "gamma", "max_steps", "labeled_episodes", "workers")
+PLAY_SETTINGS = ("sample", "gamma", "max_steps", "labeled_episodes", "env_workers")
 """Settings of an evaluation that are those of its episodes."""
 
 Curve = Sequence[tuple[int, float]]
@@ -74,7 +75,8 @@ def evaluate(
 ) -> Evaluation:
     """Play a teacher, its students and random play, or a baseline in its place, on the same seeds.
 
-    Writes `evaluation.json`, `disagreements/` and `videos/` into `folder`. The normalized score is
+    Writes `evaluation.json`, `disagreements/` and `videos/` into `folder`. Played episodes are kept in
+    `unfinished-evaluation/` until then, so that an evaluation that was stopped goes on. The normalized score is
     (policy - random) / (teacher - random), arXiv 2108.13264; None unless the teacher beats random play or the baseline.
 
     Args:
@@ -91,10 +93,8 @@ def evaluate(
         SpecMismatchError: a policy does not fit the environment.
     """
     folder = Path(folder)
-    env, entries = _fitted_policies(evaluation_env(env, config), policies, config.baseline)
-    settings = {key: getattr(config, key) for key in PLAY_SETTINGS}
-    base = PlayConfig(context.seed, device=resolve_device(config.device, "evaluate.device"), **settings)
-    match = Match(env, entries, config, base, execution)
+    match = _match(env, policies, config, folder, context.seed, execution)
+    env, entries = match.env, match.policies
     with stage_progress(progress, "evaluate", "episodes") as report:
         match.play_all(report)
         returns = {name: match.returns(name) for name in entries}
@@ -116,9 +116,50 @@ def evaluate(
     )
     remove_videos(folder / "videos")  # videos of other episodes would have the same names
     write_json(folder / "evaluation.json", evaluation.to_dict())
+    discard_stage(folder / FOLDER)
     if config.videos:
         _record_videos(match, folder / "videos", progress)
     return evaluation
+
+
+def evaluate_shard(
+    env: EnvConfig,
+    policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns],
+    config: EvaluateConfig,
+    folder: Path | str,
+    shard: Shard,
+    *,
+    seed: int = 0,
+    progress: Progress | bool = True,
+    execution: Execution = SERIAL,
+) -> None:
+    """Play the episodes of one shard into a folder that all shards share, and continue what exists there.
+
+    After all shards, `evaluate` with the same arguments reads them, and plays what is left: missing episodes, more of
+    them if `sequential` needs them, and other environments and teams. Its results are those without shards.
+
+    Raises:
+        ConfigError: a process that is no shard uses the folder.
+    """
+    match = _match(env, policies, config, Path(folder), seed, execution)
+    parts = shard.select(match.parts(0, config.episodes))
+    with lock_folder(Path(folder), shared=True), stage_progress(progress, "evaluate", "episodes") as report:
+        match.play_parts(parts, Total(report, sum(len(numbers) for *_, numbers in parts)))
+
+
+def _match(
+    env: EnvConfig,
+    policies: Mapping[str, Policy | Sequence[Policy] | PolicyRuns],
+    config: EvaluateConfig,
+    folder: Path,
+    seed: int,
+    execution: Execution,
+) -> Match:
+    """Return the match of an evaluation, before any episode."""
+    env, entries = _fitted_policies(evaluation_env(env, config), policies, config.baseline)
+    settings = {key: getattr(config, key) for key in PLAY_SETTINGS}
+    base = PlayConfig(seed, device=resolve_device(config.device, "evaluate.device"), **settings)
+    return Match(env, entries, config, base, execution, folder)
 
 
 def _changed_play(match: Match, returns: Mapping[str, Returns], progress: Progress) -> dict[str, Any]:

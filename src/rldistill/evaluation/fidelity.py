@@ -1,14 +1,17 @@
 """Fidelity: distance between the decisions of a student and its teacher, on the teacher's states and on its own."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.heads import ILLEGAL, LARGEST
+from rldistill.core.heads import ILLEGAL, LARGEST, ActionHead
 from rldistill.core.policy import Policy, PolicyOutput
 from rldistill.data.dataset import Dataset, action_gap
 from rldistill.data.sequences import windows
@@ -117,10 +120,55 @@ class OwnStates:
 
     def outputs(self) -> OutputPair:
         """Return both outputs for at most MAX_OWN_STATES states."""
+        return self._joined()[:2]
+
+    def followed_by(self, more: OwnStates) -> OwnStates:
+        """Return the states of two ranges of episodes."""
+        both = OwnStates(None)
+        both._kept = [self._joined(), more._joined()]
+        both.moments = self.moments.followed_by(more.moments)
+        both._stride = max(self._stride, more._stride)
+        both._kept = [both._thinned(*kept) for kept in both._kept]
+        both._thin()
+        return both
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the states as tensors and JSON."""
+        student, teacher, steps = self._joined()
+        tensors = {"steps": steps, **{f"moments.{name}": value for name, value in self.moments.tensors().items()}}
+        for name, output in (("student", student), ("teacher", teacher)):
+            tensors[f"{name}.params"] = output.params
+            if output.value is not None:
+                tensors[f"{name}.value"] = output.value
+        return tensors, {"stride": self._stride, "heads": [student.head.to_json(), teacher.head.to_json()]}
+
+    @classmethod
+    def from_tensors(
+        cls, training_seed: int | None, tensors: Mapping[str, Tensor], stride: int, heads: tuple[ActionHead, ActionHead]
+    ) -> OwnStates:
+        """Return the states of `to_tensors`; raise KeyError if a tensor is missing."""
+        found = cls(training_seed)
+        names = zip(("student", "teacher"), heads, strict=True)
+        student, teacher = (
+            PolicyOutput(head, tensors[f"{name}.params"], tensors.get(f"{name}.value")) for name, head in names
+        )
+        found._kept, found._stride = [(student, teacher, tensors["steps"])], stride
+        moments = {
+            name.removeprefix("moments."): value for name, value in tensors.items() if name.startswith("moments.")
+        }
+        found.moments = Moments.from_tensors(training_seed, heads[1], moments)
+        return found
+
+    def _joined(self) -> tuple[PolicyOutput, PolicyOutput, Tensor]:
         if self._waiting:
             self._flush()
-        students, teachers, _ = zip(*self._kept, strict=True)
-        return concat(students), concat(teachers)
+        students, teachers, steps = zip(*self._kept, strict=True)
+        return concat(students), concat(teachers), torch.cat(steps)
+
+    def _thin(self) -> None:
+        while sum(len(steps) for *_, steps in self._kept) > MAX_OWN_STATES:
+            self._stride *= 2
+            self._kept = [self._thinned(*kept) for kept in self._kept]
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -133,9 +181,7 @@ class OwnStates:
             size = (((student.mode() - teacher.mode()) / action_ranges(teacher)) ** 2).mean(-1).sqrt()
         self.moments.offer(size.numpy(), ComparedStep(obs, student, teacher, episode, step))
         self._kept.append(self._thinned(student, teacher, torch.from_numpy(step)))
-        while sum(len(steps) for *_, steps in self._kept) > MAX_OWN_STATES:
-            self._stride *= 2
-            self._kept = [self._thinned(*kept) for kept in self._kept]
+        self._thin()
 
     def _thinned(
         self, student: PolicyOutput, teacher: PolicyOutput, steps: Tensor

@@ -1,8 +1,6 @@
 """Episodes of all policies of an evaluation, the decision on each student, and the estimates of each policy."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +10,22 @@ from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import observation_views
 from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
-from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, TeacherQuery, play, reference_name
+from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, reference_name
 from rldistill.evaluation.fidelity import OwnStates, fidelity
 from rldistill.evaluation.group_sequential import SEQUENTIAL_RISK, analysis_times, boundary
 from rldistill.evaluation.metrics import metric_estimate, probe_metrics, require_metrics, run_returns
 from rldistill.evaluation.non_inferiority import RISK, NonInferiorityResult, RiskLevels, non_inferior
+from rldistill.evaluation.played import Part, Played, PlayPart
 from rldistill.evaluation.results import PolicyResult, Profile
 from rldistill.evaluation.statistics import Returns
-from rldistill.io.execution import Execution, Increments, Total, run_jobs
+from rldistill.io.execution import Execution, Total, run_jobs
 from rldistill.io.processes import Report
 from rldistill.io.progress import Progress
 from rldistill.policies.cost import measure_cost
 from rldistill.policies.wrappers import with_action_mask
+
+PART_EPISODES = 100
+"""Largest number of episodes of a job, which is part of the results: random actions are drawn for each job."""
 
 
 class Match:
@@ -39,15 +41,17 @@ class Match:
         config: EvaluateConfig,
         base: PlayConfig,
         execution: Execution,
+        folder: Path,
     ) -> None:
         agents = observation_views(env).student.agents
         self.metrics = (*config.metrics, *(f"return_{agent.name}" for agent in agents))
         probe_metrics(env, self.metrics)
-        self.env, self.policies, self.config, self.base, self.execution = env, policies, config, base, execution
+        self.env, self.policies, self.config, self.base = env, policies, config, base
+        self.execution, self.folder = execution, folder
         self.reference = reference_name(policies)
         students = [name for name, entry in policies.items() if entry.kind == "student"]
         self.episodes: dict[str, dict[int | None, Episodes]] = {name: {} for name in policies}
-        self.own_states = {(name, run): OwnStates(run) for name in students for run in policies[name].runs}
+        self.own_states: dict[tuple[str, int | None], OwnStates] = {}
         self.decisions: dict[str, NonInferiorityResult | None] = dict.fromkeys(students)
 
     def returns(self, name: str) -> Returns:
@@ -65,22 +69,16 @@ class Match:
         if config.sequential:
             counts = analysis_times(config.episodes, config.max_episodes)
             risks = boundary(counts, SEQUENTIAL_RISK * share)
-        runs = [(name, run) for name, entry in self.policies.items() for run in entry.runs]
-        report, before = Total(progress, counts[-1] * len(runs)), 0
+        report, before = Total(progress, counts[-1] * sum(len(entry.runs) for entry in self.policies.values())), 0
         for analysis, (count, risk) in enumerate(zip(counts, risks, strict=True), 1):
-            base = dataclasses.replace(self.base, first=before)
-            work = partial(_play_run, self.env, self.policies, count - before, base)
-            items = ((*key, self.own_states.get(key)) for key in runs)
-            uses_gpu = self.config.device != "cpu"
-            for number, (more, states) in run_jobs(work, items, self.execution, report, uses_gpu=uses_gpu):
-                name, run = runs[number]
+            parts = self.parts(before, count)
+            played = self.play_parts(parts, report)
+            for number, (name, run, _) in enumerate(parts):  # in their order, whichever finished first
+                (more, states), known, key = played[number], self.episodes[name], (name, run)
+                known[run] = known[run].followed_by(more) if run in known else more
                 if states is not None:
-                    self.own_states[name, run] = states
-                played = self.episodes[name]
-                played[run] = played[run].followed_by(more) if run in played else more
-                require_metrics(self.metrics, self._infos(), complete=False)
-            for name, entry in self.policies.items():  # in their order, whichever finished first
-                self.episodes[name] = {run: self.episodes[name][run] for run in entry.runs}
+                    earlier = self.own_states.get(key)
+                    self.own_states[key] = states if earlier is None else earlier.followed_by(states)
             before = count
             for name, decision in self.decisions.items():
                 if decision is None or decision.decision == "undecided":
@@ -91,11 +89,26 @@ class Match:
                     self.decisions[name] = test if best.mean() > random.mean() else None
             if all(decision and decision.decision != "undecided" for decision in self.decisions.values()):
                 break
-        require_metrics(self.metrics, self._infos(), complete=True)
+        infos = (info for runs in self.episodes.values() for episodes in runs.values() for info in episodes.info)
+        require_metrics(self.metrics, infos, complete=True)
         progress.update(report.done, report.done)
 
-    def _infos(self) -> Iterator[dict[str, float]]:
-        return (info for runs in self.episodes.values() for episodes in runs.values() for info in episodes.info)
+    def parts(self, first: int, end: int) -> list[Part]:
+        """Return the jobs of a range of episodes of all policies."""
+        starts = range(first, end, PART_EPISODES)
+        ranges = [range(start, min(start + PART_EPISODES, end)) for start in starts]
+        return [
+            (name, run, numbers) for name, entry in self.policies.items() for run in entry.runs for numbers in ranges
+        ]
+
+    def play_parts(self, parts: Sequence[Part], report: Report) -> dict[int, Played]:
+        """Play parts of the evaluation; return their episodes by the number of the part."""
+        work, played = PlayPart(self.env, self.policies, self.base, self.folder), dict[int, Played]()
+        for number, result in run_jobs(work, parts, self.execution, report, uses_gpu=self.config.device != "cpu"):
+            played[number] = result
+            infos = (info for episodes, _ in played.values() for info in episodes.info)
+            require_metrics(self.metrics, infos, complete=False)
+        return played
 
     def result(
         self,
@@ -152,19 +165,3 @@ class Match:
             fidelity=close,
             metrics={key: metric_estimate([*runs.values()], key, distinct) for key in self.metrics},
         )
-
-
-def _play_run(
-    env: EnvConfig,
-    policies: Mapping[str, PolicyRuns],
-    episodes: int,
-    base: PlayConfig,
-    item: tuple[str, int | None, OwnStates | None],
-    report: Report,
-) -> tuple[Episodes, OwnStates | None]:
-    """Play further episodes of one policy; return them, and its own states with those of the episodes."""
-    (name, run, states), teacher = item, policies["teacher"].first
-    settings = dataclasses.replace(base, side=policies[name].side)
-    query = TeacherQuery(teacher, states.add) if states is not None and teacher is not None else None
-    policy, increments = policies[name].runs[run], Increments(report)
-    return play(env, policy, episodes, settings, query=query, progress=increments), states

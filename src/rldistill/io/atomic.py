@@ -25,7 +25,7 @@ Mode = Literal["new", "resume", "overwrite"]
 MAX_ERRORS = 1_000
 STAGE_FILES = re.compile(
     r"(inputs|manifest|policy|score|weighting|trial|test|search|disagreements|returns-\d+)\.json|(metrics|curve)\.jsonl|"
-    r"(policy|last|best)\.(safetensors|zip|keras)|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|"
+    r"(policy|last|best)\.(safetensors|zip|keras)|episodes-[0-9a-f]+\.safetensors|events\.out\.tfevents\.[\w.]+|\d+-\d+\.png|\.lock|"
     r"\.\d+(@[\w.-]*)?\.tmp\..+|round-\d+-stream-\d+-block-\d+\.parquet"
 )
 """Names of all files in the folders of stages."""

@@ -9,7 +9,7 @@ from typing import Literal
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import NumThreads, validated_dataclass
 from rldistill.io.processes import Item, Report, Result, Work, run_in_processes
-from rldistill.io.progress import Progress
+from rldistill.io.progress import SILENT, Progress
 
 
 @validated_dataclass
@@ -75,7 +75,6 @@ def run_jobs(
     items: Iterable[Item],
     execution: Execution,
     report: Report = ignore,
-    where: str = "execution.workers",
     uses_gpu: bool = False,
 ) -> Iterator[tuple[int, Result]]:
     """Call `work(item, report)` for each item; yield the numbers of the items and the results as they finish.
@@ -88,7 +87,6 @@ def run_jobs(
         items: Small arguments of the jobs.
         execution: Place of the jobs.
         report: Receiver of the units of work that `work` reports.
-        where: Key of the number of workers, for errors.
         uses_gpu: True if a job uses a GPU where there is one.
 
     Raises:
@@ -100,19 +98,24 @@ def run_jobs(
     elif execution.backend == "ray":
         from rldistill.io.ray_tasks import run_on_ray
 
-        yield from run_on_ray(work, items, execution, report, where, uses_gpu)
+        yield from run_on_ray(work, items, execution, report, uses_gpu)
     else:
-        yield from run_in_processes(work, items, execution.workers, where, report)
+        yield from run_in_processes(work, items, execution.workers, report)
 
 
 class Increments:
-    """Progress of a job that reports the units finished since its last update."""
+    """Progress of a job that reports the units finished since its last update; with `units`, all of it as so many.
 
-    def __init__(self, report: Report) -> None:
-        self.report, self.done = report, 0
+    Another progress, by default a silent one, has the updates as they are.
+    """
+
+    def __init__(self, report: Report, units: int | None = None, shown: Progress = SILENT) -> None:
+        self.report, self.units, self.shown, self.done = report, units, shown, 0
 
     def update(self, done: int, total: int, score: float | None = None) -> None:
         """Report the difference to the last update."""
+        self.shown.update(done, total, score)
+        done = done if self.units is None else self.units * done // max(total, 1)
         self.report(done - self.done, 0)
         self.done = done
 

@@ -29,7 +29,9 @@ CHECK_INTERVAL_S = 2.0
 REPORT_INTERVAL_S = 0.25
 MAX_RETRIES = 3
 """Number of times that a job is run again after its worker was killed, as in Ray."""
-UNGUARDED = "the workers import this script again. Put its calls below `if __name__ == '__main__':`, or set workers: 1."
+WHERE = "execution.workers"
+"""Key of the number of workers, for errors."""
+UNGUARDED = "the workers import this script again. Put its calls below `if __name__ == '__main__':`, or use one worker."
 KILLED = (
     "a worker was killed {} times in the same job, perhaps for want of memory. What is finished is kept: continue with "
     "--resume, or with fewer workers."
@@ -82,14 +84,14 @@ def has_unguarded_script() -> bool:
         return False
 
 
-def pickle_work(work: Work[Item, Result], where: str, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+def pickle_work(work: Work[Item, Result], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
     """Return the function of all jobs for other processes; raise ConfigError if it cannot be sent."""
     try:
         return dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
         raise ConfigError(
-            f"{where}: a policy cannot be sent to other processes ({error}). Define it at the top level of its module, "
-            "or set workers: 1."
+            f"{WHERE}: a policy cannot be sent to other processes ({error}). Define it at the top level of its module, "
+            "or use one worker."
         ) from None
 
 
@@ -111,13 +113,13 @@ def call_job(work: Work[Item, Result], item: Item, report: Report) -> tuple[str,
 
 
 def run_in_processes(
-    work: Work[Item, Result], items: Iterable[Item], workers: int, where: str, report: Report
+    work: Work[Item, Result], items: Iterable[Item], workers: int, report: Report
 ) -> Iterator[tuple[int, Result]]:
     """Run a job for each item in as many processes; yield the numbers of the items and their results as they finish.
 
     The job of a worker that was killed is run again by a new one. All workers end with the iterator.
     """
-    pool = _Pool(pickle_work(work, where), enumerate(items), where, report)
+    pool = _Pool(pickle_work(work), enumerate(items), report)
     try:
         while len(pool.running) < workers and pool.start():
             pass
@@ -134,8 +136,8 @@ def run_in_processes(
 class _Pool:
     """Running workers by the connection to each, with the number and the item of its job."""
 
-    def __init__(self, work: bytes, items: Iterator[tuple[int, Any]], where: str, report: Report) -> None:
-        self.work, self.items, self.where, self.report = work, items, where, report
+    def __init__(self, work: bytes, items: Iterator[tuple[int, Any]], report: Report) -> None:
+        self.work, self.items, self.report = work, items, report
         self.running: dict[Connection, tuple[multiprocessing.process.BaseProcess, int, Any]] = {}
         self.reported = dict[int, tuple[int, int]]()
         self.kills, self.stopped = Counter[int](), set[int]()
@@ -182,11 +184,11 @@ class _Pool:
         process, number, item = self.running[connection]
         self._release(connection)
         if has_unguarded_script():
-            raise ConfigError(f"{self.where}: {UNGUARDED}")
+            raise ConfigError(f"{WHERE}: {UNGUARDED}")
         self.kills[number] += 1
         if self.kills[number] > MAX_RETRIES:
-            raise ConfigError(f"{self.where}: {KILLED.format(self.kills[number])}")
-        warnings.warn(f"{self.where}: worker {process.pid} was killed; a new one goes on with its job", stacklevel=4)
+            raise ConfigError(f"{WHERE}: {KILLED.format(self.kills[number])}")
+        warnings.warn(f"{WHERE}: worker {process.pid} was killed; a new one goes on with its job", stacklevel=4)
         before = self.reported.pop(number, (0, 0))
         self.report(-before[0], -before[1])  # the new one counts them again
         self.start((number, item))
@@ -203,7 +205,7 @@ class _Pool:
             if process.pid and process.pid not in self.stopped and _is_stopped(process.pid):
                 self.stopped.add(process.pid)
                 text = f"worker {process.pid} is stopped. `kill -CONT {process.pid}` lets it go on"
-                warnings.warn(f"{self.where}: {text}", stacklevel=3)
+                warnings.warn(f"{WHERE}: {text}", stacklevel=3)
 
     def end(self) -> None:
         """End all workers at once, which is safe, since files are written atomically."""

@@ -16,7 +16,7 @@ from typing import Any
 from rldistill.core.errors import ConfigError, MissingExtraError, error_text
 from rldistill.core.fields import add_working_directory
 from rldistill.io.execution import Execution
-from rldistill.io.processes import MAX_RETRIES, Item, Report, Result, Work, call_job, pickle_work
+from rldistill.io.processes import MAX_RETRIES, WHERE, Item, Report, Result, Work, call_job, pickle_work
 
 WAIT_S = 0.5
 
@@ -26,12 +26,11 @@ def run_on_ray(
     items: Iterable[Item],
     execution: Execution,
     report: Report,
-    where: str,
     uses_gpu: bool,
 ) -> Iterator[tuple[int, Result]]:
     """Run a job for each item as a task; yield the numbers of the items and their results as they finish."""
     ray = connect(execution.address)
-    pickled = pickle_work(work, where, ray.cloudpickle.dumps)  # also classes of a script
+    pickled = pickle_work(work, ray.cloudpickle.dumps)  # also classes of a script
     num_gpus = 1 if uses_gpu and ray.cluster_resources().get("GPU") else 0
     task = ray.remote(_run).options(num_cpus=1, num_gpus=num_gpus, max_retries=MAX_RETRIES)
     shared, jobs, pending = ray.put(pickled), enumerate(items), dict[Any, int]()
@@ -49,7 +48,7 @@ def run_on_ray(
                     (kind, value), units = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise ConfigError(
-                        f"{where}: Ray could not finish a task ({type(error).__name__}). What is finished is kept: "
+                        f"{WHERE}: Ray could not finish a task ({type(error).__name__}). What is finished is kept: "
                         "continue with --resume."
                     ) from None
                 report(*units)

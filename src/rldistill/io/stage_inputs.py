@@ -17,7 +17,7 @@ from rldistill.core.errors import ConfigError, is_library
 from rldistill.io.atomic import Mode, list_files, open_stage, read_json, sha256_file, write_json
 
 FILE, SOURCES = "inputs.json", "sources"
-SPEED_ONLY = frozenset({"num_threads", "device", "workers", "memory_gb", "teacher_timeout"})
+SPEED_ONLY = frozenset({"num_threads", "device", "env_workers", "memory_gb", "teacher_timeout"})
 """Settings of our own classes that change the speed and at most the last digits of a result, if there is one."""
 
 

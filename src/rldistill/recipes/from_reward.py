@@ -270,6 +270,6 @@ def train_control(job: StudentJob, student_steps: int, mode: Mode, progress: Pro
 def validation_returns(run: Run, teacher: Policy, policy: Policy | None, side: Side = "student") -> NDArray[np.float64]:
     """Return the returns of the episodes that select the best policy, which are not those of the evaluation."""
     episodes = getattr(run, run.recipe.learner or "ppo").eval_episodes
-    workers, max_steps = run.evaluate.workers, run.evaluate.max_steps
-    settings = PlayConfig(run.seed, VALIDATION, side=side, workers=workers, max_steps=max_steps)
+    workers, max_steps = run.evaluate.env_workers, run.evaluate.max_steps
+    settings = PlayConfig(run.seed, VALIDATION, side=side, env_workers=workers, max_steps=max_steps)
     return play(adapt_env(run.env, teacher), policy, episodes, settings).returns

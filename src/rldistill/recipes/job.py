@@ -71,6 +71,10 @@ class Recipe(ABC):
         """True if the recipe learns from a dataset of the teacher."""
         return True
 
+    def units(self, run: Run) -> int:
+        """Return the epochs of a student, or the steps of one that learns from reward, for the progress of many."""
+        return run.distill.epochs if self.learner is None else int(getattr(run, self.learner).total_steps)
+
     def inputs(self, student: AnyStudent) -> dict[str, Any]:
         """Return hashes of the files that the recipe reads for a student, by the key that names them."""
         return {}
@@ -268,7 +272,7 @@ class StudentJob:
     def validate(self, policy: Policy | None, episodes: int) -> float:
         """Return the mean return of a policy, or of random play, in validation episodes."""
         config = self.run.evaluate
-        settings = PlayConfig(self.run.seed, VALIDATION, workers=config.workers, max_steps=config.max_steps)
+        settings = PlayConfig(self.run.seed, VALIDATION, env_workers=config.env_workers, max_steps=config.max_steps)
         return float(play(adapt_env(self.run.env, self.teacher), policy, episodes, settings).returns.mean())
 
     def inputs(self) -> StageInputs:

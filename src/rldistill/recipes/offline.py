@@ -125,6 +125,9 @@ class BornAgain(FromDataset):
 
     rounds: Positive = 1
 
+    def units(self, run: Run) -> int:
+        return super().units(run) * (self.rounds + 1)
+
     def check(self, run: Run, teacher: Policy) -> None:
         super().check(run, teacher)
         # The losses must also fit a student as teacher.

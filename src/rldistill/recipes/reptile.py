@@ -48,6 +48,9 @@ class Reptile(FromDataset):
     inner_steps: Positive = 8
     epsilon: FractionSchedule = Linear(1.0, 0.0)
 
+    def units(self, run: Run) -> int:
+        return self.iterations
+
     def check(self, run: Run, teacher: Policy) -> None:
         super().check(run, teacher)
         for name, student in run.students.items():

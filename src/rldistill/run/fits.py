@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from rldistill.core.errors import NothingLearnedError
 from rldistill.io.atomic import Mode
-from rldistill.io.execution import SERIAL, Total, ignore, run_jobs
+from rldistill.io.execution import SERIAL, Increments, Total, run_jobs
 from rldistill.io.processes import Report
-from rldistill.io.progress import track
+from rldistill.io.progress import Progress, track
 from rldistill.io.progress_file import record_progress
 from rldistill.io.storage import pull
-from rldistill.recipes.from_reward import train_control
+from rldistill.recipes.from_reward import CONTROL_BUDGET, train_control
 from rldistill.recipes.job import Run, StudentJob
 
 Pair = tuple[str, int]
 """Name of a student, and a training seed."""
+Fitted = tuple[str, NothingLearnedError | None]
+"""Name of a student, and its error if it learned nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,38 +47,67 @@ class Fits:
         """All students with all training seeds."""
         return [(name, seed) for name in self.run.students for seed in self.run.seeds]
 
-    def run_all(self, pairs: Iterable[Pair]) -> Iterator[tuple[int, tuple[str, NothingLearnedError | None]]]:
-        """Fit some pairs; yield the name of each, with its error if it learned nothing, as they finish."""
+    def run_all(self, pairs: Sequence[Pair], failed: Container[str] = ()) -> Iterator[Fitted]:
+        """Fit some pairs; yield the name of each, with its error if it learned nothing, as they finish.
+
+        Pairs of students that have `failed`, also meanwhile, are left out.
+        """
+        items = (pair for pair in pairs if pair[0] not in failed)
         execution = self.run.execution
-        if execution.serial or len(self.pairs) == 1:
-            yield from run_jobs(self, pairs, SERIAL)
+        if execution.serial or len(pairs) == 1:
+            yield from (result for _, result in run_jobs(self, items, SERIAL))
             return
-        own = dataclasses.replace(self, template=self.template.in_one_process(), quiet=True)
-        noun = "distill" if self.control_steps is None else "controls"
-        with track(noun, "fits", self.quiet) as progress:
-            add, uses_gpu = Total(progress, len(self.pairs)), self.run.distill.device != "cpu"
-            for number, result in run_jobs(own, pairs, execution, ignore, uses_gpu=uses_gpu):
-                add(1, 0)
-                yield number, result
+        own = dataclasses.replace(self, template=self.template.in_one_process())
+        with track("distill" if self.control_steps is None else "controls", self.unit, self.quiet) as progress:
+            total = Total(progress, sum(self.units(name) for name, _ in pairs))
+            uses_gpu = self.run.distill.device != "cpu"
+            for _, result in run_jobs(own.fit_beside_others, items, execution, total, uses_gpu):
+                yield result
         pull(self.run.out)  # the students of other machines
 
-    def __call__(self, pair: Pair, report: Report) -> tuple[str, NothingLearnedError | None]:
+    @property
+    def unit(self) -> str:
+        """Plural of the unit of work of a fit."""
+        return "epochs" if self.control_steps is None and self.run.recipe.learner is None else "steps"
+
+    def units(self, name: str) -> int:
+        """Return the units of work of a fit, for its progress."""
+        if self.control_steps is None:
+            return self.run.recipe.units(self.run)
+        return CONTROL_BUDGET * self.control_steps[name]
+
+    def __call__(self, pair: Pair, report: Report) -> Fitted:
+        """Fit one student with one training seed, and show its progress."""
+        with track(self.title(pair), self.unit, self.quiet) as progress:
+            return self.fit(pair, progress)
+
+    def fit_beside_others(self, pair: Pair, report: Report) -> Fitted:
+        """Fit one student with one training seed, report its units of work, and record them in a file of its own."""
+        name, seed = pair
+        with (
+            record_progress(self.run.out, f"{name}-seed-{seed}"),
+            track(self.title(pair), self.unit, quiet=True) as recorded,
+        ):
+            progress = Increments(report, self.units(name), recorded)
+            result = self.fit(pair, progress)
+            progress.update(1, 1)  # also without the epochs that were not needed
+            return result
+
+    def title(self, pair: Pair) -> str:
+        """Return the title of a fit."""
+        name, seed = pair
+        return f"distill {name}, seed {seed}" if self.control_steps is None else f"control of {name}, seed {seed}"
+
+    def fit(self, pair: Pair, progress: Progress) -> Fitted:
         """Fit one student with one training seed."""
         name, seed = pair
         pull(self.run.out)
-        with record_progress(self.run.out, f"{name}-seed-{seed}"):  # a file of its own in another process only
-            return self._fit(name, seed)
-
-    def _fit(self, name: str, seed: int) -> tuple[str, NothingLearnedError | None]:
         job = dataclasses.replace(self.template, name=name, seed=seed)
-        if self.control_steps is not None:
-            with track(f"control of {name}, seed {seed}", "steps", self.quiet) as progress:
-                train_control(job, self.control_steps[name], self.mode, progress)
-            return name, None
-        unit = "epochs" if self.run.recipe.learner is None else "steps"
         try:
-            with track(f"distill {name}, seed {seed}", unit, self.quiet) as progress:
+            if self.control_steps is None:
                 job.distill(self.mode, progress)
+            else:
+                train_control(job, self.control_steps[name], self.mode, progress)
         except NothingLearnedError as error:
             return name, error
         return name, None

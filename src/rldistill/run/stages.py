@@ -1,7 +1,6 @@
 """The stages of a run, one function each, and all of them in order."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -12,41 +11,25 @@ from rldistill.core.errors import ConfigError, NothingLearnedError, printable
 from rldistill.core.policy import Policy, resolve_device
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
-from rldistill.distillation.weighting import best_member, labels_of_member
-from rldistill.evaluation.episodes import VALIDATION, PlayConfig, PolicyRuns, play
-from rldistill.evaluation.evaluate import RunContext, evaluate, load_baseline
+from rldistill.evaluation.episodes import VALIDATION, PlayConfig, play
+from rldistill.evaluation.evaluate import load_baseline
 from rldistill.evaluation.metrics import probe_metrics
-from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tables import rich_table
-from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.evaluation.worlds import evaluation_env
 from rldistill.exporters.config import DEFAULT_FORMATS
 from rldistill.exporters.formats import require_packages
-from rldistill.io.atomic import Mode, require_mode, write_json
+from rldistill.io.atomic import Mode, require_mode
 from rldistill.io.execution import Shard
 from rldistill.io.progress import Progress, track
 from rldistill.io.storage import pull
-from rldistill.losses.objective import given_temperature
-from rldistill.policies.committee import Committee
 from rldistill.recipes.job import Run
 from rldistill.recipes.tasks import require_one_task, require_tasks, task_runs
 from rldistill.reporting import write_report, write_tasks_report
-from rldistill.reporting.advice import next_step
 from rldistill.reporting.search_page import as_students, search_rows, search_verdict, write_search
-from rldistill.reporting.sections import CONTROL_SUFFIX
+from rldistill.run.evaluation import run_evaluate
 from rldistill.run.export import require_exported, run_export
 from rldistill.run.fits import Fits
-from rldistill.run.folder import (
-    policy_runs,
-    record_resumed,
-    record_run,
-    require_result,
-    stage_of_run,
-    steps_from_reward,
-    student_steps,
-    training_curves,
-    work_in,
-)
+from rldistill.run.folder import record_resumed, record_run, stage_of_run, student_steps, work_in
 from rldistill.run.jobs import (
     load_teacher,
     load_teachers,
@@ -57,7 +40,7 @@ from rldistill.run.jobs import (
 )
 from rldistill.search.config import SearchConfig
 from rldistill.search.search import search
-from rldistill.students.storage import load_native, read_document
+from rldistill.students.storage import read_document
 from rldistill.teachers.training.config import TrainConfig
 from rldistill.teachers.training.train import train_teacher
 
@@ -121,7 +104,7 @@ def run_train(run: Run, mode: Mode = "new", quiet: bool = False) -> Policy | dic
         folder = run.out / "teacher"
         teacher = train_teacher(run.env, run.teacher, folder, run.seed, mode=mode, progress=progress)
     mean = read_document(folder).provenance.mean_return
-    settings = PlayConfig(run.seed, VALIDATION, workers=run.evaluate.workers, max_steps=run.evaluate.max_steps)
+    settings = PlayConfig(run.seed, VALIDATION, env_workers=run.evaluate.env_workers, max_steps=run.evaluate.max_steps)
     random_play = play(run.env, None, run.teacher.eval_episodes, settings).returns
     print(f"teacher: {folder} (mean return {mean:.4g}, random play {random_play.mean():.4g})")
     return teacher
@@ -143,13 +126,16 @@ def run_collect(run: Run, mode: Mode = "new", quiet: bool = False) -> Dataset | 
 
 
 @stage_of_run
-def run_shard(run: Run, stage: Literal["collect", "distill"], shard: Shard, quiet: bool = False) -> None:
+def run_shard(run: Run, stage: Literal["collect", "distill", "evaluate"], shard: Shard, quiet: bool = False) -> None:
     """Run one of several parts of a stage, in a folder that other processes use at the same time; continue what exists.
 
-    The last step is `rldistill dataset seal` after a collection, and `rldistill distill FILE --resume` for controls.
+    The last step is `rldistill dataset seal` after a collection, and `rldistill run FILE --resume` after the others.
     """
     if stage == "distill":
         run_distill(run, "resume", quiet, shard)
+    if stage == "evaluate":
+        run_evaluate(run, "resume", quiet, shard=shard)
+    if stage != "collect":
         return
     require_one_task(run, "collect --shard")
     teacher = _checked_teacher(run, "resume")
@@ -215,97 +201,17 @@ def _distill_students(run: Run, mode: Mode, quiet: bool, shard: Shard | None = N
         failed: dict[str, NothingLearnedError] = {}
         fits = Fits(template, mode, quiet)
         pairs = fits.pairs if shard is None else shard.select(fits.pairs)
-        for _, (name, error) in fits.run_all((name, seed) for name, seed in pairs if name not in failed):
+        for name, error in fits.run_all(pairs, failed):
             if error is not None:
                 failed.setdefault(name, error)
         if run.control != "none" and shard is None:
             steps = {name: student_steps(run, name) for name in run.students if name not in failed}
             controls = dataclasses.replace(fits, control_steps=steps)
-            for _ in controls.run_all((name, seed) for name, seed in fits.pairs if name in steps):
+            for _ in controls.run_all([pair for pair in fits.pairs if pair[0] in steps]):
                 pass
         if failed and len(failed) == len(run.students):
             raise next(iter(failed.values()))
         return failed
-
-
-@stage_of_run
-def run_evaluate(
-    run: Run, mode: Mode = "new", quiet: bool = False, failed: Sequence[str] = ()
-) -> Evaluation | TasksEvaluation:
-    """Evaluate teacher, students and random play on the same episodes, into `evaluation.json` and `videos/`.
-
-    Of several tasks, each is evaluated in its folder, and `evaluation.json` has the mean scores of the students.
-    `failed` names further students, which learned nothing, for a warning in the report.
-
-    Raises:
-        ConfigError: a student is missing, or it was made from other inputs than those of the run.
-    """
-    path = run.out / "evaluation.json"
-    if path.exists() and mode == "new":
-        raise ConfigError(f'{path} exists. Evaluate again with mode="resume" (--resume) or "overwrite" (--overwrite).')
-    with record_run(run, mode, "students", "videos"):
-        run = with_loaded_features(run)
-        template = student_job(run, with_data=False)
-        for name in run.students:
-            for seed in run.seeds:
-                job = dataclasses.replace(template, name=name, seed=seed)
-                job.inputs().require_same(job.folder)
-        evaluation = (
-            _evaluate_tasks(run, mode, quiet, failed)
-            if run.tasks
-            else _evaluate_policies(run, template.teacher, quiet, failed)
-        )
-    Console().print(evaluation)
-    if isinstance(evaluation, Evaluation) and (step := next_step(evaluation, run.out)):
-        print(": ".join(step))
-    return evaluation
-
-
-def _members_to_evaluate(
-    teacher: Committee, dataset: Dataset | None, run: Run
-) -> tuple[Dataset, dict[str, PolicyRuns]]:
-    """Return the dataset with the labels of the best of several teachers, which is the reference, and all of them."""
-    if dataset is None:
-        require_result(run.dataset_folder / "manifest.json", "dataset", "collect")
-    assert dataset is not None
-    best = best_member(dataset)
-    print(f"teacher: {teacher.names[best]}, with the highest mean return of its own episodes in the dataset")
-    policies = {"teacher": PolicyRuns("teacher", {None: teacher.members[best]})}
-    others = zip(teacher.names, teacher.members, strict=True)
-    policies |= {name: PolicyRuns("teacher", {None: member}) for name, member in others if name != teacher.names[best]}
-    return labels_of_member(dataset, best), policies
-
-
-def _evaluate_policies(run: Run, teacher: Policy, quiet: bool, failed: Sequence[str]) -> Evaluation:
-    """Evaluate the policies of a run of one task."""
-    trained = run.teacher.total_steps if isinstance(run.teacher, TrainConfig) else 0
-    has_dataset = run.recipe.needs_dataset and (run.dataset_folder / "manifest.json").exists()
-    dataset = run.read_dataset() if has_dataset else None
-    policies = {"teacher": PolicyRuns("teacher", {None: teacher}, trained)}
-    if isinstance(teacher, Committee):
-        dataset, policies = _members_to_evaluate(teacher, dataset, run)
-    for name in run.students:
-        policies[name] = policy_runs(run, run.out / "students" / name, student_steps(run, name))
-    for name in run.students if run.control != "none" else ():
-        folder = run.out / "controls" / name
-        steps = max(steps_from_reward(folder / f"seed-{seed}") for seed in run.seeds)
-        policies[name + CONTROL_SUFFIX] = policy_runs(run, folder, steps)
-    with track("evaluate", "episodes", quiet) as progress:
-        context = RunContext(run.seed, dataset, given_temperature(run.distill.losses), training_curves(run), failed)
-        return evaluate(run.env, policies, run.evaluate, run.out, context, progress, run.execution)
-
-
-def _evaluate_tasks(run: Run, mode: Mode, quiet: bool, failed: Sequence[str]) -> TasksEvaluation:
-    """Evaluate the students of a run in each of its tasks."""
-    parts = task_runs(run)
-    evaluations = {task: cast(Evaluation, run_evaluate(part, mode, quiet, failed)) for task, part in parts.items()}
-    students = {name: load_native(run.out / "students" / name / f"seed-{run.seeds[0]}") for name in run.students}
-    parameters = {
-        name: sum(part.numel() for part in own.parameters() if part.requires_grad) for name, own in students.items()
-    }
-    evaluation = TasksEvaluation.of(evaluations, parameters, run.evaluate.margin)
-    write_json(run.out / "evaluation.json", evaluation.to_dict())
-    return evaluation
 
 
 @stage_of_run

@@ -88,8 +88,8 @@ class SearchStage:
         returns = np.array(_Returns.read_dict(file)["returns"] if file.exists() else [], float)
         if (missing := episodes - len(returns)) > 0:
             side: Side = "teacher" if policy is self.teacher else "student"
-            workers, max_steps = self.run.evaluate.workers, self.run.evaluate.max_steps
-            plan = PlayConfig(self.run.seed, split, len(returns), side, workers=workers, max_steps=max_steps)
+            workers, max_steps = self.run.evaluate.env_workers, self.run.evaluate.max_steps
+            plan = PlayConfig(self.run.seed, split, len(returns), side, env_workers=workers, max_steps=max_steps)
             returns = np.concatenate([returns, play(self.env, policy, missing, plan).returns])
             write_json(file, {"returns": returns.tolist()})
         return returns[:episodes]
