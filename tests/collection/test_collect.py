@@ -118,7 +118,7 @@ def test_actions_of_two_dimensions_are_explored_and_resumed(bits: bool, tmp_path
     random = data.columns["actor"] == ACTORS.index("random")
     np.testing.assert_array_equal(data.columns["action"][~random], expected[~random])
     assert (data.columns["action"][random] != expected[random]).any()
-    record_video(env, 0, 0, list(expected[:3]), tmp_path / "film.mp4")
+    record_video(env, 0, 0, expected[:3], tmp_path / "film.mp4")
     before = manifest_bytes(tmp_path)
     document = json.loads(before)
     (tmp_path / document["blocks"][2]["file"]).unlink()

@@ -106,7 +106,7 @@ class Episodes:
     discounted: NDArray[np.float64]
     lengths: NDArray[np.int64]
     info: list[dict[str, float]]
-    actions: list[list[Any]]
+    actions: list[NDArray[Any]]
     first: int = 0
 
     def followed_by(self, more: Episodes) -> Episodes:
@@ -131,7 +131,7 @@ class Episodes:
     def distinct(self) -> int:
         """Number of episodes that differ in actions or return (without sticky actions, Pong repeats itself)."""
         pairs = zip(self.returns, self.actions, strict=True)
-        return len({(value, np.asarray(actions).tobytes()) for value, actions in pairs})
+        return len({(value, actions.tobytes()) for value, actions in pairs})
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def play(
     finished episodes.
     """
     info: list[dict[str, float]] = [{} for _ in range(episodes)]
-    actions: list[list[Any]] = [[] for _ in range(episodes)]
+    actions = [np.zeros(0)] * episodes
     returns, discounted = np.zeros(episodes), np.zeros(episodes)
     out = Episodes(returns, discounted, np.zeros(episodes, np.int64), info, actions, config.first)
     # Two groups of emulators take turns, so that the policy computes for one while the other is stepped.
@@ -252,7 +252,7 @@ def _play(
 
 def _count(
     out: Episodes,
-    actions: Mapping[int, bytearray],
+    actions: dict[int, bytearray],
     result: tuple[NDArray[Any], Step],
     playing: NDArray[np.int64],
     gamma: float,
@@ -272,8 +272,8 @@ def _count(
     ended = 0
     for number, info in zip(playing[step.ended], step.info, strict=True):
         if number != NO_EPISODE:
-            taken = np.frombuffer(actions[number], action.dtype)
-            out.actions[number - out.first] = list(taken.reshape(-1, *action.shape[1:]))
+            taken = np.frombuffer(bytes(actions.pop(number)), action.dtype)
+            out.actions[number - out.first] = taken.reshape(-1, *action.shape[1:])
             out.info[number - out.first] = info
             ended += 1
     return ended

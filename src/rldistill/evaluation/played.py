@@ -94,7 +94,7 @@ def write_played(path: Path, played: Played) -> None:
     """Write the episodes of one job."""
     (episodes, states), state = played, dict[str, object]()
     tensors = {name: torch.from_numpy(getattr(episodes, name)) for name in ARRAYS}
-    tensors["actions"] = torch.from_numpy(np.concatenate([np.stack(actions) for actions in episodes.actions]))
+    tensors["actions"] = torch.from_numpy(np.concatenate(episodes.actions))
     state["info"] = [
         {key: None if math.isnan(number) else float(number) for key, number in info.items()} for info in episodes.info
     ]
@@ -109,7 +109,7 @@ def read_played(path: Path, run: int | None, first: int) -> Played:
     try:
         arrays = {name: tensors[name].numpy() for name in ARRAYS}
         ends = np.cumsum(arrays["lengths"])[:-1]
-        actions = [list(part) for part in np.split(tensors["actions"].numpy(), ends)]
+        actions = np.split(tensors["actions"].numpy(), ends)
         own = {name.removeprefix("states."): value for name, value in tensors.items() if name.startswith("states.")}
         states = None
         if state.states is not None:

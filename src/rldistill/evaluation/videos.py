@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
@@ -110,7 +110,7 @@ def record_video(
     env_config: EnvConfig,
     seed: int,
     episode: int,
-    actions: list[Any],
+    actions: NDArray[Any],
     path: Path,
     after_frame: Callable[[], None] = lambda: None,
 ) -> None:
@@ -131,7 +131,7 @@ def record_video(
     write_atomic(path, write)
 
 
-def _frames(env_config: EnvConfig, seed: int, actions: list[Any]) -> Iterator[NDArray[np.uint8]]:
+def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterator[NDArray[np.uint8]]:
     if is_atari(env_config.id):
         picture = {"img_height": 210, "img_width": 160, "grayscale": False, "stack_num": 1}
         colored = dataclasses.replace(env_config, kwargs={**env_config.kwargs, **picture})
