@@ -147,7 +147,7 @@ def test_shards_have_the_results_of_one_process(
     teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rldistill.evaluation.match.PART_EPISODES", 2)
-    config, students = EvaluateConfig(5, videos=False), {"teacher": teacher, "mlp": [teacher, teacher]}
+    config, students = EvaluateConfig(5, videos=False, labeled_episodes=3), {"teacher": teacher, "mlp": [teacher] * 2}
     whole = results(evaluate(CARTPOLE, students, config, tmp_path / "whole", RunContext(7), progress=False))
     folder = tmp_path / "run"
     with lock_folder(folder):

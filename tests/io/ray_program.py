@@ -83,6 +83,8 @@ def main() -> None:
     for path in folder.glob("node-*"):
         path.unlink()
     run("ray", on_ray)
+    for tasks in (1, 2):
+        run(f"ray {tasks}", Execution("ray", tasks, cluster.address))
     result["nodes"] = len([*folder.glob("node-*")])
     (folder / "kill").touch()
     run("killed worker", on_ray)

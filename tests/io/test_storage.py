@@ -19,11 +19,15 @@ from pyarrow import fs
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import ConfigError, RLDistillError, UntrustedFileError
+from rldistill.evaluation.config import EvaluateConfig
+from rldistill.evaluation.played import FOLDER
+from rldistill.evaluation.results import Evaluation
 from rldistill.io import storage
 from rldistill.io.atomic import discard_stage, write_json
 from rldistill.io.execution import Shard
 from rldistill.policies.network import NetworkPolicy
 from rldistill.recipes.job import Run
+from rldistill.run.evaluation import run_evaluate
 from rldistill.run.stages import run_collect, run_distill, run_shard
 from rldistill.students import Tree
 
@@ -70,7 +74,10 @@ def objects(url: str) -> dict[str, bytes]:
 
 def make_run(teacher: NetworkPolicy, out: Any) -> Run:
     collected = CollectConfig(steps=400, block_steps=25, envs_per_stream=4, epsilon=0.3)
-    return Run(env=CARTPOLE, teacher=teacher, out=out, collect=collected, students={"tree": Tree(3)}, verify=False)
+    return Run(
+        env=CARTPOLE, teacher=teacher, out=out, collect=collected, students={"tree": Tree(3)}, verify=False,
+        evaluate=EvaluateConfig(3, videos=False),
+    )  # fmt: skip
 
 
 @needs_server
@@ -158,6 +165,19 @@ def test_shards_on_two_machines_meet_in_the_bucket(bucket: str, teacher: Network
         shutil.rmtree(tmp_path / "cache")  # as another machine has none
     run_collect(run, mode="resume", quiet=True)
     assert objects(bucket)["dataset/manifest.json"] == manifest_bytes(local.dataset_folder)
+    run_distill(run, quiet=True)
+    run_distill(local, quiet=True)
+    for number in (1, 2, 3):
+        shutil.rmtree(tmp_path / "cache")
+        run_shard(run, "evaluate", Shard(number, 3), quiet=True)
+    shutil.rmtree(tmp_path / "cache")
+    found, expected = (run_evaluate(own, "resume", quiet=True) for own in (run, local))
+    assert isinstance(found, Evaluation)
+    assert isinstance(expected, Evaluation)
+    assert {name: own.runs for name, own in found.policies.items()} == {
+        name: own.runs for name, own in expected.policies.items()
+    }
+    assert not [name for name in objects(bucket) if FOLDER in name]
 
 
 @needs_server

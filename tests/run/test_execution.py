@@ -88,6 +88,12 @@ def test_shards_have_the_bytes_of_one_collection(tmp_path: Path, teacher: Networ
     assert manifest_bytes(run.dataset_folder) == manifest_bytes(whole.dataset_folder)
     assert len(run.read_dataset()) == len(whole.read_dataset())
     assert not (run.out / ".lock").exists()
+    for count in (1, 4):  # of four, one has nothing to do
+        divided = dataclasses.replace(whole, out=tmp_path / str(count))
+        for number in range(1, count + 1):
+            run_shard(divided, "collect", Shard(number, count), quiet=True)
+        seal(divided.dataset_folder)
+        assert manifest_bytes(divided.dataset_folder) == manifest_bytes(whole.dataset_folder)
     other = dataclasses.replace(run, collect=dataclasses.replace(run.collect, epsilon=0.5))
     with pytest.raises(ConfigError, match=r"epsilon was 0\.3, now it is 0\.5"):
         run_shard(other, "collect", Shard(1, 2), quiet=True)
