@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -159,6 +163,17 @@ def test_refused_shard_does_not_change_the_record(tmp_path: Path, teacher: Netwo
     with pytest.raises(ConfigError, match="seed was 0, now it is 1"):
         run_shard(other, "collect", Shard(2, 2), quiet=True)
     assert (run.out / "config.yaml").read_bytes() == before
+
+
+def test_what_a_killed_run_did_not_finish_is_removed(tmp_path: Path, teacher: NetworkPolicy) -> None:
+    run = read_run(document(tmp_path, teacher, out=str(tmp_path / "run"), collect={"steps": 64, "epsilon": 0.3}))
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    run.out.mkdir()
+    (run.out / f".{process.pid}@{platform.node()}.tmp.config.yaml").touch()
+    (run.out / f".{os.getpid()}@{platform.node()}.tmp.evaluation.json").touch()
+    run_collect(run, quiet=True)
+    assert [path.name for path in run.out.glob(".*")] == [f".{os.getpid()}@{platform.node()}.tmp.evaluation.json"]
 
 
 @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "-1/4", "1/0"])

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -32,6 +32,8 @@ STAGE_FILES = re.compile(
 CHANGED = "The file was changed; write it again."
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 SEAL = "sha256"
+UNFINISHED = ".*.tmp.*"
+"""Pattern of the names of temporary files."""
 LOCK = ".lock"
 """Name of the file whose lock is that of its folder."""
 Row = dict[str, int | float | list[float] | None]
@@ -310,7 +312,13 @@ def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = 
             resume = 'Continue it with mode="resume" (--resume), or discard' if "resume" in allowed else "Discard"
             raise ConfigError(f'{folder} exists. {resume} it with mode="overwrite" (--overwrite).')
     folder.mkdir(parents=True, exist_ok=True)
-    for temporary in folder.rglob(".*.tmp.*"):
+    remove_unfinished(folder.rglob(UNFINISHED))
+    return result.exists()
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Delete those of some temporary files whose processes were killed while they wrote."""
+    for temporary in paths:
         pid, _, node = temporary.name[1:].partition(".tmp.")[0].partition("@")
         if node not in ("", platform.node()):  # of a machine with which the folder is shared
             continue
@@ -320,4 +328,3 @@ def open_stage(folder: Path, result: Path, mode: Mode, allowed: Sequence[str] = 
             temporary.unlink(missing_ok=True)
         except (ValueError, OverflowError, OSError):
             continue
-    return result.exists()

@@ -26,10 +26,10 @@ from rldistill.recipes.tasks import task_runs
 from rldistill.reporting.advice import next_step
 from rldistill.reporting.sections import CONTROL_SUFFIX
 from rldistill.run.folder import (
-    stage_of_run,
     policy_runs,
     record_run,
     require_result,
+    stage_of_run,
     steps_from_reward,
     student_steps,
     training_curves,

@@ -14,7 +14,16 @@ from rldistill.data.manifest import Manifest
 from rldistill.evaluation.episodes import PolicyRuns
 from rldistill.evaluation.evaluate import Curve
 from rldistill.io import stage_inputs
-from rldistill.io.atomic import Mode, read_json, read_jsonl, require_mode, write_atomic, write_json
+from rldistill.io.atomic import (
+    UNFINISHED,
+    Mode,
+    read_json,
+    read_jsonl,
+    remove_unfinished,
+    require_mode,
+    write_atomic,
+    write_json,
+)
 from rldistill.io.execution import Shard
 from rldistill.io.hub import COMMIT
 from rldistill.io.lock import lock_folder
@@ -63,6 +72,7 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
     require_mode(mode)
     commits = {path: commit_of(path) for path in sorted({*hub_paths(run)})}
     with work_in(run.out, shard):
+        remove_unfinished(run.out.glob(UNFINISHED))
         config, machine = run.out / "config.yaml", run.out / "provenance.json"
         document = None
         with suppress(CorruptArtifactError):
