@@ -182,6 +182,7 @@ def main() -> None:
         print("without collect on Ray, which is not installed")
     if "collect, Ray" in names:
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # also of the drivers, which have an address
         host, _, port = ADDRESS.partition(":")
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         command += [f"--node-ip-address={host}", "--num-cpus=2", "--include-dashboard=false"]

@@ -85,7 +85,7 @@ def connect(address: str | None) -> Any:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"execution.address: no Ray cluster answers at {address!r} ({error_text(error)}). Start one with "
-                "`ray start --head`, or leave the address out."
+                "`ray start --head`, set RAY_AUTH_MODE=token if it takes tokens, or leave the address out."
             ) from None
         finally:
             for number, handler in handlers.items():
