@@ -173,7 +173,7 @@ def test_what_a_killed_run_did_not_finish_is_removed(tmp_path: Path, teacher: Ne
     (run.out / f".{process.pid}@{platform.node()}.tmp.config.yaml").touch()
     (run.out / f".{os.getpid()}@{platform.node()}.tmp.evaluation.json").touch()
     run_collect(run, quiet=True)
-    assert [path.name for path in run.out.glob(".*")] == [f".{os.getpid()}@{platform.node()}.tmp.evaluation.json"]
+    assert [path.name for path in run.out.glob(".*.tmp.*")] == [f".{os.getpid()}@{platform.node()}.tmp.evaluation.json"]
 
 
 @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "-1/4", "1/0"])
