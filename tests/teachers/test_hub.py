@@ -139,6 +139,7 @@ CASES: list[tuple[str, dict[str, bytes], type[RLDistillError], str]] = [
     ("hub:me/own", {"a.zip": b"", "b.zip": b""}, ConfigError, r"Name one of a\.zip, b\.zip, as in hub:me/own/a\.zip\."),
     ("hub:me/own/c.zip", {"a.zip": b""}, ConfigError, r"the repository has no c\.zip\. Its files: a\.zip\."),
     ("hub:me/own/../x", {"a.zip": b""}, ConfigError, r"expected hub:OWNER/NAME\[/FILE\]\[@REVISION\]"),
+    ("hub:sb3", {}, ConfigError, r"teacher: hub:sb3: expected hub:OWNER/NAME"),
     ("hub:ppo-CartPole-v1", {}, ConfigError, r"expected hub:OWNER/NAME\[/FILE\]\[@REVISION\], as in hub:sb3/ppo"),
     ("hub:me/own", {"large.zip": b""}, UntrustedFileError, r"large\.zip has 3,000,000,000 bytes, above the limit"),
     ("hub:me/gated", {"a.zip": b""}, ConfigError, r"the repository asks for access\. Accept its conditions"),
@@ -173,7 +174,11 @@ def test_file_that_grew_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
         load_policy("hub:me/own")
 
 
-def test_paths_of_the_hub() -> None:
+def test_paths_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_hub("hub:agent")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hub.py").write_text("agent = None")
+    monkeypatch.syspath_prepend(str(tmp_path))  # which is restored afterwards
     assert is_hub("hub:sb3/ppo-LunarLander-v2")
     assert is_hub("hub:ppo-LunarLander-v2")
     assert not is_hub("hub:agent")  # functions of the user's module `hub`

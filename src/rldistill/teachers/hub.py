@@ -7,10 +7,12 @@ elsewhere: nothing in them is executed.
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
 
 from rldistill.core.errors import ConfigError, UntrustedFileError
+from rldistill.core.fields import add_working_directory
 from rldistill.io.hub import Listing, download, list_repository
 from rldistill.students.keras import FILE as KERAS
 from rldistill.students.storage import DOCUMENT, TENSORS
@@ -31,8 +33,11 @@ _fetched: dict[tuple[str, str | None], str] = {}
 
 
 def is_hub(path: str) -> bool:
-    """Return True for the path of a repository of the Hub; `hub:agent` is a function of the module `hub`."""
-    return path.startswith(HUB) and re.fullmatch(r"\w+(@.+)?", path.removeprefix(HUB)) is None
+    """Return True for the path of a repository of the Hub; `hub:agent` may be that of a module `hub`."""
+    if not path.startswith(HUB) or re.fullmatch(r"\w+(@.+)?", path.removeprefix(HUB)) is None:
+        return path.startswith(HUB)
+    add_working_directory()
+    return find_spec("hub") is None
 
 
 def local_path(path: str) -> str:

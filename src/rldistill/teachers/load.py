@@ -120,7 +120,7 @@ class SavedTeacher:
     def load(self, spec: PolicySpec | None = None) -> Policy:
         """Load the teacher; see `load_policy`."""
         path = self.path
-        if not path.startswith(ZOO) and not _is_factory(path):
+        if not path.startswith(ZOO) and (is_hub(path) or not _is_factory(path)):
             if not is_hub(path) and not Path(path).exists():
                 raise ConfigError(f"teacher: {path}: there is no such file or folder. Check the path.")
             path = _agent_in(path)
