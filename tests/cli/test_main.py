@@ -108,6 +108,16 @@ def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.Mo
     assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, TypeError)
 
 
+def test_exit_of_user_code_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: Any) -> None:
+        sys.exit(0)
+
+    monkeypatch.setattr(rldistill, "run_all", leave)
+    result = CliRunner().invoke(app, ["run", str(file)])
+    assert result.exit_code == 2
+    assert re.search(r"^error: .*leave failed: SystemExit: 0 \(.*test_main.py, line \d+\)\.$", result.stderr)
+
+
 @pytest.mark.parametrize("arguments", [["--traceback", "run"], ["run", "--traceback"], ["run"]])
 def test_error_of_user_code_ends_in_one_line(arguments: list[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lose(*_: Any) -> None:

@@ -250,7 +250,7 @@ def test_flat_observations_are_those_of_gymnasium(env: EnvConfig) -> None:
 def test_a_float_in_the_place_of_bytes_is_refused(env: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Desk._seen
     monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "camera": seen(self)["camera"] / 255})
-    with pytest.raises(SpecMismatchError, match="the entry 'camera' has fractions, but its space has uint8"):
+    with pytest.raises(SpecMismatchError, match=r"entry 'camera' does not fit: found float64 .* has uint8"):
         make_env(env).reset(seed=0)
 
 
@@ -321,7 +321,7 @@ def test_vectors_of_earlier_datasets_are_read(
 def test_a_picture_of_another_shape_is_refused(env: EnvConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Desk._seen
     monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "camera": seen(self)["camera"].transpose(2, 0, 1)})
-    with pytest.raises(SpecMismatchError, match=r"the entry 'camera' does not fit: its shape is \(3, 10, 12\)"):
+    with pytest.raises(SpecMismatchError, match=r"the entry 'camera' does not fit: found uint8 of shape \(3, 10, 12\)"):
         make_env(env).reset(seed=0)
 
 
@@ -335,10 +335,10 @@ def test_nan_beside_pictures_is_refused(env: EnvConfig, tmp_path: Path, monkeypa
         require_content(block.columns, data.spec, None, 2)
     seen = Desk._seen
     monkeypatch.setattr(Desk, "_seen", lambda self: {**seen(self), "pose": np.full(2, np.nan)})
-    with pytest.raises(SpecMismatchError, match="its obs is NaN or infinite"):
+    with pytest.raises(SpecMismatchError, match="the entry 'pose' is NaN, infinite"):
         collect(env, FunctionPolicy(lambda obs: 0, spec_from_env(env).unmasked), SMALL, tmp_path / "broken")
     findings = check_env(env, short=True).findings
-    assert findings[0].problem == "NaN or infinite numbers", findings
+    assert "the entry 'pose' is NaN" in findings[0].problem, findings
 
 
 def test_students_of_one_picture_name_the_student_for_several(env: EnvConfig) -> None:

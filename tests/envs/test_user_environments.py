@@ -53,7 +53,7 @@ def play(env: EnvConfig, folder: Path, episodes: int = 3, max_steps: int = 1_000
     [
         "Unbounded", "HalfBounded", "Float64Bounds", "IntegerBox", "Shifted", "ShiftedMulti", "ArrayReward",
         "NestedReward", "Bits", "BitsInDict", "Words", "Halves", "OddInfo", "ArrayEnds", "SameArray", "Doubles",
-        "NoInfo",
+        "NoInfo", "Pieces", "Place", "BitActions", "HugeBounds", "OtherByteOrder", "LongDoubles", "ChangesAction",
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:no videos")
@@ -88,12 +88,59 @@ def test_kind_works_in_all_stages(kind: str, tmp_path: Path) -> None:
         ("TupleActions", "has actions Tuple.*Use Box"),
         ("DictActions", "has actions Dict.*Use Box"),
         ("RandomSpaces", "two copies of it have different spaces"),
+        ("FailingSpace", r"its observation_space failed: MyError: not connected \(.*user_envs.py, line \d+\)"),
+        ("HugeNumbers", "the observation is NaN, infinite, or beyond float32. Return finite numbers"),
+        ("NoNumbers", r"has observations Box\(\[\], \[\], \(0,\), float32\). Use"),
+        ("NoEntries", "has no entries in its observations. Add one"),
+        ("NoAction", "has actions of no numbers"),
+        ("GradientReward", "a reward is a Tensor. Return a finite number"),
     ],
 )
 def test_kind_is_refused_in_one_line(kind: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(RLDistillError, match=words) as error:
         play(env_of(kind), tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pose": ...}, r"has no entry 'pose\.x', only goals\.0, goals\.1, gears"),
+        ({"pose": np.zeros(3)}, r"has no entry 'pose\.x', only pose, goals"),
+        ({"pose": {"x": np.zeros(2, np.float32)}}, r"the entry 'pose\.x' does not fit: found float32 of shape \(2,\)"),
+        ({"pose": {"x": "left"}}, r"the entry 'pose\.x' does not fit: found <U4"),
+        ({"pose": {"x": None}}, r"the entry 'pose\.x' does not fit: found a NoneType"),
+        ({"pose": {"x": np.full(3, np.inf)}}, r"the entry 'pose\.x' is NaN, infinite"),
+        ({"goals": (1,)}, r"has no entry 'goals\.1', only"),
+        ({"goals": (4, np.ones(2))}, r"the entry 'goals\.0' does not fit: found 4, its space is Discrete\(4\)"),
+        ({"goals": (0.5, np.ones(2))}, r"the entry 'goals\.0' does not fit: found float64"),
+        ({"gears": np.array([1, -1])}, r"the entry 'gears' does not fit: found \[1, -1\], its space is MultiDiscrete"),
+    ],
+    ids=str,
+)
+def test_entry_that_does_not_fit_its_space_is_named(
+    changes: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_envs.Pieces, "changes", changes)
+    with pytest.raises(RLDistillError, match=rf"env: .*make: .*{words}"):
+        play(env_of("Pieces"), tmp_path)
+
+
+def test_list_in_the_place_of_a_tuple_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_envs.Pieces, "changes", {"goals": [np.array([2]), [0.5, 0.25]]})
+    assert play(env_of("Pieces"), tmp_path)[0].num_steps == 96
+
+
+@pytest.mark.parametrize("place", [5, -1, np.int64(9), np.array(5)], ids=repr)
+def test_number_beyond_a_discrete_space_is_refused(place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_envs.Place, "place", place)
+    with pytest.raises(RLDistillError, match=r"the observation does not fit: found -?\d, its space is Discrete\(5\)"):
+        play(env_of("Place"), tmp_path)
+
+
+def test_recorded_actions_are_those_before_the_environment_changed_them(tmp_path: Path) -> None:
+    dataset = collect(env_of("ChangesAction"), teacher_of(env_of("ChangesAction")), SMALL, tmp_path / "dataset")
+    assert 0 < np.abs(dataset.columns["action"]).max() <= 1
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), StopIteration(), AssertionError(), KeyError("x"), OSError("pipe")])
@@ -202,6 +249,7 @@ def test_error_of_a_wrapper_names_its_line(tmp_path: Path) -> None:
         ("ShiftedMulti", [2, 1], [3, -4]),
         ("IntegerBox", [2.6, 9.0], [3, 7]),
         ("Float64Bounds", np.array([0.1], np.float32), [0.1]),
+        ("BitActions", [0.3, 0.9], [False, True]),
     ],
 )
 def test_actions_arrive_in_the_space(kind: str, sent: Any, received: Any, monkeypatch: pytest.MonkeyPatch) -> None:

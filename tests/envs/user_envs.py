@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 
 ID = f"{__name__}:make"
@@ -295,6 +296,100 @@ class NaNObservation(Base):
 class Doubles(Base):
     def observe(self) -> Any:
         return super().observe().astype(np.float64)
+
+
+class ChangingSpaces(Base):
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.action_space = spaces.Discrete(3)
+        return super().reset(seed=seed)
+
+
+class FailingSpace(Base):
+    @property
+    def observation_space(self) -> Any:
+        raise MyError("not connected")
+
+
+class Pieces(Base):
+    """Dict within a dict, and a tuple, whose entries a test replaces."""
+
+    observation_space = spaces.Dict(
+        {
+            "pose": spaces.Dict({"x": spaces.Box(-1, 1, (3,))}),
+            "goals": spaces.Tuple((spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float64))),
+            "gears": spaces.MultiDiscrete([3, 2]),
+        }
+    )
+    changes: Any = {}  # noqa: RUF012
+
+    def observe(self) -> Any:
+        entries = {"pose": {"x": super().observe()}, "goals": (3, np.ones(2)), "gears": np.array([2, 1])}
+        return {key: value for key, value in (entries | self.changes).items() if value is not Ellipsis}
+
+
+class Place(Base):
+    observation_space = spaces.Discrete(5)
+    place: Any = 4
+
+    def observe(self) -> Any:
+        super().observe()
+        return self.place
+
+
+class HugeNumbers(Base):
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+
+    def observe(self) -> Any:
+        return super().observe().astype(np.float64) + 1e200
+
+
+class NoNumbers(Base):
+    observation_space = spaces.Box(-1, 1, (0,))
+
+
+class NoEntries(Base):
+    observation_space = spaces.Tuple(())
+
+
+class NoAction(Base):
+    action_space = spaces.Box(-1, 1, (0,))
+
+
+class BitActions(Float64Bounds):
+    action_space = spaces.Box(0, 1, (2,), bool)
+
+
+class HugeBounds(Float64Bounds):
+    action_space = spaces.Box(-1e300, 1e300, (1,), np.float64)
+
+
+class OtherByteOrder(Base):
+    observation_space = spaces.Box(-1, 1, (3,), np.dtype(">f4"))  # type: ignore[arg-type]
+
+    def observe(self) -> Any:
+        return super().observe().astype(">f4")
+
+
+class LongDoubles(Base):
+    observation_space = spaces.Box(-1, 1, (3,), np.longdouble)
+
+    def observe(self) -> Any:
+        return super().observe().astype(np.longdouble)
+
+
+class ChangesAction(Base):
+    """Overwrites the array of the action, as clipping or scaling in place does."""
+
+    action_space = spaces.Box(-1, 1, (2,))
+
+    def step(self, action: Any) -> Any:
+        action *= 7
+        return super().step(action)
+
+
+class GradientReward(Base):
+    def reward(self, action: Any) -> Any:
+        return torch.ones((), requires_grad=True)
 
 
 class CleverReward(gymnasium.RewardWrapper[Any, Any]):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rldistill.core.errors import SpecMismatchError
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.make import make_env
 from rldistill.envs.seeding import episode_seed
@@ -98,6 +99,14 @@ class Goal(gymnasium.Env[Any, Any]):
 
 
 @pytest.mark.parametrize("tells", ["all", "some", "none"])
+def test_outputs_that_are_nan_are_refused() -> None:
+    policy = Linear().build(spec_from_env(CARTPOLE)).eval()
+    with torch.no_grad():
+        policy.output.bias += torch.nan
+    with pytest.raises(SpecMismatchError, match=r"^policy: its outputs are NaN in some states\. Check its weights"):
+        play(CARTPOLE, policy, 1, PlayConfig())
+
+
 def test_success_is_reported_by_the_last_step(tells: str) -> None:
     gymnasium.register("Goal-v0", Goal)
     try:

@@ -106,6 +106,14 @@ def test_dict_observations_are_taken_as_the_environment_returns_them() -> None:
         policy.act({key: value for key, value in obs.items() if key != "arm"})
 
 
+@pytest.mark.parametrize("place", [3, -1])
+def test_integers_beyond_their_space_are_refused(place: int) -> None:
+    policy = Mlp((4,)).build(spec_from_spaces("Own-v0", spaces.MultiDiscrete([5, 3]), spaces.Discrete(2)))
+    assert policy.act([4, 2]) in (0, 1)
+    with pytest.raises(SpecMismatchError, match="act: the observation has integers beyond its space, which has 5, 3"):
+        policy.act([4, place])
+
+
 def test_a_mask_in_the_observation_excludes_illegal_actions() -> None:
     space = spaces.Dict({"obs": spaces.Box(0, 1, (2,)), MASK: spaces.MultiBinary(4)})
     spec = spec_from_spaces("masked", space, spaces.Discrete(4))

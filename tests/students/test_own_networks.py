@@ -86,6 +86,15 @@ def test_failing_student_is_refused_with_its_line(name: str, tmp_path: Path, mon
                 require_fit(student, DistillConfig(), q_spec(CARTPOLE))
 
 
+def test_student_without_weights_to_train_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = MODULE.format(body="nn.Linear(4, 8)", forward="return x")
+    (tmp_path / "own_frozen.py").write_text(text.replace("), 8)", "), 8).requires_grad_(False)", 1))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_frozen")
+    with pytest.raises(ConfigError, match=r"^students: Mine: none of its weights has requires_grad"):
+        require_fit(own.Mine(), DistillConfig(), spec_from_env(CARTPOLE))
+
+
 def test_probe_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = MODULE.format(
         body="Layer(), nn.BatchNorm1d(8), nn.Dropout(0.5)", forward="return self.linear(x) + torch.rand(1)"

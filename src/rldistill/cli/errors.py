@@ -54,6 +54,10 @@ class CommandGroup(TyperGroup):
             resumable = command is not None and any("--resume" in option.opts for option in command.params)
             typer.echo("stopped; continue with --resume" if resumable else "stopped", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except SystemExit as error:  # of a loss or student of the user's
+            if (code := user_code(error)) is not None:
+                _fail(f"{code} failed: {failure(error)}.", ctx)
+            raise
         except Exception as error:
             if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
                 _fail("there is not enough memory. Use smaller settings.", ctx)

@@ -28,7 +28,7 @@ def named_values(observation: Any) -> dict[str, Any]:
 
 def find_entry(observation: Any, name: str) -> Any:
     """Return the entry of an observation by its name among `walk`; raise KeyError if there is none."""
-    if isinstance(observation, tuple):
+    if isinstance(observation, tuple | list):
         observation = {str(index): inner for index, inner in enumerate(observation)}
     if not isinstance(observation, Mapping):
         raise KeyError(name)

@@ -25,7 +25,7 @@ from rldistill.io.atomic import START_AGAIN
 from rldistill.io.metrics import Metrics
 from rldistill.io.progress import Progress
 from rldistill.io.tensors import read_tensors, write_tensors
-from rldistill.losses.objective import best_constant_loss, student_spec, total_loss, with_temperatures
+from rldistill.losses.objective import best_constant_loss, differentiate, student_spec, total_loss, with_temperatures
 from rldistill.policies.layers import Flat, flatten_weights
 from rldistill.policies.network import NetworkPolicy
 from rldistill.students import AnyStudent
@@ -170,7 +170,7 @@ class Trainer:
         gradient = self.weights.grad
         assert gradient is not None
         gradient.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        differentiate(loss)
         gradient.div_((torch.linalg.vector_norm(gradient) / self.config.max_grad_norm).clamp_min_(1))
         self.optimizer.step(gradient)
         return loss.detach()

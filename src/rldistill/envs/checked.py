@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
-from rldistill.core.errors import RLDistillError, SpecMismatchError, failure
+from rldistill.core.errors import RLDistillError, SpecMismatchError, failure, short_repr
 from rldistill.envs.wrappers import Env, Step
 
 INTERFACE = (
@@ -17,12 +18,15 @@ INTERFACE = (
 )
 OLD_INTERFACE = ("argument 'seed'", "argument 'options'", "argument 'return_info'", "values to unpack")
 """Parts of Python's messages about methods of the old Gym interface."""
+PYTORCH_DTYPES = {"bool": "int8", "uint16": "int64", "uint32": "int64", "uint64": "int64", "float128": "float64"}
+MAX_FLOAT = float(np.finfo(np.float32).max)
+"""Largest number that networks compute with."""
 
 
 def obs_dtype(dtype: Any) -> str:
-    """Return the dtype in which observations are stored: bits as int8, and integers that PyTorch lacks as int64."""
-    name = str(np.dtype(dtype))
-    return {"bool": "int8", "uint16": "int64", "uint32": "int64", "uint64": "int64"}.get(name, name)
+    """Return the dtype in which observations are stored, in the byte order of this machine and as PyTorch has it."""
+    name = str(np.dtype(dtype).newbyteorder("="))
+    return PYTORCH_DTYPES.get(name, name)
 
 
 class RewardMeter(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -68,6 +72,11 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self.action_space = spaces.Discrete(int(action.n))
         elif isinstance(action, spaces.MultiDiscrete) and np.any(action.start):
             self.action_space = spaces.MultiDiscrete(action.nvec)
+        elif isinstance(action, spaces.Box) and action.dtype == bool:
+            self.action_space = spaces.Box(action.low.astype(np.int8), action.high.astype(np.int8), dtype=np.int8)
+        elif isinstance(action, spaces.Box) and action.dtype == np.float64:  # policies act in float32
+            low, high = (np.where(np.isinf(x), x, np.clip(x, -MAX_FLOAT, MAX_FLOAT)) for x in (action.low, action.high))
+            self.action_space = spaces.Box(low, high, dtype=np.float64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; raise SpecMismatchError for an error or an invalid result."""
@@ -76,7 +85,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         except (Exception, SystemExit) as error:
             raise self._failed("reset", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
-            raise self._invalid(f"reset returned {_kind(result)}", INTERFACE)
+            raise self._invalid(f"reset returned {kind_of(result)}", INTERFACE)
         if self._meter is not None:
             self._meter.total = 0.0
         self.info = {}
@@ -91,7 +100,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         except (Exception, SystemExit) as error:
             raise self._failed("step", error) from error
         if not isinstance(result, tuple) or len(result) != 5:
-            raise self._invalid(f"step returned {_kind(result)}", INTERFACE)
+            raise self._invalid(f"step returned {kind_of(result)}", INTERFACE)
         obs, reward, terminated, truncated, info = result
         value = _number(reward)
         if not math.isfinite(value):
@@ -99,7 +108,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 np.size(reward) == 1 and np.asarray(reward).dtype.kind == "f"
             )
             raise self._invalid(
-                f"a reward is {'NaN or infinite' if scalar else _kind(reward)}", "Return a finite number"
+                f"a reward is {'NaN or infinite' if scalar else kind_of(reward)}", "Return a finite number"
             )
         self.own_reward = value if self._meter is None else self._meter.total
         ends = [terminated, truncated]
@@ -107,7 +116,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             if isinstance(end, bool):
                 continue
             if np.size(end) != 1 or np.asarray(end).dtype.kind not in "biuf":
-                raise self._invalid(f"terminated or truncated is {_kind(end)}", "Return True or False")
+                raise self._invalid(f"terminated or truncated is {kind_of(end)}", "Return True or False")
             ends[number] = bool(np.asarray(end).item())
         if isinstance(info, dict):  # kept here, since its values may not fit into a batch
             self.info |= info
@@ -132,23 +141,15 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             return (np.asarray(action) + self._start).astype(space.dtype) if np.any(self._start) else action
         if isinstance(space, spaces.Box) and space.dtype != np.float32:  # the head's bounds are float32
             number = np.asarray(action, np.float64)
-            number = np.rint(number) if np.dtype(space.dtype).kind in "iu" else number
+            number = np.rint(number) if np.dtype(space.dtype).kind in "iub" else number
             return np.clip(number, space.low, space.high).astype(space.dtype)
-        return action
+        # A copy, since environments may change the array in place, and the action is recorded after the step.
+        return action.copy() if isinstance(action, np.ndarray) else action
 
     def _observation(self, obs: Any) -> Any:
         if self._dtype is None:
             return obs
-        space = self._space
-        try:
-            array = np.asarray(obs)
-        except (TypeError, ValueError):  # of different lengths
-            array = np.asarray(None)
-        fits = array.dtype == self._dtype or np.can_cast(array.dtype, self._dtype, "same_kind")
-        if array.shape != space.shape or not fits:
-            found = f"found {array.dtype} of shape {array.shape}" if array.dtype.kind != "O" else f"found {_kind(obs)}"
-            expected = f"its observation_space has {self._dtype} of shape {space.shape}"
-            raise self._invalid(f"the observation does not fit: {found}, {expected}", "Correct the one or the other")
+        array = fitting_array(obs, self._space, f"env: {self.name}: the observation")
         return array if array.dtype == self._stored_dtype else array.astype(self._stored_dtype or array.dtype)
 
     def _failed(self, method: str, error: BaseException) -> RLDistillError:
@@ -163,6 +164,30 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return SpecMismatchError(f"env: {self.name}: {problem}. {remedy}.")
 
 
+def fitting_array(value: Any, space: spaces.Space[Any], where: str) -> NDArray[Any]:
+    """Return an observation, or an entry of one, as an array; raise SpecMismatchError unless it fits its space."""
+    try:
+        array = np.asarray(value)
+    except Exception:  # lists of different lengths, tensors on a GPU or with a gradient
+        array = np.asarray(None)
+    if array.size == 1 and space.shape in ((), (1,)):
+        array = array.reshape(space.shape)
+    fits = array.dtype == space.dtype or np.can_cast(array.dtype, space.dtype, "same_kind")
+    problem = ""
+    if array.shape != space.shape or not fits:
+        found = f"{array.dtype} of shape {array.shape}" if array.dtype.kind != "O" else kind_of(value)
+        problem = f"found {found}, its space has {space.dtype} of shape {space.shape}"
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        choice = array - space.start
+        if (choice < 0).any() or (choice >= (space.n if isinstance(space, spaces.Discrete) else space.nvec)).any():
+            problem = f"found {short_repr(array.tolist())}, its space is {space}"
+    if problem:
+        raise SpecMismatchError(f"{where} does not fit: {problem}. Correct the one or the other.")
+    if array.dtype.kind == "f" and not (np.abs(array) <= MAX_FLOAT).all():
+        raise SpecMismatchError(f"{where} is NaN, infinite, or beyond float32. Return finite numbers.")
+    return array
+
+
 def _number(value: Any) -> float:
     """Return a number, also one in an array, as a float; NaN if it is none."""
     if isinstance(value, float):
@@ -170,11 +195,11 @@ def _number(value: Any) -> float:
     try:
         array = np.asarray(value)
         return float(array.item()) if array.size == 1 and array.dtype.kind in "biuf" else math.nan
-    except (TypeError, ValueError):
+    except Exception:  # a tensor with a gradient, for one
         return math.nan
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Return the type of a value, with its length or shape."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"

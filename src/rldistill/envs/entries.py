@@ -1,5 +1,6 @@
 """Observations of several entries: dicts and tuples, also within each other."""
 
+import math
 from typing import Any
 
 import gymnasium
@@ -7,10 +8,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rldistill.core.entries import find_entry, join_parts, walk
+from rldistill.core.entries import find_entry, join_parts, named_values, walk
 from rldistill.core.errors import ConfigError, SpecMismatchError, short_repr
 from rldistill.core.spec import ObsPart, Parts, joined_layout
-from rldistill.envs.checked import obs_dtype
+from rldistill.envs.checked import fitting_array, kind_of, obs_dtype
 from rldistill.envs.wrappers import Env
 
 CONTAINERS = (spaces.Dict, spaces.Tuple)
@@ -22,10 +23,11 @@ def obs_part(env_id: str, space: spaces.Space[Any], name: str = "") -> ObsPart:
         return ObsPart((), "int64", (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
         return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
+    if isinstance(space, spaces.Box | spaces.MultiBinary) and math.prod(space.shape):
         return ObsPart(space.shape, obs_dtype(space.dtype))
     is_flat = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.OneOf)
-    kind = short_repr(space) if is_flat else f"{type(space).__name__} of any size"
+    is_empty = isinstance(space, spaces.Box | spaces.MultiBinary)
+    kind = short_repr(space) if is_flat or is_empty else f"{type(space).__name__} of any size"
     where = f"an entry {name!r} in its observations, {kind}" if name else f"observations {kind}"
     remedy = "Use Box, MultiBinary, Discrete or MultiDiscrete from 0, or a Dict or Tuple of these"
     if is_flat:
@@ -38,8 +40,10 @@ def obs_part(env_id: str, space: spaces.Space[Any], name: str = "") -> ObsPart:
 def obs_parts(env_id: str, space: spaces.Space[Any]) -> Parts:
     """Return the parts of a dict or tuple; raise ConfigError for an entry that is not supported."""
     named = [*walk(space, CONTAINERS)]
-    if len(names := {name for name, _ in named}) < len(named) or not names:
-        raise ConfigError(f"env.id: {env_id} has no entries in its observations, or two of one name. Rename one.")
+    if not named:
+        raise ConfigError(f"env.id: {env_id} has no entries in its observations. Add one.")
+    if len({name for name, _ in named}) < len(named):
+        raise ConfigError(f"env.id: {env_id} has two entries of one name in its observations. Rename one.")
     return tuple((name, obs_part(env_id, part, name)) for name, part in named)
 
 
@@ -48,17 +52,25 @@ class FlatDict(gymnasium.ObservationWrapper[NDArray[Any], Any, Any]):
 
     def __init__(self, env: Env, name: str) -> None:
         super().__init__(env)
-        self.parts = obs_parts(name, env.observation_space)
+        self.name, self.parts = name, obs_parts(name, env.observation_space)
+        self._spaces = [*walk(env.observation_space, CONTAINERS)]
         size, self.dtype = joined_layout(self.parts)
         low, high = (0, 255) if self.dtype == "uint8" else (-np.inf, np.inf)
         self.observation_space = spaces.Box(low, high, (size,), np.dtype(self.dtype).type)
 
     def observation(self, observation: Any) -> NDArray[Any]:
-        """Join the entries."""
-        entries = {key: np.asarray(find_entry(observation, key))[None] for key, _ in self.parts}
-        for key, part in self.parts:
-            if part.is_picture and entries[key].shape[1:] != part.shape:
-                found = f"its shape is {entries[key].shape[1:]}, in its space {part.shape}"
-                raise SpecMismatchError(f"env: the entry {key!r} does not fit: {found}. Correct the one or the other.")
-        joined: NDArray[Any] = join_parts(entries, self.parts, self.dtype)[0]
+        """Join the entries; raise SpecMismatchError for a missing one, and for one that does not fit its space."""
+        arrays = {}
+        for key, space in self._spaces:
+            try:
+                entry = find_entry(observation, key)
+            except KeyError:
+                known = named_values(observation)
+                found = f"only {', '.join(known)}" if "" not in known else f"and is {kind_of(observation)}"
+                raise SpecMismatchError(
+                    f"env: {self.name}: the observation has no entry {key!r}, {found}. Return all that its "
+                    "observation_space has."
+                ) from None
+            arrays[key] = fitting_array(entry, space, f"env: {self.name}: the entry {key!r}")[None]
+        joined: NDArray[Any] = join_parts(arrays, self.parts, self.dtype)[0]
         return joined

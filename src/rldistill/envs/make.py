@@ -105,7 +105,11 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     build = partial(_construct, config, spec, kwargs)
     env: Env = SampledWorlds(build, config.worlds) if config.worlds else build()
     for name in ("observation_space", "action_space"):
-        if not isinstance(found := getattr(env, name, None), spaces.Space):
+        try:
+            found = getattr(env, name, None)
+        except (Exception, SystemExit) as error:  # a property of the user's
+            raise ConfigError(f"env.id: {config.id}: its {name} failed: {failure(error)}.") from error
+        if not isinstance(found, spaces.Space):
             raise ConfigError(
                 f"env.id: {config.id}: its {name} is {short_repr(found)}. Set it to a space of gymnasium.spaces."
             )

@@ -102,6 +102,8 @@ def spec_from_spaces(env_id: str, obs_space: spaces.Space[Any], action_space: sp
     elif isinstance(action_space, spaces.MultiBinary):
         head = BernoulliHead((math.prod(action_space.shape),))
     elif isinstance(action_space, spaces.Box):
+        if not math.prod(action_space.shape):
+            raise ConfigError(f"env.id: {env_id} has actions of no numbers, {action_space}. Give it an action.")
         low, high = (tuple(bound.ravel().tolist()) for bound in (action_space.low, action_space.high))
         head = DeterministicHead(low=low, high=high)
     else:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rldistill.core.errors import SpecMismatchError
 from rldistill.core.policy import CPU, Policy, PolicyOutput, on_device
 from rldistill.core.spec import MAX_EPISODE_STEPS, EnvConfig, Side
 from rldistill.envs.atari import is_atari
@@ -225,6 +226,10 @@ def _play(
         if player is None:
             return env.sample_actions(obs, rng)
         output = player.step(obs)
+        if output.params.isnan().any():  # whose best action would be the first
+            raise SpecMismatchError(
+                "policy: its outputs are NaN in some states. Check its weights and the scale of its observations."
+            )
         action = output.sample(generator) if config.sample else output.mode()
         if query is not None and teacher is not None:
             labeled = np.flatnonzero((playing != NO_EPISODE) & (playing < config.labeled_episodes))

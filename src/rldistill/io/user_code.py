@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, SpecMismatchError, failure, short_repr
+from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError, failure, short_repr
 from rldistill.core.heads import ActionHead, BernoulliHead
 
 
@@ -49,14 +49,20 @@ def one_hot_logits(head: ActionHead, actions: Any, count: int, name: str) -> Ten
 def _without_tensors(value: Any) -> Any:
     """Return actions with arrays in place of tensors, which may be on a GPU or part of a graph of gradients."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        value = value.detach().to_dense().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()  # NumPy has no bfloat16
     return [_without_tensors(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
 def wrap_errors(name: str) -> Iterator[None]:
-    """Raise any error within the block as a ConfigError about the code `name`, with the line that raised it."""
+    """Raise any error within the block as a ConfigError about the code `name`, with the line that raised it.
+
+    Errors of this package, such as those of `load_policy`, are raised as they are.
+    """
     try:
         yield
+    except RLDistillError:
+        raise
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{name} failed: {failure(error)}.") from error

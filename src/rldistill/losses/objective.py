@@ -1,6 +1,7 @@
 """Objective of a fit: loss terms, their weights over time, and the lowest loss of a constant output."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Annotated, Any
@@ -47,13 +48,29 @@ TermField = Annotated[Term, BeforeValidator(_with_loss)]
 def total_loss(terms: tuple[Term, ...], student: PolicyOutput, batch: Batch, progress: float) -> Tensor:
     """Return sum_i w_i(progress) * sum_b weight_b loss_i(b) / sum_b weight_b."""
     scale = (batch.weight / batch.weight.sum()).flatten()
-    means = [torch.dot(unreduced(term, student, batch).flatten(), term.weight(progress) * scale) for term in terms]
+    losses = [unreduced(term, student, batch).flatten().to(scale.dtype) for term in terms]
+    means = [torch.dot(loss, term.weight(progress) * scale) for loss, term in zip(losses, terms, strict=True)]
     return reduce(torch.add, means)
 
 
+def differentiate(loss: Tensor) -> None:
+    """Compute the gradients of a loss; raise SpecMismatchError if it does not depend on the student."""
+    if not loss.requires_grad:
+        raise SpecMismatchError(
+            "distill.losses: no loss has a gradient. Compute it from the student's output, without detach."
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
 def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:
-    """Return the loss of each transition; raise SpecMismatchError if the loss of a user reduced it."""
+    """Return the loss of each transition; raise SpecMismatchError for other results of a user's loss."""
     loss, shape = term.loss(student, labels), labels.reward.shape
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        found = f"a tensor of {loss.dtype}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise SpecMismatchError(
+            f"distill.losses: {type(term.loss).__name__} returns {found}. Return a tensor of floats, one for each "
+            "transition."
+        )
     if loss.shape != shape:
         raise SpecMismatchError(
             f"distill.losses: {type(term.loss).__name__} returns shape {tuple(loss.shape)} for a batch of "
@@ -146,8 +163,14 @@ def _minimize(terms: tuple[Term, ...], batch: Batch, head: ActionHead, initial: 
         optimizer.zero_grad()
         outputs = (part.expand(len(batch.action), *part.shape) for part in (params, value, features))
         loss = total_loss(terms, PolicyOutput(head, *outputs), batch, 1.0)
-        loss.backward()  # type: ignore[no-untyped-call]
+        differentiate(loss)
         return loss.item()
 
+    if not math.isfinite(closure()):
+        names = " + ".join(type(term.loss).__name__ for term in terms)
+        raise SpecMismatchError(
+            f"distill.losses: {names} is NaN or infinite where the student predicts the same for all observations. "
+            "Correct it, or use another loss."
+        )
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return closure()

@@ -61,7 +61,8 @@ class StatefulPolicy:
         return None if state is None else state.cpu()
 
     def _forward(self, obs: NDArray[Any]) -> tuple[PolicyOutput, Tensor | None]:
-        batch = torch.from_numpy(np.ascontiguousarray(obs))
+        # A copy, since code of the user's may change it in place, and it is recorded after the labels.
+        batch = torch.from_numpy(np.array(obs, order="C"))
         with torch.no_grad():
             if self.device == CPU:  # moves to where tensors already are cost 3% of a small network
                 return self.policy(batch, self.state)
@@ -175,4 +176,9 @@ def _array(obs: Any, part: ObsPart, name: str, batched: bool) -> NDArray[Any]:
     if converted.shape[1:] != part.shape or not converted.ndim:
         expected = f"{'[B, ...] of ' if batched else ''}{part.shape}"
         raise SpecMismatchError(f"act: {name} has shape {array.shape}, expected {expected}")
+    rows = converted.reshape(len(converted), -1)
+    if part.nvec and ((rows < 0) | (rows >= part.nvec)).any():
+        raise SpecMismatchError(
+            f"act: {name} has integers beyond its space, which has {', '.join(map(str, part.nvec))}"
+        )
     return converted

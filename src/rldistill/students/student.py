@@ -60,6 +60,8 @@ def build_student(student: Student, spec: PolicySpec) -> NetworkPolicy:
             f"students: {name} is recurrent, but the initial_state of its policy is None. Return the state at the "
             "start of an episode, [B, ...]."
         )
+    if capability(student, "fit") == "gradient" and not any(weight.requires_grad for weight in policy.parameters()):
+        raise ConfigError(f"students: {name}: none of its weights has requires_grad. Leave some of them to be trained.")
     own = next((part for part in (student, getattr(student, "features", None)) if part and _is_of_user(part)), None)
     if own is not None:
         _probe(policy, own)

@@ -56,8 +56,8 @@ class ModulePolicy(nn.Module):
         with wrap_errors(f"teacher: {self.name}"):
             params = self.network(obs.float() / 255 if obs.dtype == torch.uint8 else obs.float())
         expected = len(obs), self.spec.head.num_params
-        if not isinstance(params, Tensor) or params.shape != expected:
-            found = tuple(params.shape) if isinstance(params, Tensor) else type(params).__name__
+        if not isinstance(params, Tensor) or params.shape != expected or params.is_complex():
+            found = f"{params.dtype} of {tuple(params.shape)}" if isinstance(params, Tensor) else type(params).__name__
             raise SpecMismatchError(
                 f"teacher: the network of {self.name} returns {found}, expected {expected} for a "
                 f"{self.spec.head.kind} head. Correct its last layer."
@@ -67,7 +67,7 @@ class ModulePolicy(nn.Module):
                 f"teacher: the network of {self.name} returns NaN or infinite numbers. Check its weights and the scale "
                 "of its observations."
             )
-        return PolicyOutput(self.spec.head, params), None
+        return PolicyOutput(self.spec.head, params.float()), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +182,46 @@ class FunctionPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class NamedPolicy(PolicyWrapper):
-    """Policy of a class of the user's own, with the `name` of its factory, which is its fingerprint."""
+    """Policy of a class of the user's own, whose results are checked.
+
+    Attributes:
+        name: Name of its factory, which is its fingerprint.
+    """
 
     name: str
+
+    def __post_init__(self) -> None:
+        with wrap_errors(f"teacher: {self.name}"):
+            spec = getattr(self.policy, "spec", None)
+        self._require(isinstance(spec, PolicySpec), "spec", spec, "a PolicySpec, as the factory receives it")
+
+    def initial_state(self, batch_size: int) -> Tensor | None:
+        """Return the initial state; raise ConfigError for an error, SpecMismatchError unless it is a tensor or None."""
+        with wrap_errors(f"teacher: {self.name}"):
+            state = self.policy.initial_state(batch_size)
+        self._require(state is None or isinstance(state, Tensor), "initial_state", state, "a tensor or None")
+        return state
+
+    def __call__(self, obs: Obs, state: Tensor | None = None) -> tuple[PolicyOutput, Tensor | None]:
+        """Return the output in float32, and the next state; raise as `initial_state` does."""
+        with wrap_errors(f"teacher: {self.name}"):
+            result: Any = self.policy(obs, state)
+        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], PolicyOutput)
+        self._require(is_pair, "__call__", result, "a pair of PolicyOutput and state")
+        output, after = result
+        first = obs if isinstance(obs, Tensor) else next(iter(obs.values()))
+        shape, params = (len(first), self.spec.head.num_params), output.params
+        is_valid = isinstance(params, Tensor) and params.shape == shape and not params.is_complex()
+        self._require(is_valid, "params", params, f"a tensor of {list(shape)}")
+        self._require(after is None or isinstance(after, Tensor), "next state", after, "a tensor or None")
+        return output.map(lambda part: part.float() if part.is_floating_point() else part), after
+
+    def _require(self, is_valid: bool, part: str, found: Any, expected: str) -> None:
+        if not is_valid:
+            size = f" of {list(found.shape)}" if isinstance(found, Tensor) else ""
+            raise SpecMismatchError(
+                f"teacher: {self.name}: its {part} is a {type(found).__name__}{size}, expected {expected}. Correct it."
+            )
 
 
 def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None = None) -> Policy:
@@ -207,7 +244,10 @@ def load_module(reference: str, spec: PolicySpec | None, head: HeadKind | None =
             f"teacher.head: {reference} returns {type(teacher).__name__}, which {reason}. Remove the option."
         )
     if is_policy:
-        return teacher if is_network or isinstance(teacher, Ensemble) else NamedPolicy(teacher, name)
+        named = NamedPolicy(teacher, name)
+        if is_network:  # keeps its own class, by whose tensors it is known
+            named(synthetic_observations(named.spec, 2), named.initial_state(2))
+        return teacher if is_network or isinstance(teacher, Ensemble) else named
     if spec is None:
         raise ConfigError(
             f"teacher: {name} does not hold the observations and actions of its environment. Pass the spec of the "
