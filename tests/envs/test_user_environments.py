@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,57 @@ def test_failing_renderer_costs_the_videos_only(kind: str, tmp_path: Path) -> No
         play(env_of(kind), tmp_path)
     assert len(warned) == 1
     assert (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (SystemExit(3), "3"),
+        ([np.zeros((10, 12, 3), np.uint8)], r"render returned uint8 of shape \(1, 10, 12, 3\), expected uint8"),
+        (np.zeros((10, 12, 3)), "render returned float64 of shape"),
+        (np.zeros((3, 10, 12), np.uint8), r"render returned uint8 of shape \(3, 10, 12\)"),
+        (np.zeros((0, 0, 3), np.uint8), "render returned uint8 of shape"),
+        ("o..x", "render returned a str"),
+        (None, "render returned a NoneType"),
+    ],
+    ids=str,
+)
+def test_other_pictures_cost_the_videos_only(
+    picture: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_envs.Renderer, "picture", picture)
+    env = env_of("Renderer")
+    with pytest.warns(UserWarning, match=f"^no videos: {words}"):
+        evaluate(env, {"teacher": teacher_of(env)}, EvaluateConfig(episodes=2, videos=True), tmp_path)
+    assert (tmp_path / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(11, 13, 3), (10, 12), (9, 12, 4)])
+def test_pictures_of_every_size_are_recorded_without_a_word(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(user_envs.Renderer, "picture", np.zeros(shape, np.uint8))
+    env = env_of("Renderer")
+    evaluate(env, {"teacher": teacher_of(env)}, EvaluateConfig(episodes=2, videos=True), tmp_path)
+    assert [*tmp_path.rglob("*.mp4")]
+    assert "WARNING" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (f"{HERE}:no_wrapper", "no_wrapper returns a NoneType, expected a gymnasium.Env. Return one"),
+        ("NumpyToTorch", r"NumpyToTorch needs a package that is missing \(No module.*\)\. Install it"),
+    ],
+)
+def test_wrapper_that_cannot_be_used_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "array_api_compat", None)  # as if it were not installed
+    monkeypatch.delattr(gymnasium.wrappers, "NumpyToTorch", raising=False)
+    for module in ("numpy_to_torch", "array_conversion"):
+        monkeypatch.delitem(sys.modules, f"gymnasium.wrappers.{module}", raising=False)
+    with pytest.raises(ConfigError, match=rf"^env\.wrappers: .*{words}"):
+        make_env(EnvConfig(user_envs.ID, {"kind": "Base"}, (Wrapper(name),)))
 
 
 def test_failing_close_is_a_warning(tmp_path: Path) -> None:

@@ -179,6 +179,15 @@ class BlindRenderer(FailingRenderer):
         return None
 
 
+class Renderer(FailingRenderer):
+    picture: Any = None
+
+    def render(self) -> Any:
+        if isinstance(self.picture, BaseException):
+            raise self.picture
+        return self.picture
+
+
 class Endless(Base):
     length = np.inf
 
@@ -397,6 +406,10 @@ class CleverReward(gymnasium.RewardWrapper[Any, Any]):
 
     def reward(self, reward: Any) -> float:
         return 100 - float(reward)
+
+
+def no_wrapper(env: Any) -> None:
+    """Forget to return the environment."""
 
 
 class FailingWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -99,14 +99,6 @@ class Goal(gymnasium.Env[Any, Any]):
 
 
 @pytest.mark.parametrize("tells", ["all", "some", "none"])
-def test_outputs_that_are_nan_are_refused() -> None:
-    policy = Linear().build(spec_from_env(CARTPOLE)).eval()
-    with torch.no_grad():
-        policy.output.bias += torch.nan
-    with pytest.raises(SpecMismatchError, match=r"^policy: its outputs are NaN in some states\. Check its weights"):
-        play(CARTPOLE, policy, 1, PlayConfig())
-
-
 def test_success_is_reported_by_the_last_step(tells: str) -> None:
     gymnasium.register("Goal-v0", Goal)
     try:
@@ -119,6 +111,14 @@ def test_success_is_reported_by_the_last_step(tells: str) -> None:
     assert {"all": told.all(), "some": 5 < told.sum() < 35, "none": not told.any()}[tells]
     np.testing.assert_array_equal(success[told], last[told])
     assert played.success_rate == (None if tells == "none" else pytest.approx(last[told].mean()))
+
+
+def test_outputs_that_are_nan_are_refused() -> None:
+    policy = Linear().build(spec_from_env(CARTPOLE)).eval()
+    with torch.no_grad():
+        policy.output.bias += torch.nan
+    with pytest.raises(SpecMismatchError, match=r"^policy: its outputs are NaN in some states\. Check its weights"):
+        play(CARTPOLE, policy, 1, PlayConfig())
 
 
 def test_episodes_that_repeat_each_other_are_counted_once(teacher: NetworkPolicy) -> None:

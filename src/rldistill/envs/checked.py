@@ -164,7 +164,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return SpecMismatchError(f"env: {self.name}: {problem}. {remedy}.")
 
 
-def fitting_array(value: Any, space: spaces.Space[Any], where: str) -> NDArray[Any]:
+def fitting_array(value: Any, space: Any, where: str) -> NDArray[Any]:
     """Return an observation, or an entry of one, as an array; raise SpecMismatchError unless it fits its space."""
     try:
         array = np.asarray(value)

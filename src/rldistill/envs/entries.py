@@ -1,6 +1,5 @@
 """Observations of several entries: dicts and tuples, also within each other."""
 
-import math
 from typing import Any
 
 import gymnasium
@@ -23,7 +22,7 @@ def obs_part(env_id: str, space: spaces.Space[Any], name: str = "") -> ObsPart:
         return ObsPart((), "int64", (int(space.n),))
     if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
         return ObsPart(space.shape, "int64", tuple(int(n) for n in space.nvec.ravel()))
-    if isinstance(space, spaces.Box | spaces.MultiBinary) and math.prod(space.shape):
+    if isinstance(space, spaces.Box | spaces.MultiBinary) and 0 not in space.shape:
         return ObsPart(space.shape, obs_dtype(space.dtype))
     is_flat = isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.OneOf)
     is_empty = isinstance(space, spaces.Box | spaces.MultiBinary)

@@ -12,7 +12,15 @@ import gymnasium.wrappers
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError, did_you_mean, failure, short_repr
+from rldistill.core.errors import (
+    ConfigError,
+    MissingExtraError,
+    RLDistillError,
+    did_you_mean,
+    error_text,
+    failure,
+    short_repr,
+)
 from rldistill.core.fields import add_working_directory, import_name
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
@@ -56,7 +64,12 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     if ":" in name:
         cls: Callable[..., Env] = import_name(name, "env.wrappers")
     elif name in OWN_WRAPPERS or name in gymnasium.wrappers.__all__:
-        cls = getattr(own_wrappers if name in OWN_WRAPPERS else gymnasium.wrappers, name)
+        try:
+            cls = getattr(own_wrappers if name in OWN_WRAPPERS else gymnasium.wrappers, name)
+        except (ImportError, gymnasium.error.Error) as error:
+            raise ConfigError(
+                f"env.wrappers: {name} needs a package that is missing ({error_text(error)}). Install it."
+            ) from error
     else:
         hint = did_you_mean(name, [*gymnasium.wrappers.__all__, *OWN_WRAPPERS])
         raise ConfigError(f"env.wrappers: there is no {name!r} in gymnasium.wrappers.{hint}")
@@ -177,6 +190,10 @@ def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
             raise
         except (Exception, SystemExit) as error:
             raise ConfigError(f"env.wrappers: {wrapper.name} failed: {failure(error)}.") from error
+        if not isinstance(env, gymnasium.Env):
+            raise ConfigError(
+                f"env.wrappers: {wrapper.name} returns a {type(env).__name__}, expected a gymnasium.Env. Return one."
+            )
     return env
 
 

@@ -284,7 +284,7 @@ class _Check:
     def check_renderer(self, config: EnvConfig) -> None:
         try:
             self.facts["render"] = f"rgb_array {list(first_picture(config).shape)}"
-        except Exception as error:  # a renderer may raise any class
+        except (Exception, SystemExit) as error:  # a renderer may raise any class
             self.facts["render"] = "none"
             self.add(
                 "note", "render", f"no videos: {error_text(error)}", "Add the render mode rgb_array if you want videos"

@@ -69,7 +69,10 @@ def record_videos(
             record_video(env, seed, number, episodes[name].actions[number], path, after_frame)
             for copy in copies:
                 shutil.copyfile(path, copy)
-    except Exception as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         warnings.warn(f"no videos: {reason}", stacklevel=2)
 
@@ -147,7 +150,18 @@ def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterato
         os.environ.setdefault(variable, "dummy")
     with closing(make_env(env_config.view_of("student"), render_mode="rgb_array")) as env:
         env.reset(seed=seed)
-        yield np.asarray(env.render())
+        yield _picture(env.render())
         for action in actions:
             env.step(action.reshape(env.action_space.shape) if action.shape else action)
-            yield np.asarray(env.render())
+            yield _picture(env.render())
+
+
+def _picture(frame: Any) -> NDArray[np.uint8]:
+    """Return a rendered frame with even sides, as the codec requires; raise RuntimeError if it is no picture."""
+    array = np.asarray(frame)
+    is_picture = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if not is_picture or array.dtype != np.uint8 or min(array.shape[:2]) < 2:
+        found = f"{array.dtype} of shape {array.shape}" if array.ndim else f"a {type(frame).__name__}"
+        raise RuntimeError(f"render returned {found}, expected uint8 of shape (height, width, 3)")
+    height, width = array.shape[:2]
+    return array[: height // 2 * 2, : width // 2 * 2]
