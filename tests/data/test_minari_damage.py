@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rldistill.cli.main import app
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import CorruptArtifactError, UntrustedFileError
+from rldistill.core.errors import CorruptArtifactError, SpecMismatchError, UntrustedFileError
 from rldistill.data.dataset import Dataset
 from rldistill.data.manifest import Manifest
 from rldistill.data.minari import ORIGIN
@@ -111,6 +111,16 @@ def test_damaged_minari_dataset_is_named_and_leaves_nothing(damage: str, minari:
     record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
     change(tmp_path / "minari" / "other" / "it-v0" / "data")
     with pytest.raises(CorruptArtifactError, match=f"^minari:other/it-v0: .*{expected}"):
+        import_minari("minari:other/it-v0", tmp_path / "in")
+    assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
+def test_billion_bits_take_no_memory(minari: Any, tmp_path: Path) -> None:
+    record_elsewhere(minari, "other/it-v0", gymnasium.spaces.Discrete(3))
+    space = json.dumps({"type": "MultiBinary", "n": 10**9})
+    with_metadata(observation_space=space)(tmp_path / "minari" / "other" / "it-v0" / "data")
+    with pytest.raises(SpecMismatchError, match=r"^obs_shape: more than 67,108,864 values"):
         import_minari("minari:other/it-v0", tmp_path / "in")
     assert not (tmp_path / "in").exists()
 

@@ -444,8 +444,9 @@ def normalized(fixed: bool) -> gymnasium.Env[Any, Any]:
 
 def action_of(obs: Any) -> int:
     """Act as a teacher of two discrete actions."""
-    first = obs["x"] if isinstance(obs, dict) else np.asarray(obs, np.float32)
-    return int(first.ravel()[0] > 0)
+    if isinstance(obs, dict):
+        obs = obs["x"] if "x" in obs else obs["pose.x"]
+    return int(np.asarray(obs, np.float32).ravel()[0] > 0)
 
 
 def teacher() -> Any:

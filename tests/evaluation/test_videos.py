@@ -13,6 +13,7 @@ from imageio_ffmpeg import count_frames_and_secs
 
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation import videos
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import play
 from rldistill.evaluation.evaluate import evaluate
@@ -80,6 +81,12 @@ def test_any_failure_of_a_renderer_is_one_warning(tmp_path: Path, monkeypatch: p
     assert sum("no videos" in str(warning.message) for warning in caught) == 1
     assert write_report(tmp_path).exists()
     assert found.episodes == 2
+
+
+def test_drawing_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(videos, "MAX_VIDEOS_S", -1)
+    with pytest.warns(UserWarning, match="no videos: the rest takes over -1 s to draw"):
+        record_videos(CARTPOLE, 0, {"teacher": play(CARTPOLE, None, 1)}, (), tmp_path)
 
 
 def digest(path: Path) -> str:

@@ -59,9 +59,10 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.name, self._meter = name, meter
         self.info: dict[Any, Any] = {}
-        # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces.
-        self._space, self._action_space = env.observation_space, env.action_space
-        space, action = self._space, self._action_space
+        # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces; the names are not those
+        # of gymnasium.Wrapper, which holds the spaces set below.
+        self._space, self._sent_space = env.observation_space, env.action_space
+        space, action = self._space, self._sent_space
         self._dtype = None if space.dtype is None or space.shape is None else np.dtype(space.dtype)
         if isinstance(space, spaces.Box) and (dtype := np.dtype(obs_dtype(space.dtype))) != space.dtype:
             low, high = (np.clip(bound, *_limits(dtype)) for bound in (space.low, space.high))
@@ -134,7 +135,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             warnings.warn(f"env close failed: {failure(error)}", stacklevel=2)
 
     def _action(self, action: Any) -> Any:
-        space = self._action_space
+        space = self._sent_space
         if isinstance(space, spaces.Discrete):
             return action + self._start if self._start else action
         if isinstance(space, spaces.MultiDiscrete):
@@ -170,22 +171,26 @@ def fitting_array(value: Any, space: Any, where: str) -> NDArray[Any]:
         array = np.asarray(value)
     except Exception:  # lists of different lengths, tensors on a GPU or with a gradient
         array = np.asarray(None)
-    if array.size == 1 and space.shape in ((), (1,)):
-        array = array.reshape(space.shape)
-    fits = array.dtype == space.dtype or np.can_cast(array.dtype, space.dtype, "same_kind")
+    shape, dtype = space.shape, space.dtype
+    if array.size == 1 and shape in ((), (1,)):
+        array = array.reshape(shape)
     problem = ""
-    if array.shape != space.shape or not fits:
+    if array.shape != shape or not (array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")):
         found = f"{array.dtype} of shape {array.shape}" if array.dtype.kind != "O" else kind_of(value)
-        problem = f"found {found}, its space has {space.dtype} of shape {space.shape}"
+        problem = f"found {found}, its space has {dtype} of shape {shape}"
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         choice = array - space.start
         if (choice < 0).any() or (choice >= (space.n if isinstance(space, spaces.Discrete) else space.nvec)).any():
             problem = f"found {short_repr(array.tolist())}, its space is {space}"
     if problem:
         raise SpecMismatchError(f"{where} does not fit: {problem}. Correct the one or the other.")
-    if array.dtype.kind == "f" and not (np.abs(array) <= MAX_FLOAT).all():
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array.itemsize <= 4 or _fits_float32(array))):
         raise SpecMismatchError(f"{where} is NaN, infinite, or beyond float32. Return finite numbers.")
     return array
+
+
+def _fits_float32(array: NDArray[Any]) -> bool:
+    return bool((np.abs(array) <= MAX_FLOAT).all())
 
 
 def _number(value: Any) -> float:

@@ -225,11 +225,7 @@ def _play(
         playing = started.copy()
         if player is None:
             return env.sample_actions(obs, rng)
-        output = player.step(obs)
-        if output.params.isnan().any():  # whose best action would be the first
-            raise SpecMismatchError(
-                "policy: its outputs are NaN in some states. Check its weights and the scale of its observations."
-            )
+        output = _without_nan(player.step(obs))
         action = output.sample(generator) if config.sample else output.mode()
         if query is not None and teacher is not None:
             labeled = np.flatnonzero((playing != NO_EPISODE) & (playing < config.labeled_episodes))
@@ -253,6 +249,15 @@ def _play(
                 yield ended
                 if left == 0:
                     break
+
+
+def _without_nan(output: PolicyOutput) -> PolicyOutput:
+    """Return the output; raise SpecMismatchError for NaN, whose best action would be the first."""
+    if output.params.isnan().any():
+        raise SpecMismatchError(
+            "policy: its outputs are NaN in some states. Check its weights and the scale of its observations."
+        )
+    return output
 
 
 def _count(
