@@ -127,6 +127,7 @@ def test_entry_that_does_not_fit_its_space_is_named(
         play(env_of("Pieces"), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:no videos")
 def test_list_in_the_place_of_a_tuple_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_envs.Pieces, "changes", {"goals": [np.array([2]), [0.5, 0.25]]})
     assert play(env_of("Pieces"), tmp_path)[0].num_steps == 96

@@ -59,8 +59,8 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self.name, self._meter = name, meter
         self.info: dict[Any, Any] = {}
-        # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces; the names are not those
-        # of gymnasium.Wrapper, which holds the spaces set below.
+        # Kept here, since a wrapper searches the whole chain of wrappers for each of its spaces. gymnasium.Wrapper has
+        # those set below, as `_action_space` and `_observation_space`.
         self._space, self._sent_space = env.observation_space, env.action_space
         space, action = self._space, self._sent_space
         self._dtype = None if space.dtype is None or space.shape is None else np.dtype(space.dtype)
