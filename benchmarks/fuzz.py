@@ -288,18 +288,17 @@ def fuzz(name: str, seconds: float, seed: int = 0, tries: int | None = None) -> 
         warnings.simplefilter("ignore")
         fuzzer, end, count = PARSERS[name](Path(temporary)), time.monotonic() + seconds, 0
         while time.monotonic() < end and (tries is None or count < tries):
-            try:
-                fuzzer.attempt(random.Random(f"{name} {seed + count}"))
-            except RLDistillError as error:
-                if not str(error).isprintable():
-                    uncaught[f"more than one line: {error}"[:200]] += 1
-            except Exception as error:
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {error}"[:200]
-                if place not in uncaught:
-                    print(f"seed {seed + count}: {place}", file=sys.stderr, flush=True)
-                uncaught[place] += 1
             count += 1
+            try:
+                fuzzer.attempt(random.Random(f"{name} {seed + count - 1}"))
+            except Exception as error:
+                if isinstance(error, RLDistillError) and str(error).isprintable():
+                    continue
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}: {str(error)!r}"[:200]
+                if place not in uncaught:
+                    print(f"seed {seed + count - 1}: {place}", file=sys.stderr, flush=True)
+                uncaught[place] += 1
     return count, uncaught
 
 

@@ -187,7 +187,8 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
         ({"policy_kwargs": {"features_extractor_class": "<class 'mylib.FlattenExtractor'>"}}, "mylib.FlattenExtractor"),
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>"}}, "not in the format of SB3's save"),
         ({"observation_space": {":type:": "<class 'gym.spaces.dict.Dict'>", "spaces": "{}"}}, "has no entries"),
-        ({"observation_space": {":type:": "<class 'gym.spaces.text.Text'>"}}, "type Text"),
+        ({"observation_space": {":type:": "<class 'gym.spaces.text.Text'>"}}, "type 'Text'"),
+        ({"action_space": {":type:": "one of two\nlines"}}, "type 'one of two"),
         ({"observation_space": {":type:": "gym.Dict'>", "spaces": MANY_BOXES}}, "more than 8,388,608 values"),
         (
             {"observation_space": {":type:": "gym.Dict'>", "spaces": "{'a': MultiDiscrete([2 3], start=[1 1])}"}},
@@ -213,8 +214,9 @@ BOX, DISCRETE = "<class 'gym.spaces.box.Box'>", "<class 'gym.spaces.discrete.Dis
 )
 def test_unsupported_policy_is_refused(tmp_path: Path, data: dict[str, Any], words: str) -> None:
     PPO("MlpPolicy", "CartPole-v1").save(tmp_path / "model.zip")
-    with pytest.raises(UntrustedFileError, match=rf"model\.zip.*({words})"):
+    with pytest.raises(UntrustedFileError, match=rf"model\.zip.*({words})") as error:
         load_policy(rewrite(tmp_path / "model.zip", data))
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def _space(kind: str, fields: Fields) -> spaces.Space[Any]:
     if kind == "MultiBinary":
         return spaces.MultiBinary(_shape(fields) or _integers(fields["n"]))
     if kind != "Box":
-        raise RebuildError(f"a space of type {kind}")
+        raise RebuildError(f"a space of type {short_repr(kind)}")
     shape, name = _shape(fields), str(fields["dtype"])
     size = math.prod(shape)
     if size > MAX_VALUES or not re.fullmatch(DTYPE, name):
