@@ -161,7 +161,7 @@ def problem(root: Path, fault: Callable[[], object], expected: dict[str, str]) -
     again, text, _ = call(root, lambda: None)
     if again != 0 or (found := hashes(root / "out")) != expected:
         return f"after {lines[-1]!r}, --resume: exit code {again}: {text[-1500:] if again else 'other results'}"
-    if left := [path.name for path in (root / "out").rglob(".*")]:
+    if left := [path.name for path in (root / "out").rglob(".*") if not path.match(".progress.*json")]:
         return f"left behind: {', '.join(left)}"
     assert found
     return None

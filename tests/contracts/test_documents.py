@@ -79,7 +79,7 @@ SMALLER = {
     "condense.yaml": ["collect.steps=160"],
     "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
-    "metaworld-tasks.yaml": ["collect.steps=160"],
+    "metaworld-tasks.yaml": ["collect.steps=160", "collect.epsilon=0.5"],
     **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [

@@ -59,6 +59,9 @@ def test_incomparable_runs_are_refused(tmp_path: Path, evaluation: dict[str, Any
         compare_runs([one, other])
     with pytest.raises(ConfigError, match="two or more different runs"):
         compare_runs([one, one])
+    with pytest.raises(CorruptArtifactError, match="there is no such folder"):
+        compare_runs([one, tmp_path / "none"])
+    (tmp_path / "none").mkdir()
     with pytest.raises(CorruptArtifactError, match="Run `rldistill evaluate` first"):
         compare_runs([one, tmp_path / "none"])
     (other / "config.yaml").write_text("a: [")

@@ -19,7 +19,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "collect": ("cartpole.yaml", "cartpole.yaml --resume", "cartpole.yaml collect.steps=50_000 out=runs/more"),
     "distill": ("cartpole.yaml", "cartpole.yaml --resume", "cartpole.yaml seeds=[0,1,2,3,4] --resume"),
     "evaluate": (
-        "cartpole.yaml --overwrite",
         "cartpole.yaml --sequential --resume",
         "cartpole.yaml evaluate.episodes=200 --resume --json",
         "cartpole.yaml --shard 3/16",
