@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -181,13 +181,15 @@ def resolve_device(name: str, where: str = "device") -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return the context of a forward pass in this precision; `auto` is bfloat16 where the hardware multiplies it."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         fast = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast(device.type, torch.bfloat16, precision == "bfloat16" or (precision == "auto" and fast))
+    if precision == "bfloat16" or (precision == "auto" and fast):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()  # ten times faster than a disabled autocast, which counts for a small student
 
 
 def to_device(batch: T, device: torch.device) -> T:
