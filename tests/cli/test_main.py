@@ -108,14 +108,15 @@ def test_internal_errors_keep_their_traceback(file: Path, monkeypatch: pytest.Mo
     assert isinstance(CliRunner().invoke(app, ["run", str(file)]).exception, TypeError)
 
 
-def test_exit_of_user_code_is_an_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit])
+def test_exit_of_user_code_is_an_error(kind: type[BaseException], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(*_: Any) -> None:
-        sys.exit(0)
+        raise kind(0)
 
     monkeypatch.setattr(rldistill, "run_all", leave)
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == 2
-    assert re.search(r"^error: .*leave failed: SystemExit: 0 \(.*test_main.py, line \d+\)\.$", result.stderr)
+    assert re.search(rf"^error: .*leave failed: {kind.__name__}: 0 \(.*test_main.py, line \d+\)\.$", result.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["--traceback", "run"], ["run", "--traceback"], ["run"]])

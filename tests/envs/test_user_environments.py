@@ -145,7 +145,9 @@ def test_recorded_actions_are_those_before_the_environment_changed_them(tmp_path
     assert 0 < np.abs(dataset.columns["action"]).max() <= 1
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), StopIteration(), AssertionError(), KeyError("x"), OSError("pipe")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), GeneratorExit(), StopIteration(), AssertionError(), KeyError("x"), OSError("pipe")]
+)
 def test_every_class_of_error_is_one_line(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,3 +74,15 @@ def test_precision_is_that_of_the_data(dtype: torch.dtype, batch: Batch) -> None
     loss = total_loss((Term(Mine(lambda loss: loss.to(dtype))),), output(batch), batch, 0.0)  # type: ignore[arg-type]
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.detach(), torch.tensor(2.0).log(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("change", [torch.exp, torch.sigmoid, torch.sqrt, torch.tanh])
+def test_changing_a_tensor_of_the_gradient_in_place_is_one_line(change: Any, batch: Batch) -> None:
+    def in_place(loss: Tensor) -> Tensor:
+        result = change(loss)
+        result.mul_(2)
+        return result  # type: ignore[no-any-return]
+
+    loss = total_loss((Term(Mine(in_place)),), output(batch), batch, 0.0)  # type: ignore[arg-type]
+    with pytest.raises(SpecMismatchError, match=r"^distill: a student or a loss changes a tensor in place"):
+        differentiate(loss)

@@ -13,6 +13,7 @@ from rldistill.collection.config import CollectConfig
 from rldistill.core import schedules
 from rldistill.core.errors import ConfigError
 from rldistill.core.schedules import Constant
+from rldistill.core.spec import EnvConfig
 from rldistill.distillation.config import DistillConfig
 from rldistill.evaluation.config import EvaluateConfig, RobustnessConfig
 from rldistill.losses import ForwardKL, QHuber
@@ -102,6 +103,10 @@ def test_perturbations_are_settings_of_the_file(file: Path) -> None:
     assert own == RobustnessConfig(sticky=0.3, noop_max=0, env_kwargs={"wind": {"enable_wind": True}})
 
 
+def test_environment_without_options_is_its_name(file: Path) -> None:
+    assert load_run(file, ["env=Acrobot-v1"], {}).env == EnvConfig("Acrobot-v1")
+
+
 def test_precedence_of_command_line_environment_file_and_defaults(file: Path) -> None:
     environment = {"RLDISTILL__COLLECT__STEPS": "2_000", "RLDISTILL__DISTILL__EPOCHS": "7", "HOME": "/"}
     config = load_run(file, ["distill.epochs=9", "distill.losses.1.delta=0.5", "seeds=[1]"], environment)
@@ -143,6 +148,7 @@ def test_precedence_of_command_line_environment_file_and_defaults(file: Path) ->
         ("teacher={ensemble: []}", "teacher.ensemble: found [], expected at least 1"),
         ("teacher=3", "teacher: found 3, expected a path, or path, ensemble, agents or train"),
         ("teacher=[a.zip]", "teacher: found ['a.zip'], expected a path, or path, ensemble, agents or train"),
+        ("teacher=[a.zip, b.zip]", "agents or train. Several: `teacher: {ensemble: [...]}`, or `teachers` with names"),
         ("students.teacher={type: mlp}", "students.teacher: expected letters, digits"),
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),
@@ -151,6 +157,7 @@ def test_precedence_of_command_line_environment_file_and_defaults(file: Path) ->
         ("env.id=ALE/Pnog-v5", "env.id: there is no Atari game 'ALE/Pnog-v5'. Did you mean 'ALE/Pong-v5'?"),
         ("env=3", "env: found 3, expected keys and values"),
         ("env={}", "env.id: is missing"),
+        ("env=CartPole", "env.id: Gymnasium has no environment 'CartPole'. Did you mean 'CartPole-v1'?"),
         ("teacher={train: {algorithm: PPPO}}", "teacher.train.algorithm: there is no 'PPPO'. Did you mean 'PPO'?"),
         (
             "teacher={train: {hyperparameters: {learning_rte: 1}}}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ CASES = {
     ),
     "more_axes": ("Layer()", "return self.linear(x)[:, None]", r"returns torch\.float32 of \[2, 1, 2\], expected"),
     "nothing": ("Layer()", "return None", r"failed: TypeError: .*\(build: own_{name}\.py, line {line}\)"),
+    "leaves": ("Layer()", "raise GeneratorExit", r"failed: GeneratorExit \(.*own_{name}\.py, line 12\)"),
     "half": ("Layer()", "return self.linear(x).half()", r"failed: RuntimeError: .*dtype"),
 }
 
@@ -92,6 +94,27 @@ def test_student_without_weights_to_train_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     own = importlib.import_module("own_frozen")
     with pytest.raises(ConfigError, match=r"^students: Mine: none of its weights has requires_grad"):
+        require_fit(own.Mine(), DistillConfig(), spec_from_env(CARTPOLE))
+
+
+@pytest.mark.parametrize("change", ["obs.add_(1)", "obs[:, 0] = 3", "nn.functional.hardsigmoid(obs, inplace=True)"])
+def test_network_that_changes_its_observations_is_refused(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MODULE.format(body="nn.Linear(4, 8)", forward="return x").replace(
+        "return NetworkPolicy(", "return Changing("
+    )
+    changing = f"""
+class Changing(NetworkPolicy):
+    def forward(self, obs, state=None):
+        {change}
+        return super().forward(obs, state)
+"""
+    (tmp_path / "own_changing.py").write_text(text + changing)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("own_changing", None)
+    own = importlib.import_module("own_changing")
+    with pytest.raises(ConfigError, match=r"^students: Mine: its network changes its observations in place\. Change a"):
         require_fit(own.Mine(), DistillConfig(), spec_from_env(CARTPOLE))
 
 

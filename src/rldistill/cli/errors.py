@@ -54,7 +54,7 @@ class CommandGroup(TyperGroup):
             resumable = command is not None and any("--resume" in option.opts for option in command.params)
             typer.echo("stopped; continue with --resume" if resumable else "stopped", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except SystemExit as error:  # of a loss or student of the user's
+        except (SystemExit, GeneratorExit) as error:  # of a loss or student of the user's
             if (code := user_code(error)) is not None:
                 _fail(f"{code} failed: {failure(error)}.", ctx)
             raise

@@ -12,6 +12,8 @@ from typing import Any
 MAX_MESSAGE_CHARS = 1_500
 DOWNLOAD_HINT = "copy or download it again"
 RESAVE_HINT = "save it again, from weights that are finite"
+USER_ERRORS = (Exception, SystemExit, GeneratorExit)
+"""Classes that code of a user may raise; Ctrl-C and our own signals are not among them."""
 OWN_FOLDER = str(Path(__file__).resolve().parents[1])
 LIBRARIES = (sysconfig.get_paths()["stdlib"], OWN_FOLDER, "<frozen")
 

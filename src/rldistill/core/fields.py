@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.errors import PydanticUserError
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from rldistill.core.errors import ConfigError, RLDistillError, did_you_mean, failure, short_repr
+from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, did_you_mean, failure, short_repr
 
 T = TypeVar("T")
 
@@ -271,7 +271,7 @@ def import_name(name: str, where: str) -> Any:
     add_working_directory()
     try:
         imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # the module of a user may raise any error
+    except USER_ERRORS as error:  # the module of a user may raise any error
         raise ConfigError(f"{where}: {name}: cannot be imported ({failure(error)})") from error
     if not hasattr(imported, attribute):
         raise ConfigError(f"{where}: there is no {attribute!r} in {module}.{did_you_mean(attribute, dir(imported))}")

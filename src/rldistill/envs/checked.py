@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rldistill.core.errors import RLDistillError, SpecMismatchError, failure, short_repr
+from rldistill.core.errors import USER_ERRORS, RLDistillError, SpecMismatchError, failure, short_repr
 from rldistill.envs.wrappers import Env, Step
 
 INTERFACE = (
@@ -83,7 +83,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Reset the environment; raise SpecMismatchError for an error or an invalid result."""
         try:
             result: Any = self.env.reset(seed=seed, options=options)
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._failed("reset", error) from error
         if not isinstance(result, tuple) or len(result) != 2:
             raise self._invalid(f"reset returned {kind_of(result)}", INTERFACE)
@@ -98,7 +98,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._meter.total = 0.0
         try:
             result: Any = self.env.step(self._action(action))
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise self._failed("step", error) from error
         if not isinstance(result, tuple) or len(result) != 5:
             raise self._invalid(f"step returned {kind_of(result)}", INTERFACE)
@@ -131,7 +131,7 @@ class CheckedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Close the environment; warn if that fails, since all results are there already."""
         try:
             self.env.close()
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             warnings.warn(f"env close failed: {failure(error)}", stacklevel=2)
 
     def _action(self, action: Any) -> Any:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rldistill.core.errors import (
+    USER_ERRORS,
     ConfigError,
     MissingExtraError,
     RLDistillError,
@@ -93,7 +94,7 @@ def register(env_id: str) -> None:
             raise ConfigError(f"env.id: {env_id} needs another package. Install it: pip install {package}")
         try:
             gymnasium.register_envs(importlib.import_module(module))
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise ConfigError(f"env.id: {env_id}: {module} cannot be imported ({failure(error)}).") from error
 
 
@@ -120,7 +121,7 @@ def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     for name in ("observation_space", "action_space"):
         try:
             found = getattr(env, name, None)
-        except (Exception, SystemExit) as error:  # a property of the user's
+        except USER_ERRORS as error:  # a property of the user's
             raise ConfigError(f"env.id: {config.id}: its {name} failed: {failure(error)}.") from error
         if not isinstance(found, spaces.Space):
             raise ConfigError(
@@ -163,7 +164,7 @@ def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any]
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
-    except (Exception, SystemExit) as error:  # from third-party code
+    except USER_ERRORS as error:  # from third-party code
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
         raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error
@@ -188,7 +189,7 @@ def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
             raise ConfigError(f"env.wrappers: {wrapper.name} does not accept {wrapper.kwargs}: {error}") from error
         except RLDistillError:
             raise
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             raise ConfigError(f"env.wrappers: {wrapper.name} failed: {failure(error)}.") from error
         if not isinstance(env, gymnasium.Env):
             raise ConfigError(

@@ -13,7 +13,7 @@ from pydantic import computed_field
 from rich.table import Table
 
 from rldistill.core.entries import split_parts
-from rldistill.core.errors import ConfigError, RLDistillError, error_text
+from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, error_text
 from rldistill.core.heads import MASK
 from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec
 from rldistill.envs.atari import is_atari
@@ -284,7 +284,7 @@ class _Check:
     def check_renderer(self, config: EnvConfig) -> None:
         try:
             self.facts["render"] = f"rgb_array {list(first_picture(config).shape)}"
-        except (Exception, SystemExit) as error:  # a renderer may raise any class
+        except USER_ERRORS as error:  # a renderer may raise any class
             self.facts["render"] = "none"
             self.add(
                 "note", "render", f"no videos: {error_text(error)}", "Add the render mode rgb_array if you want videos"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rldistill.core.errors import ConfigError
+from rldistill.core.errors import USER_ERRORS, ConfigError
 from rldistill.core.spec import EnvConfig
 from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.make import make_env
@@ -69,10 +69,7 @@ def record_videos(
             record_video(env, seed, number, episodes[name].actions[number], path, after_frame)
             for copy in copies:
                 shutil.copyfile(path, copy)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
+    except USER_ERRORS as error:  # a renderer may raise any class, such as MuJoCo's FatalError without a display
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         warnings.warn(f"no videos: {reason}", stacklevel=2)
 

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rldistill.core.errors import ConfigError, RLDistillError, failure, user_code
+from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, failure, user_code
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -102,7 +102,7 @@ def call_job(work: Work[Item, Result], item: Item, report: Report) -> tuple[str,
     """
     try:
         return "result", work(item, report)
-    except Exception as error:
+    except USER_ERRORS as error:
         if not isinstance(error, RLDistillError | OSError | MemoryError) and (code := user_code(error)) is not None:
             return "error", RLDistillError(f"{code} failed: {failure(error)}.")
         try:

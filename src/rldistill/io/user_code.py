@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, RLDistillError, SpecMismatchError, failure, short_repr
+from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, SpecMismatchError, failure, short_repr
 from rldistill.core.heads import ActionHead, BernoulliHead
 
 
@@ -64,5 +64,5 @@ def wrap_errors(name: str) -> Iterator[None]:
         yield
     except RLDistillError:
         raise
-    except (Exception, SystemExit) as error:
+    except USER_ERRORS as error:
         raise ConfigError(f"{name} failed: {failure(error)}.") from error

@@ -54,12 +54,19 @@ def total_loss(terms: tuple[Term, ...], student: PolicyOutput, batch: Batch, pro
 
 
 def differentiate(loss: Tensor) -> None:
-    """Compute the gradients of a loss; raise SpecMismatchError if it does not depend on the student."""
+    """Compute the gradients of a loss; raise SpecMismatchError if it has none, or lost a tensor that they need."""
     if not loss.requires_grad:
         raise SpecMismatchError(
             "distill.losses: no loss has a gradient. Compute it from the student's output, without detach."
         )
-    loss.backward()  # type: ignore[no-untyped-call]
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise SpecMismatchError(
+            "distill: a student or a loss changes a tensor in place that its gradient needs. Change a copy."
+        ) from error
 
 
 def unreduced(term: Term, student: PolicyOutput, labels: Labels) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, PlainValidator, WrapValidator
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, WrapValidator
 
 from rldistill.core.errors import ConfigError, did_you_mean, short_repr
 from rldistill.core.fields import invalid, read, validated_dataclass
@@ -111,7 +111,12 @@ def _read_teacher(value: Any) -> Any:
         return read(TrainedTeacher, value).train
     if isinstance(value, SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig) or hasattr(value, "spec"):
         return value
-    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble, agents or train")
+    several = ". Several: `teacher: {ensemble: [...]}`, or `teachers` with names" if isinstance(value, list) else ""
+    raise invalid(f"found {short_repr(value)}, expected a path, or path, ensemble, agents or train{several}")
+
+
+def _read_env(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
 
 
 def _read_member(value: Any) -> Any:
@@ -132,7 +137,11 @@ def require_member_names(teachers: dict[str, AnyMember]) -> dict[str, AnyMember]
     return require_usable_names(teachers)
 
 
-EnvField = Annotated[EnvConfig, AfterValidator(_require_registered)]
+EnvField = Annotated[
+    EnvConfig,
+    BeforeValidator(_read_env, json_schema_input_type=str | EnvConfig),
+    AfterValidator(_require_registered),
+]
 TeacherField = Annotated[
     SavedTeacher | TeacherEnsemble | TeamTeacher | TrainConfig | Policy,
     PlainValidator(

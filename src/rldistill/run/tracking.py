@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rldistill.core.errors import CorruptArtifactError, MissingExtraError, RLDistillError, error_text
+from rldistill.core.errors import USER_ERRORS, CorruptArtifactError, MissingExtraError, RLDistillError, error_text
 from rldistill.evaluation.results import Evaluation
 from rldistill.evaluation.tasks import TasksEvaluation
 from rldistill.io import stage_inputs
@@ -100,7 +100,7 @@ class _Feed:
             yield
         except MissingExtraError:
             raise
-        except (Exception, SystemExit) as error:
+        except USER_ERRORS as error:
             self.trackers.pop(name)
             self.sessions.pop(name, None)
             problem = error_text(error).rstrip(".")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, RLDistillError, error_text, failure, user_code
+from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, error_text, failure, user_code
 from rldistill.core.heads import MASK
 from rldistill.core.spec import PolicySpec
 from rldistill.policies.network import NetworkPolicy
@@ -82,10 +82,11 @@ def _probe(policy: NetworkPolicy, own: Any) -> None:
     training = policy.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):  # so that weights and data are those without it
-            output = policy.eval()(obs.get("", obs), policy.initial_state(2))[0]
+            seen = {key: entry.clone() for key, entry in obs.items()}
+            output = policy.eval()(seen.get("", seen), policy.initial_state(2))[0]
     except RLDistillError:
         raise
-    except Exception as error:
+    except USER_ERRORS as error:
         if user_code(error) is not None:
             problem = failure(error)
         else:  # layers of PyTorch that do not fit together: the place is where they are made
@@ -95,6 +96,8 @@ def _probe(policy: NetworkPolicy, own: Any) -> None:
         raise ConfigError(f"{name}: its network failed: {problem}. Correct its layers.") from error
     finally:
         policy.train(training)
+    if not all(torch.equal(seen[key], entry) for key, entry in obs.items()):
+        raise ConfigError(f"{name}: its network changes its observations in place. Change a copy.")
     found, expected = getattr(output, "params", None), (2, spec.head.num_params)
     if not isinstance(found, Tensor) or found.shape != expected or not found.is_floating_point():
         shape = f"{found.dtype} of {list(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
