@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -94,7 +94,7 @@ class ActionHead(ABC):
         # Without bounds, since the KL divergence of squashed Gaussians equals that before tanh.
         return type(self) is type(other) and len(self.low) == len(other.low)
 
-    @property
+    @cached_property
     def neutral(self) -> ActionHead:
         """The head of an environment with the same actions: no distribution and no values."""
         return self.as_kind(self.neutral_kind)

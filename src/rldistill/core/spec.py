@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -217,7 +218,7 @@ class PolicySpec:
         size, dtype = joined_layout(parts)
         return cls((size,), dtype, head, parts=parts)
 
-    @property
+    @cached_property
     def entries(self) -> dict[str, ObsPart]:
         """The parts by name; an observation that is not a dict has one part with an empty name."""
         return dict(self.parts) or {"": ObsPart(self.obs_shape, self.obs_dtype, self.nvec)}
