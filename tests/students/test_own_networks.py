@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from rldistill.core.errors import ConfigError
+from rldistill.core.heads import MultiCategoricalHead
+from rldistill.core.spec import AgentSpec, ObsPart, PolicySpec
 from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import require_fit
 from rldistill.envs.spaces import spec_from_env
-from rldistill.students import Linear, Mlp, Ridge, Tree
+from rldistill.students import Linear, Mlp, Ridge, Team, Tree
+from rldistill.students.storage import load_native, save_policy, trust
 from rldistill.students.student import build_student
 
 from ..conftest import CARTPOLE, q_spec
@@ -116,6 +120,20 @@ class Changing(NetworkPolicy):
     own = importlib.import_module("own_changing")
     with pytest.raises(ConfigError, match=r"^students: Mine: its network changes its observations in place\. Change a"):
         require_fit(own.Mine(), DistillConfig(), spec_from_env(CARTPOLE))
+
+
+def test_stored_team_of_own_networks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_member.py").write_text(MODULE.format(body="nn.Linear(2, 8)", forward="return x"))
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_member")
+    trust(own.Mine)
+    parts = (("near_0", ObsPart((2,), "float32")), ("near_1", ObsPart((2,), "float32")))
+    agents = AgentSpec("near_0", "near", 1), AgentSpec("near_1", "near", 1)
+    spec = replace(PolicySpec.from_parts(parts, MultiCategoricalHead((2, 2))), agents=agents)
+    policy = Team(student=own.Mine()).build(spec).eval()
+    save_policy(policy, tmp_path / "team", {})
+    obs = torch.rand(3, 4)
+    assert torch.equal(load_native(tmp_path / "team")(obs)[0].params, policy(obs)[0].params)
 
 
 def test_probe_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
