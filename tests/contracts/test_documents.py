@@ -29,13 +29,14 @@ AGENTS = {
     "bipedalwalker.yaml": ("estool/biped.pepg.1.96.best.json", "zoo/biped.pepg.1.96.best.json"),
 }
 """Agents that are not part of the repository, by run file: where they are, and where the run file expects them."""
+MANY_AGENTS = ("spread.yaml", "spread-views.yaml", "speaker.yaml", "tag.yaml")
 PACKAGES = {
     "grid.yaml": "gym_anm",
     "jobshop.yaml": "JSSEnv",
     "metaworld.yaml": "metaworld",
     "metaworld-tasks.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
-    **dict.fromkeys(("spread.yaml", "speaker.yaml", "tag.yaml"), "mpe2"),
+    **dict.fromkeys(MANY_AGENTS, "mpe2"),
     "spread-ppo.yaml": "mpe2",
     "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
@@ -80,7 +81,7 @@ SMALLER = {
     "mutual.yaml": ["collect.steps=400"],
     "tasks.yaml": ["collect.steps=160"],
     "metaworld-tasks.yaml": ["collect.steps=160", "collect.epsilon=0.5"],
-    **{name: ["collect.steps=160"] for name in ("spread.yaml", "speaker.yaml", "tag.yaml")},
+    **{name: ["collect.steps=160"] for name in MANY_AGENTS},
     "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
     "pistonball.yaml": [
         "env.kwargs.n_pistons=4",

@@ -19,6 +19,7 @@ from rldistill.students.storage import save_policy
 from ..envs import multi_agent_envs
 
 SIGNALS, PAIR, TURNS = (f"pettingzoo:{multi_agent_envs.__name__}:make_{name}" for name in ("signals", "pair", "turns"))
+STACK = [{"name": "StackFrames", "kwargs": {"stack": 2}}]
 TEACHER = """
 import torch
 from rldistill.policies.joint import RandomTeam
@@ -43,6 +44,19 @@ def make(spec):
             "rewards",
             {"env": {"id": SIGNALS, "kwargs": {"own_rewards": True}}},
             "env: the rewards of the team differ (1, 1, 0). Set env.kwargs: {team_reward: sum}",
+        ),
+        (
+            "views",
+            {"env": {"id": SIGNALS, "views": {"student": [{"name": "AgentViews", "kwargs": {"nera": []}}]}}},
+            "env.wrappers: AgentViews: there is no agent 'nera'. Did you mean 'near'?",
+        ),
+        (
+            "apart",
+            {
+                "env": {"id": SIGNALS, "views": {"student": [{"name": "AgentViews", "kwargs": {"near_1": STACK}}]}},
+                "students": {"s": {"type": "team", "student": "linear"}},
+            },
+            "students: near_0 and near_1 have different observations or actions, so that they cannot share a network",
         ),
         ("single", {"env": {"id": "CartPole-v1"}}, "students: the environment has one agent"),
         (

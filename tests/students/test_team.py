@@ -25,9 +25,11 @@ from rldistill.distillation.config import DistillConfig
 from rldistill.distillation.distill import distill, require_fit
 from rldistill.envs.multi_agent import agent_type
 from rldistill.envs.spaces import spec_from_env
+from rldistill.envs.views import ObservationViews
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import PlayConfig, PolicyRuns, play
 from rldistill.evaluation.evaluate import evaluate
+from rldistill.evaluation.results import Teams
 from rldistill.evaluation.teams import MAX_SUBSETS, _teams, mixed_teams
 from rldistill.io.atomic import read_json, write_json
 from rldistill.io.progress import SILENT
@@ -299,7 +301,7 @@ def test_random_agent_without_bounds_acts_as_gymnasium_samples(dataset: Dataset)
 def test_mixed_teams_of_many_agents_are_few_and_any_agent_is_replaced(dataset: Dataset) -> None:
     agents = tuple(AgentSpec(f"agent_{number}", "agent", 1) for number in range(40))
     spec, policy = dataclasses.replace(dataset.spec, agents=agents), Planner(ENV)
-    teams = [team for _, part in _teams([policy], policy, spec, seed=0) for team in part]
+    teams = [team for _, part in _teams([policy], policy, ObservationViews(spec, spec), seed=0) for team in part]
     assert len(teams) <= 40 * (MAX_SUBSETS + 1)
     counts = Counter(name for team in teams if isinstance(team, MixedTeam) for name in team.replaced)
     assert min(counts[agent.name] for agent in agents) > 0.7 * max(counts[agent.name] for agent in agents)
@@ -325,13 +327,48 @@ def test_agents_that_have_left_do_not_count_as_agreeing() -> None:
     assert result.agreement["s"] == {"near_0": 0.0, "near_1": 0.0, "far_0": 0.0}
 
 
-def test_views_of_their_own_have_no_mixed_teams() -> None:
-    keys = ["near_0", "near_1", "far_0"]
-    views = Views(student=(Wrapper("FilterObservation", {"filter_keys": keys}),))
-    env = EnvConfig(ID, {"state": True}, views=views)
-    entries = {"teacher": PolicyRuns("teacher", {None: Planner(env.view_of("teacher"))})}
-    entries["random"] = PolicyRuns("random", {None: None})
-    assert mixed_teams(env, entries, dict.fromkeys(entries, np.zeros((1, 3))), 3, PlayConfig(), SILENT) is None
+def all_teams(env: EnvConfig, student: Policy) -> Teams:
+    entries = {
+        "teacher": PolicyRuns("teacher", {None: Planner(env.view_of("teacher"))}),
+        "s": PolicyRuns("student", {0: student}),
+        "random": PolicyRuns("random", {None: None}),
+    }
+    result = mixed_teams(env, entries, dict.fromkeys(entries, np.zeros((1, 8))), 8, PlayConfig(), SILENT)
+    assert result is not None
+    return result
+
+
+def test_mixed_teams_do_not_depend_on_entries_that_students_do_not_observe(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    student = Team(student=Mlp(hidden=(8,))).build(dataset.spec).eval()
+    views = Views(student=(Wrapper("FilterObservation", {"filter_keys": ["near_0", "near_1", "far_0"]}),))
+    assert all_teams(EnvConfig(ID, {"state": True}, views=views), student) == all_teams(ENV, student)
+
+
+CUES = {
+    "near": [{"name": "PadObservation", "kwargs": {"segments": [[1, 0, 1]]}}],
+    "far": [{"name": "PadObservation", "kwargs": {"segments": [[0, 0, 2], [1, 0, 0]]}}],
+}
+
+
+@pytest.mark.slow
+def test_students_with_views_of_their_own_learn_from_a_teacher_that_sees_more(tmp_path: Path) -> None:
+    env = EnvConfig(ID, {"state": True}, views=Views(student=(Wrapper("AgentViews", CUES),)))
+    teacher = Planner(env.view_of("teacher"))
+    data = collect(env, teacher, CollectConfig(steps=1_000, epsilon=0.1), tmp_path / "dataset", progress=False)
+    assert {key: part.shape for key, part in data.spec.parts} == {
+        "near_0": (1,),
+        "near_1": (1,),
+        "far_0": (1,),
+        "state": (3,),
+    }
+    config = DistillConfig(epochs=10, batch_size=64, learning_rate=1e-2)
+    policy = distill(data, Team(student=Linear()), config, tmp_path / "team", progress=False)
+    teams = all_teams(env, policy)
+    assert min(teams.agreement["s"].values()) > 0.93
+    assert teams.compositions["all far agents replaced"]["s"].mean.value > 9
+    mixture = CollectConfig(steps=200, mixture="agent", beta=0.5)
+    assert len(collect(env, teacher, mixture, tmp_path / "mixed", student=policy, progress=False)) >= 200
 
 
 @pytest.mark.slow

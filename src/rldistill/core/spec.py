@@ -91,7 +91,8 @@ def _is_small(value: Any, limit: float = 1e5) -> bool:
 class Views:
     """Observation wrappers of the teacher and of the student, which act in one environment.
 
-    Wrappers that change actions, rewards or episodes belong to both, in `EnvConfig.wrappers`.
+    Wrappers that change actions, rewards or episodes belong to both, in `EnvConfig.wrappers`. With many agents, the
+    wrapper `AgentViews` has those of each agent or type of agents.
     """
 
     teacher: tuple[Wrapper, ...] = ()

@@ -25,6 +25,7 @@ from rldistill.core.errors import (
 from rldistill.core.fields import add_working_directory, import_name
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
+from rldistill.envs.agent_views import AgentViews, agent_views_of
 from rldistill.envs.atari import register_atari
 from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.entries import FlatDict
@@ -51,6 +52,8 @@ THIRD_PARTY = {
     "pybullet_envs_gymnasium": (r".*Bullet(Env)?-.*", "pybullet-envs-gymnasium"),
 }  # fmt: skip
 """Ids that Gymnasium does not register before a module is imported, and the package to install."""
+AGENT_VIEWS = "AgentViews"
+"""Name of the wrapper whose keyword arguments are the wrappers of single agents, by their name or type."""
 OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
     "PadObservation", "WorldParameters", "LastAction",
@@ -62,6 +65,8 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
     name = wrapper.name
     if name == TEACHER_VIEWS:
         return named_views
+    if name == AGENT_VIEWS:
+        return _agent_views
     if ":" in name:
         cls: Callable[..., Env] = import_name(name, "env.wrappers")
     elif name in OWN_WRAPPERS or name in gymnasium.wrappers.__all__:
@@ -72,7 +77,7 @@ def wrapper_class(wrapper: Wrapper) -> Callable[..., Env]:
                 f"env.wrappers: {name} needs a package that is missing ({error_text(error)}). Install it."
             ) from error
     else:
-        hint = did_you_mean(name, [*gymnasium.wrappers.__all__, *OWN_WRAPPERS])
+        hint = did_you_mean(name, [*gymnasium.wrappers.__all__, *OWN_WRAPPERS, AGENT_VIEWS])
         raise ConfigError(f"env.wrappers: there is no {name!r} in gymnasium.wrappers.{hint}")
     return cls
 
@@ -150,6 +155,10 @@ def named_views(env: Env, **views: Sequence[Mapping[str, Any]]) -> NamedViews:
     taps = {name: Tap(env) for name in views}
     own = {name: _wrap(taps[name], [Wrapper(**wrapper) for wrapper in views[name]]) for name in views}
     return NamedViews(env, [*taps.values()], own)
+
+
+def _agent_views(env: Env, /, **views: Any) -> AgentViews:
+    return agent_views_of(env, _wrap, views)
 
 
 def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any], **world: Any) -> Env:

@@ -52,6 +52,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
 
     Attributes:
         agents: Name, type, number of action parts and team of each agent.
+        action_spaces: Action space of each agent by its name.
     """
 
     def __init__(
@@ -76,15 +77,15 @@ class JointEnv(gymnasium.Env[Any, Any]):
         if not self._team:
             types = ", ".join(dict.fromkeys(agent_type(name) for name in names))
             raise ConfigError(f"env.kwargs: there is no team {team!r}. Use one of the types {types}.")
-        self._actions = {name: parallel.action_space(name) for name in names}
-        self.action_space = _joint_actions(self._actions)
+        self.action_spaces = {name: parallel.action_space(name) for name in names}
+        self.action_space = _joint_actions(self.action_spaces)
         self._obs: dict[str, Entries] = {
             name: dict(walk(parallel.observation_space(name), CONTAINERS, name)) for name in names
         }
         self._masked = alive and not isinstance(self.action_space, spaces.Box)
         entries: Entries = {key: space for own in self._obs.values() for key, space in own.items()}
         masks = [key for name in names if (key := f"{name}.{MASK}") in entries]
-        self._mask_sizes = {name: flatdim(space) for name, space in self._actions.items()}
+        self._mask_sizes = {name: flatdim(space) for name, space in self.action_spaces.items()}
         self._masked |= bool(masks)
         for key in masks:
             del entries[key]
@@ -96,7 +97,8 @@ class JointEnv(gymnasium.Env[Any, Any]):
             entries[MASK] = spaces.MultiBinary(sum(self._mask_sizes.values()))
         self.observation_space = spaces.Dict(entries)
         self.agents = tuple(
-            AgentSpec(name, agent_type(name), _num_parts(self._actions[name]), name in self._team) for name in names
+            AgentSpec(name, agent_type(name), _num_parts(self.action_spaces[name]), name in self._team)
+            for name in names
         )
         self._returns = dict.fromkeys(names, 0.0)
 
@@ -109,7 +111,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Step all agents that are there with their parts of the joint action."""
         present = list(self.parallel.agents)
-        parts = self._split(np.asarray(action))
+        parts = self.split(np.asarray(action))
         obs, rewards, terminated, truncated, _ = self.parallel.step({name: parts[name] for name in present})
         for name in present:
             self._returns[name] += float(rewards.get(name, 0.0))
@@ -145,11 +147,11 @@ class JointEnv(gymnasium.Env[Any, Any]):
             )
         return float(np.sum(own) if self._reward == "sum" else np.mean(own))
 
-    def _split(self, action: NDArray[Any]) -> dict[str, Any]:
-        """Return the action of each agent."""
+    def split(self, action: NDArray[Any]) -> dict[str, Any]:
+        """Return the action of each agent from their joint action."""
         parts: dict[str, Any] = {}
         start = 0
-        for name, space in self._actions.items():
+        for name, space in self.action_spaces.items():
             part = action[start : (start := start + _num_parts(space))]
             if isinstance(space, spaces.Discrete):
                 parts[name] = int(part[0]) + int(space.start)
@@ -165,7 +167,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
             present = name in agents and name in obs
             mask = np.ones(self._mask_sizes[name], np.int8)
             if not present:
-                mask = _first_choice(self._actions[name])
+                mask = _first_choice(self.action_spaces[name])
             for key, space in entries.items():
                 value = find_entry({name: obs[name]}, key) if present else None
                 if key == f"{name}.{MASK}":

@@ -40,6 +40,10 @@ class Tap(gymnasium.Wrapper[Any, Any, Any, Any]):
             raise ConfigError(f"env.views: a wrapper changes actions. {MOVE}")
         return self._take_result()  # type: ignore[no-any-return]
 
+    def show(self, result: Reset | Step, action: Any = None) -> None:
+        """Keep the result of a reset, or of a step, for the wrappers of the view."""
+        self.result, self.action = result, action
+
     def _take_result(self) -> Any:
         if self.result is None:
             raise ConfigError(f"env.views: a wrapper takes more than one step at a time. {MOVE}")
@@ -53,8 +57,8 @@ class SideBySide(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: Env, taps: Sequence[Tap], views: Sequence[Env]) -> None:
         super().__init__(env)
         self.taps, self.views = taps, views
-        for view in views:
-            if view.action_space != env.action_space:
+        for tap, view in zip(taps, views, strict=True):
+            if view.action_space != tap.action_space:
                 raise ConfigError(f"env.views: a wrapper changes the action space to {view.action_space}. {MOVE}")
 
     def _pack(self, observations: list[Any]) -> Any:
@@ -64,7 +68,7 @@ class SideBySide(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Reset the environment once, and all views with its result."""
         obs, info = self.env.reset(seed=seed, options=options)
         for tap in self.taps:
-            tap.result = obs, info
+            tap.show((obs, info))
         return self._pack([view.reset(seed=seed, options=options)[0] for view in self.views]), info
 
     def step(self, action: Any) -> Step:
@@ -72,8 +76,8 @@ class SideBySide(gymnasium.Wrapper[Any, Any, Any, Any]):
         result = self.env.step(action)
         observations = []
         for tap, view in zip(self.taps, self.views, strict=True):
-            tap.result, tap.action = result, action
-            obs, *others = view.step(action)
+            tap.show(result, action)
+            obs, *others = view.step(tap.action)
             if tuple(others[:3]) != result[1:4]:
                 raise ConfigError(f"env.views: a wrapper changes rewards or ends episodes. {MOVE}")
             observations.append(obs)

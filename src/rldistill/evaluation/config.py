@@ -70,8 +70,7 @@ class EvaluateConfig:
             number in its last step that has the key; true is 1 and false 0. Episodes without the key do not count.
         robustness: perturbations of the environment, if any.
         teams: episodes of each mixed team, if the environment has several agents: teachers of which some are replaced
-            by students, students of different training seeds, and one agent that acts at random. 0 leaves them out, as
-            do `env.views`, since then teacher and students observe differently.
+            by students, students of different training seeds, and one agent that acts at random. 0 leaves them out.
         worlds: further kinds of worlds by name, such as parameters that were held out: for each, the parameters that
             differ from `env.worlds`. Teacher, students and random play have the seeds of the evaluation in each.
         device: device of the policies; it changes the speed, and results by rounding only.

@@ -48,7 +48,7 @@ class PlayConfig:
         seed: seed of the run.
         split: `TEST`, `VALIDATION` or `CALIBRATION`.
         first: number of the first episode.
-        side: view of the environment for the policy, if there are two.
+        side: view of the environment for the policy, if there are two; None for a policy that takes both.
         sample: True to sample actions, False to take the mode.
         gamma: discount of `Episodes.discounted`.
         num_threads: threads of ale-py's emulators.
@@ -61,7 +61,7 @@ class PlayConfig:
     seed: int = 0
     split: int = TEST
     first: int = 0
-    side: Side = "student"
+    side: Side | None = "student"
     sample: bool = False
     gamma: float = 0.99
     num_threads: int = 2
@@ -212,8 +212,8 @@ def _play(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     env.single_action_space.seed(int(rng.integers(2**31)))
 
-    def in_slots(policy: Policy, side: Side) -> StatefulPolicy:
-        shown = views.policy_on(side, with_action_mask(policy, getattr(views, side)))
+    def in_slots(policy: Policy, side: Side | None) -> StatefulPolicy:
+        shown = policy if side is None else views.policy_on(side, with_action_mask(policy, getattr(views, side)))
         return StatefulPolicy(shown, slots, None, config.device)
 
     player = None if policy is None else in_slots(policy, config.side)

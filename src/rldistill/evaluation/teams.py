@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from rldistill.core.entries import split_parts
 from rldistill.core.policy import Policy
-from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec
+from rldistill.core.spec import ALIVE, EnvConfig, PolicySpec, Side
 from rldistill.envs.seeding import block_generator
 from rldistill.envs.spaces import observation_views
+from rldistill.envs.views import ObservationViews
 from rldistill.evaluation.episodes import (
     CALIBRATION,
     ComparedStep,
@@ -42,7 +44,7 @@ def mixed_teams(
 ) -> Teams | None:
     """Play mixed teams on the seeds of the evaluation; None for a single agent, or without episodes.
 
-    `returns` are those of all policies. None also if teacher and students have views of their own (`env.views`).
+    `returns` are those of all policies.
 
     The replacement curve is the return with k of n agents of the teacher replaced by students, the mean over subsets of
     agents. With several types of agents, all of a type are replaced, too: students of one side against the teacher of
@@ -50,16 +52,21 @@ def mixed_teams(
     """
     views, teacher = observation_views(env), policies["teacher"].first
     spec = views.student
-    if not spec.agents or views.packed or not episodes or teacher is None:
+    if not spec.agents or not episodes or teacher is None:
         return None
-    teacher = with_action_mask(teacher, spec)
+
+    def on_env(policy: Policy, side: Side) -> Policy:
+        """Return a policy of one side for the observations of both."""
+        return views.policy_on(side, with_action_mask(policy, getattr(views, side)))
+
+    acting, joint = on_env(teacher, "teacher"), replace(base, side=None)
     episodes = min(episodes, returns["teacher"].shape[1])
     reference, best = returns[reference_name(policies)], returns["teacher"]
     compositions: dict[str, dict[str, PerturbedReturns]] = {}
     agreement: dict[str, dict[str, float]] = {}
 
     def result(name: str, teams: list[Policy]) -> PerturbedReturns:
-        own = np.stack([play(env, team, episodes, base, progress=Part(progress, 0)).returns for team in teams])
+        own = np.stack([play(env, team, episodes, joint, progress=Part(progress, 0)).returns for team in teams])
         score = float(normalized_mean(own, best, reference))
         return PerturbedReturns(
             mean=estimate(mean, own),
@@ -70,18 +77,20 @@ def mixed_teams(
     for name, entry in policies.items():
         if entry.kind not in ("teacher", "student"):
             continue
-        runs = [with_action_mask(run, spec) for run in entry.runs.values() if run is not None]
+        runs = [on_env(run, entry.side) for run in entry.runs.values() if run is not None]
         if entry.kind == "student":
-            agreement[name] = _agreement(env, runs[0], teacher, spec, episodes, base)
-        for composition, teams in _teams(runs, teacher if entry.kind == "student" else None, spec, base.seed):
+            first = next(run for run in entry.runs.values() if run is not None)
+            agreement[name] = _agreement(env, first, teacher, spec, episodes, base)
+        for composition, teams in _teams(runs, acting if entry.kind == "student" else None, views, base.seed):
             compositions.setdefault(composition, {})[name] = result(name, teams)
     return Teams(episodes=episodes, compositions=compositions, agreement=agreement)
 
 
 def _teams(
-    runs: list[Policy], teacher: Policy | None, spec: PolicySpec, seed: int
+    runs: list[Policy], teacher: Policy | None, views: ObservationViews, seed: int
 ) -> Iterator[tuple[str, list[Policy]]]:
     """Yield the compositions of teams with some policies, and a few teams of each."""
+    spec = views.student
     names = [agent.name for agent in spec.agents]
     rng = block_generator(seed, "evaluate", CALIBRATION, 0, 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -102,8 +111,9 @@ def _teams(
         if len(runs) > 1:
             pairs = zip(runs, [*runs[1:], runs[0]], strict=True)
             yield "students of two seeds by turns", [MixedTeam(one, other, tuple(names[1::2])) for one, other in pairs]
+    chance = views.policy_on("student", RandomTeam(spec, generator))
     for name in names:
-        yield f"{name} at random", [MixedTeam(run, RandomTeam(spec, generator), (name,)) for run in runs]
+        yield f"{name} at random", [MixedTeam(run, chance, (name,)) for run in runs]
 
 
 def _agreement(

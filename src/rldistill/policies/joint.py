@@ -231,7 +231,9 @@ class MixedTeam:
         outputs, after = _step_all((self.policy, self.substitute), (obs, obs), state)
         actions = [output.mode() for output in outputs]
         action = actions[0].clone()
-        for view in agent_views(self.spec):
+        # A teacher of another library may not know the names of its agents.
+        spec = self.spec if self.spec.agents else self.substitute.spec
+        for view in agent_views(spec):
             if view.agent.name in self.replaced:
                 action[..., view.parts] = actions[1][..., view.parts].to(action)
         head = self.spec.head.neutral
