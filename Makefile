@@ -4,8 +4,8 @@ VENV ?= .venv
 EXTRAS ?= dev,docs,box2d,driving,export,hub,keras,minari,mujoco,multiagent,resources,robots
 BIN := $(abspath $(VENV))/bin
 
-# Test files are spread over this many processes.
-JOBS ?= auto
+# Test files are spread over this many processes: one more than cores, since many tests wait for a process of theirs.
+JOBS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: install demo test test-fast coverage check rliable bench docs schema clean
 
@@ -21,21 +21,21 @@ demo: install
 	@echo "The report: $(CURDIR)/runs/pong/report.html"
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The inner loop: no emulator, no training, no subprocess.
 test-fast: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 coverage: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov=rldistill --cov-report=term
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov=rldistill --cov-report=term
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What the statistics are compared with; it needs pandas < 3, so it has an environment of its own.
 rliable: .venv-rliable/.installed

@@ -29,6 +29,12 @@ hypothesis.settings.load_profile("no deadline")  # a busy machine is no fault
 CARTPOLE = EnvConfig("CartPole-v1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files with slow tests first, so that no worker is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class Reports:
     """Progress that passes each report to a function, which may raise to stop the stage."""
 

@@ -51,6 +51,7 @@ PONG = [
     "collect.steps=1_600",
     "distill.epochs=4",
     "distill.batch_size=32",
+    "distill.num_threads=1",  # more only wait for each other beside other tests
     "distill.learning_rate=1e-3",
     *EVALUATED,
 ]

@@ -158,11 +158,12 @@ def test_dagger_killed_at_random_ends_with_the_same_student(tmp_path: Path, env_
         torch.nn.init.normal_(teacher.output.weight)  # or all states are nearly alike to it
     student = {"type": "cnn", "channels": [8, 8], "hidden": [16]} if atari else {"type": "mlp"}
     steps = 160 if atari else 320
+    env = {"id": env_id, "kwargs": {"max_num_frames_per_episode": 800} if atari else {}}
     recipe = {"name": "dagger", "rounds": 2, "steps_per_round": steps}
     distill = {"epochs": 13, "patience": 0, "batch_size": 32, "learning_rate": 3e-3, "losses": ["forward_kl"]}
     collect = {"steps": 5 * steps, "epsilon": 0.1}
     whole, killed = hashes_of_whole_and_killed(
-        tmp_path, teacher, 4, env={"id": env_id}, students={"mlp": student}, recipe=recipe, distill=distill,
+        tmp_path, teacher, 4, env=env, students={"mlp": student}, recipe=recipe, distill=distill,
         collect=collect,
     )  # fmt: skip
     assert len(whole) == 2
