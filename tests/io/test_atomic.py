@@ -106,3 +106,14 @@ def test_files_of_a_stage_are_discarded_though_damaged(tmp_path: Path) -> None:
         (folder / name).touch()
     assert not open_stage(folder, folder / "policy.json", "overwrite")
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["students", "students/mlp"])
+def test_folders_of_several_stages_are_not_discarded(tmp_path: Path, folder: str) -> None:
+    result = tmp_path / "students/mlp/seed-0/policy.json"
+    write_json(result, {})
+    with pytest.raises(ConfigError, match=r"students.*holds the results of several stages, such as .*seed-0, and"):
+        open_stage(tmp_path / folder, tmp_path / folder / "policy.json", "overwrite")
+    assert result.exists()
+    assert not open_stage(result.parent, result, "overwrite")
+    assert not result.exists()

@@ -29,6 +29,7 @@ STAGE_FILES = re.compile(
     r"\.\d+(@[\w.-]*)?\.tmp\..+|round-\d+-stream-\d+-block-\d+\.parquet"
 )
 """Names of all files in the folders of stages."""
+RESULTS = ("policy.json", "manifest.json")
 CHANGED = "The file was changed; write it again."
 START_AGAIN = 'Start again with mode="overwrite" (--overwrite).'
 SEAL = "sha256"
@@ -257,7 +258,7 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def discard_stage(folder: Path) -> None:
-    """Delete the files of stages in a folder; raise ConfigError, and delete nothing, if it holds anything else."""
+    """Delete the files of a stage in its folder; raise ConfigError, and delete nothing, if it holds anything else."""
     if not folder.exists():
         return
     files: list[Path] = []
@@ -272,6 +273,12 @@ def discard_stage(folder: Path) -> None:
                     f"{entry}: not written by this program, so {folder} is not discarded. Move it away, or use another "
                     "folder."
                 )
+    inner = next((path for path in files if path.name in RESULTS), None)
+    if inner is not None and all(path.is_dir() for path in list_files(folder)):
+        raise ConfigError(
+            f"{folder}: it holds the results of several stages, such as {inner.parent}, and is not discarded. "
+            "Name the folder of one, or another folder."
+        )
     for path in files:
         if path.name != LOCK:
             path.unlink()
