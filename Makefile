@@ -1,7 +1,7 @@
 # Everything happens in .venv; nothing else on the machine is touched.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,docs,box2d,driving,export,hub,keras,minari,mujoco,multiagent,resources,robots
+EXTRAS ?= dev,docs,box2d,driving,export,hub,keras,minari,mujoco,multiagent,opencv,resources,robots
 BIN := $(abspath $(VENV))/bin
 
 # Test files are spread over this many processes: one more than cores, since many tests wait for a process of theirs.

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ PACKAGES = {
     "spread-ppo.yaml": "mpe2",
     "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
+    **dict.fromkeys(("pong-a3c.yaml", "atari-tasks.yaml"), "cv2"),
     **dict.fromkeys(("highway.yaml", "highway-dqn.yaml", "parking.yaml", "parking-sac.yaml"), "highway_env"),
 }
 """Packages of extras that run files need."""
@@ -226,3 +228,16 @@ def test_other_examples_start(file: Path, tmp_path: Path) -> None:
     run([verb, str(file), *SMALLER[file.name], "verify=false", f"out={tmp_path / 'run'}"], tmp_path)
     made = {"run": "report.html", "train": "teacher/policy.json", "collect": "dataset/manifest.json"}
     assert [*(tmp_path / "run").glob(f"**/{made[verb]}")]  # of several tasks, in their folders
+
+
+def test_extras_exist_and_have_one_spelling() -> None:
+    extras = {*tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]}
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py"), *EXAMPLES]
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        named = {name for names in re.findall(r"rldistill\[([\w,]+)\]", text) for name in names.split(",")}
+        assert named <= extras, file
+        assert "'.[" not in text, file
+    table = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("\n\n")[0]
+    first = " ".join(line.split("|")[1] for line in table.splitlines()[2:])
+    assert {*re.findall(r"`(\w+)`", first)} == extras - {"dev", "docs"}

@@ -13,7 +13,7 @@ import pytest
 
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
-from rldistill.core.errors import ConfigError, RLDistillError
+from rldistill.core.errors import ConfigError, MissingExtraError, RLDistillError
 from rldistill.core.spec import EnvConfig, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
@@ -230,6 +230,16 @@ def test_wrapper_that_cannot_be_used_is_named(name: str, words: str, monkeypatch
         monkeypatch.delitem(sys.modules, f"gymnasium.wrappers.{module}", raising=False)
     with pytest.raises(ConfigError, match=rf"^env\.wrappers: .*{words}"):
         make_env(EnvConfig(user_envs.ID, {"kind": "Base"}, (Wrapper(name),)))
+
+
+@pytest.mark.parametrize("wrapper", [Wrapper("AtariPreprocessing"), Wrapper("ResizeObservation", {"shape": [84, 84]})])
+def test_wrapper_without_opencv_names_its_extra(wrapper: Wrapper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    env = EnvConfig("PongNoFrameskip-v4", wrappers=(wrapper,))
+    with pytest.raises(
+        MissingExtraError, match=r"(Observation|Preprocessing) needs .*pip install 'rldistill\[opencv\]'"
+    ):
+        make_env(env)
 
 
 def test_failing_close_is_a_warning(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "minari": ("minari",),
     "mlflow": ("mlflow",),
     "multiagent": ("pettingzoo", "mpe2"),
+    "opencv": ("cv2",),
     "ray": ("ray",),
     "resources": ("gym_anm", "JSSEnv"),
     "wandb": ("wandb",),

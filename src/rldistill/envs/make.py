@@ -195,6 +195,8 @@ def _wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
         try:
             env = cls(env, **kwargs)
         except (AssertionError, TypeError, ValueError, gymnasium.error.Error) as error:
+            if isinstance(error, gymnasium.error.DependencyNotInstalled) and "opencv" in str(error):
+                raise MissingExtraError(f"env.wrappers: {wrapper.name}", "opencv") from None
             raise ConfigError(f"env.wrappers: {wrapper.name} does not accept {wrapper.kwargs}: {error}") from error
         except RLDistillError:
             raise
