@@ -58,12 +58,15 @@ class Browser:
         assert "exceptionDetails" not in said, said["exceptionDetails"]
         return said["result"].get("value")
 
-    def look(self, width: int, height: int = 900, scheme: str = "light", media: str = "") -> None:
-        """Set the size of the window, its preferred color scheme, and the medium, such as `print`."""
+    def look(
+        self, width: int, height: int = 900, scheme: str = "light", media: str = "", motion: str = "no-preference"
+    ) -> None:
+        """Set the size of the window, the preferred color scheme and motion, and the medium, such as `print`."""
         mobile = width < 500
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", media=media, features=[feature])
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
 
     def press(self, key: str) -> None:
         """Press a key with a function of its own, such as Tab."""

@@ -32,12 +32,40 @@ DRAWN = """
 })
 """
 PLAYED = """
-Promise.all([...document.querySelectorAll('video')].map(async film => {
-  await film.play();
-  while (film.currentTime <= 0) await new Promise(then => setTimeout(then, 10));
-  film.pause();
-  return [film.duration, film.videoWidth, film.error && film.error.message];
-}))
+(async () => {
+  const played = [];
+  for (const film of document.querySelectorAll('video')) {  // one by one, since pairs play together
+    await film.play();
+    while (film.currentTime <= 0) await new Promise(then => setTimeout(then, 10));
+    film.pause();
+    played.push([film.duration, film.videoWidth, film.error && film.error.message]);
+  }
+  return played;
+})()
+"""
+TOGETHER = """
+(async () => {
+  const films = [...document.querySelectorAll('.playing video')];
+  const [leader, other] = films.toSorted((one, two) => two.duration - one.duration);
+  const until = async (step, holds) => {
+    for (let n = 0; !holds(); n++) {
+      if (n > 1000) throw new Error(step + films.map(each => ' ' + each.currentTime));
+      await new Promise(then => setTimeout(then, 10));
+    }
+  };
+  films.forEach(film => { film.playbackRate = 0.1; });
+  const bottom = Math.max(...films.map(film => film.getBoundingClientRect().bottom + scrollY));
+  await until('played', () => films.every(film => film.currentTime > 0) && !leader.ended);
+  leader.pause();
+  await until('paused', () => other.paused);
+  leader.currentTime = 0.05;
+  await until('moved', () => Math.abs(other.currentTime - 0.05) <= 0.2);
+  await leader.play();
+  await until('went on', () => films.every(film => !film.paused || film.ended));
+  leader.currentTime = leader.duration;
+  await until('began again', () => films.every(film => film.currentTime < 0.2 && !film.paused));
+  return bottom;
+})()
 """
 UNREACHABLE = """
 [...document.querySelectorAll('body *')].filter(each =>
@@ -64,7 +92,7 @@ MOVING = """
 [...document.querySelectorAll('*')].filter(each => {
   const style = getComputedStyle(each);
   return style.animationName !== 'none' || style.transitionDuration !== '0s' || style.scrollBehavior === 'smooth'
-    || each.autoplay;
+    || each.autoplay || each.paused === false;
 }).length
 """
 AXE = """
@@ -158,6 +186,11 @@ def test_the_keyboard_gets_around(page: Browser) -> None:
     assert page.ask("document.activeElement.className") == "skip"
     assert page.ask("document.activeElement.getBoundingClientRect().left") >= 0
     page.press("Tab")
+    assert page.ask("document.activeElement.tagName") == "VIDEO"
+    for _ in range(20):  # the controls of two films
+        if page.ask("document.activeElement.tagName") != "VIDEO":
+            break
+        page.press("Tab")
     assert page.ask("document.activeElement.getAttribute('href')") == "#compared"
     assert page.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
@@ -201,7 +234,16 @@ def test_nothing_is_cut_off_on_paper(page: Browser) -> None:
     page.look(1200)
 
 
-def test_nothing_moves_by_itself(page: Browser) -> None:
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 844)])
+def test_student_and_teacher_play_together_on_the_first_screen(page: Browser, width: int, height: int) -> None:
+    page.look(width, height)
+    page.open(page.requests[0])
+    assert page.ask(TOGETHER) <= height
+
+
+def test_nothing_moves_for_readers_who_prefer_less_motion(page: Browser) -> None:
+    page.look(1200, motion="reduce")
+    page.open(page.requests[0])
     assert page.ask(MOVING) == 0
 
 
