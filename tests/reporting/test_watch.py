@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -375,6 +376,28 @@ def test_terminal_shows_a_killed_run_and_its_next_command(tmp_path: Path) -> Non
     text = result.stdout.replace("\n", "")
     assert "Stopped at distill mlp, seed 0" in text
     assert f"rldistill run {tmp_path}/run/config.yaml --resume" in text.replace("  ", "")
+
+
+def test_token_is_no_argument_of_the_browser(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def open_browser(url: str) -> bool:
+        assert url.startswith("file:")
+        page = Path(url.removeprefix("file://"))
+        address = re.search(r'content="0; url=(http://127\.0\.0\.1:\d+/(\S{32})/)"', page.read_text())
+        assert address
+        assert address[2] not in url
+        assert page.parent.stat().st_mode & 0o077 == 0
+        opened.append(page)
+        return True
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    monkeypatch.setattr(WatchServer, "serve_forever", lambda server: None)
+    monkeypatch.setattr("platform.release", lambda: "6.1.0")
+    assert CliRunner().invoke(app, ["watch", str(run)]).exit_code == 0
+    assert len(opened) == 1
+    assert not opened[0].parent.exists()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import getpass
 import os
 import platform
 import sys
+import tempfile
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -32,14 +33,23 @@ def watch(
     if text:
         show_in_terminal(readers)
         return
-    with WatchServer(readers, port) as server:
+    with WatchServer(readers, port) as server, tempfile.TemporaryDirectory(prefix="rldistill-") as private:
         typer.echo(f"page: {server.url} (Ctrl-C ends the page, not the run)")
         has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-        if no_browser or not has_display or not webbrowser.open(server.url):
+        if no_browser or not has_display or not _open(server.url, Path(private)):
             forward = f"ssh -N -L {server.server_port}:{ADDRESS}:{server.server_port} {_login()}"
             typer.echo(f"from another machine: {forward}, then open the same address there")
         sys.stdout.flush()
         server.serve_forever()
+
+
+def _open(url: str, private: Path) -> bool:
+    """Open an address in a browser, by a file that only this user reads; all users can list arguments of processes."""
+    if "microsoft" in platform.release().lower():  # a browser of Windows cannot read the file; one user is there
+        return webbrowser.open(url)
+    page = private / "watch.html"
+    page.write_text(f'<!doctype html><title>rldistill</title><meta http-equiv="refresh" content="0; url={url}">\n')
+    return webbrowser.open(page.as_uri())
 
 
 def _login() -> str:
