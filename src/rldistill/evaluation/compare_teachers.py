@@ -100,6 +100,28 @@ class TeacherComparison(Result):
             for name, score in self.teachers.items()
         ]
 
+    @property
+    def weighting_rows(self) -> Rows:
+        """Cells of each weighting of the labels of all teachers: its teachability, or the reason why it is left out."""
+        scored = [
+            [TableCell("weighting", name), figure("teachability", score, ".3f")]
+            for name, score in self.weightings.items()
+        ]
+        return scored + [
+            [TableCell("weighting", name), TableCell("teachability", why)] for name, why in self.no_weighting.items()
+        ]
+
+    @property
+    def agreement_rows(self) -> Rows:
+        """Cells of each pair of teachers: its agreement, or the reason why there is none."""
+        column = "agreement" if self.discrete else "action RMSE"
+        compared = [
+            [TableCell("teachers", pair), figure(column, value, ".3f")] for pair, value in self.agreement.items()
+        ]
+        return compared + [
+            [TableCell("teachers", pair), TableCell(column, why)] for pair, why in self.no_agreement.items()
+        ]
+
     def blocks(self) -> list[Table | str]:
         """Return the table of the teachers, their agreements and the recommendation."""
         word = "agreement" if self.discrete else "action RMSE"
