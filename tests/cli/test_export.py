@@ -51,7 +51,8 @@ def test_any_policy(run: Path, tmp_path: Path) -> None:
     [
         (["RUN"], "has the students large, small. Name one."),
         (["RUN", "--student", "smal"], "Did you mean 'small'?"),
-        (["RUN", "--student", "small", "--to", "onxx"], "Did you mean 'onnx'?"),
+        (["RUN", "--student", "small", "--to", "onxx"], "--to: found 'onxx', expected some of onnx,int8,"),
+        (["RUN", "--student", "small", "--to", "c, onxx"], "Did you mean 'onnx'?"),
         (["POLICY", "--out", "x"], "Name the environment of the policy."),
         (["POLICY", "--env", "CartPole-v1"], "--out: name a folder"),
         (["POLICY", "--env", "CartPole-v1", "--student", "small", "--out", "x"], "Remove the option."),

@@ -60,7 +60,7 @@ def test_float_dtypes_fit_each_other_only(spec: Any) -> None:
     ],
 )
 def test_differences_of_specs_are_named(spec: PolicySpec, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecMismatchError, match=f"^A and B do not fit: .*{message}"):
+    with pytest.raises(SpecMismatchError, match=rf"^A and B do not fit: .*{message}.*\. (Use|Make) [^.]*[.\w, ()]*\.$"):
         spec.require_same_input(dataclasses.replace(spec, **changes), "A", "B")
 
 

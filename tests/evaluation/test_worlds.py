@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rldistill import EnvConfig, EvaluateConfig, NetworkPolicy, evaluate
+from rldistill import EnvConfig, EvaluateConfig, NetworkPolicy, RobustnessConfig, evaluate
 from rldistill.core.errors import ConfigError
 from rldistill.core.worlds import Choice
 from rldistill.evaluation.episodes import PlayConfig, play
@@ -53,3 +53,12 @@ def test_argument_that_worlds_replace_is_refused() -> None:
     config = EvaluateConfig(env_kwargs={"length": 2.0})
     with pytest.raises(ConfigError, match=r"^evaluate\.env_kwargs: length is one of env\.worlds, too\. Use"):
         evaluation_env(WORLDS, config)
+
+
+@pytest.mark.parametrize("name", ["", " wide", "two\nlines", "\x1b[31m", "x" * 61])
+def test_worlds_and_perturbations_have_names_that_tables_can_show(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"worlds: found the name .*expected 1 to 60 printable characters"):
+        EvaluateConfig(worlds={name: {}})
+    with pytest.raises(ConfigError, match=r"env_kwargs: found the name .*expected 1 to 60 printable characters"):
+        RobustnessConfig(env_kwargs={name: {}})
+    assert EvaluateConfig(worlds={"short and strong": {}}).worlds

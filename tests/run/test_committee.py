@@ -161,7 +161,7 @@ def test_combinations_without_a_meaning_are_refused_before_the_first_step(
         run_collect(single, quiet=True)
     assert not (tmp_path / "b" / "dataset").exists()
     acrobot = network(env=EnvConfig("Acrobot-v1"))
-    with pytest.raises(SpecMismatchError, match=r"teachers: .*do not fit.*; member 0 is good, member 1 is other"):
+    with pytest.raises(SpecMismatchError, match=r"teachers: .*do not fit.*\(member 0 is good, member 1 is other\)"):
         load_teacher(make_run(tmp_path / "c", teacher, teachers={"good": teacher, "other": acrobot}))
     with pytest.raises(ConfigError, match=r"teachers\.b: missing.zip: there is no such file"):
         load_committee({"a": teacher, "b": CommitteeMember("missing.zip")}, CARTPOLE)

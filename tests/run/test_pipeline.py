@@ -33,6 +33,7 @@ from rldistill.recipes.from_reward import train_control
 from rldistill.recipes.job import Run, StudentJob
 from rldistill.run.config import load_run
 from rldistill.run.evaluation import run_evaluate
+from rldistill.run.export import run_export
 from rldistill.run.stages import run_all, run_collect, run_distill
 from rldistill.students import Mlp
 from rldistill.students.storage import load_native, save_policy
@@ -112,6 +113,9 @@ def test_only_named_students_are_exported(tmp_path: Path, teacher: NetworkPolicy
     wrong = load_run(write_run(tmp_path, teacher, **settings, export={**export, "students": ["tow"]}), [], {})
     with pytest.raises(ConfigError, match=r"export\.students: there is no student 'tow'\. Did you mean 'two'\?"):
         run_all(wrong, "resume", quiet=True)
+    with pytest.raises(ConfigError, match=r"export\.students: there is no student 'tow'"):
+        run_export(wrong, "overwrite", quiet=True)
+    assert [path.name for path in (run.out / "export").iterdir()] == ["two"]
 
 
 def hashes_of_whole_and_killed(

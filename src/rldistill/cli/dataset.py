@@ -109,8 +109,8 @@ def relabel(
         if manifest.env.views is None or manifest.teacher_spec is not None:
             raise
         raise SpecMismatchError(
-            f"{error}; {source} holds only the observations of the student. For a teacher with another view, collect "
-            "with teacher_obs: true."
+            f"{str(error).rstrip('.')}. {source} holds only the observations of the student. For a teacher with "
+            "another view, collect with teacher_obs: true."
         ) from None
     with _transformation("relabel", out, quiet) as progress:
         rldistill.relabel(

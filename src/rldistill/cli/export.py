@@ -20,7 +20,7 @@ from rldistill.cli.options import (
     print_result,
     read_options,
 )
-from rldistill.core.errors import CorruptArtifactError, printable
+from rldistill.core.errors import ConfigError, CorruptArtifactError, did_you_mean, printable
 
 
 class ExportGroup(CommandGroup):
@@ -56,10 +56,15 @@ def policy(
     as_json: AsJson = False,
 ) -> None:
     """Export a policy; the default command. Exit with 1 if the files do not play like the policy."""
-    from rldistill.exporters.config import ExportConfig
+    from rldistill.exporters.config import FORMATS, ExportConfig
     from rldistill.run.export import ExportSource
 
-    formats = [name for name in (to or "").split(",") if name]
+    formats = [name.strip() for name in (to or "").split(",") if name.strip()]
+    for name in formats:
+        if name not in FORMATS:
+            raise ConfigError(
+                f"--to: found {name!r}, expected some of {','.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
+            )
     config = read_options("--", ExportConfig, {"formats": formats, "episodes": episodes, "states": states})
     source = ExportSource(path, student, None if env is None else parse_env(env, env_kwarg))
     with output(quiet, as_json):

@@ -24,6 +24,7 @@ from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, did_
 T = TypeVar("T")
 
 MAX_COUNT = 10**12
+MAX_TITLE_LENGTH = 60
 """Upper limit of all counts, so that a typing error ends in a message and not in a lack of memory."""
 Count = Annotated[int, Le(MAX_COUNT)]
 Positive = Annotated[Count, Ge(1)]
@@ -169,6 +170,15 @@ def from_error(error: RLDistillError, prefix: str = "") -> PydanticCustomError:
 def invalid(problem: str, field: str = "") -> PydanticCustomError:
     """Return an error, for pydantic's validators, about a value or about one field of it."""
     return PydanticCustomError("invalid", "{problem}", {"problem": problem, "field": field})
+
+
+def require_titles(values: dict[str, T]) -> dict[str, T]:
+    """Return values by name; raise an error of pydantic for a name that no table can show."""
+    for name in values:
+        if not name.isprintable() or name != name.strip() or not 0 < len(name) <= MAX_TITLE_LENGTH:
+            problem = f"found the name {short_repr(name)}, expected 1 to {MAX_TITLE_LENGTH} printable characters"
+            raise invalid(f"{problem} without spaces around them")
+    return values
 
 
 USER_CODE = {"user_code": True}

@@ -297,7 +297,7 @@ class PolicySpec:
             if a != b:
                 raise SpecMismatchError(
                     f"{name} and {other_name} do not fit: {quantity} is {short_repr(a)} for {name}, {short_repr(b)} "
-                    f"for {other_name}"
+                    f"for {other_name}. {_remedy(quantity)}"
                 )
         for end in ("low", "high"):
             bounds = zip(getattr(self.head, end), getattr(other.head, end), strict=True)
@@ -305,8 +305,15 @@ class PolicySpec:
                 if not math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-8):  # SB3 stores bounds as rounded text
                     raise SpecMismatchError(
                         f"{name} and {other_name} do not fit: action {number} is bounded by {a:g} for {name}, by {b:g} "
-                        f"for {other_name}"
+                        f"for {other_name}. {_remedy('action')}"
                     )
+
+
+def _remedy(quantity: str) -> str:
+    for noun in ("agent", "action"):
+        if noun in quantity:
+            return f"Use two with the same {noun}s."
+    return "Make the observations equal (env.wrappers, env.views, env.kwargs), or replace one of the two."
 
 
 def _as_float32(dtype: str) -> str:

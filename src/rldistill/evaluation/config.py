@@ -1,7 +1,9 @@
 """Configuration of evaluation."""
 
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import (
@@ -12,6 +14,7 @@ from rldistill.core.fields import (
     NumThreads,
     OpenFraction,
     Positive,
+    require_titles,
     validated_dataclass,
 )
 from rldistill.core.policy import Device
@@ -40,7 +43,9 @@ class RobustnessConfig:
     pixel_noise: NonNegativeFloat = 0.05
     noop_max: NonNegative = 60
     physics: bool = True
-    env_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
+    env_kwargs: Annotated[dict[str, dict[str, Any]], AfterValidator(require_titles)] = field(
+        default_factory=dict, hash=False
+    )
 
 
 @validated_dataclass
@@ -91,7 +96,7 @@ class EvaluateConfig:
     metrics: tuple[str, ...] = ()
     robustness: RobustnessConfig | None = None
     teams: NonNegative = 20
-    worlds: dict[str, Worlds] = field(default_factory=dict, hash=False)
+    worlds: Annotated[dict[str, Worlds], AfterValidator(require_titles)] = field(default_factory=dict, hash=False)
     device: Device = "cpu"
 
     def __post_init__(self) -> None:

@@ -173,7 +173,7 @@ def verify(
         game = preprocessed_id(env.id)
         other = "another environment" if game is None else f"{game} with repeat_action_probability=0"
         hint = f"It may have been trained in {other}; set its keyword arguments (--env-kwarg) or its wrappers."
-        return Verification(teacher=name, env=env.id, suspicious=[f"{error}. {hint}"])
+        return Verification(teacher=name, env=env.id, suspicious=[f"{str(error).rstrip('.')}. {hint}"])
     returns, modes = [], [False, True] if policy.spec.head.stochastic else [False]
     settings = PlayConfig(seed, max_steps=config.max_steps)
     with stage_progress(progress, "verify", "episodes") as report:
@@ -224,13 +224,13 @@ def fit_to_env(policy: Policy, env: EnvConfig, name: str = "the teacher") -> tup
         policy = with_action_mask(policy, spec)
         policy.spec.require_same_input(spec, name, env.id)
     except (ConfigError, SpecMismatchError) as error:
-        problem = str(error)
+        problem, remarks = str(error), "; ".join(training_remarks(name, env))
         if isinstance(error, ConfigError):
             if not policy.spec.view and not policy.spec.env_kwargs:
                 raise
             reason = problem.removeprefix("env.wrappers: ").removeprefix("env.kwargs: ")
             problem = f"{name} and {env.id} do not fit: {settings_source(name)}: {reason}"
-        raise SpecMismatchError("; ".join([problem, *training_remarks(name, env)])) from None
+        raise SpecMismatchError(f"{problem} ({remarks})" if remarks else problem) from None
     return policy, fitted_env
 
 

@@ -36,7 +36,11 @@ def run_export(run: Run, mode: Mode = "new", quiet: bool = False) -> list[Certif
     """Export each student of a run, with its first training seed, into `export/NAME/`; in the folder of each task.
 
     A student whose certificate is there and belongs to its policy is not exported again with mode="resume".
+
+    Raises:
+        ConfigError: The run has no student of a name in `export.students`.
     """
+    require_exported(run)
     if run.tasks:
         return [made for part in task_runs(run).values() for made in run_export(part, mode, quiet)]
     env = run.env.view_of("student")

@@ -92,7 +92,7 @@ def load_committee(teachers: Mapping[str, AnyMember], env: EnvConfig) -> Committ
         return Committee(tuple(_side_by_side(members).values()), names=tuple(teachers))
     except SpecMismatchError as error:
         names = ", ".join(f"member {number} is {name}" for number, name in enumerate(teachers))
-        raise SpecMismatchError(f"teachers: {str(error).removeprefix('ensemble: ')}; {names}") from None
+        raise SpecMismatchError(f"teachers: {str(error).removeprefix('ensemble: ')} ({names})") from None
 
 
 def _load(teacher: AnyMember, env: EnvConfig) -> Policy:

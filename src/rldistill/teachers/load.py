@@ -166,7 +166,7 @@ class TeacherEnsemble:
             return Ensemble(members, self.vote)
         except SpecMismatchError as error:
             paths = ", ".join(f"member {number} is {member.path}" for number, member in enumerate(self.ensemble))
-            raise SpecMismatchError(f"{error}; {paths}") from None
+            raise SpecMismatchError(f"{error} ({paths})") from None
 
 
 @validated_dataclass
