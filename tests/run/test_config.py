@@ -153,6 +153,7 @@ def test_precedence_of_command_line_environment_file_and_defaults(file: Path) ->
         ("students.a b={type: mlp}", "students.a b: expected letters, digits"),
         ("students..x={type: mlp}", "expected key=value"),
         ("env.id=CartPole", "env.id: Gymnasium has no environment 'CartPole'. Did you mean 'CartPole-v1'?"),
+        ("env.id=Pong", "env.id: Gymnasium has no environment 'Pong'. Did you mean 'ALE/Pong-v5'?"),
         ("env.id=LunarLander-v2", "Did you mean 'LunarLander-v3'?"),
         ("env.id=ALE/Pnog-v5", "env.id: there is no Atari game 'ALE/Pnog-v5'. Did you mean 'ALE/Pong-v5'?"),
         ("env=3", "env: found 3, expected keys and values"),

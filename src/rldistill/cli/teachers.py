@@ -26,7 +26,6 @@ from rldistill.cli.options import (
     print_result,
     read_options,
     require_new,
-    show,
 )
 from rldistill.core.errors import ConfigError
 
@@ -36,6 +35,7 @@ teachers = command_group(help="List, verify and compare teachers.")
 @teachers.command("list")
 def list_(as_json: AsJson = False) -> None:
     """List the teachers that are part of rldistill."""
+    from rldistill.evaluation.tables import number_text
     from rldistill.teachers.zoo import zoo_documents, zoo_kilobytes
 
     rows, evaluations = [], zoo_documents("evaluation.json")
@@ -55,10 +55,14 @@ def list_(as_json: AsJson = False) -> None:
             "license": document["provenance"].get("license", "MIT"),  # that of the package
         }
         rows.append(row)
-        if not as_json:
-            show(row)
     if as_json:
         print_json(rows)
+        return
+    widths = [max(len(row[key]) for row in rows) for key in ("name", "env")]
+    typer.echo(f"{'teacher':<{widths[0]}}  {'environment':<{widths[1]}}  mean return  parameters")
+    for row in rows:
+        size = f"{number_text(row['mean_return']):>11}  {row['parameters']:>10,}"
+        typer.echo(f"{row['name']:<{widths[0]}}  {row['env']:<{widths[1]}}  {size}")
 
 
 @teachers.command()

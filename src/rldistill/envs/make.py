@@ -103,6 +103,12 @@ def register(env_id: str) -> None:
             raise ConfigError(f"env.id: {env_id}: {module} cannot be imported ({failure(error)}).") from error
 
 
+def nearest_id(env_id: str) -> str:
+    """Return ` Did you mean 'x'?` for an unknown id; for an Atari game, the id of ale-py's vector environment."""
+    game = f"ALE/{env_id}-v5"
+    return f" Did you mean {game!r}?" if game in gymnasium.registry else did_you_mean(env_id, gymnasium.registry)
+
+
 def make_env(config: EnvConfig, **kwargs: Any) -> CheckedEnv:
     """Return one environment with its wrappers; `kwargs` override those of the configuration.
 
@@ -172,7 +178,7 @@ def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any]
     except RLDistillError:
         raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise ConfigError(f"env.id: {config.id!r}: {error}.{did_you_mean(config.id, gymnasium.registry)}") from None
+        raise ConfigError(f"env.id: {config.id!r}: {error}.{nearest_id(config.id)}") from None
     except USER_ERRORS as error:  # from third-party code
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None

@@ -7,12 +7,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, WrapValidator
 
-from rldistill.core.errors import ConfigError, did_you_mean, short_repr
+from rldistill.core.errors import ConfigError, short_repr
 from rldistill.core.fields import invalid, read, validated_dataclass
 from rldistill.core.policy import Policy
 from rldistill.core.spec import SIDES, EnvConfig
 from rldistill.envs.atari import is_atari, rom_name
-from rldistill.envs.make import register, wrapper_class
+from rldistill.envs.make import nearest_id, register, wrapper_class
 from rldistill.io.storage import local_folder
 from rldistill.teachers.committee import AnyMember, CommitteeMember
 from rldistill.teachers.load import SavedTeacher, TeacherEnsemble, TeamTeacher
@@ -32,8 +32,7 @@ def _require_registered(env: EnvConfig) -> EnvConfig:
     elif ":" not in env.id:  # `module:Name-v0` registers itself when it is made
         register(env.id)
         if env.id not in gymnasium.registry:
-            hint = did_you_mean(env.id, gymnasium.registry)
-            raise invalid(f"Gymnasium has no environment {env.id!r}.{hint}", "id")
+            raise invalid(f"Gymnasium has no environment {env.id!r}.{nearest_id(env.id)}", "id")
     if both := env.worlds.keys() & env.kwargs.keys():
         raise invalid(f"{min(both)} is in `worlds`, too. Use one of the two keys", "kwargs")
     views = {f"views.{side}": getattr(env.views, side) for side in SIDES if env.views is not None}

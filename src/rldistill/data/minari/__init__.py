@@ -27,7 +27,7 @@ def open_minari(name: str) -> tuple[Any, str, Path]:
         from minari.dataset.minari_dataset import parse_dataset_id
         from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError:
-        raise MissingExtraError("Datasets of Minari", "minari") from None
+        raise MissingExtraError("A dataset of Minari", "minari") from None
     bare = name.removeprefix(PREFIX)
     try:
         if re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", bare) is None:
