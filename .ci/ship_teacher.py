@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rldistill import EvaluateConfig, evaluate, load_policy
 from rldistill.io.atomic import read_json
-from rldistill.io.metrics import EVENTS, Metrics
+from rldistill.io.metrics import Metrics
+from rldistill.io.trackers import EVENTS
 from rldistill.run.config import load_run
 from rldistill.students.storage import save_policy
 
@@ -40,7 +41,7 @@ def main() -> None:
         rows = [{"step": steps + more * number} | read_json(file) for number, file in enumerate(rounds)]
         provenance |= {"algorithm": "DAgger", "env_steps": rows[provenance["round"]]["step"]}
         Metrics(target, "curve.jsonl").write(rows)
-        (target / EVENTS).unlink()
+        (target / EVENTS).unlink(missing_ok=True)
     else:
         shutil.copy(trained / "curve.jsonl", target)
     save_policy(policy, target, provenance | {"license": "MIT"}, half=True)

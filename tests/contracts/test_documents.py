@@ -38,7 +38,7 @@ PACKAGES = {
     "metaworld-tasks.yaml": "metaworld",
     "double-pendulum.yaml": "mujoco",
     **dict.fromkeys(MANY_AGENTS, "mpe2"),
-    "spread-ppo.yaml": "mpe2",
+    **dict.fromkeys(("spread-ppo.yaml", "spread-central.yaml"), "mpe2"),
     "pistonball.yaml": "pymunk",
     "double-pendulum-ppo.yaml": "mujoco",
     **dict.fromkeys(("pong-a3c.yaml", "atari-tasks.yaml"), "cv2"),
@@ -85,7 +85,7 @@ SMALLER = {
     "tasks.yaml": ["collect.steps=160"],
     "metaworld-tasks.yaml": ["collect.steps=160", "collect.epsilon=0.5"],
     **{name: ["collect.steps=160"] for name in MANY_AGENTS},
-    "spread-ppo.yaml": [*TRAINED, "teacher.train.num_envs=2"],
+    **{key: [*TRAINED, "teacher.train.num_envs=2"] for key in ("spread-ppo.yaml", "spread-central.yaml")},
     "pistonball.yaml": [
         "env.kwargs.n_pistons=4",
         "env.kwargs.max_cycles=4",

@@ -156,6 +156,7 @@ def test_unclear_rewards_and_agents_are_refused(kwargs: dict[str, Any], message:
         (f"pettingzoo:{MODULE}:make_number", "expected an environment of PettingZoo, found int"),
         (f"pettingzoo:{MODULE}:make_empty", "no possible_agents"),
         ("pettingzoo:json", "neither parallel_env nor env"),
+        (f"{MODULE}:make_signals", rf"returns no gymnasium\.Env\. Return one, or use pettingzoo:{MODULE}:make_signals"),
     ],
 )
 def test_ids_without_an_environment_are_refused_in_one_line(env_id: str, message: str) -> None:

@@ -16,13 +16,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from rldistill.core.errors import ConfigError, CorruptArtifactError, RLDistillError, SpecMismatchError
+from rldistill.core.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    RLDistillError,
+    SpecMismatchError,
+    UntrustedFileError,
+)
 from rldistill.core.heads import MASK, CategoricalHead, HeadKind
 from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
-from rldistill.exporters.certificate import Certificate
+from rldistill.exporters.certificate import Certificate, EnvRecord
 from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
@@ -125,6 +131,27 @@ def test_environment_with_code_in_a_certificate_is_refused(copied: Path) -> None
     certificate.write(copied)
     with pytest.raises(RLDistillError, match="names code of its own"):
         verify_export(copied, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "is_allowed"),
+    [
+        ("pettingzoo:mpe2.simple_spread_v3", True),
+        ("pettingzoo:butterfly.pistonball_v6", True),
+        ("pettingzoo:pettingzoo.classic.connect_four_v3", True),
+        ("pettingzoo:mpe2.simple_spread_v3:env", False),
+        ("pettingzoo:mine", False),
+        ("pettingzoo:mpe2.mine", False),
+        ("pettingzoo:mpe2.os.abort_v1", False),
+    ],
+)
+def test_published_environments_of_many_agents_are_allowed(env_id: str, is_allowed: bool, tmp_path: Path) -> None:
+    record = EnvRecord(id=env_id, kwargs={"local_ratio": 0.0}, wrappers=[])
+    if is_allowed:
+        assert record.config(tmp_path).id == env_id
+    else:
+        with pytest.raises(UntrustedFileError, match=rf"names code of its own, {env_id}\. Pass --env\."):
+            record.config(tmp_path)
 
 
 def test_c_test_program_passes_and_notices_another_weight(copied: Path) -> None:

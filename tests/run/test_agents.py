@@ -48,7 +48,7 @@ def make(spec):
         (
             "views",
             {"env": {"id": SIGNALS, "views": {"student": [{"name": "AgentViews", "kwargs": {"nera": []}}]}}},
-            "env.wrappers: AgentViews: there is no agent 'nera'. Did you mean 'near'?",
+            "env.wrappers: AgentViews: there is no agent 'nera'. Did you mean 'near'? See `rldistill doctor env`.",
         ),
         (
             "apart",

@@ -180,6 +180,11 @@ def _construct(config: EnvConfig, spec: EnvSpec | str, kwargs: Mapping[str, Any]
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ConfigError(f"env.id: {config.id!r}: {error}.{nearest_id(config.id)}") from None
     except USER_ERRORS as error:  # from third-party code
+        if isinstance(error, TypeError) and "inherit from the gymnasium.Env" in str(error):
+            raise ConfigError(
+                f"env.id: {config.id} returns no gymnasium.Env. Return one, or use pettingzoo:{config.id} for an "
+                "environment of PettingZoo."
+            ) from None
         if isinstance(error, TypeError) and config.kwargs:
             raise ConfigError(f"env.kwargs: {config.id} does not accept {config.kwargs}: {error}") from None
         raise ConfigError(f"env.id: {config.id} cannot be made: {failure(error)}.") from error

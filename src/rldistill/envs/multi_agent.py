@@ -30,6 +30,13 @@ def is_multi_agent(env_id: str) -> bool:
     return env_id.startswith(PREFIX)
 
 
+def is_published(env_id: str) -> bool:
+    """Return True if an id names an environment of the packages PettingZoo and mpe2, without code of the user."""
+    return (
+        re.fullmatch(r"pettingzoo:(mpe2|(pettingzoo\.)?(atari|butterfly|classic|sisl))\.\w+_v\d+", env_id) is not None
+    )
+
+
 def agent_type(agent: str) -> str:
     """Return the type of an agent, which is its name without the number at its end."""
     return re.sub(r"_\d+$", "", agent)

@@ -315,7 +315,7 @@ def _entries(spec: PolicySpec, array: NDArray[Any]) -> Iterator[tuple[str, NDArr
 def require_env(config: EnvConfig) -> list[str]:
     """Return the warnings of the short check; raise ConfigError if something will not work."""
     check = check_env(config, short=True)
-    texts = [f"env: {entry.subject}: {entry.problem}. {entry.remedy}." for entry in check.findings]
+    texts = [f"env: {entry.subject}: {entry.problem}. {entry.remedy}.".replace("?.", "?") for entry in check.findings]
     if not check.ok:
         raise ConfigError(f"{texts[0].removeprefix('env: environment: ')} See `rldistill doctor env`.")
     return texts
