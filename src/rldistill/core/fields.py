@@ -24,8 +24,8 @@ from rldistill.core.errors import USER_ERRORS, ConfigError, RLDistillError, did_
 T = TypeVar("T")
 
 MAX_COUNT = 10**12
-MAX_TITLE_LENGTH = 60
 """Upper limit of all counts, so that a typing error ends in a message and not in a lack of memory."""
+MAX_TITLE_LENGTH = 60
 Count = Annotated[int, Le(MAX_COUNT)]
 Positive = Annotated[Count, Ge(1)]
 NonNegative = Annotated[Count, Ge(0)]
