@@ -316,6 +316,21 @@ class Opposite(Planner):
         return PolicyOutput(self.spec.head, -output.params).masked(mask), None
 
 
+def test_scores_of_mixed_teams_are_those_of_the_same_episodes() -> None:
+    entries = {
+        "teacher": PolicyRuns("teacher", {None: Planner(ENV)}),
+        "s": PolicyRuns("student", {0: Planner(ENV)}),
+        "random": PolicyRuns("random", {None: None}),
+    }
+    # Another teacher's first episodes score 10, as those of the planner, and the rest, which no team plays, score 5.
+    best = np.array([[10.0] * 3 + [5.0] * 5])
+    returns = {"teacher": best, "s": best, "random": np.array([[0.0] * 3 + [4.0] * 5])}
+    result = mixed_teams(ENV, entries, returns, 3, PlayConfig(), SILENT)
+    assert result is not None
+    assert result.compositions["1 of 3 agents replaced"]["s"].normalized == pytest.approx(1.0)
+    assert result.compositions["1 of 3 agents replaced"]["s"].lost == pytest.approx(0.0)
+
+
 def test_agents_that_have_left_do_not_count_as_agreeing() -> None:
     entries = {
         "teacher": PolicyRuns("teacher", {None: Planner(LEAVING)}),

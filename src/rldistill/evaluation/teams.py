@@ -61,7 +61,7 @@ def mixed_teams(
 
     acting, joint = on_env(teacher, "teacher"), replace(base, side=None)
     episodes = min(episodes, returns["teacher"].shape[1])
-    reference, best = returns[reference_name(policies)], returns["teacher"]
+    reference, best = (returns[name][:, :episodes] for name in (reference_name(policies), "teacher"))
     compositions: dict[str, dict[str, PerturbedReturns]] = {}
     agreement: dict[str, dict[str, float]] = {}
 
