@@ -24,11 +24,11 @@ from rldistill.core.errors import (
     UntrustedFileError,
 )
 from rldistill.core.heads import MASK, CategoricalHead, HeadKind
-from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec
+from rldistill.core.spec import EnvConfig, ObsPart, PolicySpec, Wrapper
 from rldistill.data.dataset import Dataset
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import spec_from_env
-from rldistill.exporters.certificate import Certificate, EnvRecord
+from rldistill.exporters.certificate import Certificate, EnvRecord, WrapperRecord
 from rldistill.exporters.comparison import States, compare
 from rldistill.exporters.config import ExportConfig
 from rldistill.exporters.export import export_policy
@@ -151,6 +151,27 @@ def test_published_environments_of_many_agents_are_allowed(env_id: str, is_allow
         assert record.config(tmp_path).id == env_id
     else:
         with pytest.raises(UntrustedFileError, match=rf"names code of its own, {env_id}\. Pass --env\."):
+            record.config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "message"),
+    [
+        ({"name": "PadObservation", "kwargs": {"segments": [[10, 0, 8]]}}, None),
+        ({"name": "mine:Wrapper"}, "names code of its own, mine:Wrapper"),
+        ({"name": "RecordVideo", "kwargs": {"video_folder": "/tmp"}}, "has the wrapper RecordVideo"),
+        ({"name": "StackFrames", "kwargs": {"stack": 10**9}}, "has the wrapper StackFrames"),
+        ({"name": "AgentViews", "kwargs": {"all": []}}, "has the wrapper AgentViews"),
+        ("StackFrames", r"AgentViews\.agent\.0: found 'StackFrames'"),
+    ],
+)
+def test_wrappers_of_agents_in_a_file_are_the_allowed_ones(wrapper: Any, message: str | None, tmp_path: Path) -> None:
+    views = WrapperRecord(name="AgentViews", kwargs={"agent": [wrapper]})
+    record = EnvRecord(id="pettingzoo:mpe2.simple_spread_v3", kwargs={}, wrappers=[views])
+    if message is None:
+        assert record.config(tmp_path).wrappers == (Wrapper("AgentViews", views.kwargs),)
+    else:
+        with pytest.raises(RLDistillError, match=message):
             record.config(tmp_path)
 
 

@@ -18,6 +18,8 @@ from rldistill.envs.wrappers import Env, Step
 
 Wrap = Callable[[Env, tuple[Wrapper, ...]], Env]
 """Function that puts wrappers around an environment."""
+AGENT_VIEWS = "AgentViews"
+"""Name of the wrapper whose keyword arguments are the wrappers of single agents, by their name or type."""
 
 
 class AgentTap(Tap):
@@ -65,23 +67,29 @@ class AgentViews(SideBySide):
         return rest | {key: find_entry(named, key) for key in self._own}
 
 
+def wrappers_of_agents(views: Mapping[str, Any]) -> dict[str, tuple[Wrapper, ...]]:
+    """Return the wrappers in the arguments of `AgentViews`; raise ConfigError for other values."""
+    try:
+        return read(dict[str, tuple[Wrapper, ...]], views)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        problem = explain(error.errors()[0])
+        raise ConfigError(f"env.wrappers: {AGENT_VIEWS}.{problem}. List wrappers with name and kwargs.") from None
+
+
 def agent_views_of(env: Env, wrap: Wrap, views: Mapping[str, Any]) -> AgentViews:
     """Return an environment of many agents with the wrappers of each, by its name or its type, or of `all`.
 
     Raises:
         ConfigError: There is one agent, no such agent, or no list of wrappers.
     """
-    where = "env.wrappers: AgentViews"
+    where = f"env.wrappers: {AGENT_VIEWS}"
     joint = env.unwrapped
     if not isinstance(joint, JointEnv):
         raise ConfigError(f"{where}: the environment has one agent. List its wrappers themselves.")
     known = {"all", *(agent.name for agent in joint.agents), *(agent.type for agent in joint.agents)}
     if unknown := [name for name in views if name not in known]:
         raise ConfigError(f"{where}: there is no agent {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
-    try:
-        wrappers = read(dict[str, tuple[Wrapper, ...]], views)
-    except ValidationError as error:
-        raise ConfigError(f"{where}.{explain(error.errors()[0])}. List wrappers with name and kwargs.") from None
+    wrappers = wrappers_of_agents(views)
     taps, wrapped = dict[str, AgentTap](), dict[str, Env]()
     for agent in joint.agents:
         key = next((key for key in (agent.name, agent.type, "all") if key in wrappers), None)

@@ -25,7 +25,7 @@ from rldistill.core.errors import (
 from rldistill.core.fields import add_working_directory, import_name
 from rldistill.core.spec import TEACHER_VIEWS, EnvConfig, Wrapper
 from rldistill.envs import wrappers as own_wrappers
-from rldistill.envs.agent_views import AgentViews, agent_views_of
+from rldistill.envs.agent_views import AGENT_VIEWS, AgentViews, agent_views_of
 from rldistill.envs.atari import register_atari
 from rldistill.envs.checked import CheckedEnv, RewardMeter
 from rldistill.envs.entries import FlatDict
@@ -52,8 +52,6 @@ THIRD_PARTY = {
     "pybullet_envs_gymnasium": (r".*Bullet(Env)?-.*", "pybullet-envs-gymnasium"),
 }  # fmt: skip
 """Ids that Gymnasium does not register before a module is imported, and the package to install."""
-AGENT_VIEWS = "AgentViews"
-"""Name of the wrapper whose keyword arguments are the wrappers of single agents, by their name or type."""
 OWN_WRAPPERS = (
     "TimeFeature", "History", "FrameSkip", "MaskVelocity", "ActionSmoothing", "StackFrames", "ChannelsFirst",
     "PadObservation", "WorldParameters", "LastAction",

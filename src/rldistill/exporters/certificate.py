@@ -15,6 +15,7 @@ from rldistill.core.errors import CorruptArtifactError, UntrustedFileError, shor
 from rldistill.core.fields import Stored
 from rldistill.core.spec import EnvConfig, PolicySpec, Wrapper, are_small
 from rldistill.core.worlds import Choice, Worlds
+from rldistill.envs.agent_views import AGENT_VIEWS, wrappers_of_agents
 from rldistill.envs.multi_agent import is_published
 from rldistill.evaluation.tables import NONE, Result, Rows, TableCell, rich_table
 from rldistill.exporters.comparison import Difference
@@ -65,10 +66,14 @@ class EnvRecord(Document):
     def config(self, path: Path) -> EnvConfig:
         """Return the environment; raise UntrustedFileError if it names code, which a file may not."""
         wrappers = tuple(Wrapper(wrapper.name, wrapper.kwargs) for wrapper in self.wrappers)
-        names = [*([] if is_published(self.id) else [self.id]), *(wrapper.name for wrapper in wrappers)]
+        single = list[Wrapper]()
+        for wrapper in wrappers:
+            of_agents = wrappers_of_agents(wrapper.kwargs).values() if wrapper.name == AGENT_VIEWS else [[wrapper]]
+            single += [own for listed in of_agents for own in listed]
+        names = [*([] if is_published(self.id) else [self.id]), *(wrapper.name for wrapper in single)]
         if code := [name for name in names if ":" in name]:
             raise UntrustedFileError(f"{path}: the environment names code of its own, {code[0]}. Pass --env.")
-        for wrapper in wrappers:  # others may write videos, or call a function
+        for wrapper in single:  # others may write videos, or call a function
             if wrapper.name not in VIEWS or not are_small(wrapper.kwargs):
                 raise UntrustedFileError(f"{path}: the environment has the wrapper {wrapper}. Pass --env.")
         worlds = {key: [*(own.values if isinstance(own, Choice) else own)] for key, own in self.worlds.items()}
