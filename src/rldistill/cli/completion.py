@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import io
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 
-MAX_DEPTH = 2
+MAX_DEPTH = 1
 """Largest number of dots in a key that is completed without the key before it."""
+WORD_BREAKS = "=:"
+"""Characters of settings and paths at which bash breaks words."""
+
+
+@contextlib.contextmanager
+def whole_words() -> Iterator[None]:
+    """Complete whole words in bash, which sends their parts, and replaces only the last part by an answer."""
+    if os.environ.get("_RLDISTILL_COMPLETE") != "complete_bash" or "COMP_WORDS" not in os.environ:
+        yield
+        return
+    words = join_words(os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1])
+    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    start = max(words[-1].rfind(mark) for mark in WORD_BREAKS) + 1
+    answers = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(answers):
+            yield
+    finally:
+        sys.stdout.write("".join(line[start:] for line in answers.getvalue().splitlines(keepends=True)))
+
+
+def join_words(parts: list[str]) -> list[str]:
+    """Return whole words, given the parts between and at the characters `WORD_BREAKS`."""
+    words: list[str] = []
+    joins = False
+    for part in parts:
+        breaks = part != "" and not part.strip(WORD_BREAKS)
+        if words and (breaks or joins):
+            words[-1] += part
+        else:
+            words.append(part)
+        joins = breaks
+    return words
 
 
 def complete_file(incomplete: str) -> list[str]:
@@ -32,10 +69,22 @@ def _folders_with(name: str, incomplete: str) -> list[str]:
     return [file.removesuffix(f"/{name}") for file in _paths(incomplete, (f"*/{name}", f"*/*/{name}"))]
 
 
+def complete_source(incomplete: str) -> list[str]:
+    """Return folders of runs and teachers that ship that begin with `incomplete`."""
+    return [*complete_started_run(incomplete), *complete_teacher(incomplete)]
+
+
 def complete_student(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the students of the run on the line that begin with `incomplete`."""
-    folders = (Path(ctx.params.get("run") or ".") / "students").glob(f"{glob.escape(incomplete)}*/")
+    # After an option without its value, the arguments of the line have no names yet.
+    run = ctx.params.get("run") or ctx.params.get("path") or next(iter(ctx.args), ".")
+    folders = (Path(run) / "students").glob(f"{glob.escape(incomplete)}*/")
     return sorted(folder.name for folder in folders)
+
+
+def complete_student_type(incomplete: str) -> list[str]:
+    """Return the types of students that begin with `incomplete`."""
+    return [choice.partition("=")[2] for choice in complete_setting(f"students.any={incomplete}")]
 
 
 def _paths(incomplete: str, patterns: tuple[str, ...]) -> list[str]:
@@ -52,27 +101,37 @@ def complete_teacher(incomplete: str) -> list[str]:
 
 
 def complete_setting(incomplete: str) -> list[str]:
-    """Return the keys of run files, with `=`, and the values of a key that begin with `incomplete`."""
+    """Return the keys of run files, with `=`, and the values of a key that begin with `incomplete`.
+
+    A shell ends the only answer with a space, so the only key comes with its values, or with its default.
+    """
     from rldistill.run.schema import run_schema
 
     schema = run_schema()
     key, equals, _ = incomplete.partition("=")
     choices = {f"{key}={path}" for path in complete_teacher("")} if key == "teacher" and equals else set[str]()
-    for name, values in _settings(schema, schema["$defs"], key.split(".")):
+    defaults = dict[str, Any]()
+    for name, values, default in _settings(schema, schema["$defs"], key.split(".")):
         choices |= {f"{name}={value}" for value in values if name == key} if equals else {f"{name}="}
-    return sorted(choice for choice in choices if choice.startswith(incomplete))
+        defaults[f"{name}="] = default
+    found = sorted(choice for choice in choices if choice.startswith(incomplete))
+    if len(found) != 1 or equals:
+        return found
+    if not (values := complete_setting(found[0])) and isinstance(default := defaults[found[0]], int | float | str):
+        values = [f"{found[0]}{default}"]
+    return values if len(values) > 1 else [*found, *values]
 
 
 def _settings(
     node: dict[str, Any], definitions: dict[str, Any], wanted: list[str], prefix: str = ""
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield all keys below a node, with their possible values if there are few.
+) -> Iterator[tuple[str, list[str], Any]]:
+    """Yield all keys below a node, with their possible values if there are few, and their defaults.
 
     Dicts by name, such as `students`, have the names that the key `wanted` has at this place.
     """
     for name, field in node["properties"].items():
         key, parts = f"{prefix}{name}", [*_alternatives(field, definitions)]
-        yield key, [*_values(parts, definitions)]
+        yield key, [*_values(parts, definitions)], field.get("default")
         depth = key.count(".") + 1
         for part in parts:
             # Deeper keys only after their own prefix: schedules have keys of their own, and there are many.

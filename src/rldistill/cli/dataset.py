@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import rldistill
+from rldistill.cli.completion import complete_started_run, complete_student_type
 from rldistill.cli.errors import command_group
 from rldistill.cli.options import (
     AsJson,
@@ -29,11 +30,20 @@ from rldistill.core.errors import ConfigError, SpecMismatchError, UntrustedFileE
 
 datasets = command_group(help="Inspect, check and transform datasets.")
 
-Dataset = Annotated[Path, typer.Argument(help="Folder of a dataset, or of its run.", show_default=False)]
+Dataset = Annotated[
+    Path,
+    typer.Argument(help="Folder of a dataset, or of its run.", show_default=False, autocompletion=complete_started_run),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the new dataset.", show_default=False)]
 
 StudentOption = Annotated[
-    str, typer.Option("--student", help="As in a run file: mlp, or '{type: mlp, hidden: [8]}'.", show_default=False)
+    str,
+    typer.Option(
+        "--student",
+        help="As in a run file: mlp, or '{type: mlp, hidden: [8]}'.",
+        show_default=False,
+        autocompletion=complete_student_type,
+    ),
 ]
 StudentOut = Annotated[Path, typer.Option("--out", help="Folder of the new student.", show_default=False)]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rldistill.cli.completion import complete_source, complete_student
 from rldistill.cli.errors import EXIT_FALSE, CommandGroup, command_group
 from rldistill.cli.options import (
     ENV_HELP,
@@ -43,8 +44,16 @@ OptionalEnv = Annotated[str | None, typer.Option("--env", help=ENV_HELP, show_de
 
 @exports.command()
 def policy(
-    path: Annotated[str, typer.Argument(help="Folder of a run, or path of any policy.", show_default=False)],
-    student: Annotated[str | None, typer.Option("--student", help="Student of the run.", show_default=False)] = None,
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a run, or path of any policy.", show_default=False, autocompletion=complete_source
+        ),
+    ],
+    student: Annotated[
+        str | None,
+        typer.Option("--student", help="Student of the run.", show_default=False, autocompletion=complete_student),
+    ] = None,
     to: Annotated[str | None, typer.Option("--to", help="Formats: onnx,int8,c,html,sb3. [default: onnx,c]")] = None,
     env: OptionalEnv = None,
     env_kwarg: EnvKwargs = None,

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 import rldistill
-from rldistill.cli.completion import complete_run
+from rldistill.cli.completion import complete_run, complete_student, whole_words
 from rldistill.cli.dataset import datasets
 from rldistill.cli.doctor import doctor
 from rldistill.cli.errors import EXIT_CRASH, EXIT_FALSE, TRACEBACK, command_group
@@ -274,7 +274,12 @@ def why(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False, autocompletion=complete_run)
     ],
-    student: Annotated[str | None, typer.Option(help="Student of the run; by default its best one.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            help="Student of the run; by default its best one.", show_default=False, autocompletion=complete_student
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain why a student falls short of its teacher, and name the next command."""
@@ -318,7 +323,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # of characters that a terminal in LANG=C cannot show
     try:
-        app(prog_name="rldistill")
+        with whole_words():
+            app(prog_name="rldistill")
     except Exception:  # not 1, which is the answer that a claim does not hold
         traceback.print_exc()
         sys.exit(EXIT_CRASH)

@@ -47,8 +47,8 @@ def _open(url: str, private: Path) -> bool:
     """Open an address in a browser, by a file that only this user reads; all users can list arguments of processes."""
     if "microsoft" in platform.release().lower():  # a browser of Windows cannot read the file; one user is there
         return webbrowser.open(url)
-    page = private / "watch.html"
-    page.write_text(f'<!doctype html><title>rldistill</title><meta http-equiv="refresh" content="0; url={url}">\n')
+    page, forward = private / "watch.html", f'<meta http-equiv="refresh" content="0; url={url}">'
+    page.write_text(f"<!doctype html><title>rldistill</title>{forward}\n", encoding="utf-8")
     return webbrowser.open(page.as_uri())
 
 
