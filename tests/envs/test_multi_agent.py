@@ -155,6 +155,8 @@ def test_unclear_rewards_and_agents_are_refused(kwargs: dict[str, Any], message:
         ("pettingzoo:no_such_module_v0", "there is no module 'no_such_module_v0'"),
         (f"pettingzoo:{MODULE}:make_number", "expected an environment of PettingZoo, found int"),
         (f"pettingzoo:{MODULE}:make_empty", "no possible_agents"),
+        ("pettingzoo:json.decodr", r"there is no module 'json\.decodr'\. Did you mean 'decoder'\?$"),
+        ("pettingzoo:no_such_package.spread_v0", r"there is no module 'no_such_package\.spread_v0'\. Install"),
         ("pettingzoo:json", "neither parallel_env nor env"),
         (f"{MODULE}:make_signals", rf"returns no gymnasium\.Env\. Return one, or use pettingzoo:{MODULE}:make_signals"),
     ],

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -13,7 +14,7 @@ from gymnasium.spaces import flatdim
 from numpy.typing import NDArray
 
 from rldistill.core.entries import find_entry, walk
-from rldistill.core.errors import ConfigError, failure, short_repr
+from rldistill.core.errors import ConfigError, did_you_mean, failure, short_repr
 from rldistill.core.fields import import_name
 from rldistill.core.heads import MASK
 from rldistill.core.spec import ALIVE, AgentSpec, Wrapper
@@ -240,10 +241,26 @@ def pettingzoo_constructor(env_id: str) -> Callable[..., Any]:
             if callable(make := getattr(imported, function, None)):
                 return make  # type: ignore[no-any-return]
         raise ConfigError(f"env.id: {env_id}: the module {module} has neither parallel_env nor env.")
+    if hint := _nearest_module(name):
+        raise ConfigError(f"env.id: there is no module {name!r}.{hint}")
     raise ConfigError(
         f"env.id: there is no module {name!r}. Install its package (pip install 'rldistill[multiagent]' has PettingZoo "
         "and mpe2), or correct the name: such as pettingzoo:mpe2.simple_spread_v3."
     )
+
+
+def _nearest_module(name: str) -> str:
+    """Return the hint at an installed module of the same package, such as another version; else an empty string."""
+    package, _, module = name.rpartition(".")
+    for parent in (package, f"pettingzoo.{package}") if package else ():
+        try:
+            found = importlib.import_module(parent)
+        except ImportError:
+            continue
+        modules = [entry.name for entry in pkgutil.iter_modules(getattr(found, "__path__", []))]
+        if hint := did_you_mean(module, modules):
+            return hint
+    return ""
 
 
 def _num_parts(space: spaces.Space[Any]) -> int:
