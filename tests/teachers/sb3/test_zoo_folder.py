@@ -276,7 +276,7 @@ def test_arguments_that_an_environment_refuses_are_named_with_their_file(
     policy = load_policy(path)
     assert re.search(words, verify(EnvConfig("CartPole-v1"), policy, name=str(path)).suspicious[0])
     (tmp_path / "agent" / "args.yml").write_text(f"{args}\nenv: Pendulum-v1")
-    with pytest.raises(SpecMismatchError, match=f"{words}.*; the args.yml beside it says"):
+    with pytest.raises(SpecMismatchError, match=rf"{words}.*\(the args\.yml beside it says"):
         fit_to_env(policy, EnvConfig("CartPole-v1"), str(path))
 
 
