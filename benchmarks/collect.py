@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,49 @@ def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, e
             )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Steps per second of the emulators alone, of the teacher alone, and of `collect`; bytes of a step."""
+
+    emulator: float
+    inference: float
+    collect: float
+    memory_bytes: float
+    disk_bytes: float
+
+    @property
+    def limit(self) -> float:
+        """Rate of emulators and teacher in sequence."""
+        return limit_of(self.emulator, self.inference)
+
+
+def collect_rates(env: EnvConfig, teacher: Policy, config: CollectConfig) -> Rates:
+    """Measure the emulators with random actions, the teacher on their observations, and `collect`."""
+    vector = make_vector_env(
+        env, config.envs_per_stream, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth), os.cpu_count() or 1
+    )
+    rng = np.random.default_rng(0)
+    obs = vector.reset()
+    vector.single_action_space.seed(0)
+    rounds = config.steps // config.envs_per_stream
+    actions = [
+        np.stack([vector.single_action_space.sample() for _ in range(config.envs_per_stream)]) for _ in range(64)
+    ]
+    started = time.perf_counter()
+    for step in range(rounds):
+        obs = vector.step(actions[step % 64]).obs
+    emulator = rounds * config.envs_per_stream / (time.perf_counter() - started)
+    vector.close()
+    inference = inference_rate(teacher, [rng.permutation(obs) for _ in range(16)])
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        dataset = collect(env, teacher, config, Path(folder) / "dataset")
+        ours = len(dataset) / (time.perf_counter() - started)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
+    arrays = dataset.obs.nbytes + sum(column.nbytes for column in dataset.columns.values())
+    return Rates(emulator, inference, ours, arrays / len(dataset), size / len(dataset))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="ALE/Pong-v5")
@@ -125,38 +169,11 @@ def main() -> None:
         compare_workers(env, teacher, asked.workers, asked.steps, asked.episodes, asked.repeat)
         return
 
-    threads = os.cpu_count() or 1
-    vector = make_vector_env(
-        env, config.envs_per_stream, lambda slot, nth: episode_seed(0, "collect", 0, 0, slot, nth), threads
-    )
-    rng = np.random.default_rng(0)
-    obs = vector.reset()
-    vector.single_action_space.seed(0)
-    rounds = asked.steps // config.envs_per_stream
-    actions = [
-        np.stack([vector.single_action_space.sample() for _ in range(config.envs_per_stream)]) for _ in range(64)
-    ]
-    started = time.perf_counter()
-    for step in range(rounds):
-        obs = vector.step(actions[step % 64]).obs
-    emulator = rounds * config.envs_per_stream / (time.perf_counter() - started)
-    vector.close()
-
-    inference = inference_rate(teacher, [rng.permutation(obs) for _ in range(16)])
-
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        dataset = collect(env, teacher, config, Path(folder) / "dataset")
-        ours = len(dataset) / (time.perf_counter() - started)
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*.parquet"))
-    limit = limit_of(emulator, inference)
-    print(f"emulator {emulator:,.0f}/s, inference {inference:,.0f}/s, limit {limit:,.0f}/s")
-    print(f"collect {ours:,.0f}/s, ratio {ours / limit:.2f}")
-    arrays = dataset.obs.nbytes + sum(column.nbytes for column in dataset.columns.values())
-    print(
-        f"1M transitions, extrapolated: {arrays / len(dataset) / 1e3:.2f} GB in memory, "
-        f"{size / len(dataset) / 1e3:.2f} GB on disk"
-    )
+    rates = collect_rates(env, teacher, config)
+    print(f"emulator {rates.emulator:,.0f}/s, inference {rates.inference:,.0f}/s, limit {rates.limit:,.0f}/s")
+    print(f"collect {rates.collect:,.0f}/s, ratio {rates.collect / rates.limit:.2f}")
+    memory, disk = rates.memory_bytes / 1e3, rates.disk_bytes / 1e3
+    print(f"1M transitions, extrapolated: {memory:.2f} GB in memory, {disk:.2f} GB on disk")
 
 
 if __name__ == "__main__":

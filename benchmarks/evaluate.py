@@ -17,7 +17,7 @@ import numpy as np
 from collect import inference_rate, limit_of
 from numpy.typing import NDArray
 
-from rldistill import Cnn, EnvConfig, Mlp, load_policy
+from rldistill import Cnn, EnvConfig, Mlp, Policy, load_policy
 from rldistill.envs.atari import is_atari
 from rldistill.envs.seeding import episode_seed
 from rldistill.envs.spaces import adapt_env, spec_from_env
@@ -54,6 +54,15 @@ def emulator_rate(env: EnvConfig, played: Episodes) -> tuple[float, float, list[
     return emulated / seconds, counted / emulated, shown
 
 
+def evaluate_rates(env: EnvConfig, policy: Policy, episodes: int) -> tuple[tuple[float, float, float, float], Episodes]:
+    """Return the steps per second of `play`, emulators and policy, the share of useful steps, and the episodes."""
+    started = time.perf_counter()
+    played = play(env, policy, episodes, PlayConfig(num_threads=THREADS))
+    seconds = time.perf_counter() - started
+    emulator, share, shown = emulator_rate(env, played)
+    return (played.lengths.sum() / seconds, emulator, inference_rate(policy, shown, 200), share), played
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--env", default="ALE/Pong-v5")
@@ -74,11 +83,8 @@ def main() -> None:
         env = dataclasses.replace(env, kwargs={**env.kwargs, "max_num_frames_per_episode": asked.frames})
     rates = []
     for _ in range(asked.repeat):
-        started = time.perf_counter()
-        played = play(env, policy, asked.episodes, PlayConfig(num_threads=THREADS))
-        seconds = time.perf_counter() - started
-        emulator, share, shown = emulator_rate(env, played)
-        rates.append((played.lengths.sum() / seconds, emulator, inference_rate(policy, shown, 200), share))
+        measured, played = evaluate_rates(env, policy, asked.episodes)
+        rates.append(measured)
     ours, emulator, inference, share = np.max(rates, axis=0)
     limit = limit_of(emulator, inference)
     print(f"emulator {emulator:,.0f}/s, inference {inference:,.0f}/s, limit {limit:,.0f}/s")

@@ -50,6 +50,14 @@ def test_example_is_copied_with_its_code(name: str, files: set[str]) -> None:
     assert result.stdout.endswith(f"Now: rldistill run examples/{name}.yaml\n")
 
 
+def test_examples_share_the_code_that_they_name() -> None:
+    for name in ("atari/breakout", "atari/qbert"):
+        result = call("examples", name)
+        assert (result.exit_code, "examples/atari/agents.py" in result.stdout) == (0, True), result.output
+    again = call("examples", "atari/qbert")
+    assert (again.exit_code, "examples/atari/qbert.yaml exists" in again.stderr) == (2, True)
+
+
 def test_example_is_never_overwritten() -> None:
     Path("examples").mkdir()
     Path("examples/spread_planner.py").write_text("mine")

@@ -126,7 +126,11 @@ def run(arguments: list[str], folder: Path) -> str:
 NOT_STARTED = ("atari-tasks.yaml",)
 """Run files with a test of their own, since their first steps take too long."""
 OTHER_EXAMPLES = [
-    file for file in EXAMPLES if file.name not in NOT_STARTED and not any(file.name in line for line in command_lines())
+    file
+    for file in EXAMPLES
+    if file.name not in NOT_STARTED
+    and file.parent.name != "atari"  # tests/examples/test_atari.py
+    and not any(file.name in line for line in command_lines())
 ]
 
 

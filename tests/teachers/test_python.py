@@ -148,7 +148,7 @@ def test_option_of_another_format_is_refused(factory: str, options: Any, words: 
         ("mine_for_tests:heuristic@weights.pt", "which has no weights"),
         ("mine_for_tests:network@missing.pt", "no such file"),
         ("mine_for_tests:from_text", "reads a file. Write mine_for_tests:from_text@FILE"),
-        ("mine_for_tests:from_text@missing.txt", "reads a file"),
+        ("mine_for_tests:from_text@missing.txt", "missing.txt: there is no such file. Check the path."),
         ("mine_for_tests:from_text@other.pt", "failed|codec"),
         ("mine_for_tests:network@other.pt", "does not fit"),
     ],

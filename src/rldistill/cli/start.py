@@ -74,12 +74,14 @@ def examples(
     modules = {module.rpartition(".")[2] for module in re.findall(r"([a-z_][\w.]*):[A-Za-z_]", text)}
     sources = [files[name], *(path for path in sorted(folder.rglob("*.py")) if path.stem in modules)]
     targets = [Path("examples") / path.relative_to(folder) for path in sources]
-    for target in targets:
-        require_new(target, "examples")
-    for source, target in zip(sources, targets, strict=True):
+    # The schema that the first line names for editors is not copied.
+    texts = [re.sub(r"\A# yaml-language-server.*\n", "", source.read_text(encoding="utf-8")) for source in sources]
+    for target, content in zip(targets, texts, strict=True):
+        if target == targets[0] or not target.is_file() or target.read_text(encoding="utf-8") != content:
+            require_new(target, "examples")  # code that another example has brought may be there
+    for target, content in zip(targets, texts, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The schema that the first line names for editors is not copied.
-        target.write_text(re.sub(r"\A# yaml-language-server.*\n", "", source.read_text(encoding="utf-8")), "utf-8")
+        target.write_text(content, "utf-8")
         typer.echo(target)
     verb = "run" if "\nstudents:" in text else "train"
     typer.echo(f"\n{description(text)}\n\nNow: rldistill {verb} {targets[0]}")

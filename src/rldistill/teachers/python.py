@@ -278,8 +278,10 @@ def _made_teacher(name: str, weights: str, spec: PolicySpec | None) -> Any:
         raise ConfigError(f"teacher: {name}: expected a function or class, found {type(factory).__name__}. Name one.")
     parameters = {*_parameters(factory)}
     reads_file = "file" in parameters
-    if reads_file and not Path(weights).is_file():
+    if reads_file and not weights:
         raise ConfigError(f"teacher: {name} reads a file. Write {name}@FILE with the path of one.")
+    if reads_file:
+        _require_file(weights)
     arguments: list[Any] = [spec and spec.unmasked] if parameters - {"file"} else []
     with wrap_errors(f"teacher: {name}"):
         teacher = factory(*arguments, **({"file": Path(weights)} if reads_file else {}))
@@ -287,11 +289,15 @@ def _made_teacher(name: str, weights: str, spec: PolicySpec | None) -> Any:
     if weights and not reads_file:
         if not is_network:
             raise ConfigError(f"teacher: {name} returns {type(teacher).__name__}, which has no weights. Remove @FILE.")
-        if not Path(weights).is_file():
-            raise ConfigError(f"teacher: {weights}: there is no such file. Check the path.")
+        _require_file(weights)
         problem = f"teacher: {weights} does not fit the network of {name}"
         load_weights(teacher, read_state_dict(Path(weights)), problem, "Use its own file.")
     return teacher.eval().cpu() if is_network else teacher
+
+
+def _require_file(path: str) -> None:
+    if not Path(path).is_file():
+        raise ConfigError(f"teacher: {path}: there is no such file. Check the path.")
 
 
 def _parameters(function: Callable[..., Any]) -> Sequence[str]:
