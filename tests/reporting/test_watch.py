@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from typer.testing import CliRunner
@@ -398,6 +399,10 @@ def test_token_is_no_argument_of_the_browser(run: Path, monkeypatch: pytest.Monk
     assert CliRunner().invoke(app, ["watch", str(run)]).exit_code == 0
     assert len(opened) == 1
     assert not opened[0].parent.exists()
+    monkeypatch.setattr("tempfile.TemporaryDirectory", Mock(side_effect=FileNotFoundError))
+    result = CliRunner().invoke(app, ["watch", str(run)])
+    assert (result.exit_code, len(opened)) == (0, 1)
+    assert "from another machine: ssh" in result.stdout
 
 
 @pytest.mark.slow

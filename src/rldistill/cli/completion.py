@@ -22,10 +22,11 @@ WORD_BREAKS = "=:"
 @contextlib.contextmanager
 def whole_words() -> Iterator[None]:
     """Complete whole words in bash, which sends their parts, and replaces only the last part by an answer."""
-    if os.environ.get("_RLDISTILL_COMPLETE") != "complete_bash" or "COMP_WORDS" not in os.environ:
+    shell, number = os.environ.get("_RLDISTILL_COMPLETE"), os.environ.get("COMP_CWORD", "")
+    if shell != "complete_bash" or not number.isdecimal() or "COMP_WORDS" not in os.environ:
         yield
         return
-    words = join_words(os.environ["COMP_WORDS"].split("\n")[: int(os.environ["COMP_CWORD"]) + 1])
+    words = join_words(os.environ["COMP_WORDS"].split("\n")[: int(number) + 1])
     os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
     start = max(words[-1].rfind(mark) for mark in WORD_BREAKS) + 1
     answers = io.StringIO()

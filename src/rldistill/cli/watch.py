@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import platform
@@ -33,22 +34,26 @@ def watch(
     if text:
         show_in_terminal(readers)
         return
-    with WatchServer(readers, port) as server, tempfile.TemporaryDirectory(prefix="rldistill-") as private:
+    with WatchServer(readers, port) as server, contextlib.ExitStack() as stack:
         typer.echo(f"page: {server.url} (Ctrl-C ends the page, not the run)")
         has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
-        if no_browser or not has_display or not _open(server.url, Path(private)):
+        if no_browser or not has_display or not _open(server.url, stack):
             forward = f"ssh -N -L {server.server_port}:{ADDRESS}:{server.server_port} {_login()}"
             typer.echo(f"from another machine: {forward}, then open the same address there")
         sys.stdout.flush()
         server.serve_forever()
 
 
-def _open(url: str, private: Path) -> bool:
+def _open(url: str, stack: contextlib.ExitStack) -> bool:
     """Open an address in a browser, by a file that only this user reads; all users can list arguments of processes."""
     if "microsoft" in platform.release().lower():  # a browser of Windows cannot read the file; one user is there
         return webbrowser.open(url)
-    page, forward = private / "watch.html", f'<meta http-equiv="refresh" content="0; url={url}">'
-    page.write_text(f"<!doctype html><title>rldistill</title>{forward}\n", encoding="utf-8")
+    forward = f'<meta http-equiv="refresh" content="0; url={url}">'
+    try:
+        page = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rldistill-"))) / "watch.html"
+        page.write_text(f"<!doctype html><title>rldistill</title>{forward}\n", encoding="utf-8")
+    except OSError:  # a full disk, or no folder for temporary files
+        return False
     return webbrowser.open(page.as_uri())
 
 
