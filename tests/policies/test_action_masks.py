@@ -124,7 +124,7 @@ class Valued:
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
-        self.spec = type(policy.spec)(**{**vars(policy.spec), "head": QValuesHead((4,))})
+        self.spec = dataclasses.replace(policy.spec, head=QValuesHead((4,)))
 
     def initial_state(self, batch_size: int) -> None:
         return None

@@ -207,13 +207,13 @@ class NetworkPolicy(nn.Module):
             if not isinstance(obs, Tensor):
                 raise SpecMismatchError(f"the policy takes one tensor, not a dict of {', '.join(obs)}")
             if obs.dtype == torch.uint8 and not self.spec.nvec:
-                # Converted first: an operation on bytes and floats at once is slower, and for a small student this is
-                # much of a step.
+                # Converted first and changed in place: operations on bytes and floats at once, or another array of that
+                # size, are slower, and for a small student this is much of a step. In autocast, bytes are exact.
                 shift, scale = -self.obs_mean / self.obs_std, 1 / (255 * self.obs_std)
-                # In autocast addcmul is slow, and bytes are exact. A device without memory knows no autocast.
-                if not obs.is_meta and torch.is_autocast_enabled(obs.device.type):
-                    return obs.to(torch.get_autocast_dtype(obs.device.type)).mul_(scale).add_(shift)
-                return torch.addcmul(shift, obs.float(), scale)
+                dtype = torch.float32
+                if not obs.is_meta and torch.is_autocast_enabled(obs.device.type):  # a meta device knows no autocast
+                    dtype = torch.get_autocast_dtype(obs.device.type)
+                return obs.to(dtype).mul_(scale).add_(shift)
             return ((encode(obs, self.spec.entries[""]) - self.obs_mean) / self.obs_std).float()
         entries = self._entries(obs)
         assert not isinstance(entries, Tensor)
