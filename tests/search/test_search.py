@@ -97,9 +97,10 @@ def test_search_finds_a_small_student_and_resumes(
     assert winner["size"]["parameters"] < result["teacher"]["parameters"]
     assert winner["test"]["decision"] == "yes"
     assert winner["test"]["lower"] > 0
-    assert (Path(winner["test"]["folder"]) / "seed-0" / "policy.json").exists()
+    tested = tmp_path / "run/search" / winner["test"]["folder"]
+    assert (tested / "seed-0" / "policy.json").exists()
     last = tmp_path / "run/search/trials" / result["winner"] / "rung-2/policy.safetensors"
-    assert last.read_bytes() == (Path(winner["test"]["folder"]) / "seed-0" / "policy.safetensors").read_bytes()
+    assert last.read_bytes() == (tested / "seed-0" / "policy.safetensors").read_bytes()
     smaller = [e for e in result["tried"] if e["test"] and e["size"]["parameters"] < winner["size"]["parameters"]]
     assert all(entry["test"]["decision"] != "yes" for entry in smaller)
     console = Console(width=100, record=True)
@@ -132,7 +133,7 @@ def test_search_finds_a_small_student_and_resumes(
         raise AssertionError("an episode was played twice")
 
     monkeypatch.setattr("rldistill.search.halving.play", never)
-    for file in (folder / "search.json", Path(winner["test"]["folder"]) / "test.json"):
+    for file in (folder / "search.json", tested / "test.json"):
         file.unlink()
     again = search(run, config, mode="resume", quiet=True)
     assert again | {"seconds": 0, "teacher": 0} == result | {"seconds": 0, "teacher": 0}
@@ -174,7 +175,7 @@ def test_run_settings_set_seeds_and_episodes_of_the_test(
     (small,) = result["tried"]
     assert small["test"]["seeds"] == tested
     assert small["test"]["episodes"] in (15, 30)
-    assert (Path(small["test"]["folder"]) / f"seed-{tested[-1]}" / "policy.json").exists()
+    assert (tmp_path / "run/search" / small["test"]["folder"] / f"seed-{tested[-1]}" / "policy.json").exists()
 
 
 def test_seed_that_learns_nothing_fails_the_test(

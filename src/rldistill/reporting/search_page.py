@@ -29,7 +29,10 @@ class Rung(Document):
 
 
 class FinalistTest(Document):
-    """Decision about a finalist, and the test of non-inferiority unless it learned nothing."""
+    """Decision about a finalist, and the test of non-inferiority unless it learned nothing.
+
+    `folder` has its students, and is relative to that of the search.
+    """
 
     advice: ClassVar[str] = ADVICE
     seeds: Annotated[list[int], MinLen(1)]

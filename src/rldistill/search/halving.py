@@ -195,7 +195,7 @@ def assess_finalist(stage: SearchStage, candidate: Candidate, num_tests: int, pr
         draft = folder / f".{reused.name}"
         shutil.copytree(rung, draft, dirs_exist_ok=True)
         draft.rename(reused)
-    result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder)}
+    result: dict[str, Any] = {"seeds": [*seeds], "folder": str(folder.relative_to(stage.folder))}
     try:
         students = [stage.distill(candidate, run.distill.epochs, folder / f"seed-{seed}", seed) for seed in seeds]
     except NothingLearnedError as error:
