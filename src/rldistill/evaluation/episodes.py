@@ -9,8 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
 from rldistill.core.errors import SpecMismatchError
@@ -100,6 +102,7 @@ class Episodes:
     """Results of n episodes from number `first` on.
 
     Attributes:
+        actions: of each episode, those of discrete spaces as the smallest integers, since millions are kept.
         info: of each episode, the last number of each key of the environment's `info`, NaN for values that are none.
     """
 
@@ -244,11 +247,19 @@ def _play(
             _, step = result
             for stateful in filter(None, (player, teacher)):
                 stateful.reset(step.ended)
-            if ended := _count(out, actions, result, playing, config.gamma):
+            if ended := _count(out, actions, result, playing, config.gamma, env.single_action_space):
                 left -= ended
                 yield ended
                 if left == 0:
                     break
+
+
+def _kept_dtype(space: gymnasium.Space[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the smallest integer type for the actions of a discrete space, and `dtype` for others."""
+    if not isinstance(space, Discrete | MultiDiscrete):
+        return dtype
+    count = space.n if isinstance(space, Discrete) else space.nvec
+    return np.min_scalar_type(-int(np.max(np.abs(space.start) + count)))
 
 
 def _without_nan(output: PolicyOutput) -> PolicyOutput:
@@ -266,6 +277,7 @@ def _count(
     result: tuple[NDArray[Any], Step],
     playing: NDArray[np.int64],
     gamma: float,
+    space: gymnasium.Space[Any],
 ) -> int:
     """Add a step of all slots to their episodes; return the number of episodes that it ended.
 
@@ -279,11 +291,11 @@ def _count(
     out.lengths[episodes] += 1
     for slot in counted:
         actions[playing[slot]].extend(action[slot].tobytes())
-    ended = 0
+    ended, kept = 0, _kept_dtype(space, action.dtype)
     for number, info in zip(playing[step.ended], step.info, strict=True):
         if number != NO_EPISODE:
             taken = np.frombuffer(bytes(actions.pop(number)), action.dtype)
-            out.actions[number - out.first] = taken.reshape(-1, *action.shape[1:])
+            out.actions[number - out.first] = taken.reshape(-1, *action.shape[1:]).astype(kept)
             out.info[number - out.first] = info
             ended += 1
     return ended

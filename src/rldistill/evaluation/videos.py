@@ -148,7 +148,8 @@ def _frames(env_config: EnvConfig, seed: int, actions: Iterable[Any]) -> Iterato
     with closing(make_env(env_config.view_of("student"), render_mode="rgb_array")) as env:
         env.reset(seed=seed)
         yield _picture(env.render())
-        for action in actions:
+        for action in actions:  # which are kept as small integers
+            action = action.astype(env.action_space.dtype)
             env.step(action.reshape(env.action_space.shape) if action.shape else action)
             yield _picture(env.render())
 
