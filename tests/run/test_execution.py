@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from rldistill.collection.collect import seal
+from rldistill.collection.stream import run_streams
 from rldistill.core.errors import ConfigError, CorruptArtifactError
 from rldistill.evaluation.played import FOLDER
 from rldistill.io import progress
@@ -174,6 +175,24 @@ def test_what_a_killed_run_did_not_finish_is_removed(tmp_path: Path, teacher: Ne
     (run.out / f".{os.getpid()}@{platform.node()}.tmp.evaluation.json").touch()
     run_collect(run, quiet=True)
     assert [path.name for path in run.out.glob(".*.tmp.*")] == [f".{os.getpid()}@{platform.node()}.tmp.evaluation.json"]
+
+
+def test_what_a_worker_of_a_killed_run_leaves_later_is_removed(
+    tmp_path: Path, teacher: NetworkPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = read_run(document(tmp_path, teacher, out=str(tmp_path / "run"), collect={"steps": 64, "epsilon": 0.3}))
+    blocks, worker = run.out / "dataset" / "blocks", subprocess.Popen(["sleep", "60"])
+
+    def end_worker(*arguments: Any) -> Any:
+        blocks.mkdir(exist_ok=True)
+        (blocks / f".{worker.pid}@{platform.node()}.tmp.x.parquet").touch()
+        worker.kill()
+        worker.wait()
+        return run_streams(*arguments)
+
+    monkeypatch.setattr("rldistill.collection.collect.run_streams", end_worker)
+    run_collect(run, quiet=True)
+    assert {path.name[:5] for path in blocks.iterdir()} == {"round"}
 
 
 @pytest.mark.parametrize("text", ["3", "0/4", "5/4", "a/b", "-1/4", "1/0"])

@@ -99,6 +99,7 @@ def record_run(run: Run, mode: Mode, *stages: str, shard: Shard | None = None) -
                     elif shard is None:
                         path.unlink()
             raise
+        remove_unfinished(run.out.rglob(UNFINISHED))  # of workers that outlived a killed run until after the start
 
 
 @contextmanager
