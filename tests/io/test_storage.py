@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -46,8 +49,11 @@ def server() -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = next(line for line in process.stderr if "Running on" in line)
+        drain = threading.Thread(target=process.stderr.read)  # or its log fills the pipe, and it waits for ever
+        drain.start()
         yield line.split()[-1].removeprefix("http://")
         process.terminate()
+        drain.join()
 
 
 @pytest.fixture
@@ -66,6 +72,38 @@ def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{name}/runs/a{query}"
 
 
+@pytest.fixture(scope="module")
+def google_server() -> Iterator[str]:
+    """Address of a server of this machine that speaks the protocol of Google Cloud Storage, with one bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        host, port = free.getsockname()
+    code = "import sys; from gcp_storage_emulator.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    options = ["start", f"--host={host}", f"--port={port}", "--in-memory", "--default-bucket=bucket", "--quiet"]
+    with subprocess.Popen([sys.executable, "-c", code, *options], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, port), 1).close()
+                break
+            time.sleep(0.1)
+        yield f"{host}:{port}"
+        process.terminate()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def any_bucket(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Folder in a bucket of each kind."""
+    modules = {"s3": ["moto", "flask"], "gs": ["gcp_storage_emulator"]}[request.param]
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        pytest.skip(f"{modules[0]} is not installed")
+    if request.param == "s3":
+        return str(request.getfixturevalue("bucket"))
+    monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
+    server = request.getfixturevalue("google_server")
+    query = f"?scheme=http&endpoint_override={server}&retry_limit_seconds=10"
+    return f"gs://anonymous@bucket/{time.monotonic_ns()}/a{query}"
+
+
 def objects(url: str) -> dict[str, bytes]:
     filesystem, prefix = fs.FileSystem.from_uri(url)
     found = storage._objects(filesystem, prefix)
@@ -80,12 +118,11 @@ def make_run(teacher: NetworkPolicy, out: Any) -> Run:
     )  # fmt: skip
 
 
-@needs_server
 @pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_elsewhere_with_the_same_bytes(
-    bucket: str, teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_bucket: str, teacher: NetworkPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local, run = make_run(teacher, tmp_path / "local"), make_run(teacher, bucket)
+    local, run = make_run(teacher, tmp_path / "local"), make_run(teacher, any_bucket)
     run_collect(local, quiet=True)
     real, seen = storage.publish, 0
 
@@ -101,13 +138,13 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_with_the_same_bytes(
         context.setattr("rldistill.io.atomic.publish", crash)
         with pytest.raises(KeyboardInterrupt):
             run_collect(run, quiet=True)
-    found = objects(bucket)
+    found = objects(any_bucket)
     assert sum(name.endswith(".parquet") for name in found) == 2
     assert b'"blocks": []' in found["dataset/manifest.json"]
     shutil.rmtree(tmp_path / "cache")
     run_collect(run, mode="resume", quiet=True)
     run_distill(run, quiet=True)
-    found = objects(bucket)
+    found = objects(any_bucket)
     assert found["dataset/manifest.json"] == manifest_bytes(local.dataset_folder)
     blocks = {name: content for name, content in found.items() if name.endswith(".parquet")}
     assert blocks == {
@@ -120,22 +157,22 @@ def test_a_run_in_a_bucket_goes_on_elsewhere_with_the_same_bytes(
     run_distill(run, mode="resume", quiet=True)  # all is there
     assert {path.name for path in run.out.rglob("policy.*")} == {"policy.json", "policy.safetensors"}
     assert (
-        objects(bucket)["students/tree/seed-0/policy.safetensors"] == found["students/tree/seed-0/policy.safetensors"]
+        objects(any_bucket)["students/tree/seed-0/policy.safetensors"]
+        == found["students/tree/seed-0/policy.safetensors"]
     )
 
 
-@needs_server
 @pytest.mark.slow
-def test_copies_follow_changes_of_the_bucket_and_deleted_files_go(bucket: str, tmp_path: Path) -> None:
-    folder = storage.local_folder(bucket)
+def test_copies_follow_changes_of_the_bucket_and_deleted_files_go(any_bucket: str, tmp_path: Path) -> None:
+    folder = storage.local_folder(any_bucket)
     for name in ("trial.json", "test.json"):
         write_json(folder / "search" / name, {"value": 1})
     (folder / "page.html").write_text("page")
     storage.push(folder)
-    assert {*objects(bucket)} == {"search/trial.json", "search/test.json", "page.html"}
+    assert {*objects(any_bucket)} == {"search/trial.json", "search/test.json", "page.html"}
     discard_stage(folder / "search")
-    assert {*objects(bucket)} == {"page.html"}
-    filesystem, prefix = fs.FileSystem.from_uri(bucket)
+    assert {*objects(any_bucket)} == {"page.html"}
+    filesystem, prefix = fs.FileSystem.from_uri(any_bucket)
     time.sleep(1.1)  # the resolution of the times of S3
     with filesystem.open_output_stream(f"{prefix}/page.html") as stream:
         stream.write(b"PAGE")  # as another machine, of the same size
@@ -145,7 +182,7 @@ def test_copies_follow_changes_of_the_bucket_and_deleted_files_go(bucket: str, t
         assert not (folder / "left.html").exists()
         (folder / "page.html").unlink()
         (folder / "new.html").write_text("new")
-    assert objects(bucket) == {"new.html": b"new"}
+    assert objects(any_bucket) == {"new.html": b"new"}
     assert storage.fetch(folder / "new.html")
     (folder / "new.html").unlink()
     assert storage.fetch(folder / "new.html")
@@ -153,10 +190,9 @@ def test_copies_follow_changes_of_the_bucket_and_deleted_files_go(bucket: str, t
     assert not storage.fetch(folder / "none.html")
 
 
-@needs_server
 @pytest.mark.slow
-def test_shards_on_two_machines_meet_in_the_bucket(bucket: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
-    local, run = make_run(teacher, tmp_path / "local"), make_run(teacher, bucket)
+def test_shards_on_two_machines_meet_in_the_bucket(any_bucket: str, teacher: NetworkPolicy, tmp_path: Path) -> None:
+    local, run = make_run(teacher, tmp_path / "local"), make_run(teacher, any_bucket)
     run_collect(local, quiet=True)
     for number in (1, 2):
         run_shard(run, "collect", Shard(number, 2), quiet=True)
@@ -164,7 +200,7 @@ def test_shards_on_two_machines_meet_in_the_bucket(bucket: str, teacher: Network
         assert all(f"stream-00{number - 1}" in name for name in blocks)  # of its own streams alone
         shutil.rmtree(tmp_path / "cache")  # as another machine has none
     run_collect(run, mode="resume", quiet=True)
-    assert objects(bucket)["dataset/manifest.json"] == manifest_bytes(local.dataset_folder)
+    assert objects(any_bucket)["dataset/manifest.json"] == manifest_bytes(local.dataset_folder)
     run_distill(run, quiet=True)
     run_distill(local, quiet=True)
     for number in (1, 2, 3):
@@ -177,7 +213,7 @@ def test_shards_on_two_machines_meet_in_the_bucket(bucket: str, teacher: Network
     assert {name: own.runs for name, own in found.policies.items()} == {
         name: own.runs for name, own in expected.policies.items()
     }
-    assert not [name for name in objects(bucket) if FOLDER in name]
+    assert not [name for name in objects(any_bucket) if FOLDER in name]
 
 
 @needs_server

@@ -40,7 +40,7 @@ def local_folder(out: Any) -> Any:
         raise ConfigError(
             f"out: found {out!r}, expected a folder, or {', '.join(SCHEMES)} or file, as in s3://bucket/run"
         )
-    if "@" in url.netloc:
+    if "@" in url.netloc and not (scheme == "gs" and url.netloc.startswith("anonymous@")):
         raise ConfigError("out: a URL with a password would be stored. Give it in the environment (AWS_ACCESS_KEY_ID).")
     name = quote(out.rstrip("/"), safe="")
     if len(name) > MAX_NAME_BYTES:
