@@ -1,4 +1,4 @@
-"""Collections on a Ray cluster of two nodes, of which one is killed; the results are printed as JSON."""
+"""Stages on a Ray cluster of two nodes, of which one is killed; the results are printed as JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ import torch
 from rldistill.collection.collect import collect
 from rldistill.collection.config import CollectConfig
 from rldistill.core.errors import RLDistillError
+from rldistill.core.policy import Policy
 from rldistill.core.spec import EnvConfig
+from rldistill.distillation.config import DistillConfig
 from rldistill.envs.spaces import spec_from_env
+from rldistill.evaluation.config import EvaluateConfig
 from rldistill.io.execution import Execution
-from rldistill.policies.network import NetworkPolicy
+from rldistill.recipes.job import Run
+from rldistill.run.evaluation import run_evaluate
+from rldistill.run.stages import run_collect, run_distill, run_search
+from rldistill.search.config import SearchConfig
 from rldistill.students import Mlp
+from rldistill.teachers.load import load_policy
 
 CARTPOLE = EnvConfig("CartPole-v1")
 CONFIG = CollectConfig(1_500, num_streams=4, envs_per_stream=2, block_steps=25, epsilon=0.2)
@@ -30,7 +37,7 @@ CONFIG = CollectConfig(1_500, num_streams=4, envs_per_stream=2, block_steps=25, 
 class Teacher:
     """Teacher that notes the node of each process, and that kills its process, or fails, once a file is there."""
 
-    def __init__(self, policy: NetworkPolicy, folder: Path) -> None:
+    def __init__(self, policy: Policy, folder: Path) -> None:
         self.policy, self.folder, self.spec, self.calls = policy, folder, policy.spec, 0
 
     def initial_state(self, batch_size: int) -> None:
@@ -53,6 +60,23 @@ class Teacher:
 
     def fail(self) -> None:
         raise RLDistillError("teacher: out of order. Repair it.")
+
+
+def stages(teacher: Any, out: Path, execution: Execution) -> list[Any]:
+    """Collect, fit two seeds, and evaluate; return the weights, the returns, and the result of a search."""
+    run = Run(
+        env=CARTPOLE, teacher=teacher, out=out, collect=CONFIG, students={"small": Mlp((4,)), "large": Mlp((16,))},
+        seeds=(0, 1), distill=DistillConfig(epochs=10, batch_size=64, learning_rate=0.01), verify=False,
+        evaluate=EvaluateConfig(15, videos=False), execution=execution,
+    )  # fmt: skip
+    run_collect(run, quiet=True)
+    run_distill(run, quiet=True)
+    evaluation = run_evaluate(run, quiet=True)
+    found = run_search(run, SearchConfig(0.2, episodes=4, own=True), quiet=True)
+    weights = [path.read_bytes().hex() for path in sorted((out / "students").rglob("policy.safetensors"))]
+    assert len(weights) == 4
+    returns = {name: [list(own.returns) for own in entry.runs] for name, entry in evaluation.policies.items()}
+    return [weights, returns, found["winner"], [[trial["rungs"], trial["test"]] for trial in found["tried"]]]
 
 
 def main() -> None:
@@ -86,6 +110,11 @@ def main() -> None:
     for tasks in (1, 2):
         run(f"ray {tasks}", Execution("ray", tasks, cluster.address))
     result["nodes"] = len([*folder.glob("node-*")])
+    expert: Any = Teacher(load_policy("zoo:cartpole-ppo"), folder)
+    alone = stages(expert, folder / "alone", Execution())
+    (folder / "kill").touch()
+    result["stages, killed worker"] = stages(expert, folder / "stages", Execution("ray", 2, cluster.address)) == alone
+    assert not (folder / "kill").exists()
     (folder / "kill").touch()
     run("killed worker", on_ray)
     (folder / "fail").touch()

@@ -27,12 +27,12 @@ def test_a_cluster_of_two_nodes_has_the_bytes_of_one_process(tmp_path: Path) -> 
         "RAY_worker_niceness": "0",
     }
     command = [sys.executable, str(PROGRAM), str(tmp_path)]
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3_000:]
     result = json.loads(done.stdout.splitlines()[-1])
     failure = result.pop("failing")
     assert result.pop("nodes") == 2
-    names = ["serial", "ray", "ray 1", "ray 2", "killed worker", "killed node"]
+    names = ["serial", "ray", "ray 1", "ray 2", "stages, killed worker", "killed worker", "killed node"]
     assert result == dict.fromkeys(names, True)
     assert failure.startswith("teacher: out of order. Repair it.")
 
