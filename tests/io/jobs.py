@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rldistill.core.errors import ConfigError
-from rldistill.io.processes import Report
+from rldistill.io.processes import Report, shared_cache
+
+
+@shared_cache
+def slow_answer(folder: str) -> int:
+    (Path(folder) / f"computed-{os.getpid()}").touch()
+    return 42
+
+
+def surroundings(folder: str, item: int, report: Report) -> tuple[int, str | None]:
+    return slow_answer(folder), os.environ.get("RLDISTILL_TEST")
 
 
 def square(item: int, report: Report) -> int:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,24 @@ def test_work_that_cannot_be_pickled_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^execution\.workers: a policy cannot be sent to other processes"):
         [*run_jobs(lambda item, report: item, [0], TWO)]
     assert UNGUARDED.endswith("use one worker.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_workers_know_answers_and_variables_and_outlive_their_server(
+    jobs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = partial(jobs.surroundings, str(tmp_path))
+    for value in ("first", "second"):  # the server has started before the second
+        monkeypatch.setenv("RLDISTILL_TEST", value)
+        assert jobs.slow_answer(str(tmp_path)) == 42
+        answers = run_jobs(work, range(3), TWO)
+        assert next(answers)[1] == (42, value)
+        os.kill(server := forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        while is_running(server):
+            time.sleep(0.01)
+        assert [answer for _, answer in answers] == [(42, value)] * 2
+    assert [file.name for file in tmp_path.iterdir()] == [f"computed-{os.getpid()}"]
 
 
 @pytest.mark.slow

@@ -63,6 +63,7 @@ def collect(
         ConfigError: The folder has another collection.
     """
     folder = Path(folder)
+    execution.prepare()
     job, new, inputs = _plan(env, teacher, config, folder, (seed, round, student), execution.workers)
     if round == 0:
         if mode == "overwrite" and (folder / FILE).exists():
@@ -106,6 +107,7 @@ def collect_shard(
         ConfigError: The folder has another collection, or a process that is no shard uses it.
     """
     folder, numbers = Path(folder), shard.select(range(config.num_streams))
+    execution.prepare()
     job, new, inputs = _plan(env, teacher, config, folder, (seed, 0, None), execution.workers)
     with lock_folder(folder, shared=True), stage_progress(progress, "collect", "steps") as report:
         open_stage(folder, folder / FILE, "resume")

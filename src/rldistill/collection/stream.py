@@ -25,7 +25,7 @@ from rldistill.data.blocks import ACTORS, STEP, Block, BlockKey, read_block
 from rldistill.data.manifest import BlockEntry, block_entry, store_block
 from rldistill.envs.atari import ATARI_DEFAULTS, is_atari
 from rldistill.envs.seeding import block_generator, episode_seed
-from rldistill.envs.vector import SeededVectorEnv, make_vector_env, take_turns
+from rldistill.envs.vector import SeededVectorEnv, check_resets, make_vector_env, take_turns
 from rldistill.envs.views import ObservationViews
 from rldistill.io.execution import Execution, ignore, run_jobs
 from rldistill.io.processes import REPORT_INTERVAL_S, Report
@@ -232,6 +232,8 @@ def run_streams(job: CollectJob, progress: Progress, execution: Execution, numbe
     meter = _Meter(progress, sum(config.block_lengths) * config.envs_per_stream * len(numbers), config.sparse)
     # In one process all streams are one job, since they take turns.
     groups = [[*numbers]] if execution.serial else [[number] for number in numbers]
+    if not execution.serial:
+        check_resets(job.env)
     done = run_jobs(partial(play_streams, job), groups, execution, meter.add, uses_gpu=config.device != "cpu")
     entries = [entry for _, blocks in done for entry in blocks]
     meter.show()

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from rldistill.envs.atari import is_atari, make_atari
 from rldistill.envs.groups import AtariGroup, Group, LocalGroup, ProcessGroup
 from rldistill.envs.make import make_env
 from rldistill.envs.spaces import observation_views, spec_from_env
+from rldistill.io.processes import shared_cache
 
 T = TypeVar("T")
 Env = gymnasium.Env[Any, Any]
@@ -218,7 +218,13 @@ def legal_actions(obs: NDArray[Any], spec: PolicySpec, rng: np.random.Generator 
     return actions[0] if spec.head.single_choice else np.stack(actions, -1)
 
 
-@lru_cache
+def check_resets(config: EnvConfig) -> None:
+    """Find out once whether episodes need fresh environments, which is slow, instead of in each worker."""
+    if not is_atari(config.id):
+        keeps_state_across_reset(config.view_of("student"))
+
+
+@shared_cache
 def keeps_state_across_reset(config: EnvConfig) -> bool:
     """Return True if an episode differs from the same one in a fresh environment, as in BipedalWalker."""
     used = make_env(config)

@@ -156,6 +156,7 @@ def _match(
     execution: Execution,
 ) -> Match:
     """Return the match of an evaluation, before any episode."""
+    execution.prepare()
     env, entries = _fitted_policies(evaluation_env(env, config), policies, config.baseline)
     settings = {key: getattr(config, key) for key in PLAY_SETTINGS}
     base = PlayConfig(seed, device=resolve_device(config.device, "evaluate.device"), **settings)

@@ -8,6 +8,7 @@ import numpy as np
 from rldistill.core.spec import EnvConfig
 from rldistill.data.dataset import Dataset
 from rldistill.envs.spaces import observation_views
+from rldistill.envs.vector import check_resets
 from rldistill.evaluation import statistics as stats
 from rldistill.evaluation.config import EvaluateConfig
 from rldistill.evaluation.episodes import Episodes, PlayConfig, PolicyRuns, reference_name
@@ -103,6 +104,8 @@ class Match:
 
     def play_parts(self, parts: Sequence[Part], report: Report) -> dict[int, Played]:
         """Play parts of the evaluation; return their episodes by the number of the part."""
+        if not self.execution.serial:
+            check_resets(self.env)
         work, played = PlayPart(self.env, self.policies, self.base, self.folder), dict[int, Played]()
         for number, result in run_jobs(work, parts, self.execution, report, uses_gpu=self.config.device != "cpu"):
             played[number] = result

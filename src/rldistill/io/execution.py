@@ -8,7 +8,7 @@ from typing import Literal
 
 from rldistill.core.errors import ConfigError
 from rldistill.core.fields import NumThreads, validated_dataclass
-from rldistill.io.processes import Item, Report, Result, Work, run_in_processes
+from rldistill.io.processes import Item, Report, Result, Work, prepare_workers, run_in_processes
 from rldistill.io.progress import SILENT, Progress
 
 
@@ -37,6 +37,11 @@ class Execution:
     def serial(self) -> bool:
         """True if jobs run in this process, one after another."""
         return self.backend == "processes" and self.workers == 1
+
+    def prepare(self) -> None:
+        """Begin to start workers, if there will be some; return at once, so that other preparations go on meanwhile."""
+        if self.backend == "processes" and self.workers > 1:
+            prepare_workers()
 
 
 SERIAL = Execution()

@@ -1,7 +1,14 @@
-"""Other processes of the package: their start, jobs for them, and their end."""
+"""Other processes of the package: their start, jobs for them, and their end.
 
+On Linux they are forked from one process that has imported what this one has, but computed nothing: a fork takes
+milliseconds, the imports of PyTorch and Gymnasium seconds in each new interpreter. A fork of this process itself would
+not be safe, since PyTorch's threads are not in the copy.
+"""
+
+import atexit
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import pickle
 import signal
@@ -11,7 +18,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import wraps
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,28 +46,74 @@ KILLED = (
 )
 
 
-def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
-    """Start a process that runs `serve` with its end of a pipe; return the process and the other end.
+START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+SAFE_PACKAGES = {"torch", "gymnasium", "ale_py", "Box2D", "highway_env"}
+"""Packages that may be imported before a fork, since this starts no threads and uses no GPU."""
+SERVER = "RLDISTILL_SERVER_OF_WORKERS"
+"""Environment variable of the process from which workers are forked."""
+if os.environ.pop(SERVER, None):
+    atexit.register(os._exit, 0)  # after the last of its clients, without the seconds that PyTorch's teardown takes
+_answers: dict[str, dict[Any, Any]] = {}
+"""Results of functions with a `shared_cache`, by the name of the function and its argument."""
 
-    Ctrl-C reaches all processes of a terminal. The workers ignore it, and this process ends them.
-    """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_begin, args=(serve, there), daemon=daemon)
-    # The new process inherits the handler, so that it is safe before its first line. Only the main thread can set it.
+
+def shared_cache(function: Callable[[Item], Result]) -> Callable[[Item], Result]:
+    """Let a slow function of one hashable argument keep its results, which workers receive with their jobs."""
+    results = _answers.setdefault(f"{function.__module__}.{function.__qualname__}", {})
+
+    @wraps(function)
+    def cached(argument: Item) -> Result:
+        if argument not in results:
+            results[argument] = function(argument)
+        answer: Result = results[argument]
+        return answer
+
+    return cached
+
+
+def prepare_workers() -> None:
+    """Begin to start the process from which workers are forked, unless that is done; return at once."""
+    if START_METHOD == "forkserver":
+        modules = [name for name in sys.modules if name in SAFE_PACKAGES or name.startswith("rldistill.")]
+        modules = [name for name in modules if not name.endswith("__main__")]
+        # pyarrow imports pandas for the first block, if it is installed.
+        multiprocessing.set_forkserver_preload([*modules, "pandas"])
+        os.environ[SERVER] = "1"
+        with _without_interrupts():
+            multiprocessing.forkserver.ensure_running()
+        del os.environ[SERVER]
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, which reaches all those of a terminal; this process ends them."""
+    # New processes inherit the handler, and so are safe before their first line. Only the main thread can set it.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
-        process.start()
+        yield
     finally:
         if in_main_thread:
             signal.signal(signal.SIGINT, before)
+
+
+def start_worker(serve: Callable[[Connection], None], daemon: bool) -> Worker:
+    """Start a process that runs `serve` with its end of a pipe; return the process and the other end."""
+    prepare_workers()
+    context = multiprocessing.get_context(START_METHOD)
+    here, there = context.Pipe()
+    process = context.Process(target=_begin, args=(serve, there, dict(os.environ)), daemon=daemon)  # type: ignore[attr-defined]
+    with _without_interrupts():
+        process.start()
     there.close()
     return process, here
 
 
-def _begin(serve: Callable[[Connection], None], connection: Connection) -> None:
+def _begin(serve: Callable[[Connection], None], connection: Connection, variables: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if variables != os.environ:  # those of a fork are older
+        os.environ.clear()
+        os.environ.update(variables)
     _end_with_parent()
     serve(connection)
 
@@ -85,14 +139,23 @@ def has_unguarded_script() -> bool:
 
 
 def pickle_work(work: Work[Item, Result], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
-    """Return the function of all jobs for other processes; raise ConfigError if it cannot be sent."""
+    """Return the function of all jobs and the known answers for `load_work`; raise ConfigError if it cannot be sent."""
     try:
-        return dumps(work)
+        return dumps((work, _answers))
     except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as a policy of a class in a function
         raise ConfigError(
             f"{WHERE}: a policy cannot be sent to other processes ({error}). Define it at the top level of its module, "
             "or use one worker."
         ) from None
+
+
+def load_work(pickled: bytes) -> Work[Any, Any]:
+    """Return the function of `pickle_work`, and keep the answers."""
+    work: Work[Any, Any]
+    work, answers = pickle.loads(pickled)
+    for name, results in answers.items():
+        _answers.setdefault(name, {}).update(results)
+    return work
 
 
 def call_job(work: Work[Item, Result], item: Item, report: Report) -> tuple[str, Any]:
@@ -232,7 +295,7 @@ def _serve(connection: Connection) -> None:
 
     with suppress(EOFError, OSError):  # the parent needs no further job, or is gone
         connection.send(("ready", None))
-        work = pickle.loads(connection.recv_bytes())
+        work = load_work(connection.recv_bytes())
         while True:
             answer = call_job(work, connection.recv(), report)
             flush()

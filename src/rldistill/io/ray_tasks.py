@@ -6,7 +6,6 @@ nothing but one copy of the function with its policies, and a task that is tried
 
 import logging
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 from rldistill.core.errors import ConfigError, MissingExtraError, error_text
 from rldistill.core.fields import add_working_directory
 from rldistill.io.execution import Execution
-from rldistill.io.processes import MAX_RETRIES, WHERE, Item, Report, Result, Work, call_job, pickle_work
+from rldistill.io.processes import MAX_RETRIES, WHERE, Item, Report, Result, Work, call_job, load_work, pickle_work
 
 WAIT_S = 0.5
 
@@ -124,5 +123,5 @@ def _loaded(pickled: bytes) -> Any:
     """Return the function of the jobs, which a process loads once for all of its tasks."""
     global _last
     if _last[0] != pickled:
-        _last = pickled, pickle.loads(pickled)
+        _last = pickled, load_work(pickled)
     return _last[1]
