@@ -15,7 +15,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +48,58 @@ def limit_of(*rates: float) -> float:
     return 1 / sum(1 / rate for rate in rates)
 
 
+def descendants(with_ended: bool = False) -> dict[int, float]:
+    """Return the CPU seconds of each process that this one, or one of them, has started, such as workers by a fork.
+
+    With `with_ended`, those of their own ended children are added.
+    """
+    seconds, parents, end = dict[int, float](), dict[int, int](), 15 if with_ended else 13
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents[pid], seconds[pid] = (
+                int(fields[1]),
+                sum(map(int, fields[11:end])) / os.sysconf("SC_CLK_TCK"),
+            )
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return {pid: seconds[pid] for pid in own - {os.getpid()}}
+
+
+class Timeline:
+    """Progress that keeps the time of each report: steps begin after the start-up, and then come at a steady rate."""
+
+    def __init__(self) -> None:
+        self.started, self.reports = time.perf_counter(), list[tuple[float, int]]()
+
+    def update(self, done: int, total: int, score: float | None = None) -> None:
+        """Keep the time of a report."""
+        if done:
+            self.reports.append((time.perf_counter() - self.started, done))
+
+    @property
+    def steady_rate(self) -> float:
+        """Units a second between the first report and the last."""
+        (begin, first), (end, last) = self.reports[0], self.reports[-1]
+        return (last - first) / (end - begin)
+
+    def show(self, name: str) -> None:
+        """Print the time before the first report, the rate, and the time after the last report."""
+        rest = time.perf_counter() - self.started - self.reports[-1][0]
+        begin = self.reports[0][0]
+        print(f"{name}: {begin:.2f} s to the first steps, then {self.steady_rate:,.0f}/s, {rest:.2f} s after the last")
+
+
 class CriticalPath:
     """CPU seconds of this process, and of the busiest of those that it starts."""
 
     def __enter__(self) -> CriticalPath:
-        self.others: dict[str, float] = {}
+        self.others: dict[int, float] = {}
         self.ended = threading.Event()
         self.before, self.started = time.process_time(), time.perf_counter()
-        self.idle = dict(self.children())
+        self.idle = descendants()
         self.thread = threading.Thread(target=self.sample)
         self.thread.start()
         return self
@@ -66,31 +110,29 @@ class CriticalPath:
         self.thread.join()
         self.cpu_seconds = own + max(self.others.values(), default=0.0)
 
-    def children(self) -> Iterator[tuple[str, float]]:
-        """Yield the CPU seconds of each child that runs."""
-        for task in Path("/proc/self/task").iterdir():
-            for pid in (task / "children").read_text(encoding="utf-8").split():
-                with suppress(OSError):
-                    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-                    yield pid, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def sample(self) -> None:
         while not self.ended.wait(0.05):
-            for pid, seconds in self.children():
+            for pid, seconds in descendants().items():
                 self.others[pid] = seconds - self.idle.get(pid, 0.0)
 
 
 def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, episodes: int, repeat: int) -> None:
     """Print the speed with several processes relative to that with one."""
+    rates: dict[int, list[float]] = {1: [], workers: []}
 
-    def collected(count: int) -> None:
+    def collected(count: int, size: int = steps) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            config, execution = CollectConfig(steps=steps), Execution(workers=count)
-            collect(env, teacher, config, Path(folder) / "dataset", execution=execution)
+            config, execution, timeline = CollectConfig(steps=size), Execution(workers=count), Timeline()
+            collect(env, teacher, config, Path(folder) / "dataset", progress=timeline, execution=execution)
+            timeline.show(f"{count} workers, {size:,} steps")
+            rates[count].append(timeline.steady_rate)
+
+    collected(workers, steps // 10)  # starts the process that the workers are forked from
 
     def played(count: int) -> None:
         play(env, teacher, episodes, PlayConfig(env_workers=count))
 
+    rates[workers].clear()
     play(env, teacher, workers, PlayConfig(env_workers=workers))  # starts the processes, which all later episodes share
     for run in (collected, played):
         paths: dict[int, list[CriticalPath]] = {1: [], workers: []}
@@ -106,6 +148,8 @@ def compare_workers(env: EnvConfig, teacher: Policy, workers: int, steps: int, e
                 f"{run.__name__}, {name}: {alone.min():.1f} with 1 worker, {divided.min():.1f} with {workers}, ratio "
                 f"{alone.min() / divided.min():.2f} (in turns {ratios})", flush=True,
             )  # fmt: skip
+    ratios = ", ".join(f"{many / one:.2f}" for one, many in zip(rates[1], rates[workers], strict=True))
+    print(f"steady state of the collections on the clock: {workers} workers over 1 in turns {ratios}", flush=True)
 
 
 @dataclass(frozen=True)

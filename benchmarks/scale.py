@@ -2,29 +2,31 @@
 
 A shared machine disturbs the time on the clock, so CPU times are compared: for two workers against one, those of the
 critical path (this process and the busiest other one); for Ray against processes, those of all processes together,
-after a first collection that starts Ray.
+after a first collection that starts Ray. The time on the clock of workers is also divided into that before the first
+steps and a steady rate after them.
 
 The model is the time of a collection of S streams of L steps on N workers:
 
-    T(N) = start + ceil(S / N) * L * step + S * task + B * seal
+    T(N) = server + start + ceil(S / N) * L * step + S * task + B * seal
 
-with the measured CPU seconds of a worker's start, of a step with its label and its share of a block, of the driver for
-a task, and of the driver for one of the B blocks (its hash and its entry of the manifest).
+with the measured CPU seconds of the process that workers are forked from, of a worker's start, of a step with its label
+and its share of a block, of the driver for a task, and of the driver for one of the B blocks (its hash and its entry of
+the manifest).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from collect import compare_workers
+from collect import compare_workers, descendants
 
 from rldistill import CollectConfig, EnvConfig, Mlp, Policy, collect, spec_from_env
 from rldistill.collection.collect import _plan, collect_shard, seal
@@ -35,18 +37,8 @@ STREAMS, STEPS, TASKS = 8, 1_000_000, 100
 
 
 def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of everything that it has started, as far as it runs."""
-    times, parents = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-            pid = int(stat.parent.name)
-            parents[pid] = int(fields[1])
-            times[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    own = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in own} - own:
-        own |= more
-    return sum(times.get(pid, 0.0) for pid in own)
+    """Return the CPU seconds of this process and of everything that it has started."""
+    return time.process_time() + sum(descendants(with_ended=True).values())
 
 
 def ended_seconds() -> float:
@@ -83,9 +75,14 @@ def measure_constants(env: EnvConfig, teacher: Policy, steps: int, on_ray: bool)
     config, constants = CollectConfig(steps, num_streams=STREAMS), dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         job = _plan(env, teacher, config, Path(folder), (0, 0, None), 1)[0]
-        work, before = partial(play_streams, job), ended_seconds()
-        [*run_jobs(work, [[], []], Execution(workers=2))]
-        constants["start"] = (ended_seconds() - before) / 2
+        work = partial(play_streams, job)
+        before = ended_seconds()
+        subprocess.run([sys.executable, "-c", "import pandas, rldistill.collection.collect"], check=True)
+        constants["server"] = ended_seconds() - before  # the process that workers are forked from
+        for _ in range(2):  # which has started before the second time
+            before = cpu_seconds()
+            [*run_jobs(work, [[], []], Execution(workers=2))]
+        constants["start"] = (cpu_seconds() - before) / 2
         started = time.process_time()
         collect_shard(env, teacher, config, Path(folder) / "dataset", Shard(1, 1), progress=False)
         constants["step"] = (time.process_time() - started) / steps
@@ -107,7 +104,7 @@ def print_model(constants: dict[str, float]) -> None:
         for workers in (1, 10, 100, 1_000):
             rounds, total = math.ceil(streams * scale / workers), streams * scale
             work = rounds * 8 * 1_024 * constants["step"]
-            seconds = constants["start"] + work + total * (constants["task"] + constants["seal"])
+            seconds = constants["server"] + constants["start"] + work + total * (constants["task"] + constants["seal"])
             ideal = total * 8 * 1_024 * constants["step"] / workers
             efficiency = ideal / seconds
             print(f"{STEPS * scale:>13,} steps, {workers:>5,} workers: {seconds:>9,.0f} s, efficiency {efficiency:.2f}")
